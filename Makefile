@@ -1,0 +1,54 @@
+# Everything runs in .venv, which is built from the requirements files when it is missing or stale.
+# Another interpreter: make PYTHON=/path/to/python3.12 .venv
+
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python3.13; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
+RUN := .venv/bin/python -m
+
+.PHONY: help demo test lint bench clean .venv
+
+help:
+	@echo 'make demo   train, sample and evaluate on the embedded data, end to end, into runs/demo'
+	@echo 'make test   run the tests'
+	@echo 'make lint   check format and style'
+	@echo 'make bench  time a training step'
+	@echo 'make clean  delete .venv, the caches and runs/demo (no other run)'
+	@echo 'make .venv  only build the environment'
+
+# A killed command continues where it stopped when make demo is started again.
+demo: .venv
+	$(RUN) cogview_jax.train --config configs/demo_codec.py --workdir runs/demo/codec
+	$(RUN) cogview_jax.prepare --config configs/demo.py --workdir runs/demo
+	$(RUN) cogview_jax.train --config configs/demo.py --workdir runs/demo
+	$(RUN) cogview_jax.sample --bundle runs/demo/bundle --task text_to_image \
+		--prompts configs/demo_prompts.txt --out runs/demo --seed 0
+	$(RUN) cogview_jax.evaluate --bundle runs/demo/bundle --benchmark shapes \
+		--out runs/demo/report.json
+
+test: .venv
+	$(RUN) pytest
+
+lint: .venv
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+
+bench: .venv
+	.venv/bin/python bench/train_step.py
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache runs/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv: .venv/.stamp
+
+# The stamp is written last, so an environment whose installation was killed has none and is rebuilt.
+.venv/.stamp: requirements.txt requirements-dev.txt
+	@'$(PYTHON)' -c '$(SUPPORTED)' 2>/dev/null || { \
+		echo "error: PYTHON='$(PYTHON)': expected Python 3.11 to 3.13 (make PYTHON=/path/to/python ...)" >&2; \
+		exit 2; }
+	@echo 'installing the requirements into .venv: a minute or so'
+	@test -f $@ || '$(PYTHON)' -m venv --clear .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,234 @@
+"""Bundles: a trained system, or a part of one, as a folder that can be copied.
+
+`bundle.json` describes the parts and holds the sha256 of each; `codec/` and `transformer/` hold
+Orbax parameters, `text.model` a SentencePiece model. A part may be absent. A transformer records
+the codec and text tokenizer it was trained with, and is not to be read with others.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.transformer import Transformer
+from cogview_jax.runtime.config import build
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import sha256_file, sha256_tree, write_json
+from cogview_jax.runtime.sharding import sharded_shapes
+from cogview_jax.tokenizers.codec import Codec, CodecConfig
+from cogview_jax.tokenizers.layout import Layout, LayoutConfig, make_layout
+from cogview_jax.tokenizers.quantiser import Codebook
+from cogview_jax.tokenizers.text import TextTokenizer
+from cogview_jax.tokenizers.vocabulary import Vocabulary
+
+FORMAT = 1
+FILES = {"codec": "codec", "text": "text.model", "transformer": "transformer"}
+
+
+@dataclass(frozen=True)
+class CodecPart:
+    """An image tokenizer: its sizes, parameters and codebook."""
+
+    config: CodecConfig
+    params: Any
+    codebook: Codebook
+
+
+@dataclass(frozen=True)
+class TransformerPart:
+    """A transformer: its sizes, the sequence it was trained on, and its parameters."""
+
+    config: TransformerConfig
+    vocabulary: Vocabulary
+    layout: LayoutConfig
+    params: Any
+
+
+class Bundle:
+    """A bundle on disk. Parts are read, and checked against their hashes, when they are asked for."""
+
+    def __init__(self, path: Path | str):
+        """Opens the bundle at `path`.
+
+        Raises:
+            InputError: there is none, it is of another format, or its transformer was trained with
+                another codec or text tokenizer than the bundle holds.
+        """
+        self.path = Path(path).absolute()
+        file = self.path / "bundle.json"
+        if not file.is_file():
+            raise InputError(f"{path} is no bundle: there is no {file.name} in it")
+        try:
+            self.description = json.loads(file.read_text(encoding="utf-8"))
+            self.parts: dict[str, dict] = self.description["parts"]
+            written = self.description["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is not a description of a bundle ({error!r})") from error
+        if written != FORMAT:
+            raise InputError(f"{path} has bundle format {written}; this program reads {FORMAT}")
+        self._check_companions()
+
+    def sha256(self, part: str) -> str:
+        """The recorded hash of a part; InputError where the bundle lacks it."""
+        if part not in self.parts:
+            raise InputError(
+                f"bundle {self.path} has no {part}; it has {', '.join(self.parts) or 'no part'}"
+            )
+        return self.parts[part]["sha256"]
+
+    def text(self) -> TextTokenizer:
+        """The text tokenizer."""
+        return TextTokenizer.load(self._verified("text"))
+
+    def codec(self) -> CodecPart:
+        """The image tokenizer, its parameters on one device."""
+        path = self._verified("codec")
+        config = build(CodecConfig, self.parts["codec"]["config"], f"{self.path} codec")
+        pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), "float32")
+        boxed = jax.eval_shape(Codec(config).init, jax.random.key(0), pixels)["params"]
+        size, width = config.codebook, config.code_width
+        codebook = Codebook(
+            *(jax.ShapeDtypeStruct(s, "float32") for s in ((size, width), (size,), (size, width)))
+        )
+        saved = _restore(path, {"params": sharded_shapes(boxed), "codebook": codebook._asdict()})
+        return CodecPart(config, saved["params"], Codebook(**saved["codebook"]))
+
+    def transformer(self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None):
+        """The transformer: on one device, or split over `mesh`; as `dtype` if given."""
+        path, described = self._verified("transformer"), self.parts["transformer"]
+        where = f"{self.path} transformer"
+        config = build(TransformerConfig, described["config"], where)
+        vocabulary = build(Vocabulary, described["vocabulary"], where)
+        layout = build(LayoutConfig, described["layout"], where)
+        model = Transformer(config, vocabulary.size, make_layout(layout, vocabulary).length)
+        tokens = jax.ShapeDtypeStruct((1, 1), "int32")
+        boxed = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+        shapes = sharded_shapes(boxed, mesh)
+        if dtype is not None:
+            shapes = jax.tree.map(
+                lambda s: jax.ShapeDtypeStruct(s.shape, dtype, sharding=s.sharding), shapes
+            )
+        return TransformerPart(config, vocabulary, layout, _restore(path, shapes))
+
+    def layout(self) -> Layout:
+        """The sequence the transformer was trained on."""
+        self.sha256("transformer")
+        described = self.parts["transformer"]
+        vocabulary = build(Vocabulary, described["vocabulary"], f"{self.path} transformer")
+        layout = build(LayoutConfig, described["layout"], f"{self.path} transformer")
+        return make_layout(layout, vocabulary)
+
+    def _check_companions(self) -> None:
+        """Refuses a transformer beside another codec or text tokenizer than its own."""
+        for part, own in self.parts.get("transformer", {}).get("trained_with", {}).items():
+            if part in self.parts and self.sha256(part) != own:
+                raise InputError(
+                    f"bundle {self.path}: its transformer was trained with {part} {own[:12]}, "
+                    f"but the bundle holds {part} {self.sha256(part)[:12]}"
+                )
+
+    def _verified(self, part: str) -> Path:
+        """Where a part lies, once its files have the recorded hash."""
+        recorded, path = self.sha256(part), self.path / FILES[part]
+        if not path.exists():
+            raise InputError(f"bundle {self.path} lacks {path.name}, which bundle.json lists")
+        found = _hash(path)
+        if found != recorded:
+            owner = f"; its transformer was trained with {recorded[:12]}" * (
+                "transformer" in self.parts and part != "transformer"
+            )
+            raise InputError(
+                f"bundle {self.path}: {path.name} has sha256 {found[:12]}, but bundle.json "
+                f"records {recorded[:12]}{owner}: it was damaged or exchanged"
+            )
+        return path
+
+
+def write_bundle(
+    path: Path,
+    *,
+    codec: CodecPart | Bundle | None = None,
+    text: TextTokenizer | Bundle | None = None,
+    transformer: TransformerPart | None = None,
+) -> None:
+    """Writes a bundle, whole or not at all; every process of a run calls it.
+
+    A part given as another bundle is copied from there, files and hash. The transformer is recorded
+    as trained with the codec and text given beside it.
+    """
+    path = path.absolute()
+    temporary = path.with_name(f".tmp-{path.name}")
+    first = jax.process_index() == 0
+    if first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    multihost_utils.sync_global_devices("bundle opened")
+    parts: dict[str, dict] = {}
+    if isinstance(codec, CodecPart):
+        tree = {"params": codec.params, "codebook": codec.codebook._asdict()}
+        _save(temporary / FILES["codec"], tree)
+        parts["codec"] = {"config": dataclasses.asdict(codec.config)}
+    if transformer is not None:
+        _save(temporary / FILES["transformer"], transformer.params)
+        parts["transformer"] = {
+            "config": dataclasses.asdict(transformer.config),
+            "vocabulary": dataclasses.asdict(transformer.vocabulary),
+            "layout": dataclasses.asdict(transformer.layout),
+        }
+    if first:
+        if isinstance(text, TextTokenizer):
+            text.save(temporary / FILES["text"])
+            parts["text"] = {"pieces": len(text)}
+        for name, source in (("codec", codec), ("text", text)):
+            if isinstance(source, Bundle):
+                _copy(source.path / FILES[name], temporary / FILES[name])
+                parts[name] = source.parts[name]
+        _describe(temporary, parts)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+    multihost_utils.sync_global_devices("bundle written")
+
+
+def _describe(path: Path, parts: dict[str, dict]) -> None:
+    """Writes bundle.json, with the hashes of what lies there."""
+    described = {
+        name: parts[name] | {"sha256": _hash(path / FILES[name])} for name in FILES if name in parts
+    }
+    if "transformer" in described:
+        described["transformer"]["trained_with"] = {
+            name: described[name]["sha256"] for name in ("codec", "text") if name in described
+        }
+    write_json(path / "bundle.json", {"format": FORMAT, "parts": described})
+
+
+def _hash(path: Path) -> str:
+    return sha256_tree(path) if path.is_dir() else sha256_file(path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def _save(path: Path, tree: Any) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, tree)
+
+
+def _restore(path: Path, shapes: Mapping[str, Any]) -> Any:
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path, shapes)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise InputError(f"{path} cannot be read as bundle.json describes it: {reason}") from error

@@ -1,0 +1,83 @@
+"""The checkpoints of a run: written while training goes on, read back onto any mesh."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import LatestN
+
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.training.state import TrainState
+
+#: The parts of a state, kept apart so that one can be read without the others.
+ITEMS = ("params", "opt_state", "extras")
+
+
+class Checkpointer:
+    """DIRECTORY/STEP/ with params, opt_state, extras and meta (the step, as JSON).
+
+    The step is also the place in the data and the clock of the random keys, so a state that is
+    restored continues exactly. Saving is asynchronous and atomic: a checkpoint has its final name
+    only when it is whole.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2):
+        """Opens or makes `directory`; the newest `keep` checkpoints stay."""
+        directory = directory.absolute()
+        if jax.process_index() == 0 and directory.is_dir():
+            for half_written in directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half_written)
+        self._manager = ocp.CheckpointManager(
+            directory,
+            options=ocp.CheckpointManagerOptions(preservation_policy=LatestN(n=keep)),
+        )
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts writing `state`, unless this step is there already."""
+        if step in self._manager.all_steps():
+            return
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}
+        meta = ocp.args.JsonSave({"step": step})
+        self._manager.save(step, args=ocp.args.Composite(**items, meta=meta))
+
+    def restore(self, shapes: TrainState) -> TrainState | None:
+        """The newest state, with the shapes, types and shardings of `shapes`; None if there is none.
+
+        Raises:
+            InputError: the checkpoint is of another model, or cannot be read.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in _trees(shapes).items()}
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, OSError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0][:300]
+            raise InputError(
+                f"checkpoint {self._manager.directory}/{step} cannot be restored: {reason}"
+            ) from error
+        parts = {name: found[name] if name in items else getattr(shapes, name) for name in ITEMS}
+        return shapes.replace(
+            step=jax.device_put(jax.numpy.int32(step), shapes.step.sharding), **parts
+        )
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpointer":
+        """The block closes it."""
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Closes it, also after an error."""
+        self.close()
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    """The items of a state that hold arrays: an empty one has no files."""
+    items = {name: getattr(state, name) for name in ITEMS}
+    return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}

@@ -1,0 +1,101 @@
+"""What a source of records is, and how a config names one."""
+
+import dataclasses
+from typing import Protocol, TypeVar
+
+from cogview_jax.data.folder import FolderSource
+from cogview_jax.data.records import Record
+from cogview_jax.runtime.errors import InputError
+
+KINDS = ("shapes", "tfds", "folder")
+SHAPES_CAPTIONS = ("caption_en", "caption_zh")
+Item = TypeVar("Item", covariant=True)
+
+
+class Source(Protocol[Item]):
+    """Records by index, in an order that never changes; safe to read from many threads."""
+
+    def __len__(self) -> int:
+        """The number of records, good and bad."""
+
+    def key(self, i: int) -> str:
+        """The name of record `i`, without reading it."""
+
+    def __getitem__(self, i: int) -> Item:
+        """Reads record `i`; raises BadRecord if it cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Where captioned images come from.
+
+    Attributes:
+        kind: "shapes" (the embedded drawings), "tfds" (a prepared TensorFlow data set, read
+            without TensorFlow) or "folder".
+        path: folder: the folder. tfds: its data_dir, empty for the usual one. shapes: where the
+            drawn set is kept.
+        name: tfds: "name", "name/config" or "name/config:version".
+        split: tfds and shapes: such as "train" or "train[:90%]".
+        image_key: tfds: the feature that holds the image.
+        caption_keys: tfds: the features that hold captions, all of which a record gets: texts or
+            sequences of them; a slash goes into a feature, as in "captions/text". shapes: both
+            languages if empty.
+        require_captions: a record without a caption is bad. An image tokenizer needs none.
+        size: shapes: the side of a drawing in pixels.
+        train_count: shapes: drawings in "train".
+        held_out_count: shapes: drawings in "held_out".
+        seed: shapes: what they are drawn from.
+    """
+
+    kind: str
+    path: str = ""
+    name: str = ""
+    split: str = ""
+    image_key: str = "image"
+    caption_keys: tuple[str, ...] = ()
+    require_captions: bool = True
+    size: int = 64
+    train_count: int = 10_000
+    held_out_count: int = 500
+    seed: int = 0
+
+
+def open_source(config: SourceConfig) -> Source[Record]:
+    """The source that `config` describes. Shapes that are not there yet are drawn first.
+
+    Raises:
+        InputError: unknown kind, split or feature; nothing at the path.
+    """
+    if config.kind == "folder":
+        return FolderSource(config.path, require_captions=config.require_captions)
+    if config.kind not in KINDS:
+        raise InputError(f"kind={config.kind!r}: choices are {', '.join(KINDS)}")
+    # TFDS takes a second to import and is absent from many GPU images: only who reads it pays.
+    from cogview_jax.data import tfds_source
+
+    if config.kind == "tfds":
+        builder, captions = tfds_source.find_builder(config.name, config.path), ()
+    else:
+        builder, captions = _draw_shapes(config), SHAPES_CAPTIONS
+    return tfds_source.TfdsSource(
+        builder,
+        config.split,
+        image_key=config.image_key,
+        caption_keys=config.caption_keys or captions,
+        require_captions=config.require_captions,
+    )
+
+
+def _draw_shapes(config: SourceConfig):
+    import tensorflow_datasets as tfds
+
+    from cogview_jax.data import captioned_shapes
+
+    directory = captioned_shapes.prepare(
+        config.path,
+        size=config.size,
+        train_count=config.train_count,
+        held_out_count=config.held_out_count,
+        seed=config.seed,
+    )
+    return tfds.builder_from_directory(directory)

@@ -1,0 +1,123 @@
+"""Pixels to pixels, before a batch is made: colour channels, square crops, augmentation.
+
+Everything here is a pure function over numpy arrays; what is random takes a generator.
+
+    h, w  height and width before; s  side of the square after
+"""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from cogview_jax.runtime.errors import InputError
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """Grey, grey with alpha, RGB or RGBA as RGB; transparent parts show white paper.
+
+    Args:
+        image: uint8 [h, w] or [h, w, c] with c = 1, 2, 3 or 4 channels.
+
+    Returns:
+        uint8 [h, w, 3].
+
+    Raises:
+        InputError: another type or shape.
+    """
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise InputError(
+            f"image of {image.dtype} {list(image.shape)}: expected uint8 [h, w] or [h, w, channels]"
+        )
+    if image.ndim == 2:
+        image = image[..., None]
+    channels = image.shape[-1]
+    if channels not in (1, 2, 3, 4):
+        raise InputError(f"image with {channels} channels: expected 1, 2, 3 or 4")
+    if channels in (2, 4):
+        colour, alpha = image[..., :-1].astype(np.uint16), image[..., -1:].astype(np.uint16)
+        image = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.broadcast_to(image, (*image.shape[:2], 3)).copy() if channels < 3 else image
+
+
+def center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The largest centred square of the image, at `size` pixels.
+
+    Args:
+        image: uint8 [h, w, 3] of any size; smaller ones are enlarged.
+        size: the side s.
+
+    Returns:
+        uint8 [s, s, 3]: what "shorter side to s, then crop the centre" shows. An image that has
+        this size already is not touched.
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    return _resized(image, (height - side) // 2, (width - side) // 2, side, size)
+
+
+def random_crop(
+    image: np.ndarray, size: int, generator: np.random.Generator, smallest: float
+) -> np.ndarray:
+    """A random square of the image, at `size` pixels.
+
+    Args:
+        image: uint8 [h, w, 3].
+        size: the side s of the result.
+        generator: source of the randomness: two places and a scale, each uniform.
+        smallest: the least side of the square, as a share of the image's shorter side.
+
+    Returns:
+        uint8 [s, s, 3].
+    """
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    side = max(1, round(shorter * generator.uniform(smallest, 1.0)))
+    top = int(generator.integers(height - side + 1))
+    left = int(generator.integers(width - side + 1))
+    return _resized(image, top, left, side, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class SquareView:
+    """How a picture is shown to a model: cut to a square, with or without augmentation.
+
+    Attributes:
+        size: the side in pixels.
+        smallest_crop: 1 takes the centre; a smaller share takes random squares, whose side is
+            between this share and the whole of the shorter side.
+        flip: mirror left and right half of the time. Off by default: captions say left and right.
+    """
+
+    size: int
+    smallest_crop: float = 1.0
+    flip: bool = False
+
+    def __post_init__(self):
+        """Refuses sizes and shares that mean nothing."""
+        if self.size < 1:
+            raise InputError(f"size={self.size}: expected at least 1 pixel")
+        if not 0.0 < self.smallest_crop <= 1.0:
+            raise InputError(f"smallest_crop={self.smallest_crop}: expected a share in (0, 1]")
+
+    def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """uint8 [h, w, 3] -> uint8 [size, size, 3]."""
+        if self.smallest_crop < 1.0:
+            image = random_crop(image, self.size, generator, self.smallest_crop)
+        else:
+            image = center_crop(image, self.size)
+        if self.flip and generator.random() < 0.5:
+            image = image[:, ::-1]
+        return image
+
+
+def _resized(image: np.ndarray, top: int, left: int, side: int, size: int) -> np.ndarray:
+    """The square at (top, left), scaled by Pillow's bicubic filter.
+
+    Pillow widens the filter when it shrinks, so fine detail is averaged and does not alias
+    (Parmar et al. 2022, "On Aliased Resizing and Surprising Subtleties in GAN Evaluation").
+    """
+    square = image[top : top + side, left : left + side]
+    if side == size:
+        return square
+    return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))

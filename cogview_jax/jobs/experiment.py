@@ -1,0 +1,132 @@
+"""What a config file says, checked once: a frozen dataclass for each of the two stages."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cogview_jax.data.sources import SourceConfig
+from cogview_jax.models.config import TransformerConfig
+from cogview_jax.runtime.config import build
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.mesh import MeshConfig
+from cogview_jax.tokenizers.codec import CodecConfig
+from cogview_jax.tokenizers.layout import LayoutConfig
+from cogview_jax.tokenizers.text import TextConfig
+from cogview_jax.tokenizers.vocabulary import Vocabulary
+from cogview_jax.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and in what portions.
+
+    accumulate: into how many parts a batch is cut, one after the other on the device. sample_every:
+    steps between drawings into samples/, 0 for none. keep: how many checkpoints stay.
+    """
+
+    steps: int
+    global_batch: int
+    accumulate: int = 1
+    log_every: int = 10
+    checkpoint_every: int = 1000
+    sample_every: int = 0
+    keep: int = 2
+
+    def __post_init__(self):
+        for name in ("steps", "global_batch", "accumulate", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if self.global_batch % self.accumulate:
+            raise InputError(
+                f"global_batch {self.global_batch} cannot be cut into accumulate ="
+                f" {self.accumulate} equal parts"
+            )
+
+
+@dataclass(frozen=True)
+class PictureData:
+    """Pictures for the image tokenizer.
+
+    smallest_crop, flip: augmentation, see `SquareView`. max_skipped: the share of records that may
+    be unreadable.
+    """
+
+    source: SourceConfig
+    smallest_crop: float = 1.0
+    flip: bool = False
+    max_skipped: float = 0.05
+
+
+@dataclass(frozen=True)
+class CodecLoss:
+    """See `CodecObjective`."""
+
+    commitment: float = 0.25
+    decay: float = 0.99
+    revive_below: float = 0.03
+
+
+@dataclass(frozen=True)
+class CodecExperiment:
+    """Stage 1: an image tokenizer from pictures."""
+
+    stage: Literal["image_tokenizer"]
+    train: TrainConfig
+    data: PictureData
+    model: CodecConfig
+    optimizer: OptimizerConfig
+    loss: CodecLoss = CodecLoss()
+    mesh: MeshConfig = MeshConfig()
+    precision: str = "float32"
+    seed: int = 0
+    init_from: str = ""
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """Where a transformer's tokens come from, and how `prepare` makes them.
+
+    store: the token store; empty is WORKDIR/tokens. source: the captioned pictures. image_tokenizer:
+    the bundle whose codec reads them. text_tokenizer: a SentencePiece model; empty trains one, as
+    `text` says, on the captions of the first `text_records` records.
+    """
+
+    source: SourceConfig
+    store: str = ""
+    image_tokenizer: str = ""
+    text_tokenizer: str = ""
+    text: TextConfig = TextConfig()
+    text_records: int = 1_000_000
+    encode_batch: int = 64
+    shard_size: int = 8192
+    max_skipped: float = 0.05
+
+
+@dataclass(frozen=True)
+class TransformerExperiment:
+    """Stage 2: a transformer over captions and codes."""
+
+    stage: Literal["transformer"]
+    train: TrainConfig
+    data: TokenData
+    model: TransformerConfig
+    vocabulary: Vocabulary
+    layout: LayoutConfig
+    optimizer: OptimizerConfig
+    text_weight: float = 1.0
+    mesh: MeshConfig = MeshConfig()
+    precision: str = "float32"
+    seed: int = 0
+    init_from: str = ""
+
+
+STAGES = {"image_tokenizer": CodecExperiment, "transformer": TransformerExperiment}
+Experiment = CodecExperiment | TransformerExperiment
+
+
+def read_experiment(config: Mapping[str, Any]) -> Experiment:
+    """The experiment a config describes; InputError names a key that is unknown, missing or wrong."""
+    stage = config.get("stage")
+    if stage not in STAGES:
+        raise InputError(f"config.stage = {stage!r}: choose from {', '.join(STAGES)}")
+    return build(STAGES[stage], config)

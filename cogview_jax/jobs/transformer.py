@@ -1,0 +1,114 @@
+"""Stage 2 as a job: what training a transformer reads, draws and leaves."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, write_bundle
+from cogview_jax.data.sources import Source
+from cogview_jax.data.token_records import TokenRecord
+from cogview_jax.data.token_store import TokenStore
+from cogview_jax.jobs.experiment import TransformerExperiment
+from cogview_jax.jobs.prepare import TOKENIZERS, store_path
+from cogview_jax.jobs.workdir import Workdir
+from cogview_jax.models.transformer import Transformer
+from cogview_jax.pipeline import CogView
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.precision import policy
+from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.grid import caption_grid
+from cogview_jax.tokenizers.layout import make_layout
+from cogview_jax.training.sequence_objective import SequenceObjective
+from cogview_jax.training.state import TrainState
+
+#: Pictures drawn for captions of the store.
+DRAWN = 8
+
+
+class TransformerJob:
+    """A transformer in training; the interface is `jobs.train.Job`."""
+
+    def __init__(self, experiment: TransformerExperiment, workdir: Workdir):
+        """Composes the model, its layout and objective; the data is opened by `source`."""
+        self.experiment = experiment
+        self.layout = make_layout(experiment.layout, experiment.vocabulary)
+        self.model = Transformer(
+            experiment.model,
+            experiment.vocabulary.size,
+            self.layout.length,
+            policy(experiment.precision).compute,
+        )
+        self.objective = SequenceObjective(self.model, self.layout, experiment.text_weight)
+        self._store = store_path(experiment.data, workdir)
+
+    def source(self) -> Source[TokenRecord]:
+        """The token store, once it is known to fit the config."""
+        store, experiment = TokenStore(self._store), self.experiment
+        wanted = {
+            "grid": experiment.layout.grid,
+            "codebook": experiment.vocabulary.codes,
+        }
+        names = {"grid": "layout.grid", "codebook": "vocabulary.codes"}
+        for key, value in wanted.items():
+            if store.meta[key] != value:
+                raise InputError(
+                    f"the token store {self._store} has {key} {store.meta[key]}, but the config has"
+                    f" {names[key]} = {value}: pass --config.{names[key]}={store.meta[key]}"
+                )
+        if store.meta["pieces"] > experiment.vocabulary.text:
+            raise InputError(
+                f"the token store {self._store} has {store.meta['pieces']} text pieces, but the"
+                f" config has vocabulary.text = {experiment.vocabulary.text}"
+            )
+        return store
+
+    def transform(
+        self, record: TokenRecord, generator: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """One of the record's captions, and its codes, as a row."""
+        caption = record.captions[generator.integers(len(record.captions))]
+        return self.layout.example({"text": caption, "image": record.codes})._asdict()
+
+    def initial(self, bundle: Bundle, state: TrainState) -> TrainState:
+        """`state` with the parameters of another bundle of the same sizes."""
+        part = bundle.transformer()
+        shapes = jax.tree.map(lambda leaf: leaf.shape, (part.params, state.params))
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"init_from {bundle.path} holds a transformer with {part.config} over"
+                f" {part.vocabulary}, which does not fit the config"
+            )
+        place = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+        return state.replace(params=jax.device_put(part.params, place))
+
+    def draw(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:
+        """Pictures for the first captions of the store: uint8 [h, w, 3]."""
+        tokenizers = self._tokenizers()
+        model = CogView(
+            codec=tokenizers.codec(), text=tokenizers.text(), transformer=self._part(state)
+        )
+        prompts = []
+        for i in range(min(DRAWN, len(source))):
+            captions = source[i].captions
+            pieces = captions[i % len(captions)][: self.layout.region("text").length]
+            prompts.append(model.text.decode(pieces))
+        codes = model.generate_codes(
+            prompts, 1, seed=0, sampling=SamplingConfig(), batch_size=len(prompts)
+        )
+        pictures = model.decode(codes[:, 0])
+        return np.asarray(caption_grid(list(pictures), prompts))
+
+    def write(self, state: TrainState, path: Path) -> None:
+        """Leaves a bundle with the transformer and the tokenizers it was trained with."""
+        tokenizers = self._tokenizers()
+        write_bundle(path, codec=tokenizers, text=tokenizers, transformer=self._part(state))
+
+    def _part(self, state: TrainState) -> TransformerPart:
+        experiment = self.experiment
+        return TransformerPart(
+            experiment.model, experiment.vocabulary, experiment.layout, state.params
+        )
+
+    def _tokenizers(self) -> Bundle:
+        return Bundle(self._store / TOKENIZERS)

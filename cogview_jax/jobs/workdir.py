@@ -1,0 +1,63 @@
+"""The folder of a run: which config it belongs to and where its files lie."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cogview_jax.jobs.experiment import Experiment
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import remove_leftovers, write_json
+
+#: What may differ when a run is resumed: where it runs, how long, and what it reports.
+RESUMABLE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every")
+RESUMABLE += ("train.keep", "mesh.data", "mesh.fsdp", "mesh.tensor")
+
+
+class Workdir:
+    """DIR/config.json, checkpoints/, metrics/, samples/, and on completion bundle/."""
+
+    def __init__(self, path: str | Path):
+        """Names the files of the run in `path`; nothing is made yet."""
+        self.path = Path(path).absolute()
+        self.config = self.path / "config.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics"
+        self.samples = self.path / "samples"
+        self.bundle = self.path / "bundle"
+
+    def claim(self, experiment: Experiment) -> None:
+        """Makes the folder this experiment's, or checks that it is.
+
+        Raises:
+            InputError: the folder holds a run of another config; the message names what differs.
+        """
+        wanted = json.loads(json.dumps(dataclasses.asdict(experiment)))
+        if self.config.exists():
+            try:
+                found = json.loads(self.config.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise InputError(f"{self.config} is not readable as JSON: {error}") from error
+            there, here = dict(_flat(found)), dict(_flat(wanted))
+            for name in sorted({*there, *here} - set(RESUMABLE)):
+                if there.get(name) != here.get(name):
+                    raise InputError(
+                        f"{self.path} holds a run with {name} = {there.get(name)!r}, but the config"
+                        f" says {here.get(name)!r}: choose another --workdir, or the same config"
+                    )
+        if jax.process_index() == 0:
+            self.path.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.path)
+            write_json(self.config, wanted)
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every setting."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,91 @@
+"""Multi-head self-attention with the paper's precision relaxation, and its key/value cache.
+
+Legend: B batch, T query positions, S key positions, N heads, H head width, D width. Heads stand before positions
+[B, N, S, H]: one head's keys are contiguous, so decoding streams them from memory.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+
+from cogview_jax.models.linear import Linear
+from cogview_jax.runtime.sharding import constrain
+
+
+class KeyValues(NamedTuple):
+    """The cache of one layer: keys and values [B, N, S, H]; what lies beyond the written positions is never seen."""
+
+    keys: jax.Array
+    values: jax.Array
+
+    def write(self, index: jax.Array | int, keys: jax.Array, values: jax.Array) -> "KeyValues":
+        """The cache with `keys` and `values` [B, N, T, H] at positions index..index + T - 1."""
+        at = (0, 0, index, 0)
+        return KeyValues(
+            jax.lax.dynamic_update_slice(self.keys, keys.astype(self.keys.dtype), at),
+            jax.lax.dynamic_update_slice(self.values, values.astype(self.values.dtype), at),
+        )
+
+
+def attention_weights(
+    queries: jax.Array, keys: jax.Array, mask: jax.Array, alpha: float
+) -> jax.Array:
+    """softmax(((Q / (alpha sqrt H)) K^T - max) x alpha), float32 [B, N, T, S] (CogView, equation 4).
+
+    queries [B, N, T, H], keys [B, N, S, H], mask bool, True where a query sees a key, broadcast to [B, N, T, S]. The scale is
+    applied before the product, so that no product is large; the maximum is each row's own. With alpha 1 it is plain softmax
+    attention. A row that sees nothing gets uniform weights.
+    """
+    queries = queries / jnp.asarray(alpha * queries.shape[-1] ** 0.5, queries.dtype)
+    scores = jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min / 2)
+    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp((scores - largest) * alpha)
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+class Attention(nn.Module):
+    """Self-attention with an output projection: [B, T, D] -> [B, T, D].
+
+    alpha: see `attention_weights`. dropout: of the weights, where a "dropout" key is given.
+    """
+
+    heads: int
+    alpha: float
+    dropout: float
+    deviation: float
+    output_deviation: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        cache: KeyValues | None = None,
+        index: jax.Array | int = 0,
+    ) -> tuple[jax.Array, KeyValues]:
+        """Attends from x to itself, or, where a cache is given, to the cache with x written at `index`.
+
+        mask: see `attention_weights`; S is T without a cache, else the cache's length. Returns the output and the keys and
+        values attended to.
+        """
+        width = x.shape[-1]
+        projected = Linear(
+            (3, width), ("embed", "qkv", "heads"), self.deviation, self.dtype, name="qkv"
+        )(x)
+        projected = constrain(projected, "batch", "sequence", None, "heads")
+        queries, keys, values = rearrange(
+            projected, "b t three (n h) -> three b n t h", n=self.heads
+        )
+        cache = KeyValues(keys, values) if cache is None else cache.write(index, keys, values)
+        weights = attention_weights(queries, cache.keys, mask, self.alpha)
+        weights = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(weights)
+        y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.dtype), cache.values)
+        y = constrain(rearrange(y, "b t n h -> b t (n h)"), "batch", "sequence", "heads")
+        out = Linear((width,), ("heads", "embed"), self.output_deviation, self.dtype, name="out")
+        return out(y), cache

@@ -1,0 +1,58 @@
+"""Sizes and switches of the transformer."""
+
+from dataclasses import dataclass
+
+from cogview_jax.runtime.errors import InputError
+
+REMAT = ("none", "full")
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The defaults are the paper's 4-billion-parameter model.
+
+    mlp_ratio: width of the MLP over the model's. embedding_gradient: share of the gradient that reaches the embeddings
+    (1: all). unroll: layers compiled as one body of the scan; all of them saves a small model copies.
+    remat: "full" recomputes each layer in the backward pass instead of keeping its activations.
+    sandwich_ln, pb_relax_norm, pb_relax_attention: the paper's stabilisers, each by itself; alpha belongs to the last.
+    """
+
+    layers: int = 48
+    width: int = 2560
+    heads: int = 40
+    mlp_ratio: int = 4
+    dropout: float = 0.1
+    sandwich_ln: bool = True
+    pb_relax_norm: bool = True
+    pb_relax_attention: bool = True
+    alpha: float = 32.0
+    embedding_gradient: float = 0.1
+    epsilon: float = 1e-5
+    init_deviation: float = 0.02
+    remat: str = "full"
+    unroll: int = 1
+
+    def __post_init__(self):
+        if self.layers < 1 or self.heads < 1 or self.width % self.heads:
+            raise InputError(
+                f"model of {self.layers} layers, width {self.width}, {self.heads} heads: "
+                "expected at least one layer and a width that is a multiple of the heads"
+            )
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model dropout {self.dropout}: expected at least 0 and below 1")
+        if not 0 < self.embedding_gradient <= 1:
+            raise InputError(
+                f"model embedding_gradient {self.embedding_gradient}: expected above 0 and at most 1"
+            )
+        if self.remat not in REMAT:
+            raise InputError(f"model remat {self.remat!r}: choose from {', '.join(REMAT)}")
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP."""
+        return self.mlp_ratio * self.width
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads

@@ -1,0 +1,154 @@
+"""CogView's transformer: embeddings, a stack of blocks, and a head tied to the embeddings.
+
+The stack has two forms of one computation: scanned over parameters stacked by layer, which compiles in constant time
+and rematerialises, for training; and unrolled over one set of parameters a layer with a key/value cache, which streams
+each weight once, for sampling (see `cached_forward`).
+
+Legend: B batch, T positions, D width, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from cogview_jax.models.attention import KeyValues
+from cogview_jax.models.block import Block
+from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.layernorm import LayerNorm
+from cogview_jax.runtime.sharding import constrain
+
+
+class Transformer(nn.Module):
+    """Left-to-right transformer over one vocabulary.
+
+    vocabulary: number of ids V. positions: how many positions were learned. dtype: of the arithmetic; parameters are float32.
+    """
+
+    config: TransformerConfig
+    vocabulary: int
+    positions: int
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        config = self.config
+        normal = nn.initializers.normal(config.init_deviation)
+
+        def table(name: str, rows: int, axis: str) -> jax.Array:
+            init = nn.with_logical_partitioning(normal, (axis, "embed"))
+            return self.param(name, init, (rows, config.width), jnp.float32)
+
+        self.word_table = table("word_embedding", self.vocabulary, "vocabulary")
+        self.position_table = table("position_embedding", self.positions, "positions")
+        self.embedding_dropout = nn.Dropout(config.dropout)
+        layer = ScannedBlock
+        if config.remat == "full":
+            layer = nn.remat(layer, prevent_cse=False)
+        self.blocks = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=config.layers,
+            unroll=config.unroll,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config, self.dtype)
+        self.final_norm = LayerNorm(config.pb_relax_norm, config.epsilon, self.dtype)
+
+    def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Word plus position embeddings: int32 [B, T] twice -> [B, T, D].
+
+        Of the word embeddings' gradient only the share a passes (x a + stop_gradient(x) (1 - a), CogView section 2.4).
+        """
+        words = self.word_table[tokens]
+        share = self.config.embedding_gradient
+        if share < 1:
+            words = words * share + jax.lax.stop_gradient(words) * (1 - share)
+        x = (words + self.position_table[positions]).astype(self.dtype)
+        x = self.embedding_dropout(x, deterministic=not self.has_rng("dropout"))
+        return constrain(x, "batch", "sequence", "width")
+
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, valid: jax.Array | None = None
+    ) -> jax.Array:
+        """Hidden states after the final norm, [B, T, D]; dropout where a "dropout" key is given.
+
+        tokens and positions are int32 [B, T]; valid, bool [B, T], is False on padding, which then nobody sees. Padding on the
+        right needs no `valid`: causality hides it.
+        """
+        mask = causal_mask(tokens.shape[1])
+        if valid is not None:
+            mask = mask & valid[:, None, None, :]
+        x, _ = self.blocks(self.embed(tokens, positions), mask)
+        return self.final_norm(x)
+
+    def logits(self, hidden: jax.Array, first: int = 0, last: int | None = None) -> jax.Array:
+        """Scores of the ids [first, last) (all by default): [..., D] -> float32 [..., last - first]."""
+        table = self.word_table[first:last].astype(self.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+
+    def normalise(self, x: jax.Array) -> jax.Array:
+        """The final norm alone: [B, T, D] -> [B, T, D]."""
+        return self.final_norm(x)
+
+
+class ScannedBlock(nn.Module):
+    """A block in the form `nn.scan` asks for: (carry, mask) -> (carry, nothing)."""
+
+    config: TransformerConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
+        return Block(self.config, self.dtype, name="block")(x, mask)[0], None
+
+
+def causal_mask(length: int) -> jax.Array:
+    """True where a query (row) may see a key (column): itself and what stands before; bool [length, length]."""
+    return jnp.tril(jnp.ones((length, length), bool))
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with one tree a layer: `blocks` becomes a tuple, so that decoding slices no stacked array."""
+    stacked = params["blocks"]["block"]
+    layers = jax.tree.leaves(stacked)[0].shape[0]
+    blocks = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(layers))
+    return {**params, "blocks": blocks}
+
+
+def empty_cache(model: Transformer, batch: int, length: int) -> tuple[KeyValues, ...]:
+    """A key/value cache for `length` positions, one entry a layer."""
+    shape = (batch, model.config.heads, length, model.config.head_width)
+    return tuple(
+        KeyValues(jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype))
+        for _ in range(model.config.layers)
+    )
+
+
+def cached_forward(
+    model: Transformer,
+    params: Mapping[str, Any],
+    tokens: jax.Array,
+    positions: jax.Array,
+    valid: jax.Array,
+    cache: Sequence[KeyValues],
+    index: jax.Array | int,
+) -> tuple[jax.Array, tuple[KeyValues, ...]]:
+    """Continues cached sequences by tokens int32 [B, T] at cache slots index..index + T - 1.
+
+    params: from `unstack_layers`. positions int32 [B, T]. valid, bool [B, S]: which slots of the cache hold tokens a query may see,
+    those of `tokens` included; causality within `tokens` is added here. Returns hidden states [B, T, D] and the cache.
+    """
+    length = cache[0].keys.shape[2]
+    slots, queries = jnp.arange(length), index + jnp.arange(tokens.shape[1])
+    mask = (slots[None, :] <= queries[:, None]) & valid[:, None, None, :]
+    x = model.apply({"params": params}, tokens, positions, method=model.embed)
+    block = Block(model.config, model.dtype)
+    written = []
+    for layer, layer_cache in zip(params["blocks"], cache, strict=True):
+        x, layer_cache = block.apply({"params": layer}, x, mask, layer_cache, index)
+        written.append(layer_cache)
+    return model.apply({"params": params}, x, method=model.normalise), tuple(written)

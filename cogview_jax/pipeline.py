@@ -1,0 +1,231 @@
+"""`CogView`: a bundle in memory, and what Python users do with it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
+from cogview_jax.models.transformer import Transformer, unstack_layers
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.sampling.decode import generate, sample_keys
+from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.tokenizers.codec import Codec, decode_codes, encode_images
+from cogview_jax.tokenizers.layout import left_padded, make_layout
+from cogview_jax.tokenizers.text import TextTokenizer
+
+#: Rows of a sampled batch where none is given.
+BATCH = 32
+
+
+class CogView:
+    """A trained system: text tokenizer, image tokenizer and transformer, each optional.
+
+    A method that needs a part which is not there raises InputError and names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        codec: CodecPart | None = None,
+        text: TextTokenizer | None = None,
+        transformer: TransformerPart | None = None,
+        dtype: Any = jnp.float32,
+    ):
+        """Puts the parts together; `dtype` is that of the arithmetic."""
+        self.text = text
+        self.codec_part, self.transformer_part = codec, transformer
+        if codec is not None:
+            self.codec = Codec(codec.config, dtype)
+            self._encode = jax.jit(lambda p, c, images: encode_images(self.codec, p, c, images))
+            self._decode = jax.jit(lambda p, c, codes: decode_codes(self.codec, p, c, codes))
+        if transformer is not None:
+            self.layout = make_layout(transformer.layout, transformer.vocabulary)
+            vocabulary = transformer.vocabulary.size
+            self.model = Transformer(transformer.config, vocabulary, self.layout.length, dtype)
+            self._layers = unstack_layers(transformer.params)
+            self._logits = jax.jit(self._full_logits)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        num_images: int = 1,
+        seed: int = 0,
+        *,
+        sampling: SamplingConfig | None = None,
+        batch_size: int = BATCH,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Image.Image]]:
+        """Draws `num_images` pictures for every prompt: a list a prompt, in their order.
+
+        A picture depends on the weights, its prompt, the seed and its index, not on the batch size
+        or the other prompts. `progress` is told how many pictures were done since the last time.
+
+        Raises:
+            InputError: no prompt, no image, or a prompt longer than the text region.
+        """
+        codes = self.generate_codes(
+            prompts,
+            num_images,
+            seed,
+            sampling=sampling or SamplingConfig(),
+            batch_size=batch_size,
+            progress=progress,
+        )
+        pictures = [self.decode(row) for row in codes]
+        return [[Image.fromarray(picture) for picture in row] for row in pictures]
+
+    def generate_codes(
+        self,
+        prompts: Sequence[str],
+        num_images: int,
+        seed: int,
+        *,
+        sampling: SamplingConfig,
+        batch_size: int = BATCH,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """The codes `generate` draws: int32 [prompts, num_images, rows, columns]."""
+        self._need("transformer", "text")
+        if num_images < 1 or batch_size < 1:
+            raise InputError(
+                f"num_images {num_images} and batch_size {batch_size}: both start at 1"
+            )
+        if isinstance(prompts, str) or not prompts:
+            raise InputError("generate needs a list of at least one prompt")
+        rows = [self.prompt_tokens(prompt) for prompt in prompts]
+        image = self.layout.region("image")
+        first, last = self.layout.allowed("image")
+        # Prompts are padded to the longest there can be: one compilation, and the same arithmetic
+        # for a prompt whatever stands beside it.
+        longest = self.layout.prompt_length("image")
+        tokens, valid = left_padded([row for row in rows for _ in range(num_images)], longest)
+        keys = sample_keys(
+            seed,
+            [prompt for prompt in prompts for _ in range(num_images)],
+            list(range(num_images)) * len(prompts),
+        )
+        drawn = []
+        for start in range(0, len(tokens), batch_size):
+            # The last batch is filled up, for the same reasons.
+            index = np.arange(start, start + batch_size) % len(tokens)
+            codes = generate(
+                self._layers,
+                tokens[index],
+                valid[index],
+                keys[index],
+                model=self.model,
+                count=image.length,
+                first=first,
+                last=last,
+                config=sampling,
+            )
+            drawn.append(np.asarray(codes)[: len(tokens) - start])
+            if progress is not None:
+                progress(len(drawn[-1]))
+        grid = self.transformer_part.layout.grid
+        return np.concatenate(drawn).reshape(len(prompts), num_images, grid, grid)
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images [b, h, w, 3] -> codes int32 [b, rows, columns]."""
+        self._need("codec")
+        images = np.asarray(images)
+        size = self.codec.config.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+            raise InputError(
+                f"encode got {images.dtype} {images.shape}, expected uint8 [b, {size}, {size}, 3]"
+            )
+        part = self.codec_part
+        return np.asarray(self._encode(part.params, part.codebook, images))
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Codes int32 [b, rows, columns] -> uint8 images [b, h, w, 3]."""
+        self._need("codec")
+        codes, config = np.asarray(codes), self.codec.config
+        expected = (config.grid, config.grid)
+        if codes.shape[1:] != expected or codes.dtype.kind not in "iu":
+            raise InputError(
+                f"decode got {codes.dtype} {codes.shape}, expected integers [b, {expected[0]},"
+                f" {expected[1]}]"
+            )
+        if codes.size and not 0 <= codes.min() <= codes.max() < config.codebook:
+            raise InputError(
+                f"decode got codes from {codes.min()} to {codes.max()}, expected 0 to"
+                f" {config.codebook - 1}"
+            )
+        part = self.codec_part
+        return np.asarray(self._decode(part.params, part.codebook, codes.astype(np.int32)))
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """int32 tokens [b, t] at positions 0..t-1 -> float32 [b, t, vocabulary]."""
+        self._need("transformer")
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or not 0 < tokens.shape[1] <= self.layout.length:
+            raise InputError(
+                f"logits got tokens of shape {tokens.shape}, expected [b, t] with t from 1 to"
+                f" {self.layout.length}"
+            )
+        vocabulary = self.layout.vocabulary.size
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary:
+            raise InputError(
+                f"logits got tokens from {tokens.min()} to {tokens.max()}, expected 0 to"
+                f" {vocabulary - 1}"
+            )
+        return np.asarray(self._logits(self.transformer_part.params, tokens.astype(np.int32)))
+
+    def prompt_tokens(self, prompt: str) -> np.ndarray:
+        """The sequence before the first code: int32 [at most the layout's prompt length].
+
+        Raises:
+            InputError: the prompt is blank or longer than the text region.
+        """
+        self._need("transformer", "text")
+        pieces = self.text.encode(prompt)
+        if not pieces:
+            raise InputError(f"prompt {prompt!r} holds no text")
+        region = self.layout.region("text")
+        if len(pieces) > region.length:
+            raise InputError(
+                f"prompt {prompt[:60]!r} has {len(pieces)} tokens, but the text region holds"
+                f" {region.length}: shorten it"
+            )
+        return self.layout.tokens({"text": pieces})
+
+    def _full_logits(self, params: Any, tokens: jax.Array) -> jax.Array:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        hidden = self.model.apply({"params": params}, tokens, positions)
+        return self.model.apply({"params": params}, hidden, method=self.model.logits)
+
+    def _need(self, *parts: str) -> None:
+        have = {
+            "codec": self.codec_part,
+            "text": self.text,
+            "transformer": self.transformer_part,
+        }
+        missing = [part for part in parts if have[part] is None]
+        if missing:
+            raise InputError(f"the bundle has no {' and no '.join(missing)}, which this needs")
+
+
+def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> CogView:
+    """Reads a bundle: every part it has.
+
+    Args:
+        path: the bundle's folder.
+        dtype: of the transformer's and codec's arithmetic, and of the transformer's weights.
+        mesh: splits the transformer over these devices (`runtime.mesh.make_mesh`).
+
+    Raises:
+        InputError: there is no bundle, or its parts do not belong together or are damaged.
+    """
+    bundle = Bundle(path)
+    return CogView(
+        codec=bundle.codec() if "codec" in bundle.parts else None,
+        text=bundle.text() if "text" in bundle.parts else None,
+        transformer=bundle.transformer(mesh, dtype) if "transformer" in bundle.parts else None,
+        dtype=dtype,
+    )

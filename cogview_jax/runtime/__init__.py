@@ -1,0 +1,1 @@
+"""What every other package stands on: configuration, files, the mesh, metrics, command lines."""

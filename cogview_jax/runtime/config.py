@@ -1,0 +1,130 @@
+"""From the mappings that experiments are written in to frozen, checked dataclasses.
+
+Configs are plain mappings at the edge (`ml_collections.ConfigDict`, JSON); inside, every setting is
+a field of a frozen dataclass, so an unknown key or a wrong type is found before the first step, and
+no default hides in a `.get`.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, TypeVar
+
+from cogview_jax.runtime.errors import InputError
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], mapping: Any, where: str = "config") -> T:
+    """An instance of the dataclass `cls` with the settings of `mapping`.
+
+    Understood annotations: `int`, `float` (an int is welcome), `str`, `bool`, `Literal[...]`,
+    `X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `list[X]`, `dict[str, X]`, `Any`, and other
+    dataclasses, which are built recursively. A value that is an instance of the wanted dataclass
+    already is taken as it is.
+
+    Args:
+        cls: a dataclass; its `__post_init__` may raise InputError for values that do not fit
+            together.
+        mapping: anything with `keys()` and indexing: dict, ConfigDict.
+        where: the dotted place of `mapping` in the whole config, for error messages.
+
+    Raises:
+        InputError: unknown key, missing key, or a value of the wrong type.
+    """
+    if isinstance(mapping, cls):
+        return mapping
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    if not hasattr(mapping, "keys"):
+        raise InputError(f"{where} = {mapping!r}: expected a section with {', '.join(fields)}")
+    for key in mapping:
+        if key not in fields:
+            raise InputError(f"{where}.{key}: no such setting; {closest(key, fields)}")
+    missing = [name for name, field in fields.items() if name not in mapping and _required(field)]
+    if missing:
+        raise InputError(f"{where} lacks {', '.join(missing)}; it needs a value for each")
+    kinds = typing.get_type_hints(cls)
+    values = {
+        name: _convert(mapping[name], kinds[name], f"{where}.{name}")
+        for name in fields
+        if name in mapping
+    }
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def closest(word: str, choices) -> str:
+    """The advice for a misspelt `word`: the choices most like it, or all of them if none is."""
+    choices = sorted(map(str, choices))
+    alike = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
+    if alike:
+        return f"did you mean {' or '.join(alike)}?"
+    return f"choices: {', '.join(choices) if choices else 'none'}"
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` as `kind`, an annotation; InputError where it does not fit."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, args, where)
+    if origin is typing.Literal:
+        if value in args:
+            return value
+        raise InputError(f"{where} = {value!r}: choices are {', '.join(map(repr, args))}")
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        kinds = [args[0]] * len(value) if args[1:] == (...,) else args
+        if len(value) != len(kinds):
+            raise InputError(f"{where} = {value!r}: expected {len(kinds)} values")
+        return tuple(
+            _convert(v, k, f"{where}[{i}]")
+            for i, (v, k) in enumerate(zip(value, kinds, strict=True))
+        )
+    if origin is list and isinstance(value, (list, tuple)):
+        return [_convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict and hasattr(value, "keys"):
+        return {key: _convert(value[key], args[1], f"{where}.{key}") for key in value}
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise InputError(f"{where} = {value!r}: expected {_describe(kind)}, got {_article(value)}")
+
+
+def _convert_union(value: Any, kinds: tuple, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    others = [kind for kind in kinds if kind is not type(None)]
+    if len(others) == 1:
+        return _convert(value, others[0], where)
+    for kind in others:
+        try:
+            return _convert(value, kind, where)
+        except InputError:
+            continue
+    raise InputError(f"{where} = {value!r}: expected {' or '.join(map(_describe, kinds))}")
+
+
+def _describe(kind: Any) -> str:
+    """An annotation in words that need no Python."""
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+    words[type(None)] = "None"
+    origins = {tuple: "a list of values", list: "a list of values", dict: "a section"}
+    if kind in words:
+        return words[kind]
+    return origins.get(typing.get_origin(kind), getattr(kind, "__name__", str(kind)))
+
+
+def _article(value: Any) -> str:
+    name = "section" if hasattr(value, "keys") else type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -1,0 +1,140 @@
+"""The flag `--config FILE.py[:variant]` and the overrides `--config.a.b=value`.
+
+A config file holds `get_config()`, or `get_config(variant)` where it describes several experiments,
+and returns a `ConfigDict`. Loading is ours rather than ml_collections' own, so that each mistake in
+a file, a variant or an override is one line that names it; parsing and applying the overrides is
+theirs (`ml_collections.config_flags`). Overrides are applied after `get_config` returns: a value
+computed from another one follows it only through a `FieldReference`.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+from ml_collections.config_flags import config_path
+
+from cogview_jax.runtime.config import closest
+from cogview_jax.runtime.errors import InputError
+
+flags.disclaim_key_flags()  # the flag belongs to the door that asks for it
+
+
+def config_flag(name: str = "config", required: bool = True) -> flags.FlagHolder:
+    """Defines `--NAME FILE.py[:variant]`; the holder's `.value` is the locked ConfigDict."""
+    text = f"the experiment; --{name}.KEY=VALUE changes one setting, such as --{name}.train.steps=9"
+    holder = config_flags.DEFINE_config_file(name, help_string=text)
+    flags.FLAGS[name].parser = _ConfigParser(name)
+    if required:
+        flags.mark_flag_as_required(name)
+    return holder
+
+
+def load_config(spec: str) -> ConfigDict:
+    """The unlocked config of `FILE.py` or `FILE.py:variant`.
+
+    Settings that are None become placeholders, which an override may give any value.
+
+    Raises:
+        InputError: there is no such file or variant, or the file's own code fails.
+    """
+    file, colon, variant = spec.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"config file {file} does not exist{_neighbours(path)}")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None:
+        raise InputError(f"config file {file}: expected a Python file (.py)")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"config file {file} defines no get_config()")
+        arguments = [variant] if colon else []
+        try:
+            inspect.signature(module.get_config).bind(*arguments)
+        except TypeError:
+            form = "takes no variant (FILE.py)" if colon else "needs a variant (FILE.py:VARIANT)"
+            raise InputError(f"config {spec}: {file} {form}") from None
+        config = module.get_config(*arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(_defect(error, path, spec)) from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"config {spec}: get_config() gave {config!r}, expected a ConfigDict")
+    _open_placeholders(config)
+    return config
+
+
+def check_overrides(name: str, config: ConfigDict, spec: str, arguments: list[str]) -> None:
+    """InputError if an argument `--NAME.a.b...` names a setting that `config` does not have."""
+    for argument in arguments:
+        match = re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]*)", argument)
+        if match is None:
+            continue
+        node, place = config, name
+        try:
+            parts = config_path.split(match[1])
+        except ValueError:
+            raise InputError(f"{argument}: {match[1]!r} is not the name of a setting") from None
+        for part in parts:
+            if isinstance(node, ConfigDict) and part not in node:
+                advice = closest(str(part), node.keys())
+                raise InputError(f"--{name}.{match[1]}: {spec} has no {place}.{part}; {advice}")
+            if not isinstance(node, (ConfigDict, list, tuple)):
+                raise InputError(f"--{name}.{match[1]}: {place} is a value, not a section")
+            try:
+                node = node[part]
+            except (IndexError, TypeError):
+                raise InputError(f"--{name}.{match[1]}: {place} has no item {part!r}") from None
+            place = f"{place}[{part}]" if isinstance(part, int) else f"{place}.{part}"
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """What absl calls with the text after `--config`."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def parse(self, argument: str) -> ConfigDict:
+        config = load_config(argument)
+        # Here, because the library's own look-up of an unknown setting ends in a bare KeyError.
+        check_overrides(self.name, config, argument, sys.argv[1:])
+        return config.lock()
+
+    def flag_type(self) -> str:
+        return "config file"
+
+
+def _neighbours(path: Path) -> str:
+    """Advice on a missing config file: what lies where it was looked for."""
+    if not path.parent.is_dir():
+        return f" (there is no folder {path.parent})"
+    found = sorted(other.name for other in path.parent.glob("*.py"))
+    alike = difflib.get_close_matches(path.name, found, n=2) or found
+    return f"; {path.parent} has {', '.join(alike)}" if alike else ""
+
+
+def _defect(error: Exception, path: Path, spec: str) -> str:
+    """One line for an exception raised by a config file's code: where and what."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
+    lineno = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    at = f"{path}, line {lineno}" if lineno else str(path)
+    what = " ".join(str(error).split())
+    return f"config {spec} fails ({at}): {type(error).__name__}: {what}"
+
+
+def _open_placeholders(config: Any) -> None:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            _open_placeholders(value)
+        elif value is None and config.get_type(key) is type(None):
+            config[key] = config_dict.placeholder(object)

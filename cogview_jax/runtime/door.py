@@ -1,0 +1,158 @@
+"""How every command-line door starts, explains itself, and fails.
+
+A door is a module with a docstring, absl flags, and a `main()`; it ends with
+
+    if __name__ == "__main__":
+        door.run(main)
+
+What the user did wrong is one line on standard error and exit status 2 (a file that cannot be read
+or written counts as such); our own defects keep their traceback and exit status 1. Doors import
+what is heavy inside `main`, so that `--help` and mistakes answer at once.
+"""
+
+import inspect
+import os
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags, logging
+
+from cogview_jax.runtime.config import closest
+from cogview_jax.runtime.errors import InputError
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+_METAVARS = {
+    "config file": "FILE.py[:variant]",
+    "string": "TEXT",
+    "multi string": "TEXT",
+    "int": "N",
+    "multi int": "N",
+    "float": "X",
+    "multi float": "X",
+    "comma separated list of strings": "A,B",
+}
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the command line, calls `main()`, and exits with its status (None is 0)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's C++ log: warnings, no chatter
+    try:
+        if {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
+            print(help_page())
+            status = 0
+        else:
+            _parse(sys.argv)
+            _enable_compilation_cache()
+            status = main()
+    except InputError as error:
+        _fail(f"error: {error}", BAD_INPUT)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to continue", INTERRUPTED)
+    except OSError as error:
+        if error.filename is None:
+            _fail(traceback.format_exc(), 1)
+        _fail(f"error: {error.filename}: {error.strerror}", BAD_INPUT)
+    except Exception:
+        _fail(traceback.format_exc(), 1)
+    sys.exit(status)
+
+
+def help_page() -> str:
+    """The running door's docstring and its own flags; those of absl and jax are left out."""
+    door = sys.modules["__main__"]
+    program = f"python -m {door.__spec__.name}" if door.__spec__ else f"python {sys.argv[0]}"
+    needed = [_synopsis(flag) for flag in _own_flags() if _required(flag)]
+    usage = " ".join([program, *needed, "[flags]"])
+    lines = [inspect.cleandoc(door.__doc__), "", f"usage: {usage}", "", "flags:"]
+    indent = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
+    for flag in _own_flags():
+        lines.append(f"  {_synopsis(flag)}")
+        # absl puts the choices of an enum in front, and a remark behind what may be repeated.
+        text = re.sub(r"^<.*?>: |;\s+repeat this option.*", "", flag.help)
+        lines += textwrap.wrap(f"{text}{_default(flag)}", 92, **indent)
+    return "\n".join(lines)
+
+
+def _parse(argv: list[str]) -> None:
+    """Parses `argv` into absl's FLAGS; InputError on every mistake in it."""
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise InputError(_explain(error)) from None
+    if rest[1:]:
+        raise InputError(
+            f"unexpected argument {rest[1]!r}: everything is given by flags, see --help"
+        )
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)
+
+
+def _explain(error: flags.Error) -> str:
+    """absl's complaint in words for someone who knows the command but not absl."""
+    text = " ".join(str(error).split())
+    if isinstance(error.__context__, InputError):  # from a config file
+        return str(error.__context__)
+    if missing := re.search(r"Flag --(\S+) must have a value other than None", text):
+        flag = flags.FLAGS[missing[1]]
+        return f"{_synopsis(flag)} is missing: {flag.help}"
+    if unsupported := re.search(r"Type (.*) of field (\S+) is not supported", text):
+        return f"--{unsupported[2]} cannot be given here: change it in the config file"
+    if unknown := re.match(r"Unknown command line flag '(.*?)'", text):
+        advice = closest(unknown[1], [flag.name for flag in _own_flags()])
+        return f"there is no flag --{unknown[1]}; {advice}"
+    if illegal := re.match(r"flag --([^=]+)=(.*?): (.*)", text):
+        name, value, reason = illegal.groups()
+        kind = _KINDS.get(flags.FLAGS[name].flag_type())
+        if kind and re.search(r"invalid literal|could not convert|Non-boolean", reason):
+            reason = f"expected {kind}"
+        return f"--{name}={value}: {reason}"
+    return text
+
+
+def _enable_compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where (or "")."""
+    cache = Path.home() / ".cache" / "cogview_jax" / "xla"
+    cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    if jax := sys.modules.get("jax"):  # it has read its environment already
+        jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    """Prints `message` on standard error and leaves with `status`."""
+    sys.stdout.flush()
+    print(message.rstrip(), file=sys.stderr, flush=True)
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        # A regular exit waits in a barrier for peers that wait for this process: leave at once.
+        os._exit(status)
+    sys.exit(status)
+
+
+def _own_flags() -> list[flags.Flag]:
+    """The flags that the running door defines: absl files those of `__main__` under argv[0]."""
+    return flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+
+
+def _required(flag: flags.Flag) -> bool:
+    return any("value other than None" in validator.message for validator in flag.validators)
+
+
+def _synopsis(flag: flags.Flag) -> str:
+    if flag.boolean:
+        return f"--[no]{flag.name}"
+    values = getattr(flag.parser, "enum_values", None)
+    return f"--{flag.name} {'|'.join(values) if values else _METAVARS[flag.flag_type()]}"
+
+
+def _default(flag: flags.Flag) -> str:
+    if _required(flag):
+        return " (required)"
+    repeat = " (may be repeated)" if flag.flag_type().startswith("multi") else ""
+    return repeat if flag.default in (None, [], "") else f" (default: {flag.default}){repeat}"

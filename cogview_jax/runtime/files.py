@@ -1,0 +1,84 @@
+"""Outputs that are whole or absent, and the hashes that name their contents."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_MARK = ".tmp-"
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary path beside `path`, to be written as a file or made as a directory.
+
+    When the block ends well the result takes the name `path`, replacing what was there; when it
+    raises, nothing of it is left and `path` is as before. Missing parent folders are made. The
+    temporary name ends like the final one, so writers that look at the suffix are content; it holds
+    the process id, so two programs never write into one file.
+
+        with atomic_path("out/picture.png") as temporary:
+            image.save(temporary)
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_MARK}{os.getpid()}-{path.name}")
+    _remove(temporary)
+    try:
+        yield temporary
+        temporary.lstat()  # the block must have written it, before the old one is touched
+        if path.is_dir() and not path.is_symlink():
+            # A rename does not replace a folder: the old one steps aside first.
+            old = path.with_name(f"{_MARK}{os.getpid()}-old-{path.name}")
+            _remove(old)
+            os.replace(path, old)
+            os.replace(temporary, path)
+            _remove(old)
+        else:
+            os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def remove_leftovers(directory: str | os.PathLike) -> None:
+    """Deletes what killed programs left half-written directly in `directory`."""
+    directory = Path(directory)
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if path.name.startswith(_MARK):
+            _remove(path)
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+    """Writes `obj` as indented UTF-8 JSON, atomically; NaN and infinity are a ValueError."""
+    text = json.dumps(obj, ensure_ascii=False, indent=2, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_tree(directory: str | os.PathLike) -> str:
+    """The SHA-256 of a folder: the names and contents of its files, in the order of the names.
+
+    The same files give the same hash wherever the folder lies; times, permissions and empty
+    folders do not count.
+    """
+    directory = Path(directory)
+    files = {p.relative_to(directory).as_posix(): p for p in directory.rglob("*") if p.is_file()}
+    lines = (f"{sha256_file(files[name])}  {name}\n" for name in sorted(files))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

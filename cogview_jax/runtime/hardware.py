@@ -1,0 +1,113 @@
+"""What the hardware could do at best: the denominator of every efficiency figure.
+
+Model FLOPs utilisation (PaLM, Chowdhery et al. 2022, appendix B) is
+
+    MFU = model FLOPs per second / (devices x peak FLOPs per second of one device)
+
+where model FLOPs are those of the mathematics (6 a parameter and token, plus attention), not those
+that rematerialisation adds. Likewise decoding is held against the bytes it must read a token over
+`memory_bandwidth`. Makers' figures are used where the device is known (dense, without sparsity);
+elsewhere, as on CPUs, the peak is what a large matrix product reaches.
+"""
+
+import functools
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """Peaks of one jax device, in 1e12 FLOPs a second and 1e12 bytes a second.
+
+    `float32` is what jax's default matmul precision uses: TF32 since Ampere, one bfloat16 pass on
+    TPUs. A jax device of a TPU v3 is one of the chip's two cores; since v4 it is the chip.
+    """
+
+    kind: str
+    bfloat16: float
+    float16: float
+    float32: float
+    bandwidth: float
+
+
+# `kind` is sought as whole words in `device.device_kind`; the first match counts.
+ACCELERATORS = (
+    Accelerator("V100", 15.7, 125, 15.7, 0.9),  # no bfloat16 tensor cores
+    Accelerator("A100-SXM4-80GB", 312, 312, 156, 2.039),
+    Accelerator("A100 80GB PCIe", 312, 312, 156, 1.935),
+    Accelerator("A100", 312, 312, 156, 1.555),
+    Accelerator("H100 PCIe", 756, 756, 378, 2.0),
+    Accelerator("H100 NVL", 835, 835, 417, 3.9),
+    Accelerator("H100", 989, 989, 495, 3.35),
+    Accelerator("H200", 989, 989, 495, 4.8),
+    Accelerator("B200", 2250, 2250, 1125, 8.0),
+    Accelerator("TPU v3", 61.5, 61.5, 61.5, 0.45),
+    Accelerator("TPU v4", 275, 275, 275, 1.2),
+    Accelerator("TPU v5 lite", 197, 197, 197, 0.819),
+    Accelerator("TPU v5e", 197, 197, 197, 0.819),
+    Accelerator("TPU v5p?", 459, 459, 459, 2.765),
+    Accelerator("TPU v6 lite", 918, 918, 918, 1.64),
+    Accelerator("TPU v6e", 918, 918, 918, 1.64),
+)
+
+
+def known(device_kind: str) -> Accelerator | None:
+    """The table's row for a `device.device_kind`, None where there is none."""
+    for row in ACCELERATORS:
+        if re.search(rf"\b{row.kind}\b", device_kind):
+            return row
+    return None
+
+
+def peak_flops(device: jax.Device, dtype: DTypeLike) -> float:
+    """Peak FLOPs per second of one device for matrix products in `dtype`.
+
+    Devices that are not in the table are measured once (a moment on a CPU). CPU devices share one
+    machine, however many jax was told to make of it, so each counts as its part.
+    """
+    row = known(device.device_kind)
+    if row is not None:
+        return getattr(row, jnp.dtype(dtype).name) * 1e12
+    return measured_matmul_peak(jnp.dtype(dtype)) / _sharers(device)
+
+
+def memory_bandwidth(device: jax.Device) -> float:
+    """Peak bytes per second between one device and its memory; measured where unknown."""
+    row = known(device.device_kind)
+    return row.bandwidth * 1e12 if row is not None else measured_bandwidth() / _sharers(device)
+
+
+@functools.cache
+def measured_matmul_peak(dtype: DTypeLike = jnp.float32, n: int = 1024) -> float:
+    """FLOPs per second of the fastest of several jitted [n, n] @ [n, n], on the default device."""
+    eye = jnp.eye(n, dtype=dtype)
+    return 2 * n**3 / _shortest(jax.jit(lambda a: a @ eye), eye)
+
+
+@functools.cache
+def measured_bandwidth(megabytes: int = 256) -> float:
+    """Bytes per second, read and written, of the fastest of several jitted `x + 1`."""
+    x = jnp.zeros(megabytes * 2**20 // 4, jnp.float32)
+    # In place: a fresh result each time would measure how fast the system hands out pages.
+    return 2 * x.nbytes / _shortest(jax.jit(lambda x: x + 1, donate_argnums=0), x)
+
+
+def _shortest(function: Callable[[jax.Array], jax.Array], x: jax.Array, repeats: int = 10) -> float:
+    """The seconds of the fastest of several calls, each on the result of the one before."""
+    x = function(x).block_until_ready()  # compiles
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        x = function(x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _sharers(device: jax.Device) -> int:
+    return len(jax.local_devices(backend="cpu")) if device.platform == "cpu" else 1

@@ -1,0 +1,81 @@
+"""What a run measures, step by step: TensorBoard events, and JSON lines for other programs."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from cogview_jax.runtime.files import atomic_path
+
+
+class MetricsWriter:
+    """Writes TensorBoard events and `metrics.jsonl` into a folder; only process 0 writes.
+
+    `metrics.jsonl` holds one object a log step, `{"step": ..., name: value, ...}`, appended and
+    flushed at once; a value that is not finite is null. A run that resumes writes some steps again:
+    with the first step it writes, the lines and events of that step and later ones are dropped, so
+    the file of a resumed run is the file of the unbroken one (but for timings).
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self.directory = Path(directory)
+        self._writes = jax.process_index() == 0
+        self._lines = self._events = None
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Records numbers (Python, numpy or jax scalars) measured at `step`."""
+        if not self._writes:
+            return
+        self._open(step)
+        numbers = {name: np.asarray(value).item() for name, value in values.items()}
+        for name, number in numbers.items():
+            self._events.add_scalar(name, number, step)
+        finite = {name: n if math.isfinite(n) else None for name, n in numbers.items()}
+        self._lines.write(json.dumps({"step": int(step)} | finite) + "\n")
+        self._lines.flush()
+
+    def images(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Records one picture, uint8 [h, w, 3], for TensorBoard."""
+        if self._writes:
+            self._open(step)
+            self._events.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Writes out what is pending."""
+        if self._lines is not None:
+            self._lines.close()
+            self._events.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        """The block closes it."""
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Closes it, also after an error."""
+        self.close()
+
+    def _open(self, step: int) -> None:
+        if self._lines is None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            path = self.directory / "metrics.jsonl"
+            _drop_from(path, step)
+            self._lines = path.open("a", encoding="utf-8")
+            # purge_step tells TensorBoard to forget the same steps.
+            self._events = SummaryWriter(str(self.directory), purge_step=step)
+
+
+def _drop_from(path: Path, step: int) -> None:
+    """Removes the lines of `step` and later ones, and a last line that was not finished."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    if kept != lines:
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,119 @@
+"""Logical axis names: one table says which mesh axes carry each named dimension.
+
+Parameters and activations name their dimensions (`("embed", "mlp")`); this table alone maps the
+names to the mesh (`data`, `fsdp`, `tensor`). Flax replicates silently where a name is misspelt or
+where two names claim one mesh axis; here both are errors, raised while tracing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from cogview_jax.runtime.errors import InputError
+
+#: name of a dimension -> the mesh axes that split it (None: every device holds all of it).
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "sequence": None,
+    "width": None,
+    # transformer parameters; `heads` and `mlp` also name the activations they produce
+    "layers": None,
+    "embed": "fsdp",
+    "qkv": None,
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocabulary": "tensor",
+    "positions": None,
+    "norm": None,
+    # image codec parameters
+    "tap": None,
+    "channels_in": None,
+    "channels_out": "fsdp",
+    "pixel": None,
+    "codebook": None,
+}
+
+
+def spec(names: Sequence[str | None]) -> PartitionSpec:
+    """The partition of an array whose dimensions carry `names` (None: never split).
+
+    Raises InputError for a name missing from `RULES`, and where two names claim the same mesh axis.
+    """
+    axes, owner = [], {}
+    for name in names:
+        if name is not None and name not in RULES:
+            raise InputError(
+                f"unknown logical axis {name!r}; choose from {', '.join(sorted(RULES))}"
+            )
+        rule = RULES[name] if name is not None else None
+        for axis in (rule,) if isinstance(rule, str) else rule or ():
+            if axis in owner:
+                raise InputError(
+                    f"logical axes {owner[axis]!r} and {name!r} both claim the mesh axis {axis!r}"
+                )
+            owner[axis] = name
+        axes.append(rule)
+    return PartitionSpec(*axes)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """`x` with its sharding pinned to `names` under `jax.set_mesh`; `x` itself outside any mesh."""
+    if len(names) != x.ndim:
+        raise InputError(f"{len(names)} logical axes {names} given for an array of shape {x.shape}")
+    partition = spec(names)
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition)
+
+
+def sharded_shapes(boxed: Any, mesh: Mesh | None = None) -> Any:
+    """Shape, type and sharding of every array of a tree, from the names its arrays were made with.
+
+    Without a mesh everything lies whole on the first local device. An array without names is
+    replicated.
+
+    Args:
+        boxed: arrays or their shapes, boxed with logical axis names by Flax where they have any.
+        mesh: where the arrays are to be.
+
+    Returns:
+        A tree of jax.ShapeDtypeStruct, unboxed.
+
+    Raises:
+        InputError: a dimension cannot be split over its mesh axes.
+    """
+
+    def place(partition: PartitionSpec, leaf: Any) -> jax.ShapeDtypeStruct:
+        if mesh is None:
+            sharding = SingleDeviceSharding(jax.local_devices()[0])
+        else:
+            resolved = spec(tuple(partition))
+            _check_divides(leaf.shape, resolved, mesh)
+            sharding = NamedSharding(mesh, resolved)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    names = nn.get_partition_spec(boxed)
+    return jax.tree.map(
+        place, names, unbox(boxed), is_leaf=lambda node: isinstance(node, PartitionSpec)
+    )
+
+
+def unbox(tree: Any) -> Any:
+    """The arrays of a tree without the boxes that hold their logical axis names."""
+    return nn.unbox(tree)
+
+
+def _check_divides(shape: tuple[int, ...], partition: PartitionSpec, mesh: Mesh) -> None:
+    for size, axes in zip(shape, partition, strict=False):
+        ways = 1
+        for axis in (axes,) if isinstance(axes, str) else axes or ():
+            ways *= mesh.shape[axis]
+        if size % ways:
+            raise InputError(
+                f"a parameter of shape {shape} cannot be split {ways} ways over {axes}; choose mesh"
+                f" sizes that divide {size} (the mesh is {dict(mesh.shape)})"
+            )

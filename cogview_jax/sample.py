@@ -1,0 +1,46 @@
+"""Samples from a bundle.
+
+  python -m cogview_jax.sample --bundle runs/demo/bundle --task text_to_image --out pictures \\
+      --prompt "a large red circle in the center on a white background" --num_images 4
+
+Writes OUT/images/*.png, OUT/samples.jsonl (prompt, index, seed and file of each picture) and
+OUT/grid.png. The same seed gives the same pictures whatever the batch size or the other prompts.
+"""
+
+from absl import flags
+
+from cogview_jax.runtime import door
+
+BUNDLE = flags.DEFINE_string("bundle", None, "the bundle's folder", required=True)
+TASK = flags.DEFINE_enum("task", "text_to_image", ["text_to_image"], "what to generate")
+OUT = flags.DEFINE_string("out", None, "the folder to write to", required=True)
+PROMPT = flags.DEFINE_multi_string("prompt", [], "a prompt")
+PROMPTS = flags.DEFINE_string("prompts", None, "a UTF-8 file with one prompt a line")
+NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "pictures for each prompt")
+SEED = flags.DEFINE_integer("seed", 0, "of the random draws")
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the likeliest token")
+TOP_K = flags.DEFINE_integer("top_k", 200, "only the k likeliest tokens; 0 for all")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "only the likeliest tokens that reach this probability")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "pictures drawn at a time")
+PRECISION = flags.DEFINE_string("precision", "float32", "of the arithmetic: float32 or bfloat16")
+
+
+def main() -> None:
+    """Flags in, one job."""
+    from cogview_jax.jobs import sample
+    from cogview_jax.sampling.filters import SamplingConfig
+
+    sample.text_to_image(
+        BUNDLE.value,
+        OUT.value,
+        sample.read_prompts(PROMPT.value, PROMPTS.value),
+        num_images=NUM_IMAGES.value,
+        seed=SEED.value,
+        sampling=SamplingConfig(TEMPERATURE.value, TOP_K.value, TOP_P.value),
+        batch_size=BATCH_SIZE.value,
+        precision=PRECISION.value,
+    )
+
+
+if __name__ == "__main__":
+    door.run(main)

@@ -1,0 +1,66 @@
+"""Filters on logits: which tokens may be drawn, and how sharply.
+
+All take float logits [..., V] and return them with what is excluded at -inf. The order in sampling
+is that of the release: temperature, top-k, top-p.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from cogview_jax.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a token is drawn from its distribution.
+
+    temperature: logits are divided by it; 0 takes the likeliest token. top_k: only the k likeliest
+    tokens, 0 for all. top_p: only the likeliest tokens that together reach this probability, 1 for
+    all. The defaults are the release's.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 200
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise InputError(f"temperature {self.temperature}: expected 0 (greedy) or above")
+        if self.top_k < 0:
+            raise InputError(f"top_k {self.top_k}: expected 0 (all tokens) or above")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p {self.top_p}: expected above 0 and at most 1 (all tokens)")
+
+
+def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
+    """Excludes what is below the k-th largest logit; all that equal it stay."""
+    if not 0 < k < logits.shape[-1]:
+        return logits
+    smallest = jax.lax.top_k(logits, k)[0][..., -1:]
+    return jnp.where(logits < smallest, -jnp.inf, logits)
+
+
+def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
+    """Excludes all but the likeliest tokens whose probabilities first reach p together.
+
+    Nucleus sampling (Holtzman et al. 2020). The likeliest token always stays, and so does all that
+    is as likely as the last one kept.
+    """
+    if p >= 1:
+        return logits
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    shares = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(shares, axis=-1) - shares
+    smallest = jnp.min(jnp.where(before < p, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits < smallest, -jnp.inf, logits)
+
+
+def draw(logits: jax.Array, keys: jax.Array, config: SamplingConfig) -> jax.Array:
+    """One token a row: logits [B, V], typed keys [B] -> int32 [B]; a row's draw is its own."""
+    if config.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = keep_top_k(logits / config.temperature, config.top_k)
+    logits = keep_top_p(logits, config.top_p)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

@@ -1,0 +1,194 @@
+"""Layouts: what a sequence is made of, task by task.
+
+A layout lists the regions of its sequence. Everything else that depends on the task derives from the list:
+tokens, positions, loss weights, prompts, and which tokens may be drawn where. A new task is a new layout.
+
+Positions count a row's own tokens, so padding never changes them: training pads on the right, batched sampling
+on the left. Every token but the last has a target; its weight is the text's or the image's, and [PAD] has none.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.tokenizers.vocabulary import Vocabulary
+
+#: The command that announces an image of a given size: up to this many rows and columns.
+SIZE_COMMANDS = {8: "TINY", 16: "SMALL", 32: "BASE", 64: "BIG"}
+
+
+@dataclass(frozen=True)
+class Region:
+    """A stretch of the sequence: one command, up to `length` text pieces, or exactly `length` image codes.
+
+    `name` is the command's name, or the key under which a part is given and generated.
+    """
+
+    kind: Literal["command", "text", "image"]
+    name: str
+    length: int = 1
+
+
+class Example(NamedTuple):
+    """One row for training, all [layout.length - 1]: int32 tokens, targets, positions; float32 weights.
+
+    text_weights and image_weights are 1 where the target is of that kind (commands count as text), else 0.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray
+    text_weights: np.ndarray
+    image_weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The regions of a task's sequence over a vocabulary."""
+
+    task: str
+    vocabulary: Vocabulary
+    regions: tuple[Region, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence: what the model needs positions for."""
+        return sum(region.length for region in self.regions)
+
+    def region(self, name: str) -> Region:
+        """The region that holds the part called `name`."""
+        for region in self.regions:
+            if region.name == name and region.kind != "command":
+                return region
+        raise InputError(f"layout {self.task} has no part {name!r}")
+
+    def prompt_length(self, name: str) -> int:
+        """Tokens of the longest row that ends right before the region `name`."""
+        self.region(name)
+        lengths = {region.name: region.length for region in self.regions}
+        before = list(lengths).index(name)
+        return sum(list(lengths.values())[:before])
+
+    def allowed(self, name: str) -> tuple[int, int]:
+        """The ids [first, last) that may be drawn in the region `name`."""
+        if self.region(name).kind == "image":
+            return 0, self.vocabulary.codes
+        return self.vocabulary.text_start, self.vocabulary.commands_start
+
+    def tokens(self, parts: Mapping[str, Sequence[int]]) -> np.ndarray:
+        """The row made of `parts`, unpadded: int32 [at most length].
+
+        parts: region name -> text pieces (counted from 0) or codes. A part that is missing ends the row before its region: the
+        row is then a prompt, which sampling continues. Raises InputError where a part does not fit its region.
+        """
+        row: list[np.ndarray] = []
+        for region in self.regions:
+            if region.kind == "command":
+                row.append(np.array([self.vocabulary.command(region.name)], np.int32))
+                continue
+            if region.name not in parts:
+                break
+            part = np.asarray(parts[region.name], np.int32)
+            self._check(region, part)
+            row.append(part + self.vocabulary.text_start if region.kind == "text" else part)
+        return np.concatenate(row) if row else np.zeros(0, np.int32)
+
+    def example(self, parts: Mapping[str, Sequence[int]]) -> Example:
+        """The training row of `parts` (see `tokens`), padded on the right with [PAD].
+
+        Text too long for its region is cut to it, as the paper does; a prompt, in contrast, is refused.
+        """
+        cut = {
+            region.name: parts[region.name][: region.length]
+            if region.kind == "text"
+            else parts[region.name]
+            for region in self.regions
+            if region.kind != "command"
+        }
+        row = self.tokens(cut)
+        padded = np.full(self.length, self.vocabulary.command("PAD"), np.int32)
+        padded[: len(row)] = row
+        targets = padded[1:]
+        image = targets < self.vocabulary.codes
+        given = np.arange(1, self.length) < len(row)
+        return Example(
+            tokens=padded[:-1],
+            targets=targets,
+            positions=np.arange(self.length - 1, dtype=np.int32),
+            text_weights=(given & ~image).astype(np.float32),
+            image_weights=(given & image).astype(np.float32),
+        )
+
+    def _check(self, region: Region, part: np.ndarray) -> None:
+        """Refuses a part that is too long for its region, or whose ids are none of its kind."""
+        if region.kind == "text" and len(part) > region.length:
+            raise InputError(
+                f"{region.name} has {len(part)} tokens, but the text region holds {region.length}: shorten it"
+            )
+        if region.kind == "image" and len(part) != region.length:
+            raise InputError(f"{region.name} has {len(part)} codes, expected {region.length}")
+        limit = self.vocabulary.codes if region.kind == "image" else self.vocabulary.text
+        if len(part) and not (part.min() >= 0 and part.max() < limit):
+            raise InputError(
+                f"{region.name} has ids from {part.min()} to {part.max()}, expected 0 to {limit - 1}"
+            )
+
+
+def left_padded(rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of different lengths as one batch that ends together: tokens and valid, [rows, length].
+
+    tokens are int32 and 0 where there is none; valid is bool, True on a row's own tokens.
+    """
+    tokens = np.zeros((len(rows), length), np.int32)
+    valid = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        tokens[i, length - len(row) :] = row
+        valid[i, length - len(row) :] = True
+    return tokens, valid
+
+
+@dataclass(frozen=True)
+class LayoutConfig:
+    """What a config says of its layout: the task, the longest text in pieces, rows and columns of the code grid."""
+
+    task: str = "text_to_image"
+    text_length: int = 61
+    grid: int = 32
+
+
+def size_command(grid: int) -> str:
+    """The command that announces a grid x grid image: the smallest size that holds it."""
+    for size, command in SIZE_COMMANDS.items():
+        if grid <= size:
+            return command
+    return SIZE_COMMANDS[max(SIZE_COMMANDS)]
+
+
+def text_to_image(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
+    """[ROI1] text [size] [BOI1] codes [EOI1]: the pretraining sequence (PAPER, stage 2)."""
+    regions = (
+        Region("command", "ROI1"),
+        Region("text", "text", config.text_length),
+        Region("command", size_command(config.grid)),
+        Region("command", "BOI1"),
+        Region("image", "image", config.grid**2),
+        Region("command", "EOI1"),
+    )
+    return Layout("text_to_image", vocabulary, regions)
+
+
+TASKS: dict[str, Callable[[LayoutConfig, Vocabulary], Layout]] = {"text_to_image": text_to_image}
+
+
+def make_layout(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
+    """The layout of `config.task`; InputError with the choices where there is none."""
+    if config.task not in TASKS:
+        raise InputError(f"layout task {config.task!r} is unknown; choose from {', '.join(TASKS)}")
+    if config.text_length < 1 or config.grid < 1:
+        raise InputError(
+            f"layout with text_length {config.text_length} and grid {config.grid}: both start at 1"
+        )
+    return TASKS[config.task](config, vocabulary)

@@ -1,0 +1,51 @@
+"""The one vocabulary that image codes, text pieces and commands share."""
+
+from dataclasses import dataclass
+
+from cogview_jax.runtime.errors import InputError
+
+#: In the order of the released model; their ids follow the text pieces.
+COMMANDS = (
+    *("PAD", "BOI1", "BOI2", "BOI3", "EOI1", "EOI2", "EOI3", "ROI1", "ROI2", "ROI3"),
+    *("SEP", "MASK", "CLS", "ENC", "TINY", "SMALL", "BASE", "BIG"),
+    *(f"POS{i}" for i in range(9)),
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids: image codes, then text pieces, then the 27 commands, padded to a multiple of 128.
+
+    codes and text are capacities: a text tokenizer with fewer pieces leaves ids unused. The padding does not depend
+    on the mesh, so a checkpoint has the same shapes on any number of devices (PAPER: 8192 + 50000 + 27 -> 58240).
+    """
+
+    codes: int = 8192
+    text: int = 50_000
+
+    def __post_init__(self):
+        if self.codes < 1 or self.text < 1:
+            raise InputError(
+                f"vocabulary of {self.codes} codes and {self.text} pieces: both start at 1"
+            )
+
+    @property
+    def size(self) -> int:
+        """Number of ids, padding included."""
+        return -(-(self.codes + self.text + len(COMMANDS)) // 128) * 128
+
+    @property
+    def text_start(self) -> int:
+        """The id of text piece 0."""
+        return self.codes
+
+    @property
+    def commands_start(self) -> int:
+        """The id of the first command, [PAD]."""
+        return self.codes + self.text
+
+    def command(self, name: str) -> int:
+        """The id of a command, by its name without brackets."""
+        if name not in COMMANDS:
+            raise InputError(f"unknown command token {name!r}; choose from {', '.join(COMMANDS)}")
+        return self.commands_start + COMMANDS.index(name)

@@ -1,0 +1,77 @@
+"""Stage 2: the likelihood of text and image tokens under one transformer."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cogview_jax.models.transformer import Transformer
+from cogview_jax.tokenizers.layout import Layout
+from cogview_jax.training.objective import Terms
+
+
+class SequenceObjective:
+    """Weighted cross-entropy of the next token, over the rows of a layout.
+
+    Batches hold the fields of `layout.Example`, each [B, T]. text_weight: what a text token weighs, an image token being 1
+    (the paper's pretraining has 1, its tutorial model 5).
+    """
+
+    def __init__(self, model: Transformer, layout: Layout, text_weight: float = 1.0):
+        self.model = model
+        self.layout = layout
+        self.text_weight = text_weight
+        self.tokens_per_row = layout.length - 1
+        self.flops_per_row = training_flops(model, self.tokens_per_row)
+
+    def init(self, key: jax.Array) -> tuple[dict, tuple]:
+        """Boxed parameters; no extras."""
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return self.model.init(key, tokens, tokens)["params"], ()
+
+    def weight(self, batch: dict[str, jax.Array]) -> jax.Array:
+        """The sum of the tokens' weights."""
+        return jnp.sum(self._weights(batch))
+
+    def terms(
+        self, params: dict, extras: tuple, batch: dict[str, jax.Array], key: jax.Array
+    ) -> Terms:
+        """Sums of cross-entropies: weighted, and of text and image apart."""
+        # The rows of a part tell it from the other parts of the batch: each has dropout of its own.
+        rngs = (
+            {"dropout": jax.random.fold_in(key, batch["row"][0])}
+            if self.model.config.dropout
+            else {}
+        )
+        hidden = self.model.apply(
+            {"params": params}, batch["tokens"], batch["positions"], rngs=rngs
+        )
+        logits = self.model.apply({"params": params}, hidden, method=self.model.logits)
+        entropies = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        text, image = batch["text_weights"], batch["image_weights"]
+        return Terms(
+            jnp.sum(entropies * self._weights(batch)),
+            {
+                "text_loss": (jnp.sum(entropies * text), jnp.sum(text)),
+                "image_loss": (jnp.sum(entropies * image), jnp.sum(image)),
+            },
+            (),
+        )
+
+    def finish(self, extras: tuple, carry: tuple, key: jax.Array) -> tuple[tuple, dict]:
+        """Nothing but parameters changes."""
+        return extras, {}
+
+    def _weights(self, batch: dict[str, jax.Array]) -> jax.Array:
+        return self.text_weight * batch["text_weights"] + batch["image_weights"]
+
+
+def training_flops(model: Transformer, tokens: int) -> float:
+    """Floating-point operations of a forward and backward pass over one row of `tokens`.
+
+    6 a matrix parameter and token (the tied head included, recomputation not), and 12 layers x width x tokens^2 for the two
+    products of attention, counted without regard to causality (Chowdhery et al. 2022, appendix B).
+    """
+    config = model.config
+    matrices = config.layers * (4 + 2 * config.mlp_ratio) * config.width**2
+    matrices += model.vocabulary * config.width
+    return 6.0 * matrices * tokens + 12.0 * config.layers * config.width * tokens**2

@@ -1,0 +1,63 @@
+"""The transformer of `make demo`: captions of shapes to 8 x 8 codes, minutes on two cores.
+
+python -m cogview_jax.train --config configs/demo_codec.py --workdir runs/demo/codec
+python -m cogview_jax.prepare --config configs/demo.py --workdir runs/demo
+python -m cogview_jax.train --config configs/demo.py --workdir runs/demo
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.stage = "transformer"
+    config.seed = 0
+    config.precision = "float32"
+    config.init_from = ""
+
+    config.train = ConfigDict()
+    config.train.steps = 1200
+    config.train.global_batch = 64
+    config.train.accumulate = 1
+    config.train.log_every = 20
+    config.train.checkpoint_every = 100
+    config.train.sample_every = 400
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+    config.optimizer = ConfigDict()
+    config.optimizer.lr = 3e-3
+    config.optimizer.weight_decay = 1e-2
+    config.optimizer.warmup = 0.05
+    config.optimizer.floor = 0.1
+
+    config.vocabulary = ConfigDict({"codes": 512, "text": 512})
+    config.layout = ConfigDict({"task": "text_to_image", "text_length": 16, "grid": 8})
+    config.text_weight = 1.0
+
+    config.model = ConfigDict()
+    config.model.layers = 4
+    config.model.width = 128
+    config.model.heads = 4
+    config.model.dropout = 0.0
+    config.model.embedding_gradient = 1.0
+    config.model.remat = "none"
+    config.model.unroll = 4
+
+    config.data = ConfigDict()
+    config.data.store = ""
+    config.data.image_tokenizer = "runs/demo/codec/bundle"
+    config.data.text_tokenizer = ""
+    config.data.text = ConfigDict()
+    config.data.text.pieces = 512
+    config.data.text.algorithm = "bpe"
+    config.data.text.character_coverage = 1.0
+    config.data.text_records = 4000
+    config.data.shard_size = 2000
+    config.data.source = ConfigDict()
+    config.data.source.kind = "shapes"
+    config.data.source.path = "runs/demo/data"
+    config.data.source.split = "train"
+    config.data.source.size = 32
+    config.data.source.train_count = 20_000
+    return config

@@ -1,0 +1,34 @@
+"""Eight fake CPU devices, a compilation cache, and the reference material beside the repository."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# In the environment, so that the programs a test starts share the cache and stay on the CPU too.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax  # noqa: E402  (it reads the environment above)
+
+# Only here, and not in the environment: the doors that tests start see one device, as users do.
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference material beside the repository (`COGVIEW_FIXTURES` may say where it is)."""
+    folder = Path(os.environ.get("COGVIEW_FIXTURES", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference material at {folder}; COGVIEW_FIXTURES may name another folder")
+    return folder

@@ -1,0 +1,123 @@
+"""Settings become dataclasses, and every mistake is named."""
+
+import dataclasses
+from typing import Any, Literal
+
+import ml_collections
+import pytest
+
+from cogview_jax.runtime.config import build, closest
+from cogview_jax.runtime.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    lr: float
+    kind: Literal["adam", "lion"] = "adam"
+
+    def __post_init__(self):
+        if self.lr < 0:
+            raise InputError(f"lr = {self.lr}: expected 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    optimizer: Optimizer
+    steps: int = 10
+    name: str = "run"
+    remat: bool = False
+    betas: tuple[float, float] = (0.9, 0.95)
+    channels: tuple[int, ...] = (64,)
+    labels: list[str] = dataclasses.field(default_factory=list)
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    init_from: str | None = None
+    shape: int | tuple[int, ...] = 1
+    extra: Any = None
+    second: Optimizer | None = None
+
+
+def test_everything_together():
+    built = build(
+        Settings,
+        {
+            "optimizer": {"lr": 1, "kind": "lion"},
+            "steps": 3,
+            "betas": [0, 0.5],
+            "channels": [1, 2, 3],
+            "labels": ("a", "b"),
+            "weights": {"x": 2},
+            "init_from": "bundle",
+            "shape": [4, 5],
+            "extra": {"any": "thing"},
+            "second": {"lr": 0.5},
+        },
+    )
+    assert built == Settings(
+        optimizer=Optimizer(1.0, "lion"),
+        steps=3,
+        betas=(0.0, 0.5),
+        channels=(1, 2, 3),
+        labels=["a", "b"],
+        weights={"x": 2.0},
+        init_from="bundle",
+        shape=(4, 5),
+        extra={"any": "thing"},
+        second=Optimizer(0.5),
+    )
+    assert type(built.optimizer.lr) is float
+    hash(built.optimizer)
+
+
+def test_config_dict_with_references():
+    config = ml_collections.ConfigDict({"optimizer": {"lr": 0.1}, "steps": 7})
+    config.second = ml_collections.ConfigDict({"lr": config.optimizer.get_ref("lr")})
+    config.optimizer.lr = 0.2
+    built = build(Settings, config)
+    assert built.second == Optimizer(0.2)
+    assert built.steps == 7
+
+
+def test_a_dataclass_is_taken_as_it_is():
+    optimizer = Optimizer(0.1)
+    assert build(Settings, {"optimizer": optimizer}).optimizer is optimizer
+    assert build(Optimizer, optimizer) is optimizer
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stepz": 1}, "config.stepz: no such setting; did you mean steps?"),
+        ({"optimizer": {"lr": 1.0, "moment": 2}}, "config.optimizer.moment: .*choices: kind, lr"),
+        ({"optimizer": {}}, "config.optimizer lacks lr"),
+        ({"optimizer": 3}, "config.optimizer = 3: expected a section with lr, kind"),
+        ({"optimizer": {"lr": -1.0}}, "config.optimizer: lr = -1.0: expected 0 or more"),
+        ({"optimizer": {"lr": True}}, "config.optimizer.lr = True: expected a number, got a bool"),
+        ({"optimizer": {"lr": 1, "kind": "sgd"}}, "kind = 'sgd': choices are 'adam', 'lion'"),
+        ({"steps": 2.0}, "config.steps = 2.0: expected a whole number, got a float"),
+        ({"steps": True}, "config.steps = True: expected a whole number"),
+        ({"steps": None}, "config.steps = None: expected a whole number, got None"),
+        ({"remat": 1}, "config.remat = 1: expected True or False, got an int"),
+        ({"name": 4}, "config.name = 4: expected a text"),
+        ({"betas": [0.1]}, r"config.betas = \[0.1\]: expected 2 values"),
+        ({"channels": [1, "2"]}, r"config.channels\[1\] = '2': expected a whole number"),
+        ({"channels": 4}, "config.channels = 4: expected a list of values, got an int"),
+        ({"weights": {"x": "y"}}, "config.weights.x = 'y': expected a number"),
+        ({"init_from": 3}, "config.init_from = 3: expected a text"),
+        ({"shape": "a"}, "config.shape = 'a': expected a whole number or a list of values"),
+        ({"steps": {"a": 1}}, "config.steps = .* got a section"),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        build(Settings, {"optimizer": {"lr": 0.1}} | change)
+    assert "\n" not in str(caught.value)
+
+
+def test_where_names_the_place():
+    with pytest.raises(InputError, match=r"^model.lr = 'a'"):
+        build(Optimizer, {"lr": "a"}, where="model")
+
+
+def test_closest():
+    assert closest("trian", ["train", "model", "data"]) == "did you mean train?"
+    assert closest("zzz", ["model", "data"]) == "choices: data, model"

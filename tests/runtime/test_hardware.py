@@ -1,0 +1,64 @@
+"""Peaks are found for the names that devices give themselves, and measured where they are not."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cogview_jax.runtime.hardware import (
+    known,
+    measured_bandwidth,
+    measured_matmul_peak,
+    memory_bandwidth,
+    peak_flops,
+)
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "bfloat16", "bandwidth"),
+    [
+        ("Tesla V100-SXM2-16GB", 15.7, 0.9),
+        ("NVIDIA A100-SXM4-40GB", 312, 1.555),
+        ("NVIDIA A100-SXM4-80GB", 312, 2.039),
+        ("NVIDIA A100 80GB PCIe", 312, 1.935),
+        ("NVIDIA H100 80GB HBM3", 989, 3.35),
+        ("NVIDIA H100 PCIe", 756, 2.0),
+        ("NVIDIA H200", 989, 4.8),
+        ("NVIDIA B200", 2250, 8.0),
+        ("TPU v3", 61.5, 0.45),
+        ("TPU v4", 275, 1.2),
+        ("TPU v5 lite", 197, 0.819),
+        ("TPU v5", 459, 2.765),
+        ("TPU v5p", 459, 2.765),
+        ("TPU v6 lite", 918, 1.64),
+    ],
+)
+def test_names_that_devices_give_themselves(device_kind, bfloat16, bandwidth):
+    row = known(device_kind)
+    assert (row.bfloat16, row.bandwidth) == (bfloat16, bandwidth)
+
+
+@pytest.mark.parametrize("device_kind", ["cpu", "NVIDIA GeForce RTX 4090", "NVIDIA GH200 480GB"])
+def test_unknown_devices_are_not_guessed(device_kind):
+    assert known(device_kind) is None
+
+
+def test_measured_peak_is_near_what_numpy_reaches():
+    a = np.ones((1024, 1024), np.float32)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    ratio = measured_matmul_peak(jnp.dtype("float32")) / (2 * 1024**3 / min(times))
+    assert 0.1 < ratio < 10  # a busy machine; a wrong unit or a missing synchronisation is 1000
+
+
+def test_cpu_devices_share_one_machine():
+    devices = jax.devices()
+    assert len(devices) == 8
+    assert peak_flops(devices[0], jnp.float32) == measured_matmul_peak(jnp.dtype("float32")) / 8
+    assert memory_bandwidth(devices[0]) == measured_bandwidth() / 8
+    assert 1e9 < measured_bandwidth() < 1e13

@@ -1,0 +1,68 @@
+"""The record of a resumed run is the record of the unbroken one."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+
+from cogview_jax.runtime.metrics import MetricsWriter
+
+
+def lines(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(directory):
+    """Every event in the folder, read from the TFRecord framing."""
+    found = []
+    for path in sorted(directory.glob("events.*")):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            payload = data[12 : 12 + size]
+            assert int.from_bytes(data[12 + size : 16 + size], "little") == masked_crc32c(payload)
+            found.append(Event.FromString(payload))
+            data = data[16 + size :]
+    return found
+
+
+def test_lines_are_there_at_once_and_are_json(tmp_path):
+    writer = MetricsWriter(tmp_path / "metrics")
+    values = {"loss": jnp.float32(1.5), "lr": np.float64(1e-4), "skipped": 2, "mfu": float("nan")}
+    writer.scalars(np.int64(10), values | {"grad_norm": jnp.inf})
+    expected = {"step": 10, "loss": 1.5, "lr": 1e-4, "skipped": 2, "mfu": None, "grad_norm": None}
+    assert lines(tmp_path / "metrics") == [expected]
+    writer.close()
+
+
+def test_resumed_equals_unbroken(tmp_path):
+    def run(directory, steps):
+        with MetricsWriter(directory) as writer:
+            for step in steps:
+                writer.scalars(step, {"loss": 1 / step})
+
+    run(tmp_path / "whole", range(10, 70, 10))
+    run(tmp_path / "broken", range(10, 50, 10))
+    with (tmp_path / "broken" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50, "lo')  # killed here; the last checkpoint was at 25
+    run(tmp_path / "broken", range(30, 70, 10))
+    whole = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "broken" / "metrics.jsonl").read_bytes() == whole
+    assert not list((tmp_path / "broken").glob(".tmp*"))
+    starts = [e.step for e in events(tmp_path / "broken") if e.HasField("session_log")]
+    assert starts[-1] == 30
+
+
+def test_events_hold_scalars_and_pictures(tmp_path):
+    picture = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    with MetricsWriter(tmp_path) as writer:
+        writer.scalars(3, {"loss": 0.25})
+        writer.images(3, "samples", picture)
+    values = {v.tag: (e.step, v) for e in events(tmp_path) for v in e.summary.value}
+    assert values["loss"][0] == 3
+    assert values["loss"][1].simple_value == 0.25
+    image = values["samples"][1].image
+    assert (image.height, image.width) == (4, 5)
+    assert image.encoded_image_string.startswith(b"\x89PNG")

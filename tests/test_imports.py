@@ -1,0 +1,138 @@
+"""The way of a datum: a package imports only packages above it; libraries stay in their rooms."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WAY = (
+    *("runtime", "data", "tokenizers", "models", "training"),
+    *("sampling", "evaluation", "checkpoints", "pipeline"),
+)
+DOORS = ("train", "prepare", "sample", "evaluate", "convert", "export", "serve")
+
+# Libraries that a GPU image may lack, or that should be easy to replace, and the rooms they have.
+ROOMS = {
+    "tensorflow": (),
+    "torch": (),
+    "tensorflow_datasets": ("data/",),
+    "array_record": ("data/",),
+    "grain": ("data/",),
+    "ml_collections": ("runtime/config_flag.py",),
+    "orbax": ("checkpoints/",),
+    "flax.linen": ("models/", "tokenizers/", "runtime/sharding.py"),
+    "tensorboardX": ("runtime/metrics.py",),
+}
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("cogview_jax/**/*.py"))
+DOOR_FILES = [f"cogview_jax/{door}.py" for door in DOORS if f"cogview_jax/{door}.py" in FILES]
+
+
+def imports(source):
+    """The dotted names that a source text imports, anywhere in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{a.name}" for a in node.names)
+
+
+def complaint(file, name):
+    """What is wrong with `file` (cogview_jax/...) importing the dotted `name`; None if nothing."""
+    place = file.removeprefix("cogview_jax/")
+    here = place.split("/")[0].removesuffix(".py")
+    if name.startswith("."):
+        return "is relative"
+    for library, rooms in ROOMS.items():
+        if f"{name}.".startswith(f"{library}.") and not place.startswith(rooms):
+            return f"is allowed only in {', '.join(rooms) or 'no file'}"
+    if not name.startswith("cogview_jax."):
+        if here in DOORS and name.split(".")[0] not in {*sys.stdlib_module_names, "absl"}:
+            return "is work: a door only composes"
+        return None
+    target = name.split(".")[1]
+    if target in DOORS:
+        return "is a door"
+    if target not in WAY:
+        return "is not on the way"
+    if here == "__init__":
+        return None if target == "pipeline" else "is not the public face"
+    if here not in DOORS and WAY.index(target) > WAY.index(here):
+        return "lies below"
+    return None
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_follow_the_way(file):
+    found = [(name, complaint(file, name)) for name in imports((ROOT / file).read_text())]
+    assert [pair for pair in found if pair[1]] == []
+
+
+@pytest.mark.parametrize("file", DOOR_FILES)
+def test_doors_hold_no_logic(file):
+    tree = ast.parse((ROOT / file).read_text())
+    logic = (ast.ClassDef, ast.While, ast.Try, ast.Lambda)
+    assert [node.lineno for node in ast.walk(tree) if isinstance(node, logic)] == []
+
+
+def test_tensorflow_is_nowhere_beside_the_package():
+    files = [
+        *ROOT.glob("configs/**/*.py"),
+        *ROOT.glob("bench/**/*.py"),
+        *ROOT.glob("tests/**/*.py"),
+    ]
+    found = {name.split(".")[0] for file in files for name in imports(file.read_text())}
+    assert not found & {"tensorflow", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "allowed"),
+    [
+        ("cogview_jax/models/block.py", "cogview_jax.runtime.sharding.constrain", True),
+        ("cogview_jax/models/block.py", "cogview_jax.models.attention", True),
+        ("cogview_jax/models/block.py", "cogview_jax.training.state", False),
+        ("cogview_jax/models/block.py", "cogview_jax.sample", False),
+        ("cogview_jax/models/block.py", "cogview_jax.utils", False),
+        ("cogview_jax/models/block.py", ".attention", False),
+        ("cogview_jax/models/block.py", "flax.linen", True),
+        ("cogview_jax/training/state.py", "flax.linen", False),
+        ("cogview_jax/training/state.py", "flax.struct", True),
+        ("cogview_jax/data/tfds.py", "tensorflow_datasets.core", True),
+        ("cogview_jax/data/tfds.py", "tensorflow.io", False),
+        ("cogview_jax/sampling/grid.py", "grain", False),
+        ("cogview_jax/train.py", "cogview_jax.pipeline.CogView", True),
+        ("cogview_jax/train.py", "absl.flags", True),
+        ("cogview_jax/train.py", "json", True),
+        ("cogview_jax/train.py", "jax", False),
+        ("cogview_jax/train.py", "cogview_jax.sample", False),
+        ("cogview_jax/__init__.py", "cogview_jax.pipeline.load", True),
+        ("cogview_jax/__init__.py", "cogview_jax.models.stack", False),
+    ],
+)
+def test_the_rule_itself(file, name, allowed):
+    assert (complaint(file, name) is None) == allowed
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = "import a.b\ndef f():\n    from c import d, e\n    from . import g\n"
+    assert set(imports(source)) == {"a.b", "c.d", "c.e", "..g"}
+
+
+ABSENT = "import sys; sys.modules.update(dict.fromkeys({names}))\n"
+
+
+def run(code):
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
+def test_python_face_needs_no_data_libraries():
+    names = ["tensorflow", "tensorflow_datasets", "grain", "array_record", "ml_collections"]
+    run(ABSENT.format(names=names) + "import cogview_jax; cogview_jax.load")
+
+
+def test_doors_open_without_jax():
+    modules = [file.removesuffix(".py").replace("/", ".") for file in DOOR_FILES]
+    imported = "".join(f"import {module}\n" for module in modules)
+    run(ABSENT.format(names=["jax", "tensorflow"]) + imported)
