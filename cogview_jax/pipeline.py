@@ -68,6 +68,7 @@ class CogView:
         Raises:
             InputError: no prompt, no image, or a prompt longer than the text region.
         """
+        self._need("transformer", "text", "codec")
         codes = self.generate_codes(
             prompts,
             num_images,
@@ -164,10 +165,12 @@ class CogView:
         """int32 tokens [b, t] at positions 0..t-1 -> float32 [b, t, vocabulary]."""
         self._need("transformer")
         tokens = np.asarray(tokens)
-        if tokens.ndim != 2 or not 0 < tokens.shape[1] <= self.layout.length:
+        longest = self.layout.length
+        fits = tokens.ndim == 2 and 0 < tokens.shape[1] <= longest
+        if not fits or tokens.dtype.kind not in "iu":
             raise InputError(
-                f"logits got tokens of shape {tokens.shape}, expected [b, t] with t from 1 to"
-                f" {self.layout.length}"
+                f"logits got {tokens.dtype} {tokens.shape}, expected integers [b, t] with t from 1"
+                f" to {longest}"
             )
         vocabulary = self.layout.vocabulary.size
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary:
@@ -217,14 +220,15 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> Cog
     Args:
         path: the bundle's folder.
         dtype: of the transformer's and codec's arithmetic, and of the transformer's weights.
-        mesh: splits the transformer over these devices (`runtime.mesh.make_mesh`).
+        mesh: splits the parameters over these devices (`runtime.mesh.make_mesh`); use the model
+            under `jax.set_mesh(mesh)`.
 
     Raises:
         InputError: there is no bundle, or its parts do not belong together or are damaged.
     """
     bundle = Bundle(path)
     return CogView(
-        codec=bundle.codec() if "codec" in bundle.parts else None,
+        codec=bundle.codec(mesh) if "codec" in bundle.parts else None,
         text=bundle.text() if "text" in bundle.parts else None,
         transformer=bundle.transformer(mesh, dtype) if "transformer" in bundle.parts else None,
         dtype=dtype,

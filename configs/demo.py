@@ -21,15 +21,19 @@ def get_config() -> ConfigDict:
     config.train.accumulate = 1
     config.train.log_every = 20
     config.train.checkpoint_every = 100
+    config.train.keep = 2
     config.train.sample_every = 400
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
     config.optimizer = ConfigDict()
     config.optimizer.lr = 3e-3
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.95
     config.optimizer.weight_decay = 1e-2
     config.optimizer.warmup = 0.05
     config.optimizer.floor = 0.1
+    config.optimizer.clip = 1.0
 
     config.vocabulary = ConfigDict({"codes": 512, "text": 512})
     config.layout = ConfigDict({"task": "text_to_image", "text_length": 16, "grid": 8})
@@ -39,8 +43,16 @@ def get_config() -> ConfigDict:
     config.model.layers = 4
     config.model.width = 128
     config.model.heads = 4
+    config.model.mlp_ratio = 4
     config.model.dropout = 0.0
+    config.model.sandwich_ln = True
+    config.model.pb_relax_norm = True
+    config.model.pb_relax_attention = True
+    config.model.alpha = 32.0
     config.model.embedding_gradient = 1.0
+    config.model.epsilon = 1e-5
+    config.model.init_deviation = 0.09
+    config.model.sandwich_scale = 0.2
     config.model.remat = "none"
     config.model.unroll = 4
 
@@ -53,11 +65,14 @@ def get_config() -> ConfigDict:
     config.data.text.algorithm = "bpe"
     config.data.text.character_coverage = 1.0
     config.data.text_records = 4000
+    config.data.encode_batch = 64
     config.data.shard_size = 2000
+    config.data.max_skipped = 0.05
     config.data.source = ConfigDict()
     config.data.source.kind = "shapes"
     config.data.source.path = "runs/demo/data"
     config.data.source.split = "train"
     config.data.source.size = 32
     config.data.source.train_count = 20_000
+    config.data.source.seed = 0
     return config

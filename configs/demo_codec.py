@@ -1,4 +1,4 @@
-"""The image tokenizer of `make demo`: 32-pixel drawings as 8 x 8 codes of 512, minutes on two cores.
+"""The image tokenizer of `make demo`: 32-pixel drawings as 8 x 8 codes, minutes on two cores.
 
 python -m cogview_jax.train --config configs/demo_codec.py --workdir runs/demo/codec
 """
@@ -14,21 +14,24 @@ def get_config() -> ConfigDict:
     config.init_from = ""
 
     config.train = ConfigDict()
-    config.train.steps = 1500
+    config.train.steps = 1000
     config.train.global_batch = 32
     config.train.accumulate = 1
     config.train.log_every = 25
     config.train.checkpoint_every = 250
+    config.train.keep = 2
     config.train.sample_every = 500
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
     config.optimizer = ConfigDict()
     config.optimizer.lr = 2e-3
+    config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.99
     config.optimizer.weight_decay = 0.0
     config.optimizer.warmup = 0.03
     config.optimizer.floor = 0.1
+    config.optimizer.clip = 1.0
 
     config.model = ConfigDict()
     config.model.image_size = 32
@@ -41,6 +44,8 @@ def get_config() -> ConfigDict:
     config.model.mean = (0.5, 0.5, 0.5)
     config.model.deviation = (0.5, 0.5, 0.5)
 
+    config.loss = ConfigDict({"commitment": 0.25, "decay": 0.99, "revive_below": 0.03})
+
     config.data = ConfigDict()
     config.data.source = ConfigDict()
     config.data.source.kind = "shapes"
@@ -48,5 +53,9 @@ def get_config() -> ConfigDict:
     config.data.source.split = "train"
     config.data.source.size = 32
     config.data.source.train_count = 20_000
+    config.data.source.seed = 0
     config.data.source.require_captions = False
+    config.data.smallest_crop = 1.0
+    config.data.flip = False
+    config.data.max_skipped = 0.05
     return config

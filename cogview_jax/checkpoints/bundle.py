@@ -25,7 +25,7 @@ from cogview_jax.runtime.files import sha256_file, sha256_tree, write_json
 from cogview_jax.runtime.sharding import sharded_shapes
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
 from cogview_jax.tokenizers.layout import Layout, LayoutConfig, make_layout
-from cogview_jax.tokenizers.quantiser import Codebook
+from cogview_jax.tokenizers.quantiser import Codebook, initial_codebook
 from cogview_jax.tokenizers.text import TextTokenizer
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
@@ -53,7 +53,7 @@ class TransformerPart:
 
 
 class Bundle:
-    """A bundle on disk. Parts are read, and checked against their hashes, when they are asked for."""
+    """A bundle on disk. Parts are read, and checked against their hashes, when asked for."""
 
     def __init__(self, path: Path | str):
         """Opens the bundle at `path`.
@@ -88,17 +88,16 @@ class Bundle:
         """The text tokenizer."""
         return TextTokenizer.load(self._verified("text"))
 
-    def codec(self) -> CodecPart:
-        """The image tokenizer, its parameters on one device."""
+    def codec(self, mesh: jax.sharding.Mesh | None = None) -> CodecPart:
+        """The image tokenizer: on one device, or split over `mesh`."""
         path = self._verified("codec")
         config = build(CodecConfig, self.parts["codec"]["config"], f"{self.path} codec")
         pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), "float32")
         boxed = jax.eval_shape(Codec(config).init, jax.random.key(0), pixels)["params"]
         size, width = config.codebook, config.code_width
-        codebook = Codebook(
-            *(jax.ShapeDtypeStruct(s, "float32") for s in ((size, width), (size,), (size, width)))
-        )
-        saved = _restore(path, {"params": sharded_shapes(boxed), "codebook": codebook._asdict()})
+        codebook = jax.eval_shape(lambda: initial_codebook(jax.random.key(0), size, width))
+        tree = {"params": boxed, "codebook": codebook._asdict()}
+        saved = _restore(path, sharded_shapes(tree, mesh))
         return CodecPart(config, saved["params"], Codebook(**saved["codebook"]))
 
     def transformer(self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None):

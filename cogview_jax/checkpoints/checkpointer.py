@@ -43,7 +43,7 @@ class Checkpointer:
         self._manager.save(step, args=ocp.args.Composite(**items, meta=meta))
 
     def restore(self, shapes: TrainState) -> TrainState | None:
-        """The newest state, with the shapes, types and shardings of `shapes`; None if there is none.
+        """The newest state, with the shapes, types and shardings of `shapes`; None where none is.
 
         Raises:
             InputError: the checkpoint is of another model, or cannot be read.

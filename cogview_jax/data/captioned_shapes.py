@@ -1,8 +1,8 @@
 """The data set `captioned_shapes`: drawings of `data.shapes`, prepared once and read through TFDS.
 
-Each record holds the encoded picture, both captions and the number of the drawing. Record i of a split is
-`shapes.drawing(seed, split, i, size)`, so the data are the same wherever they are prepared. No TensorFlow: pictures are
-yielded as PNG bytes and records lie in ArrayRecord files.
+Each record holds the encoded picture, both captions and the number of the drawing. Record i of a
+split is `shapes.drawing(seed, split, i, size)`, so the data are the same wherever they are
+prepared. No TensorFlow: pictures are yielded as PNG bytes and records lie in ArrayRecord files.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from cogview_jax.runtime.progress import Progress
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the data depend on: the side of a picture in pixels, the drawings of each split, the seed."""
+    """What the data depend on: the side of a picture, the drawings of each split, the seed."""
 
     size: int
     train_count: int
@@ -35,7 +35,6 @@ class Settings:
     seed: int
 
     def __post_init__(self):
-        """Raises InputError unless the sizes are at least 16 pixels and one drawing, and the seed at least 0."""
         least = {"size": 16, "train_count": 1, "held_out_count": 1, "seed": 0}
         for field, low in least.items():
             if getattr(self, field) < low:
@@ -53,8 +52,7 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
     """The TFDS builder of one setting, as DATA_DIR/captioned_shapes/NAME/1.0.0."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded. TFDS would look for checksums with importlib_resources, which it does not require.
-    url_infos = None
+    url_infos = None  # nothing is downloaded, so TFDS need not look for checksums
 
     def __init__(self, *, settings: Settings, data_dir: str | os.PathLike):
         """Names the data set under `data_dir`; nothing is drawn yet."""
@@ -113,9 +111,10 @@ def prepare(
 ) -> Path:
     """Draws the data set, unless that was done before, and returns its folder.
 
-    Read it with `tfds.builder_from_directory(folder).as_data_source("train")`; the splits are `train` and `held_out`,
-    captions come back as UTF-8 bytes. The folder appears whole or not at all; what a killed run left is removed. One
-    process at a time: on many hosts with one file system, process 0 prepares and the others wait.
+    Read it with `tfds.builder_from_directory(folder).as_data_source("train")`; the splits are
+    `train` and `held_out`, captions come back as UTF-8 bytes. The folder appears whole or not at
+    all; what a killed run left is removed. One process at a time: on many hosts with one file
+    system, process 0 prepares and the others wait.
 
     Raises:
       InputError: a size, a count or the seed is too small.
@@ -129,14 +128,14 @@ def prepare(
         if not builder.is_prepared():
             for leftover in folder.parent.glob("incomplete.*"):
                 shutil.rmtree(leftover)
-            # TFDS makes a folder for downloads even where nothing is downloaded: not among the data.
+            # TFDS makes a folder for downloads even where there are none: not among the data.
             builder.download_and_prepare(download_dir=downloads)
     return folder
 
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Keeps TFDS from printing: its announcements, its bars, its warning that a config is our own."""
+    """Keeps TFDS from printing announcements, bars, and a warning that a config is our own."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()

@@ -1,8 +1,9 @@
 """Captioned shapes: drawings of a few coloured shapes whose caption fixes the picture.
 
-A scene is sampled, said in English or Chinese, and drawn at any size. Because a caption can be read back into its
-scene, "does the picture match the text" is a number (see `evaluation.shapes_judge`). Eight colour-shape pairs are held
-out: each colour and each shape is seen in training, those pairs never, so they measure composition.
+A scene is sampled, said in English or Chinese, and drawn at any size. Because a caption can be read
+back into its scene, "does the picture match the text" is a number (see `evaluation.shapes_judge`).
+Eight colour-shape pairs are held out: each colour and each shape is seen in training, those pairs
+never, so they measure composition.
 
 Lengths are shares of the picture, x to the right and y downwards; colours are RGB in 0..255.
 """
@@ -13,6 +14,7 @@ import re
 
 import numpy as np
 
+from cogview_jax.data.shapes_outlines import coverage
 from cogview_jax.runtime.errors import InputError
 
 # name: (Chinese, RGB)
@@ -72,8 +74,8 @@ Thing = tuple[str, str]  # (colour, shape)
 class Scene:
     """What a caption says.
 
-    `things` holds one (colour, shape) for the kinds "one" and "many", and for "two" the first and the second named.
-    Attributes that a kind does not have are None.
+    `things` holds one (colour, shape) for the kinds "one" and "many", and for "two" the first and
+    the second named. Attributes that a kind does not have are None.
     """
 
     kind: str
@@ -105,7 +107,7 @@ class Scene:
 
 
 def is_held_out(colour: str, shape: str) -> bool:
-    """Whether a colour-shape pair is never drawn for training: 8 of the 64, one per colour and per shape."""
+    """Whether a pair is never drawn for training: 8 of the 64, one for each colour and shape."""
     return (3 * list(COLOURS).index(colour) + 5 * list(SHAPES).index(shape)) % 8 == 0
 
 
@@ -158,7 +160,7 @@ def caption(scene: Scene, language: str) -> str:
 
 @functools.cache
 def _grammar() -> tuple[tuple[str, re.Pattern], ...]:
-    """(kind, pattern) of every form of caption; a named group's match is a word of one of the tables."""
+    """(kind, pattern) of each form of caption; a named group matches words of one table."""
 
     def words(group, choices):
         return f"(?P<{group}>{'|'.join(choices)})"
@@ -220,17 +222,18 @@ def parse_caption(text: str) -> Scene:
             things.append((said.pop("colour1"), said.pop("shape1")))
         return Scene(kind, tuple(things), **said)
     raise InputError(
-        f"caption {text!r}: expected one like 'a large red square in the center on a white background', "
-        "'two red squares on a white background', 'a red square left of a blue ring on a gray background', "
-        "or its Chinese form"
+        f"caption {text!r}: expected one like"
+        " 'a large red square in the center on a white background',"
+        " 'two red squares on a white background',"
+        " 'a red square left of a blue ring on a gray background', or its Chinese form"
     )
 
 
 def draw(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     """Draws a scene, antialiased and jittered: uint8 [size, size, 3].
 
-    Every object's centre is jittered by itself, each colour channel once per (colour, shape) named, and the radius
-    only in the kind "one". The same generator gives the same picture at every size.
+    Every object's centre is jittered by itself, each colour channel once per (colour, shape) named,
+    and the radius only in the kind "one". The same generator gives the same picture at every size.
     """
     picture = np.empty((size, size, 3), np.float32)
     picture[:] = BACKGROUNDS[scene.background][1]
@@ -249,77 +252,13 @@ def draw(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def drawing(seed: int, split: str, index: int, size: int) -> tuple[Scene, np.ndarray]:
-    """Drawing `index` of a split, the same on every machine: its scene and uint8 [size, size, 3]."""
+    """Drawing `index` of a split, always the same: its scene and its picture.
+
+    The picture is uint8 [size, size, 3]. Raises InputError for a split other than those of
+    `SPLITS`.
+    """
     if split not in SPLITS:
         raise InputError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     scene = sample_scene(rng, held_out=split == "held_out")
     return scene, draw(scene, size, rng)
-
-
-_CELLS = 1024  # of an outline's area table, a side
-_REACH = 1.1  # half the table's side, in radii
-
-
-def coverage(shape: str, size: int, x: float, y: float, radius: float) -> np.ndarray:
-    """The share of each pixel that a shape covers: float32 [size, size].
-
-    A pixel's share is a difference of the shape's summed-area table (Crow, 1984) at the pixel's corners: box
-    filtering of a fine mask at any scale and sub-pixel offset, in time that depends on `size` alone.
-    """
-    table = _area_table(shape)
-    edges = np.arange(size + 1) / size
-
-    def at(start):
-        cells = ((edges - start) / radius / _REACH + 1) * (_CELLS / 2)
-        cells = cells.clip(0, _CELLS)
-        low = np.minimum(cells.astype(np.int32), _CELLS - 1)
-        return low, (cells - low).astype(np.float32)
-
-    (row, down), (column, right) = at(y), at(x)
-    rows = table[row] + down[:, None] * (table[row + 1] - table[row])
-    area = rows[:, column] + right * (rows[:, column + 1] - rows[:, column])
-    pixel = (_CELLS / 2 / _REACH / radius / size) ** 2
-    return np.diff(np.diff(area, axis=0), axis=1) / np.float32(pixel)
-
-
-@functools.cache
-def _area_table(shape: str) -> np.ndarray:
-    """[_CELLS + 1, _CELLS + 1] float32: how many cells above and left of each grid point lie inside the outline."""
-    ticks = ((np.arange(_CELLS) + 0.5) / _CELLS * 2 - 1) * _REACH
-    inside = _inside(shape, ticks[None, :], ticks[:, None])
-    table = np.zeros((_CELLS + 1, _CELLS + 1), np.float32)  # counts below 2^24: exact
-    table[1:, 1:] = inside.cumsum(0, dtype=np.int32).cumsum(1)
-    return table
-
-
-def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Whether points lie within a shape of radius 1 around the origin (y downwards); x and y broadcast."""
-    across = np.abs(x)
-    if shape == "circle":
-        return x**2 + y**2 <= 1
-    if shape == "ring":
-        return (x**2 + y**2 <= 1) & (x**2 + y**2 >= 0.55**2)
-    if shape == "square":
-        return np.maximum(across, np.abs(y)) <= 0.85
-    if shape == "diamond":
-        return across / 0.7 + np.abs(y) <= 1
-    if shape == "cross":
-        long, short = np.maximum(across, np.abs(y)), np.minimum(across, np.abs(y))
-        return (long <= 1) & (short <= 0.33)
-    if shape == "triangle":
-        return (y <= 0.75) & (across / 0.95 <= (y + 1) / 1.75)
-    if (
-        shape == "star"
-    ):  # all ten edges folded onto the one from (1, 0) to the inner corner at 36 degrees
-        fold = np.abs((np.arctan2(x, -y) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
-        r = np.hypot(x, y)
-        inner_x, inner_y = 0.42 * np.cos(np.pi / 5), 0.42 * np.sin(np.pi / 5)
-        return (r * np.cos(fold) - 1) * inner_y <= r * np.sin(fold) * (inner_x - 1)
-    # heart: x = sin(t)^3, y = -(13 cos t - 5 cos 2t - 2 cos 3t - cos 4t) / 16, as an upper and a lower curve over x
-    t = np.arcsin(np.cbrt(np.minimum(across, 1)))
-    upper, lower = (
-        (13 * np.cos(a) - 5 * np.cos(2 * a) - 2 * np.cos(3 * a) - np.cos(4 * a)) / 16
-        for a in (t, np.pi - t)
-    )
-    return (across <= 1) & (-upper <= y) & (y <= -lower)

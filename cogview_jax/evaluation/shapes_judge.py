@@ -1,6 +1,7 @@
 """Whether a picture shows what its caption says: the judge of captioned shapes.
 
-Report its shares beside the ceiling: the shares of the image tokenizer's reconstructions of true drawings.
+Report its shares beside the ceiling: the shares of the image tokenizer's reconstructions of true
+drawings.
 """
 
 import dataclasses
@@ -21,9 +22,10 @@ SIZE_TOLERANCE = float(np.log(SIZES["large"][1] / SIZES["small"][1]) / 2)
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Which attributes of a scene a picture shows rightly: each is right if it is so for every object.
+    """Which attributes of a scene a picture shows rightly, each for every object.
 
-    The caption fixes the picture up to jitter, so position and size are judged in every kind of scene.
+    The caption fixes the picture up to jitter, so position and size are judged in every kind of
+    scene.
     """
 
     background: bool
@@ -40,7 +42,7 @@ class Verdict:
 
 
 def judge(picture: np.ndarray, scene: Scene) -> Verdict:
-    """Judges a picture (uint8 [size, size, 3], 32 pixels or more) against the scene of its caption."""
+    """Judges a picture, uint8 [size, size, 3] of 32 pixels or more, by its caption's scene."""
     return compare(read(picture), scene)
 
 
@@ -56,32 +58,41 @@ def shares(verdicts: Iterable[Verdict]) -> dict[str, float]:
 def compare(reading: Reading, scene: Scene) -> Verdict:
     """Compares what a picture shows with what a caption says.
 
-    Objects are paired with the scene's in the way that makes most attributes right; of two equal ways, the one that
-    names them rightly, so that two swapped objects are wrong in position. Where the count is wrong nobody can say which
-    is which: the position is wrong, and colour and shape are right if the picture shows just those of the caption.
+    Objects are paired with the scene's in the way that makes most attributes right; of two equal
+    ways, the one that names them rightly, so that two swapped objects are wrong in position. Where
+    the count is wrong nobody can say which is which: the position is wrong, and colour and shape
+    are right if the picture shows just those of the caption.
     """
-    seen = reading.objects
-    background = reading.background == scene.background
-    size = bool(seen) and all(
-        abs(np.log(one.radius / scene.radius)) < SIZE_TOLERANCE for one in seen
-    )
+    seen, background = reading.objects, reading.background == scene.background
     if len(seen) != len(scene.objects):
+        likeliest = [ways[0] for ways in seen]
         colours, shapes = ({*names} for names in zip(*scene.objects, strict=True))
-        colour = {one.colour for one in seen} == colours
-        shape = {one.shape for one in seen} == shapes
-        return Verdict(background, False, False, size, colour, shape)
-    colour, shape, position = max(
+        return Verdict(
+            background,
+            count=False,
+            position=False,
+            size=bool(seen) and all(_right_size(one, scene) for one in likeliest),
+            colour={one.colour for one in likeliest} == colours,
+            shape={one.shape for one in likeliest} == shapes,
+        )
+    colour, shape, size, position = max(
         (_agreement(order, scene) for order in itertools.permutations(seen)),
         key=lambda right: (sum(right), right),
     )
     return Verdict(background, True, position, size, colour, shape)
 
 
-def _agreement(seen: tuple[Seen, ...], scene: Scene) -> tuple[bool, bool, bool]:
-    """Whether colours, shapes and positions agree with a scene's objects in this order."""
-    colour = shape = position = True
-    for one, named, (x, y) in zip(seen, scene.objects, scene.centres, strict=True):
+def _agreement(seen: tuple[tuple[Seen, ...], ...], scene: Scene) -> tuple[bool, bool, bool, bool]:
+    """Whether colours, shapes, sizes, positions are those of a scene's objects, in this order."""
+    colour = shape = size = position = True
+    for ways, named, (x, y) in zip(seen, scene.objects, scene.centres, strict=True):
+        one = next((way for way in ways if way.shape == named[1]), ways[0])
         colour &= one.colour == named[0]
         shape &= one.shape == named[1]
+        size &= _right_size(one, scene)
         position &= max(abs(one.x - x), abs(one.y - y)) < POSITION_TOLERANCE
-    return colour, shape, position
+    return colour, shape, size, position
+
+
+def _right_size(one: Seen, scene: Scene) -> bool:
+    return abs(np.log(one.radius / scene.radius)) < SIZE_TOLERANCE

@@ -23,8 +23,8 @@ def shapes_report(
     """Shares of pictures that are right, by attribute, for fresh prompts and beside the ceiling.
 
     Prompts alternate between English and Chinese and are drawn from `seed` alone. The ceiling is
-    the judge on reconstructions of true drawings of the same scenes: no picture made of codes can be
-    expected to do better.
+    the judge on reconstructions of true drawings of the same scenes: no picture made of codes can
+    be expected to do better.
 
     Args:
         generate: prompts -> uint8 pictures [n, size, size, 3].

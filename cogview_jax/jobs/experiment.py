@@ -86,9 +86,9 @@ class CodecExperiment:
 class TokenData:
     """Where a transformer's tokens come from, and how `prepare` makes them.
 
-    store: the token store; empty is WORKDIR/tokens. source: the captioned pictures. image_tokenizer:
-    the bundle whose codec reads them. text_tokenizer: a SentencePiece model; empty trains one, as
-    `text` says, on the captions of the first `text_records` records.
+    store: the token store; empty is WORKDIR/tokens. source: the captioned pictures.
+    image_tokenizer: the bundle whose codec reads them. text_tokenizer: a SentencePiece model; empty
+    trains one, as `text` says, on the captions of the first `text_records` records.
     """
 
     source: SourceConfig
@@ -125,7 +125,7 @@ Experiment = CodecExperiment | TransformerExperiment
 
 
 def read_experiment(config: Mapping[str, Any]) -> Experiment:
-    """The experiment a config describes; InputError names a key that is unknown, missing or wrong."""
+    """The experiment a config describes; InputError names an unknown, missing or wrong key."""
     stage = config.get("stage")
     if stage not in STAGES:
         raise InputError(f"config.stage = {stage!r}: choose from {', '.join(STAGES)}")

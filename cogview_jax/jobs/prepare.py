@@ -1,11 +1,11 @@
 """From captioned pictures to a token store, with the tokenizers that made it beside it."""
 
-import itertools
+import contextlib
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, write_bundle
@@ -123,17 +123,13 @@ def _captions(source: Source[Record], records: int) -> list[str]:
     captions: list[str] = []
     count = min(records, len(source))
     with Progress(count, "captions", unit="record") as progress:
-        for i in itertools.islice(range(len(source)), count):
-            try:
+        for i in range(count):
+            with contextlib.suppress(BadRecord):  # counted and listed when it is encoded
                 captions += source[i].captions
-            except BadRecord:
-                pass  # counted and listed when it is encoded
             progress.update()
     return captions
 
 
 def _described(data: TokenData) -> dict:
     """What the tokens depend on, beside the tokenizers: where the records come from."""
-    import dataclasses
-
     return dataclasses.asdict(data.source)

@@ -86,7 +86,9 @@ class TransformerJob:
         """Pictures for the first captions of the store: uint8 [h, w, 3]."""
         tokenizers = self._tokenizers()
         model = CogView(
-            codec=tokenizers.codec(), text=tokenizers.text(), transformer=self._part(state)
+            codec=tokenizers.codec(state.step.sharding.mesh),
+            text=tokenizers.text(),
+            transformer=self._part(state),
         )
         prompts = []
         for i in range(min(DRAWN, len(source))):

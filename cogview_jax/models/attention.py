@@ -1,7 +1,7 @@
 """Multi-head self-attention with the paper's precision relaxation, and its key/value cache.
 
-Legend: B batch, T query positions, S key positions, N heads, H head width, D width. Heads stand before positions
-[B, N, S, H]: one head's keys are contiguous, so decoding streams them from memory.
+Legend: B batch, T query positions, S key positions, N heads, H head width, D width. Heads stand
+before positions [B, N, S, H]: one head's keys are contiguous, so decoding streams them from memory.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,10 @@ from cogview_jax.runtime.sharding import constrain
 
 
 class KeyValues(NamedTuple):
-    """The cache of one layer: keys and values [B, N, S, H]; what lies beyond the written positions is never seen."""
+    """The cache of one layer: keys and values [B, N, S, H].
+
+    What lies beyond the written positions is never seen.
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -34,11 +37,19 @@ class KeyValues(NamedTuple):
 def attention_weights(
     queries: jax.Array, keys: jax.Array, mask: jax.Array, alpha: float
 ) -> jax.Array:
-    """softmax(((Q / (alpha sqrt H)) K^T - max) x alpha), float32 [B, N, T, S] (CogView, equation 4).
+    """softmax(((Q / (alpha sqrt H)) K^T - max) x alpha) (CogView, equation 4).
 
-    queries [B, N, T, H], keys [B, N, S, H], mask bool, True where a query sees a key, broadcast to [B, N, T, S]. The scale is
-    applied before the product, so that no product is large; the maximum is each row's own. With alpha 1 it is plain softmax
-    attention. A row that sees nothing gets uniform weights.
+    The scale is applied before the product, so that no product is large; the maximum is each row's
+    own. With alpha 1 it is plain softmax attention.
+
+    Args:
+        queries: [B, N, T, H].
+        keys: [B, N, S, H].
+        mask: bool, True where a query sees a key, broadcast to [B, N, T, S].
+        alpha: how much smaller the products are than those of plain attention.
+
+    Returns:
+        float32 [B, N, T, S]; uniform for a query that sees nothing.
     """
     queries = queries / jnp.asarray(alpha * queries.shape[-1] ** 0.5, queries.dtype)
     scores = jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=jnp.float32)
@@ -69,10 +80,10 @@ class Attention(nn.Module):
         cache: KeyValues | None = None,
         index: jax.Array | int = 0,
     ) -> tuple[jax.Array, KeyValues]:
-        """Attends from x to itself, or, where a cache is given, to the cache with x written at `index`.
+        """Attends from x to itself, or, given a cache, to the cache with x written at `index`.
 
-        mask: see `attention_weights`; S is T without a cache, else the cache's length. Returns the output and the keys and
-        values attended to.
+        mask: see `attention_weights`; S is T without a cache, else the cache's length. Returns the
+        output and the keys and values attended to.
         """
         width = x.shape[-1]
         projected = Linear(

@@ -1,4 +1,4 @@
-"""One layer of the transformer: attention and MLP, each a residual branch between two LayerNorms."""
+"""One layer of the transformer: attention and MLP, residual branches between two LayerNorms."""
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Each position by itself."""
         width = x.shape[-1]
         up = Linear((self.hidden,), ("embed", "mlp"), self.deviation, self.dtype, name="up")
         down = Linear((width,), ("mlp", "embed"), self.output_deviation, self.dtype, name="down")
@@ -32,8 +33,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + LN(attention(LN(x))), then x + LN(MLP(LN(x))): Sandwich-LN (CogView, section 2.4).
 
-    The LayerNorm on a branch's output bounds what each layer adds to the main branch; without `sandwich_ln` it is left
-    out, which is Pre-LN. Dropout acts on the branch before that norm, where a "dropout" key is given.
+    The LayerNorm on a branch's output bounds what each layer adds to the main branch; without
+    `sandwich_ln` it is left out, which is Pre-LN. Dropout acts on the branch before that norm,
+    where a "dropout" key is given.
     """
 
     config: TransformerConfig
@@ -52,12 +54,12 @@ class Block(nn.Module):
         deviation = config.init_deviation
         output_deviation = deviation / (2 * config.layers) ** 0.5
 
-        def norm(name: str) -> LayerNorm:
-            return LayerNorm(config.pb_relax_norm, config.epsilon, self.dtype, name=name)
+        def norm(name: str, scale: float = 1.0) -> LayerNorm:
+            return LayerNorm(config.pb_relax_norm, config.epsilon, self.dtype, scale, name=name)
 
         def branch_end(y: jax.Array, name: str) -> jax.Array:
             y = nn.Dropout(config.dropout, deterministic=not self.has_rng("dropout"))(y)
-            return norm(name)(y) if config.sandwich_ln else y
+            return norm(name, config.sandwich_scale)(y) if config.sandwich_ln else y
 
         attention = Attention(
             config.heads,

@@ -11,10 +11,15 @@ REMAT = ("none", "full")
 class TransformerConfig:
     """The defaults are the paper's 4-billion-parameter model.
 
-    mlp_ratio: width of the MLP over the model's. embedding_gradient: share of the gradient that reaches the embeddings
-    (1: all). unroll: layers compiled as one body of the scan; all of them saves a small model copies.
-    remat: "full" recomputes each layer in the backward pass instead of keeping its activations.
-    sandwich_ln, pb_relax_norm, pb_relax_attention: the paper's stabilisers, each by itself; alpha belongs to the last.
+    mlp_ratio: width of the MLP over the model's. sandwich_ln, pb_relax_norm, pb_relax_attention:
+    the paper's stabilisers, each by itself; alpha belongs to the last. embedding_gradient: share of
+    the gradient that reaches the word embeddings through the layers (1: all). init_deviation: of
+    the normal that matrices and embeddings start from; 0.02 is about 1 / sqrt(width) at the paper's
+    width, and a narrow model wants more. sandwich_scale: what the scale of the LayerNorm that
+    closes a branch starts from; at 1 (the paper's) a new branch outweighs the embeddings, which a
+    short run has no time to mend. remat: "full" recomputes each layer in the backward pass instead
+    of keeping its activations. unroll: layers compiled as one body of the scan; all of them saves a
+    small model copies.
     """
 
     layers: int = 48
@@ -29,20 +34,26 @@ class TransformerConfig:
     embedding_gradient: float = 0.1
     epsilon: float = 1e-5
     init_deviation: float = 0.02
+    sandwich_scale: float = 1.0
     remat: str = "full"
     unroll: int = 1
 
     def __post_init__(self):
-        if self.layers < 1 or self.heads < 1 or self.width % self.heads:
+        for name in ("layers", "width", "heads", "mlp_ratio", "unroll"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model {name} {getattr(self, name)}: expected at least 1")
+        if self.width % self.heads:
             raise InputError(
-                f"model of {self.layers} layers, width {self.width}, {self.heads} heads: "
-                "expected at least one layer and a width that is a multiple of the heads"
+                f"model width {self.width} with {self.heads} heads: expected a multiple of them"
             )
+        if not self.alpha > 0:
+            raise InputError(f"model alpha {self.alpha}: expected above 0")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model dropout {self.dropout}: expected at least 0 and below 1")
         if not 0 < self.embedding_gradient <= 1:
             raise InputError(
-                f"model embedding_gradient {self.embedding_gradient}: expected above 0 and at most 1"
+                f"model embedding_gradient {self.embedding_gradient}: expected above 0 and at most"
+                " 1"
             )
         if self.remat not in REMAT:
             raise InputError(f"model remat {self.remat!r}: choose from {', '.join(REMAT)}")

@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 class Linear(nn.Module):
     """x @ kernel + bias over the last dimension: [..., D] -> [..., *features].
 
-    names: the logical axes of the kernel, input first. deviation: of the normal the kernel starts from. The kernel keeps
-    the shape its names describe, and is flattened for one matrix product.
+    names: the logical axes of the kernel, input first. deviation: of the normal the kernel starts
+    from. The kernel keeps the shape its names describe, and is flattened for one matrix product.
     """
 
     features: tuple[int, ...]
@@ -22,6 +22,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """One matrix product, whatever the number of features' axes."""
         width = x.shape[-1]
         kernel = self.param(
             "kernel",

@@ -1,8 +1,8 @@
 """CogView's transformer: embeddings, a stack of blocks, and a head tied to the embeddings.
 
-The stack has two forms of one computation: scanned over parameters stacked by layer, which compiles in constant time
-and rematerialises, for training; and unrolled over one set of parameters a layer with a key/value cache, which streams
-each weight once, for sampling (see `cached_forward`).
+The stack has two forms of one computation: scanned over parameters stacked by layer, which compiles
+in constant time and rematerialises, for training; and unrolled over one set of parameters a layer
+with a key/value cache, which streams each weight once, for sampling (see `cached_forward`).
 
 Legend: B batch, T positions, D width, V vocabulary.
 """
@@ -25,7 +25,8 @@ from cogview_jax.runtime.sharding import constrain
 class Transformer(nn.Module):
     """Left-to-right transformer over one vocabulary.
 
-    vocabulary: number of ids V. positions: how many positions were learned. dtype: of the arithmetic; parameters are float32.
+    vocabulary: number of ids V. positions: how many positions were learned. dtype: of the
+    arithmetic; parameters are float32.
     """
 
     config: TransformerConfig
@@ -34,6 +35,7 @@ class Transformer(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
+        """Tables, the scanned stack, and the final norm."""
         config = self.config
         normal = nn.initializers.normal(config.init_deviation)
 
@@ -61,13 +63,17 @@ class Transformer(nn.Module):
     def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Word plus position embeddings: int32 [B, T] twice -> [B, T, D].
 
-        Of the word embeddings' gradient only the share a passes (x a + stop_gradient(x) (1 - a), CogView section 2.4).
+        Of the word embeddings' gradient only the share a passes: x a + stop_gradient(x) (1 - a)
+        (CogView, section 2.4).
         """
-        words = self.word_table[tokens]
+        # Rows are looked up in tables of whole width, as FSDP gathers every weight it uses: out of
+        # tables split by width would come activations that must be exchanged for rows of the batch.
+        words = constrain(self.word_table, "vocabulary", "width")[tokens]
+        places = constrain(self.position_table, "positions", "width")[positions]
         share = self.config.embedding_gradient
         if share < 1:
             words = words * share + jax.lax.stop_gradient(words) * (1 - share)
-        x = (words + self.position_table[positions]).astype(self.dtype)
+        x = (words + places).astype(self.dtype)
         x = self.embedding_dropout(x, deterministic=not self.has_rng("dropout"))
         return constrain(x, "batch", "sequence", "width")
 
@@ -76,8 +82,8 @@ class Transformer(nn.Module):
     ) -> jax.Array:
         """Hidden states after the final norm, [B, T, D]; dropout where a "dropout" key is given.
 
-        tokens and positions are int32 [B, T]; valid, bool [B, T], is False on padding, which then nobody sees. Padding on the
-        right needs no `valid`: causality hides it.
+        tokens and positions are int32 [B, T]; valid, bool [B, T], is False on padding, which then
+        nobody sees. Padding on the right needs no `valid`: causality hides it.
         """
         mask = causal_mask(tokens.shape[1])
         if valid is not None:
@@ -86,7 +92,7 @@ class Transformer(nn.Module):
         return self.final_norm(x)
 
     def logits(self, hidden: jax.Array, first: int = 0, last: int | None = None) -> jax.Array:
-        """Scores of the ids [first, last) (all by default): [..., D] -> float32 [..., last - first]."""
+        """Scores of the ids [first, last), or all: [..., D] -> float32 [..., last - first]."""
         table = self.word_table[first:last].astype(self.dtype)
         return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
@@ -103,16 +109,20 @@ class ScannedBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
+        """x [B, T, D] through the layer."""
         return Block(self.config, self.dtype, name="block")(x, mask)[0], None
 
 
 def causal_mask(length: int) -> jax.Array:
-    """True where a query (row) may see a key (column): itself and what stands before; bool [length, length]."""
+    """True where a query (row) may see a key (column), itself and what stands before: [T, T]."""
     return jnp.tril(jnp.ones((length, length), bool))
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with one tree a layer: `blocks` becomes a tuple, so that decoding slices no stacked array."""
+    """Parameters with one tree a layer, so that decoding slices no stacked array.
+
+    `blocks` becomes a tuple of the parameters of `Block`.
+    """
     stacked = params["blocks"]["block"]
     layers = jax.tree.leaves(stacked)[0].shape[0]
     blocks = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(layers))
@@ -137,10 +147,20 @@ def cached_forward(
     cache: Sequence[KeyValues],
     index: jax.Array | int,
 ) -> tuple[jax.Array, tuple[KeyValues, ...]]:
-    """Continues cached sequences by tokens int32 [B, T] at cache slots index..index + T - 1.
+    """Continues cached sequences by T tokens at cache slots index..index + T - 1.
 
-    params: from `unstack_layers`. positions int32 [B, T]. valid, bool [B, S]: which slots of the cache hold tokens a query may see,
-    those of `tokens` included; causality within `tokens` is added here. Returns hidden states [B, T, D] and the cache.
+    Args:
+        model: the transformer of `params`.
+        params: from `unstack_layers`.
+        tokens: int32 [B, T].
+        positions: int32 [B, T].
+        valid: bool [B, S], which slots of the cache hold tokens a query may see, those of `tokens`
+            included; causality is added here.
+        cache: of S slots, one entry a layer (`empty_cache`).
+        index: how many slots were written before.
+
+    Returns:
+        Hidden states [B, T, D], and the cache with the tokens.
     """
     length = cache[0].keys.shape[2]
     slots, queries = jnp.arange(length), index + jnp.arange(tokens.shape[1])

@@ -16,8 +16,8 @@ from cogview_jax.runtime.sharding import spec
 class MeshConfig:
     """Sizes of the mesh axes; one may be -1: all devices that the others leave.
 
-    data: copies of the model, each with a part of the batch. fsdp: the batch and the parameters are both
-    split. tensor: heads, MLP and vocabulary are split within a layer.
+    data: copies of the model, each with a part of the batch. fsdp: the batch and the parameters are
+    both split. tensor: heads, MLP and vocabulary are split within a layer.
     """
 
     data: int = -1
@@ -47,8 +47,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process's part of a batch on its devices, as one global array a key.
 
-    The leading dimension of every array is the batch; a global batch is the concatenation of the processes'
-    parts in order. Raises InputError where the mesh cannot split it evenly.
+    The leading dimension of every array is the batch; a global batch is the concatenation of the
+    processes' parts in order. Raises InputError where the mesh cannot split it evenly.
     """
 
     def place(name: str, local: np.ndarray) -> jax.Array:
@@ -57,7 +57,8 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
         rows = local.shape[0] * jax.process_count()
         if rows % ways:
             raise InputError(
-                f"a batch of {rows} rows ({name}) cannot be split over mesh.data x mesh.fsdp = {ways} devices"
+                f"a batch of {rows} rows ({name}) cannot be split over mesh.data x mesh.fsdp ="
+                f" {ways} devices"
             )
         return jax.make_array_from_process_local_data(sharding, np.asarray(local))
 

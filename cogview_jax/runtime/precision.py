@@ -10,7 +10,10 @@ from cogview_jax.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Policy:
-    """The types of one run. Reductions (LayerNorm, softmax, loss) are in float32 whatever `compute` is."""
+    """The types of one run.
+
+    Reductions (LayerNorm, softmax, loss) are in float32 whatever `compute` is.
+    """
 
     name: str
     parameters: DTypeLike

@@ -5,12 +5,13 @@ names to the mesh (`data`, `fsdp`, `tensor`). Flax replicates silently where a n
 where two names claim one mesh axis; here both are errors, raised while tracing.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from cogview_jax.runtime.errors import InputError
 
@@ -61,13 +62,22 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """`x` with its sharding pinned to `names` under `jax.set_mesh`; `x` itself outside any mesh."""
+    """`x` with its sharding pinned to `names` under `jax.set_mesh`; `x` itself outside any mesh.
+
+    A batch that its mesh axes do not divide, such as a few pictures drawn during training, is left
+    whole.
+    """
     if len(names) != x.ndim:
         raise InputError(f"{len(names)} logical axes {names} given for an array of shape {x.shape}")
-    partition = spec(names)
-    if jax.sharding.get_abstract_mesh().empty:
+    partition, mesh = spec(names), jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, partition)
+    whole = [
+        name == "batch" and size % _ways(mesh, axes) > 0
+        for name, size, axes in zip(names, x.shape, partition, strict=True)
+    ]
+    axes = (None if kept else axes for kept, axes in zip(whole, partition, strict=True))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
 def sharded_shapes(boxed: Any, mesh: Mesh | None = None) -> Any:
@@ -109,11 +119,16 @@ def unbox(tree: Any) -> Any:
 
 def _check_divides(shape: tuple[int, ...], partition: PartitionSpec, mesh: Mesh) -> None:
     for size, axes in zip(shape, partition, strict=False):
-        ways = 1
-        for axis in (axes,) if isinstance(axes, str) else axes or ():
-            ways *= mesh.shape[axis]
+        ways = _ways(mesh, axes)
         if size % ways:
             raise InputError(
                 f"a parameter of shape {shape} cannot be split {ways} ways over {axes}; choose mesh"
                 f" sizes that divide {size} (the mesh is {dict(mesh.shape)})"
             )
+
+
+def _ways(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...] | None) -> int:
+    """Into how many parts the mesh axes of one dimension split it."""
+    return math.prod(
+        mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())
+    )

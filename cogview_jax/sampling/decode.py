@@ -12,14 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import SamplingConfig, draw
 
 
 def sample_keys(seed: int, prompts: Sequence[str], indices: Sequence[int]) -> jax.Array:
     """One typed random key a row, folded from the seed, the prompt and the index of its picture.
 
-    Nothing else enters, so a picture is the same whatever is drawn beside it.
+    Nothing else enters, so a picture is the same whatever is drawn beside it. Raises InputError
+    for a seed of more than 32 bits: jax would drop the rest, and draw as another seed does.
     """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed}: expected 0 to {2**32 - 1}")
     words = [hashlib.sha256(prompt.encode()).digest()[:4] for prompt in prompts]
     prompt_ids = jnp.array([int.from_bytes(word) for word in words], jnp.uint32)
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, 0))

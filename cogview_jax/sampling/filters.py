@@ -4,6 +4,7 @@ All take float logits [..., V] and return them with what is excluded at -inf. Th
 is that of the release: temperature, top-k, top-p.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -26,7 +27,7 @@ class SamplingConfig:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature {self.temperature}: expected 0 (greedy) or above")
         if self.top_k < 0:
             raise InputError(f"top_k {self.top_k}: expected 0 (all tokens) or above")

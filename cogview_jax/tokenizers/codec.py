@@ -1,8 +1,9 @@
 """The image tokenizer: a convolutional VQ-VAE between pixels and a grid of codes.
 
-The architecture is the paper's (stage 1): 4x4 stride-2 convolutions with ReLU, a 1x1 convolution to the code
-width; the decoder mirrors it with transposed convolutions and ends in a 1x1 convolution to pixels. Optional residual
-blocks at the code grid, off in the paper's model, widen what each code can see.
+The architecture is the paper's (stage 1): 4x4 stride-2 convolutions with ReLU, a 1x1 convolution to
+the code width; the decoder mirrors it with transposed convolutions and ends in a 1x1 convolution to
+pixels. Optional residual blocks at the code grid, off in the paper's model, widen what each code
+can see.
 
 Legend: b batch, h w rows and columns, c channels, K codebook size, D code width.
 """
@@ -24,7 +25,8 @@ from cogview_jax.tokenizers.quantiser import Codebook, nearest
 class CodecConfig:
     """Sizes of an image tokenizer; the defaults are the paper's.
 
-    channels: one number, or one a level from the pixels inwards. mean, deviation: of the pixels in [0, 1], by channel.
+    channels: one number, or one a level from the pixels inwards. mean, deviation: of the pixels in
+    [0, 1], by channel.
     """
 
     image_size: int = 256
@@ -37,18 +39,29 @@ class CodecConfig:
     deviation: tuple[float, float, float] = (0.30379, 0.32279, 0.32800)
 
     def __post_init__(self):
+        least = {"image_size": 1, "residual_blocks": 0, "codebook": 1, "code_width": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise InputError(
+                    f"codec {name} {getattr(self, name)}: expected at least {smallest}"
+                )
         if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
             raise InputError(
                 f"codec downsampling {self.downsampling}: expected a power of two, at least 2"
             )
         if self.image_size % self.downsampling:
             raise InputError(
-                f"codec image_size {self.image_size} is no multiple of its downsampling {self.downsampling}"
+                f"codec image_size {self.image_size} is no multiple of its downsampling"
+                f" {self.downsampling}"
             )
         if not isinstance(self.channels, int) and len(self.channels) != self.levels:
             raise InputError(
-                f"codec channels {self.channels}: expected one number or {self.levels}, one for each halving"
+                f"codec channels {self.channels}: expected one number or {self.levels}, one for"
+                " each halving"
             )
+        for name, values in (("channels", self.level_channels), ("deviation", self.deviation)):
+            if min(values) <= 0:
+                raise InputError(f"codec {name} {getattr(self, name)}: expected above 0")
 
     @property
     def levels(self) -> int:
@@ -69,7 +82,7 @@ class CodecConfig:
 
 
 class Convolution(nn.Module):
-    """A convolution of `taps` x `taps` with bias: [b, h, w, c_in] -> [b, h / stride, w / stride, features]."""
+    """A convolution of `taps` x `taps` with bias, padded so that only the stride shrinks."""
 
     features: int
     taps: int
@@ -78,6 +91,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[b, h, w, c_in] -> [b, h / stride, w / stride, features]."""
         kernel, bias = conv_parameters(self, x.shape[-1])
         padding = (self.taps - self.stride + 1) // 2
         y = jax.lax.conv_general_dilated(
@@ -91,11 +105,12 @@ class Convolution(nn.Module):
 
 
 class TransposedConvolution(nn.Module):
-    """A 4x4 stride-2 transposed convolution with bias: [b, h, w, c_in] -> [b, 2h, 2w, features].
+    """A 4x4 stride-2 transposed convolution with bias.
 
-    kernel[i, j] meets output row 2r + i - 1 for input row r (and so for columns). Written as one matrix product over
-    2x2 neighbourhoods: each of the four output parities is a 2x2 convolution. XLA's CPU backend has no fast path for
-    the gradient of a dilated convolution; this form is several times faster there, with the same weights.
+    kernel[i, j] meets output row 2r + i - 1 for input row r (and so for columns). Written as one
+    matrix product over 2x2 neighbourhoods: each of the four output parities is a 2x2 convolution.
+    XLA's CPU backend has no fast path for the gradient of a dilated convolution; this form is
+    several times faster there, with the same weights.
     """
 
     features: int
@@ -104,6 +119,7 @@ class TransposedConvolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[b, h, w, c_in] -> [b, 2h, 2w, features]."""
         b, h, w, c = x.shape
         kernel, bias = conv_parameters(self, c)
         x = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -148,17 +164,19 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Leaves the shape as it is."""
         y = Convolution(x.shape[-1], taps=3, dtype=self.dtype, name="wide")(nn.relu(x))
         return x + Convolution(x.shape[-1], taps=1, dtype=self.dtype, name="narrow")(nn.relu(y))
 
 
 class Codec(nn.Module):
-    """The encoder and decoder. Pixels are normalised floats [b, h, w, 3]; the codebook stays outside."""
+    """The encoder and decoder; pixels are normalised floats, and the codebook stays outside."""
 
     config: CodecConfig
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
+        """The layers of both."""
         channels, blocks = self.config.level_channels, self.config.residual_blocks
         self.encoder_convs = [Convolution(c, 4, 2, self.dtype) for c in channels]
         self.encoder_blocks = [ResidualBlock(self.dtype) for _ in range(blocks)]
@@ -194,12 +212,12 @@ class Codec(nn.Module):
         return self.decoder_out(x).astype(jnp.float32)
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """Pixels through encoder and decoder without quantisation: touches every parameter, for `init`."""
+        """Encoder and decoder without quantisation: touches every parameter, for `init`."""
         return self.decode(self.encode(pixels))
 
 
 def normalise(config: CodecConfig, images: jax.Array) -> jax.Array:
-    """uint8 images [b, h, w, 3] -> the floats the encoder reads: (value / 255 - mean) / deviation."""
+    """(value / 255 - mean) / deviation: uint8 images [b, h, w, 3] -> what the encoder reads."""
     mean, deviation = jnp.asarray(config.mean), jnp.asarray(config.deviation)
     return (images.astype(jnp.float32) / 255 - mean) / deviation
 

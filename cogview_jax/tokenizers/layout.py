@@ -1,10 +1,12 @@
 """Layouts: what a sequence is made of, task by task.
 
-A layout lists the regions of its sequence. Everything else that depends on the task derives from the list:
-tokens, positions, loss weights, prompts, and which tokens may be drawn where. A new task is a new layout.
+A layout lists the regions of its sequence. Everything else that depends on the task derives from
+the list: tokens, positions, loss weights, prompts, and which tokens may be drawn where. A new task
+is a new layout.
 
-Positions count a row's own tokens, so padding never changes them: training pads on the right, batched sampling
-on the left. Every token but the last has a target; its weight is the text's or the image's, and [PAD] has none.
+Positions count a row's own tokens, so padding never changes them: training pads on the right,
+batched sampling on the left. Every token but the last has a target; its weight is the text's or the
+image's, and [PAD] has none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +24,7 @@ SIZE_COMMANDS = {8: "TINY", 16: "SMALL", 32: "BASE", 64: "BIG"}
 
 @dataclass(frozen=True)
 class Region:
-    """A stretch of the sequence: one command, up to `length` text pieces, or exactly `length` image codes.
+    """A stretch of the sequence: a command, up to `length` pieces of text, `length` image codes.
 
     `name` is the command's name, or the key under which a part is given and generated.
     """
@@ -33,9 +35,10 @@ class Region:
 
 
 class Example(NamedTuple):
-    """One row for training, all [layout.length - 1]: int32 tokens, targets, positions; float32 weights.
+    """One row for training, all [layout.length - 1].
 
-    text_weights and image_weights are 1 where the target is of that kind (commands count as text), else 0.
+    tokens, targets and positions are int32. text_weights and image_weights are float32, 1 where the
+    target is of that kind (commands count as text), else 0.
     """
 
     tokens: np.ndarray
@@ -67,10 +70,8 @@ class Layout:
 
     def prompt_length(self, name: str) -> int:
         """Tokens of the longest row that ends right before the region `name`."""
-        self.region(name)
-        lengths = {region.name: region.length for region in self.regions}
-        before = list(lengths).index(name)
-        return sum(list(lengths.values())[:before])
+        before = self.regions[: self.regions.index(self.region(name))]
+        return sum(region.length for region in before)
 
     def allowed(self, name: str) -> tuple[int, int]:
         """The ids [first, last) that may be drawn in the region `name`."""
@@ -81,8 +82,9 @@ class Layout:
     def tokens(self, parts: Mapping[str, Sequence[int]]) -> np.ndarray:
         """The row made of `parts`, unpadded: int32 [at most length].
 
-        parts: region name -> text pieces (counted from 0) or codes. A part that is missing ends the row before its region: the
-        row is then a prompt, which sampling continues. Raises InputError where a part does not fit its region.
+        parts: region name -> text pieces (counted from 0) or codes. A part that is missing ends the
+        row before its region: the row is then a prompt, which sampling continues. Raises InputError
+        where a part does not fit its region.
         """
         row: list[np.ndarray] = []
         for region in self.regions:
@@ -99,7 +101,8 @@ class Layout:
     def example(self, parts: Mapping[str, Sequence[int]]) -> Example:
         """The training row of `parts` (see `tokens`), padded on the right with [PAD].
 
-        Text too long for its region is cut to it, as the paper does; a prompt, in contrast, is refused.
+        Text too long for its region is cut to it, as the paper does; a prompt, in contrast, is
+        refused.
         """
         cut = {
             region.name: parts[region.name][: region.length]
@@ -126,19 +129,21 @@ class Layout:
         """Refuses a part that is too long for its region, or whose ids are none of its kind."""
         if region.kind == "text" and len(part) > region.length:
             raise InputError(
-                f"{region.name} has {len(part)} tokens, but the text region holds {region.length}: shorten it"
+                f"{region.name} has {len(part)} tokens, but the text region holds {region.length}:"
+                " shorten it"
             )
         if region.kind == "image" and len(part) != region.length:
             raise InputError(f"{region.name} has {len(part)} codes, expected {region.length}")
         limit = self.vocabulary.codes if region.kind == "image" else self.vocabulary.text
         if len(part) and not (part.min() >= 0 and part.max() < limit):
             raise InputError(
-                f"{region.name} has ids from {part.min()} to {part.max()}, expected 0 to {limit - 1}"
+                f"{region.name} has ids from {part.min()} to {part.max()}, expected 0 to"
+                f" {limit - 1}"
             )
 
 
 def left_padded(rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts of different lengths as one batch that ends together: tokens and valid, [rows, length].
+    """Prompts of different lengths as one batch that ends together: tokens, valid [rows, length].
 
     tokens are int32 and 0 where there is none; valid is bool, True on a row's own tokens.
     """
@@ -152,7 +157,10 @@ def left_padded(rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np
 
 @dataclass(frozen=True)
 class LayoutConfig:
-    """What a config says of its layout: the task, the longest text in pieces, rows and columns of the code grid."""
+    """What a config says of its layout.
+
+    text_length: pieces of the longest text. grid: rows and columns of the code grid.
+    """
 
     task: str = "text_to_image"
     text_length: int = 61

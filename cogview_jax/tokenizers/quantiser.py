@@ -1,8 +1,9 @@
 """The moving-average vector quantiser: nearest codes, and a codebook that follows the encoder.
 
-The codebook is no parameter: it is a running mean of the vectors assigned to each code (van den Oord et al. 2017,
-appendix A.1; mode 3 of the CogView paper), so it comes in and goes out as a value. Codes that nobody uses
-are moved onto vectors of the current batch, which is also how a fresh codebook gets its first values.
+The codebook is no parameter: it is a running mean of the vectors assigned to each code (van den
+Oord et al. 2017, appendix A.1; mode 3 of the CogView paper), so it comes in and goes out as a
+value. Codes that nobody uses are moved onto vectors of the current batch that the codebook serves
+badly, which is also how a fresh codebook gets its first values.
 
 Legend: N vectors of a batch, K codes, D width of a code.
 """
@@ -14,28 +15,42 @@ import jax.numpy as jnp
 
 
 class Codebook(NamedTuple):
-    """The state of the quantiser, float32: codes [K, D], counts [K], sums [K, D].
+    """The state of the quantiser, float32: codes [K, D], counts [K], sums [K, D], error scalar.
 
-    `counts` and `sums` are exponential moving averages of how many vectors a batch assigned to each code and of
-    their sum; `codes` is their smoothed quotient.
+    `counts` and `sums` are exponential moving averages of how many vectors a batch assigned to each
+    code and of their sum; `codes` is their smoothed quotient. `error` is the moving average of the
+    squared distance between a vector and its code; infinite before the first batch.
     """
 
     codes: jax.Array
     counts: jax.Array
     sums: jax.Array
+    error: jax.Array
+
+
+class Assignments(NamedTuple):
+    """What a batch tells the codebook, as sums over its vectors.
+
+    hits [K]: how many vectors each code won. sums [K, D]: the sum of those. error: the sum of all
+    squared distances to the codes, a scalar.
+    """
+
+    hits: jax.Array
+    sums: jax.Array
+    error: jax.Array
 
 
 def initial_codebook(key: jax.Array, size: int, width: int) -> Codebook:
-    """A codebook nobody has used yet: codes Xavier-uniform with the gain of tanh (5/3), counts zero."""
+    """A codebook nobody has used yet: codes Xavier-uniform with the gain of tanh (5/3)."""
     bound = 5 / 3 * (6 / (size + width)) ** 0.5
     codes = jax.random.uniform(key, (size, width), jnp.float32, -bound, bound)
-    return Codebook(codes, jnp.zeros(size), jnp.zeros((size, width)))
+    return Codebook(codes, jnp.zeros(size), jnp.zeros((size, width)), jnp.float32(jnp.inf))
 
 
 def nearest(codes: jax.Array, vectors: jax.Array) -> jax.Array:
     """Ids of the nearest codes: codes [K, D], vectors [..., D] -> int32 [...].
 
-    Squared distance in its expanded form; the vectors' own norm is left out, as it moves no minimum.
+    Squared distance in its expanded form, without the vectors' own norm: it moves no minimum.
     """
     distances = jnp.sum(codes**2, axis=1) - 2 * vectors @ codes.T
     return jnp.argmin(distances, axis=-1).astype(jnp.int32)
@@ -46,43 +61,59 @@ def straight_through(vectors: jax.Array, quantised: jax.Array) -> jax.Array:
     return vectors + jax.lax.stop_gradient(quantised - vectors)
 
 
-def assignments(vectors: jax.Array, ids: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """How many vectors each of `size` codes won, [K], and their sum, [K, D]: vectors [N, D], ids [N]."""
-    hits = jax.nn.one_hot(ids, size, dtype=vectors.dtype)
-    return hits.sum(0), hits.T @ vectors
+def assign(codes: jax.Array, vectors: jax.Array, ids: jax.Array) -> Assignments:
+    """Counts and sums of vectors [N, D] by the ids [N] of their codes [K, D]."""
+    hits = jax.nn.one_hot(ids, codes.shape[0], dtype=vectors.dtype)
+    return Assignments(hits.sum(0), hits.T @ vectors, jnp.sum((vectors - codes[ids]) ** 2))
 
 
-def update(
-    codebook: Codebook, hits: jax.Array, sums: jax.Array, decay: float, epsilon: float = 1e-5
-) -> Codebook:
-    """The codebook after a batch with these `assignments`.
+def update(codebook: Codebook, batch: Assignments, decay: float, epsilon: float = 1e-5) -> Codebook:
+    """The codebook after a batch.
 
-    codes = sums / smoothed counts, smoothed = (count + eps) / (total + K eps) total, so that an unused code is not
-    divided by zero.
+    codes = sums / smoothed counts, smoothed = (count + eps) / (total + K eps) total, so that an
+    unused code is not divided by zero.
     """
     size = codebook.counts.shape[0]
-    counts = decay * codebook.counts + (1 - decay) * hits
-    sums = decay * codebook.sums + (1 - decay) * sums
+    counts = decay * codebook.counts + (1 - decay) * batch.hits
+    sums = decay * codebook.sums + (1 - decay) * batch.sums
     total = counts.sum()
     smoothed = (counts + epsilon) / (total + size * epsilon) * total
-    return Codebook(sums / smoothed[:, None], counts, sums)
+    error = batch.error / batch.hits.sum()
+    error = jnp.where(
+        jnp.isinf(codebook.error), error, decay * codebook.error + (1 - decay) * error
+    )
+    return Codebook(sums / smoothed[:, None], counts, sums, error)
 
 
 def revive(
-    codebook: Codebook, candidates: jax.Array, vectors: jax.Array | int, threshold: float
+    codebook: Codebook,
+    candidates: jax.Array,
+    worthwhile: jax.Array,
+    vectors: jax.Array,
+    threshold: float,
 ) -> tuple[Codebook, jax.Array]:
     """Moves every code used less than `threshold` of its fair share onto its candidate.
 
-    candidates [K, D]: random vectors of a batch of `vectors`; the fair share of a code is vectors / K. Returns the codebook and how
-    many codes moved. A moved code starts at twice the threshold: light, so that the vectors it wins decide where it
+    A moved code starts at twice the threshold: light, so that the vectors it wins decide where it
     goes.
+
+    Args:
+        codebook: after `update`.
+        candidates: [K, D], a random vector of the batch for each code.
+        worthwhile: [K], whether the candidate is farther from its present code than the average:
+            codes go where they are missed, and not into the crowd, such as plain background.
+        vectors: N, how many vectors the batch had; the fair share of a code is N / K.
+        threshold: the share below which a code counts as unused.
+
+    Returns:
+        The codebook, and how many codes moved.
     """
     share = vectors / codebook.counts.shape[0]
-    dead = codebook.counts < threshold * share
+    moves = (codebook.counts < threshold * share) & worthwhile
     weight = 2 * threshold * share
-    moved = Codebook(
-        jnp.where(dead[:, None], candidates, codebook.codes),
-        jnp.where(dead, weight, codebook.counts),
-        jnp.where(dead[:, None], candidates * weight, codebook.sums),
+    moved = codebook._replace(
+        codes=jnp.where(moves[:, None], candidates, codebook.codes),
+        counts=jnp.where(moves, weight, codebook.counts),
+        sums=jnp.where(moves[:, None], candidates * weight, codebook.sums),
     )
-    return moved, dead.sum()
+    return moved, moves.sum()

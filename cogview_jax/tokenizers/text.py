@@ -16,10 +16,12 @@ from cogview_jax.runtime.files import atomic_path
 
 @dataclass(frozen=True)
 class TextConfig:
-    """How to train a text tokenizer. Every character can be written: what is not covered falls back to bytes.
+    """How to train a text tokenizer.
 
-    pieces: at most this many; small data gives fewer. algorithm: "unigram" for natural text; "bpe" merges by frequency, which
-    keeps the words of formulaic captions apart where unigram makes pieces of whole phrases.
+    pieces: at most this many; small data gives fewer. algorithm: "unigram" for natural text; "bpe"
+    merges by frequency, which keeps the words of formulaic captions apart where unigram makes
+    pieces of whole phrases. character_coverage: of the characters in the captions, the share with a
+    piece; every other character is written in bytes.
     """
 
     pieces: int = 50_000
@@ -73,8 +75,9 @@ class TextTokenizer:
 def train_text_tokenizer(captions: Iterable[str], config: TextConfig) -> TextTokenizer:
     """Trains a SentencePiece model with byte fallback on `captions`; deterministic.
 
-    Small data may not give `config.pieces` pieces: then as many as it gives. Raises InputError where there is no text to train
-    on, and where its characters alone need more pieces than asked for.
+    Small data may not give `config.pieces` pieces: then as many as it gives. Raises InputError
+    where there is no text to train on, and where its characters alone need more pieces than asked
+    for.
     """
     captions = [caption for caption in captions if caption.strip()]
     if not captions:
@@ -95,6 +98,7 @@ def train_text_tokenizer(captions: Iterable[str], config: TextConfig) -> TextTok
     except RuntimeError as error:
         reason = re.sub(r"^.*\]\s*", "", str(error).strip(), flags=re.DOTALL)
         raise InputError(
-            f"no text tokenizer of {config.pieces} pieces can be trained on {len(captions)} captions: {reason}"
+            f"no text tokenizer of {config.pieces} pieces can be trained on {len(captions)}"
+            f" captions: {reason}"
         ) from error
     return TextTokenizer(model.getvalue())

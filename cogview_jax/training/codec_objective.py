@@ -1,5 +1,6 @@
 """Stage 1: reconstruction of pictures through the codebook."""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -7,23 +8,28 @@ import jax.numpy as jnp
 
 from cogview_jax.tokenizers import quantiser
 from cogview_jax.tokenizers.codec import Codec, CodecConfig, normalise
-from cogview_jax.tokenizers.quantiser import Codebook
+from cogview_jax.tokenizers.quantiser import Assignments, Codebook
 from cogview_jax.training.objective import Terms
 
 
-class Assigned(NamedTuple):
-    """What a batch tells the codebook: hits [K], sums [K, D], and for every code a candidate vector [K, D] to move to."""
+class BatchVectors(NamedTuple):
+    """What a batch tells the codebook, as sums over its parts.
 
-    hits: jax.Array
-    sums: jax.Array
+    candidates [K, D] and worthwhile [K]: see `quantiser.revive`; zeros from the parts of a batch
+    that do not hold them.
+    """
+
+    assigned: Assignments
     candidates: jax.Array
+    worthwhile: jax.Array
 
 
 class CodecObjective:
     """Mean squared error of normalised pixels plus the commitment of the encoder to its codes.
 
-    Batches hold "image", uint8 [B, h, w, 3]; `global_batch` is their B. decay: of the codebook's moving averages. revive_below: a code
-    used less than this share of the mean use is moved onto a vector of the batch.
+    Batches hold "image", uint8 [B, h, w, 3]; `global_batch` is their B. decay: of the codebook's
+    moving averages. revive_below: a code used less than this share of the mean use is moved onto a
+    vector of the batch.
     """
 
     def __init__(
@@ -58,7 +64,7 @@ class CodecObjective:
     def terms(
         self, params: dict, extras: Codebook, batch: dict[str, jax.Array], key: jax.Array
     ) -> Terms:
-        """Sums over pictures of the two losses; metrics in units of pixels in [0, 1]; what the codebook needs."""
+        """Sums over pictures: the losses, metrics (of pixels in [0, 1]), the codebook's carry."""
         config = self.codec.config
         variables = {"params": params}
         pixels = normalise(config, batch["image"])
@@ -80,51 +86,65 @@ class CodecObjective:
                 "psnr": (jnp.sum(-10 * jnp.log10(jnp.maximum(l2, 1e-10))), count),
                 "commitment": (jnp.sum(commitment), count),
             },
-            self._assigned(jax.lax.stop_gradient(vectors), ids, batch["row"], key),
+            self._vectors(extras, jax.lax.stop_gradient(vectors), ids, batch["row"], key),
         )
 
     def finish(
-        self, extras: Codebook, carry: Assigned, key: jax.Array
+        self, extras: Codebook, carry: BatchVectors, key: jax.Array
     ) -> tuple[Codebook, dict[str, jax.Array]]:
-        """The codebook after the batch; usage and perplexity of the batch's codes, and how many codes were moved."""
-        codebook = quantiser.update(extras, carry.hits, carry.sums, self.decay)
+        """The codebook after the batch; usage and perplexity of the batch's codes, codes moved."""
+        hits = carry.assigned.hits
         codebook, revived = quantiser.revive(
-            codebook, carry.candidates, carry.hits.sum(), self.revive_below
+            quantiser.update(extras, carry.assigned, self.decay),
+            carry.candidates,
+            carry.worthwhile > 0,
+            hits.sum(),
+            self.revive_below,
         )
-        share = carry.hits / carry.hits.sum()
+        share = hits / hits.sum()
         entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0))
         return codebook, {
-            "codebook_usage": jnp.mean(carry.hits > 0),
+            "codebook_usage": jnp.mean(codebook.counts > 0.01 * jnp.mean(codebook.counts)),
             "perplexity": jnp.exp(entropy),
             "revived": revived,
         }
 
-    def _assigned(
-        self, vectors: jax.Array, ids: jax.Array, row: jax.Array, key: jax.Array
-    ) -> Assigned:
-        """vectors [b, h, w, D] and ids [b, h, w] of the rows numbered `row` [b] of the whole batch.
+    def _vectors(
+        self,
+        codebook: Codebook,
+        vectors: jax.Array,
+        ids: jax.Array,
+        row: jax.Array,
+        key: jax.Array,
+    ) -> BatchVectors:
+        """vectors [b, h, w, D] and ids [b, h, w] of the rows numbered `row` [b] of the batch.
 
-        The candidates are drawn from the whole batch: a part gives those that fall on its rows and zeros for the rest, so that
-        the parts' sum is what the whole batch gives.
+        The candidates are drawn from the whole batch: a part gives those that fall on its rows and
+        zeros for the rest, so that the parts' sum is what the whole batch gives.
         """
-        size, width = self.codec.config.codebook, vectors.shape[-1]
-        flat = vectors.reshape(-1, width)
-        hits, sums = quantiser.assignments(flat, ids.reshape(-1), size)
+        size, width = codebook.codes.shape
+        flat, ids = vectors.reshape(-1, width), ids.reshape(-1)
         cells = self.tokens_per_row
         chosen = jax.random.randint(key, (size,), 0, self.global_batch * cells)
         numbers = (row[:, None] * cells + jnp.arange(cells)).reshape(-1)
-        order = jnp.argsort(numbers)
-        place = jnp.searchsorted(numbers, chosen, sorter=order)
-        place = order[jnp.minimum(place, len(numbers) - 1)]
-        candidates = jnp.where((numbers[place] == chosen)[:, None], flat[place], 0)
-        return Assigned(hits, sums, candidates)
+        place = jnp.minimum(jnp.searchsorted(numbers, chosen), len(numbers) - 1)
+        here = numbers[place] == chosen
+        distance = jnp.sum((flat - codebook.codes[ids]) ** 2, axis=1)
+        return BatchVectors(
+            quantiser.assign(codebook.codes, flat, ids),
+            jnp.where(here[:, None], flat[place], 0),
+            jnp.where(here & (distance[place] > codebook.error), 1.0, 0.0),
+        )
 
 
 def training_flops(config: CodecConfig) -> float:
-    """Floating-point operations of a forward and backward pass over one picture: 6 a multiply-add of the convolutions."""
+    """Floating-point operations of a forward and backward pass over one picture.
+
+    6 a multiply-add of the convolutions.
+    """
     channels, size, inner = (3, *config.level_channels), config.image_size, config.grid**2
     total = 0
-    for level, (outer, deeper) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+    for level, (outer, deeper) in enumerate(itertools.pairwise(channels)):
         cells = (size >> (level + 1)) ** 2
         total += 16 * cells * outer * deeper  # encoder
     last = channels[-1]

@@ -27,7 +27,7 @@ class Hook:
 
 @dataclass(frozen=True)
 class Measured:
-    """A log point: metrics of the step just done, and the seconds a step took since the last one."""
+    """A log point: metrics of the step just done, and the mean seconds a step since the last."""
 
     step: int
     metrics: dict[str, float]
@@ -47,7 +47,8 @@ def train(
     """Trains until `steps` steps are done and returns the last state.
 
     Metrics stay on the device until a log point or a due hook, so the device is never waited for
-    in between. A loss that is not finite is found there, before any hook sees the state.
+    in between. A loss or gradient that is not finite is found there, before any hook sees the
+    state.
 
     Args:
         state: where to start; `batches` begins with the batch of its step. It is donated.
@@ -59,7 +60,7 @@ def train(
         hooks: see `Hook`; called in order.
 
     Raises:
-        InputError: a loss was not finite; the message names the step.
+        InputError: a loss or gradient was not finite; the message names the step.
     """
     done = int(state.step)
     pending: list[tuple[int, Any]] = []
@@ -74,29 +75,30 @@ def train(
             continue
         last = check_finite(pending)
         pending = []
+        reached = time.monotonic()
         if log:
-            seconds = (time.monotonic() - since) / (done - logged)
-            report(Measured(done, last, seconds))
-            logged = done
+            report(Measured(done, last, (reached - since) / (done - logged)))
+            since, logged = reached, done
         for hook in due:
             hook.action(done, state)
-        if log:
-            # What hooks and reports cost does not count as training.
-            since = time.monotonic()
+        # What hooks and reports cost does not count as training.
+        since += time.monotonic() - reached
     return state
 
 
 def check_finite(pending: list[tuple[int, Any]]) -> dict[str, float]:
-    """The metrics of the last of some (step, metrics), as numbers, once all their losses are finite.
+    """The metrics of the last of some (step, metrics), as numbers, once all are finite.
 
     Raises:
-        InputError: some loss is not; it names the first such step.
+        InputError: some loss or gradient is not; it names the first such step.
     """
     fetched = jax.device_get(pending)
     for number, metrics in fetched:
-        if not math.isfinite(metrics["loss"]):
-            raise InputError(
-                f"the loss of step {number} is {float(metrics['loss'])}: training stopped, and no"
-                " state since the last check was saved; lower optimizer.lr, or look at the data"
-            )
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise InputError(
+                    f"the {name} of step {number} is {float(metrics[name])}: training stopped, and"
+                    " no state since the last check was saved; lower optimizer.lr, or look at the"
+                    " data"
+                )
     return {name: float(value) for name, value in fetched[-1][1].items()}

@@ -8,8 +8,8 @@ import jax
 class Terms(NamedTuple):
     """A (micro-)batch's part of everything a step sums up.
 
-    loss: its part of the sum to be minimised, a scalar. metrics: name -> (sum, weight), to be reported as their quotient. carry: a
-    pytree of sums that `finish` turns into the new extras.
+    loss: its part of the sum to be minimised, a scalar. metrics: name -> (sum, weight), to be
+    reported as their quotient. carry: a pytree of sums that `finish` turns into the new extras.
     """
 
     loss: jax.Array
@@ -20,7 +20,8 @@ class Terms(NamedTuple):
 class Objective(Protocol):
     """A model with a loss.
 
-    Everything per row is given as sums, so that a batch cut into accumulated parts gives what the whole batch gives.
+    Everything per row is given as sums, so that a batch cut into accumulated parts gives what the
+    whole batch gives.
     """
 
     tokens_per_row: int
@@ -34,7 +35,10 @@ class Objective(Protocol):
         """What the summed loss of a whole batch is divided by."""
 
     def terms(self, params: Any, extras: Any, batch: dict[str, jax.Array], key: jax.Array) -> Terms:
-        """The sums over a (part of a) batch. batch["row"] numbers the rows within the whole batch; `key` is the step's."""
+        """The sums over a (part of a) batch.
+
+        batch["row"] numbers the rows within the whole batch; `key` is the step's.
+        """
 
     def finish(self, extras: Any, carry: Any, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         """The extras after a step whose terms carried `carry`, and further metrics."""

@@ -16,8 +16,8 @@ UNDECAYED = ("scale", "bias")
 class OptimizerConfig:
     """The defaults are the paper's (stage 2).
 
-    warmup: share of the steps over which the rate rises linearly from 0. floor: the rate at the end of the cosine, as a share
-    of the peak `lr`. clip: largest norm of the whole gradient.
+    warmup: share of the steps over which the rate rises linearly from 0. floor: the rate at the end
+    of the cosine, as a share of the peak `lr`. clip: largest norm of the whole gradient.
     """
 
     lr: float = 3e-4
@@ -34,7 +34,8 @@ class OptimizerConfig:
             raise InputError(f"optimizer lr {self.lr} and clip {self.clip}: both are above 0")
         if not (0 <= self.warmup < 1 and 0 <= self.floor <= 1):
             raise InputError(
-                f"optimizer warmup {self.warmup} and floor {self.floor}: both are shares between 0 and 1"
+                f"optimizer warmup {self.warmup} and floor {self.floor}: both are shares between 0"
+                " and 1"
             )
 
 
@@ -43,14 +44,14 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.lr,
-        warmup_steps=round(config.warmup * steps),
-        decay_steps=max(steps, 1),
+        warmup_steps=min(round(config.warmup * steps), steps - 1),
+        decay_steps=steps,
         end_value=config.floor * config.lr,
     )
 
 
 def decay_mask(params: Any) -> Any:
-    """True for every parameter that is decayed: all but LayerNorms and biases, embeddings included."""
+    """True for every parameter that is decayed: all but LayerNorms and biases."""
 
     def decayed(path: tuple, _: Any) -> bool:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.tokenizers.layout import Layout
@@ -12,8 +11,8 @@ from cogview_jax.training.objective import Terms
 class SequenceObjective:
     """Weighted cross-entropy of the next token, over the rows of a layout.
 
-    Batches hold the fields of `layout.Example`, each [B, T]. text_weight: what a text token weighs, an image token being 1
-    (the paper's pretraining has 1, its tutorial model 5).
+    Batches hold the fields of `layout.Example`, each [B, T]. text_weight: what a text token weighs,
+    an image token being 1 (the paper's pretraining has 1, its tutorial model 5).
     """
 
     def __init__(self, model: Transformer, layout: Layout, text_weight: float = 1.0):
@@ -46,7 +45,7 @@ class SequenceObjective:
             {"params": params}, batch["tokens"], batch["positions"], rngs=rngs
         )
         logits = self.model.apply({"params": params}, hidden, method=self.model.logits)
-        entropies = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        entropies = cross_entropy(logits, batch["targets"])
         text, image = batch["text_weights"], batch["image_weights"]
         return Terms(
             jnp.sum(entropies * self._weights(batch)),
@@ -65,11 +64,24 @@ class SequenceObjective:
         return self.text_weight * batch["text_weights"] + batch["image_weights"]
 
 
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """-log softmax(logits)[target]: float32 [..., V], int32 [...] -> [...].
+
+    The target's logit is picked by comparison rather than by indexing: the gradient of an index is
+    a scatter into an array of the size of the logits, and this fuses with the softmax's.
+    """
+    shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
+    picked = jnp.sum(jnp.where(chosen, shifted, 0), axis=-1)
+    return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - picked
+
+
 def training_flops(model: Transformer, tokens: int) -> float:
     """Floating-point operations of a forward and backward pass over one row of `tokens`.
 
-    6 a matrix parameter and token (the tied head included, recomputation not), and 12 layers x width x tokens^2 for the two
-    products of attention, counted without regard to causality (Chowdhery et al. 2022, appendix B).
+    6 a matrix parameter and token (the tied head included, recomputation not), and 12 layers x
+    width x tokens^2 for the two products of attention, counted without regard to causality
+    (Chowdhery et al. 2022, appendix B).
     """
     config = model.config
     matrices = config.layers * (4 + 2 * config.mlp_ratio) * config.width**2

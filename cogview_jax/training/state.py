@@ -46,7 +46,7 @@ def state_shapes(
 def make_state(
     objective: Objective, optimizer: optax.GradientTransformation, shapes: TrainState, seed: int
 ) -> TrainState:
-    """The state before step 0, made where it belongs: no device ever holds the whole of a split array.
+    """The state before step 0, made where it belongs: no device ever holds all of a split array.
 
     The values depend on the seed alone, not on the mesh.
     """

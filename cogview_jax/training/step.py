@@ -27,8 +27,8 @@ def make_step(
 ) -> Step:
     """The step function, to be jitted with its first argument donated.
 
-    accumulate: into how many parts a batch is cut; their summed gradient is the whole batch's. The random key of a step is
-    folded from (seed, stream, step), never carried.
+    accumulate: into how many parts a batch is cut; their summed gradient is the whole batch's. The
+    random key of a step is folded from (seed, stream, step), never carried.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -50,7 +50,7 @@ def make_step(
         metrics |= {
             "loss": terms.loss / weight,
             "lr": rate(state.step),
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
             **{name: total / of for name, (total, of) in terms.metrics.items()},
         }
         params = optax.apply_updates(state.params, updates)
@@ -62,7 +62,8 @@ def make_step(
 def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int) -> Any:
     """The sum of `function` (a pytree) over a batch cut into `parts`, one after the other.
 
-    Part i holds rows i, i + parts, ...: every device keeps its own rows, so nothing moves between devices.
+    Part i holds rows i, i + parts, ...: every device keeps its own rows, so nothing moves between
+    devices.
     """
     if parts == 1:
         return function(batch)

@@ -1,0 +1,110 @@
+"""The jitted decoder against drawing token by token with a pass over the whole prefix for each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import reference
+from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.transformer import Transformer, unstack_layers
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.sharding import unbox
+from cogview_jax.sampling.decode import generate, sample_keys
+from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.tokenizers.layout import left_padded
+
+CONFIG = TransformerConfig(layers=2, width=32, heads=4, dropout=0.1, remat="full")
+MODEL = Transformer(CONFIG, vocabulary=60, positions=24)
+COUNT, FIRST, LAST = 12, 20, 52
+SAMPLING = SamplingConfig(temperature=0.9, top_k=20, top_p=0.95)
+PROMPTS = ([55, 3, 4, 56], [55], [55, 1, 2, 3, 4, 5, 6, 56])
+NAMES = ("short", "", "long")
+INDICES = (0, 1, 0)
+
+
+@pytest.fixture(scope="module")
+def params():
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    boxed = jax.eval_shape(MODEL.init, jax.random.key(0), tokens, tokens)["params"]
+    return reference.random_like(unbox(boxed), seed=0)
+
+
+def drawn(params, rows=(0, 1, 2), *, seed=0, count=COUNT, sampling=SAMPLING, longest=9):
+    """What `generate` gives for these prompts as one batch."""
+    tokens, valid = left_padded([np.array(PROMPTS[i]) for i in rows], longest)
+    keys = sample_keys(seed, [NAMES[i] for i in rows], [INDICES[i] for i in rows])
+    result = generate(
+        unstack_layers(params),
+        tokens,
+        valid,
+        keys,
+        model=MODEL,
+        count=count,
+        first=FIRST,
+        last=LAST,
+        config=sampling,
+    )
+    return np.asarray(result)
+
+
+@pytest.fixture(scope="module")
+def together(params):
+    return drawn(params)
+
+
+def expected(params, i, sampling):
+    key = sample_keys(0, NAMES, INDICES)[i]
+    return reference.generate(params, CONFIG, PROMPTS[i], key, COUNT, (FIRST, LAST), sampling)
+
+
+def test_equals_drawing_without_a_cache(params, together):
+    assert together.dtype == np.int32
+    for i, row in enumerate(together.tolist()):
+        assert row == expected(params, i, SAMPLING)
+
+
+def test_temperature_zero_equals_the_greedy_path(params):
+    greedy = SamplingConfig(temperature=0)
+    for i, row in enumerate(drawn(params, sampling=greedy).tolist()):
+        assert row == expected(params, i, greedy)
+
+
+def test_a_row_does_not_depend_on_its_company_its_place_or_the_padding(params, together):
+    np.testing.assert_array_equal(drawn(params, (2, 0, 1)), together[[2, 0, 1]])
+    np.testing.assert_array_equal(drawn(params, (1, 1, 1)), together[[1, 1, 1]])
+    np.testing.assert_array_equal(drawn(params, (2,), longest=8), together[[2]])
+
+
+def test_only_allowed_tokens_are_drawn_and_many_of_them(together):
+    assert together.min() >= FIRST
+    assert together.max() < LAST
+    assert len(set(together.flat)) > 10
+
+
+def test_seeds_draw_differently(params, together):
+    assert (drawn(params, seed=1) != together).any(axis=1).all()
+
+
+def test_one_token_is_the_first_of_many(params, together):
+    np.testing.assert_array_equal(drawn(params, count=1), together[:, :1])
+
+
+def test_a_key_is_that_of_its_seed_prompt_and_index():
+    def data(seed, prompts, indices):
+        return jax.random.key_data(sample_keys(seed, prompts, indices)).tolist()
+
+    (one,) = data(3, ["a red circle"], [2])
+    others = data(3, ["a red circle", "a red circle", "一个红色的圆形"], [1, 2, 2])
+    assert others[1] == one
+    different = [*others, *data(4, ["a red circle"] * 2, [2, 1])]
+    assert len({tuple(key) for key in different}) == 5
+
+
+def test_large_seeds_are_told_apart_or_refused():
+    seeds = (0, 1, 2**31, 2**32 - 1)
+    keys = [jax.random.key_data(sample_keys(seed, ["a"], [0])).tolist() for seed in seeds]
+    assert len({str(key) for key in keys}) == len(seeds)
+    for seed in (-1, 2**32, 2**70):
+        with pytest.raises(InputError, match=f"seed {seed}: expected 0 to 4294967295"):
+            sample_keys(seed, ["a"], [0])

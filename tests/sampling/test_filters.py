@@ -1,0 +1,118 @@
+"""Filters against sorting in Python and the official sampler; draws against their distribution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import reference
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.sampling.filters import SamplingConfig, draw, keep_top_k, keep_top_p
+
+
+@pytest.fixture(scope="module")
+def logits():
+    """Rows without ties, with many, all equal, and with tokens already excluded."""
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((4, 30)).astype(np.float32) * 2
+    rows[1] = np.round(rows[1])
+    rows[2] = 0.5
+    rows[3, 7:] = -np.inf
+    return rows
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 5, 12, 29, 30, 100])
+def test_top_k_equals_sorting(logits, k):
+    result = keep_top_k(logits, k)
+    for row, ours in zip(logits, result, strict=True):
+        np.testing.assert_array_equal(ours, reference.keep_top_k(row, k))
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.2, 0.5, 0.9, 0.999, 1.0])
+def test_top_p_equals_accumulating_row_by_row(logits, p):
+    result = keep_top_p(logits, p)
+    for row, ours in zip(logits, result, strict=True):
+        np.testing.assert_array_equal(ours, reference.keep_top_p(row, p))
+
+
+def test_top_p_by_hand():
+    shares = np.array([[0.5, 0.3, 0.15, 0.05], [0.1, 0.1, 0.2, 0.6]])
+    kept = np.isfinite(keep_top_p(np.log(shares), 0.7))
+    assert kept.tolist() == [[True, True, False, False], [False, False, True, True]]
+
+
+def settings(row):
+    temperature, top_k, top_p = row  # the official 0 is our 1: no top-p
+    return SamplingConfig(temperature, int(top_k), float(top_p or 1))
+
+
+@pytest.mark.parametrize(
+    ("phase", "first", "last"), [("after_boi1", 0, 64), ("caption", 64, 334)], ids=["image", "text"]
+)
+def test_distributions_are_those_of_the_official_sampler(shared, phase, first, last):
+    """Row 1 of the table has ties, of which the official top-p cuts some by their place."""
+    table = np.load(shared / "official/fixtures/sampling_filters.npz")
+    for setting, probabilities in zip(table["settings"], table[f"probs:{phase}"], strict=True):
+        config = settings(setting)
+        ours = table["logits"][:, first:last] / np.float32(config.temperature)
+        ours = keep_top_p(keep_top_k(ours, config.top_k), config.top_p)
+        expected = np.zeros_like(probabilities)
+        expected[:, first:last] = jax.nn.softmax(ours, axis=-1)
+        rows = [0, 1, 2] if config.top_p == 1 else [0, 2]
+        np.testing.assert_allclose(expected[rows], probabilities[rows], atol=2e-7)
+
+
+def frequencies(logits, config, draws):
+    """How often `draw` takes each token of each row, over many keys."""
+    keys = jax.random.split(jax.random.key(0), (draws, len(logits)))
+    tokens = jax.jit(jax.vmap(lambda keys: draw(logits, keys, config)))(keys)
+    return np.stack([np.bincount(row, minlength=logits.shape[1]) for row in np.asarray(tokens).T])
+
+
+@pytest.mark.parametrize(
+    "config", [SamplingConfig(1.0, 0), SamplingConfig(1.5, 8, 0.8), SamplingConfig(0.7, 12)]
+)
+def test_tokens_are_drawn_with_their_filtered_probabilities(logits, config):
+    """Chi-square: its mean is the degrees of freedom, its variance twice as many."""
+    draws = 20_000
+    counts = frequencies(jnp.asarray(logits), config, draws)
+    for row, count in zip(logits, counts, strict=True):
+        expected = draws * reference.softmax(reference.filtered(row, config))
+        assert not count[expected == 0].any()
+        often = expected >= 5
+        statistic = np.sum((count - expected)[often] ** 2 / expected[often])
+        freedom = often.sum() - 1
+        assert statistic < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_temperature_zero_takes_the_likeliest_whatever_the_key(logits):
+    keys = jax.random.split(jax.random.key(0), 4)
+    for top_k, top_p in ((0, 1.0), (3, 0.5)):
+        tokens = draw(logits, keys, SamplingConfig(0.0, top_k, top_p))
+        np.testing.assert_array_equal(tokens, np.argmax(logits, axis=-1))
+
+
+def test_a_draw_depends_on_its_own_row_and_key_alone(logits):
+    keys, config = jax.random.split(jax.random.key(1), 4), SamplingConfig(1.0, 20, 0.9)
+    together = draw(logits, keys, config).tolist()
+    alone = [draw(logits[i : i + 1], keys[i : i + 1], config).item() for i in range(4)]
+    order = np.array([2, 0, 3, 1])
+    assert together == alone
+    assert draw(logits[order], keys[order], config).tolist() == [alone[i] for i in order]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"temperature": float("inf")}, "temperature inf"),
+        ({"top_k": -1}, "top_k -1"),
+        ({"top_p": 0.0}, "top_p 0.0"),
+        ({"top_p": 1.1}, "top_p 1.1"),
+    ],
+    ids=str,
+)
+def test_meaningless_settings_are_refused(setting, message):
+    with pytest.raises(InputError, match=message):
+        SamplingConfig(**setting)

@@ -1,0 +1,189 @@
+"""`CogView` over tiny random parts: against the modules it calls, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import reference
+from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
+from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.transformer import Transformer
+from cogview_jax.pipeline import CogView
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.sharding import unbox
+from cogview_jax.sampling.decode import sample_keys
+from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.tokenizers.codec import (
+    Codec,
+    CodecConfig,
+    decode_codes,
+    denormalise,
+    encode_images,
+)
+from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
+from cogview_jax.tokenizers.quantiser import initial_codebook
+from cogview_jax.tokenizers.text import TextConfig, train_text_tokenizer
+from cogview_jax.tokenizers.vocabulary import Vocabulary
+
+CODEC = CodecConfig(image_size=16, downsampling=4, channels=8, codebook=30, code_width=4)
+VOCABULARY = Vocabulary(codes=30, text=400)
+LAYOUT = LayoutConfig(text_length=12, grid=4)
+MODEL = TransformerConfig(layers=2, width=32, heads=4, remat="none")
+PROMPTS = ["a red circle", "a blue star 星", "a red square"]
+SAMPLING = SamplingConfig(temperature=1.0, top_k=20)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    pixels = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    codec = unbox(jax.eval_shape(Codec(CODEC).init, jax.random.key(0), pixels)["params"])
+    model = Transformer(MODEL, VOCABULARY.size, make_layout(LAYOUT, VOCABULARY).length)
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    params = unbox(jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"])
+    codebook = initial_codebook(jax.random.key(0), CODEC.codebook, CODEC.code_width)
+    return {
+        "codec": CodecPart(CODEC, reference.random_like(codec, 0), codebook),
+        "text": train_text_tokenizer(PROMPTS * 3, TextConfig(400, "bpe")),
+        "transformer": TransformerPart(MODEL, VOCABULARY, LAYOUT, reference.random_like(params, 1)),
+    }
+
+
+@pytest.fixture(scope="module")
+def model(parts):
+    return CogView(**parts)
+
+
+@pytest.fixture(scope="module")
+def codes(model):
+    return model.generate_codes(PROMPTS, 2, 7, sampling=SAMPLING, batch_size=4)
+
+
+def test_codes_are_those_of_the_reference_decoder(parts, model, codes):
+    assert codes.shape == (3, 2, 4, 4)
+    for prompt, rows in zip(PROMPTS, codes, strict=True):
+        pieces = [VOCABULARY.text_start + piece for piece in parts["text"].encode(prompt)]
+        commands = {name: VOCABULARY.command(name) for name in ("ROI1", "TINY", "BOI1")}
+        tokens = [commands["ROI1"], *pieces, commands["TINY"], commands["BOI1"]]
+        assert model.prompt_tokens(prompt).tolist() == tokens
+        for index, row in enumerate(rows):
+            (key,) = sample_keys(7, [prompt], [index])
+            expected = reference.generate(
+                parts["transformer"].params, MODEL, tokens, key, 16, (0, 30), SAMPLING
+            )
+            assert row.reshape(-1).tolist() == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_picture_does_not_depend_on_batches_company_or_order(model, codes, batch_size):
+    def drawn(prompts, count):
+        return model.generate_codes(prompts, count, 7, sampling=SAMPLING, batch_size=batch_size)
+
+    np.testing.assert_array_equal(drawn(PROMPTS[::-1], 3)[:, :2], codes[::-1])
+    np.testing.assert_array_equal(drawn(PROMPTS[1:2], 1), codes[1:2, :1])
+
+
+def test_pictures_of_other_seeds_prompts_and_indices_differ(model, codes):
+    other = model.generate_codes(PROMPTS, 2, 8, sampling=SAMPLING, batch_size=4)
+    pictures = np.concatenate([codes, other]).reshape(12, 16)
+    assert len({picture.tobytes() for picture in pictures}) == 12
+
+
+def test_generate_gives_the_decoded_pictures_and_reports_each_once(model, codes):
+    done = []
+    pictures = model.generate(
+        PROMPTS, 2, seed=7, sampling=SAMPLING, batch_size=4, progress=done.append
+    )
+    assert done == [4, 2]
+    for row, expected in zip(pictures, codes, strict=True):
+        np.testing.assert_array_equal([np.asarray(p) for p in row], model.decode(expected))
+        assert [(picture.mode, picture.size) for picture in row] == [("RGB", (16, 16))] * 2
+
+
+def test_encode_and_decode_are_those_of_the_codec(parts, model, codes):
+    part, codec = parts["codec"], Codec(CODEC)
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    encoded = model.encode(images)
+    expected = encode_images(codec, part.params, part.codebook, images)
+    np.testing.assert_array_equal(encoded, expected)
+    assert encoded.dtype == np.int32
+    decoded = model.decode(codes[0].astype(np.int64))
+    assert decoded.dtype == np.uint8
+    expected = decode_codes(codec, part.params, part.codebook, codes[0])
+    assert np.abs(decoded.astype(int) - expected.astype(int)).max() <= 1
+    vectors = part.codebook.codes[codes[0, 0]]
+    pixels = reference.decode(reference.float64(part.params), CODEC, reference.float64(vectors))
+    assert np.abs(decoded[0] - np.asarray(denormalise(CODEC, pixels))).max() <= 0.51
+
+
+def test_a_picture_is_decoded_as_it_is_beside_others(model, codes):
+    """No stretching to the range of a batch."""
+    together = model.decode(codes.reshape(6, 4, 4))
+    for i, row in enumerate(codes.reshape(6, 4, 4)):
+        assert np.abs(model.decode(row[None])[0] - together[i].astype(int)).max() <= 1
+
+
+def test_logits_are_those_of_the_plain_transformer(parts, model):
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY.size, (2, 10))
+    logits = model.logits(tokens)
+    assert logits.dtype == np.float32
+    for ours, row in zip(logits, tokens, strict=True):
+        expected = reference.transformer(parts["transformer"].params, MODEL, row)
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_the_longest_prompt_is_drawn_for_and_a_longer_one_refused(parts, model):
+    longest = "a red circle" * 20
+    pieces = parts["text"].encode(longest)
+    prompts = [parts["text"].decode(pieces[:count]) for count in (12, 13)]
+    assert [len(parts["text"].encode(prompt)) for prompt in prompts] == [12, 13]
+    assert len(model.prompt_tokens(prompts[0])) == 15
+    model.generate_codes(prompts[:1], 1, 7, sampling=SAMPLING, batch_size=4)
+    with pytest.raises(InputError, match="has 13 tokens, but the text region holds 12: shorten"):
+        model.generate(["a red circle", prompts[1]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.generate([" \n"]), r"prompt ' \\n' holds no text"),
+        (lambda m: m.generate([]), "a list of at least one prompt"),
+        (lambda m: m.generate("a red circle"), "a list of at least one prompt"),
+        (lambda m: m.generate(["a"], 0), "num_images 0 and batch_size 32"),
+        (lambda m: m.generate(["a"], batch_size=0), "num_images 1 and batch_size 0"),
+        (lambda m: m.generate(["a"], seed=-1), "seed -1"),
+        (lambda m: m.encode(np.zeros((1, 8, 8, 3), np.uint8)), r"got uint8 \(1, 8, 8, 3\), expec"),
+        (lambda m: m.encode(np.zeros((1, 16, 16, 3))), r"got float64 .* uint8 \[b, 16, 16, 3\]"),
+        (lambda m: m.encode(np.zeros((16, 16, 3), np.uint8)), r"got uint8 \(16, 16, 3\)"),
+        (lambda m: m.encode(np.zeros((1, 16, 16), np.uint8)), r"got uint8 \(1, 16, 16\)"),
+        (lambda m: m.decode(np.zeros((1, 5, 4), int)), r"got int64 \(1, 5, 4\), .* \[b, 4, 4\]"),
+        (lambda m: m.decode(np.zeros((1, 4, 4))), "got float64"),
+        (lambda m: m.decode(np.full((1, 4, 4), 30)), "codes from 30 to 30, expected 0 to 29"),
+        (lambda m: m.decode(np.full((1, 4, 4), -1)), "codes from -1 to -1, expected 0 to 29"),
+        (lambda m: m.logits(np.zeros(5, int)), r"int64 \(5,\), .* t from 1 to 32"),
+        (lambda m: m.logits(np.zeros((1, 33), int)), r"got int64 \(1, 33\), .*1 to 32"),
+        (lambda m: m.logits(np.zeros((1, 0), int)), r"got int64 \(1, 0\)"),
+        (lambda m: m.logits(np.array([[0, 512]])), "tokens from 0 to 512, expected 0 to 511"),
+        (lambda m: m.logits(np.array([[0.5]])), "logits got float64"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(model, call, message):
+    with pytest.raises(InputError, match=message) as error:
+        call(model)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("have", "call", "message"),
+    [
+        ([], lambda m: m.encode(np.zeros((1, 16, 16, 3), np.uint8)), "no codec"),
+        (["text"], lambda m: m.decode(np.zeros((1, 4, 4), int)), "no codec"),
+        (["codec", "text"], lambda m: m.logits(np.zeros((1, 1), int)), "no transformer"),
+        (["transformer"], lambda m: m.prompt_tokens("a"), "no text"),
+        (["codec"], lambda m: m.generate(["a"]), "no transformer and no text"),
+        (["text", "transformer"], lambda m: m.generate(["a"]), "no codec"),
+    ],
+)
+def test_a_missing_part_is_named(parts, have, call, message):
+    with pytest.raises(InputError, match=f"the bundle has {message}, which this needs"):
+        call(CogView(**{name: parts[name] for name in have}))

@@ -1,0 +1,81 @@
+"""The two objectives with models that train within a test, and batches for them."""
+
+import jax
+import numpy as np
+
+from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.transformer import Transformer
+from cogview_jax.runtime.sharding import unbox
+from cogview_jax.tokenizers.codec import Codec, CodecConfig
+from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
+from cogview_jax.tokenizers.vocabulary import Vocabulary
+from cogview_jax.training.codec_objective import CodecObjective
+from cogview_jax.training.objective import Objective
+from cogview_jax.training.optimizer import OptimizerConfig
+from cogview_jax.training.sequence_objective import SequenceObjective
+from cogview_jax.training.state import TrainState
+
+BATCH = 16
+
+VOCABULARY = Vocabulary(codes=64, text=29)  # 120 ids, padded to 128
+LAYOUT = LayoutConfig(text_length=5, grid=2)  # 13 tokens
+TRANSFORMER = TransformerConfig(layers=2, width=32, heads=4, dropout=0.0, remat="none")
+CODEC = CodecConfig(
+    image_size=8, downsampling=2, channels=16, residual_blocks=1, codebook=32, code_width=8
+)
+
+#: Where a gradient is zero but for rounding (that of the keys' bias is), Adam makes steps of its
+#: sign. An epsilon well above rounding keeps two ways of adding up comparable.
+OPTIMIZER = OptimizerConfig(lr=1e-2, warmup=0.0, epsilon=1e-3)
+
+
+def transformer_objective(config: TransformerConfig = TRANSFORMER) -> SequenceObjective:
+    """Weights of text unlike those of images, so that neither can be mistaken for the other."""
+    layout = make_layout(LAYOUT, VOCABULARY)
+    return SequenceObjective(Transformer(config, VOCABULARY.size, layout.length), layout, 3.0)
+
+
+def codec_objective(revive_below: float = 0.5) -> CodecObjective:
+    """Codes move often, so that moving is tested too."""
+    return CodecObjective(Codec(CODEC), global_batch=BATCH, revive_below=revive_below)
+
+
+def start(objective: Objective) -> TrainState:
+    """A state before step 0 without an optimizer's, drawn by numpy: nothing is compiled."""
+    rng = np.random.default_rng(0)
+    params, extras = jax.eval_shape(objective.init, jax.random.key(0))
+
+    def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return (centre + 0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(fill, unbox(params))
+    if extras:
+        extras = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), extras)
+        codes = rng.standard_normal(extras.codes.shape).astype(np.float32)
+        extras = extras._replace(codes=codes, error=np.float32(np.inf))
+    return TrainState(np.int32(0), params, (), extras)
+
+
+def sequences(step: int, rows: int = BATCH) -> dict[str, np.ndarray]:
+    """Captions of 1 to 5 pieces: rows of different weights."""
+    rng = np.random.default_rng([1, step])
+    layout = make_layout(LAYOUT, VOCABULARY)
+    examples = [
+        layout.example(
+            {
+                "text": rng.integers(VOCABULARY.text, size=1 + row * 5 // rows),
+                "image": rng.integers(VOCABULARY.codes, size=4),
+            }
+        )
+        for row in range(rows)
+    ]
+    return {name: np.stack([e[i] for e in examples]) for i, name in enumerate(examples[0]._fields)}
+
+
+def pictures(step: int, rows: int = BATCH) -> dict[str, np.ndarray]:
+    """Noise, of which rows have more or less."""
+    rng = np.random.default_rng([2, step])
+    noise = rng.integers(256, size=(rows, CODEC.image_size, CODEC.image_size, 3))
+    strength = np.linspace(0.1, 1, rows)[:, None, None, None]
+    return {"image": (noise * strength).astype(np.uint8)}

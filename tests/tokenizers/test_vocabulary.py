@@ -1,0 +1,47 @@
+"""The numbers of the released vocabulary, and of smaller ones."""
+
+import json
+
+import pytest
+
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.tokenizers.vocabulary import COMMANDS, Vocabulary
+
+
+def test_numbers_of_the_paper():
+    vocabulary = Vocabulary()
+    assert vocabulary.size == 58240
+    assert vocabulary.text_start == 8192
+    assert vocabulary.commands_start == 58192
+    assert [vocabulary.command(name) for name in COMMANDS] == list(range(58192, 58219))
+    named = {"PAD": 58192, "BOI1": 58193, "EOI1": 58196, "ROI1": 58199, "BASE": 58208}
+    assert {name: vocabulary.command(name) for name in named} == named
+
+
+@pytest.mark.parametrize(
+    ("codes", "text", "size"),
+    [(64, 270, 384), (512, 512, 1152), (1, 100, 128), (1, 101, 256), (8192, 50000, 58240)],
+)
+def test_sizes_are_padded_to_a_multiple_of_128(codes, text, size):
+    vocabulary = Vocabulary(codes, text)
+    assert vocabulary.size == size
+    assert vocabulary.command("PAD") == codes + text
+
+
+def test_ids_are_those_of_the_official_tokenizer(shared):
+    tables = json.loads((shared / "official/fixtures/tokens.json").read_text("utf-8"))
+    for table, vocabulary in (
+        (tables, Vocabulary()),
+        (tables["small_model_tokenizer"], Vocabulary(64, 270)),
+    ):
+        assert table["padded_vocab_size"] == vocabulary.size
+        ours = {f"[{name}]": vocabulary.command(name) for name in COMMANDS}
+        assert table["command_tokens"] == ours
+
+
+def test_unknown_commands_and_empty_vocabularies_are_refused():
+    with pytest.raises(InputError, match="'EOI9'; choose from PAD, BOI1"):
+        Vocabulary().command("EOI9")
+    for sizes in ((0, 10), (10, 0)):
+        with pytest.raises(InputError, match=f"{sizes[0]} codes and {sizes[1]} pieces"):
+            Vocabulary(*sizes)
