@@ -101,8 +101,7 @@ class CogView:
         rows = [self.prompt_tokens(prompt) for prompt in prompts]
         image = self.layout.region("image")
         first, last = self.layout.allowed("image")
-        # Prompts are padded to the longest there can be: one compilation, and the same arithmetic
-        # for a prompt whatever stands beside it.
+        # Prompts are padded to the longest there can be: one compilation for all of them.
         longest = self.layout.prompt_length("image")
         tokens, valid = left_padded([row for row in rows for _ in range(num_images)], longest)
         keys = sample_keys(
@@ -110,9 +109,11 @@ class CogView:
             [prompt for prompt in prompts for _ in range(num_images)],
             list(range(num_images)) * len(prompts),
         )
+        # A small job takes a small batch; powers of two keep the compilations few.
+        batch_size = min(batch_size, 1 << (len(tokens) - 1).bit_length())
         drawn = []
         for start in range(0, len(tokens), batch_size):
-            # The last batch is filled up, for the same reasons.
+            # The last batch is filled up, so that it needs no compilation of its own.
             index = np.arange(start, start + batch_size) % len(tokens)
             codes = generate(
                 self._layers,

@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.steps = 250_000
     config.train.global_batch = 64
-    config.train.accumulate = 1
+    # Parts of 8 pictures, a good gigabyte of activations each.
+    config.train.accumulate = 8
     config.train.log_every = 50
     config.train.checkpoint_every = 5000
     config.train.keep = 2

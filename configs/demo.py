@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.init_from = ""
 
     config.train = ConfigDict()
-    config.train.steps = 1200
+    config.train.steps = 1000
     config.train.global_batch = 64
     config.train.accumulate = 1
     config.train.log_every = 20

@@ -21,10 +21,10 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import sha256_file, sha256_tree, write_json
+from cogview_jax.runtime.files import replace_tree, sha256_file, sha256_tree, write_json
 from cogview_jax.runtime.sharding import sharded_shapes
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
-from cogview_jax.tokenizers.layout import Layout, LayoutConfig, make_layout
+from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.quantiser import Codebook, initial_codebook
 from cogview_jax.tokenizers.text import TextTokenizer
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -100,7 +100,9 @@ class Bundle:
         saved = _restore(path, sharded_shapes(tree, mesh))
         return CodecPart(config, saved["params"], Codebook(**saved["codebook"]))
 
-    def transformer(self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None):
+    def transformer(
+        self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
+    ) -> TransformerPart:
         """The transformer: on one device, or split over `mesh`; as `dtype` if given."""
         path, described = self._verified("transformer"), self.parts["transformer"]
         where = f"{self.path} transformer"
@@ -116,14 +118,6 @@ class Bundle:
                 lambda s: jax.ShapeDtypeStruct(s.shape, dtype, sharding=s.sharding), shapes
             )
         return TransformerPart(config, vocabulary, layout, _restore(path, shapes))
-
-    def layout(self) -> Layout:
-        """The sequence the transformer was trained on."""
-        self.sha256("transformer")
-        described = self.parts["transformer"]
-        vocabulary = build(Vocabulary, described["vocabulary"], f"{self.path} transformer")
-        layout = build(LayoutConfig, described["layout"], f"{self.path} transformer")
-        return make_layout(layout, vocabulary)
 
     def _check_companions(self) -> None:
         """Refuses a transformer beside another codec or text tokenizer than its own."""
@@ -191,8 +185,7 @@ def write_bundle(
                 _copy(source.path / FILES[name], temporary / FILES[name])
                 parts[name] = source.parts[name]
         _describe(temporary, parts)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
+        replace_tree(temporary, path)
     multihost_utils.sync_global_devices("bundle written")
 
 

@@ -1,6 +1,8 @@
 """The checkpoints of a run: written while training goes on, read back onto any mesh."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,10 @@ class Checkpointer:
         if jax.process_index() == 0 and directory.is_dir():
             for half_written in directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(half_written)
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
         self._manager = ocp.CheckpointManager(
             directory,
+            item_handlers=handlers | {"meta": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(preservation_policy=LatestN(n=keep)),
         )
 
@@ -51,14 +55,10 @@ class Checkpointer:
         step = self._manager.latest_step()
         if step is None:
             return None
+        self._check_sizes(step, shapes.params)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in _trees(shapes).items()}
-        try:
+        with self._reading(step):
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, OSError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0][:300]
-            raise InputError(
-                f"checkpoint {self._manager.directory}/{step} cannot be restored: {reason}"
-            ) from error
         parts = {name: found[name] if name in items else getattr(shapes, name) for name in ITEMS}
         return shapes.replace(
             step=jax.device_put(jax.numpy.int32(step), shapes.step.sharding), **parts
@@ -75,6 +75,37 @@ class Checkpointer:
     def __exit__(self, *exception) -> None:
         """Closes it, also after an error."""
         self.close()
+
+    def _check_sizes(self, step: int, params: Any) -> None:
+        """Refuses a checkpoint of another model before its arrays are read."""
+        with self._reading(step):
+            there = _sizes(self._manager.item_metadata(step)["params"])
+        here = _sizes(params)
+        for name in sorted({*there, *here}):
+            if there.get(name) != here.get(name):
+                raise InputError(
+                    f"{self._place(step)} is of another model: {name} has shape"
+                    f" {there.get(name, 'none')} there, but the config's model has"
+                    f" {here.get(name, 'none')}"
+                )
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Turns what Orbax raises about a damaged checkpoint into one line."""
+        try:
+            yield
+        except (ValueError, OSError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0][:300]
+            raise InputError(f"{self._place(step)} cannot be restored: {reason}") from error
+
+    def _place(self, step: int) -> str:
+        return f"checkpoint {self._manager.directory}/{step}"
+
+
+def _sizes(params: Any) -> dict[str, tuple[int, ...]]:
+    """Dotted name -> shape."""
+    leaves = jax.tree.leaves_with_path(params)
+    return {".".join(key.key for key in path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _trees(state: TrainState) -> dict[str, Any]:

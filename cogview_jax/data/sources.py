@@ -67,6 +67,11 @@ def open_source(config: SourceConfig) -> Source[Record]:
         InputError: unknown kind, split or feature; nothing at the path.
     """
     if config.kind == "folder":
+        if not config.path:
+            raise InputError(
+                "data.source.path is empty: name the folder of pictures, such as"
+                " --config.data.source.path=my_pictures"
+            )
         return FolderSource(config.path, require_captions=config.require_captions)
     if config.kind not in KINDS:
         raise InputError(f"kind={config.kind!r}: choices are {', '.join(KINDS)}")

@@ -1,9 +1,8 @@
 """From captioned pictures to a token store, with the tokenizers that made it beside it."""
 
 import contextlib
-import dataclasses
-import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -38,53 +37,61 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
         InputError: the data, the codec or the text tokenizer does not fit the config, or too many
             records cannot be read.
     """
-    source = open_source(experiment.data.source)
-    tokenizers = _tokenizers(experiment, source, path)
+    data = experiment.data
+    given = _given_codec(experiment)
+    source = open_source(data.source)
+    tokenizers = _tokenizers(experiment, given, source, path)
     dtype = policy(experiment.precision).compute
     model = CogView(codec=tokenizers.codec(), text=tokenizers.text(), dtype=dtype)
-    size, batch = model.codec.config.image_size, experiment.data.encode_batch
+    size, batch = model.codec.config.image_size, data.encode_batch
+    longer = 0
 
     def encode(records: list[Record]) -> list[tuple[list[np.ndarray], np.ndarray]]:
+        nonlocal longer
         pictures = np.zeros((batch, size, size, 3), np.uint8)  # one shape: compiled once
+        texts = []
         for i, record in enumerate(records):
             pictures[i] = center_crop(record.image, size)
+            texts.append([np.asarray(model.text.encode(t), np.int32) for t in record.captions])
+            longer += sum(len(text) > experiment.layout.text_length for text in texts[-1])
         codes = model.encode(pictures).reshape(batch, -1)
-        return [
-            ([np.asarray(model.text.encode(text), np.int32) for text in record.captions], row)
-            for record, row in zip(records, codes, strict=False)
-        ]
+        return list(zip(texts, codes, strict=False))
 
     identity = {part: tokenizers.sha256(part) for part in ("codec", "text")}
-    meta = {
-        "layout": experiment.layout.task,
-        "grid": model.codec.config.grid,
-        "codebook": model.codec.config.codebook,
-        "pieces": len(model.text),
-        **identity,
-    }
     worked = write_store(
         path,
         source,
         encode,
-        plan={"source": _described(experiment.data), **identity},
-        meta=meta,
+        plan={"source": asdict(data.source), "text_tokenizer": _text_plan(data), **identity},
+        meta={
+            "layout": experiment.layout.task,
+            "grid": model.codec.config.grid,
+            "codebook": model.codec.config.codebook,
+            "pieces": len(model.text),
+            **identity,
+        },
         batch_size=batch,
-        shard_size=experiment.data.shard_size,
-        skipped=SkippedLog(path, max_skipped=experiment.data.max_skipped),
+        shard_size=data.shard_size,
+        skipped=SkippedLog(path, max_skipped=data.max_skipped),
     )
+    if longer:
+        print(
+            f"{longer} captions are longer than layout.text_length ="
+            f" {experiment.layout.text_length}: training will cut them",
+            file=sys.stderr,
+        )
     state = "finished" if worked else "was finished before: nothing to do"
     print(f"token store {path}: {state}", file=sys.stderr)
 
 
-def _tokenizers(experiment: TransformerExperiment, source: Source, path: Path) -> Bundle:
-    """The store's own copy of its tokenizers, made when it is missing."""
-    data, place = experiment.data, path / TOKENIZERS
-    if not data.image_tokenizer:
+def _given_codec(experiment: TransformerExperiment) -> Bundle:
+    """The bundle of the image tokenizer, once it is known to fit the config."""
+    if not experiment.data.image_tokenizer:
         raise InputError(
             "data.image_tokenizer is empty: name the bundle of an image tokenizer, such as"
             " --config.data.image_tokenizer=runs/codec/bundle"
         )
-    given = Bundle(data.image_tokenizer)
+    given = Bundle(experiment.data.image_tokenizer)
     codec = given.codec().config
     wanted = {
         "layout.grid": (experiment.layout.grid, codec.grid),
@@ -96,13 +103,25 @@ def _tokenizers(experiment: TransformerExperiment, source: Source, path: Path) -
                 f"the codec of {given.path} has {has}, but the config has {name} = {said}:"
                 f" pass --config.{name}={has}, or another data.image_tokenizer"
             )
+    return given
+
+
+def _tokenizers(
+    experiment: TransformerExperiment, given: Bundle, source: Source[Record], path: Path
+) -> Bundle:
+    """The store's own copy of its tokenizers, made when it is missing."""
+    data, place = experiment.data, path / TOKENIZERS
     if not (place / "bundle.json").exists():
         text = (
             TextTokenizer.load(data.text_tokenizer)
             if data.text_tokenizer
             else train_text_tokenizer(_captions(source, data.text_records), data.text)
         )
-        shutil.rmtree(place, ignore_errors=True)
+        if len(text) > experiment.vocabulary.text:
+            raise InputError(
+                f"the text tokenizer has {len(text)} pieces, but the config has vocabulary.text ="
+                f" {experiment.vocabulary.text}"
+            )
         write_bundle(place, codec=given, text=text)
     own = Bundle(place)
     if own.sha256("codec") != given.sha256("codec"):
@@ -110,12 +129,14 @@ def _tokenizers(experiment: TransformerExperiment, source: Source, path: Path) -
             f"{path} was begun with codec {own.sha256('codec')[:12]}, but {given.path} is"
             f" {given.sha256('codec')[:12]}: choose another store, or delete this one"
         )
-    if len(own.text()) > experiment.vocabulary.text:
-        raise InputError(
-            f"the text tokenizer has {len(own.text())} pieces, but the config has vocabulary.text ="
-            f" {experiment.vocabulary.text}"
-        )
     return own
+
+
+def _text_plan(data: TokenData) -> dict | str:
+    """What the text tokenizer of a store depends on: its file, or how it was trained."""
+    if data.text_tokenizer:
+        return TextTokenizer.load(data.text_tokenizer).sha256
+    return asdict(data.text) | {"records": data.text_records}
 
 
 def _captions(source: Source[Record], records: int) -> list[str]:
@@ -128,8 +149,3 @@ def _captions(source: Source[Record], records: int) -> list[str]:
                 captions += source[i].captions
             progress.update()
     return captions
-
-
-def _described(data: TokenData) -> dict:
-    """What the tokens depend on, beside the tokenizers: where the records come from."""
-    return dataclasses.asdict(data.source)

@@ -61,7 +61,7 @@ def text_to_image(
             num_images,
             seed,
             sampling=sampling,
-            batch_size=min(batch_size, len(prompts) * num_images),
+            batch_size=batch_size,
             progress=progress.update,
         )
     folder = Path(out)

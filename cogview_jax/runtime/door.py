@@ -59,7 +59,11 @@ def run(main: Callable[[], int | None]) -> None:
         if error.filename is None:
             _fail(traceback.format_exc(), 1)
         _fail(f"error: {error.filename}: {error.strerror}", BAD_INPUT)
-    except Exception:
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # jax's own type is known only once jax is loaded
+            reason = str(error).strip().splitlines()[0]
+            advice = "raise train.accumulate, or draw fewer pictures at a time (--batch_size)"
+            _fail(f"error: the device has too little memory ({reason}): {advice}", 1)
         _fail(traceback.format_exc(), 1)
     sys.exit(status)
 

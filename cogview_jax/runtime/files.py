@@ -31,17 +31,22 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         temporary.lstat()  # the block must have written it, before the old one is touched
-        if path.is_dir() and not path.is_symlink():
-            # A rename does not replace a folder: the old one steps aside first.
-            old = path.with_name(f"{_MARK}{os.getpid()}-old-{path.name}")
-            _remove(old)
-            os.replace(path, old)
-            os.replace(temporary, path)
-            _remove(old)
-        else:
-            os.replace(temporary, path)
+        replace_tree(temporary, path)
     finally:
         _remove(temporary)
+
+
+def replace_tree(new: Path, path: Path) -> None:
+    """Gives the file or folder `new` the name `path`, in place of what is there."""
+    if path.is_dir() and not path.is_symlink():
+        # A rename does not replace a folder: the old one steps aside first.
+        old = path.with_name(f"{_MARK}{os.getpid()}-old-{path.name}")
+        _remove(old)
+        os.replace(path, old)
+        os.replace(new, path)
+        _remove(old)
+    else:
+        os.replace(new, path)
 
 
 def remove_leftovers(directory: str | os.PathLike) -> None:

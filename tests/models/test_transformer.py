@@ -34,8 +34,8 @@ def shapes(model):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def logits(model, params, tokens, positions, valid=None, rngs=None):
-    hidden = model.apply({"params": params}, tokens, positions, valid, rngs=rngs)
+def logits(model, params, tokens, positions, valid=None):
+    hidden = model.apply({"params": params}, tokens, positions, valid)
     return model.apply({"params": params}, hidden, method=model.logits)
 
 
@@ -43,6 +43,11 @@ def logits(model, params, tokens, positions, valid=None, rngs=None):
 def continued(model, layers, tokens, positions, valid, cache, index):
     hidden, cache = cached_forward(model, layers, tokens, positions, valid, cache, index)
     return model.apply({"params": layers}, hidden, method=model.logits), cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def dropped(model, params, tokens):
+    return model.apply({"params": params}, tokens, tokens, rngs={"dropout": KEY})
 
 
 @pytest.fixture(scope="module")
@@ -199,18 +204,24 @@ def test_recomputation_and_unrolling_change_no_value_and_no_gradient(training, r
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, other)
 
 
-def test_dropout_differs_by_layer_row_and_position():
-    """Layers that do nothing but add 1 to each unit: a unit counts the layers that kept it."""
+@pytest.mark.parametrize(("where", "kinds"), [("layers", 3), ("embeddings", 2)])
+def test_dropout_differs_by_layer_row_and_position(where, kinds):
+    """Layers that only add 1 to each unit, or embeddings of 1: units show how many masks kept them.
+
+    The norm at the end keeps the order. Were both layers' masks equal, a unit would count 0 or 2.
+    """
     config = dataclasses.replace(CONFIG, dropout=0.5, sandwich_ln=False)
     model = dataclasses.replace(MODEL, config=config)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes(model))
-    params["blocks"]["block"]["mlp"]["down"]["bias"] += 1
     params["final_norm"]["scale"] += 1
+    if where == "layers":
+        params["blocks"]["block"]["mlp"]["down"]["bias"] += 1
+    else:
+        params["word_embedding"] += 1
     tokens = jnp.zeros((4, 6), jnp.int32)
-    hidden = model.apply({"params": params}, tokens, tokens, rngs={"dropout": KEY})
+    hidden = dropped(model, params, tokens)
     rows = np.round(np.asarray(hidden), 4).reshape(-1, CONFIG.width)
-    # The norm keeps the order. Were the layers' masks equal, a unit would count 0 or 2.
-    assert [len(set(row)) for row in rows] == [3] * 24
+    assert [len(set(row)) for row in rows] == [kinds] * 24
     assert len({row.tobytes() for row in rows}) == 24
 
 

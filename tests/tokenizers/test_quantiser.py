@@ -52,10 +52,10 @@ def test_the_first_of_equal_codes_wins():
 
 
 def test_update_equals_loops(codebook, vectors):
-    result = after(codebook, vectors)
+    result = after(codebook, vectors, epsilon=0.1)
     ids = reference.nearest(codebook.codes, vectors)
     codes, counts, sums = reference.moving_average_update(
-        codebook.counts, codebook.sums, vectors, ids, 0.9, 1e-5
+        codebook.counts, codebook.sums, vectors, ids, 0.9, 0.1
     )
     np.testing.assert_allclose(result.codes, codes, rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(result.counts, counts, rtol=1e-5)
