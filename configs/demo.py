@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.optimizer.clip = 1.0
 
     config.vocabulary = ConfigDict({"codes": 512, "text": 512})
-    config.layout = ConfigDict({"task": "text_to_image", "text_length": 16, "grid": 8})
+    config.layout = ConfigDict({"task": "text_to_image", "text_length": 13, "grid": 8})
     config.text_weight = 1.0
 
     config.model = ConfigDict()

@@ -15,6 +15,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402  (it reads the environment above)
 
+import doors  # noqa: E402
+
 # Only here, and not in the environment: the doors that tests start see one device, as users do.
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -32,3 +34,9 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference material at {folder}; COGVIEW_FIXTURES may name another folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def chain(root, tmp_path_factory):
+    """Runs of the doors that many tests look at; none may change them."""
+    return doors.Chain(root, tmp_path_factory.mktemp("chain"))

@@ -86,11 +86,11 @@ class Bundle:
 
     def text(self) -> TextTokenizer:
         """The text tokenizer."""
-        return TextTokenizer.load(self._verified("text"))
+        return TextTokenizer.load(self.verified("text"))
 
     def codec(self, mesh: jax.sharding.Mesh | None = None) -> CodecPart:
         """The image tokenizer: on one device, or split over `mesh`."""
-        path = self._verified("codec")
+        path = self.verified("codec")
         config = build(CodecConfig, self.parts["codec"]["config"], f"{self.path} codec")
         pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), "float32")
         boxed = jax.eval_shape(Codec(config).init, jax.random.key(0), pixels)["params"]
@@ -104,7 +104,7 @@ class Bundle:
         self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
     ) -> TransformerPart:
         """The transformer: on one device, or split over `mesh`; as `dtype` if given."""
-        path, described = self._verified("transformer"), self.parts["transformer"]
+        path, described = self.verified("transformer"), self.parts["transformer"]
         where = f"{self.path} transformer"
         config = build(TransformerConfig, described["config"], where)
         vocabulary = build(Vocabulary, described["vocabulary"], where)
@@ -128,8 +128,8 @@ class Bundle:
                     f"but the bundle holds {part} {self.sha256(part)[:12]}"
                 )
 
-    def _verified(self, part: str) -> Path:
-        """Where a part lies, once its files have the recorded hash."""
+    def verified(self, part: str) -> Path:
+        """Where a part lies, once its files have the recorded hash; InputError if they do not."""
         recorded, path = self.sha256(part), self.path / FILES[part]
         if not path.exists():
             raise InputError(f"bundle {self.path} lacks {path.name}, which bundle.json lists")
@@ -154,8 +154,8 @@ def write_bundle(
 ) -> None:
     """Writes a bundle, whole or not at all; every process of a run calls it.
 
-    A part given as another bundle is copied from there, files and hash. The transformer is recorded
-    as trained with the codec and text given beside it.
+    A part given as another bundle is copied from there, files and hash, once it is known to have
+    that hash. The transformer is recorded as trained with the codec and text given beside it.
     """
     path = path.absolute()
     temporary = path.with_name(f".tmp-{path.name}")
@@ -182,7 +182,7 @@ def write_bundle(
             parts["text"] = {"pieces": len(text)}
         for name, source in (("codec", codec), ("text", text)):
             if isinstance(source, Bundle):
-                _copy(source.path / FILES[name], temporary / FILES[name])
+                _copy(source.verified(name), temporary / FILES[name])
                 parts[name] = source.parts[name]
         _describe(temporary, parts)
         replace_tree(temporary, path)

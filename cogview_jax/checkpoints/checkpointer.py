@@ -26,7 +26,7 @@ class Checkpointer:
     """
 
     def __init__(self, directory: Path, keep: int = 2):
-        """Opens or makes `directory`; the newest `keep` checkpoints stay."""
+        """Opens `directory`, made with its first checkpoint; the newest `keep` stay."""
         directory = directory.absolute()
         if jax.process_index() == 0 and directory.is_dir():
             for half_written in directory.glob("*.orbax-checkpoint-tmp*"):
@@ -35,7 +35,7 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             directory,
             item_handlers=handlers | {"meta": ocp.JsonCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(preservation_policy=LatestN(n=keep)),
+            options=ocp.CheckpointManagerOptions(create=False, preservation_policy=LatestN(n=keep)),
         )
 
     def save(self, step: int, state: TrainState) -> None:

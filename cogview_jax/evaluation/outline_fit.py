@@ -36,9 +36,10 @@ def fit_outlines(soft: np.ndarray, steps: int = 3) -> list[Fit]:
     soft = np.pad(soft, ((0, n - height), (0, n - width)))
     middle, area = np.arange(n) + 0.5, soft.sum()
     unit_area, unit_y = _moments()
-    radius = np.sqrt(area / unit_area)
-    x = np.full(len(SHAPES), soft.sum(axis=0) @ middle / area)
-    y = soft.sum(axis=1) @ middle / area - unit_y * radius
+    # Soft coverage may be negative, so the centroid of a ragged object may lie far outside of it.
+    radius = np.sqrt(area / unit_area).clip(1, n)
+    x = np.full(len(SHAPES), soft.sum(axis=0) @ middle / area).clip(0, n)
+    y = (soft.sum(axis=1) @ middle / area - unit_y * radius).clip(0, n)
     blur = np.full(len(SHAPES), 0.5)
     for step in range(steps + 1):
         template = np.stack(

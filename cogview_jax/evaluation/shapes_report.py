@@ -34,7 +34,8 @@ def shapes_report(
         seed: of the scenes.
 
     Returns:
-        {"seen" and "held_out": {"all prompts", "en", "zh", "ceiling": {attribute: share}}}.
+        {"seen" and "held_out": {"prompts": how many, "generated", "generated_en", "generated_zh"
+        and "ceiling": {attribute: share}}}.
     """
     report = {}
     for number, split in enumerate(SPLITS):

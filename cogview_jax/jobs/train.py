@@ -14,10 +14,11 @@ from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.data.pipeline import batches
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources import Source
-from cogview_jax.jobs.experiment import CodecExperiment, Experiment
+from cogview_jax.jobs.experiment import CodecExperiment, Experiment, TrainConfig
 from cogview_jax.jobs.image_tokenizer import ImageTokenizerJob
 from cogview_jax.jobs.transformer import TransformerJob
 from cogview_jax.jobs.workdir import Workdir
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.hardware import peak_flops
 from cogview_jax.runtime.mesh import make_mesh, place_batch
@@ -55,11 +56,11 @@ class Job(Protocol):
 def run(experiment: Experiment, directory: str) -> None:
     """Trains what `experiment` describes in a workdir, or goes on with what it holds."""
     workdir = Workdir(directory)
+    workdir.check(experiment)
+    config, mesh = experiment.train, make_mesh(experiment.mesh)
+    check_batch(config, mesh)
     job = make_job(experiment, workdir)
     source = job.source()
-    workdir.claim(experiment)
-    mesh = make_mesh(experiment.mesh)
-    config = experiment.train
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     rate = schedule(experiment.optimizer, config.steps)
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
@@ -88,6 +89,8 @@ def run(experiment: Experiment, directory: str) -> None:
                 )
             )
         )
+        # Nothing the user may have got wrong is left.
+        workdir.claim(experiment)
         writer = stack.enter_context(MetricsWriter(workdir.metrics))
         progress = stack.enter_context(Progress(config.steps, workdir.path.name, start=start))
         per_second = throughput(job.objective, experiment)
@@ -126,6 +129,16 @@ def run(experiment: Experiment, directory: str) -> None:
         )
         job.write(state, workdir.bundle)
     print(f"{workdir.path}: {config.steps} steps done, bundle written", file=sys.stderr)
+
+
+def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
+    """InputError where the rows done at a time cannot be split evenly over the mesh."""
+    rows, ways = config.global_batch // config.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise InputError(
+            f"train.global_batch / train.accumulate = {rows} rows cannot be split over mesh.data x"
+            f" mesh.fsdp = {ways} devices: choose a multiple of {ways}"
+        )
 
 
 def make_job(experiment: Experiment, workdir: Workdir) -> Job:

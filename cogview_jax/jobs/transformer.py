@@ -61,6 +61,13 @@ class TransformerJob:
                 f"the token store {self._store} has {store.meta['pieces']} text pieces, but the"
                 f" config has vocabulary.text = {experiment.vocabulary.text}"
             )
+        for part in ("codec", "text"):
+            made, there = store.meta[part], self._tokenizers().sha256(part)
+            if made != there:
+                raise InputError(
+                    f"the token store {self._store} was made with {part} {made[:12]}, but the"
+                    f" {part} in its {TOKENIZERS} is {there[:12]}: prepare it again"
+                )
         return store
 
     def transform(

@@ -29,29 +29,37 @@ class Workdir:
         self.samples = self.path / "samples"
         self.bundle = self.path / "bundle"
 
-    def claim(self, experiment: Experiment) -> None:
-        """Makes the folder this experiment's, or checks that it is.
+    def check(self, experiment: Experiment) -> None:
+        """Refuses a folder that is not this experiment's.
 
         Raises:
             InputError: the folder holds a run of another config; the message names what differs.
         """
-        wanted = json.loads(json.dumps(dataclasses.asdict(experiment)))
-        if self.config.exists():
-            try:
-                found = json.loads(self.config.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise InputError(f"{self.config} is not readable as JSON: {error}") from error
-            there, here = dict(_flat(found)), dict(_flat(wanted))
-            for name in sorted({*there, *here} - set(RESUMABLE)):
-                if there.get(name) != here.get(name):
-                    raise InputError(
-                        f"{self.path} holds a run with {name} = {there.get(name)!r}, but the config"
-                        f" says {here.get(name)!r}: choose another --workdir, or the same config"
-                    )
+        if not self.config.exists():
+            return
+        try:
+            found = json.loads(self.config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{self.config} is not readable as JSON: {error}") from error
+        there, here = dict(_flat(found)), dict(_flat(_resolved(experiment)))
+        for name in sorted({*there, *here} - set(RESUMABLE)):
+            if there.get(name) != here.get(name):
+                raise InputError(
+                    f"{self.path} holds a run with {name} = {there.get(name)!r}, but the config"
+                    f" says {here.get(name)!r}: choose another --workdir, or the same config"
+                )
+
+    def claim(self, experiment: Experiment) -> None:
+        """Makes the folder this experiment's, once everything else about it is known to fit."""
         if jax.process_index() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path)
-            write_json(self.config, wanted)
+            write_json(self.config, _resolved(experiment))
+
+
+def _resolved(experiment: Experiment) -> dict[str, Any]:
+    """Every setting, as JSON has them."""
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

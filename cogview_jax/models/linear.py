@@ -1,11 +1,43 @@
 """The affine map every layer is made of."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """x @ kernel as `dtype`: [..., D], [D, F] -> [..., F].
+
+    The gradient of the kernel sums over all positions, and a backend may have to transpose the
+    first operand of that product in memory: XLA's CPU backend does. JAX's own rule puts the
+    gradient of y there; this puts whichever of x and y is narrower. Both products of the backward
+    pass are in the type of x.
+    """
+    return jnp.matmul(x, kernel, preferred_element_type=dtype)
+
+
+def _product_forward(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> tuple:
+    return product(x, kernel, dtype), (x, kernel)
+
+
+def _product_backward(dtype: DTypeLike, saved: tuple, dy: jax.Array) -> tuple:
+    x, kernel = saved
+    dy = dy.astype(x.dtype)
+    width, features = kernel.shape
+    rows, row_gradients = x.reshape(-1, width), dy.reshape(-1, features)
+    if width < features:
+        gradient = jnp.einsum("nd,nf->df", rows, row_gradients)
+    else:
+        gradient = jnp.einsum("nf,nd->fd", row_gradients, rows).T
+    return dy @ kernel.T, gradient
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 class Linear(nn.Module):
@@ -36,5 +68,5 @@ class Linear(nn.Module):
             self.features,
             jnp.float32,
         )
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype).reshape(width, -1)
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype).reshape(width, -1), self.dtype)
         return y.reshape(*x.shape[:-1], *self.features) + bias.astype(self.dtype)

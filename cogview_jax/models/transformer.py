@@ -19,6 +19,7 @@ from cogview_jax.models.attention import KeyValues
 from cogview_jax.models.block import Block
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.layernorm import LayerNorm
+from cogview_jax.models.linear import product
 from cogview_jax.runtime.sharding import constrain
 
 
@@ -94,7 +95,7 @@ class Transformer(nn.Module):
     def logits(self, hidden: jax.Array, first: int = 0, last: int | None = None) -> jax.Array:
         """Scores of the ids [first, last), or all: [..., D] -> float32 [..., last - first]."""
         table = self.word_table[first:last].astype(self.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        return product(hidden, table.T, jnp.float32)
 
     def normalise(self, x: jax.Array) -> jax.Array:
         """The final norm alone: [B, T, D] -> [B, T, D]."""

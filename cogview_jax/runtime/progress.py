@@ -43,7 +43,9 @@ class Progress:
             self._show(now)
 
     def close(self) -> None:
-        """Shows where it ended and leaves the line."""
+        """Shows where it ended and leaves the line; nothing where nothing was done."""
+        if not self._updates:
+            return
         if self._shown != self.done:
             self._show(time.monotonic())
         if self._tty:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from cogview_jax.data import shapes
 from cogview_jax.data.shapes_outlines import coverage
@@ -51,3 +52,15 @@ def test_backgrounds(ground, name):
 def test_a_colour_far_from_the_table_has_no_name():
     (ways,) = read(paint("circle", 64, 0.5, 0.5, 0.2, (0, 255, 255), 255)).objects
     assert (ways[0].shape, ways[0].colour) == ("circle", None)
+
+
+def test_no_picture_is_too_strange_to_be_read():
+    """Noise, smooth and rough, has objects with ragged edges and centroids far outside of them."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(60, 32, 32, 3)) * 600
+    with np.errstate(all="raise"):
+        for number, rough in enumerate(noise):
+            blur = (number % 3, number % 3, 0)
+            picture = (ndimage.gaussian_filter(rough, blur) + 200).clip(0, 255)
+            for ways in read(picture.astype(np.uint8)).objects:
+                assert all(0 <= way.x <= 1 and 0 <= way.y <= 1 for way in ways)

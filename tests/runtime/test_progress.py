@@ -68,6 +68,14 @@ def test_terminal_line_overwrites_itself_and_fits(monkeypatch):
 
 def test_an_error_still_closes_the_line():
     screen = Terminal()
-    with pytest.raises(RuntimeError), Progress(3, "train", stream=screen):
+    with pytest.raises(RuntimeError), Progress(3, "train", stream=screen) as progress:
+        progress.update()
         raise RuntimeError
     assert screen.getvalue().endswith("\n")
+
+
+def test_an_error_before_anything_is_done_stands_alone():
+    log = io.StringIO()
+    with pytest.raises(RuntimeError), Progress(3, "train", stream=log):
+        raise RuntimeError
+    assert log.getvalue() == ""

@@ -1,0 +1,101 @@
+"""A token store against the tokenizers that made it; what does not fit is refused."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cogview_jax
+from cogview_jax.data.token_store import TokenStore
+from cogview_jax.jobs.experiment import read_experiment
+from cogview_jax.jobs.prepare import prepare, store_path
+from cogview_jax.jobs.workdir import Workdir
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.tokenizers.text import TextConfig
+
+
+@pytest.fixture
+def experiment(chain):
+    """That of the chain's store, with changes to its data."""
+    base = read_experiment(json.loads((chain.run / "config.json").read_text()))
+
+    def change(**data):
+        return dataclasses.replace(base, data=dataclasses.replace(base.data, **data))
+
+    return change
+
+
+def test_records_are_the_codes_and_pieces_of_their_pictures(chain):
+    store, model = TokenStore(chain.store), cogview_jax.load(chain.store / "tokenizers")
+    lines = [json.loads(x) for x in (chain.pictures / "captions.jsonl").read_text().splitlines()]
+    assert len(store) == len(lines)
+    pictures = np.stack([np.asarray(Image.open(chain.pictures / line["file"])) for line in lines])
+    codes = model.encode(pictures).reshape(len(lines), -1)
+    for i, line in enumerate(lines):
+        record = store[i]
+        assert record.key == line["file"]
+        np.testing.assert_array_equal(record.codes, codes[i])
+        assert [model.text.decode(ids) for ids in record.captions] == line["captions"]
+    assert store.meta["grid"] == 4
+    assert store.meta["codebook"] == 16
+    assert store.meta["pieces"] == len(model.text)
+
+
+def test_a_store_lies_in_the_workdir_or_where_the_config_says(experiment, tmp_path):
+    assert store_path(experiment().data, Workdir(tmp_path)) == tmp_path / "tokens"
+    elsewhere = experiment(store=f"{tmp_path}/store").data
+    assert store_path(elsewhere, Workdir(tmp_path / "run")) == tmp_path / "store"
+
+
+def test_a_given_text_tokenizer_is_used(chain, experiment, tmp_path):
+    model = chain.store / "tokenizers" / "text.model"
+    prepare(experiment(text_tokenizer=str(model)), tmp_path / "tokens")
+    assert (tmp_path / "tokens" / "tokenizers" / "text.model").read_bytes() == model.read_bytes()
+    for shard in ("tokens-00000", "tokens-00003"):
+        ours, theirs = (folder / f"{shard}.json" for folder in (tmp_path / "tokens", chain.store))
+        assert json.loads(ours.read_text()) == json.loads(theirs.read_text())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"image_tokenizer": ""}, "data.image_tokenizer is empty: name the bundle"),
+        ({"image_tokenizer": "runs/none"}, "runs/none is no bundle"),
+        ({"text_tokenizer": "runs/none.model"}, "no text tokenizer at runs/none.model"),
+        ({"text": TextConfig(pieces=40)}, "no text tokenizer of 40 pieces can be trained on 64"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_written(
+    experiment, tmp_path, data, message
+):
+    with pytest.raises(InputError, match=message):
+        prepare(experiment(**data), tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("layout", {"grid": 8}, "has 4, but the config has layout.grid = 8: pass --config.layout"),
+        ("vocabulary", {"codes": 32}, "has 16, but the config has vocabulary.codes = 32"),
+        ("vocabulary", {"text": 300}, r"has \d+ pieces, but the config has vocabulary.text = 300"),
+    ],
+)
+def test_tokenizers_of_other_sizes_are_refused(experiment, tmp_path, section, changes, message):
+    base = experiment()
+    part = dataclasses.replace(getattr(base, section), **changes)
+    with pytest.raises(InputError, match=message):
+        prepare(dataclasses.replace(base, **{section: part}), tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a_store_made_otherwise_is_refused(chain, experiment, tmp_path):
+    store = shutil.copytree(chain.store, tmp_path / "tokens")
+    # Other text settings would leave another text tokenizer, which the copy has not.
+    with pytest.raises(InputError, match="made from something else: text_tokenizer was"):
+        prepare(experiment(text=TextConfig(pieces=390, algorithm="bpe")), store)
+    with pytest.raises(InputError, match=r"made from something else: shard_size was 8, is 16"):
+        prepare(experiment(shard_size=16), store)

@@ -1,0 +1,49 @@
+"""Prompts from flags and files; what sampling refuses."""
+
+import pytest
+
+from cogview_jax.jobs.sample import read_prompts, text_to_image
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.sampling.filters import SamplingConfig
+
+
+def test_prompts_of_the_flags_come_before_those_of_the_file(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("一个红色的圆形\n\n  two stars \n", encoding="utf-8")
+    assert read_prompts(["first", "second"], str(file)) == [
+        *("first", "second", "一个红色的圆形", "two stars")
+    ]
+    assert read_prompts(["only"], None) == ["only"]
+
+
+def test_files_without_prompts_are_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    for given, file, message in (
+        ([], None, "no prompt: give --prompt TEXT"),
+        ([], "empty.txt", "no prompt: give --prompt TEXT"),
+        ([], "latin.txt", "latin.txt cannot be read as UTF-8 text"),
+        (["x"], "none.txt", "none.txt cannot be read as UTF-8 text"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            read_prompts(given, file and str(tmp_path / file))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "prompts", "changes", "message"),
+    [
+        ("run", ["a star", " "], {}, "prompt ' ' holds no text"),
+        ("run", ["a star"], {"batch_size": 0}, "batch_size 0: both start at 1"),
+        ("run", ["a star"], {"precision": "half"}, "precision 'half' is unknown; choose from"),
+        ("codec", ["a star"], {}, "the bundle has no transformer and no text, which this needs"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(
+    chain, tmp_path, bundle, prompts, changes, message
+):
+    settings = {"num_images": 1, "seed": 0, "sampling": SamplingConfig()} | changes
+    folder = chain.run if bundle == "run" else chain.codec
+    with pytest.raises(InputError, match=message):
+        text_to_image(f"{folder}/bundle", f"{tmp_path}/out", prompts, **settings)
+    assert not (tmp_path / "out").exists()

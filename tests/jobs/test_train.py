@@ -1,0 +1,117 @@
+"""Training jobs in one process: on another mesh, from another bundle, and what is refused."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import cogview_jax
+from cogview_jax.jobs.experiment import TrainConfig, read_experiment
+from cogview_jax.jobs.train import check_batch, run, throughput
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.hardware import peak_flops
+from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from doors import STEPS
+
+
+@pytest.fixture
+def codec(chain):
+    return read_experiment(json.loads((chain.codec / "config.json").read_text()))
+
+
+@pytest.fixture
+def transformer(chain):
+    """Reads the chain's store from any workdir."""
+    experiment = read_experiment(json.loads((chain.run / "config.json").read_text()))
+    return dataclasses.replace(
+        experiment, data=dataclasses.replace(experiment.data, store=str(chain.store))
+    )
+
+
+def logged(workdir):
+    lines = (workdir / "metrics" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_run_begun_on_one_device_goes_on_on_eight(chain, codec, tmp_path):
+    moved = shutil.copytree(chain.codec, tmp_path / "moved")
+    shutil.rmtree(moved / "bundle")
+    shutil.rmtree(moved / "checkpoints" / str(STEPS))
+    mesh = MeshConfig(data=2, fsdp=4)
+    run(dataclasses.replace(codec, mesh=mesh), str(moved))
+
+    assert json.loads((moved / "config.json").read_text())["mesh"]["fsdp"] == 4
+    for ours, theirs in zip(logged(moved), logged(chain.codec), strict=True):
+        assert ours["step"] == theirs["step"]
+        for name in ("loss", "grad_norm", "lr", "perplexity"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
+    ours, theirs = (cogview_jax.load(run / "bundle").codec_part for run in (moved, chain.codec))
+    for (path, one), other in zip(
+        jax.tree.leaves_with_path(ours.params), jax.tree.leaves(theirs.params), strict=True
+    ):
+        # Adam makes a step of the sign where a gradient is but rounding; four steps at most.
+        largest = np.abs(np.asarray(one) - other).max()
+        assert largest < 4 * codec.optimizer.lr, jax.tree_util.keystr(path)
+        np.testing.assert_allclose(np.median(np.abs(np.asarray(one) - other)), 0, atol=1e-6)
+
+
+def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path):
+    experiment = dataclasses.replace(
+        transformer,
+        init_from=f"{chain.run}/bundle",
+        optimizer=dataclasses.replace(transformer.optimizer, lr=1e-30),
+        train=dataclasses.replace(transformer.train, steps=1, sample_every=0),
+    )
+    run(experiment, str(tmp_path / "run"))
+    ours, theirs = (
+        cogview_jax.load(path / "bundle").transformer_part for path in (tmp_path / "run", chain.run)
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    # The first loss is that of a trained model.
+    assert logged(tmp_path / "run")[0]["loss"] < logged(chain.run)[0]["loss"]
+    assert not (tmp_path / "run" / "samples").exists()
+
+
+def test_what_does_not_fit_leaves_no_trace(chain, transformer, tmp_path):
+    def change(section, **changes):
+        part = dataclasses.replace(getattr(transformer, section), **changes)
+        return dataclasses.replace(transformer, **{section: part})
+
+    start = {"init_from": f"{chain.run}/bundle"}
+    wrong = {
+        "needs 3 devices, but there are 8": change("mesh", data=3),
+        "= 12 rows cannot be split over mesh.data": change("train", global_batch=12),
+        "precision 'half' is unknown": dataclasses.replace(transformer, precision="half"),
+        "nowhere is no bundle": dataclasses.replace(transformer, init_from="nowhere"),
+        "does not fit the config": dataclasses.replace(change("model", layers=1), **start),
+        "seed=-1: expected 0 to": dataclasses.replace(transformer, seed=-1),
+        "no token store": change("data", store=f"{tmp_path}/none"),
+        "cannot be split 8 ways over tensor": dataclasses.replace(
+            change("model", width=36), mesh=MeshConfig(data=1, tensor=8)
+        ),
+    }
+    for message, experiment in wrong.items():
+        with pytest.raises(InputError) as error:
+            run(experiment, str(tmp_path / "run"))
+        assert message in str(error.value)
+        assert not (tmp_path / "run").exists(), message
+
+
+def test_rows_done_at_a_time_are_split_over_data_and_fsdp():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    check_batch(TrainConfig(steps=1, global_batch=24, accumulate=6), mesh)
+    with pytest.raises(InputError, match=r"= 6 rows .* = 4 devices: choose a multiple of 4"):
+        check_batch(TrainConfig(steps=1, global_batch=24, accumulate=4), mesh)
+
+
+def test_throughput_is_of_all_devices(transformer):
+    class Objective:
+        tokens_per_row, flops_per_row = 10, 1e6
+
+    measured = throughput(Objective, transformer)(0.5)
+    assert measured["tokens_per_second"] == 8 * 10 / 0.5
+    peak = 8 * peak_flops(jax.devices()[0], np.float32)
+    assert measured["mfu"] == pytest.approx(8 * 1e6 / 0.5 / peak)

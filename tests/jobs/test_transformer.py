@@ -1,0 +1,100 @@
+"""Whether a token store fits a config, what a row is, and starting from another bundle."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import cogview_jax
+from cogview_jax.checkpoints.bundle import Bundle, write_bundle
+from cogview_jax.data.token_records import TokenRecord
+from cogview_jax.jobs.experiment import read_experiment
+from cogview_jax.jobs.transformer import TransformerJob
+from cogview_jax.jobs.workdir import Workdir
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.training.optimizer import make_optimizer
+from cogview_jax.training.state import state_shapes
+
+
+@pytest.fixture
+def experiment(chain):
+    return read_experiment(json.loads((chain.run / "config.json").read_text()))
+
+
+def job(experiment, workdir):
+    return TransformerJob(experiment, Workdir(workdir))
+
+
+def test_a_row_is_one_of_the_captions_and_the_codes(chain, experiment):
+    layout = job(experiment, chain.run).layout
+    record = TokenRecord("x", (np.array([5, 6]), np.array([7])), np.arange(16) % 5)
+    expected = [layout.example({"text": ids, "image": record.codes}) for ids in record.captions]
+    drawn = [
+        job(experiment, chain.run).transform(record, np.random.default_rng(seed))
+        for seed in range(20)
+    ]
+    seen = set()
+    for row in drawn:
+        match = [np.array_equal(row["tokens"], example.tokens) for example in expected]
+        assert sum(match) == 1
+        seen.add(match.index(True))
+        for name, array in row.items():
+            np.testing.assert_array_equal(array, getattr(expected[match.index(True)], name))
+    assert seen == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("layout", {"grid": 8}, "has grid 4, but the config has layout.grid = 8: pass --config"),
+        ("vocabulary", {"codes": 8}, "has codebook 16, but the config has vocabulary.codes = 8"),
+        ("vocabulary", {"text": 64}, r"has \d+ text pieces, but the config has vocabulary.text = "),
+    ],
+)
+def test_a_store_of_other_sizes_is_refused(chain, experiment, section, changes, message):
+    part = dataclasses.replace(getattr(experiment, section), **changes)
+    other = dataclasses.replace(experiment, **{section: part})
+    with pytest.raises(InputError, match=f"the token store {chain.store} {message}"):
+        job(other, chain.run).source()
+    assert len(job(experiment, chain.run).source()) == 32
+
+
+def test_a_store_beside_other_tokenizers_is_refused(chain, experiment, tmp_path):
+    shutil.copytree(chain.store, tmp_path / "tokens")
+    own = Bundle(chain.store / "tokenizers")
+    part = own.codec()
+    other = dataclasses.replace(part, params=jax.tree.map(lambda leaf: 2 * leaf, part.params))
+    write_bundle(tmp_path / "tokens" / "tokenizers", codec=other, text=own)
+    there = Bundle(tmp_path / "tokens" / "tokenizers").sha256("codec")
+    message = f"made with codec {own.sha256('codec')[:12]}, but .* is {there[:12]}"
+    with pytest.raises(InputError, match=message):
+        job(experiment, tmp_path).source()
+
+
+def shapes_of(job):
+    """A state's shapes on a mesh; enough to be given parameters."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    optimizer = make_optimizer(job.experiment.optimizer, 1)
+    return state_shapes(job.objective, optimizer, mesh)
+
+
+def test_a_start_from_a_bundle_has_its_parameters_where_the_state_is(chain, experiment):
+    started = job(experiment, chain.run)
+    shapes = shapes_of(started)
+    state = started.initial(Bundle(chain.run / "bundle"), shapes)
+    expected = cogview_jax.load(chain.run / "bundle").transformer_part.params
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected)
+    placed = jax.tree.map(lambda a, b: a.sharding == b.sharding, state.params, shapes.params)
+    assert all(jax.tree.leaves(placed))
+    assert state.opt_state is shapes.opt_state
+
+
+def test_a_start_from_another_model_is_refused(chain, experiment):
+    wider = dataclasses.replace(experiment.model, width=64)
+    other = job(dataclasses.replace(experiment, model=wider), chain.run)
+    with pytest.raises(InputError, match=r"init_from .* holds .*width=32.* does not fit"):
+        other.initial(Bundle(chain.run / "bundle"), shapes_of(other))

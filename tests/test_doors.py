@@ -1,0 +1,325 @@
+"""The doors, run as programs: one chain from pictures to a report; killed runs; mistakes."""
+
+import json
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+import cogview_jax
+from cogview_jax.runtime.files import sha256_file, sha256_tree
+from cogview_jax.sampling.filters import SamplingConfig
+from doors import STEPS, call, draw_picture, kill_when, start
+
+PROMPTS = ["a large red circle in the center", "a blue star", "a large red circle in the center"]
+TIMINGS = {"tokens_per_second", "mfu"}
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def metrics(workdir):
+    """The log points, without what depends on the clock."""
+    lines = read_lines(workdir / "metrics" / "metrics.jsonl")
+    return [{name: line[name] for name in line if name not in TIMINGS} for line in lines]
+
+
+def last_state(workdir):
+    """Parameters, optimizer and extras of the last checkpoint, as they lie on disk."""
+    folder = workdir / "checkpoints" / str(STEPS)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return {
+            name: checkpointer.restore(folder / name)
+            for name in ("params", "opt_state", "extras")
+            if (folder / name).exists()
+        }
+
+
+def assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def contents(folder):
+    """Every path below, with what it holds."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path) if path.is_file() else None
+        for path in Path(folder).rglob("*")
+    }
+
+
+@pytest.fixture(scope="module")
+def samples(chain, tmp_path_factory):
+    """Two pictures for each prompt, two prompts by flags and one in a file."""
+    out = tmp_path_factory.mktemp("samples") / "out"
+    (chain.folder / "prompts.txt").write_text(f"\n {PROMPTS[2]} \n", encoding="utf-8")
+    chain.succeed(
+        *("sample", f"--bundle={chain.run}/bundle", f"--out={out}", "--num_images=2", "--seed=5"),
+        *(f"--prompt={prompt}" for prompt in PROMPTS[:2]),
+        f"--prompts={chain.folder}/prompts.txt",
+    )
+    return out
+
+
+def test_a_workdir_holds_what_the_contract_says(chain):
+    for workdir, extras in ((chain.codec, {"extras"}), (chain.run, set())):
+        steps = [path.name for path in (workdir / "checkpoints").iterdir()]
+        assert sorted(map(int, steps)) == [8, 12]
+        for step in steps:
+            items = {path.name for path in (workdir / "checkpoints" / step).iterdir()}
+            assert items >= {"params", "opt_state", "meta"} | extras
+        assert sorted(path.name for path in (workdir / "samples").iterdir()) == [
+            *("step_00000006.png", "step_00000012.png")
+        ]
+        assert list((workdir / "metrics").glob("events.out.tfevents.*"))
+        assert not list(workdir.rglob(".tmp-*"))
+
+    config = json.loads((chain.run / "config.json").read_text())
+    assert config["train"]["steps"] == STEPS  # what the command line said
+    assert config["train"]["keep"] == 2  # what the file said
+    assert config["optimizer"]["epsilon"] == 1e-8  # what neither said
+
+
+def test_metrics_are_one_line_a_log_point(chain):
+    for workdir, own in (
+        (chain.run, {"text_loss", "image_loss"}),
+        (chain.codec, {"l2", "psnr", "perplexity", "codebook_usage"}),
+    ):
+        lines = read_lines(workdir / "metrics" / "metrics.jsonl")
+        assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+        names = {"loss", "lr", "grad_norm", "tokens_per_second", "mfu", "loss_scale"} | own
+        assert all(names < set(line) and None not in line.values() for line in lines)
+    losses = [line["loss"] for line in metrics(chain.run)]
+    assert losses[-1] < losses[0]
+
+
+def test_a_bundle_records_what_it_was_trained_with(chain):
+    parts = json.loads((chain.run / "bundle" / "bundle.json").read_text())["parts"]
+    codec = json.loads((chain.codec / "bundle" / "bundle.json").read_text())["parts"]["codec"]
+    assert parts["codec"] == codec
+    assert parts["transformer"]["trained_with"] == {
+        "codec": codec["sha256"],
+        "text": sha256_file(chain.store / "tokenizers" / "text.model"),
+    }
+    assert_equal(
+        cogview_jax.load(chain.run / "bundle").transformer_part.params,
+        last_state(chain.run)["params"],
+    )
+
+
+@pytest.mark.parametrize("stage", ["codec", "transformer"])
+def test_a_killed_training_run_goes_on_to_the_bits_of_the_unbroken_one(chain, stage):
+    # The killed transformer trains from the same store, so only its workdir is another.
+    if stage == "codec":
+        unbroken, arguments = chain.codec, chain.train_codec("killed_codec")
+    else:
+        store = f"--config.data.store={chain.store}"
+        unbroken, arguments = chain.run, (*chain.transformer("killed_run"), store)
+    killed = chain.folder / f"killed_{'codec' if stage == 'codec' else 'run'}"
+    log = killed / "metrics" / "metrics.jsonl"
+    kill_when(
+        lambda: (killed / "checkpoints" / "4").exists() and len(read_lines(log)) >= 3,
+        start(chain.root, "train", *arguments),
+    )
+    assert not (killed / "bundle").exists()
+    half = len(read_lines(log))
+    assert half < STEPS // 2
+
+    result = chain.succeed("train", *arguments)
+    assert f"{STEPS} steps done, bundle written" in result.stderr
+    assert metrics(killed) == metrics(unbroken)
+    assert_equal(last_state(killed), last_state(unbroken))
+    for step in (6, 12):
+        picture = Path("samples") / f"step_{step:08d}.png"
+        assert (killed / picture).read_bytes() == (unbroken / picture).read_bytes()
+    ours, theirs = (cogview_jax.load(run / "bundle") for run in (killed, unbroken))
+    assert_equal(ours.codec_part.codebook, theirs.codec_part.codebook)
+    assert_equal(ours.codec_part.params, theirs.codec_part.params)
+
+
+def feed(pipe, data):
+    """Waits until somebody opens the named pipe and gives them `data`."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads yet
+            time.sleep(0.005)
+            continue
+        os.write(writer, data)
+        os.close(writer)
+        return
+    raise AssertionError(f"nobody opened {pipe}")
+
+
+def test_a_killed_prepare_goes_on_to_the_bits_of_the_unbroken_one(chain):
+    unbroken, arguments = chain.store, chain.transformer("killed_prepare")
+    # Reading picture 20, in the third of four shards, does not end: it is a pipe. Only the first
+    # pass, which reads the captions for the text tokenizer, is given what it waits for.
+    picture = chain.pictures / "20.png"
+    data = picture.read_bytes()
+    picture.unlink()
+    os.mkfifo(picture)
+    store = chain.folder / "killed_prepare" / "tokens"
+    try:
+        process = start(chain.root, "prepare", *arguments)
+        feed(picture, data)
+        kill_when((store / "tokens-00001.json").exists, process)
+    finally:
+        picture.unlink()
+        draw_picture(picture, 20)
+    assert picture.read_bytes() == data
+    assert not (store / "manifest.json").exists()
+    result = call(chain.root, "train", *arguments)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "unfinished (manifest.json is missing); run prepare" in result.stderr
+
+    chain.succeed("prepare", *arguments)
+    assert sha256_tree(store) == sha256_tree(unbroken)
+    assert contents(store) == contents(unbroken)
+
+
+def test_what_is_finished_is_left_as_it_is(chain):
+    before = contents(chain.run)
+    for door, said in (("train", "all 12 steps were done before"), ("prepare", "nothing to do")):
+        assert said in chain.succeed(door, *chain.transformer("run")).stderr
+    assert contents(chain.run) == before
+
+
+def test_samples_are_listed_in_order_and_are_what_the_model_decodes(chain, samples):
+    lines = read_lines(samples / "samples.jsonl")
+    assert lines == [
+        {
+            "prompt": prompt,
+            "index": index,
+            "seed": 5,
+            "file": f"images/{number:05d}_{index:03d}.png",
+        }
+        for number, prompt in enumerate(PROMPTS)
+        for index in range(2)
+    ]
+    pixels = [np.asarray(Image.open(samples / line["file"])) for line in lines]
+    files = {path.relative_to(samples).as_posix() for path in samples.rglob("*.png")}
+    assert files == {line["file"] for line in lines} | {"grid.png"}
+
+    model = cogview_jax.load(chain.run / "bundle")
+    codes = model.generate_codes(PROMPTS, 2, 5, sampling=SamplingConfig(), batch_size=6)
+    np.testing.assert_array_equal(pixels, model.decode(codes.reshape(6, 4, 4)))
+    # The same prompt and index are the same picture; another index is another.
+    np.testing.assert_array_equal(pixels[0], pixels[4])
+    assert not np.array_equal(codes[0, 0], codes[0, 1])
+
+
+def test_a_report_is_repeatable_json(chain, tmp_path):
+    report = tmp_path / "deep" / "report.json"
+    arguments = (f"--bundle={chain.run}/bundle", f"--out={report}", "--num_prompts=4")
+    result = chain.succeed("evaluate", *arguments)
+    written = json.loads(report.read_text())
+    assert written["benchmark"] == "shapes"
+    assert written["settings"] == {
+        "bundle": sha256_file(chain.run / "bundle" / "bundle.json"),
+        **{"seed": 0, "temperature": 1.0, "top_k": 200, "top_p": 1.0},
+    }
+    for split in ("seen", "held_out"):
+        assert written[split]["prompts"] == 4
+        rows = set(written[split]) - {"prompts"}
+        assert rows == {"generated", "generated_en", "generated_zh", "ceiling"}
+    assert result.stdout.count("\n") == 1 + 2 * 4
+    assert result.stdout.split("\n")[8].split()[:3] == ["held", "out", "ceiling"]
+
+
+@pytest.fixture(scope="module")
+def mistakes(chain, tmp_path_factory):
+    """The result of every wrong command, and the paths that must not have come to be."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    (folder / "empty").mkdir()
+    exchanged = shutil.copytree(chain.run / "bundle", folder / "exchanged")
+    described = json.loads((exchanged / "bundle.json").read_text())
+    described["parts"]["codec"]["sha256"] = "c0dec" * 8
+    (exchanged / "bundle.json").write_text(json.dumps(described))
+    (folder / "typo.py").write_text(
+        (chain.root / "configs" / "demo.py").read_text() + "\n\n"
+        "plain = get_config\n\n\n"
+        "def get_config():\n"
+        "    config = plain()\n"
+        "    config.train.stepz = 3\n"
+        "    return config\n"
+    )
+
+    new, out = f"--workdir={folder}/new", f"--out={folder}/out"
+    bundle, prompt = f"--bundle={chain.run}/bundle", "--prompt=a red circle"
+    codec = (*chain.train_codec("codec")[:1], new, *chain.train_codec("codec")[2:])
+    empty = ("--config.data.source.kind=folder", f"--config.data.source.path={folder}/empty")
+    commands = {
+        "missing config": ("train", "--config=configs/nowhere.py", new),
+        "unknown override": ("train", *codec, "--config.train.stepz=3"),
+        "unknown key": ("train", f"--config={folder}/typo.py", new),
+        "empty folder": ("train", *codec, *empty),
+        "other config": ("train", *chain.train_codec("codec"), "--config.model.codebook=8"),
+        "codec to prepare": ("prepare", *codec),
+        "no bundle": ("sample", f"--bundle={folder}/none", prompt, out),
+        "exchanged codec": ("sample", f"--bundle={exchanged}", prompt, out),
+        "long prompt": ("sample", bundle, f"--prompt={'red ' * 60}", out),
+        "no images": ("sample", bundle, prompt, out, "--num_images=0"),
+        "negative temperature": ("sample", bundle, prompt, out, "--temperature=-1"),
+        "unknown task": ("sample", bundle, prompt, out, "--task=paint"),
+        "one prompt": ("evaluate", bundle, out, "--num_prompts=1"),
+    }
+    before = contents(chain.folder)
+    with ThreadPoolExecutor(2) as pool:
+        results = pool.map(lambda command: call(chain.root, *command), commands.values())
+        results = dict(zip(commands, results, strict=True))
+    assert contents(chain.folder) == before
+    written = sorted(path.name for path in folder.iterdir())
+    assert written == ["empty", "exchanged", "typo.py"]
+    return results
+
+
+SAID = {
+    "missing config": "config file configs/nowhere.py does not exist; configs has",
+    "unknown override": "has no config.train.stepz; did you mean steps?",
+    "unknown key": "config.train.stepz: no such setting; did you mean steps",
+    "empty folder": "expected captions.jsonl with a line an image (there is none), or images",
+    "other config": "holds a run with model.codebook = 16, but the config says 8",
+    "codec to prepare": "this config trains an image tokenizer, which needs no token store",
+    "no bundle": "none is no bundle: there is no bundle.json in it",
+    "exchanged codec": "but the bundle holds codec c0decc0decc0",
+    "long prompt": "but the text region holds 40: shorten it",
+    "no images": "--num_images 0: expected at least 1",
+    "negative temperature": "temperature -1.0: expected 0 (greedy) or above",
+    "unknown task": "--task=paint: value should be one of <text_to_image>",
+    "one prompt": "--num_prompts 1: expected at least 2, one a language",
+}
+
+
+@pytest.mark.parametrize("mistake", SAID)
+def test_a_mistake_is_one_line_and_nothing_is_written(mistakes, mistake):
+    result = mistakes[mistake]
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert SAID[mistake] in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stdout == ""
+
+
+DOORS = {
+    "train": "Trains what a config describes: an image tokenizer or a transformer.",
+    "prepare": "Turns captioned pictures into a token store that training reads.",
+    "sample": "Samples from a bundle.",
+    "evaluate": "Evaluates a bundle and writes a JSON report.",
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_help_says_what_the_door_does_and_how(root, door):
+    result = call(root, door, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"{DOORS[door]}\n")
+    assert f"\nusage: python -m cogview_jax.{door} --" in result.stdout
