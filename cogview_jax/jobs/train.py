@@ -132,12 +132,12 @@ def run(experiment: Experiment, directory: str) -> None:
 
 
 def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
-    """InputError where the rows done at a time cannot be split evenly over the mesh."""
-    rows, ways = config.global_batch // config.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % ways:
+    """InputError where a batch cannot be split evenly over the mesh."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.global_batch % ways:
         raise InputError(
-            f"train.global_batch / train.accumulate = {rows} rows cannot be split over mesh.data x"
-            f" mesh.fsdp = {ways} devices: choose a multiple of {ways}"
+            f"train.global_batch = {config.global_batch} cannot be split over mesh.data x mesh.fsdp"
+            f" = {ways} devices: choose a multiple of {ways}"
         )
 
 

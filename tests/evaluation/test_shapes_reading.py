@@ -58,7 +58,7 @@ def test_no_picture_is_too_strange_to_be_read():
     """Noise, smooth and rough, has objects with ragged edges and centroids far outside of them."""
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(60, 32, 32, 3)) * 600
-    with np.errstate(all="raise"):
+    with np.errstate(invalid="raise", divide="raise", over="raise"):
         for number, rough in enumerate(noise):
             blur = (number % 3, number % 3, 0)
             picture = (ndimage.gaussian_filter(rough, blur) + 200).clip(0, 255)

@@ -20,7 +20,10 @@ def test_the_report_is_that_of_the_models_own_pictures(chain, tmp_path):
     model = cogview_jax.load(bundle)
     expected = shapes_report(
         lambda texts: np.stack(
-            [np.asarray(row[0]) for row in model.generate(texts, 1, 3, sampling=sampling)]
+            [
+                np.asarray(picture)
+                for (picture,) in model.generate(texts, 1, 3, sampling=sampling, batch_size=3)
+            ]
         ),
         lambda pictures: model.decode(model.encode(pictures)),
         size=16,

@@ -69,7 +69,7 @@ def test_what_is_said_is_read_and_the_rest_has_its_default():
         ("train.log_every", 0, "config.train: log_every = 0: expected at least 1"),
         ("train.steps", 1.5, "config.train.steps = 1.5: expected a whole number"),
         ("train.accumulate", 3, "global_batch 8 cannot be cut into accumulate = 3 equal parts"),
-        ("model.heads", 5, "config.model: model of 2 layers, width 32, 5 heads"),
+        ("model.heads", 5, "config.model: model width 32 with 5 heads"),
         ("optimizer.lr", -1, "config.optimizer: optimizer lr -1.0"),
         ("data.source", None, "config.data lacks source"),
         ("data.text.algorithm", "words", "config.data.text.algorithm = 'words': choices are"),

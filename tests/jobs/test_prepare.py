@@ -38,7 +38,9 @@ def test_records_are_the_codes_and_pieces_of_their_pictures(chain):
         record = store[i]
         assert record.key == line["file"]
         np.testing.assert_array_equal(record.codes, codes[i])
-        assert [model.text.decode(ids) for ids in record.captions] == line["captions"]
+        for ids, caption in zip(record.captions, line["captions"], strict=True):
+            assert ids.tolist() == model.text.encode(caption)
+        assert model.text.decode(record.captions[0]) == line["captions"][0]
     assert store.meta["grid"] == 4
     assert store.meta["codebook"] == 16
     assert store.meta["pieces"] == len(model.text)

@@ -49,13 +49,10 @@ def test_a_run_begun_on_one_device_goes_on_on_eight(chain, codec, tmp_path):
         for name in ("loss", "grad_norm", "lr", "perplexity"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
     ours, theirs = (cogview_jax.load(run / "bundle").codec_part for run in (moved, chain.codec))
-    for (path, one), other in zip(
-        jax.tree.leaves_with_path(ours.params), jax.tree.leaves(theirs.params), strict=True
-    ):
-        # Adam makes a step of the sign where a gradient is but rounding; four steps at most.
-        largest = np.abs(np.asarray(one) - other).max()
-        assert largest < 4 * codec.optimizer.lr, jax.tree_util.keystr(path)
-        np.testing.assert_allclose(np.median(np.abs(np.asarray(one) - other)), 0, atol=1e-6)
+    for one, other in ((ours.params, theirs.params), (ours.codebook, theirs.codebook)):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), one, other
+        )
 
 
 def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path):
@@ -83,7 +80,7 @@ def test_what_does_not_fit_leaves_no_trace(chain, transformer, tmp_path):
     start = {"init_from": f"{chain.run}/bundle"}
     wrong = {
         "needs 3 devices, but there are 8": change("mesh", data=3),
-        "= 12 rows cannot be split over mesh.data": change("train", global_batch=12),
+        "train.global_batch = 12 cannot be split over mesh.data": change("train", global_batch=12),
         "precision 'half' is unknown": dataclasses.replace(transformer, precision="half"),
         "nowhere is no bundle": dataclasses.replace(transformer, init_from="nowhere"),
         "does not fit the config": dataclasses.replace(change("model", layers=1), **start),
@@ -100,11 +97,11 @@ def test_what_does_not_fit_leaves_no_trace(chain, transformer, tmp_path):
         assert not (tmp_path / "run").exists(), message
 
 
-def test_rows_done_at_a_time_are_split_over_data_and_fsdp():
+def test_a_batch_is_split_over_data_and_fsdp():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    check_batch(TrainConfig(steps=1, global_batch=24, accumulate=6), mesh)
-    with pytest.raises(InputError, match=r"= 6 rows .* = 4 devices: choose a multiple of 4"):
-        check_batch(TrainConfig(steps=1, global_batch=24, accumulate=4), mesh)
+    check_batch(TrainConfig(steps=1, global_batch=12), mesh)
+    with pytest.raises(InputError, match=r"global_batch = 14 .* = 4 devices: choose a multiple of"):
+        check_batch(TrainConfig(steps=1, global_batch=14), mesh)
 
 
 def test_throughput_is_of_all_devices(transformer):
