@@ -6,6 +6,10 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python3.13; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
 RUN := .venv/bin/python -m
 
+# Huge pages for what a step allocates: with small ones a CPU spends a third of a training step on
+# page faults. Other C libraries than glibc ignore it.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: help demo test lint bench clean .venv
 
 help:

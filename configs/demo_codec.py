@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.init_from = ""
 
     config.train = ConfigDict()
-    config.train.steps = 1000
+    config.train.steps = 900
     config.train.global_batch = 32
     config.train.accumulate = 1
     config.train.log_every = 25

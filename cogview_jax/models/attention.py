@@ -4,6 +4,7 @@ Legend: B batch, T query positions, S key positions, N heads, H head width, D wi
 before positions [B, N, S, H]: one head's keys are contiguous, so decoding streams them from memory.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -54,9 +55,21 @@ def attention_weights(
     queries = queries / jnp.asarray(alpha * queries.shape[-1] ** 0.5, queries.dtype)
     scores = jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min / 2)
-    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp((scores - largest) * alpha)
+    return relaxed_softmax(scores, alpha)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def relaxed_softmax(scores: jax.Array, alpha: float) -> jax.Array:
+    """softmax((scores - max) x alpha) over the last axis; its gradient needs the result alone."""
+    weights = jnp.exp((scores - scores.max(axis=-1, keepdims=True)) * alpha)
     return weights / weights.sum(axis=-1, keepdims=True)
+
+
+@relaxed_softmax.defjvp
+def _relaxed_softmax_jvp(alpha: float, primals: tuple, tangents: tuple) -> tuple:
+    weights = relaxed_softmax(*primals, alpha)
+    change = weights * tangents[0]
+    return weights, alpha * (change - weights * change.sum(axis=-1, keepdims=True))
 
 
 class Attention(nn.Module):
