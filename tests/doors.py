@@ -64,6 +64,7 @@ class Chain:
             *("--config.data.source.size=16", "--config.data.source.train_count=64"),
             *("--config.model.image_size=16", "--config.model.channels=(8,16)"),
             *("--config.model.codebook=16", "--config.model.code_width=8"),
+            "--config.model.residual_blocks=0",
         )
 
     def transformer(self, name: str) -> tuple[str, ...]:

@@ -106,8 +106,8 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(shapes, tmp_path):
     shutil.copytree(tmp_path / "c" / "3", tmp_path / "c" / "6.orbax-checkpoint-tmp")
     (tmp_path / "c" / "6.orbax-checkpoint-tmp" / "params" / "_METADATA").unlink()
     with Checkpointer(tmp_path / "c") as checkpointer:
-        found = checkpointer.restore(shapes)
-        assert_equal(found, state)
+        assert [path.name for path in (tmp_path / "c").iterdir()] == ["3"]
+        assert_equal(checkpointer.restore(shapes), state)
         again = random_state(TASKS["codec"], shapes, 6, seed=6)
         checkpointer.save(6, again)
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["3", "6"]

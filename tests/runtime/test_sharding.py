@@ -68,6 +68,12 @@ def test_a_constraint_is_in_the_program_and_splits_the_value(mesh):
     assert (y == 2 * x).all()
 
 
+def test_a_batch_that_cannot_be_split_stays_whole(mesh):
+    with jax.set_mesh(mesh):
+        y = jax.jit(lambda x: constrain(x, "batch", "heads"))(jnp.arange(24.0).reshape(6, 4))
+    assert {shard.data.shape for shard in y.addressable_shards} == {(6, 2)}
+
+
 def test_a_constraint_names_every_dimension():
     with pytest.raises(InputError, match=r"1 logical axes .* array of shape \(2, 3\)"):
         constrain(jnp.zeros((2, 3)), "batch")
