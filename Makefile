@@ -38,7 +38,7 @@ lint: .venv
 	$(RUN) ruff check .
 
 bench: .venv
-	.venv/bin/python bench/train_step.py
+	$(RUN) bench.train_step
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache runs/demo

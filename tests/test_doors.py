@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import cogview_jax
+from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.evaluation.shapes_report import shapes_report, table
 from cogview_jax.runtime.files import sha256_file, sha256_tree
 from cogview_jax.sampling.filters import SamplingConfig
@@ -204,6 +205,21 @@ def test_what_is_finished_is_left_as_it_is(chain):
     assert contents(chain.run) == before
 
 
+def test_a_bundle_older_than_the_last_checkpoint_is_written_again(chain):
+    """As a run leaves it that was made longer and then killed just before the new bundle."""
+    again = chain.folder / "again"
+    shutil.copytree(chain.codec, again)
+    file = again / "bundle" / "bundle.json"
+    description = json.loads(file.read_text())
+    assert description["step"] == STEPS
+    file.write_text(json.dumps(description | {"step": STEPS - 4}))
+    trained = chain.succeed("train", *chain.train_codec("again")).stderr
+    assert f"{STEPS} steps done, bundle written" in trained
+    assert json.loads(file.read_text())["step"] == STEPS
+    expected, found = Bundle(chain.codec / "bundle").codec(), Bundle(again / "bundle").codec()
+    assert_equal((found.params, found.codebook), (expected.params, expected.codebook))
+
+
 def test_samples_are_listed_in_order_and_are_what_the_model_decodes(chain, samples):
     lines = read_lines(samples / "samples.jsonl")
     assert lines == [
@@ -296,7 +312,7 @@ def mistakes(chain, tmp_path_factory):
         results = dict(zip(commands, results, strict=True))
     assert contents(chain.folder) == before
     written = sorted(path.name for path in folder.iterdir())
-    assert written == ["empty", "exchanged", "typo.py"]
+    assert [name for name in written if name != "__pycache__"] == ["empty", "exchanged", "typo.py"]
     return results
 
 

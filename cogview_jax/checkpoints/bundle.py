@@ -76,6 +76,11 @@ class Bundle:
             raise InputError(f"{path} has bundle format {written}; this program reads {FORMAT}")
         self._check_companions()
 
+    @property
+    def step(self) -> int | None:
+        """After how many steps the run that wrote the bundle did so; None if no run did."""
+        return self.description.get("step")
+
     def sha256(self, part: str) -> str:
         """The recorded hash of a part; InputError where the bundle lacks it."""
         if part not in self.parts:
@@ -151,11 +156,13 @@ def write_bundle(
     codec: CodecPart | Bundle | None = None,
     text: TextTokenizer | Bundle | None = None,
     transformer: TransformerPart | None = None,
+    step: int | None = None,
 ) -> None:
     """Writes a bundle, whole or not at all; every process of a run calls it.
 
     A part given as another bundle is copied from there, files and hash, once it is known to have
     that hash. The transformer is recorded as trained with the codec and text given beside it.
+    `step` is recorded too: after how many steps the run that writes it did so.
     """
     path = path.absolute()
     temporary = path.with_name(f".tmp-{path.name}")
@@ -184,12 +191,12 @@ def write_bundle(
             if isinstance(source, Bundle):
                 _copy(source.verified(name), temporary / FILES[name])
                 parts[name] = source.parts[name]
-        _describe(temporary, parts)
+        _describe(temporary, parts, step)
         replace_tree(temporary, path)
     multihost_utils.sync_global_devices("bundle written")
 
 
-def _describe(path: Path, parts: dict[str, dict]) -> None:
+def _describe(path: Path, parts: dict[str, dict], step: int | None) -> None:
     """Writes bundle.json, with the hashes of what lies there."""
     described = {
         name: parts[name] | {"sha256": _hash(path / FILES[name])} for name in FILES if name in parts
@@ -198,7 +205,7 @@ def _describe(path: Path, parts: dict[str, dict]) -> None:
         described["transformer"]["trained_with"] = {
             name: described[name]["sha256"] for name in ("codec", "text") if name in described
         }
-    write_json(path / "bundle.json", {"format": FORMAT, "parts": described})
+    write_json(path / "bundle.json", {"format": FORMAT, "step": step, "parts": described})
 
 
 def _hash(path: Path) -> str:

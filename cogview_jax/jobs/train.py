@@ -72,7 +72,9 @@ def run(experiment: Experiment, directory: str) -> None:
             if experiment.init_from:
                 state = job.initial(Bundle(experiment.init_from), state)
         start = int(state.step)
-        if start >= config.steps and workdir.bundle.exists():
+        # The bundle of a run that was made longer since is older than its checkpoint.
+        written = workdir.bundle.exists() and Bundle(workdir.bundle).step == start
+        if start >= config.steps and written:
             print(f"{workdir.path}: all {start} steps were done before", file=sys.stderr)
             return
         local = stack.enter_context(

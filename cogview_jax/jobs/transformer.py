@@ -111,7 +111,13 @@ class TransformerJob:
     def write(self, state: TrainState, path: Path) -> None:
         """Leaves a bundle with the transformer and the tokenizers it was trained with."""
         tokenizers = self._tokenizers()
-        write_bundle(path, codec=tokenizers, text=tokenizers, transformer=self._part(state))
+        write_bundle(
+            path,
+            codec=tokenizers,
+            text=tokenizers,
+            transformer=self._part(state),
+            step=int(state.step),
+        )
 
     def _part(self, state: TrainState) -> TransformerPart:
         experiment = self.experiment
