@@ -31,7 +31,9 @@ REPEATS = 5
 def main() -> None:
     """Measures, prints, writes."""
     layout = make_layout(LayoutConfig(text_length=62), Vocabulary())
-    config = TransformerConfig(layers=12, width=1024, heads=16, dropout=0.0, remat="none")
+    config = TransformerConfig(
+        layers=12, width=1024, heads=16, dropout=0.0, remat="none", unroll=12
+    )
     model = Transformer(config, layout.vocabulary.size, layout.length - 1)
     objective = SequenceObjective(model, layout)
     params = jax.jit(lambda key: unbox(objective.init(key)[0]))(jax.random.key(0))
