@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.transforms import to_rgb
@@ -24,6 +24,8 @@ def decode_image(data: bytes, key: str) -> np.ndarray:
             if image.mode.startswith("I"):  # convert() would clip 16 bits to 8, mostly to white
                 return to_rgb((np.asarray(image) // 256).astype(np.uint8))
             pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    except UnidentifiedImageError as error:  # whose text is an address in memory
+        raise BadRecord(key, "unreadable image: of no known format") from error
     except Exception as error:  # Pillow's decoders let many kinds escape on damaged files
         raise BadRecord(key, f"unreadable image: {' '.join(str(error).split())}") from error
     return to_rgb(pixels)
