@@ -36,11 +36,11 @@ def find_builder(name: str, data_dir: str | os.PathLike) -> Builder:
             f" installed, prepare it with"
             f" `tfds build {name} --file_format=array_record --data_dir={where}`"
         ) from None
-    except ValueError:
+    except ValueError as error:
         raise InputError(
             f"name={name!r}: expected the name of a TFDS data set, as in"
-            " 'coco_captions' or 'coco_captions/2014:1.1.0'"
-        ) from None
+            f" 'coco_captions' or 'coco_captions/2014:1.1.0' ({_first_line(error)})"
+        ) from error
 
 
 class TfdsSource:
@@ -77,6 +77,7 @@ class TfdsSource:
         self._name = f"{builder.info.full_name}/{split}"
         self._image, self._captions = image_key, caption_keys
         self._required = require_captions
+        _check_split(builder, split)
         decoders: Any = tfds.decode.SkipDecoding()
         for part in reversed(image_key.split("/")):
             decoders = {part: decoders}
@@ -87,11 +88,6 @@ class TfdsSource:
             raise InputError(
                 f"{builder.data_dir}: prepared as {builder.info.file_format.value}, which needs"
                 " TensorFlow to read; prepare it with --file_format=array_record"
-            ) from None
-        except ValueError:
-            raise InputError(
-                f"split={split!r}: choices for {builder.info.full_name} are"
-                f" {', '.join(builder.info.splits)}, or a part that holds records, as 'train[:90%]'"
             ) from None
 
     def __len__(self) -> int:
@@ -120,6 +116,25 @@ class TfdsSource:
             raise BadRecord(key, "caption is not UTF-8") from None
         captions = clean_captions(texts, key, required=self._required)
         return Record(key, decode_image(_at(example, self._image), key), captions)
+
+
+def _check_split(builder: Builder, split: str) -> None:
+    """InputError unless `split` names records of the data set."""
+    try:
+        count = builder.info.splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        count, why = 0, f" ({_first_line(error)})"
+    else:
+        why = ""
+    if count == 0:
+        raise InputError(
+            f"split={split!r}: choices for {builder.info.full_name} are"
+            f" {', '.join(builder.info.splits)}, or a part that holds records, as 'train[:90%]'{why}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _at(example: Any, path: str) -> Any:

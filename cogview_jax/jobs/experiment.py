@@ -101,6 +101,12 @@ class TokenData:
     shard_size: int = 8192
     max_skipped: float = 0.05
 
+    def __post_init__(self):
+        if not self.source.require_captions:
+            raise InputError(
+                "source.require_captions is False, but a transformer learns from captions"
+            )
+
 
 @dataclass(frozen=True)
 class TransformerExperiment:

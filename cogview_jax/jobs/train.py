@@ -134,12 +134,23 @@ def run(experiment: Experiment, directory: str) -> None:
 
 
 def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
-    """InputError where a batch cannot be split evenly over the mesh."""
+    """InputError where a batch cannot be split evenly over the mesh.
+
+    The parts of an accumulated batch may be smaller than the mesh: every device then computes all
+    of a part, which is said on standard error because it is slow.
+    """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.global_batch % ways:
         raise InputError(
             f"train.global_batch = {config.global_batch} cannot be split over mesh.data x mesh.fsdp"
             f" = {ways} devices: choose a multiple of {ways}"
+        )
+    rows = config.global_batch // config.accumulate
+    if rows % ways:
+        print(
+            f"train.accumulate = {config.accumulate} leaves {rows} rows at a time, which {ways}"
+            " devices cannot share: each computes them all",
+            file=sys.stderr,
         )
 
 

@@ -35,7 +35,6 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "channels_in": None,
     "channels_out": "fsdp",
     "pixel": None,
-    "codebook": None,
 }
 
 

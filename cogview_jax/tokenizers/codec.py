@@ -139,7 +139,8 @@ class TransposedConvolution(nn.Module):
 
 def conv_parameters(module: nn.Module, channels_in: int) -> tuple[jax.Array, jax.Array]:
     """The kernel [taps, taps, c_in, features] and bias [features] of a convolution module."""
-    names = ("channels_in", "channels_out") if module.features > 4 else ("channels_in", "pixel")
+    # The three channels of a picture are never split: no mesh divides them.
+    names = ("channels_in", "pixel" if module.features == 3 else "channels_out")
     kernel = module.param(
         "kernel",
         nn.with_logical_partitioning(

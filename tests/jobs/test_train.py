@@ -97,9 +97,13 @@ def test_what_does_not_fit_leaves_no_trace(chain, transformer, tmp_path):
         assert not (tmp_path / "run").exists(), message
 
 
-def test_a_batch_is_split_over_data_and_fsdp():
+def test_a_batch_is_split_over_data_and_fsdp(capsys):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     check_batch(TrainConfig(steps=1, global_batch=12), mesh)
+    check_batch(TrainConfig(steps=1, global_batch=24, accumulate=3), mesh)
+    assert capsys.readouterr().err == ""
+    check_batch(TrainConfig(steps=1, global_batch=24, accumulate=4), mesh)
+    assert "leaves 6 rows at a time, which 4 devices cannot share" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"global_batch = 14 .* = 4 devices: choose a multiple of"):
         check_batch(TrainConfig(steps=1, global_batch=14), mesh)
 
