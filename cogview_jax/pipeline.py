@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
-from cogview_jax.models.transformer import Transformer, unstack_layers
+from cogview_jax.models.transformer import unstack_layers
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.precision import policy_of
 from cogview_jax.sampling.decode import generate, sample_keys
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.tokenizers.codec import Codec, decode_codes, encode_images
@@ -36,17 +37,17 @@ class CogView:
         transformer: TransformerPart | None = None,
         dtype: Any = jnp.float32,
     ):
-        """Puts the parts together; `dtype` is that of the arithmetic."""
+        """Puts the parts together; `dtype` is that of the arithmetic, or the name of a policy."""
+        policy = policy_of(dtype)
         self.text = text
         self.codec_part, self.transformer_part = codec, transformer
         if codec is not None:
-            self.codec = Codec(codec.config, dtype)
+            self.codec = Codec(codec.config, policy.compute)
             self._encode = jax.jit(lambda p, c, images: encode_images(self.codec, p, c, images))
             self._decode = jax.jit(lambda p, c, codes: decode_codes(self.codec, p, c, codes))
         if transformer is not None:
             self.layout = make_layout(transformer.layout, transformer.vocabulary)
-            vocabulary = transformer.vocabulary.size
-            self.model = Transformer(transformer.config, vocabulary, self.layout.length, dtype)
+            self.model = transformer.model.clone(policy=policy)
             self._layers = unstack_layers(transformer.params)
             self._logits = jax.jit(self._full_logits)
 
@@ -166,7 +167,7 @@ class CogView:
         """int32 tokens [b, t] at positions 0..t-1 -> float32 [b, t, vocabulary]."""
         self._need("transformer")
         tokens = np.asarray(tokens)
-        longest = self.layout.length
+        longest = self.model.positions
         fits = tokens.ndim == 2 and 0 < tokens.shape[1] <= longest
         if not fits or tokens.dtype.kind not in "iu":
             raise InputError(
@@ -220,17 +221,18 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> Cog
 
     Args:
         path: the bundle's folder.
-        dtype: of the transformer's and codec's arithmetic, and of the transformer's weights.
+        dtype: of the transformer's and codec's arithmetic, and of the transformer's weights: a
+            type, or the name of a policy (`runtime.precision`), such as "float16_pure".
         mesh: splits the parameters over these devices (`runtime.mesh.make_mesh`); use the model
             under `jax.set_mesh(mesh)`.
 
     Raises:
         InputError: there is no bundle, or its parts do not belong together or are damaged.
     """
-    bundle = Bundle(path)
+    bundle, compute = Bundle(path), policy_of(dtype).compute
     return CogView(
         codec=bundle.codec(mesh) if "codec" in bundle.parts else None,
         text=bundle.text() if "text" in bundle.parts else None,
-        transformer=bundle.transformer(mesh, dtype) if "transformer" in bundle.parts else None,
+        transformer=bundle.transformer(mesh, compute) if "transformer" in bundle.parts else None,
         dtype=dtype,
     )

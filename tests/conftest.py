@@ -29,11 +29,31 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The reference material beside the repository (`COGVIEW_FIXTURES` may say where it is)."""
-    folder = Path(os.environ.get("COGVIEW_FIXTURES", ROOT.parent / "shared"))
+    """The reference material beside the repository."""
+    folder = ROOT.parent / "shared"
     if not folder.is_dir():
-        pytest.skip(f"no reference material at {folder}; COGVIEW_FIXTURES may name another folder")
+        pytest.skip(f"no reference material at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Expected values of the official code (`COGVIEW_FIXTURES` may name another folder of them)."""
+    beside = ROOT.parent / "shared" / "official" / "fixtures"
+    folder = Path(os.environ.get("COGVIEW_FIXTURES", beside))
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"no fixtures (config.json) in {folder}; COGVIEW_FIXTURES may name a folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def official_text(fixtures) -> Path:
+    """The official SentencePiece model: beside the fixtures or among them, else the public one."""
+    places = (fixtures.parent, fixtures, ROOT.parent / "shared" / "official")
+    for place in places:
+        if (place / "cog-pretrain.model").is_file():
+            return place / "cog-pretrain.model"
+    pytest.skip(f"no cog-pretrain.model in {', '.join(map(str, places))}")
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,12 @@ class TransformerPart:
     layout: LayoutConfig
     params: Any
 
+    @property
+    def model(self) -> Transformer:
+        """The module of the parameters, which have as many positions as were learned."""
+        positions = self.params["position_embedding"].shape[0]
+        return Transformer(self.config, self.vocabulary.size, positions)
+
 
 class Bundle:
     """A bundle on disk. Parts are read, and checked against their hashes, when asked for."""
@@ -114,7 +120,9 @@ class Bundle:
         config = build(TransformerConfig, described["config"], where)
         vocabulary = build(Vocabulary, described["vocabulary"], where)
         layout = build(LayoutConfig, described["layout"], where)
-        model = Transformer(config, vocabulary.size, make_layout(layout, vocabulary).length)
+        # Bundles of before official ones could be read have as many positions as the layout.
+        positions = described.get("positions", make_layout(layout, vocabulary).length)
+        model = Transformer(config, vocabulary.size, positions)
         tokens = jax.ShapeDtypeStruct((1, 1), "int32")
         boxed = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
         shapes = sharded_shapes(boxed, mesh)
@@ -182,6 +190,7 @@ def write_bundle(
             "config": dataclasses.asdict(transformer.config),
             "vocabulary": dataclasses.asdict(transformer.vocabulary),
             "layout": dataclasses.asdict(transformer.layout),
+            "positions": transformer.model.positions,
         }
     if first:
         if isinstance(text, TextTokenizer):

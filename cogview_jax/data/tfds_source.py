@@ -129,7 +129,8 @@ def _check_split(builder: Builder, split: str) -> None:
     if count == 0:
         raise InputError(
             f"split={split!r}: choices for {builder.info.full_name} are"
-            f" {', '.join(builder.info.splits)}, or a part that holds records, as 'train[:90%]'{why}"
+            f" {', '.join(builder.info.splits)}, or a part that holds records, as 'train[:90%]'"
+            + why
         )
 
 

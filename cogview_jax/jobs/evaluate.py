@@ -10,7 +10,6 @@ from cogview_jax.evaluation.shapes_report import shapes_report, table
 from cogview_jax.pipeline import load
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file, write_json
-from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.sampling.filters import SamplingConfig
 
@@ -28,7 +27,7 @@ def shapes(
     """Writes to the file `out` how often the bundle draws what captions of shapes say."""
     if prompts < 2:
         raise InputError(f"--num_prompts {prompts}: expected at least 2, one a language")
-    model = load(bundle, dtype=policy(precision).compute)
+    model = load(bundle, dtype=precision)
     if model.codec_part is None or model.transformer_part is None:
         raise InputError(f"bundle {bundle} needs a transformer and a codec to be evaluated")
     with Progress(2 * prompts, "evaluate", unit="image") as progress:

@@ -10,7 +10,6 @@ import numpy as np
 from cogview_jax.pipeline import BATCH, load
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path, remove_leftovers
-from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.grid import caption_grid
@@ -54,7 +53,7 @@ def text_to_image(
     """
     if num_images < 1:
         raise InputError(f"--num_images {num_images}: expected at least 1")
-    model = load(bundle, dtype=policy(precision).compute)
+    model = load(bundle, dtype=precision)
     with Progress(len(prompts) * num_images, "sample", unit="image") as progress:
         drawn = model.generate(
             prompts,

@@ -37,7 +37,7 @@ class TransformerJob:
             experiment.model,
             experiment.vocabulary.size,
             self.layout.length,
-            policy(experiment.precision).compute,
+            policy(experiment.precision),
         )
         self.objective = SequenceObjective(self.model, self.layout, experiment.text_weight)
         self._store = store_path(experiment.data, workdir)

@@ -14,6 +14,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 
 from cogview_jax.models.linear import Linear
+from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
 
 
@@ -36,7 +37,11 @@ class KeyValues(NamedTuple):
 
 
 def attention_weights(
-    queries: jax.Array, keys: jax.Array, mask: jax.Array, alpha: float
+    queries: jax.Array,
+    keys: jax.Array,
+    mask: jax.Array,
+    alpha: float,
+    dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
     """softmax(((Q / (alpha sqrt H)) K^T - max) x alpha) (CogView, equation 4).
 
@@ -48,12 +53,13 @@ def attention_weights(
         keys: [B, N, S, H].
         mask: bool, True where a query sees a key, broadcast to [B, N, T, S].
         alpha: how much smaller the products are than those of plain attention.
+        dtype: of scores and softmax. In float16 a score above 65,504 is infinite.
 
     Returns:
-        float32 [B, N, T, S]; uniform for a query that sees nothing.
+        dtype [B, N, T, S]; uniform for a query that sees nothing.
     """
     queries = queries / jnp.asarray(alpha * queries.shape[-1] ** 0.5, queries.dtype)
-    scores = jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=dtype)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min / 2)
     return relaxed_softmax(scores, alpha)
 
@@ -83,7 +89,7 @@ class Attention(nn.Module):
     dropout: float
     deviation: float
     output_deviation: float
-    dtype: DTypeLike = jnp.float32
+    policy: Policy = FLOAT32
 
     @nn.compact
     def __call__(
@@ -98,18 +104,18 @@ class Attention(nn.Module):
         mask: see `attention_weights`; S is T without a cache, else the cache's length. Returns the
         output and the keys and values attended to.
         """
-        width = x.shape[-1]
+        width, dtype = x.shape[-1], self.policy.compute
         projected = Linear(
-            (3, width), ("embed", "qkv", "heads"), self.deviation, self.dtype, name="qkv"
+            (3, width), ("embed", "qkv", "heads"), self.deviation, dtype, name="qkv"
         )(x)
         projected = constrain(projected, "batch", "sequence", None, "heads")
         queries, keys, values = rearrange(
             projected, "b t three (n h) -> three b n t h", n=self.heads
         )
         cache = KeyValues(keys, values) if cache is None else cache.write(index, keys, values)
-        weights = attention_weights(queries, cache.keys, mask, self.alpha)
+        weights = attention_weights(queries, cache.keys, mask, self.alpha, self.policy.reductions)
         weights = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(weights)
-        y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.dtype), cache.values)
+        y = jnp.einsum("bnts,bnsh->btnh", weights.astype(dtype), cache.values)
         y = constrain(rearrange(y, "b t n h -> b t (n h)"), "batch", "sequence", "heads")
-        out = Linear((width,), ("heads", "embed"), self.output_deviation, self.dtype, name="out")
+        out = Linear((width,), ("heads", "embed"), self.output_deviation, dtype, name="out")
         return out(y), cache

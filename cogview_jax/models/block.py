@@ -9,6 +9,7 @@ from cogview_jax.models.attention import Attention, KeyValues
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.layernorm import LayerNorm
 from cogview_jax.models.linear import Linear
+from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
 
 
@@ -30,6 +31,16 @@ class MLP(nn.Module):
         return down(nn.gelu(y, approximate=True))
 
 
+def make_norm(
+    config: TransformerConfig, policy: Policy, initial_scale: float = 1.0, name: str | None = None
+) -> LayerNorm:
+    """The LayerNorm of a model: which relaxation, and in which types."""
+    relax = "tensor" if config.official else "row" if config.pb_relax_norm else "none"
+    return LayerNorm(
+        relax, config.epsilon, policy.compute, initial_scale, policy.reductions, name=name
+    )
+
+
 class Block(nn.Module):
     """x + LN(attention(LN(x))), then x + LN(MLP(LN(x))): Sandwich-LN (CogView, section 2.4).
 
@@ -39,7 +50,7 @@ class Block(nn.Module):
     """
 
     config: TransformerConfig
-    dtype: DTypeLike = jnp.float32
+    policy: Policy = FLOAT32
 
     @nn.compact
     def __call__(
@@ -48,18 +59,22 @@ class Block(nn.Module):
         mask: jax.Array,
         cache: KeyValues | None = None,
         index: jax.Array | int = 0,
+        counted: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues]:
-        """x [B, T, D] through the layer; mask, cache and index as in `Attention`."""
-        config = self.config
+        """x [B, T, D] through the layer; mask, cache and index as in `Attention`.
+
+        counted: see `LayerNorm`.
+        """
+        config, dtype = self.config, self.policy.compute
         deviation = config.init_deviation
         output_deviation = deviation / (2 * config.layers) ** 0.5
 
-        def norm(name: str, scale: float = 1.0) -> LayerNorm:
-            return LayerNorm(config.pb_relax_norm, config.epsilon, self.dtype, scale, name=name)
+        def norm(y: jax.Array, name: str, scale: float = 1.0) -> jax.Array:
+            return make_norm(config, self.policy, scale, name=name)(y, counted)
 
         def branch_end(y: jax.Array, name: str) -> jax.Array:
             y = nn.Dropout(config.dropout, deterministic=not self.has_rng("dropout"))(y)
-            return norm(name, config.sandwich_scale)(y) if config.sandwich_ln else y
+            return norm(y, name, config.sandwich_scale) if config.sandwich_ln else y
 
         attention = Attention(
             config.heads,
@@ -67,11 +82,11 @@ class Block(nn.Module):
             config.dropout,
             deviation,
             output_deviation,
-            self.dtype,
+            self.policy,
             name="attention",
         )
-        y, cache = attention(norm("attention_in")(x), mask, cache, index)
+        y, cache = attention(norm(x, "attention_in"), mask, cache, index)
         x = x + branch_end(y, "attention_out")
-        mlp = MLP(config.hidden, deviation, output_deviation, self.dtype, name="mlp")
-        x = x + branch_end(mlp(norm("mlp_in")(x)), "mlp_out")
+        mlp = MLP(config.hidden, deviation, output_deviation, dtype, name="mlp")
+        x = x + branch_end(mlp(norm(x, "mlp_in")), "mlp_out")
         return constrain(x, "batch", "sequence", "width"), cache

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from cogview_jax.runtime.errors import InputError
 
 REMAT = ("none", "full")
+COMPAT = ("none", "official")
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class TransformerConfig:
     closes a branch starts from; at 1 (the paper's) a new branch outweighs the embeddings, which a
     short run has no time to mend. remat: "full" recomputes each layer in the backward pass instead
     of keeping its activations. unroll: layers compiled as one body of the scan; all of them saves a
-    small model copies.
+    small model copies. compat: "official" computes as the released PyTorch code does, for weights
+    that were trained with it (see `official`).
     """
 
     layers: int = 48
@@ -37,6 +39,7 @@ class TransformerConfig:
     sandwich_scale: float = 1.0
     remat: str = "full"
     unroll: int = 1
+    compat: str = "none"
 
     def __post_init__(self):
         for name in ("layers", "width", "heads", "mlp_ratio", "unroll"):
@@ -57,6 +60,25 @@ class TransformerConfig:
             )
         if self.remat not in REMAT:
             raise InputError(f"model remat {self.remat!r}: choose from {', '.join(REMAT)}")
+        if self.compat not in COMPAT:
+            raise InputError(f"model compat {self.compat!r}: choose from {', '.join(COMPAT)}")
+        if self.official and (
+            not self.sandwich_ln or self.pb_relax_attention or self.embedding_gradient != 1
+        ):
+            raise InputError(
+                "model compat 'official': the released code has sandwich_ln, no pb_relax_attention,"
+                " and an embedding_gradient of 1"
+            )
+
+    @property
+    def official(self) -> bool:
+        """Whether the release's own arithmetic is asked for.
+
+        Its LayerNorm divides by the largest value of the whole tensor, which lets a later token
+        change an earlier one and one sample another: for running released weights, never for
+        training.
+        """
+        return self.compat == "official"
 
     @property
     def hidden(self) -> int:

@@ -13,27 +13,26 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from cogview_jax.models.attention import KeyValues
-from cogview_jax.models.block import Block
+from cogview_jax.models.block import Block, make_norm
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.layernorm import LayerNorm
 from cogview_jax.models.linear import product
+from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
 
 
 class Transformer(nn.Module):
     """Left-to-right transformer over one vocabulary.
 
-    vocabulary: number of ids V. positions: how many positions were learned. dtype: of the
-    arithmetic; parameters are float32.
+    vocabulary: number of ids V. positions: how many positions were learned. policy: the types of
+    the arithmetic; parameters are float32.
     """
 
     config: TransformerConfig
     vocabulary: int
     positions: int
-    dtype: DTypeLike = jnp.float32
+    policy: Policy = FLOAT32
 
     def setup(self):
         """Tables, the scanned stack, and the final norm."""
@@ -58,8 +57,8 @@ class Transformer(nn.Module):
             length=config.layers,
             unroll=config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, self.dtype)
-        self.final_norm = LayerNorm(config.pb_relax_norm, config.epsilon, self.dtype)
+        )(config, self.policy)
+        self.final_norm = make_norm(config, self.policy)
 
     def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Word plus position embeddings: int32 [B, T] twice -> [B, T, D].
@@ -74,44 +73,44 @@ class Transformer(nn.Module):
         share = self.config.embedding_gradient
         if share < 1:
             words = words * share + jax.lax.stop_gradient(words) * (1 - share)
-        x = (words + places).astype(self.dtype)
+        x = (words + places).astype(self.policy.compute)
         x = self.embedding_dropout(x, deterministic=not self.has_rng("dropout"))
         return constrain(x, "batch", "sequence", "width")
 
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, valid: jax.Array | None = None
+        self, tokens: jax.Array, positions: jax.Array, mask: jax.Array | None = None
     ) -> jax.Array:
         """Hidden states after the final norm, [B, T, D]; dropout where a "dropout" key is given.
 
-        tokens and positions are int32 [B, T]; valid, bool [B, T], is False on padding, which then
-        nobody sees. Padding on the right needs no `valid`: causality hides it.
+        tokens and positions are int32 [B, T]. mask: what each query sees, bool, broadcast to
+        [B, N, T, T]; without one, itself and what stands before. Padding on the right needs no
+        mask: causality hides it.
         """
-        mask = causal_mask(tokens.shape[1])
-        if valid is not None:
-            mask = mask & valid[:, None, None, :]
+        if mask is None:
+            mask = causal_mask(tokens.shape[1])
         x, _ = self.blocks(self.embed(tokens, positions), mask)
         return self.final_norm(x)
 
     def logits(self, hidden: jax.Array, first: int = 0, last: int | None = None) -> jax.Array:
         """Scores of the ids [first, last), or all: [..., D] -> float32 [..., last - first]."""
-        table = self.word_table[first:last].astype(self.dtype)
+        table = self.word_table[first:last].astype(self.policy.compute)
         return product(hidden, table.T, jnp.float32)
 
-    def normalise(self, x: jax.Array) -> jax.Array:
-        """The final norm alone: [B, T, D] -> [B, T, D]."""
-        return self.final_norm(x)
+    def normalise(self, x: jax.Array, counted: jax.Array | None = None) -> jax.Array:
+        """The final norm alone: [B, T, D] -> [B, T, D]; counted: see `LayerNorm`."""
+        return self.final_norm(x, counted)
 
 
 class ScannedBlock(nn.Module):
     """A block in the form `nn.scan` asks for: (carry, mask) -> (carry, nothing)."""
 
     config: TransformerConfig
-    dtype: DTypeLike
+    policy: Policy
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
         """x [B, T, D] through the layer."""
-        return Block(self.config, self.dtype, name="block")(x, mask)[0], None
+        return Block(self.config, self.policy, name="block")(x, mask)[0], None
 
 
 def causal_mask(length: int) -> jax.Array:
@@ -133,8 +132,9 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
 def empty_cache(model: Transformer, batch: int, length: int) -> tuple[KeyValues, ...]:
     """A key/value cache for `length` positions, one entry a layer."""
     shape = (batch, model.config.heads, length, model.config.head_width)
+    dtype = model.policy.compute
     return tuple(
-        KeyValues(jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype))
+        KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         for _ in range(model.config.layers)
     )
 
@@ -167,9 +167,11 @@ def cached_forward(
     slots, queries = jnp.arange(length), index + jnp.arange(tokens.shape[1])
     mask = (slots[None, :] <= queries[:, None]) & valid[:, None, None, :]
     x = model.apply({"params": params}, tokens, positions, method=model.embed)
-    block = Block(model.config, model.dtype)
+    block = Block(model.config, model.policy)
+    # What a sequence of the batch becomes depends on itself alone, padding apart.
+    counted = jax.lax.dynamic_slice_in_dim(valid, index, tokens.shape[1], axis=1)
     written = []
     for layer, layer_cache in zip(params["blocks"], cache, strict=True):
-        x, layer_cache = block.apply({"params": layer}, x, mask, layer_cache, index)
+        x, layer_cache = block.apply({"params": layer}, x, mask, layer_cache, index, counted)
         written.append(layer_cache)
-    return model.apply({"params": params}, x, method=model.normalise), tuple(written)
+    return model.apply({"params": params}, x, counted, method=model.normalise), tuple(written)

@@ -1,4 +1,4 @@
-"""Precision policies: in which types parameters are kept and arithmetic is done."""
+"""Precision policies: in which types parameters are kept, arithmetic is done and sums are taken."""
 
 from dataclasses import dataclass
 
@@ -12,19 +12,33 @@ from cogview_jax.runtime.errors import InputError
 class Policy:
     """The types of one run.
 
-    Reductions (LayerNorm, softmax, loss) are in float32 whatever `compute` is.
+    parameters: of the master weights and the optimizer's moments. compute: of activations and
+    matrix products. reductions: of attention scores, softmax, and mean and variance in LayerNorm;
+    losses and gradients' norms are in float32 whatever it is. A policy that `scales` the loss needs
+    a loss scale in training (`training.loss_scale`): float16 has no room for small gradients.
     """
 
     name: str
-    parameters: DTypeLike
-    compute: DTypeLike
+    parameters: DTypeLike = jnp.float32
+    compute: DTypeLike = jnp.float32
+    reductions: DTypeLike = jnp.float32
+
+    @property
+    def scales(self) -> bool:
+        """Whether gradients need a loss scale."""
+        return jnp.dtype(self.compute) == jnp.float16
 
 
+FLOAT32 = Policy("float32")
 POLICIES = {
     policy.name: policy
     for policy in (
-        Policy("float32", jnp.float32, jnp.float32),
-        Policy("bfloat16", jnp.float32, jnp.bfloat16),
+        FLOAT32,
+        Policy("bfloat16", compute=jnp.bfloat16),
+        Policy("float16", compute=jnp.float16),
+        # The paper's: nothing but the master weights and the loss is wider than 16 bits, so that
+        # float16's range is what the model has to live with.
+        Policy("float16_pure", compute=jnp.float16, reductions=jnp.float16),
     )
 }
 
@@ -34,3 +48,8 @@ def policy(name: str) -> Policy:
     if name not in POLICIES:
         raise InputError(f"precision {name!r} is unknown; choose from {', '.join(POLICIES)}")
     return POLICIES[name]
+
+
+def policy_of(dtype: DTypeLike | str) -> Policy:
+    """The policy of a name, or the one that computes in a type and reduces in float32."""
+    return policy(dtype if isinstance(dtype, str) else jnp.dtype(dtype).name)

@@ -18,6 +18,7 @@ from cogview_jax.models.transformer import (
     empty_cache,
     unstack_layers,
 )
+from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tokenizers.layout import left_padded
 
@@ -34,8 +35,8 @@ def shapes(model):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def logits(model, params, tokens, positions, valid=None):
-    hidden = model.apply({"params": params}, tokens, positions, valid)
+def logits(model, params, tokens, positions, mask=None):
+    hidden = model.apply({"params": params}, tokens, positions, mask)
     return model.apply({"params": params}, hidden, method=model.logits)
 
 
@@ -88,8 +89,9 @@ def test_equals_the_plain_form_whatever_is_padded_on_the_right(params, rows, exp
 def test_equals_the_plain_form_with_padding_on_the_left(params, rows, expected):
     tokens, valid = left_padded(rows, max(LENGTHS))
     positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
+    mask = causal_mask(max(LENGTHS)) & valid[:, None, None, :]
     for filling in (0, VOCABULARY - 1):
-        result = logits(MODEL, params, np.where(valid, tokens, filling), positions, valid)
+        result = logits(MODEL, params, np.where(valid, tokens, filling), positions, mask)
         assert np.isfinite(result).all()
         for i, row in enumerate(rows):
             np.testing.assert_allclose(result[i, -len(row) :], expected[i], atol=1e-5)
@@ -259,7 +261,7 @@ def test_parameters_are_as_many_as_in_the_official_models(sizes, count):
 
 
 def test_bfloat16_arithmetic_stays_near_float32(params, batch):
-    model = dataclasses.replace(MODEL, dtype=jnp.bfloat16)
+    model = dataclasses.replace(MODEL, policy=policy("bfloat16"))
     exact, rounded = logits(MODEL, params, *batch), logits(model, params, *batch)
     assert rounded.dtype == jnp.float32
     assert 1e-4 < np.std(rounded - exact) / np.std(exact) < 0.03

@@ -1,15 +1,16 @@
-"""Products are in the policy's type; parameters and reductions are in float32."""
+"""Products and reductions are in the policy's types; parameters are in float32."""
 
 from collections import defaultdict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.precision import policy
+from cogview_jax.runtime.precision import POLICIES, policy, policy_of
 
 
 def operand_types(jaxpr, found=None):
@@ -23,10 +24,18 @@ def operand_types(jaxpr, found=None):
     return found
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16"])
-def test_products_are_in_the_compute_type_and_the_rest_in_float32(name):
+@pytest.mark.parametrize(
+    ("name", "compute", "reductions"),
+    [
+        ("float32", "float32", "float32"),
+        ("bfloat16", "bfloat16", "float32"),
+        ("float16", "float16", "float32"),
+        ("float16_pure", "float16", "float16"),
+    ],
+)
+def test_products_and_reductions_are_in_the_types_of_the_policy(name, compute, reductions):
     config = TransformerConfig(layers=1, width=8, heads=2, dropout=0.0, remat="none")
-    model = Transformer(config, 16, 4, policy(name).compute)
+    model = Transformer(config, 16, 4, policy(name))
     tokens = jnp.zeros((1, 4), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
@@ -37,12 +46,23 @@ def test_products_are_in_the_compute_type_and_the_rest_in_float32(name):
         return model.apply({"params": params}, hidden, method=model.logits)
 
     types = operand_types(jax.make_jaxpr(forward)(params).jaxpr)
-    assert types["dot_general"] == {name}
-    assert types["exp"] == {"float32"}  # softmax
-    assert types["rsqrt"] == {"float32"}  # LayerNorm
+    assert types["dot_general"] == {compute}
+    assert types["exp"] == {reductions}  # softmax
+    assert types["rsqrt"] == {reductions}  # LayerNorm
     assert jax.eval_shape(forward, params).dtype == jnp.float32
 
 
 def test_an_unknown_policy_is_refused_with_the_choices():
     with pytest.raises(InputError, match="precision 'half' is unknown; choose from float32, bf"):
         policy("half")
+
+
+def test_a_type_names_the_policy_that_reduces_in_float32():
+    assert policy_of(jnp.float16) == policy_of("float16") == policy("float16")
+    assert policy_of(np.dtype("float32")).reductions == jnp.float32
+    with pytest.raises(InputError, match="precision 'int8' is unknown"):
+        policy_of(jnp.int8)
+
+
+def test_float16_alone_needs_a_loss_scale():
+    assert [name for name in POLICIES if policy(name).scales] == ["float16", "float16_pure"]

@@ -49,9 +49,9 @@ def settings(row):
 @pytest.mark.parametrize(
     ("phase", "first", "last"), [("after_boi1", 0, 64), ("caption", 64, 334)], ids=["image", "text"]
 )
-def test_distributions_are_those_of_the_official_sampler(shared, phase, first, last):
+def test_distributions_are_those_of_the_official_sampler(fixtures, phase, first, last):
     """Row 1 of the table has ties, of which the official top-p cuts some by their place."""
-    table = np.load(shared / "official/fixtures/sampling_filters.npz")
+    table = np.load(fixtures / "sampling_filters.npz")
     for setting, probabilities in zip(table["settings"], table[f"probs:{phase}"], strict=True):
         config = settings(setting)
         ours = table["logits"][:, first:last] / np.float32(config.temperature)

@@ -129,9 +129,9 @@ def test_the_longest_row_is_that_of_the_paper():
     assert make_layout(LayoutConfig(), Vocabulary()).length == 1089
 
 
-def test_rows_are_those_of_the_official_template(shared):
+def test_rows_are_those_of_the_official_template(fixtures):
     """The official text ids hold the offset of the text already."""
-    tables = json.loads((shared / "official/fixtures/tokens.json").read_text("utf-8"))
+    tables = json.loads((fixtures / "tokens.json").read_text("utf-8"))
     checked = 0
     for case in tables["text_code_template"]:
         codes, ids = case["codes"], case["ids"]

@@ -91,9 +91,9 @@ def test_unused_codes_stay_finite():
 
 
 @pytest.mark.parametrize("start", ["warm", "cold"])
-def test_three_passes_equal_the_official_quantiser(shared, start):
+def test_three_passes_equal_the_official_quantiser(fixtures, start):
     """Its codes are columns. The value of a pass is that of the codebook from before it."""
-    table = np.load(shared / "official/fixtures/vqvae_ema.npz")
+    table = np.load(fixtures / "vqvae_ema.npz")
 
     def state(i):
         codes, sums = table[f"{start}_embed_{i}"].T, table[f"{start}_embed_avg_{i}"].T

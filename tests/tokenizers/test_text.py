@@ -87,9 +87,9 @@ def test_garbage_is_no_tokenizer(tokenizer, tmp_path):
         TextTokenizer.load(tmp_path / "missing.model")
 
 
-def test_official_model_gives_the_official_ids(shared):
-    tables = json.loads((shared / "official/fixtures/tokens.json").read_text("utf-8"))
-    tokenizer = TextTokenizer.load(shared / "official/cog-pretrain.model")
+def test_official_model_gives_the_official_ids(fixtures, official_text):
+    tables = json.loads((fixtures / "tokens.json").read_text("utf-8"))
+    tokenizer = TextTokenizer.load(official_text)
     assert len(tokenizer) == 50_000
     assert tokenizer.sha256 == tables["sentencepiece_model_sha256"]
     for case in tables["encodings"]:

@@ -28,8 +28,8 @@ def test_sizes_are_padded_to_a_multiple_of_128(codes, text, size):
     assert vocabulary.command("PAD") == codes + text
 
 
-def test_ids_are_those_of_the_official_tokenizer(shared):
-    tables = json.loads((shared / "official/fixtures/tokens.json").read_text("utf-8"))
+def test_ids_are_those_of_the_official_tokenizer(fixtures):
+    tables = json.loads((fixtures / "tokens.json").read_text("utf-8"))
     for table, vocabulary in (
         (tables, Vocabulary()),
         (tables["small_model_tokenizer"], Vocabulary(64, 270)),
