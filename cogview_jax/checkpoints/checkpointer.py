@@ -14,14 +14,15 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.training.state import TrainState
 
 #: The parts of a state, kept apart so that one can be read without the others.
-ITEMS = ("params", "opt_state", "extras")
+ITEMS = ("params", "opt_state", "extras", "loss_scale")
 
 
 class Checkpointer:
-    """DIRECTORY/STEP/ with params, opt_state, extras and meta (the step, as JSON).
+    """DIRECTORY/STEP/ with params, opt_state, extras, loss_scale and meta (JSON).
 
-    The step is also the place in the data and the clock of the random keys, so a state that is
-    restored continues exactly. Saving is asynchronous and atomic: a checkpoint has its final name
+    STEP is the state's position, the place in the data; meta holds it, and how many steps changed
+    the parameters, the clock of the random keys. So a state that is restored continues exactly.
+    Saving is asynchronous and atomic: a checkpoint has its final name
     only when it is whole.
     """
 
@@ -43,7 +44,7 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}
-        meta = ocp.args.JsonSave({"step": step})
+        meta = ocp.args.JsonSave({"step": step, "updates": int(state.step)})
         self._manager.save(step, args=ocp.args.Composite(**items, meta=meta))
 
     def restore(self, shapes: TrainState) -> TrainState | None:
@@ -58,11 +59,13 @@ class Checkpointer:
         self._check_sizes(step, shapes.params)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in _trees(shapes).items()}
         with self._reading(step):
-            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            found = self._manager.restore(
+                step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
+            )
         parts = {name: found[name] if name in items else getattr(shapes, name) for name in ITEMS}
-        return shapes.replace(
-            step=jax.device_put(jax.numpy.int32(step), shapes.step.sharding), **parts
-        )
+        # Checkpoints of before there was a loss scale say nothing of updates: each step was one.
+        updates = jax.numpy.int32(found["meta"].get("updates", step))
+        return shapes.replace(step=jax.device_put(updates, shapes.step.sharding), **parts)
 
     def close(self) -> None:
         """Waits until everything is written."""

@@ -13,6 +13,7 @@ from cogview_jax.tokenizers.codec import CodecConfig
 from cogview_jax.tokenizers.layout import LayoutConfig
 from cogview_jax.tokenizers.text import TextConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
+from cogview_jax.training.loss_scale import LossScaleConfig
 from cogview_jax.training.optimizer import OptimizerConfig
 
 
@@ -78,6 +79,7 @@ class CodecExperiment:
     loss: CodecLoss = CodecLoss()
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
+    loss_scale: LossScaleConfig = LossScaleConfig()
     seed: int = 0
     init_from: str = ""
 
@@ -122,8 +124,18 @@ class TransformerExperiment:
     text_weight: float = 1.0
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
+    loss_scale: LossScaleConfig = LossScaleConfig()
     seed: int = 0
     init_from: str = ""
+
+
+    def __post_init__(self):
+        if self.model.official:
+            raise InputError(
+                "model.compat 'official' lets later tokens change earlier ones and is for running"
+                " released weights; to finetune them name their bundle in init_from and leave"
+                " model.compat 'none'"
+            )
 
 
 STAGES = {"image_tokenizer": CodecExperiment, "transformer": TransformerExperiment}

@@ -73,7 +73,7 @@ class ImageTokenizerJob:
 
     def write(self, state: TrainState, path: Path) -> None:
         """Leaves a bundle with the codec alone."""
-        write_bundle(path, codec=self._part(state), step=int(state.step))
+        write_bundle(path, codec=self._part(state), step=int(state.position))
 
     def _part(self, state: TrainState) -> CodecPart:
         return CodecPart(self.experiment.model, state.params, state.extras)

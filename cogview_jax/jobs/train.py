@@ -63,15 +63,16 @@ def run(experiment: Experiment, directory: str) -> None:
     source = job.source()
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     rate = schedule(experiment.optimizer, config.steps)
+    loss_scale = experiment.loss_scale if policy(experiment.precision).scales else None
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-        shapes = state_shapes(job.objective, optimizer, mesh)
+        shapes = state_shapes(job.objective, optimizer, mesh, loss_scale)
         checkpointer = stack.enter_context(Checkpointer(workdir.checkpoints, config.keep))
         state = checkpointer.restore(shapes)
         if state is None:
-            state = make_state(job.objective, optimizer, shapes, experiment.seed)
+            state = make_state(job.objective, optimizer, shapes, experiment.seed, loss_scale)
             if experiment.init_from:
                 state = job.initial(Bundle(experiment.init_from), state)
-        start = int(state.step)
+        start = int(state.position)
         # The bundle of a run that was made longer since is older than its checkpoint.
         written = workdir.bundle.exists() and Bundle(workdir.bundle).step == start
         if start >= config.steps and written:
@@ -116,6 +117,7 @@ def run(experiment: Experiment, directory: str) -> None:
             rate,
             seed=experiment.seed,
             accumulate=config.accumulate,
+            loss_scale=loss_scale,
         )
         state = train(
             state,
@@ -162,7 +164,7 @@ def make_job(experiment: Experiment, workdir: Workdir) -> Job:
 
 
 def throughput(objective: Objective, experiment: Experiment):
-    """A function from seconds a step to tokens_per_second, mfu and loss_scale.
+    """A function from seconds a step to tokens_per_second and mfu.
 
     mfu: model FLOPs a second over the peak of all devices (see `runtime.hardware`).
     """
@@ -174,7 +176,6 @@ def throughput(objective: Objective, experiment: Experiment):
         return {
             "tokens_per_second": rows * objective.tokens_per_row / seconds,
             "mfu": rows * objective.flops_per_row / seconds / peak,
-            "loss_scale": 1.0,
         }
 
     return measure

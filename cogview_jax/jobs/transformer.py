@@ -116,7 +116,7 @@ class TransformerJob:
             codec=tokenizers,
             text=tokenizers,
             transformer=self._part(state),
-            step=int(state.step),
+            step=int(state.position),
         )
 
     def _part(self, state: TrainState) -> TransformerPart:

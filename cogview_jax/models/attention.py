@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
+from cogview_jax.models.extremes import observe
 from cogview_jax.models.linear import Linear
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
@@ -36,30 +37,31 @@ class KeyValues(NamedTuple):
         )
 
 
-def attention_weights(
-    queries: jax.Array,
-    keys: jax.Array,
-    mask: jax.Array,
-    alpha: float,
-    dtype: DTypeLike = jnp.float32,
+def attention_scores(
+    queries: jax.Array, keys: jax.Array, alpha: float, dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """softmax(((Q / (alpha sqrt H)) K^T - max) x alpha) (CogView, equation 4).
+    """(Q / (alpha sqrt H)) K^T: [B, N, T, H], [B, N, S, H] -> dtype [B, N, T, S].
 
-    The scale is applied before the product, so that no product is large; the maximum is each row's
-    own. With alpha 1 it is plain softmax attention.
-
-    Args:
-        queries: [B, N, T, H].
-        keys: [B, N, S, H].
-        mask: bool, True where a query sees a key, broadcast to [B, N, T, S].
-        alpha: how much smaller the products are than those of plain attention.
-        dtype: of scores and softmax. In float16 a score above 65,504 is infinite.
-
-    Returns:
-        dtype [B, N, T, S]; uniform for a query that sees nothing.
+    The scale is applied before the product, so that no product is large (CogView, equation 4).
     """
     queries = queries / jnp.asarray(alpha * queries.shape[-1] ** 0.5, queries.dtype)
-    scores = jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=dtype)
+    return jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=dtype)
+
+
+def attention_weights(scores: jax.Array, mask: jax.Array, alpha: float) -> jax.Array:
+    """softmax((scores - max) x alpha) over what a query sees (CogView, equation 4).
+
+    The maximum is each row's own. With alpha 1 it is plain softmax attention.
+
+    Args:
+        scores: [B, N, T, S], from `attention_scores` with the same alpha. In float16 one above
+            65,504 is infinite.
+        mask: bool, True where a query sees a key, broadcast to [B, N, T, S].
+        alpha: how much smaller the scores are than those of plain attention.
+
+    Returns:
+        [B, N, T, S] in the type of the scores; uniform for a query that sees nothing.
+    """
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min / 2)
     return relaxed_softmax(scores, alpha)
 
@@ -113,7 +115,9 @@ class Attention(nn.Module):
             projected, "b t three (n h) -> three b n t h", n=self.heads
         )
         cache = KeyValues(keys, values) if cache is None else cache.write(index, keys, values)
-        weights = attention_weights(queries, cache.keys, mask, self.alpha, self.policy.reductions)
+        scores = attention_scores(queries, cache.keys, self.alpha, self.policy.reductions)
+        observe(self, "scores", jnp.where(mask, scores, 0))
+        weights = attention_weights(scores, mask, self.alpha)
         weights = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(weights)
         y = jnp.einsum("bnts,bnsh->btnh", weights.astype(dtype), cache.values)
         y = constrain(rearrange(y, "b t n h -> b t (n h)"), "batch", "sequence", "heads")

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 
 from cogview_jax.models.attention import Attention, KeyValues
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.extremes import observe
 from cogview_jax.models.layernorm import LayerNorm
 from cogview_jax.models.linear import Linear
 from cogview_jax.runtime.precision import FLOAT32, Policy
@@ -70,6 +71,7 @@ class Block(nn.Module):
         output_deviation = deviation / (2 * config.layers) ** 0.5
 
         def norm(y: jax.Array, name: str, scale: float = 1.0) -> jax.Array:
+            observe(self, "norm_inputs", y)
             return make_norm(config, self.policy, scale, name=name)(y, counted)
 
         def branch_end(y: jax.Array, name: str) -> jax.Array:
@@ -89,4 +91,5 @@ class Block(nn.Module):
         x = x + branch_end(y, "attention_out")
         mlp = MLP(config.hidden, deviation, output_deviation, dtype, name="mlp")
         x = x + branch_end(mlp(norm(x, "mlp_in")), "mlp_out")
+        observe(self, "main", x)
         return constrain(x, "batch", "sequence", "width"), cache

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from cogview_jax.models.attention import KeyValues
 from cogview_jax.models.block import Block, make_norm
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.extremes import EXTREMES
 from cogview_jax.models.linear import product
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
@@ -51,7 +52,7 @@ class Transformer(nn.Module):
             layer = nn.remat(layer, prevent_cse=False)
         self.blocks = nn.scan(
             layer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, EXTREMES: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=config.layers,

@@ -48,10 +48,10 @@ def train(
 
     Metrics stay on the device until a log point or a due hook, so the device is never waited for
     in between. A loss or gradient that is not finite is found there, before any hook sees the
-    state.
+    state; one that a loss scale has skipped is no harm.
 
     Args:
-        state: where to start; `batches` begins with the batch of its step. It is donated.
+        state: where to start; `batches` begins with the batch of its position. It is donated.
         step: jitted, donating its first argument.
         batches: global arrays, one batch a step.
         steps: how many steps a whole run has.
@@ -60,9 +60,10 @@ def train(
         hooks: see `Hook`; called in order.
 
     Raises:
-        InputError: a loss or gradient was not finite; the message names the step.
+        InputError: a loss or gradient was not finite, or the loss scale sits at its floor; the
+            message names the step.
     """
-    done = int(state.step)
+    done = int(state.position)
     pending: list[tuple[int, Any]] = []
     since, logged = time.monotonic(), done
     while done < steps:
@@ -90,15 +91,26 @@ def check_finite(pending: list[tuple[int, Any]]) -> dict[str, float]:
     """The metrics of the last of some (step, metrics), as numbers, once all are finite.
 
     Raises:
-        InputError: some loss or gradient is not; it names the first such step.
+        InputError: some loss or gradient is not, in a step that was not skipped, or the loss scale
+            has sat at its floor for too long; it names the first such step.
     """
     fetched = jax.device_get(pending)
     for number, metrics in fetched:
+        if metrics.get("stuck"):
+            raise InputError(
+                f"step {number}: the loss scale has sat at its floor of"
+                f" {float(metrics['loss_scale'])} for loss_scale.patience steps: activations or"
+                " weights have outgrown float16, and no scale of the loss can help; lower"
+                " optimizer.lr, switch on model.sandwich_ln and model.pb_relax_*, or train in"
+                " bfloat16"
+            )
         for name in ("loss", "grad_norm"):
-            if not math.isfinite(metrics[name]):
+            if not (metrics.get("overflow") or math.isfinite(metrics[name])):
                 raise InputError(
                     f"the {name} of step {number} is {float(metrics[name])}: training stopped, and"
                     " no state since the last check was saved; lower optimizer.lr, or look at the"
                     " data"
                 )
-    return {name: float(value) for name, value in fetched[-1][1].items()}
+    last = {name: float(value) for name, value in fetched[-1][1].items()}
+    last.pop("stuck", None)
+    return last

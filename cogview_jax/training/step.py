@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cogview_jax.training.loss_scale import LossScaleConfig, overflows, update
 from cogview_jax.training.objective import Objective, Terms
 from cogview_jax.training.state import TrainState
 
@@ -24,37 +25,58 @@ def make_step(
     *,
     seed: int,
     accumulate: int = 1,
+    loss_scale: LossScaleConfig | None = None,
 ) -> Step:
     """The step function, to be jitted with its first argument donated.
 
     accumulate: into how many parts a batch is cut; their summed gradient is the whole batch's. The
-    random key of a step is folded from (seed, stream, step), never carried.
+    random key of a step is folded from (seed, stream, step), never carried. loss_scale: for states
+    that have one. A step that overflows then leaves everything but the scale as it was; metrics
+    tell it by `overflow` 1, and `skipped_steps` counts them.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), STEP_STREAM)
         key = jax.random.fold_in(key, state.step)
         weight = objective.weight(batch)
+        scale = state.loss_scale.scale if loss_scale else jnp.float32(1)
 
         def gradient(part: Batch) -> tuple[Any, Terms]:
             def loss(params: Any) -> tuple[jax.Array, Terms]:
                 terms = objective.terms(params, state.extras, part, key)
-                return terms.loss / weight, terms
+                return terms.loss / weight * scale, terms
 
             return jax.grad(loss, has_aux=True)(state.params)
 
         rows = jax.tree.leaves(batch)[0].shape[0]
-        gradients, terms = sum_over_parts(gradient, {**batch, "row": jnp.arange(rows)}, accumulate)
+        scaled, terms = sum_over_parts(gradient, {**batch, "row": jnp.arange(rows)}, accumulate)
+        gradients = jax.tree.map(lambda leaf: leaf / scale, scaled) if loss_scale else scaled
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         extras, metrics = objective.finish(state.extras, terms.carry, key)
         metrics |= {
             "loss": terms.loss / weight,
             "lr": rate(state.step),
             "grad_norm": optax.tree.norm(gradients),
+            "loss_scale": scale,
             **{name: total / of for name, (total, of) in terms.metrics.items()},
         }
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state, extras), metrics
+        new = TrainState(
+            state.step + 1, optax.apply_updates(state.params, updates), opt_state, extras
+        )
+        if loss_scale is None:
+            return new, metrics
+        overflow = overflows(scaled) | ~jnp.isfinite(terms.loss)
+        tried = update(loss_scale, state.loss_scale, overflow)
+        new = jax.tree.map(
+            lambda before, after: jnp.where(overflow, before, after),
+            state,
+            new.replace(loss_scale=state.loss_scale),
+        ).replace(loss_scale=tried)
+        return new, metrics | {
+            "overflow": overflow.astype(jnp.float32),
+            "skipped_steps": tried.steps - new.step,
+            "stuck": tried.at_floor >= loss_scale.patience,
+        }
 
     return step
 

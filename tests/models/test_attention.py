@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import reference
-from cogview_jax.models.attention import KeyValues, attention_weights
+from cogview_jax.models.attention import KeyValues, attention_scores, attention_weights
 
 B, N, T, S, H = 2, 3, 5, 7, 16
 
@@ -19,6 +19,10 @@ def inputs():
     mask = generator.random((B, 1, T, S)) < 0.6
     mask[..., 0] = True
     return queries, keys, mask
+
+
+def weigh(queries, keys, mask, alpha):
+    return attention_weights(attention_scores(queries, keys, alpha), mask, alpha)
 
 
 def plain(queries, keys, mask):
@@ -37,7 +41,7 @@ def in_half_precision(queries, keys, alpha):
 @pytest.mark.parametrize("alpha", [1.0, 8.0, 32.0, 1000.0])
 def test_weights_equal_plain_softmax(inputs, alpha):
     queries, keys, mask = inputs
-    weights = np.asarray(attention_weights(queries, keys, mask, alpha))
+    weights = np.asarray(weigh(queries, keys, mask, alpha))
     for b, n in np.ndindex(B, N):
         expected = reference.attention_weights(
             reference.float64(queries[b, n]), reference.float64(keys[b, n]), mask[b, 0]
@@ -54,7 +58,7 @@ def test_gradient_equals_that_of_plain_softmax(inputs, alpha):
     def gradients(weights):
         return jax.grad(lambda q, k: jnp.sum(weights(q, k) * upstream), (0, 1))(queries, keys)
 
-    ours = gradients(lambda q, k: attention_weights(q, k, mask, alpha))
+    ours = gradients(lambda q, k: weigh(q, k, mask, alpha))
     expected = gradients(lambda q, k: plain(q, k, mask))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, expected)
 
@@ -63,12 +67,12 @@ def test_a_query_that_sees_nothing_gets_uniform_weights_and_no_nan(inputs):
     queries, keys, mask = inputs
     mask = mask.copy()
     mask[0, 0, 2] = False
-    weights, gradient = jax.value_and_grad(
-        lambda q: jnp.sum(attention_weights(q, keys, mask, 32.0)[..., 0])
-    )(queries)
+    weights, gradient = jax.value_and_grad(lambda q: jnp.sum(weigh(q, keys, mask, 32.0)[..., 0]))(
+        queries
+    )
     assert np.isfinite(weights)
     assert np.isfinite(gradient).all()
-    np.testing.assert_allclose(attention_weights(queries, keys, mask, 32.0)[0, :, 2], 1 / S)
+    np.testing.assert_allclose(weigh(queries, keys, mask, 32.0)[0, :, 2], 1 / S)
 
 
 def test_relaxed_products_fit_half_precision_where_plain_ones_overflow(inputs):
@@ -78,7 +82,7 @@ def test_relaxed_products_fit_half_precision_where_plain_ones_overflow(inputs):
     seen = np.ones((T, S), bool)
     assert np.isnan(in_half_precision(queries, keys, 1.0)).any()
     assert np.isfinite(in_half_precision(queries, keys, 32.0)).all()
-    weights = attention_weights(queries, keys, seen, 32.0)
+    weights = weigh(queries, keys, seen, 32.0)
     for b, n in np.ndindex(B, N):
         expected = reference.attention_weights(
             reference.float64(queries[b, n]), reference.float64(keys[b, n]), seen
