@@ -13,6 +13,7 @@ import tiny
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.training.loss_scale import LossScaleConfig, initial_loss_scale
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import TrainState, state_shapes
 
@@ -153,3 +154,21 @@ def test_a_damaged_checkpoint_is_refused(shapes, tmp_path):
         with pytest.raises(InputError) as error:
             checkpointer.restore(shapes)
         assert "cannot be restored" in one_line(error)
+
+
+def test_a_loss_scale_and_the_skipped_steps_come_back(tmp_path):
+    objective, config = TASKS["transformer"], LossScaleConfig(initial=8.0)
+    mesh = make_mesh(MeshConfig())
+    shapes = state_shapes(objective, OPTIMIZER, mesh, config)
+    state = tiny.start(objective)
+    scale = initial_loss_scale(config)._replace(scale=jnp.float32(4), steps=jnp.int32(9))
+    state = state.replace(
+        step=np.int32(6), opt_state=OPTIMIZER.init(state.params), loss_scale=scale
+    )
+    state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, shapes))
+    with Checkpointer(tmp_path / "c") as checkpointer:
+        checkpointer.save(9, state)
+    with Checkpointer(tmp_path / "c") as checkpointer:
+        found = checkpointer.restore(shapes)
+    assert_equal(found, state)
+    assert (int(found.step), int(found.position)) == (6, 9)

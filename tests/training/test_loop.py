@@ -118,3 +118,34 @@ def test_what_hooks_cost_is_no_training_time():
         hooks=hooks,
     )
     assert run.reports[-1].seconds_per_step < 0.04
+
+
+def skipping(overflows, stuck):
+    """A step with a loss scale's metrics, by step number."""
+
+    def step(state, batch):
+        number = int(state.step)
+        loss = float("nan") if number in overflows else 1.0
+        metrics = {"loss": loss, "grad_norm": loss, "loss_scale": 2.0, "stuck": number in stuck}
+        metrics["overflow"] = float(number in overflows)
+        return state.replace(step=state.step + 1), {n: jnp.float32(v) for n, v in metrics.items()}
+
+    return step
+
+
+def test_a_skipped_step_is_no_harm_and_a_scale_at_its_floor_is():
+    reports = []
+
+    def run(overflows, stuck):
+        state = TrainState(0, (), (), ())
+        batches = iter([{}] * 10)
+        arguments = {"steps": 10, "log_every": 5, "report": reports.append}
+        return train(state, skipping(overflows, stuck), batches, **arguments)
+
+    run(overflows={2, 4}, stuck=set())
+    assert [(r.step, r.metrics["overflow"]) for r in reports] == [(5, 1.0), (10, 0.0)]
+    assert "stuck" not in reports[0].metrics
+    with pytest.raises(
+        InputError, match=r"step 8: the loss scale has sat at its floor of 2\.0 for"
+    ):
+        run(overflows={7}, stuck={7})
