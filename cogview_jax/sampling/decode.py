@@ -37,6 +37,8 @@ def generate(
     tokens: jax.Array,
     valid: jax.Array,
     keys: jax.Array,
+    positions: jax.Array | None = None,
+    given: jax.Array | None = None,
     *,
     model: Transformer,
     count: int,
@@ -51,6 +53,9 @@ def generate(
         tokens: int32 [B, P], prompts that end together (`tokenizers.layout.left_padded`).
         valid: bool [B, P], False on the padding, which has no position and is never seen.
         keys: one typed key a row; the draw of token i uses the key folded with i.
+        positions: int32 [B, P], of the prompts' tokens, where they are not simply counted; what is
+            drawn counts on from the last.
+        given: int32 [B, C], tokens that are known already; -1 is drawn.
         model: the transformer of `params`.
         count: how many tokens each row gets; there is no early end.
         first: the first id that may be drawn; only this part of the head is computed.
@@ -58,7 +63,8 @@ def generate(
         config: temperature and filters.
     """
     batch, prompt = tokens.shape
-    positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+    if positions is None:
+        positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
     visible = jnp.concatenate([valid, jnp.ones((batch, count), bool)], axis=1)
     cache = empty_cache(model, batch, prompt + count)
     hidden, cache = cached_forward(model, params, tokens, positions, visible, cache, 0)
@@ -66,7 +72,8 @@ def generate(
     def pick(hidden: jax.Array, i: jax.Array | int) -> jax.Array:
         variables = {"params": params}
         logits = model.apply(variables, hidden[:, -1], first, last, method=model.logits)
-        return first + draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, i), config)
+        drawn = first + draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, i), config)
+        return drawn if given is None else jnp.where(given[:, i] < 0, drawn, given[:, i])
 
     def advance(carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
         token, cache = carry
