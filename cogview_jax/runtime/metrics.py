@@ -34,9 +34,10 @@ class MetricsWriter:
             return
         self._open(step)
         numbers = {name: np.asarray(value).item() for name, value in values.items()}
-        for name, number in numbers.items():
-            self._events.add_scalar(name, number, step)
         finite = {name: n if math.isfinite(n) else None for name, n in numbers.items()}
+        for name, number in finite.items():
+            if number is not None:
+                self._events.add_scalar(name, number, step)
         self._lines.write(json.dumps({"step": int(step)} | finite) + "\n")
         self._lines.flush()
 

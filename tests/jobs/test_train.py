@@ -14,6 +14,7 @@ from cogview_jax.jobs.train import check_batch, run, throughput
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import peak_flops
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.training.loss_scale import LossScaleConfig
 from doors import STEPS
 
 
@@ -70,6 +71,59 @@ def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path)
     # The first loss is that of a trained model.
     assert logged(tmp_path / "run")[0]["loss"] < logged(chain.run)[0]["loss"]
     assert not (tmp_path / "run" / "samples").exists()
+
+
+@pytest.mark.parametrize("precision", ["float16", "float16_pure"])
+def test_a_float16_run_skips_what_overflows_and_goes_on_exactly(
+    chain, transformer, tmp_path, precision
+):
+    """A scale far too large costs steps until it has fallen; the place in the data is not lost."""
+    experiment = dataclasses.replace(
+        transformer,
+        precision=precision,
+        loss_scale=LossScaleConfig(initial=2.0**22, hysteresis=1),
+        train=dataclasses.replace(transformer.train, sample_every=0),
+    )
+    run(experiment, str(tmp_path / "whole"))
+    lines = logged(tmp_path / "whole")
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert 0 < lines[-1]["skipped_steps"] < 8
+    assert lines[-1]["loss_scale"] == 2.0 ** (22 - lines[-1]["skipped_steps"])
+    assert lines[-1]["overflow"] == 0
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+    broken = shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    shutil.rmtree(broken / "bundle")
+    shutil.rmtree(broken / "checkpoints" / str(STEPS))
+    run(experiment, str(broken))
+    ours, theirs = (
+        cogview_jax.load(tmp_path / name / "bundle").transformer_part.params
+        for name in ("broken", "whole")
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    timings = ("tokens_per_second", "mfu")
+    for one, other in zip(logged(broken), lines, strict=True):
+        assert {n: v for n, v in one.items() if n not in timings} == {
+            n: v for n, v in other.items() if n not in timings
+        }
+
+
+def test_a_scale_at_its_floor_stops_the_run(chain, transformer, tmp_path):
+    experiment = dataclasses.replace(
+        transformer,
+        precision="float16",
+        loss_scale=LossScaleConfig(initial=2.0**30, minimum=2.0**29, hysteresis=1, patience=5),
+    )
+    with pytest.raises(InputError, match=r"step \d+: the loss scale has sat at its floor of 5368"):
+        run(experiment, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "bundle").exists()
+
+
+def test_weights_of_the_release_are_not_trained_with_its_arithmetic(transformer):
+    official = {"pb_relax_attention": False, "embedding_gradient": 1.0, "compat": "official"}
+    model = dataclasses.replace(transformer.model, **official)
+    with pytest.raises(InputError, match="to finetune them name their bundle in init_from"):
+        dataclasses.replace(transformer, model=model)
 
 
 def test_what_does_not_fit_leaves_no_trace(chain, transformer, tmp_path):
