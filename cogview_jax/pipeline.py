@@ -10,13 +10,17 @@ import numpy as np
 from PIL import Image
 
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
+from cogview_jax.data.official_images import official_pixels, official_square
+from cogview_jax.data.records import BadRecord
 from cogview_jax.models.transformer import unstack_layers
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy_of
 from cogview_jax.sampling.decode import generate, sample_keys
+from cogview_jax.sampling.fill import fill, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.tokenizers.codec import Codec, decode_codes, encode_images
 from cogview_jax.tokenizers.layout import left_padded, make_layout
+from cogview_jax.tokenizers.query import OPEN, parse_query
 from cogview_jax.tokenizers.text import TextTokenizer
 
 #: Rows of a sampled batch where none is given.
@@ -181,6 +185,48 @@ class CogView:
                 f" {vocabulary - 1}"
             )
         return np.asarray(self._logits(self.transformer_part.params, tokens.astype(np.int32)))
+
+    def fill(
+        self,
+        query: str,
+        samples: int = 1,
+        seed: int = 0,
+        *,
+        sampling: SamplingConfig | None = None,
+    ) -> np.ndarray:
+        """Fills the places that a query leaves open: int32 [samples, length].
+
+        A query is a line of the release's language (`tokenizers.query`), such as
+        "[ROI1] a red circle [BASE] [BOI1] [MASK]*1024": whatever weights were trained on can be
+        asked for. [Image]PATH stands for the codes of a picture, read as the release reads one.
+        `query.decode_sequence` tells the texts and pictures of a row.
+
+        Raises:
+            InputError: the query is not in the language, is longer than the positions, or names a
+                picture that cannot be read.
+        """
+        self._need("transformer", "text")
+        if samples < 1:
+            raise InputError(f"samples {samples}: expected at least 1")
+        vocabulary = self.transformer_part.vocabulary
+        tokens = parse_query(query, vocabulary, self.text, self._codes_of)
+        return fill(
+            self.model,
+            self._layers,
+            np.where(tokens == OPEN, -samples, tokens),
+            vocabulary,
+            sampling or SamplingConfig(),
+            seeded_choice(seed),
+        )
+
+    def _codes_of(self, path: str) -> np.ndarray:
+        """The codes of a picture file, in raster order."""
+        self._need("codec")
+        try:
+            pixels = official_pixels(Path(path).read_bytes(), path)
+        except (OSError, BadRecord) as error:
+            raise InputError(f"[Image]{path} cannot be read: {error}") from error
+        return self.encode(official_square(pixels, self.codec.config.image_size)[None]).ravel()
 
     def prompt_tokens(self, prompt: str) -> np.ndarray:
         """The sequence before the first code: int32 [at most the layout's prompt length].

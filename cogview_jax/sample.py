@@ -22,7 +22,9 @@ TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the likeliest toke
 TOP_K = flags.DEFINE_integer("top_k", 200, "only the k likeliest tokens; 0 for all")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "only the likeliest tokens that reach this probability")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "pictures drawn at a time")
-PRECISION = flags.DEFINE_string("precision", "float32", "of the arithmetic: float32 or bfloat16")
+PRECISION = flags.DEFINE_enum(
+    "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
+)
 
 
 def main() -> None:

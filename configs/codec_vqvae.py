@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.99
     config.optimizer.weight_decay = 0.0
+    config.optimizer.schedule = "cosine"
     config.optimizer.warmup = 0.01
     config.optimizer.floor = 0.1
     config.optimizer.clip = 1.0

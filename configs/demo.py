@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.95
     config.optimizer.weight_decay = 1e-2
+    config.optimizer.schedule = "cosine"
     config.optimizer.warmup = 0.05
     config.optimizer.floor = 0.1
     config.optimizer.clip = 1.0

@@ -1,9 +1,12 @@
 """`CogView` over tiny random parts: against the modules it calls, and what it refuses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import reference
 from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
@@ -187,3 +190,58 @@ def test_what_cannot_be_done_is_refused(model, call, message):
 def test_a_missing_part_is_named(parts, have, call, message):
     with pytest.raises(InputError, match=f"the bundle has {message}, which this needs"):
         call(CogView(**{name: parts[name] for name in have}))
+
+
+OFFICIAL = dataclasses.replace(
+    MODEL, pb_relax_attention=False, embedding_gradient=1.0, compat="official"
+)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_weights_of_the_release_draw_the_same_picture_in_any_company(parts, batch_size):
+    """Their LayerNorm looks at whole tensors; of a batch, each row still looks at itself alone."""
+    part = dataclasses.replace(parts["transformer"], config=OFFICIAL)
+    model = CogView(**parts | {"transformer": part})
+    drawn = model.generate_codes(PROMPTS, 2, 7, sampling=SAMPLING, batch_size=batch_size)
+    for i, prompt in enumerate(PROMPTS):
+        alone = model.generate_codes([prompt], 1, 7, sampling=SAMPLING, batch_size=1)
+        np.testing.assert_array_equal(alone[0, 0], drawn[i, 0])
+
+
+def test_a_query_is_filled_as_a_prompt_is(model):
+    greedy = SamplingConfig(temperature=0.0)
+    row = model.fill("[ROI1] a red circle [TINY] [BOI1] [MASK]*16", sampling=greedy)
+    codes = model.generate_codes(["a red circle"], 1, 0, sampling=greedy)
+    expected = [*model.prompt_tokens("a red circle"), *codes.ravel()]
+    np.testing.assert_array_equal(row, [expected])
+
+
+def test_a_query_holds_pictures_and_samples(model, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    query = f"[TINY] [BOI1] [Image]{tmp_path}/a.png [EOI1] [ROI1] [MASK]*5"
+    rows = model.fill(query, samples=3, seed=1, sampling=SamplingConfig(top_k=0))
+    assert rows.shape == (3, 25)
+    np.testing.assert_array_equal(rows[1, 2:18], model.encode(picture[None]).ravel())
+    text = rows[:, 20:]
+    assert ((text >= VOCABULARY.text_start) & (text < VOCABULARY.commands_start)).all()
+    assert len({tuple(row) for row in text.tolist()}) == 3
+    np.testing.assert_array_equal(
+        rows, model.fill(query, samples=3, seed=1, sampling=SamplingConfig(top_k=0))
+    )
+    with pytest.raises(InputError, match=r"\[Image\]gone.png cannot be read"):
+        model.fill("[BOI1] [Image]gone.png [MASK]")
+    with pytest.raises(InputError, match="samples 0: expected at least 1"):
+        model.fill("[BOI1] [MASK]", samples=0)
+
+
+def test_policies_by_name_compute_near_float32(parts):
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY.size, (2, 9))
+    expected = CogView(**parts).logits(tokens)
+    errors = {}
+    for name in ("bfloat16", "float16", "float16_pure"):
+        logits = CogView(**parts, dtype=name).logits(tokens)
+        errors[name] = np.abs(logits - expected).max() / expected.std()
+    # bfloat16 keeps 8 bits, float16 keeps 11.
+    assert 0 < errors["float16"] < errors["bfloat16"] < 0.2
+    assert errors["float16"] < errors["float16_pure"] < errors["bfloat16"]

@@ -88,9 +88,11 @@ class CodecExperiment:
 class TokenData:
     """Where a transformer's tokens come from, and how `prepare` makes them.
 
-    store: the token store; empty is WORKDIR/tokens. source: the captioned pictures.
-    image_tokenizer: the bundle whose codec reads them. text_tokenizer: a SentencePiece model; empty
-    trains one, as `text` says, on the captions of the first `text_records` records.
+    store: the token store; empty is WORKDIR/tokens. A file is a compact binary of the release
+    (`data.compact_binary`), trained on as it is with the two tokenizers named here. source: the
+    captioned pictures. image_tokenizer: the bundle whose codec reads them. text_tokenizer: a
+    SentencePiece model; empty trains one, as `text` says, on the captions of the first
+    `text_records` records.
     """
 
     source: SourceConfig
@@ -127,7 +129,6 @@ class TransformerExperiment:
     loss_scale: LossScaleConfig = LossScaleConfig()
     seed: int = 0
     init_from: str = ""
-
 
     def __post_init__(self):
         if self.model.official:

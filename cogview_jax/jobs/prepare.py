@@ -38,7 +38,12 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
             records cannot be read.
     """
     data = experiment.data
-    given = _given_codec(experiment)
+    if path.is_file():
+        raise InputError(
+            f"data.store {path} is a file: a compact binary is trained on as it is, there is"
+            " nothing to prepare"
+        )
+    given = given_codec(experiment)
     source = open_source(data.source)
     tokenizers = _tokenizers(experiment, given, source, path)
     dtype = policy(experiment.precision).compute
@@ -84,8 +89,8 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
     print(f"token store {path}: {state}", file=sys.stderr)
 
 
-def _given_codec(experiment: TransformerExperiment) -> Bundle:
-    """The bundle of the image tokenizer, once it is known to fit the config."""
+def given_codec(experiment: TransformerExperiment) -> Bundle:
+    """The bundle in `data.image_tokenizer`, once its codec is known to fit the config."""
     if not experiment.data.image_tokenizer:
         raise InputError(
             "data.image_tokenizer is empty: name the bundle of an image tokenizer, such as"

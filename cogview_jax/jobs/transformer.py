@@ -1,16 +1,21 @@
 """Stage 2 as a job: what training a transformer reads, draws and leaves."""
 
+import contextlib
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, write_bundle
+from cogview_jax.data.compact_binary import CompactBinary
+from cogview_jax.data.records import BadRecord
 from cogview_jax.data.sources import Source
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_store import TokenStore
 from cogview_jax.jobs.experiment import TransformerExperiment
-from cogview_jax.jobs.prepare import TOKENIZERS, store_path
+from cogview_jax.jobs.prepare import TOKENIZERS, given_codec, store_path
 from cogview_jax.jobs.workdir import Workdir
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline import CogView
@@ -19,6 +24,7 @@ from cogview_jax.runtime.precision import policy
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.grid import caption_grid
 from cogview_jax.tokenizers.layout import make_layout
+from cogview_jax.tokenizers.text import TextTokenizer
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
 
@@ -38,12 +44,15 @@ class TransformerJob:
             experiment.vocabulary.size,
             self.layout.length,
             policy(experiment.precision),
+            experiment.vocabulary,
         )
         self.objective = SequenceObjective(self.model, self.layout, experiment.text_weight)
         self._store = store_path(experiment.data, workdir)
 
     def source(self) -> Source[TokenRecord]:
-        """The token store, once it is known to fit the config."""
+        """The token store or compact binary, once it is known to fit the config."""
+        if self._store.is_file():
+            return self._compact_binary()
         store, experiment = TokenStore(self._store), self.experiment
         wanted = {
             "grid": experiment.layout.grid,
@@ -62,7 +71,7 @@ class TransformerJob:
                 f" config has vocabulary.text = {experiment.vocabulary.text}"
             )
         for part in ("codec", "text"):
-            made, there = store.meta[part], self._tokenizers().sha256(part)
+            made, there = store.meta[part], Bundle(self._store / TOKENIZERS).sha256(part)
             if made != there:
                 raise InputError(
                     f"the token store {self._store} was made with {part} {made[:12]}, but the"
@@ -91,17 +100,14 @@ class TransformerJob:
 
     def draw(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:
         """Pictures for the first captions of the store: uint8 [h, w, 3]."""
-        tokenizers = self._tokenizers()
         model = CogView(
-            codec=tokenizers.codec(state.step.sharding.mesh),
-            text=tokenizers.text(),
+            codec=self._codec().codec(state.step.sharding.mesh),
+            text=self._text(),
             transformer=self._part(state),
         )
-        prompts = []
-        for i in range(min(DRAWN, len(source))):
-            captions = source[i].captions
-            pieces = captions[i % len(captions)][: self.layout.region("text").length]
-            prompts.append(model.text.decode(pieces))
+        longest = self.layout.region("text").length
+        captions = itertools.islice(_captions(source), DRAWN)
+        prompts = [model.text.decode(pieces[:longest]) for pieces in captions]
         codes = model.generate_codes(
             prompts, 1, seed=0, sampling=SamplingConfig(), batch_size=len(prompts)
         )
@@ -110,11 +116,10 @@ class TransformerJob:
 
     def write(self, state: TrainState, path: Path) -> None:
         """Leaves a bundle with the transformer and the tokenizers it was trained with."""
-        tokenizers = self._tokenizers()
         write_bundle(
             path,
-            codec=tokenizers,
-            text=tokenizers,
+            codec=self._codec(),
+            text=self._text(),
             transformer=self._part(state),
             step=int(state.position),
         )
@@ -125,5 +130,43 @@ class TransformerJob:
             experiment.model, experiment.vocabulary, experiment.layout, state.params
         )
 
-    def _tokenizers(self) -> Bundle:
+    def _compact_binary(self) -> CompactBinary:
+        """The file of rows, which says nothing of itself: its sizes are those of the config."""
+        experiment, text = self.experiment, self._text()
+        given_codec(experiment)  # refuses one of other sizes
+        if len(text) > experiment.vocabulary.text:
+            raise InputError(
+                f"the text tokenizer has {len(text)} pieces, but the config has vocabulary.text ="
+                f" {experiment.vocabulary.text}"
+            )
+        return CompactBinary(
+            self._store,
+            image_length=experiment.layout.grid**2,
+            codes=experiment.vocabulary.codes,
+            pieces=len(text),
+        )
+
+    def _codec(self) -> Bundle:
+        """The bundle that holds the codec of the data."""
+        if self._store.is_file():
+            return given_codec(self.experiment)
         return Bundle(self._store / TOKENIZERS)
+
+    def _text(self) -> TextTokenizer:
+        """The text tokenizer of the data."""
+        if not self._store.is_file():
+            return Bundle(self._store / TOKENIZERS).text()
+        if not self.experiment.data.text_tokenizer:
+            raise InputError(
+                f"data.text_tokenizer is empty: name the SentencePiece model that {self._store} was"
+                " made with, such as --config.data.text_tokenizer=cog-pretrain.model"
+            )
+        return TextTokenizer.load(self.experiment.data.text_tokenizer)
+
+
+def _captions(source: Source[TokenRecord]) -> Iterator[np.ndarray]:
+    """One caption of each record that can be read."""
+    for i in range(len(source)):
+        with contextlib.suppress(BadRecord):
+            captions = source[i].captions
+            yield captions[i % len(captions)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from cogview_jax.jobs.experiment import Experiment
+from cogview_jax.jobs.experiment import Experiment, read_experiment
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import remove_leftovers, write_json
 
@@ -41,6 +41,11 @@ class Workdir:
             found = json.loads(self.config.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{self.config} is not readable as JSON: {error}") from error
+        try:
+            # A run of before a setting existed has its default.
+            found = _resolved(read_experiment(found))
+        except InputError as error:
+            raise InputError(f"{self.config} is of another program or version: {error}") from error
         there, here = dict(_flat(found)), dict(_flat(_resolved(experiment)))
         for name in sorted({*there, *here} - set(RESUMABLE)):
             if there.get(name) != here.get(name):

@@ -20,6 +20,7 @@ from cogview_jax.models.attention import KeyValues
 from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import SamplingConfig, keep_top_k, keep_top_p
+from cogview_jax.tokenizers.official_positions import sampling_positions
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 
@@ -43,12 +44,7 @@ def plan(query: Sequence[int], vocabulary: Vocabulary) -> list[Draw]:
 
     At first everything but image codes; after [BOI1] or [BOI2] image codes; after [EOI1] or [EOI2]
     text. Drawn tokens and other commands change nothing.
-
-    Raises:
-        InputError: the query begins with a place to draw.
     """
-    if not len(query) or query[0] < 0:
-        raise InputError("a query has to begin with a given token, such as [ROI1]")
     image = (0, vocabulary.codes)
     ranges = {vocabulary.command(name): image for name in ("BOI1", "BOI2")}
     text = (vocabulary.text_start, vocabulary.commands_start)
@@ -92,7 +88,6 @@ def fill(
     model: Transformer,
     params: Mapping[str, Any],
     query: Sequence[int],
-    positions: Sequence[int],
     vocabulary: Vocabulary,
     config: SamplingConfig,
     choose: Choose,
@@ -102,8 +97,8 @@ def fill(
     Args:
         model: the transformer of `params`.
         params: from `unstack_layers`.
-        query: ids, -N where a token is to be drawn for N samples.
-        positions: of its tokens.
+        query: ids, -N where a token is to be drawn for N samples. Positions restart at [ROI2] as
+            the release's sampler has them.
         vocabulary: of the ids.
         config: temperature and filters.
         choose: see `Choose`.
@@ -111,7 +106,9 @@ def fill(
     Raises:
         InputError: the query begins with a gap, or is longer than the learned positions.
     """
-    query, positions = np.asarray(query, np.int32), np.asarray(positions, np.int32)
+    query = np.asarray(query, np.int32)
+    draws = plan(query, vocabulary)
+    positions = np.concatenate([*sampling_positions(query, vocabulary), [0]])
     if positions.max() >= model.positions:
         raise InputError(
             f"a query of {len(query)} tokens reaches position {positions.max()}; the model has"
@@ -119,7 +116,7 @@ def fill(
         )
     rows, scores = query[None].copy(), np.zeros(1)
     cache = empty_cache(model, 1, len(query))
-    for draw in plan(query, vocabulary):
+    for draw in draws:
         if len(rows) > 1 and (draw.samples != len(rows) or draw.place - draw.fed > 1):
             best = int(np.argmax(scores))
             rows, scores = rows[best : best + 1], np.zeros(1)

@@ -223,10 +223,17 @@ def normalise(config: CodecConfig, images: jax.Array) -> jax.Array:
     return (images.astype(jnp.float32) / 255 - mean) / deviation
 
 
+def unclipped(config: CodecConfig, pixels: jax.Array) -> jax.Array:
+    """Decoder outputs [b, h, w, 3] -> values that are 0 for black and 1 for white, float32.
+
+    The decoder may go beyond both; so do the pictures that the release's `code2img` returns.
+    """
+    return pixels * jnp.asarray(config.deviation) + jnp.asarray(config.mean)
+
+
 def denormalise(config: CodecConfig, pixels: jax.Array) -> jax.Array:
     """Decoder outputs [b, h, w, 3] -> values in [0, 255], clipped and never stretched, float32."""
-    mean, deviation = jnp.asarray(config.mean), jnp.asarray(config.deviation)
-    return jnp.clip((pixels * deviation + mean) * 255, 0, 255)
+    return jnp.clip(unclipped(config, pixels) * 255, 0, 255)
 
 
 def encode_images(codec: Codec, params: dict, codebook: Codebook, images: jax.Array) -> jax.Array:

@@ -28,6 +28,18 @@ class Codebook(NamedTuple):
     error: jax.Array
 
 
+class Relaxed(NamedTuple):
+    """Vectors drawn through a relaxation (see `relax`).
+
+    quantised [..., D]: what the decoder reads. ids int32 [...]: the code that won. kl: the mean
+    over vectors of the Kullback-Leibler divergence of their codes from uniform, a scalar in nats.
+    """
+
+    quantised: jax.Array
+    ids: jax.Array
+    kl: jax.Array
+
+
 class Assignments(NamedTuple):
     """What a batch tells the codebook, as sums over its vectors.
 
@@ -59,6 +71,41 @@ def nearest(codes: jax.Array, vectors: jax.Array) -> jax.Array:
 def straight_through(vectors: jax.Array, quantised: jax.Array) -> jax.Array:
     """`quantised` in the forward pass, the gradient of `vectors` in the backward pass."""
     return vectors + jax.lax.stop_gradient(quantised - vectors)
+
+
+def relax(
+    codes: jax.Array, vectors: jax.Array, noise: jax.Array, temperature: float, *, hard: bool
+) -> Relaxed:
+    """A draw of codes whose gradient reaches the vectors (Jang et al. 2017; the paper's mode 2).
+
+    The logits of the codes are minus the squared distances, here with the vectors' own norm, which
+    no softmax sees. With Gumbel noise the likeliest code is a draw from their softmax, and
+    softmax((logits + noise) / temperature) is its relaxation: one-hot as the temperature goes to 0,
+    which is where a run anneals it.
+
+    Args:
+        codes: [K, D].
+        vectors: [..., D].
+        noise: [..., K], standard Gumbel (`jax.random.gumbel`).
+        temperature: above 0.
+        hard: the code that won in the forward pass, and the relaxation's gradient; otherwise the
+            mean of the codes under the relaxation. The release moves the codebook (`update`, with
+            these ids) in the hard form only.
+
+    Returns:
+        The quantised vectors, the ids, and the divergence of the softmax without noise at
+        temperature 1.
+    """
+    norms = jnp.sum(vectors**2, axis=-1, keepdims=True)
+    logits = 2 * vectors @ codes.T - norms - jnp.sum(codes**2, axis=1)
+    noisy = logits + noise
+    ids = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
+    shares = jax.nn.softmax(noisy / temperature, axis=-1)
+    if hard:
+        shares = straight_through(shares, jax.nn.one_hot(ids, codes.shape[0], dtype=shares.dtype))
+    likelihoods = jax.nn.log_softmax(logits, axis=-1)
+    divergence = jnp.sum(jnp.exp(likelihoods) * likelihoods, axis=-1) + jnp.log(codes.shape[0])
+    return Relaxed(shares @ codes, ids, jnp.mean(divergence))
 
 
 def assign(codes: jax.Array, vectors: jax.Array, ids: jax.Array) -> Assignments:

@@ -62,6 +62,10 @@ class TextTokenizer:
         """The pieces of `text`."""
         return self._processor.EncodeAsIds(text)
 
+    def written(self, text: str) -> list[str]:
+        """The pieces of `text` as they are written, with ▁ for a space."""
+        return self._processor.EncodeAsPieces(text)
+
     def decode(self, pieces: Iterable[int]) -> str:
         """The text of `pieces`."""
         return self._processor.DecodeIds([int(piece) for piece in pieces])

@@ -1,9 +1,12 @@
-"""AdamW with the paper's schedule and decay mask."""
+"""AdamW with the paper's schedule and decay mask, and the schedules of the release."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cogview_jax.runtime.errors import InputError
@@ -16,8 +19,9 @@ UNDECAYED = ("scale", "bias")
 class OptimizerConfig:
     """The defaults are the paper's (stage 2).
 
-    warmup: share of the steps over which the rate rises linearly from 0. floor: the rate at the end
-    of the cosine, as a share of the peak `lr`. clip: largest norm of the whole gradient.
+    schedule: how the rate falls, see `schedule`. warmup: share of the steps over which the rate
+    rises linearly from 0. floor: the rate at the end of a cosine, as a share of the peak `lr`.
+    clip: largest norm of the whole gradient.
     """
 
     lr: float = 3e-4
@@ -28,8 +32,13 @@ class OptimizerConfig:
     warmup: float = 0.02
     floor: float = 0.1
     clip: float = 1.0
+    schedule: str = "cosine"
 
     def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise InputError(
+                f"optimizer schedule {self.schedule!r}: choose from {', '.join(SCHEDULES)}"
+            )
         if self.lr <= 0 or self.clip <= 0:
             raise InputError(f"optimizer lr {self.lr} and clip {self.clip}: both are above 0")
         if not (0 <= self.warmup < 1 and 0 <= self.floor <= 1):
@@ -39,8 +48,8 @@ class OptimizerConfig:
             )
 
 
-def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate over a run of `steps`: linear warm-up from 0, then a cosine to floor x lr."""
+def cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then a cosine that has reached floor x lr after `steps`."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.lr,
@@ -48,6 +57,68 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         decay_steps=steps,
         end_value=config.floor * config.lr,
     )
+
+
+def official_cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The release's cosine: it starts after the warm-up, and so ends as much after `steps`."""
+
+    def share(progress: Any, xp: Any) -> Any:
+        wave = (1 + xp.cos(np.pi * xp.minimum(progress, 1))) / 2
+        return config.floor + (1 - config.floor) * wave
+
+    return _after_warmup(config, steps, share)
+
+
+def official_linear(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The release's line to 0, at `steps` and the warm-up; beyond it is below 0.
+
+    No run gets there: its last step is before `steps`. `floor` has no part in it.
+    """
+    return _after_warmup(config, steps, lambda progress, xp: 1 - progress)
+
+
+def constant(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The rate of the end of the warm-up, ever after.
+
+    The release has it under this name, and under "exponential" too.
+    """
+    return _after_warmup(config, steps, lambda progress, xp: xp.ones_like(progress))
+
+
+SCHEDULES: dict[str, Callable[[OptimizerConfig, int], optax.Schedule]] = {
+    "cosine": cosine,
+    "official_cosine": official_cosine,
+    "official_linear": official_linear,
+    "constant": constant,
+}
+
+
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate over a run of `steps`, by the name in `config.schedule`.
+
+    All rise linearly from 0, so that the first step of a run with a warm-up has rate 0. The
+    official ones and the constant give numpy's float64 for a number, and jax's type for an array.
+    """
+    return SCHEDULES[config.schedule](config, steps)
+
+
+def _after_warmup(
+    config: OptimizerConfig, steps: int, share: Callable[[Any, Any], Any]
+) -> optax.Schedule:
+    """lr x share(progress), where progress is (step - warm-up) / steps; before, a linear rise.
+
+    The warm-up need not be a whole number of steps, and lasts while step <= warm-up (the release).
+    """
+    warmup = config.warmup * steps
+
+    def rate(count: Any) -> Any:
+        xp = jnp if isinstance(count, jax.Array) else np
+        falling = share((count - warmup) / steps, xp)
+        if not warmup:
+            return config.lr * falling
+        return config.lr * xp.where(count <= warmup, count / warmup, falling)
+
+    return rate
 
 
 def decay_mask(params: Any) -> Any:

@@ -10,8 +10,12 @@ import pytest
 
 import cogview_jax
 from cogview_jax.checkpoints.bundle import Bundle, write_bundle
+from cogview_jax.data.records import BadRecord
 from cogview_jax.data.token_records import TokenRecord
+from cogview_jax.data.token_store import TokenStore
+from cogview_jax.jobs import train
 from cogview_jax.jobs.experiment import read_experiment
+from cogview_jax.jobs.prepare import prepare
 from cogview_jax.jobs.transformer import TransformerJob
 from cogview_jax.jobs.workdir import Workdir
 from cogview_jax.runtime.errors import InputError
@@ -73,6 +77,75 @@ def test_a_store_beside_other_tokenizers_is_refused(chain, experiment, tmp_path)
     message = f"made with codec {own.sha256('codec')[:12]}, but .* is {there[:12]}"
     with pytest.raises(InputError, match=message):
         job(experiment, tmp_path).source()
+
+
+@pytest.fixture
+def binary(chain, experiment, tmp_path):
+    """The chain's records as a compact binary, one of which is damaged, and a config of it."""
+    vocabulary, rows = experiment.vocabulary, []
+    for i, record in enumerate(map(TokenStore(chain.store).__getitem__, range(32))):
+        text = np.full(64, -1)
+        ids = record.captions[i % 2] + vocabulary.text_start
+        text[: len(ids)] = ids
+        rows.append(np.concatenate([text, record.codes]))
+    rows[1][64] = vocabulary.codes
+    np.array(rows, "<i4").tofile(tmp_path / "rows.bin")
+    tokenizers = chain.store / "tokenizers"
+    data = dataclasses.replace(
+        experiment.data,
+        store=str(tmp_path / "rows.bin"),
+        image_tokenizer=str(tokenizers),
+        text_tokenizer=str(tokenizers / "text.model"),
+    )
+    return dataclasses.replace(experiment, data=data)
+
+
+def test_a_compact_binary_holds_the_records_of_the_store(chain, binary, tmp_path):
+    source, store = job(binary, tmp_path).source(), TokenStore(chain.store)
+    assert len(source) == len(store)
+    for i in (0, 2, 31):
+        assert source[i].captions[0].tolist() == store[i].captions[i % 2].tolist()
+        assert source[i].codes.tolist() == store[i].codes.tolist()
+    with pytest.raises(BadRecord, match=r"rows\.bin:1: image ids from"):
+        source[1]
+
+
+def test_a_compact_binary_trains_to_a_bundle_with_the_tokenizers_named(chain, binary, tmp_path):
+    config = dataclasses.replace(binary.train, steps=2, sample_every=2)
+    train.run(dataclasses.replace(binary, train=config), str(tmp_path / "run"))
+    made, named = Bundle(tmp_path / "run" / "bundle"), Bundle(chain.store / "tokenizers")
+    assert made.step == 2
+    assert made.transformer().config == binary.model
+    for part in ("codec", "text"):
+        assert made.sha256(part) == named.sha256(part)
+    assert (tmp_path / "run" / "samples" / "step_00000002.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_tokenizer": ""}, r"data.text_tokenizer is empty: name the SentencePiece model"),
+        ({"text_tokenizer": "none.model"}, "no text tokenizer at none.model"),
+        ({"image_tokenizer": ""}, "data.image_tokenizer is empty"),
+    ],
+)
+def test_a_compact_binary_needs_its_tokenizers_named(binary, tmp_path, changes, message):
+    data = dataclasses.replace(binary.data, **changes)
+    with pytest.raises(InputError, match=message):
+        job(dataclasses.replace(binary, data=data), tmp_path).source()
+
+
+def test_a_compact_binary_of_other_sizes_is_refused(binary, tmp_path):
+    few = dataclasses.replace(binary.vocabulary, text=10)
+    with pytest.raises(
+        InputError, match=r"has \d+ pieces, but the config has vocabulary.text = 10"
+    ):
+        job(dataclasses.replace(binary, vocabulary=few), tmp_path).source()
+    grid = dataclasses.replace(binary.layout, grid=8)
+    with pytest.raises(InputError, match=r"has 4, but the config has layout.grid = 8"):
+        job(dataclasses.replace(binary, layout=grid), tmp_path).source()
+    with pytest.raises(InputError, match=r"data.store .*rows.bin is a file: a compact binary is"):
+        prepare(binary, tmp_path / "rows.bin")
 
 
 def shapes_of(job):

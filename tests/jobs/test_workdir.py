@@ -91,6 +91,19 @@ def test_a_config_that_cannot_be_read_is_refused(workdir):
         workdir.check(EXPERIMENT)
 
 
+def test_a_run_of_before_a_setting_existed_goes_on_with_its_default(workdir):
+    written = json.loads(workdir.config.read_text())
+    del written["loss_scale"], written["optimizer"]["schedule"]
+    workdir.config.write_text(json.dumps(written))
+    workdir.check(EXPERIMENT)
+    constant = dataclasses.replace(EXPERIMENT.optimizer, schedule="constant")
+    with pytest.raises(InputError, match=r"optimizer.schedule = 'cosine', but the config says"):
+        workdir.check(dataclasses.replace(EXPERIMENT, optimizer=constant))
+    workdir.config.write_text(json.dumps(written | {"later": 1}))
+    with pytest.raises(InputError, match=r"config.json is of another program or version: .*later"):
+        workdir.check(EXPERIMENT)
+
+
 def test_leftovers_of_a_killed_run_are_removed(workdir):
     leftover = workdir.path / ".tmp-bundle"
     leftover.mkdir()

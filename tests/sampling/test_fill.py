@@ -89,12 +89,6 @@ def test_a_replayed_run(fixtures, vocabulary, released, name):
     def field(what):
         return table[f"{name}:{what}"]
 
-    query = field("seq")
-    positions, calls = np.zeros(len(query), int), field("call_position_ids")
-    at = 0
-    for row, count in zip(calls, field("call_token_counts"), strict=True):
-        positions[at : at + count] = row[:count]
-        at += count
     step = 0
 
     def replay(shares, samples):
@@ -111,7 +105,7 @@ def test_a_replayed_run(fixtures, vocabulary, released, name):
         return field("picked")[step - 1][:samples]
 
     config = settings(field("temperature"), field("top_k"))
-    result = fill(*released, query, positions, vocabulary, config, replay)
+    result = fill(*released, field("seq"), vocabulary, config, replay)
     np.testing.assert_array_equal(result, field("output"))
     assert step == len(field("rows_per_step"))
 
@@ -139,7 +133,7 @@ def test_greedy_filling_equals_taking_the_likeliest_of_whole_passes(vocabulary, 
     model, layers = released
     query = [vocabulary.command("ROI1"), vocabulary.text_start, vocabulary.command("BOI1")]
     query += [-1, -1, 3, -1]
-    result = fill(model, layers, query, range(7), vocabulary, SamplingConfig(0.0), seeded_choice(0))
+    result = fill(model, layers, query, vocabulary, SamplingConfig(0.0), seeded_choice(0))
     for place in (3, 4, 6):
         tokens = result[:, :place]
         hidden = model.apply({"params": stacked(layers)}, tokens, np.arange(place)[None])
@@ -155,7 +149,7 @@ def stacked(layers):
 
 def test_draws_follow_the_seed_and_samples_differ(vocabulary, released):
     query = [vocabulary.command("BOI1")] + [-4] * 6
-    arguments = (*released, query, range(7), vocabulary, SamplingConfig(1.0, 0))
+    arguments = (*released, query, vocabulary, SamplingConfig(1.0, 0))
     first = fill(*arguments, seeded_choice(1))
     np.testing.assert_array_equal(first, fill(*arguments, seeded_choice(1)))
     assert len({tuple(row) for row in first.tolist()}) == 4
@@ -165,8 +159,8 @@ def test_draws_follow_the_seed_and_samples_differ(vocabulary, released):
 def test_queries_that_cannot_be_filled_are_refused(vocabulary, released):
     model, layers = released
     config = SamplingConfig()
-    with pytest.raises(InputError, match="has to begin with a given token"):
-        fill(model, layers, [-1, 3], range(2), vocabulary, config, seeded_choice(0))
+    with pytest.raises(InputError, match="begins with a given token"):
+        fill(model, layers, [-1, 3], vocabulary, config, seeded_choice(0))
     with pytest.raises(InputError, match=f"position {model.positions}; the model has"):
-        positions = [0, model.positions]
-        fill(model, layers, [3, -1], positions, vocabulary, config, seeded_choice(0))
+        query = [3] * (model.positions + 1) + [-1]
+        fill(model, layers, query, vocabulary, config, seeded_choice(0))

@@ -11,6 +11,7 @@ from cogview_jax.tokenizers.quantiser import (
     assign,
     initial_codebook,
     nearest,
+    relax,
     revive,
     straight_through,
     update,
@@ -133,6 +134,49 @@ def test_straight_through_is_the_code_forward_and_the_vector_backward(codebook, 
     through, blocked = jax.grad(value, (0, 1))(vectors, quantised)
     np.testing.assert_array_equal(through, weights)
     assert not blocked.any()
+
+
+def gumbel(seed):
+    return np.random.default_rng(seed).gumbel(size=(N, K)).astype(np.float32)
+
+
+def test_relaxed_codes_equal_loops(codebook, vectors):
+    noise, temperature = gumbel(2), 0.7
+    result = relax(codebook.codes, vectors, noise, temperature, hard=False)
+    divergences = []
+    for i, vector in enumerate(vectors.astype(np.float64)):
+        logits = -np.array([np.sum((vector - code) ** 2) for code in codebook.codes])
+        shares = np.exp((logits + noise[i]) / temperature)
+        mixed = shares / shares.sum() @ codebook.codes
+        np.testing.assert_allclose(result.quantised[i], mixed, atol=1e-5)
+        assert result.ids[i] == np.argmax(logits + noise[i])
+        likely = np.exp(logits) / np.exp(logits).sum()
+        divergences.append(sum(p * np.log(p * K) for p in likely))
+    assert result.ids.dtype == jnp.int32
+    assert float(result.kl) == pytest.approx(np.mean(divergences), rel=1e-5)
+
+
+def test_the_hard_form_is_a_code_forward_and_the_relaxation_backward(codebook, vectors):
+    weights = np.arange(N * D, dtype=np.float32).reshape(N, D)
+
+    def value(v, codes, hard):
+        result = relax(codes, v, gumbel(3), 0.9, hard=hard)
+        return jnp.sum(result.quantised * weights), result
+
+    gradients = {}
+    for hard in (True, False):
+        gradients[hard], result = jax.grad(value, has_aux=True)(vectors, codebook.codes, hard)
+        exact = np.allclose(result.quantised, codebook.codes[result.ids], atol=1e-5)
+        assert exact == hard
+    assert np.abs(gradients[True]).max() > 1
+    np.testing.assert_allclose(gradients[True], gradients[False], rtol=1e-4, atol=1e-3)
+
+
+def test_without_noise_a_cold_relaxation_is_the_nearest_code(codebook, vectors):
+    result = relax(codebook.codes, vectors, np.zeros((N, K), np.float32), 1e-5, hard=False)
+    ids = reference.nearest(codebook.codes, vectors)
+    np.testing.assert_array_equal(result.ids, ids)
+    np.testing.assert_allclose(result.quantised, codebook.codes[ids], atol=1e-3)
 
 
 def test_revival_moves_the_dead_codes_that_are_worth_it_and_no_other():

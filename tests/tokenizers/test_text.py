@@ -90,9 +90,12 @@ def test_garbage_is_no_tokenizer(tokenizer, tmp_path):
 def test_official_model_gives_the_official_ids(fixtures, official_text):
     tables = json.loads((fixtures / "tokens.json").read_text("utf-8"))
     tokenizer = TextTokenizer.load(official_text)
-    assert len(tokenizer) == 50_000
+    assert len(tokenizer) == tables["text_vocab"]
     assert tokenizer.sha256 == tables["sentencepiece_model_sha256"]
+    unknown = tables["sentencepiece_special"]["unk"]
+    assert tokenizer.decode([unknown]) == " ⁇ "
     for case in tables["encodings"]:
         pieces = tokenizer.encode(case["text"])
-        assert [piece + 8192 for piece in pieces] == case["ids"]
+        assert [piece + tables["img_vocab"] for piece in pieces] == case["ids"]
+        assert tokenizer.written(case["text"]) == case["pieces"]
         assert tokenizer.decode(pieces) == case["decoded"]

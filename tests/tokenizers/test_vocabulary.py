@@ -30,10 +30,11 @@ def test_sizes_are_padded_to_a_multiple_of_128(codes, text, size):
 
 def test_ids_are_those_of_the_official_tokenizer(fixtures):
     tables = json.loads((fixtures / "tokens.json").read_text("utf-8"))
-    for table, vocabulary in (
-        (tables, Vocabulary()),
-        (tables["small_model_tokenizer"], Vocabulary(64, 270)),
-    ):
+    assert (tables["img_vocab"], tables["text_vocab"]) == (Vocabulary().codes, Vocabulary().text)
+    assert tables["num_command_tokens"] == len(COMMANDS)
+    for table in (tables, tables["small_model_tokenizer"]):
+        vocabulary = Vocabulary(table["img_vocab"], table["text_vocab"])
+        assert table["num_tokens"] == vocabulary.commands_start + len(COMMANDS)
         assert table["padded_vocab_size"] == vocabulary.size
         ours = {f"[{name}]": vocabulary.command(name) for name in COMMANDS}
         assert table["command_tokens"] == ours

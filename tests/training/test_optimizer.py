@@ -1,4 +1,6 @@
-"""The update against AdamW written out in numpy; the schedule and the decay mask by hand."""
+"""AdamW against numpy; schedules and the decay mask by hand and against the release's."""
+
+import json
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +8,30 @@ import numpy as np
 import optax
 import pytest
 
+from cogview_jax.checkpoints.official import flat, sources
+from cogview_jax.checkpoints.official_transformer import RULES, OfficialTransformer
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
-from cogview_jax.training.optimizer import OptimizerConfig, decay_mask, make_optimizer, schedule
+from cogview_jax.tokenizers.layout import LayoutConfig
+from cogview_jax.tokenizers.vocabulary import Vocabulary
+from cogview_jax.training.optimizer import (
+    SCHEDULES,
+    OptimizerConfig,
+    decay_mask,
+    make_optimizer,
+    schedule,
+)
+
+#: The release's names of its schedules.
+OFFICIAL = {
+    "cosine": "official_cosine",
+    "linear": "official_linear",
+    "constant": "constant",
+    "exponential": "constant",
+}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +54,46 @@ def test_schedule_of_a_short_run_has_a_rate_for_every_step(steps):
     rates = [schedule(OptimizerConfig(lr=1.0, warmup=0.97), steps)(i) for i in range(steps)]
     assert np.isfinite(rates).all()
     assert max(rates) > 0
+
+
+def official_cases(fixtures):
+    """Each recorded schedule as (config, steps, iterations, rates after so many steps)."""
+    cases = json.loads((fixtures / "lr_schedule.json").read_text())["cases"]
+    assert cases
+    for case in cases:
+        told = case["setting"]
+        config = OptimizerConfig(
+            lr=told["start_lr"],
+            warmup=told["warmup"],
+            floor=told["ratio"],
+            schedule=OFFICIAL[told["style"]],
+        )
+        yield config, told["num_iters"], np.array(case["iterations"]), np.array(case["lr"])
+
+
+def test_rates_on_the_host_are_the_official_ones_to_the_last_digits(fixtures):
+    for config, steps, iterations, rates in official_cases(fixtures):
+        rate = schedule(config, steps)
+        ours = np.array([rate(int(k)) for k in iterations])
+        assert ours.dtype == np.float64
+        np.testing.assert_allclose(ours, rates, rtol=1e-12, atol=1e-16 * config.lr)
+        np.testing.assert_array_equal(rate(iterations), ours)
+
+
+def test_rates_within_a_jitted_step_are_the_official_ones(fixtures):
+    for config, steps, iterations, rates in official_cases(fixtures):
+        ours = jax.jit(schedule(config, steps))(jnp.asarray(iterations, jnp.int32))
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, rates, rtol=1e-6, atol=2e-7 * config.lr)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_no_step_of_a_run_has_a_negative_rate_and_only_the_first_has_none(name):
+    config = OptimizerConfig(lr=1.0, warmup=0.1, floor=0.0, schedule=name)
+    rates = [float(schedule(config, 20)(i)) for i in range(20)]
+    assert rates[0] == 0
+    assert min(rates[1:]) > 0
+    assert max(rates) == pytest.approx(1.0)
 
 
 def numpy_adamw(config, rates, params, gradients):
@@ -110,12 +170,27 @@ def test_exactly_layernorms_and_biases_are_undecayed():
     }
 
 
+def test_the_decayed_parameters_are_those_of_the_release(fixtures):
+    told = json.loads((fixtures / "weight_decay_groups.json").read_text())
+    official = OfficialTransformer.open(fixtures / "transformer")
+    sizes = json.loads((fixtures / "config.json").read_text())["config"]
+    vocabulary = Vocabulary(sizes["n_img"], sizes["n_txt"])
+    params = official.part(sizes["heads"], vocabulary, LayoutConfig()).params
+    decayed = flat(decay_mask(params))
+    groups = {True: set(), False: set()}
+    for name, source in sources(RULES, params).items():
+        groups[decayed[source.rule.ours]].add(name)
+    assert groups[True] == set(told["decay"])
+    assert groups[False] == set(told["no_decay"])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"lr": 0.0}, "lr 0.0 and clip 1.0: both are above 0"),
         ({"clip": -1.0}, "clip -1.0: both are above 0"),
         ({"warmup": 1.0}, "warmup 1.0 .* shares between 0 and 1"),
+        ({"schedule": "step"}, "schedule 'step': choose from cosine, official_cosine, official_l"),
         ({"floor": 2.0}, "floor 2.0: both are shares between 0 and 1"),
     ],
 )

@@ -1,0 +1,81 @@
+"""The release's training file: rows of text ids and image codes, and nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cogview_jax.data.records import BadRecord
+from cogview_jax.data.token_records import TokenRecord
+from cogview_jax.runtime.errors import InputError
+
+#: What stands in the places of a row that its text leaves over.
+UNUSED = -1
+
+
+class CompactBinary:
+    """A file of rows as a source of `TokenRecord`s; safe to read from many threads.
+
+    A row is `text_length` text ids, UNUSED (-1) where there is none, and then the image codes row
+    by row: int32, little-endian, without a header. Text ids are those of the whole vocabulary, so
+    the number of codes is added to the pieces; records count pieces from 0. A row without text is a
+    record whose one caption is empty.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        text_length: int = 64,
+        image_length: int = 1024,
+        codes: int = 8192,
+        pieces: int = 50_000,
+    ):
+        """Opens the file, which is read where it is asked for and nowhere else.
+
+        Args:
+            path: the file.
+            text_length: text ids of a row.
+            image_length: image codes of a row.
+            codes: how many codes there are.
+            pieces: how many text pieces there are.
+
+        Raises:
+            InputError: no file, an empty one, or no whole number of rows.
+        """
+        self._path = Path(path)
+        self._text_length, self._codes, self._pieces = text_length, codes, pieces
+        if not self._path.is_file():
+            raise InputError(f"no compact binary data set at {path}")
+        row, size = text_length + image_length, self._path.stat().st_size
+        if not size or size % (4 * row):
+            raise InputError(
+                f"{path}: {size} bytes, expected a multiple of {4 * row}: rows of {text_length}"
+                f" text ids and {image_length} codes, 4 bytes each"
+            )
+        self._rows = np.memmap(self._path, "<i4", "r").reshape(-1, row)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._rows)
+
+    def key(self, i: int) -> str:
+        """The name of row `i`: the file's, and its number."""
+        return f"{self._path.name}:{i}"
+
+    def __getitem__(self, i: int) -> TokenRecord:
+        """Reads row `i`.
+
+        Raises:
+            BadRecord: an id of it is none of its kind.
+        """
+        text, codes = np.split(np.array(self._rows[i], np.int32), [self._text_length])
+        pieces = text[text != UNUSED] - self._codes
+        for what, ids, limit in (("text", pieces, self._pieces), ("image", codes, self._codes)):
+            if len(ids) and not (ids.min() >= 0 and ids.max() < limit):
+                first = self._codes if what == "text" else 0
+                raise BadRecord(
+                    self.key(i),
+                    f"{what} ids from {ids.min() + first} to {ids.max() + first}: expected {first}"
+                    f" to {first + limit - 1}",
+                )
+        return TokenRecord(self.key(i), (pieces,), codes)

@@ -1,0 +1,60 @@
+"""Pictures as the release reads them, to the last bit; for repeating its results.
+
+It differs from `data/images.py` and `transforms.center_crop` in the filter (bilinear), in cutting
+after scaling, and in dropping an alpha channel where we show white paper.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cogview_jax.data.records import BadRecord
+from cogview_jax.runtime.errors import InputError
+
+
+def official_pixels(data: bytes, key: str) -> np.ndarray:
+    """The pixels of an encoded image as they are stored: uint8 [h, w, 3], or [h, w, 4] with alpha.
+
+    Raises:
+        BadRecord: no image, or one of another mode (grey, palette), at which the release fails too.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            file.load()
+            image = file.copy()
+    except UnidentifiedImageError as error:  # whose text is an address in memory
+        raise BadRecord(key, "unreadable image: of no known format") from error
+    except Exception as error:  # Pillow's decoders let many kinds escape on damaged files
+        raise BadRecord(key, f"unreadable image: {' '.join(str(error).split())}") from error
+    if image.mode not in ("RGB", "RGBA"):
+        raise BadRecord(key, f"image of mode {image.mode}: the release reads RGB and RGBA only")
+    return np.asarray(image)
+
+
+def official_square(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The picture as the release's image tokenizer is shown it.
+
+    The shorter side is scaled to `size` with Pillow's bilinear filter, which averages where it
+    shrinks; then the centre is cut out, and an alpha channel dropped. Pillow scales colours
+    weighted by alpha, so what is fully transparent becomes black. `codec.normalise` does the rest.
+
+    Args:
+        pixels: uint8 [h, w, 3 or 4].
+        size: the side s of the result.
+
+    Returns:
+        uint8 [s, s, 3].
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (3, 4):
+        raise InputError(
+            f"image of {pixels.dtype} {list(pixels.shape)}: expected uint8 [h, w, 3 or 4]"
+        )
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    if shorter != size:
+        height, width = size * height // shorter, size * width // shorter
+        scaled = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(scaled)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return pixels[top : top + size, left : left + size, :3]

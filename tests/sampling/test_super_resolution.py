@@ -1,0 +1,103 @@
+"""Greedy runs at true length end in the official codes, every one of them."""
+
+import jax
+import numpy as np
+import pytest
+
+import official
+from cogview_jax.models.transformer import unstack_layers
+from cogview_jax.sampling.decode import generate, sample_keys
+from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.magnify import MagnifyPlan, window_sequence
+from cogview_jax.sampling.super_resolution import magnify
+from cogview_jax.tokenizers.official_positions import sampling_positions
+
+GREEDY = SamplingConfig(temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def table(fixtures):
+    return np.load(fixtures / "greedy_runs.npz")
+
+
+@pytest.fixture(scope="module")
+def released(fixtures):
+    model, params = official.transformer(fixtures, "transformer_long")
+    return model, unstack_layers(params)
+
+
+def test_text_to_image_ends_in_the_official_codes(fixtures, released, table):
+    """With a longer prompt beside it, padding on its left and the cache shared with another row."""
+    model, layers = released
+    vocabulary, prompt = official.vocabulary(fixtures), table["text2image:text"].astype(np.int32)
+    other = np.insert(prompt, 2, [vocabulary.text_start] * 3)
+    width = len(other)
+    tokens = np.stack([np.pad(prompt, (3, 0)), other])
+    valid = np.arange(width) >= np.array([[3], [0]])
+    codes = generate(
+        layers,
+        tokens,
+        valid,
+        sample_keys(0, ["a", "b"], [0, 0]),
+        model=model,
+        count=len(table["text2image:codes"]),
+        first=0,
+        last=vocabulary.codes,
+        config=GREEDY,
+    )
+    np.testing.assert_array_equal(codes[0], table["text2image:codes"])
+    assert not np.array_equal(codes[0], codes[1])
+
+
+def test_nine_windows_end_in_the_official_codes(fixtures, released, table):
+    model, layers = released
+    vocabulary, prompt = official.vocabulary(fixtures), table["text2image:text"].astype(np.int32)
+    codes = table["text2image:codes"]
+    grid = int(len(codes) ** 0.5)
+    done = []
+    result = magnify(
+        layers,
+        [prompt],
+        codes.reshape(1, grid, grid),
+        sample_keys(0, ["a"], [0]),
+        model=model,
+        vocabulary=vocabulary,
+        config=GREEDY,
+        progress=done.append,
+    )
+    np.testing.assert_array_equal(result[0], table["magnify:codes"])
+    assert sum(done) == 9
+
+
+def test_margins_are_those_of_the_official_runs(fixtures, table):
+    """How sure each choice was: the whole pass over the finished sequences tells it again."""
+    model, params = official.transformer(fixtures, "transformer_long")
+    vocabulary, prompt = official.vocabulary(fixtures), table["text2image:text"]
+
+    @jax.jit
+    def top_two(params, tokens, positions):
+        hidden = model.apply({"params": params}, tokens[None], positions[None])[0]
+        logits = model.apply({"params": params}, hidden, 0, vocabulary.codes, method=model.logits)
+        return jax.lax.top_k(jax.nn.log_softmax(logits), 2)[0]
+
+    def margins(tokens, positions):
+        best = np.asarray(top_two(params, tokens, positions))
+        return best[:, 0] - best[:, 1]
+
+    codes = table["text2image:codes"]
+    row = np.concatenate([prompt, codes])[:-1]
+    found = margins(row, np.arange(len(row)))[len(prompt) - 1 :]
+    np.testing.assert_allclose(found, table["text2image:margins"], atol=2e-4)
+
+    side = int(len(codes) ** 0.5)
+    source, target = codes.reshape(side, side), table["magnify:codes"]
+    found = []
+    for window in MagnifyPlan(grid=side).windows:
+        head = window_sequence(window, prompt, source, target, vocabulary)[: -window.known.size]
+        places = sampling_positions([*head, -1], vocabulary)[0]
+        cells = target[window.target].ravel()
+        row = np.concatenate([head, cells])[:-1]
+        onward = places[-1] + 1 + np.arange(cells.size - 1)
+        of_cells = margins(row, np.concatenate([places, onward]))[len(head) - 1 :]
+        found.append(np.asarray(of_cells)[~window.known.ravel()])
+    np.testing.assert_allclose(np.concatenate(found), table["magnify:margins"], atol=2e-4)
