@@ -1,7 +1,9 @@
 """Stage 2 as a job: what training a transformer reads, draws and leaves."""
 
 import contextlib
+import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,8 @@ from cogview_jax.tokenizers.text import TextTokenizer
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
 
+#: Settings of a model that change nothing about what its weights mean.
+INDIFFERENT = ("dropout", "init_deviation", "sandwich_scale", "remat", "unroll")
 #: Pictures drawn for captions of the store.
 DRAWN = 8
 
@@ -87,13 +91,26 @@ class TransformerJob:
         return self.layout.example({"text": caption, "image": record.codes})._asdict()
 
     def initial(self, bundle: Bundle, state: TrainState) -> TrainState:
-        """`state` with the parameters of another bundle of the same sizes."""
-        part = bundle.transformer()
+        """`state` with the parameters of another bundle of the same sizes.
+
+        Says on standard error where this run computes otherwise than the weights were trained.
+        """
+        part, experiment = bundle.transformer(), self.experiment
         shapes = jax.tree.map(lambda leaf: leaf.shape, (part.params, state.params))
-        if shapes[0] != shapes[1]:
+        if shapes[0] != shapes[1] or part.vocabulary != experiment.vocabulary:
             raise InputError(
                 f"init_from {bundle.path} holds a transformer with {part.config} over"
                 f" {part.vocabulary}, which does not fit the config"
+            )
+        changed = [
+            f"{name} {there} -> {here}"
+            for name, there in dataclasses.asdict(part.config).items()
+            if (here := getattr(experiment.model, name)) != there and name not in INDIFFERENT
+        ]
+        if changed:
+            print(
+                f"init_from {bundle.path}: this run changes model {', '.join(changed)}",
+                file=sys.stderr,
             )
         place = jax.tree.map(lambda leaf: leaf.sharding, state.params)
         return state.replace(params=jax.device_put(part.params, place))

@@ -171,3 +171,28 @@ def test_a_start_from_another_model_is_refused(chain, experiment):
     other = job(dataclasses.replace(experiment, model=wider), chain.run)
     with pytest.raises(InputError, match=r"init_from .* holds .*width=32.* does not fit"):
         other.initial(Bundle(chain.run / "bundle"), shapes_of(other))
+
+
+def test_a_start_from_another_division_of_the_vocabulary_is_refused(chain, experiment):
+    """As many ids, but what was a piece of text would be a code."""
+    codes, text = experiment.vocabulary.codes, experiment.vocabulary.text
+    shifted = dataclasses.replace(experiment.vocabulary, codes=codes + 1, text=text - 1)
+    other = job(dataclasses.replace(experiment, vocabulary=shifted), chain.run)
+    with pytest.raises(InputError, match=r"init_from .* does not fit the config"):
+        other.initial(Bundle(chain.run / "bundle"), shapes_of(other))
+
+
+def test_what_finetuning_changes_about_released_weights_is_said(
+    chain, experiment, tmp_path, capsys
+):
+    started = job(experiment, chain.run)
+    part = Bundle(chain.run / "bundle").transformer()
+    official = {"pb_relax_attention": False, "embedding_gradient": 1.0, "compat": "official"}
+    config = dataclasses.replace(part.config, **official)
+    write_bundle(tmp_path / "released", transformer=dataclasses.replace(part, config=config))
+    capsys.readouterr()
+    started.initial(Bundle(chain.run / "bundle"), shapes_of(started))
+    assert capsys.readouterr().err == ""
+    started.initial(Bundle(tmp_path / "released"), shapes_of(started))
+    said = capsys.readouterr().err
+    assert "model pb_relax_attention False -> True, compat official -> none" in said
