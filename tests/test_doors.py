@@ -347,6 +347,8 @@ DOORS = {
     "prepare": "Turns captioned pictures into a token store that training reads.",
     "sample": "Samples from a bundle.",
     "evaluate": "Evaluates a bundle and writes a JSON report.",
+    "convert": "Converts checkpoints of the official PyTorch release to a bundle, and back, without"
+    " torch.",
 }
 
 

@@ -2,7 +2,8 @@
 
 `bundle.json` describes the parts and holds the sha256 of each; `codec/` and `transformer/` hold
 Orbax parameters, `text.model` a SentencePiece model. A part may be absent. A transformer records
-the codec and text tokenizer it was trained with, and is not to be read with others.
+the codec and text tokenizer it was trained with, and is not to be read with others. Parameters lie
+in the types they were written in, and are read as float32 unless another type is asked for.
 """
 
 import dataclasses
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from cogview_jax.checkpoints.stored_tree import restore_tree, save_tree, stored_tree
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.config import build
@@ -55,7 +56,7 @@ class TransformerPart:
     def model(self) -> Transformer:
         """The module of the parameters, which have as many positions as were learned."""
         positions = self.params["position_embedding"].shape[0]
-        return Transformer(self.config, self.vocabulary.size, positions)
+        return Transformer(self.config, self.vocabulary.size, positions, ids=self.vocabulary)
 
 
 class Bundle:
@@ -99,38 +100,52 @@ class Bundle:
         """The text tokenizer."""
         return TextTokenizer.load(self.verified("text"))
 
+    def official(self, part: str) -> dict[str, Any]:
+        """What is recorded of the official file a part came from; empty where it came from none."""
+        return self.parts[part].get("official", {})
+
     def codec(self, mesh: jax.sharding.Mesh | None = None) -> CodecPart:
         """The image tokenizer: on one device, or split over `mesh`."""
-        path = self.verified("codec")
-        config = build(CodecConfig, self.parts["codec"]["config"], f"{self.path} codec")
-        pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), "float32")
-        boxed = jax.eval_shape(Codec(config).init, jax.random.key(0), pixels)["params"]
-        size, width = config.codebook, config.code_width
-        codebook = jax.eval_shape(lambda: initial_codebook(jax.random.key(0), size, width))
-        tree = {"params": boxed, "codebook": codebook._asdict()}
-        saved = _restore(path, sharded_shapes(tree, mesh))
+        path, config = self.verified("codec"), self._codec_config()
+        saved = restore_tree(path, sharded_shapes(codec_shapes(config), mesh))
         return CodecPart(config, saved["params"], Codebook(**saved["codebook"]))
+
+    def stored_codec(self) -> CodecPart:
+        """The image tokenizer as it lies on disk: every array a `Deferred`, in its own type."""
+        saved = stored_tree(self.verified("codec"))
+        return CodecPart(self._codec_config(), saved["params"], Codebook(**saved["codebook"]))
 
     def transformer(
         self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
     ) -> TransformerPart:
         """The transformer: on one device, or split over `mesh`; as `dtype` if given."""
-        path, described = self.verified("transformer"), self.parts["transformer"]
-        where = f"{self.path} transformer"
-        config = build(TransformerConfig, described["config"], where)
-        vocabulary = build(Vocabulary, described["vocabulary"], where)
-        layout = build(LayoutConfig, described["layout"], where)
+        path, part = self.verified("transformer"), self._transformer_part({})
         # Bundles of before official ones could be read have as many positions as the layout.
-        positions = described.get("positions", make_layout(layout, vocabulary).length)
-        model = Transformer(config, vocabulary.size, positions)
-        tokens = jax.ShapeDtypeStruct((1, 1), "int32")
-        boxed = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
-        shapes = sharded_shapes(boxed, mesh)
+        length = make_layout(part.layout, part.vocabulary).length
+        positions = self.parts["transformer"].get("positions", length)
+        model = Transformer(part.config, part.vocabulary.size, positions, ids=part.vocabulary)
+        shapes = sharded_shapes(transformer_shapes(model), mesh)
         if dtype is not None:
             shapes = jax.tree.map(
                 lambda s: jax.ShapeDtypeStruct(s.shape, dtype, sharding=s.sharding), shapes
             )
-        return TransformerPart(config, vocabulary, layout, _restore(path, shapes))
+        return dataclasses.replace(part, params=restore_tree(path, shapes))
+
+    def stored_transformer(self) -> TransformerPart:
+        """The transformer as it lies on disk: every array a `Deferred`, in its own type."""
+        return self._transformer_part(stored_tree(self.verified("transformer")))
+
+    def _codec_config(self) -> CodecConfig:
+        return build(CodecConfig, self.parts["codec"]["config"], f"{self.path} codec")
+
+    def _transformer_part(self, params: Any) -> TransformerPart:
+        """`params` with what bundle.json says of them."""
+        described, where = self.parts["transformer"], f"{self.path} transformer"
+        config = build(TransformerConfig, described["config"], where)
+        vocabulary = build(Vocabulary, described["vocabulary"], where)
+        return TransformerPart(
+            config, vocabulary, build(LayoutConfig, described["layout"], where), params
+        )
 
     def _check_companions(self) -> None:
         """Refuses a transformer beside another codec or text tokenizer than its own."""
@@ -158,6 +173,21 @@ class Bundle:
         return path
 
 
+def transformer_shapes(model: Transformer) -> Any:
+    """The parameters of a transformer as shapes, float32, boxed with their logical axes."""
+    tokens = jax.ShapeDtypeStruct((1, 1), "int32")
+    return jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+
+
+def codec_shapes(config: CodecConfig) -> dict[str, Any]:
+    """The "params" and "codebook" of an image tokenizer as `transformer_shapes` has them."""
+    pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), "float32")
+    boxed = jax.eval_shape(Codec(config).init, jax.random.key(0), pixels)["params"]
+    size, width = config.codebook, config.code_width
+    codebook = jax.eval_shape(lambda: initial_codebook(jax.random.key(0), size, width))
+    return {"params": boxed, "codebook": codebook._asdict()}
+
+
 def write_bundle(
     path: Path,
     *,
@@ -165,12 +195,14 @@ def write_bundle(
     text: TextTokenizer | Bundle | None = None,
     transformer: TransformerPart | None = None,
     step: int | None = None,
+    official: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Writes a bundle, whole or not at all; every process of a run calls it.
 
     A part given as another bundle is copied from there, files and hash, once it is known to have
     that hash. The transformer is recorded as trained with the codec and text given beside it.
-    `step` is recorded too: after how many steps the run that writes it did so.
+    `step` is recorded too: after how many steps the run that writes it did so. `official` says,
+    part by part, what its arrays do not tell when it is given back to the official release.
     """
     path = path.absolute()
     temporary = path.with_name(f".tmp-{path.name}")
@@ -182,16 +214,18 @@ def write_bundle(
     parts: dict[str, dict] = {}
     if isinstance(codec, CodecPart):
         tree = {"params": codec.params, "codebook": codec.codebook._asdict()}
-        _save(temporary / FILES["codec"], tree)
+        save_tree(temporary / FILES["codec"], tree)
         parts["codec"] = {"config": dataclasses.asdict(codec.config)}
     if transformer is not None:
-        _save(temporary / FILES["transformer"], transformer.params)
+        save_tree(temporary / FILES["transformer"], transformer.params)
         parts["transformer"] = {
             "config": dataclasses.asdict(transformer.config),
             "vocabulary": dataclasses.asdict(transformer.vocabulary),
             "layout": dataclasses.asdict(transformer.layout),
             "positions": transformer.model.positions,
         }
+    for name, record in (official or {}).items():
+        parts[name]["official"] = dict(record)
     if first:
         if isinstance(text, TextTokenizer):
             text.save(temporary / FILES["text"])
@@ -226,17 +260,3 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target)
     else:
         shutil.copy2(source, target)
-
-
-def _save(path: Path, tree: Any) -> None:
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, tree)
-
-
-def _restore(path: Path, shapes: Mapping[str, Any]) -> Any:
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path, shapes)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise InputError(f"{path} cannot be read as bundle.json describes it: {reason}") from error

@@ -1,5 +1,6 @@
 """Bundles: what was written comes back, and nothing that does not belong together is read."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import pytest
 
 import tiny
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart, write_bundle
+from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file, sha256_tree
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
@@ -89,6 +91,40 @@ def test_a_transformer_is_read_onto_a_mesh_and_in_another_type(bundle, transform
     table = params["word_embedding"]
     assert {shard.data.shape for shard in table.addressable_shards} == {(128 // 2, 32 // 4)}
     assert_equal(params, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), transformer.params))
+
+
+def test_parameters_keep_the_type_they_were_written_in(transformer, tmp_path):
+    """float16 on disk, float32 where nothing else is asked for."""
+    halved = jax.tree.map(lambda leaf: leaf.astype(np.float16), transformer.params)
+    deferred = jax.tree.map(lambda x: Deferred(x.shape, x.dtype, lambda: x), halved)
+    for name, params in (("whole", halved), ("deferred", deferred)):
+        part = dataclasses.replace(transformer, params=params)
+        write_bundle(tmp_path / name, transformer=part)
+        found = Bundle(tmp_path / name)
+        stored = found.stored_transformer()
+        assert (stored.config, stored.layout) == (tiny.TRANSFORMER, tiny.LAYOUT)
+        assert stored.model == found.transformer().model
+        as_stored = jax.tree.map(lambda leaf: leaf.make(), stored.params)
+        assert {leaf.dtype for leaf in jax.tree.leaves(as_stored)} == {np.dtype("float16")}
+        assert_equal(as_stored, halved)
+        read = found.transformer().params
+        assert {leaf.dtype for leaf in jax.tree.leaves(read)} == {np.dtype("float32")}
+        assert_equal(read, jax.tree.map(lambda leaf: leaf.astype(np.float32), halved))
+
+
+def test_a_codec_is_given_as_it_lies(bundle):
+    stored = Bundle(bundle).stored_codec()
+    assert stored.config == tiny.CODEC
+    found = jax.tree.map(lambda leaf: leaf.make(), (stored.params, stored.codebook))
+    assert_equal(found, (codec_part().params, codec_part().codebook))
+
+
+def test_what_is_recorded_of_official_files_stays_with_the_part(tmp_path, transformer):
+    record = {"prefix": "module."}
+    write_bundle(tmp_path / "one", codec=codec_part(), official={"codec": record})
+    write_bundle(tmp_path / "two", codec=Bundle(tmp_path / "one"), transformer=transformer)
+    two = Bundle(tmp_path / "two")
+    assert (two.official("codec"), two.official("transformer")) == (record, {})
 
 
 def test_a_codec_is_read_onto_a_mesh(bundle):

@@ -1,0 +1,139 @@
+"""How much memory `convert` needs beside what its libraries take, in both directions.
+
+    .venv/bin/python -m bench.convert_memory
+
+A checkpoint of the tutorial model's sizes (12 layers of width 1024, vocabulary 58,240, 1,089
+positions) is drawn, read into a bundle and written back, in float32 and in float16, each way in a
+process of its own. Prints a table and writes bench/results/convert_memory.json.
+
+"anonymous" is what the process itself holds; "resident" counts mapped pages of the files too, which
+the system takes back when it needs them. Both are peaks above the level after the imports, and the
+first is to stay below the size of the output plus the largest tensor.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from cogview_jax.checkpoints.torch_file import read_torch, write_torch
+from cogview_jax.checkpoints.torch_pickle import Slot
+from cogview_jax.jobs.convert import Official, from_official, to_official
+from cogview_jax.runtime.files import write_json
+
+RESULT = Path(__file__).parent / "results" / "convert_memory.json"
+LAYERS, WIDTH, HEADS, VOCABULARY, POSITIONS = 12, 1024, 16, 58_240, 1089
+FILE = "1/mp_rank_00_model_states.pt"
+MIB = 1 << 20
+
+
+def main() -> None:
+    """Draws, measures, prints, writes; or, in a process of its own, measures one direction."""
+    if sys.argv[1:]:
+        print(json.dumps(measured(*sys.argv[1:])))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in ("float32", "float16"):
+            given, bundle, back = (Path(folder) / f"{dtype}_{n}" for n in ("in", "bundle", "out"))
+            largest = draw(given, np.dtype(dtype))
+            for direction, source, out in (("source", given, bundle), ("target", bundle, back)):
+                row = apart(direction, source, out)
+                size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+                row |= {"output": size, "limit": size + largest}
+                rows.append({"direction": direction, "dtype": dtype} | row)
+            same(given / FILE, back / "transformer" / FILE)
+    write_json(RESULT, {"peaks": rows})
+    print("convert, tutorial model; MiB above the level after the imports")
+    print(f"  {'':18}{'anonymous':>10}{'resident':>10}{'limit':>8}{'output':>8}{'seconds':>9}")
+    for row in rows:
+        sizes = [row[name] / MIB for name in ("anonymous", "resident", "limit", "output")]
+        name = f"{row['direction']} {row['dtype']}"
+        print("  {:18}{:10.0f}{:10.0f}{:8.0f}{:8.0f}{:9.1f}".format(name, *sizes, row["seconds"]))
+
+
+def draw(directory: Path, dtype: np.dtype) -> int:
+    """Writes an official checkpoint of random weights; returns the bytes of its largest tensor."""
+    shapes = {"word_embeddings.weight": (VOCABULARY, WIDTH)}
+    shapes["transformer.position_embeddings.weight"] = (POSITIONS, WIDTH)
+    layer_shapes = {
+        "input_layernorm": (WIDTH,),
+        "attention.query_key_value": (3 * WIDTH, WIDTH),
+        "attention.dense": (WIDTH, WIDTH),
+        "post_attention_layernorm": (WIDTH,),
+        "third_layernorm": (WIDTH,),
+        "fourth_layernorm": (WIDTH,),
+        "mlp.dense_h_to_4h": (4 * WIDTH, WIDTH),
+        "mlp.dense_4h_to_h": (WIDTH, 4 * WIDTH),
+    }
+    for layer in range(LAYERS):
+        for name, shape in layer_shapes.items():
+            shapes[f"transformer.layers.{layer}.{name}.weight"] = shape
+            shapes[f"transformer.layers.{layer}.{name}.bias"] = shape[:1]
+    for name in ("weight", "bias"):
+        shapes[f"transformer.final_layernorm.{name}"] = (WIDTH,)
+    slots = {name: Slot(shape, dtype) for name, shape in shapes.items()}
+    rng = np.random.default_rng(0)
+    arrays = (
+        (slot, rng.standard_normal(slot.shape, np.float32).astype(dtype)) for slot in slots.values()
+    )
+    write_torch(directory / FILE, {"module": slots}, arrays)
+    (directory / "latest_checkpointed_iteration.txt").write_text("1")
+    return VOCABULARY * WIDTH * dtype.itemsize
+
+
+def apart(direction: str, source: Path, out: Path) -> dict:
+    """`measured` in a process of its own."""
+    command = [sys.executable, "-m", "bench.convert_memory", direction, str(source), str(out)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
+def measured(direction: str, source: str, out: str) -> dict:
+    """Converts; bytes of the peaks above the level before, and seconds."""
+    finished, before = threading.Event(), held()
+    peaks = dict(before)
+
+    def watch() -> None:
+        while not finished.wait(0.002):
+            peaks.update({name: max(peaks[name], now) for name, now in held().items()})
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    try:
+        if direction == "source":
+            from_official(Official(transformer=source, num_heads=HEADS), out)
+        else:
+            to_official(source, out)
+    finally:
+        finished.set()
+        watcher.join()
+    seconds = time.perf_counter() - start
+    return {name: peaks[name] - before[name] for name in peaks} | {"seconds": seconds}
+
+
+def held() -> dict[str, int]:
+    """Bytes this process has in memory: without pages of files, and with them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    sizes = dict(line.split(":", 1) for line in lines)
+    fields = {"anonymous": "RssAnon", "resident": "VmRSS"}
+    return {name: int(sizes[field].split()[0]) * 1024 for name, field in fields.items()}
+
+
+def same(given: Path, back: Path) -> None:
+    """Every tensor of both files has the same bytes."""
+    ours, theirs = (read_torch(path)["module"] for path in (back, given))
+    assert list(ours) == list(theirs)
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype, name
+        assert ours[name].read().tobytes() == tensor.read().tobytes(), name
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Trees of parameters on disk, in Orbax's format: as a whole, or one array at a time.
+
+A model of billions of parameters need not be in memory to be converted: `save_tree` takes arrays
+that are made when they are written, `stored_tree` gives arrays that are read when they are asked
+for.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from cogview_jax.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """An array of a tree that is made, or read, when `make` is called."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+class _Own(np.ndarray):
+    """An array that nobody else changes, so that Orbax need not copy it before it writes it."""
+
+    def __deepcopy__(self, memo: dict) -> "_Own":
+        return self
+
+
+class _DeferredHandler(ocp.type_handlers.NumpyHandler):
+    """Writes deferred arrays as Orbax writes numpy's, one after another."""
+
+    async def serialize(self, values: Sequence[Deferred], infos: Sequence, args: Any = None):
+        """Makes, writes and forgets each; nothing is left to be done in the background."""
+        for value, info, arg in zip(values, infos, args, strict=True):
+            for written in await super().serialize([value.make().view(_Own)], [info], [arg]):
+                written.result()
+        return []
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Writes nested dicts of arrays, or of `Deferred`s; every process of a run calls it.
+
+    Deferred arrays are for one process, which then holds one of them at a time.
+    """
+    if not isinstance(jax.tree.leaves(tree)[0], Deferred):
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, tree)
+        return
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (Deferred, _DeferredHandler()),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns where it is missing
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
+        writer.save(path, args=ocp.args.PyTreeSave(tree))
+
+
+def restore_tree(path: Path, shapes: Mapping[str, Any]) -> Any:
+    """The arrays at `path`, with the shapes, types and shardings of `shapes`.
+
+    Raises:
+        InputError: they are not there, or of other shapes.
+    """
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path, shapes)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise InputError(f"{path} cannot be read as bundle.json describes it: {reason}") from error
+
+
+def stored_tree(path: Path) -> dict[str, Any]:
+    """The arrays at `path` in their own types, each a `Deferred` that reads it alone."""
+    with _reader() as reader:
+        found = reader.metadata(path).item_metadata.tree
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: Deferred(leaf.shape, leaf.dtype, lambda: _read(path, keys)), found
+    )
+
+
+def _read(path: Path, keys: Sequence[Any]) -> np.ndarray:
+    """The one array at `keys`."""
+    item, how = 0, ocp.RestoreArgs(restore_type=np.ndarray)
+    for key in reversed(keys):
+        item, how = {key.key: item}, {key.key: how}
+    args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+    with _reader() as reader:
+        return jax.tree.leaves(reader.restore(path, args=args))[0]
+
+
+def _reader() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
