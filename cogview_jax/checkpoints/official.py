@@ -16,8 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from cogview_jax.checkpoints.stored_tree import Deferred
-from cogview_jax.checkpoints.torch_file import Tensor
 from cogview_jax.checkpoints.torch_pickle import Slot
+from cogview_jax.checkpoints.torch_tensor import Tensor
 from cogview_jax.runtime.errors import InputError
 
 #: The types weights may have.

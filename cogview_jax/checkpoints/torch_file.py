@@ -2,20 +2,25 @@
 
 NAME/data.pkl holds the tree (`torch_pickle`), NAME/data/KEY the numbers of a storage and
 NAME/byteorder the order of their bytes. Tensors are read when they are asked for and written as
-they come, so that one at a time is in memory, however large the file.
+they come, so that one at a time is in memory, however large the file. Files of before torch 1.6 are
+no zip (`torch_legacy`).
 """
 
+import functools
+import io
 import struct
 import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from cogview_jax.checkpoints.torch_legacy import is_legacy, read_legacy
 from cogview_jax.checkpoints.torch_pickle import Slot, View, dump, load
+from cogview_jax.checkpoints.torch_tensor import Tensor, mapped
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path
 
@@ -27,74 +32,28 @@ _HEADER = struct.Struct("<26xHH")
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 
 
-class Tensor(NamedTuple):
-    """A tensor in a file, not yet read."""
-
-    path: Path
-    member: zipfile.ZipInfo
-    swapped: bool
-    view: View
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.view.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Its type; bfloat16 is that of ml_dtypes."""
-        return self.view.dtype
-
-    def read(self) -> np.ndarray:
-        """Its values: read-only, and as long as nothing needs to be unpacked, mapped from the file.
-
-        What was mapped is given back to the system once the array is forgotten.
-        """
-        count, itemsize = self.view.storage.size, self.dtype.itemsize
-        raw = self._bytes()[: count * itemsize]
-        if self.swapped:
-            raw = raw.view(f"u{itemsize}").byteswap()
-        flat = raw.view(self.dtype)[self.view.offset :]
-        if not np.prod(self.shape):
-            return np.zeros(self.shape, self.dtype)
-        steps = [step * itemsize for step in self.view.strides]
-        return np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
-
-    def _bytes(self) -> np.ndarray:
-        """The bytes of its storage."""
-        member = self.member
-        if not member.file_size:
-            return np.zeros(0, np.uint8)
-        if member.compress_type != zipfile.ZIP_STORED:
-            with zipfile.ZipFile(self.path) as archive:
-                return np.frombuffer(archive.read(member), np.uint8)
-        with open(self.path, "rb") as file:
-            file.seek(member.header_offset)
-            header = file.read(_HEADER.size)
-        start = member.header_offset + _HEADER.size + sum(_HEADER.unpack(header))
-        return np.asarray(np.memmap(self.path, np.uint8, "r", start, (member.file_size,)))
-
-
 def read_torch(path: Path | str) -> Any:
     """The tree in a torch file: dict, list, tuple, set, str, numbers, and `Tensor`s.
 
-    Every member's checksum is verified first, which reads the file once.
+    Every member's checksum is verified first, which reads the file once; files of before torch 1.6
+    have none.
 
     Raises:
-        InputError: it is no such file, damaged, of before torch 1.6, or its pickle holds more than
-            tensors and plain containers.
+        InputError: it is no such file, damaged, or its pickle holds more than tensors and plain
+            containers.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no torch file at {path}")
     if not zipfile.is_zipfile(path):
+        if is_legacy(path):
+            return read_legacy(path)
         with open(path, "rb") as file:
             cut = file.read(2) == b"PK"
         raise InputError(
             f"{path} is cut short: it begins as a torch file, but lacks its directory"
             if cut
-            else f"{path} is no torch file of version 1.6 or later (a zip): write it again with"
-            " torch.save(torch.load(FILE), NEW_FILE)"
+            else f"{path} is no torch file: expected what torch.save writes"
         )
     try:
         with zipfile.ZipFile(path) as archive:
@@ -127,12 +86,24 @@ def _read_tree(path: Path, archive: zipfile.ZipFile) -> Any:
             raise InputError(
                 f"its storage {view.storage.key} has {member.file_size} bytes, expected {needed}"
             )
-        return Tensor(path, member, order != sys.byteorder, view)
+        return Tensor(view, order != sys.byteorder, functools.partial(_bytes, path, member))
 
     try:
-        return load(archive.read(f"{root}/data.pkl"), tensor)
+        return load(io.BytesIO(archive.read(f"{root}/data.pkl")), tensor)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _bytes(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
+    """The bytes of a member: mapped, unless they have to be unpacked."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        with zipfile.ZipFile(path) as archive:
+            return np.frombuffer(archive.read(member), np.uint8)
+    with open(path, "rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(_HEADER.size)
+    start = member.header_offset + _HEADER.size + sum(_HEADER.unpack(header))
+    return mapped(path, start, member.file_size)
 
 
 def write_torch(path: Path, tree: Any, arrays: Iterable[tuple[Slot, np.ndarray]]) -> None:

@@ -6,11 +6,10 @@ is put into it and does nothing. Everything else a pickle may ask for is refused
 file can make this program run anything.
 """
 
-import io
 import math
 import pickle
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -59,14 +58,16 @@ class View(NamedTuple):
     strides: tuple[int, ...]
 
 
-def load(data: bytes, tensor: Callable[[View], Any]) -> Any:
-    """The tree in a pickle: dict, list, tuple, set, str, numbers, and what `tensor` makes of views.
+def load(file: BinaryIO, tensor: Callable[[View], Any]) -> Any:
+    """The tree in the next pickle of a file, which then stands behind it.
+
+    dict, list, tuple, set, str, numbers, and what `tensor` makes of views.
 
     Raises:
         InputError: the pickle is damaged, or asks for something else.
     """
     try:
-        return _Unpickler(data, tensor).load()
+        return _Unpickler(file, tensor).load()
     except InputError:
         raise
     except Exception as error:  # a damaged pickle can end in any of them
@@ -102,8 +103,8 @@ class _Unpickler(pickle.Unpickler):
     do nor what the next file gets.
     """
 
-    def __init__(self, data: bytes, tensor: Callable[[View], Any]):
-        super().__init__(io.BytesIO(data), encoding="utf-8")
+    def __init__(self, file: BinaryIO, tensor: Callable[[View], Any]):
+        super().__init__(file, encoding="utf-8")
         self._tensor = tensor
         self._known: dict[tuple[str, str], Any] = {
             ("torch._utils", "_rebuild_tensor_v2"): self._rebuild,
@@ -130,8 +131,10 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         """The storage a tensor lies in."""
-        kind, type_, key, _, size = pid
-        if kind != "storage" or not isinstance(type_, _Type) or not isinstance(key, str):
+        # Files of before torch 1.6 have a sixth part, for storages that are parts of others.
+        kind, type_, key, _, size, *part = pid
+        readable = isinstance(type_, _Type) and isinstance(key, str) and part in ([], [None])
+        if kind != "storage" or not readable:
             raise InputError(
                 f"its pickle holds storage {pid!r}, of a type this program cannot read"
             )

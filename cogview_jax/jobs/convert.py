@@ -3,16 +3,24 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TypeVar
+
+import jax
+import numpy as np
 
 from cogview_jax.checkpoints import official_codec, official_transformer
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart, write_bundle
 from cogview_jax.checkpoints.official_codec import OfficialCodec
 from cogview_jax.checkpoints.official_sizes import infer_layout, infer_vocabulary
 from cogview_jax.checkpoints.official_transformer import OfficialTransformer
+from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path
+from cogview_jax.runtime.progress import Progress
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
+
+Part = TypeVar("Part", CodecPart, TransformerPart, None)
 
 #: What lies in the folder that is given back.
 TRANSFORMER, IMAGE_TOKENIZER = "transformer", "image_tokenizer.pt"
@@ -91,13 +99,13 @@ def from_official(official: Official, out: str) -> None:
         records["transformer"] = {"iteration": opened.iteration}
     if codec is not None:
         records["codec"] = {"prefix": codec.prefix}
-    write_bundle(
-        path,
-        codec=_codec_part(codec, grid) if codec is not None else None,
-        text=text,
-        transformer=transformer,
-        official=records,
-    )
+    parts = {
+        "codec": _codec_part(codec, grid) if codec is not None else None,
+        "transformer": transformer,
+    }
+    with _progress(*parts.values()) as progress:
+        parts = {name: _reporting(part, progress) for name, part in parts.items()}
+        write_bundle(path, text=text, official=records, **parts)
     _say(f"bundle {out}: {', '.join(Bundle(path).parts)}")
 
 
@@ -120,12 +128,16 @@ def to_official(bundle: str, out: str) -> None:
         folder.mkdir()
         if "codec" in opened.parts:
             codec, prefix = opened.stored_codec(), opened.official("codec").get("prefix", "")
-            official_codec.write_codec(folder / IMAGE_TOKENIZER, codec, prefix)
+            with _progress(codec) as progress:
+                reported = _reporting(codec, progress)
+                official_codec.write_codec(folder / IMAGE_TOKENIZER, reported, prefix)
             differences["codec"] = official_codec.differences(codec.config)
         if "transformer" in opened.parts:
             part = opened.stored_transformer()
             iteration = opened.official("transformer").get("iteration", str(opened.step or 0))
-            official_transformer.write_transformer(folder / TRANSFORMER, part, iteration)
+            with _progress(part) as progress:
+                reported = _reporting(part, progress)
+                official_transformer.write_transformer(folder / TRANSFORMER, reported, iteration)
             differences["transformer"] = official_transformer.differences(part.config)
         if "text" in opened.parts:
             text = opened.text()
@@ -205,6 +217,28 @@ def _codec_part(codec: OfficialCodec, grid: int | None) -> CodecPart:
         f" {config.image_size} pixels"
     )
     return part
+
+
+def _progress(*parts: CodecPart | TransformerPart | None) -> Progress:
+    """Counts the arrays of some parts."""
+    count = sum(len(jax.tree.leaves(part.params)) for part in parts if part is not None)
+    return Progress(count, "convert", unit="array")
+
+
+def _reporting(part: Part, progress: Progress) -> Part:
+    """The part, every array of which reports that it is made."""
+    if part is None:
+        return None
+
+    def reporting(array: Deferred) -> Deferred:
+        def make() -> np.ndarray:
+            made = array.make()
+            progress.update()
+            return made
+
+        return dataclasses.replace(array, make=make)
+
+    return dataclasses.replace(part, params=jax.tree.map(reporting, part.params))
 
 
 def _free(path: Path) -> bool:
