@@ -20,6 +20,8 @@ from cogview_jax.checkpoints.official import flat
 from cogview_jax.checkpoints.torch_file import read_torch, write_torch
 from cogview_jax.checkpoints.torch_pickle import Slot
 from cogview_jax.jobs.convert import Official, convert, from_official, to_official
+from cogview_jax.jobs.experiment import read_experiment
+from cogview_jax.jobs.train import run
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_tree
 from cogview_jax.sampling.filters import SamplingConfig
@@ -457,3 +459,53 @@ def test_pixels_normalised_otherwise_are_pointed_out(given, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("note") == 1
     assert "pixels with the mean (0.79093, 0.76271, 0.7534), not (0.5, 0.5, 0.5)" in said
+
+
+def test_released_weights_are_finetuned_on_a_released_file_and_given_back(
+    bundle, config, fixtures, tmp_path
+):
+    """In float16, from a converted bundle, on a compact binary; back to the official layout."""
+    part = Bundle(bundle).transformer()
+    vocabulary, cells = part.vocabulary, config["vq_code_side"] ** 2
+    rng = np.random.default_rng(0)
+    rows = np.full((32, 64 + cells), -1, "<i4")
+    rows[:, :5] = vocabulary.text_start + rng.integers(0, vocabulary.text, (32, 5))
+    rows[:, 64:] = rng.integers(0, vocabulary.codes, (32, cells))
+    rows.tofile(tmp_path / "rows.bin")
+    own = {
+        "compat": "none",
+        "pb_relax_norm": True,
+        "pb_relax_attention": True,
+        "dropout": 0.0,
+        "remat": "none",
+    }
+    experiment = {
+        "stage": "transformer",
+        "train": {"steps": 3, "global_batch": 8, "log_every": 1},
+        "data": {
+            "source": {"kind": "folder"},
+            "store": f"{tmp_path}/rows.bin",
+            "image_tokenizer": str(bundle),
+            "text_tokenizer": f"{bundle}/text.model",
+        },
+        "model": dataclasses.replace(part.config, **own),
+        "vocabulary": vocabulary,
+        "layout": part.layout,
+        "optimizer": {"lr": 1e-3, "warmup": 0.0},
+        "precision": "float16",
+        "init_from": str(bundle),
+    }
+    run(read_experiment(experiment), str(tmp_path / "run"))
+    lines = (tmp_path / "run" / "metrics" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert losses[-1] < losses[0]
+    convert(None, "official", Official(), str(tmp_path / "run" / "bundle"), str(tmp_path / "back"))
+    state = read_torch(states(tmp_path / "back" / "transformer"))["module"]
+    before = read_torch(states(fixtures / "transformer"))["module"]
+    assert list(state) == list(before)
+    moved = [np.abs(state[name].read() - before[name].read()).max() for name in before]
+    # Three steps of Adam: a little, everywhere.
+    assert 0 < max(moved) < 0.01
+    assert {name: tensor.shape for name, tensor in state.items()} == {
+        name: tensor.shape for name, tensor in before.items()
+    }
