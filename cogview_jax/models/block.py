@@ -1,5 +1,8 @@
 """One layer of the transformer: attention and MLP, residual branches between two LayerNorms."""
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,26 @@ from cogview_jax.models.layernorm import LayerNorm
 from cogview_jax.models.linear import Linear
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
+
+
+@jax.custom_jvp
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU in its tanh form, computed in float32: [...] -> [...] in the type of x.
+
+    x^3 would be infinite in float16 from |x| = 41 on, and the gradient no number. Of its gradient
+    the slope alone is kept, in the type of x.
+    """
+    return nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple:
+    (x,), (change,) = primals, tangents
+    wide = x.astype(jnp.float32)
+    y, slope = jax.jvp(
+        functools.partial(nn.gelu, approximate=True), (wide,), (jnp.ones_like(wide),)
+    )
+    return y.astype(x.dtype), slope.astype(x.dtype) * change
 
 
 class MLP(nn.Module):
@@ -29,7 +52,7 @@ class MLP(nn.Module):
         up = Linear((self.hidden,), ("embed", "mlp"), self.deviation, self.dtype, name="up")
         down = Linear((width,), ("mlp", "embed"), self.output_deviation, self.dtype, name="down")
         y = constrain(up(x), "batch", "sequence", "mlp")
-        return down(nn.gelu(y, approximate=True))
+        return down(gelu(y))
 
 
 def make_norm(
@@ -57,12 +80,12 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array,
+        seen: Any,
         cache: KeyValues | None = None,
         index: jax.Array | int = 0,
         counted: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues]:
-        """x [B, T, D] through the layer; mask, cache and index as in `Attention`.
+        """x [B, T, D] through the layer; seen, cache and index as in `Attention`.
 
         counted: see `LayerNorm`.
         """
@@ -87,7 +110,7 @@ class Block(nn.Module):
             self.policy,
             name="attention",
         )
-        y, cache = attention(norm(x, "attention_in"), mask, cache, index)
+        y, cache = attention(norm(x, "attention_in"), seen, cache, index)
         x = x + branch_end(y, "attention_out")
         mlp = MLP(config.hidden, deviation, output_deviation, dtype, name="mlp")
         x = x + branch_end(mlp(norm(x, "mlp_in")), "mlp_out")

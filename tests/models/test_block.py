@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import reference
-from cogview_jax.models.block import Block
+from cogview_jax.models.block import Block, gelu
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import causal_mask
 from cogview_jax.runtime.sharding import unbox
@@ -118,3 +118,20 @@ def test_dropout_acts_on_weights_and_on_both_branch_ends():
     np.testing.assert_allclose(
         np.unique(values), np.arange(3) / 2 / (1 - rate) ** 2, rtol=1e-6, atol=1e-7
     )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+def test_gelu_and_its_gradient_are_those_of_the_formula(dtype):
+    """Far out too, where x^3 is beyond float16."""
+    x = np.concatenate([np.linspace(-6, 6, 49), [-3000, -60, 60, 3000]]).astype(dtype)
+    wide = x.astype(np.float64)
+    inner = np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)
+    expected = 0.5 * wide * (1 + np.tanh(inner))
+    slope = 0.5 * (1 + np.tanh(inner)) + 0.5 * wide * (1 - np.tanh(inner) ** 2) * np.sqrt(
+        2 / np.pi
+    ) * (1 + 3 * 0.044715 * wide**2)
+    tolerance = 3e-6 if dtype == jnp.float32 else 1e-3
+    y, change = jax.jvp(gelu, (x,), (np.ones_like(x),))
+    assert y.dtype == change.dtype == dtype
+    np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(change, slope, rtol=tolerance, atol=tolerance)

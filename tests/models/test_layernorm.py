@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogview_jax.models.layernorm import LayerNorm
+from cogview_jax.models.layernorm import LayerNorm, standardise
 from reference import float64, layer_norm
 
 GENERATOR = np.random.default_rng(0)
@@ -75,3 +75,32 @@ def test_half_precision_rows_near_overflow_are_normalised():
     assert result.dtype == jnp.float16
     expected = layer_norm(float64(large), PARAMS, 1e-5, True)
     np.testing.assert_allclose(result, expected, rtol=5e-4, atol=1e-6)
+
+
+def test_gradient_is_that_of_the_steps_it_is_made_of():
+    """In float64 precision of the steps: JAX's own rule through mean, variance and rsqrt."""
+    with jax.enable_x64(True):
+        x = np.asarray(GENERATOR.standard_normal((3, 16)), np.float64)
+        upstream = GENERATOR.standard_normal((3, 16))
+
+        def steps(x):
+            centred = x - x.mean(-1, keepdims=True)
+            variance = (centred**2).mean(-1, keepdims=True)
+            return jnp.sum(centred / jnp.sqrt(variance + 1e-3) * upstream)
+
+        ours = jax.grad(lambda x: jnp.sum(standardise(x, 1e-3) * upstream))(x)
+        np.testing.assert_allclose(ours, jax.grad(steps)(x), rtol=1e-11, atol=1e-13)
+
+
+def test_half_precision_gradients_of_rows_that_hardly_vary_are_right():
+    """The variance is about 1e-5, and 1 / variance^(3/2) is 3e7, beyond float16."""
+    x = (1 + 0.004 * GENERATOR.standard_normal((4, 32))).astype(np.float16)
+    upstream = GENERATOR.standard_normal((4, 32)).astype(np.float16)
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(standardise(x, 1e-5) * upstream).astype(jnp.float32))(x)
+
+    ours = np.asarray(gradient(x), np.float32)
+    expected = gradient(x.astype(np.float32))
+    assert np.isfinite(ours).all()
+    np.testing.assert_allclose(ours, expected, atol=0.03 * np.abs(expected).max())
