@@ -18,6 +18,7 @@ from cogview_jax.runtime.precision import policy_of
 from cogview_jax.sampling.decode import generate, sample_keys
 from cogview_jax.sampling.fill import fill, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.scoring import token_log_probs
 from cogview_jax.tokenizers.codec import Codec, decode_codes, encode_images
 from cogview_jax.tokenizers.layout import left_padded, make_layout
 from cogview_jax.tokenizers.query import OPEN, parse_query
@@ -228,6 +229,44 @@ class CogView:
             raise InputError(f"[Image]{path} cannot be read: {error}") from error
         return self.encode(official_square(pixels, self.codec.config.image_size)[None]).ravel()
 
+    def score(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """CapLoss of each pair, float32 [b]: how unlikely a text is for its picture.
+
+        The mean cross-entropy of the text's tokens (CogView, section 3.2), for a bundle whose
+        layout is caption. A pair's score does not depend on the others.
+
+        Args:
+            images: uint8 [b, h, w, 3].
+            texts: one for each.
+
+        Raises:
+            InputError: the bundle is of another task, or a text is blank or too long.
+        """
+        self._need("transformer", "text", "codec")
+        self._need_task("caption")
+        if isinstance(texts, str) or len(texts) != len(images):
+            raise InputError(f"score got {len(images)} images and {len(texts)} texts")
+        codes = self.encode(images).reshape(len(images), -1)
+        pieces = [self._pieces(text) for text in texts]
+        vocabulary = self.layout.vocabulary
+        scores = np.zeros(len(texts), np.float32)
+        # Texts of one length at a time: none is padded.
+        for count in sorted({len(each) for each in pieces}):
+            chosen = [i for i, each in enumerate(pieces) if len(each) == count]
+            rows = [self.layout.tokens({"image": codes[i], "text": pieces[i]}) for i in chosen]
+            tokens = np.stack(rows)
+            log_probs = token_log_probs(
+                self.transformer_part.params,
+                tokens,
+                np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape),
+                model=self.model,
+                count=count,
+                first=vocabulary.text_start,
+                last=vocabulary.size,
+            )
+            scores[chosen] = -np.mean(log_probs, axis=1)
+        return scores
+
     def prompt_tokens(self, prompt: str) -> np.ndarray:
         """The sequence before the first code: int32 [at most the layout's prompt length].
 
@@ -235,16 +274,27 @@ class CogView:
             InputError: the prompt is blank or longer than the text region.
         """
         self._need("transformer", "text")
-        pieces = self.text.encode(prompt)
+        self._need_task("text_to_image")
+        return self.layout.tokens({"text": self._pieces(prompt)})
+
+    def _pieces(self, text: str) -> list[int]:
+        """The pieces of a text that fits the layout."""
+        pieces = self.text.encode(text)
         if not pieces:
-            raise InputError(f"prompt {prompt!r} holds no text")
+            raise InputError(f"prompt {text!r} holds no text")
         region = self.layout.region("text")
         if len(pieces) > region.length:
             raise InputError(
-                f"prompt {prompt[:60]!r} has {len(pieces)} tokens, but the text region holds"
+                f"prompt {text[:60]!r} has {len(pieces)} tokens, but the text region holds"
                 f" {region.length}: shorten it"
             )
-        return self.layout.tokens({"text": pieces})
+        return pieces
+
+    def _need_task(self, task: str) -> None:
+        if self.layout.task != task:
+            raise InputError(
+                f"the bundle's transformer was trained for {self.layout.task}, this needs {task}"
+            )
 
     def _full_logits(self, params: Any, tokens: jax.Array) -> jax.Array:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

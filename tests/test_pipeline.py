@@ -245,3 +245,31 @@ def test_policies_by_name_compute_near_float32(parts):
     # bfloat16 keeps 8 bits, float16 keeps 11.
     assert 0 < errors["float16"] < errors["bfloat16"] < 0.2
     assert errors["float16"] < errors["float16_pure"] < errors["bfloat16"]
+
+
+@pytest.mark.parametrize("config", [MODEL, OFFICIAL], ids=["own", "official"])
+def test_scores_of_pairs_are_mean_cross_entropies(parts, config):
+    """Each by itself: in a batch, and against whole passes over one row."""
+    layout = dataclasses.replace(LAYOUT, task="caption")
+    part = dataclasses.replace(parts["transformer"], config=config, layout=layout)
+    model = CogView(**parts | {"transformer": part})
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+    texts = ["a red circle", "a blue star", "red"]
+    scores = model.score(pictures, texts)
+    for picture, text, score in zip(pictures, texts, scores, strict=True):
+        assert model.score(picture[None], [text])[0] == pytest.approx(score, abs=1e-6)
+        codes, pieces = model.encode(picture[None]).ravel(), parts["text"].encode(text)
+        row = model.layout.tokens({"image": codes, "text": pieces})
+        logits = model.logits(row[None, :-1])[0, -len(pieces) :, VOCABULARY.codes :]
+        shares = [reference.softmax(line.astype(np.float64)) for line in logits]
+        expected = -np.mean(np.log([s[p] for s, p in zip(shares, pieces, strict=True)]))
+        assert score == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(InputError, match="score got 3 images and 2 texts"):
+        model.score(pictures, texts[:2])
+    with pytest.raises(InputError, match="was trained for caption, this needs text_to_image"):
+        model.generate(["a red circle"])
+
+
+def test_a_bundle_of_another_task_does_not_score(model):
+    with pytest.raises(InputError, match="was trained for text_to_image, this needs caption"):
+        model.score(np.zeros((1, 16, 16, 3), np.uint8), ["a"])

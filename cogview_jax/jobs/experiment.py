@@ -137,6 +137,11 @@ class TransformerExperiment:
                 " released weights; to finetune them name their bundle in init_from and leave"
                 " model.compat 'none'"
             )
+        if self.train.sample_every and self.layout.task != "text_to_image":
+            raise InputError(
+                f"train.sample_every {self.train.sample_every}: a model of layout.task"
+                f" {self.layout.task!r} draws no pictures; set it to 0"
+            )
 
 
 STAGES = {"image_tokenizer": CodecExperiment, "transformer": TransformerExperiment}

@@ -23,8 +23,9 @@ def token_log_probs(
 ) -> jax.Array:
     """log p of the last `count` tokens of each row, each given what stands before it.
 
-    For a caption model's rows, whose text stands last, CapLoss is minus their mean (CogView,
-    section 2.2: self-reranking; the release sums them).
+    Every row is judged by itself, whatever the model's LayerNorm looks at. For a caption model's
+    rows, whose text stands last, CapLoss is minus their mean (CogView, section 3.2); the release
+    sums them.
 
     Args:
         params: of the transformer, stacked by layer.
@@ -39,7 +40,11 @@ def token_log_probs(
         float32 [B, count].
     """
     variables = {"params": params}
-    hidden = model.apply(variables, tokens[:, :-1], positions[:, :-1])[:, -count:]
-    logits = model.apply(variables, hidden, first, last, method=model.logits)
-    chosen = tokens[:, -count:, None] - first
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), chosen, axis=-1)[..., 0]
+
+    def of_row(tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        hidden = model.apply(variables, tokens[None, :-1], positions[None, :-1])[0, -count:]
+        logits = model.apply(variables, hidden, first, last, method=model.logits)
+        chosen = tokens[-count:, None] - first
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), chosen, axis=-1)[:, 0]
+
+    return jax.vmap(of_row)(tokens, positions)

@@ -188,7 +188,23 @@ def text_to_image(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
     return Layout("text_to_image", vocabulary, regions)
 
 
-TASKS: dict[str, Callable[[LayoutConfig, Vocabulary], Layout]] = {"text_to_image": text_to_image}
+def caption(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
+    """[size] [BOI1] codes [EOI1] [ROI1] text: the order swapped (PAPER, finetuning)."""
+    regions = (
+        Region("command", size_command(config.grid)),
+        Region("command", "BOI1"),
+        Region("image", "image", config.grid**2),
+        Region("command", "EOI1"),
+        Region("command", "ROI1"),
+        Region("text", "text", config.text_length),
+    )
+    return Layout("caption", vocabulary, regions)
+
+
+TASKS: dict[str, Callable[[LayoutConfig, Vocabulary], Layout]] = {
+    "text_to_image": text_to_image,
+    "caption": caption,
+}
 
 
 def make_layout(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:

@@ -83,3 +83,11 @@ def test_what_is_wrong_is_named(place, value, message):
 
 def test_steps_may_be_fewer_than_the_intervals():
     assert TrainConfig(steps=1, global_batch=1, log_every=10).checkpoint_every == 1000
+
+
+def test_what_draws_no_pictures_is_not_asked_for_them():
+    section = TRANSFORMER["layout"] | {"task": "caption"}
+    train = TRANSFORMER["train"] | {"sample_every": 5}
+    assert read_experiment(TRANSFORMER | {"layout": section}).layout.task == "caption"
+    with pytest.raises(InputError, match=r"sample_every 5: a model of layout.task 'caption' draws"):
+        read_experiment(TRANSFORMER | {"layout": section, "train": train})

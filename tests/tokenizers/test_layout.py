@@ -23,6 +23,21 @@ PAD, BOI1, EOI1, ROI1, TINY = 15, 16, 19, 22, 29
 LAYOUT = make_layout(LayoutConfig("text_to_image", text_length=3, grid=2), VOCABULARY)
 
 
+def test_a_caption_row_by_hand():
+    layout = make_layout(LayoutConfig("caption", text_length=3, grid=2), VOCABULARY)
+    row = layout.example({"text": [0, 4], "image": [9, 0, 3, 7]})
+    given = {
+        #                |        image      |           |  text |
+        "tokens": [TINY, BOI1, 9, 0, 3, 7, EOI1, ROI1, 10, 14],
+        "targets": [BOI1, 9, 0, 3, 7, EOI1, ROI1, 10, 14, PAD],
+        "positions": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+        "text_weights": [1, 0, 0, 0, 0, 1, 1, 1, 1, 0],
+        "image_weights": [0, 1, 1, 1, 1, 0, 0, 0, 0, 0],
+    }
+    assert {name: array.tolist() for name, array in row._asdict().items()} == given
+    assert layout.prompt_length("text") == 8
+
+
 def test_a_training_row_by_hand():
     row = LAYOUT.example({"text": [0, 4], "image": [9, 0, 3, 7]})
     given = {
