@@ -58,6 +58,11 @@ def get_config() -> ConfigDict:
     config.model.pb_relax_norm = True
     config.model.pb_relax_attention = True
     config.model.alpha = 32.0
+    config.model.attention = "dense"
+    # Read by sparse attention only.
+    config.model.window = 128
+    config.model.window_blocks = 6
+    config.model.pivots = 768
     config.model.embedding_gradient = 1.0
     config.model.epsilon = 1e-5
     config.model.init_deviation = 0.02

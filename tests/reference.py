@@ -54,13 +54,14 @@ def attention_weights(queries: np.ndarray, keys: np.ndarray, mask: np.ndarray) -
     return result
 
 
-def attention(x: np.ndarray, params: Any, heads: int) -> np.ndarray:
+def attention(x: np.ndarray, params: Any, heads: int, mask: np.ndarray | None = None) -> np.ndarray:
     projected = np.tensordot(x, params["qkv"]["kernel"], 1) + params["qkv"]["bias"]
     mixed = np.zeros_like(x)
-    causal = np.array([[s <= t for s in range(len(x))] for t in range(len(x))])
+    if mask is None:
+        mask = np.array([[s <= t for s in range(len(x))] for t in range(len(x))])
     for columns in np.split(np.arange(x.shape[1]), heads):
         queries, keys, values = (projected[:, i, columns] for i in range(3))
-        mixed[:, columns] = attention_weights(queries, keys, causal) @ values
+        mixed[:, columns] = attention_weights(queries, keys, mask) @ values
     return mixed @ params["out"]["kernel"] + params["out"]["bias"]
 
 
@@ -70,27 +71,32 @@ def mlp(x: np.ndarray, params: Any) -> np.ndarray:
     return x @ params["down"]["kernel"] + params["down"]["bias"]
 
 
-def block(x: np.ndarray, params: Any, config: Any) -> np.ndarray:
+def block(x: np.ndarray, params: Any, config: Any, mask: np.ndarray | None = None) -> np.ndarray:
     """One layer, [T, D] -> [T, D]; without `sandwich_ln` it is Pre-LN."""
 
     def norm(y: np.ndarray, name: str) -> np.ndarray:
         return layer_norm(y, params[name], config.epsilon, config.pb_relax_norm)
 
-    y = attention(norm(x, "attention_in"), params["attention"], config.heads)
+    y = attention(norm(x, "attention_in"), params["attention"], config.heads, mask)
     x = x + (norm(y, "attention_out") if config.sandwich_ln else y)
     y = mlp(norm(x, "mlp_in"), params["mlp"])
     return x + (norm(y, "mlp_out") if config.sandwich_ln else y)
 
 
 def transformer(
-    params: Any, config: Any, tokens: Sequence[int], positions: Sequence[int] | None = None
+    params: Any,
+    config: Any,
+    tokens: Sequence[int],
+    positions: Sequence[int] | None = None,
+    masks: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Logits [T, V] of one sequence; positions count from 0 unless given."""
+    """Logits [T, V] of one sequence; positions count from 0 unless given, masks are causal."""
     params, tokens = float64(params), np.asarray(tokens)
     positions = np.arange(len(tokens)) if positions is None else np.asarray(positions)
     x = params["word_embedding"][tokens] + params["position_embedding"][positions]
     for i in range(config.layers):
-        x = block(x, jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]["block"]), config)
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]["block"])
+        x = block(x, layer, config, None if masks is None else masks[i])
     x = layer_norm(x, params["final_norm"], config.epsilon, config.pb_relax_norm)
     return x @ params["word_embedding"].T
 
@@ -225,3 +231,16 @@ def moving_average_update(
         smoothed = (count + epsilon) / (total + len(counts) * epsilon) * total
         codes[k] = sums[k] / smoothed
     return codes, counts, sums
+
+
+# ---- sparse attention
+
+
+def sparse_mask(length: int, pivots: Sequence[int], window: int, blocks: int) -> np.ndarray:
+    """Who sees whom, bool [T, T]: the last blocks up to oneself, and pivots before those."""
+    mask = np.zeros((length, length), bool)
+    for query in range(length):
+        oldest = query // window - (blocks - 1)
+        for key in range(query + 1):
+            mask[query, key] = key // window >= oldest or key in pivots
+    return mask

@@ -5,7 +5,7 @@ before positions [B, N, S, H]: one head's keys are contiguous, so decoding strea
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -97,13 +97,14 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array,
+        seen: Any,
         cache: KeyValues | None = None,
         index: jax.Array | int = 0,
     ) -> tuple[jax.Array, KeyValues]:
         """Attends from x to itself, or, given a cache, to the cache with x written at `index`.
 
-        mask: see `attention_weights`; S is T without a cache, else the cache's length. Returns the
+        seen: what each query sees. A mask (see `attention_weights`; S is T without a cache, else
+        the cache's length), or the regions of sparse attention (`sparse_attention`). Returns the
         output and the keys and values attended to.
         """
         width, dtype = x.shape[-1], self.policy.compute
@@ -115,11 +116,29 @@ class Attention(nn.Module):
             projected, "b t three (n h) -> three b n t h", n=self.heads
         )
         cache = KeyValues(keys, values) if cache is None else cache.write(index, keys, values)
+        attend = self._dense if isinstance(seen, jax.Array) else self._sparse
+        y = constrain(attend(queries, cache, seen), "batch", "sequence", "heads")
+        out = Linear((width,), ("heads", "embed"), self.output_deviation, dtype, name="out")
+        return out(y), cache
+
+    def _dense(self, queries: jax.Array, cache: KeyValues, mask: jax.Array) -> jax.Array:
         scores = attention_scores(queries, cache.keys, self.alpha, self.policy.reductions)
         observe(self, "scores", jnp.where(mask, scores, 0))
         weights = attention_weights(scores, mask, self.alpha)
         weights = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(weights)
-        y = jnp.einsum("bnts,bnsh->btnh", weights.astype(dtype), cache.values)
-        y = constrain(rearrange(y, "b t n h -> b t (n h)"), "batch", "sequence", "heads")
-        out = Linear((width,), ("heads", "embed"), self.output_deviation, dtype, name="out")
-        return out(y), cache
+        y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.policy.compute), cache.values)
+        return rearrange(y, "b t n h -> b t (n h)")
+
+    def _sparse(self, queries: jax.Array, cache: Any, regions: Any) -> jax.Array:
+        dropping = self.dropout > 0 and self.has_rng("dropout")
+        key = self.make_rng("dropout") if dropping else None
+        rate = self.dropout
+
+        def drop(weights: jax.Array, number: jax.Array | int) -> jax.Array:
+            if key is None:
+                return weights
+            kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, weights.shape)
+            return jnp.where(kept, weights / (1 - rate), 0)
+
+        y = regions.attend(queries, cache, self.alpha, self.policy.reductions, drop)
+        return rearrange(y, "b n t h -> b t (n h)")

@@ -6,6 +6,7 @@ from cogview_jax.runtime.errors import InputError
 
 REMAT = ("none", "full")
 COMPAT = ("none", "official")
+ATTENTION = ("dense", "sparse")
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,11 @@ class TransformerConfig:
     closes a branch starts from; at 1 (the paper's) a new branch outweighs the embeddings, which a
     short run has no time to mend. remat: "full" recomputes each layer in the backward pass instead
     of keeping its activations. unroll: layers compiled as one body of the scan; all of them saves a
-    small model copies. compat: "official" computes as the released PyTorch code does, for weights
-    that were trained with it (see `official`).
+    small model copies. attention: "sparse" is the three-region form (`models.sparse_attention`): a
+    query sees its own block of `window` tokens, the window_blocks - 1 blocks before it, and of what
+    lies further back the row's `pivots` tokens, all text among them; the defaults are the paper's
+    768 and 768. compat: "official" computes as the released PyTorch code does, for weights that
+    were trained with it (see `official`).
     """
 
     layers: int = 48
@@ -40,9 +44,14 @@ class TransformerConfig:
     remat: str = "full"
     unroll: int = 1
     compat: str = "none"
+    attention: str = "dense"
+    window: int = 128
+    window_blocks: int = 6
+    pivots: int = 768
 
     def __post_init__(self):
-        for name in ("layers", "width", "heads", "mlp_ratio", "unroll"):
+        sizes = ("layers", "width", "heads", "mlp_ratio", "unroll")
+        for name in (*sizes, "window", "window_blocks", "pivots"):
             if getattr(self, name) < 1:
                 raise InputError(f"model {name} {getattr(self, name)}: expected at least 1")
         if self.width % self.heads:
@@ -62,6 +71,10 @@ class TransformerConfig:
             raise InputError(f"model remat {self.remat!r}: choose from {', '.join(REMAT)}")
         if self.compat not in COMPAT:
             raise InputError(f"model compat {self.compat!r}: choose from {', '.join(COMPAT)}")
+        if self.attention not in ATTENTION:
+            raise InputError(
+                f"model attention {self.attention!r}: choose from {', '.join(ATTENTION)}"
+            )
         if self.official and (
             not self.sandwich_ln or self.pb_relax_attention or self.embedding_gradient != 1
         ):
@@ -79,6 +92,11 @@ class TransformerConfig:
         training.
         """
         return self.compat == "official"
+
+    @property
+    def sparse(self) -> bool:
+        """Whether attention is three-region sparse attention."""
+        return self.attention == "sparse"
 
     @property
     def hidden(self) -> int:

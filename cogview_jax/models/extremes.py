@@ -28,7 +28,7 @@ def observe(module: nn.Module, name: str, x: jax.Array) -> None:
 
 
 def layer_extremes(sown: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """What the layers of a scanned stack noted: name -> float32 [layers].
+    """What the layers of a scanned stack with dense attention noted: name -> float32 [layers].
 
     "main": the residual branch after the layer. "scores": of attention, before the softmax, where
     a query sees. "norm_inputs": of the layer's LayerNorms.

@@ -19,21 +19,35 @@ from cogview_jax.models.block import Block, make_norm
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.extremes import EXTREMES
 from cogview_jax.models.linear import product
+from cogview_jax.models.pivots import draw_regions
+from cogview_jax.models.sparse_attention import (
+    CachedRegions,
+    PivotCache,
+    ThreeRegions,
+    window_settings,
+)
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
+from cogview_jax.tokenizers.vocabulary import Vocabulary
+
+#: What is kept of a sequence, one entry a layer.
+Cache = tuple[KeyValues | PivotCache, ...]
 
 
 class Transformer(nn.Module):
     """Left-to-right transformer over one vocabulary.
 
     vocabulary: number of ids V. positions: how many positions were learned. policy: the types of
-    the arithmetic; parameters are float32.
+    the arithmetic; parameters are float32. ids: what the ids mean; only sparse attention has to
+    know, to tell text from image.
     """
 
     config: TransformerConfig
     vocabulary: int
     positions: int
     policy: Policy = FLOAT32
+    ids: Vocabulary | None = None
 
     def setup(self):
         """Tables, the scanned stack, and the final norm."""
@@ -54,7 +68,7 @@ class Transformer(nn.Module):
             layer,
             variable_axes={"params": 0, EXTREMES: 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
+            in_axes=0 if config.sparse else nn.broadcast,
             length=config.layers,
             unroll=config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -79,17 +93,21 @@ class Transformer(nn.Module):
         return constrain(x, "batch", "sequence", "width")
 
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, mask: jax.Array | None = None
+        self, tokens: jax.Array, positions: jax.Array, seen: jax.Array | ThreeRegions | None = None
     ) -> jax.Array:
         """Hidden states after the final norm, [B, T, D]; dropout where a "dropout" key is given.
 
-        tokens and positions are int32 [B, T]. mask: what each query sees, bool, broadcast to
-        [B, N, T, T]; without one, itself and what stands before. Padding on the right needs no
-        mask: causality hides it.
+        tokens and positions are int32 [B, T]. seen: what each query sees. Of dense attention a
+        mask, bool, broadcast to [B, N, T, T]; without one, itself and what stands before. Of sparse
+        attention the regions for every layer; without any, always the same (`draw_regions`).
+        Padding on the right needs no mask: causality hides it.
         """
-        if mask is None:
-            mask = causal_mask(tokens.shape[1])
-        x, _ = self.blocks(self.embed(tokens, positions), mask)
+        if seen is None:
+            if self.config.sparse:
+                seen = draw_regions(self.config, self.ids, tokens)
+            else:
+                seen = causal_mask(tokens.shape[1])
+        x, _ = self.blocks(self.embed(tokens, positions), seen)
         return self.final_norm(x)
 
     def logits(self, hidden: jax.Array, first: int = 0, last: int | None = None) -> jax.Array:
@@ -103,15 +121,15 @@ class Transformer(nn.Module):
 
 
 class ScannedBlock(nn.Module):
-    """A block in the form `nn.scan` asks for: (carry, mask) -> (carry, nothing)."""
+    """A block in the form `nn.scan` asks for: (carry, what is seen) -> (carry, nothing)."""
 
     config: TransformerConfig
     policy: Policy
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, seen: Any) -> tuple[jax.Array, None]:
         """x [B, T, D] through the layer."""
-        return Block(self.config, self.policy, name="block")(x, mask)[0], None
+        return Block(self.config, self.policy, name="block")(x, seen)[0], None
 
 
 def causal_mask(length: int) -> jax.Array:
@@ -130,14 +148,26 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     return {**params, "blocks": blocks}
 
 
-def empty_cache(model: Transformer, batch: int, length: int) -> tuple[KeyValues, ...]:
-    """A key/value cache for `length` positions, one entry a layer."""
-    shape = (batch, model.config.heads, length, model.config.head_width)
-    dtype = model.policy.compute
-    return tuple(
-        KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-        for _ in range(model.config.layers)
-    )
+def empty_cache(
+    model: Transformer, batch: int, length: int, pivots: jax.Array | None = None
+) -> Cache:
+    """A key/value cache for `length` positions, one entry a layer.
+
+    pivots: int32 [L, B, P], of a model with sparse attention: the slots of the cache that will hold
+    pivots, ascending, and slots beyond it for those that are missing. Raises InputError where such
+    a model gets none.
+    """
+    config, dtype = model.config, model.policy.compute
+
+    def empty(slots: int) -> KeyValues:
+        shape = (batch, config.heads, slots, config.head_width)
+        return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    if not config.sparse:
+        return tuple(empty(length) for _ in range(config.layers))
+    if pivots is None:
+        raise InputError("a cache of sparse attention needs pivots; this way of decoding has none")
+    return tuple(PivotCache(*empty(length), layer, *empty(layer.shape[1])) for layer in pivots)
 
 
 def cached_forward(
@@ -146,9 +176,9 @@ def cached_forward(
     tokens: jax.Array,
     positions: jax.Array,
     valid: jax.Array,
-    cache: Sequence[KeyValues],
+    cache: Sequence[KeyValues | PivotCache],
     index: jax.Array | int,
-) -> tuple[jax.Array, tuple[KeyValues, ...]]:
+) -> tuple[jax.Array, Cache]:
     """Continues cached sequences by T tokens at cache slots index..index + T - 1.
 
     Args:
@@ -157,7 +187,7 @@ def cached_forward(
         tokens: int32 [B, T].
         positions: int32 [B, T].
         valid: bool [B, S], which slots of the cache hold tokens a query may see, those of `tokens`
-            included; causality is added here.
+            included; causality is added here. With sparse attention, all from each row's first on.
         cache: of S slots, one entry a layer (`empty_cache`).
         index: how many slots were written before.
 
@@ -165,14 +195,18 @@ def cached_forward(
         Hidden states [B, T, D], and the cache with the tokens.
     """
     length = cache[0].keys.shape[2]
-    slots, queries = jnp.arange(length), index + jnp.arange(tokens.shape[1])
-    mask = (slots[None, :] <= queries[:, None]) & valid[:, None, None, :]
+    if model.config.sparse:
+        starts = jnp.argmax(valid, axis=1)
+        seen = CachedRegions(index, starts, **window_settings(model.config, length))
+    else:
+        slots, queries = jnp.arange(length), index + jnp.arange(tokens.shape[1])
+        seen = (slots[None, :] <= queries[:, None]) & valid[:, None, None, :]
     x = model.apply({"params": params}, tokens, positions, method=model.embed)
     block = Block(model.config, model.policy)
     # What a sequence of the batch becomes depends on itself alone, padding apart.
     counted = jax.lax.dynamic_slice_in_dim(valid, index, tokens.shape[1], axis=1)
     written = []
     for layer, layer_cache in zip(params["blocks"], cache, strict=True):
-        x, layer_cache = block.apply({"params": layer}, x, mask, layer_cache, index, counted)
+        x, layer_cache = block.apply({"params": layer}, x, seen, layer_cache, index, counted)
         written.append(layer_cache)
     return model.apply({"params": params}, x, counted, method=model.normalise), tuple(written)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cogview_jax.models.pivots import PIVOT_STREAM, draw_slots
 from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import SamplingConfig, draw
@@ -52,7 +53,8 @@ def generate(
         params: from `unstack_layers`.
         tokens: int32 [B, P], prompts that end together (`tokenizers.layout.left_padded`).
         valid: bool [B, P], False on the padding, which has no position and is never seen.
-        keys: one typed key a row; the draw of token i uses the key folded with i.
+        keys: one typed key a row; the draw of token i uses the key folded with i. A row's
+            pivots of sparse attention follow from its key and prompt.
         positions: int32 [B, P], of the prompts' tokens, where they are not simply counted; what is
             drawn counts on from the last.
         given: int32 [B, C], tokens that are known already; -1 is drawn.
@@ -66,7 +68,13 @@ def generate(
     if positions is None:
         positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
     visible = jnp.concatenate([valid, jnp.ones((batch, count), bool)], axis=1)
-    cache = empty_cache(model, batch, prompt + count)
+    pivots = None
+    if model.config.sparse:
+        # What will be drawn is known by its kind.
+        whole = jnp.concatenate([tokens, jnp.full((batch, count), first, tokens.dtype)], axis=1)
+        streams = jax.vmap(jax.random.fold_in, (0, None))(keys, PIVOT_STREAM)
+        pivots = draw_slots(model.config, model.ids, whole, visible, streams)
+    cache = empty_cache(model, batch, prompt + count, pivots)
     hidden, cache = cached_forward(model, params, tokens, positions, visible, cache, 0)
 
     def pick(hidden: jax.Array, i: jax.Array | int) -> jax.Array:

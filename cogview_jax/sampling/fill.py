@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.models.attention import KeyValues
+from cogview_jax.models.pivots import draw_slots
 from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import SamplingConfig, keep_top_k, keep_top_p
@@ -115,7 +116,7 @@ def fill(
             f" {model.positions}"
         )
     rows, scores = query[None].copy(), np.zeros(1)
-    cache = empty_cache(model, 1, len(query))
+    cache = empty_cache(model, 1, len(query), _pivots(model, query, draws))
     for draw in draws:
         if len(rows) > 1 and (draw.samples != len(rows) or draw.place - draw.fed > 1):
             best = int(np.argmax(scores))
@@ -151,6 +152,17 @@ def _advance(
     visible = jnp.ones((tokens.shape[0], cache[0].keys.shape[2]), bool)
     hidden, cache = cached_forward(model, params, tokens, positions, visible, cache, index)
     return model.apply({"params": params}, hidden[:, -1], method=model.logits), cache
+
+
+def _pivots(model: Transformer, query: np.ndarray, draws: Sequence[Draw]) -> jax.Array | None:
+    """The slots of sparse attention's pivots, always the same for a query; None if it is dense."""
+    if not model.config.sparse:
+        return None
+    kinds = query.copy()
+    for draw in draws:
+        kinds[draw.place] = draw.first  # a token of the kind that will be drawn
+    valid, key = np.ones((1, len(query)), bool), jax.random.key(0)
+    return draw_slots(model.config, model.ids, kinds[None], valid, key[None])
 
 
 def _rows(cache: tuple[KeyValues, ...], index: np.ndarray) -> tuple[KeyValues, ...]:

@@ -3,7 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from cogview_jax.models.pivots import PIVOT_STREAM, draw_regions
+from cogview_jax.models.sparse_attention import ThreeRegions
 from cogview_jax.models.transformer import Transformer
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.layout import Layout
 from cogview_jax.training.objective import Terms
 
@@ -21,6 +24,8 @@ class SequenceObjective:
         self.text_weight = text_weight
         self.tokens_per_row = layout.length - 1
         self.flops_per_row = training_flops(model, self.tokens_per_row)
+        if model.config.sparse:
+            _check_pivots(model.config.pivots, layout)
 
     def init(self, key: jax.Array) -> tuple[dict, tuple]:
         """Boxed parameters; no extras."""
@@ -42,7 +47,11 @@ class SequenceObjective:
             else {}
         )
         hidden = self.model.apply(
-            {"params": params}, batch["tokens"], batch["positions"], rngs=rngs
+            {"params": params},
+            batch["tokens"],
+            batch["positions"],
+            self._seen(batch, key),
+            rngs=rngs,
         )
         logits = self.model.apply({"params": params}, hidden, method=self.model.logits)
         entropies = cross_entropy(logits, batch["targets"])
@@ -59,6 +68,14 @@ class SequenceObjective:
     def finish(self, extras: tuple, carry: tuple, key: jax.Array) -> tuple[tuple, dict]:
         """Nothing but parameters changes."""
         return extras, {}
+
+    def _seen(self, batch: dict[str, jax.Array], key: jax.Array) -> ThreeRegions | None:
+        """What sparse attention sees: pivots of their own for each step, row and layer."""
+        if not self.model.config.sparse:
+            return None
+        key = jax.random.fold_in(key, PIVOT_STREAM)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["row"])
+        return draw_regions(self.model.config, self.model.ids, batch["tokens"], keys)
 
     def _weights(self, batch: dict[str, jax.Array]) -> jax.Array:
         return self.text_weight * batch["text_weights"] + batch["image_weights"]
@@ -80,10 +97,23 @@ def training_flops(model: Transformer, tokens: int) -> float:
     """Floating-point operations of a forward and backward pass over one row of `tokens`.
 
     6 a matrix parameter and token (the tied head included, recomputation not), and 12 layers x
-    width x tokens^2 for the two products of attention, counted without regard to causality
-    (Chowdhery et al. 2022, appendix B).
+    width x tokens x keys for the two products of attention, counted without regard to causality
+    (Chowdhery et al. 2022, appendix B): a query has all tokens as keys, or in sparse attention
+    pivots and window.
     """
     config = model.config
     matrices = config.layers * (4 + 2 * config.mlp_ratio) * config.width**2
     matrices += model.vocabulary * config.width
-    return 6.0 * matrices * tokens + 12.0 * config.layers * config.width * tokens**2
+    sparse = config.pivots + config.window * config.window_blocks
+    keys = min(tokens, sparse) if config.sparse else tokens
+    return 6.0 * matrices * tokens + 12.0 * config.layers * config.width * tokens * keys
+
+
+def _check_pivots(pivots: int, layout: Layout) -> None:
+    """Refuses fewer pivots than a row has text and commands, all of which are pivots."""
+    image = sum(region.length for region in layout.regions if region.kind == "image")
+    if pivots < layout.length - image:
+        raise InputError(
+            f"model pivots {pivots}: all text and commands are pivots, and the layout"
+            f" {layout.task} has {layout.length - image} of them; expected at least that many"
+        )

@@ -1,0 +1,181 @@
+"""Dense against three-region sparse attention at 4,096 tokens, in one run.
+
+    .venv/bin/python -m bench.sparse_attention
+
+Forward and backward of one attention layer (16 heads of 64, its projections included) and of the
+model of configs/fashion.py:small, float32; and one token of the layer against a full cache. Prints
+a table and writes bench/results/sparse_attention.json.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cogview_jax.jobs.experiment import read_experiment
+from cogview_jax.models.attention import Attention, KeyValues
+from cogview_jax.models.pivots import draw_pivots
+from cogview_jax.models.sparse_attention import (
+    CachedRegions,
+    PivotCache,
+    ThreeRegions,
+    take,
+)
+from cogview_jax.models.transformer import Transformer, causal_mask
+from cogview_jax.runtime.config_flag import load_config
+from cogview_jax.runtime.files import write_json
+from cogview_jax.runtime.sharding import unbox
+from cogview_jax.tokenizers.layout import make_layout
+from cogview_jax.training.sequence_objective import SequenceObjective
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "bench" / "results" / "sparse_attention.json"
+REPEATS = 5
+TOKENS, TEXT, HEADS, HEAD_WIDTH = 4096, 64, 16, 64
+WINDOW, BLOCKS, PIVOTS = 128, 6, 768
+SIDES = ("dense", "sparse")
+#: What is compared: its name, unit, and units in one of the base. The time of all cores together
+#: tells the sides apart where other work shares the machine.
+QUANTITIES = (("seconds", "ms", 1e3), ("cpu_seconds", "cpu ms", 1e3), ("bytes", "MiB", 2**-20))
+
+Call = tuple[Callable[..., Any], tuple]
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    result: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "tokens": TOKENS,
+        "window": WINDOW * BLOCKS,
+        "pivots": PIVOTS,
+    }
+    cases = {
+        "attention layer, 1 row": layer(rows=1),
+        "model of 4 layers, 1 row": model(),
+        "one token of a layer, 1 row": token(rows=1),
+        "one token of a layer, 4 rows": token(rows=4),
+    }
+    print(f"{'':32}{'dense':>16}{'sparse':>16}{'ratio':>8}   jax {jax.__version__}, float32")
+    for name, calls in cases.items():
+        measured = compare(calls)
+        result[name] = measured
+        for key, unit, scale in QUANTITIES:
+            dense, sparse = (measured[side][key] * scale for side in SIDES)
+            ratio = dense / sparse
+            print(f"{name:32}{dense:8.1f} {unit:7}{sparse:8.1f} {unit:7}{ratio:7.2f}x")
+    write_json(RESULT, result)
+    print(json.dumps(result), file=sys.stderr)
+
+
+def compare(calls: dict[str, Call]) -> dict[str, Any]:
+    """Seconds of each side, best of several in turn, and the bytes it needs beside its inputs."""
+    compiled = {side: jax.jit(f).lower(*x).compile() for side, (f, x) in calls.items()}
+    clocks = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
+    times = {side: {name: [] for name in clocks} for side in SIDES}
+    for _ in range(REPEATS + 1):
+        for side in SIDES:
+            start = {name: clock() for name, clock in clocks.items()}
+            jax.block_until_ready(compiled[side](*calls[side][1]))
+            for name, clock in clocks.items():
+                times[side][name].append(clock() - start[name])
+    measured: dict[str, Any] = {}
+    for side in SIDES:
+        memory = compiled[side].memory_analysis()
+        measured[side] = {
+            **{name: min(each[1:]) for name, each in times[side].items()},
+            "seconds_all": times[side]["seconds"][1:],
+            "bytes": memory.temp_size_in_bytes + memory.output_size_in_bytes,
+        }
+    for key, _, _ in QUANTITIES:
+        measured[f"{key}_ratio"] = measured["dense"][key] / measured["sparse"][key]
+    return measured
+
+
+def pivots_of(rows: int) -> jax.Array:
+    """Pivots of one layer, the first tokens being text."""
+    text = jnp.broadcast_to(jnp.arange(TOKENS) < TEXT, (rows, TOKENS))
+    keys = jax.random.split(jax.random.key(0), rows)
+    return draw_pivots(keys, text, ~text, PIVOTS, 1)[0]
+
+
+def attention() -> tuple[Attention, dict]:
+    """A layer and its parameters."""
+    width = HEADS * HEAD_WIDTH
+    module = Attention(HEADS, 32.0, 0.0, 0.02, 0.02)
+    params = module.init(jax.random.key(1), jnp.zeros((1, 4, width)), causal_mask(4))["params"]
+    return module, unbox(params)
+
+
+def layer(rows: int) -> dict[str, Call]:
+    """Gradients of a layer, with respect to its input and parameters."""
+    module, params = attention()
+    x = jax.random.normal(jax.random.key(2), (rows, TOKENS, HEADS * HEAD_WIDTH))
+
+    def gradients(params: dict, x: jax.Array, seen: Any) -> Any:
+        def loss(params: dict, x: jax.Array) -> jax.Array:
+            return jnp.sum(module.apply({"params": params}, x, seen)[0] ** 2)
+
+        return jax.grad(loss, (0, 1))(params, x)
+
+    regions = ThreeRegions(pivots_of(rows), WINDOW, BLOCKS)
+    return {
+        "dense": (gradients, (params, x, causal_mask(TOKENS))),
+        "sparse": (gradients, (params, x, regions)),
+    }
+
+
+def model() -> dict[str, Call]:
+    """Gradients of the loss of a whole model for one row."""
+    experiment = read_experiment(load_config(f"{ROOT}/configs/fashion.py:small"))
+    layout = make_layout(experiment.layout, experiment.vocabulary)
+    rng = np.random.default_rng(0)
+    parts = {"text": rng.integers(0, 512, 20), "image": rng.integers(0, 512, 63 * 63)}
+    row = layout.example(parts)
+    batch = {name: jnp.asarray(field)[None] for name, field in row._asdict().items()}
+    batch["row"] = jnp.arange(1)
+    calls = {}
+    for side in SIDES:
+        config = dataclasses.replace(experiment.model, attention=side)
+        vocabulary = experiment.vocabulary
+        transformer = Transformer(config, vocabulary.size, layout.length, ids=vocabulary)
+        objective = SequenceObjective(transformer, layout)
+        params = jax.jit(lambda key, o=objective: unbox(o.init(key)[0]))(jax.random.key(0))
+
+        def gradients(params: dict, batch: dict, key: jax.Array, objective: Any = objective) -> Any:
+            return jax.grad(lambda p: objective.terms(p, (), batch, key).loss)(params)
+
+        calls[side] = (gradients, (params, batch, jax.random.key(1)))
+    return calls
+
+
+def token(rows: int) -> dict[str, Call]:
+    """The last of 4,096 tokens, the others being cached."""
+    module, params = attention()
+    x = jax.random.normal(jax.random.key(2), (rows, 1, HEADS * HEAD_WIDTH))
+    shape = (rows, HEADS, TOKENS, HEAD_WIDTH)
+    full = KeyValues(*(jax.random.normal(jax.random.key(i), shape) for i in (3, 4)))
+    pivots = pivots_of(rows)
+    cache = PivotCache(*full, pivots, *(take(x, pivots) for x in full))
+    mask = jnp.ones((1, TOKENS), bool)
+    regions = CachedRegions(TOKENS - 1, jnp.zeros(rows, jnp.int32), WINDOW, BLOCKS)
+
+    def output(params: dict, x: jax.Array, seen: Any, cache: Any) -> jax.Array:
+        # What is written is left out: a decoding loop updates its cache in place.
+        return module.apply({"params": params}, x, seen, cache, TOKENS - 1)[0]
+
+    return {
+        "dense": (output, (params, x, mask, full)),
+        "sparse": (output, (params, x, regions, cache)),
+    }
+
+
+if __name__ == "__main__":
+    main()
