@@ -26,6 +26,9 @@ NUM_HEADS = flags.DEFINE_integer("num_heads", None, "the transformer's heads; 40
 CODES = flags.DEFINE_integer(
     "codes", None, "image codes of the vocabulary, if --image_tokenizer is left out"
 )
+PIECES = flags.DEFINE_integer(
+    "pieces", None, "text pieces of the vocabulary, if --text_tokenizer is left out"
+)
 GRID = flags.DEFINE_integer(
     "grid",
     None,
@@ -48,6 +51,7 @@ def main() -> None:
         text_tokenizer=TEXT_TOKENIZER.value,
         num_heads=NUM_HEADS.value,
         codes=CODES.value,
+        pieces=PIECES.value,
         grid=GRID.value,
         layout_task=LAYOUT_TASK.value,
     )

@@ -19,6 +19,7 @@ from cogview_jax.sampling.decode import generate, sample_keys
 from cogview_jax.sampling.fill import fill, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.scoring import token_log_probs
+from cogview_jax.sampling.super_resolution import magnify
 from cogview_jax.tokenizers.codec import Codec, decode_codes, encode_images
 from cogview_jax.tokenizers.layout import left_padded, make_layout
 from cogview_jax.tokenizers.query import OPEN, parse_query
@@ -193,14 +194,16 @@ class CogView:
         samples: int = 1,
         seed: int = 0,
         *,
+        image_size: int | None = None,
         sampling: SamplingConfig | None = None,
     ) -> np.ndarray:
         """Fills the places that a query leaves open: int32 [samples, length].
 
         A query is a line of the release's language (`tokenizers.query`), such as
         "[ROI1] a red circle [BASE] [BOI1] [MASK]*1024": whatever weights were trained on can be
-        asked for. [Image]PATH stands for the codes of a picture, read as the release reads one.
-        `query.decode_sequence` tells the texts and pictures of a row.
+        asked for. [Image]PATH stands for the codes of a picture, read as the release reads one, at
+        `image_size` pixels (the codec's where none is given; half of it for the low picture of a
+        super-resolution). `query.decode_sequence` tells the texts and pictures of a row.
 
         Raises:
             InputError: the query is not in the language, is longer than the positions, or names a
@@ -210,7 +213,9 @@ class CogView:
         if samples < 1:
             raise InputError(f"samples {samples}: expected at least 1")
         vocabulary = self.transformer_part.vocabulary
-        tokens = parse_query(query, vocabulary, self.text, self._codes_of)
+        tokens = parse_query(
+            query, vocabulary, self.text, lambda path: self._codes_of(path, image_size)
+        )
         return fill(
             self.model,
             self._layers,
@@ -220,14 +225,63 @@ class CogView:
             seeded_choice(seed),
         )
 
-    def _codes_of(self, path: str) -> np.ndarray:
-        """The codes of a picture file, in raster order."""
+    def super_resolve(
+        self,
+        images: np.ndarray,
+        texts: Sequence[str],
+        seed: int = 0,
+        *,
+        sampling: SamplingConfig | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Image.Image]:
+        """Pictures of twice as many rows and columns, in nine windows (`sampling.magnify`).
+
+        For released super-resolution weights, whose sequences and positions it uses.
+
+        Args:
+            images: uint8 [b, h, w, 3].
+            texts: what each shows.
+            seed: of the draws; a picture's depend on its text and its place in `images`.
+            sampling: the release has temperature 1.02 here.
+            progress: is told how many windows were done since the last time.
+
+        Raises:
+            InputError: the weights are no released ones, or a text is blank or too long.
+        """
+        self._need("transformer", "text", "codec")
+        if not self.model.config.official:
+            raise InputError("super_resolve needs released weights (compat 'official')")
+        if isinstance(texts, str) or len(texts) != len(images):
+            raise InputError(f"super_resolve got {len(images)} images and {len(texts)} texts")
+        codes = magnify(
+            self._layers,
+            [self.prompt_tokens(text) for text in texts],
+            self.encode(images),
+            sample_keys(seed, texts, range(len(texts))),
+            model=self.model,
+            vocabulary=self.transformer_part.vocabulary,
+            config=sampling or SamplingConfig(temperature=1.02),
+            progress=progress,
+        )
+        part = self.codec_part
+        pictures = np.asarray(self._decode(part.params, part.codebook, codes))
+        return [Image.fromarray(picture) for picture in pictures]
+
+    def _codes_of(self, path: str, size: int | None) -> np.ndarray:
+        """The codes of a picture file at `size` pixels, in raster order."""
         self._need("codec")
+        config, part = self.codec.config, self.codec_part
+        size = config.image_size if size is None else size
+        if size < 1 or size % config.downsampling:
+            raise InputError(
+                f"image_size {size}: expected a multiple of the codec's {config.downsampling}"
+            )
         try:
             pixels = official_pixels(Path(path).read_bytes(), path)
         except (OSError, BadRecord) as error:
             raise InputError(f"[Image]{path} cannot be read: {error}") from error
-        return self.encode(official_square(pixels, self.codec.config.image_size)[None]).ravel()
+        square = official_square(pixels, size)[None]
+        return np.asarray(self._encode(part.params, part.codebook, square)).ravel()
 
     def score(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """CapLoss of each pair, float32 [b]: how unlikely a text is for its picture.

@@ -32,6 +32,11 @@ def get_config(variant: str) -> ConfigDict:
     config.stage = "transformer"
     config.seed = 0
     config.precision = "bfloat16"
+    # Read by precision float16 and float16_pure only.
+    config.loss_scale = ConfigDict({"initial": 65536.0, "window": 1000, "minimum": 1.0})
+    config.loss_scale.hysteresis = 2
+    config.loss_scale.consecutive_hysteresis = False
+    config.loss_scale.patience = 100
     config.init_from = ""
 
     config.train = ConfigDict()

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.loss_scale = ConfigDict({"initial": 65536.0, "window": 1000, "minimum": 1.0})
     config.loss_scale.hysteresis = 2
     config.loss_scale.consecutive_hysteresis = False
-    config.loss_scale.patience = 200
+    config.loss_scale.patience = 100
     config.init_from = ""
 
     config.train = ConfigDict()

@@ -29,7 +29,7 @@ def vocabulary(fixtures: Path) -> Vocabulary:
 def transformer(fixtures: Path, name: str = "transformer") -> tuple[Transformer, dict]:
     """(model, params): the weights in FIXTURES/name, with the release's arithmetic."""
     found = OfficialTransformer.open(fixtures / name)
-    layout = infer_layout(found.positions, None, "text_to_image")
+    layout = infer_layout(found.positions, 1, "text_to_image")  # not looked at
     part = found.part(sizes(fixtures)["heads"], vocabulary(fixtures), layout)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf.make()), part.params)
     # Nothing is dropped, and no layer computed twice.

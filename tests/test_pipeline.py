@@ -17,6 +17,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import sample_keys
 from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.super_resolution import magnify
 from cogview_jax.tokenizers.codec import (
     Codec,
     CodecConfig,
@@ -231,6 +232,8 @@ def test_a_query_holds_pictures_and_samples(model, tmp_path):
     )
     with pytest.raises(InputError, match=r"\[Image\]gone.png cannot be read"):
         model.fill("[BOI1] [Image]gone.png [MASK]")
+    with pytest.raises(InputError, match="seed 4294967296: expected 0 to 4294967295"):
+        model.fill("[BOI1] [MASK]", seed=2**32)
     with pytest.raises(InputError, match="samples 0: expected at least 1"):
         model.fill("[BOI1] [MASK]", samples=0)
 
@@ -273,3 +276,58 @@ def test_scores_of_pairs_are_mean_cross_entropies(parts, config):
 def test_a_bundle_of_another_task_does_not_score(model):
     with pytest.raises(InputError, match="was trained for text_to_image, this needs caption"):
         model.score(np.zeros((1, 16, 16, 3), np.uint8), ["a"])
+
+
+def test_a_query_reads_pictures_at_the_size_asked_for(model, tmp_path):
+    """The low picture of a super-resolution has half the rows and columns."""
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "low.png")
+    query = f"[ROI1] red [TINY] [BOI1] [Image]{tmp_path}/low.png [EOI1] [ROI2] [MASK]"
+    row = model.fill(query, image_size=8, sampling=SamplingConfig(0.0))[0]
+    codes = encode_images(model.codec, *codec_of(model), picture[None]).ravel()
+    start = row.tolist().index(VOCABULARY.command("BOI1")) + 1
+    assert row[start : start + 4].tolist() == codes.tolist()
+    assert row[start + 4] == VOCABULARY.command("EOI1")
+    with pytest.raises(InputError, match="image_size 6: expected a multiple of the codec's 4"):
+        model.fill(query, image_size=6)
+
+
+def codec_of(model):
+    return model.codec_part.params, model.codec_part.codebook
+
+
+def test_super_resolution_is_magnification_between_encoder_and_decoder(parts):
+    """At true grid, 32 x 32 codes to 64 x 64, with a codec of two pixels a code."""
+    config = dataclasses.replace(CODEC, image_size=64, downsampling=2)
+    pixels = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = unbox(jax.eval_shape(Codec(config).init, jax.random.key(0), pixels)["params"])
+    codec = CodecPart(config, reference.random_like(shapes, 0), parts["codec"].codebook)
+    layout = LayoutConfig(text_length=12, grid=32)
+    sizes = {"layers": 1, "width": 16, "heads": 2}
+    small = dataclasses.replace(OFFICIAL, **sizes)
+    network = Transformer(small, VOCABULARY.size, make_layout(layout, VOCABULARY).length)
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    shapes = unbox(jax.eval_shape(network.init, jax.random.key(0), tokens, tokens)["params"])
+    part = TransformerPart(small, VOCABULARY, layout, reference.random_like(shapes, 1))
+    model = CogView(codec=codec, text=parts["text"], transformer=part)
+    images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)
+    done = []
+    (picture,) = model.super_resolve(
+        images, [PROMPTS[0]], 3, sampling=SAMPLING, progress=done.append
+    )
+    assert sum(done) == 9
+    codes = magnify(
+        model._layers,
+        [model.prompt_tokens(PROMPTS[0])],
+        model.encode(images),
+        sample_keys(3, [PROMPTS[0]], [0]),
+        model=model.model,
+        vocabulary=VOCABULARY,
+        config=SAMPLING,
+    )
+    expected = decode_codes(model.codec, *codec_of(model), codes)
+    np.testing.assert_array_equal(np.asarray(picture), expected[0])
+    with pytest.raises(InputError, match="super_resolve got 1 images and 2 texts"):
+        model.super_resolve(images, PROMPTS[:2])
+    with pytest.raises(InputError, match="needs released weights"):
+        CogView(**parts).super_resolve(images, PROMPTS[:1])

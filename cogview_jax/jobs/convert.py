@@ -35,7 +35,7 @@ class Official:
 
     transformer: the folder with the tracker file. image_tokenizer: the torch file. text_tokenizer:
     the SentencePiece model. num_heads: of the transformer. codes: image codes in its vocabulary,
-    where no image tokenizer tells. grid: rows and columns of a picture's codes. layout_task: the
+    where no image tokenizer tells. pieces: text pieces in it, where no text tokenizer does. grid: rows and columns of a picture's codes. layout_task: the
     sequence the transformer was trained on.
     """
 
@@ -44,12 +44,13 @@ class Official:
     text_tokenizer: str | None = None
     num_heads: int | None = None
     codes: int | None = None
+    pieces: int | None = None
     grid: int | None = None
     layout_task: str | None = None
 
 
 #: Settings that say something of a transformer alone.
-OF_A_TRANSFORMER = ("num_heads", "codes", "layout_task")
+OF_A_TRANSFORMER = ("num_heads", "codes", "pieces", "layout_task")
 
 
 def convert(
@@ -181,10 +182,13 @@ def _transformer_part(
         raise InputError(
             f"--codes {official.codes}, but {codec.file} has a codebook of {codec.codes}"
         )
+    if text is not None and official.pieces not in (None, len(text)):
+        raise InputError(
+            f"--pieces {official.pieces}, but {official.text_tokenizer} has {len(text)}"
+        )
     codes = official.codes if codec is None else codec.codes
-    vocabulary = infer_vocabulary(
-        opened.vocabulary_size, codes, None if text is None else len(text)
-    )
+    pieces = official.pieces if text is None else len(text)
+    vocabulary = infer_vocabulary(opened.vocabulary_size, codes, pieces)
     task = TASK if official.layout_task is None else official.layout_task
     layout = infer_layout(opened.positions, official.grid, task)
     make_layout(layout, vocabulary)  # refuses a task it does not know
@@ -196,8 +200,8 @@ def _transformer_part(
     )
     if codes is None:
         _say(f"no image tokenizer: assumed {vocabulary.codes} codes (--codes)")
-    if text is None:
-        _say(f"no text tokenizer: assumed {vocabulary.text} pieces")
+    if pieces is None:
+        _say(f"no text tokenizer: assumed {vocabulary.text} pieces (--pieces)")
     if official.grid is None:
         _say(
             f"assumed {layout.grid} x {layout.grid} codes and {layout.text_length} of text (--grid)"

@@ -84,7 +84,9 @@ class LayerNorm(nn.Module):
             # No gradient through the factor: it changes nothing.
             x = x / self._largest(jax.lax.stop_gradient(jnp.abs(x)), counted)
         normal = standardise(x, self.epsilon)
-        return (normal * scale.astype(x.dtype) + bias.astype(x.dtype)).astype(self.dtype)
+        # Spread before they are cast: their gradients are then sums in float32, over all rows.
+        scale, bias = (jnp.broadcast_to(p, x.shape).astype(x.dtype) for p in (scale, bias))
+        return (normal * scale + bias).astype(self.dtype)
 
     def _largest(self, magnitude: jax.Array, counted: jax.Array | None) -> jax.Array:
         """What |x| is divided by, of a shape that broadcasts to it."""

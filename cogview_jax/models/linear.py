@@ -69,4 +69,6 @@ class Linear(nn.Module):
             jnp.float32,
         )
         y = product(x.astype(self.dtype), kernel.astype(self.dtype).reshape(width, -1), self.dtype)
-        return y.reshape(*x.shape[:-1], *self.features) + bias.astype(self.dtype)
+        y = y.reshape(*x.shape[:-1], *self.features)
+        # Spread before it is cast: its gradient is then a sum in float32, over all positions.
+        return y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)

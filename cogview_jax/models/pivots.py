@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.sparse_attention import ThreeRegions, window_settings
+from cogview_jax.models.sparse_attention import ThreeRegions, pivot_bias
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
@@ -60,7 +60,8 @@ def draw_regions(
     if keys is None:
         keys = jnp.broadcast_to(jax.random.key(0), tokens.shape[:1])
     pivots = draw_pivots(keys, *text_and_image(ids, tokens), config.pivots, config.layers)
-    return ThreeRegions(pivots, **window_settings(config, tokens.shape[1]))
+    bias = pivot_bias(tokens.shape[1], config.pivots) if config.official else 0.0
+    return ThreeRegions(pivots, config.window, config.window_blocks, bias)
 
 
 def draw_slots(

@@ -14,7 +14,7 @@ Legend: B batch, T query positions, S key positions, N heads, H head width, P pi
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax
 import jax
@@ -22,7 +22,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from cogview_jax.models.attention import KeyValues, attention_scores
-from cogview_jax.models.config import TransformerConfig
 from cogview_jax.runtime.sharding import constrain
 
 #: Dropout of attention weights: (weights, a number that tells them from others) -> weights.
@@ -167,14 +166,13 @@ class CachedRegions:
     """What queries see that continue a `PivotCache`: what they would see in the whole row.
 
     first: the slot of the first query. starts: int32 [B], the slot of each row's first token; what
-    lies before is padding. The rest: see `ThreeRegions`.
+    lies before is padding. The rest: see `ThreeRegions`; the release adds no bias here.
     """
 
     first: jax.Array | int
     starts: jax.Array
     window: int = flax.struct.field(pytree_node=False)
     window_blocks: int = flax.struct.field(pytree_node=False)
-    bias: float = flax.struct.field(pytree_node=False, default=0.0)
 
     def attend(
         self, queries: jax.Array, cache: PivotCache, alpha: float, dtype: DTypeLike, drop: Drop
@@ -205,12 +203,7 @@ class CachedRegions:
             oldest = own // self.window - self.window_blocks
             causal = (others >= 0) & (others <= own) & (others // self.window > oldest)
             regions = (
-                Region(
-                    cache.pivot_keys,
-                    cache.pivot_values,
-                    pivots // self.window <= oldest,
-                    self.bias,
-                ),
+                Region(cache.pivot_keys, cache.pivot_values, pivots // self.window <= oldest),
                 Region(*near, causal),
             )
             return attend(
@@ -232,9 +225,3 @@ def pivot_bias(length: int, pivots: int) -> float:
     tokens the release fails; here nothing is added.
     """
     return math.log(max(1, length // pivots))
-
-
-def window_settings(config: TransformerConfig, length: int) -> dict[str, Any]:
-    """What `ThreeRegions` and `CachedRegions` take from a config, for rows of `length` tokens."""
-    bias = pivot_bias(length, config.pivots) if config.official else 0.0
-    return {"window": config.window, "window_blocks": config.window_blocks, "bias": bias}

@@ -24,7 +24,6 @@ from cogview_jax.models.sparse_attention import (
     CachedRegions,
     PivotCache,
     ThreeRegions,
-    window_settings,
 )
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import FLOAT32, Policy
@@ -197,7 +196,8 @@ def cached_forward(
     length = cache[0].keys.shape[2]
     if model.config.sparse:
         starts = jnp.argmax(valid, axis=1)
-        seen = CachedRegions(index, starts, **window_settings(model.config, length))
+        config = model.config
+        seen = CachedRegions(index, starts, config.window, config.window_blocks)
     else:
         slots, queries = jnp.arange(length), index + jnp.arange(tokens.shape[1])
         seen = (slots[None, :] <= queries[:, None]) & valid[:, None, None, :]

@@ -36,8 +36,9 @@ POLICIES = {
         FLOAT32,
         Policy("bfloat16", compute=jnp.bfloat16),
         Policy("float16", compute=jnp.float16),
-        # The paper's: nothing but the master weights and the loss is wider than 16 bits, so that
-        # float16's range is what the model has to live with.
+        # The paper's: activations, scores, softmax and the inside of LayerNorm are float16, so that
+        # its range is what the model has to live with. Wider are the master weights and the loss,
+        # and what a fused kernel keeps to itself: sums, and the inside of GELU.
         Policy("float16_pure", compute=jnp.float16, reductions=jnp.float16),
     )
 }

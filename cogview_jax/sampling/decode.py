@@ -17,18 +17,27 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import SamplingConfig, draw
 
 
+def seed_key(seed: int) -> jax.Array:
+    """The typed random key of a seed; InputError for one of more than 32 bits.
+
+    jax would drop the rest, and draw as another seed does.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed}: expected 0 to {2**32 - 1}")
+    return jax.random.key(seed)
+
+
 def sample_keys(seed: int, prompts: Sequence[str], indices: Sequence[int]) -> jax.Array:
     """One typed random key a row, folded from the seed, the prompt and the index of its picture.
 
     Nothing else enters, so a picture is the same whatever is drawn beside it. Raises InputError
-    for a seed of more than 32 bits: jax would drop the rest, and draw as another seed does.
+    for a seed of more than 32 bits.
     """
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed {seed}: expected 0 to {2**32 - 1}")
+    root = seed_key(seed)
     words = [hashlib.sha256(prompt.encode()).digest()[:4] for prompt in prompts]
     prompt_ids = jnp.array([int.from_bytes(word) for word in words], jnp.uint32)
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, 0))
-    keys = jax.vmap(lambda word: jax.random.fold_in(jax.random.key(seed), word))(prompt_ids)
+    keys = jax.vmap(lambda word: jax.random.fold_in(root, word))(prompt_ids)
     return fold(keys, jnp.array(indices, jnp.uint32))
 
 

@@ -20,6 +20,7 @@ from cogview_jax.models.attention import KeyValues
 from cogview_jax.models.pivots import draw_slots
 from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.sampling.decode import seed_key
 from cogview_jax.sampling.filters import SamplingConfig, keep_top_k, keep_top_p
 from cogview_jax.tokenizers.official_positions import sampling_positions
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -74,11 +75,11 @@ Choose = Callable[[np.ndarray, int], np.ndarray]
 
 
 def seeded_choice(seed: int) -> Choose:
-    """Draws by the given shares, reproducibly."""
-    numbers = itertools.count()
+    """Draws by the given shares, reproducibly; InputError for a seed of more than 32 bits."""
+    root, numbers = seed_key(seed), itertools.count()
 
     def choose(shares: np.ndarray, samples: int) -> np.ndarray:
-        key = jax.random.fold_in(jax.random.key(seed), next(numbers))
+        key = jax.random.fold_in(root, next(numbers))
         logits = jnp.broadcast_to(jnp.log(shares), (samples, shares.shape[1]))
         return np.asarray(jax.random.categorical(key, logits))
 

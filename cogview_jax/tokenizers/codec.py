@@ -101,7 +101,7 @@ class Convolution(nn.Module):
             padding=((padding, padding), (padding, padding)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + bias.astype(self.dtype)
+        return y + spread(bias, y)
 
 
 class TransposedConvolution(nn.Module):
@@ -134,7 +134,13 @@ class TransposedConvolution(nn.Module):
             [jnp.stack([y[:, p : p + h, q : q + w, p, q] for q in (0, 1)], axis=3) for p in (0, 1)],
             axis=2,
         )
-        return y.reshape(b, 2 * h, 2 * w, self.features) + bias.astype(self.dtype)
+        y = y.reshape(b, 2 * h, 2 * w, self.features)
+        return y + spread(bias, y)
+
+
+def spread(bias: jax.Array, y: jax.Array) -> jax.Array:
+    """The bias in the shape and type of y; its gradient is summed in its own type, float32."""
+    return jnp.broadcast_to(bias, y.shape).astype(y.dtype)
 
 
 def conv_parameters(module: nn.Module, channels_in: int) -> tuple[jax.Array, jax.Array]:

@@ -106,6 +106,29 @@ def parse_query(
     return np.array(sequence, np.int32)
 
 
+def interlaced(sequence: np.ndarray, samples: int, period: int) -> np.ndarray:
+    """The sequence with -N for every open place: drawn for `samples` at once, then for one other.
+
+    After `period` open places in a row N changes between an even number and the odd one beside it,
+    4 and 3 say. The release's sampler goes on with the likeliest sample alone where N changes, so
+    this is a beam search in steps of `period` tokens.
+
+    Args:
+        sequence: int [n], OPEN where a token is to be generated.
+        samples: N at first.
+        period: places until it changes; a given token starts the count anew.
+    """
+    marked, run, count = np.array(sequence, np.int32), 0, samples
+    for i, token in enumerate(marked):
+        if token != OPEN:
+            run = 0
+            continue
+        marked[i], run = -count, run + 1
+        if run == period:
+            count, run = count + (1 if count % 2 else -1), 0
+    return marked
+
+
 def text_ids(words: str, vocabulary: Vocabulary, text: TextTokenizer) -> list[int]:
     """The ids of a text in the vocabulary; InputError where it holds too few pieces for them."""
     pieces = text.encode(words)

@@ -98,9 +98,9 @@ def check_finite(pending: list[tuple[int, Any]]) -> dict[str, float]:
     for number, metrics in fetched:
         if metrics.get("stuck"):
             raise InputError(
-                f"step {number}: the loss scale has sat at its floor of"
-                f" {float(metrics['loss_scale'])} for loss_scale.patience steps: activations or"
-                " weights have outgrown float16, and no scale of the loss can help; lower"
+                f"step {number}: the loss scale sits at its floor of"
+                f" {float(metrics['loss_scale'])}, and loss_scale.patience steps have overflowed"
+                " there: activations or weights have outgrown float16, and no scale helps; lower"
                 " optimizer.lr, switch on model.sandwich_ln and model.pb_relax_*, or train in"
                 " bfloat16"
             )

@@ -24,8 +24,8 @@ class LossScaleConfig:
     initial: the scale before the first step (the release starts from 2^32, which costs about twenty
     skipped steps). window: steps without overflow after which it doubles. minimum: the floor.
     hysteresis: how many overflows it takes until the scale falls; used up until the scale next
-    rises, or, with `consecutive_hysteresis`, until a step without overflow. patience: a run whose
-    scale has sat at the floor for so many steps in a row stops.
+    rises, or, with `consecutive_hysteresis`, until a step without overflow. patience: a run stops
+    that has overflowed in so many steps with its scale at the floor.
     """
 
     initial: float = 65536.0
@@ -33,7 +33,7 @@ class LossScaleConfig:
     minimum: float = 1.0
     hysteresis: int = 2
     consecutive_hysteresis: bool = False
-    patience: int = 200
+    patience: int = 100
 
     def __post_init__(self):
         if not 0 < self.minimum <= self.initial:
@@ -51,7 +51,8 @@ class LossScale(NamedTuple):
 
     scale float32; the rest int32. hysteresis: overflows left until the scale falls. steps: how many
     were tried, skipped ones included, which is the place in the data. last_overflow: the step that
-    overflowed last, -1 before any. at_floor: for how many steps the scale has sat at its floor.
+    overflowed last, -1 before any. at_floor: how many steps have overflowed with the scale at its
+    floor, since it last rose.
     """
 
     scale: jax.Array
@@ -94,5 +95,5 @@ def update(config: LossScaleConfig, state: LossScale, overflow: jax.Array) -> Lo
         jnp.where(refilled, config.hysteresis, hysteresis).astype(jnp.int32),
         state.steps + 1,
         jnp.where(overflow, state.steps, state.last_overflow),
-        jnp.where(scale <= config.minimum, state.at_floor + 1, 0),
+        jnp.where(scale <= config.minimum, state.at_floor + overflow, 0).astype(jnp.int32),
     )

@@ -1,6 +1,7 @@
 """The official files to a bundle and back: the same bits, the same results, and what is refused."""
 
 import dataclasses
+import io
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import sentencepiece
 from PIL import Image
 
 import cogview_jax
@@ -42,11 +44,16 @@ def config(fixtures):
 
 @pytest.fixture(scope="module")
 def text(config):
-    """A text tokenizer with as many pieces as the small transformer has room for."""
+    """A text tokenizer with exactly as many pieces as the small transformer has room for."""
     room = config["vocab_size"] - config["vq"]["n_embed"] - len(COMMANDS)
     rng = np.random.default_rng(0)
-    words = ["".join(rng.choice([*"abc"], 5)) for _ in range(1000)]
-    return train_text_tokenizer(words, TextConfig(pieces=room, algorithm="bpe"))
+    # Without byte fallback few pieces are enough, and words enough give as many as are asked for.
+    words = ["".join(rng.choice([*"abcdefgh"], 6)) for _ in range(2000 + 20 * room)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(words), model_writer=model, model_type="bpe", vocab_size=room
+    )
+    return TextTokenizer(model.getvalue())
 
 
 @pytest.fixture(scope="module")

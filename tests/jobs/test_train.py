@@ -114,7 +114,7 @@ def test_a_scale_at_its_floor_stops_the_run(chain, transformer, tmp_path):
         precision="float16",
         loss_scale=LossScaleConfig(initial=2.0**30, minimum=2.0**29, hysteresis=1, patience=5),
     )
-    with pytest.raises(InputError, match=r"step \d+: the loss scale has sat at its floor of 5368"):
+    with pytest.raises(InputError, match=r"step \d+: the loss scale sits at its floor of 5368"):
         run(experiment, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "bundle").exists()
 

@@ -81,6 +81,10 @@ def test_who_may_be_seen_and_the_dense_equivalent(functions, case):
     window, times = regions.window, regions.window_blocks
     blocks = np.arange(functions["q"].shape[2]) // window
     np.testing.assert_array_equal(functions["rmask"], blocks[:, None] >= blocks + times)
+    for row, eligible in zip(regions.pivots, part["pivot_mask"], strict=True):
+        np.testing.assert_array_equal(functions["rmask"][:, row], eligible)
+        far = row // window <= blocks[:, None] - times
+        np.testing.assert_array_equal(far, eligible)
     for row, mask in zip(regions.pivots, part["dense_mask"], strict=True):
         ours = reference.sparse_mask(len(mask), row.tolist(), window, times)
         np.testing.assert_array_equal(ours, mask)

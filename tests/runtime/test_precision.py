@@ -1,5 +1,7 @@
 """Products and reductions are in the policy's types; parameters are in float32."""
 
+import subprocess
+import sys
 from collections import defaultdict
 
 import jax
@@ -8,9 +10,12 @@ import numpy as np
 import pytest
 
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.layernorm import LayerNorm
+from cogview_jax.models.linear import Linear
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import POLICIES, policy, policy_of
+from cogview_jax.runtime.sharding import unbox
 
 
 def operand_types(jaxpr, found=None):
@@ -66,3 +71,30 @@ def test_a_type_names_the_policy_that_reduces_in_float32():
 
 def test_float16_alone_needs_a_loss_scale():
     assert [name for name in POLICIES if policy(name).scales] == ["float16", "float16_pure"]
+
+
+@pytest.mark.parametrize("door", ["sample", "evaluate"])
+def test_doors_offer_every_policy(root, door):
+    """They list them themselves, so that --help needs no jax."""
+    show = "print(*flags.FLAGS['precision'].parser.enum_values)"
+    code = f"import cogview_jax.{door}; from absl import flags; {show}"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=root, capture_output=True, check=True, text=True)
+    assert result.stdout.split() == list(POLICIES)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float16_pure"])
+def test_gradients_of_biases_and_scales_are_sums_in_float32(name):
+    """16 bits stop counting at a few hundred: 4,096 positions that all pull one way show it."""
+    positions = 4096
+    x = jnp.ones((1, positions, 4), policy(name).compute)
+    linear = Linear((4,), ("embed", "mlp"), 0.1, policy(name).compute)
+    norm = LayerNorm(dtype=policy(name).compute, reductions=policy(name).reductions)
+    for module, share in ((linear, 1 / 64), (norm, 1 / 64)):
+        params = unbox(module.init(jax.random.key(0), x)["params"])
+
+        def loss(params, module=module, share=share):
+            return jnp.sum(module.apply({"params": params}, x).astype(jnp.float32)) * share
+
+        gradient = jax.jit(jax.grad(loss))(params)["bias"]
+        np.testing.assert_array_equal(gradient, np.full(4, positions * share))

@@ -9,6 +9,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.query import (
     OPEN,
     decode_sequence,
+    interlaced,
     make_query,
     parse_query,
     query_templates,
@@ -158,3 +159,19 @@ def test_text_must_fit_the_vocabulary_and_the_tokenizer(small_text):
     beyond = SMALL.text_start + len(small_text)
     with pytest.raises(InputError, match=f"id {beyond} is neither"):
         decode_sequence([beyond], SMALL, small_text)
+
+
+def test_marks_of_interlaced_samples_are_the_official_ones(fixtures):
+    """The cases as FIXTURES.md describes them."""
+    table = np.load(fixtures / "sampling_traces.npz")
+    cases = {"a": (20, 4, 5), "b": (13, 3, 4), "c": (10, 12, 3000)}
+    assert {f"beam_marks_{name}" for name in cases} == {n for n in table if "beam_marks" in n}
+    for name, (places, samples, period) in cases.items():
+        sequence = np.array([7, 8, *[OPEN] * places, 9, *[OPEN] * 7])
+        marked = interlaced(sequence, samples, period)
+        np.testing.assert_array_equal(marked, table[f"beam_marks_{name}"])
+
+
+def test_interlaced_marks_by_hand():
+    sequence = [5, OPEN, OPEN, OPEN, 6, OPEN, OPEN, OPEN]
+    assert interlaced(sequence, 2, 2).tolist() == [5, -2, -2, -1, 6, -1, -1, -2]

@@ -12,6 +12,7 @@ import tiny
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 from cogview_jax.training.loss_scale import (
+    FACTOR,
     LossScaleConfig,
     initial_loss_scale,
     overflows,
@@ -37,6 +38,7 @@ def test_scales_are_those_of_the_official_rule(fixtures):
     step = jax.jit(update, static_argnums=0)
     for case in tables["cases"]:
         arguments = tables["defaults"] | case["args"]
+        assert arguments["scale_factor"] == FACTOR
         config = LossScaleConfig(**{NAMES[n]: v for n, v in arguments.items() if n in NAMES})
         state = initial_loss_scale(config)
         for overflow, expected in zip(case["overflow"], case["after_each"], strict=True):
@@ -53,14 +55,15 @@ def test_overflow_is_found_as_the_release_finds_it(fixtures):
         assert bool(overflows(gradients)) == case["overflow"], case["case"]
 
 
-def test_steps_at_the_floor_are_counted_by_hand():
+def test_overflows_at_the_floor_are_counted_by_hand():
     config = LossScaleConfig(initial=4.0, minimum=2.0, hysteresis=1, window=3)
     state, counts = initial_loss_scale(config), []
     for overflow in (True, True, False, False, False, True):
         state = update(config, state, jnp.bool(overflow))
         counts.append((float(state.scale), int(state.at_floor)))
-    # 4 falls to 2 and stays; three steps after the last overflow it rises; then it falls again.
-    assert counts == [(2, 1), (2, 2), (2, 3), (2, 4), (4, 0), (2, 1)]
+    # 4 falls to 2 and stays, for two overflows; three steps after the last it rises, and then it
+    # falls again.
+    assert counts == [(2, 1), (2, 2), (2, 2), (2, 2), (4, 0), (2, 1)]
 
 
 @pytest.mark.parametrize(
