@@ -35,8 +35,8 @@ class Official:
 
     transformer: the folder with the tracker file. image_tokenizer: the torch file. text_tokenizer:
     the SentencePiece model. num_heads: of the transformer. codes: image codes in its vocabulary,
-    where no image tokenizer tells. pieces: text pieces in it, where no text tokenizer does. grid: rows and columns of a picture's codes. layout_task: the
-    sequence the transformer was trained on.
+    where no image tokenizer tells. pieces: text pieces in it, where no text tokenizer does. grid:
+    rows and columns of a picture's codes. layout_task: the sequence the transformer was trained on.
     """
 
     transformer: str | None = None

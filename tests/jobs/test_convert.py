@@ -29,7 +29,7 @@ from cogview_jax.runtime.files import sha256_tree
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.tokenizers.codec import denormalise
 from cogview_jax.tokenizers.quantiser import nearest
-from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_tokenizer
+from cogview_jax.tokenizers.text import TextTokenizer
 from cogview_jax.tokenizers.vocabulary import COMMANDS
 from doors import call
 
