@@ -10,15 +10,16 @@ RUN := .venv/bin/python -m
 # page faults. Other C libraries than glibc ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help demo test lint bench clean .venv
+.PHONY: help demo test lint bench stability clean .venv
 
 help:
-	@echo 'make demo   train, sample and evaluate on the embedded data, end to end, into runs/demo'
-	@echo 'make test   run the tests'
-	@echo 'make lint   check format and style'
-	@echo 'make bench  time a training step'
-	@echo 'make clean  delete .venv, the caches and runs/demo (no other run)'
-	@echo 'make .venv  only build the environment'
+	@echo 'make demo       train, sample and evaluate on the embedded data, end to end, into runs/demo'
+	@echo 'make test       run the tests'
+	@echo 'make lint       check format and style'
+	@echo 'make bench      time a training step'
+	@echo 'make stability  the paper'\''s Figure 4b: which stabiliser float16 needs for what'
+	@echo 'make clean      delete .venv, the caches and runs/demo (no other run)'
+	@echo 'make .venv      only build the environment'
 
 # A killed command continues where it stopped when make demo is started again.
 demo: .venv
@@ -39,6 +40,14 @@ lint: .venv
 
 bench: .venv
 	$(RUN) bench.train_step
+
+# A variant that has a record is not run again.
+stability: .venv
+	$(RUN) cogview_jax.train --config configs/demo_codec.py --workdir runs/stability/codec \
+		--config.train.steps=100 --config.train.sample_every=0 \
+		--config.data.source.path=runs/stability/data --config.data.source.train_count=2000
+	$(RUN) cogview_jax.prepare --config configs/stability.py:both --workdir runs/stability
+	$(RUN) bench.stability
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache runs/demo

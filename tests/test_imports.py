@@ -18,6 +18,7 @@ DOORS = ("train", "prepare", "sample", "evaluate", "convert", "export", "serve")
 ROOMS = {
     "tensorflow": (),
     "torch": (),
+    "matplotlib": (),
     "tensorflow_datasets": ("data/",),
     "array_record": ("data/",),
     "grain": ("data/",),

@@ -1,0 +1,68 @@
+"""The runs of the stability experiment, one after the other, then drawn and reported."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.stability import figures, recording
+from bench.stability.constant import constant_losses
+from bench.stability.report import report
+from cogview_jax.data.pipeline import batches
+from cogview_jax.data.skipped import SkippedLog
+from cogview_jax.jobs.experiment import TransformerExperiment
+from cogview_jax.jobs.transformer import TransformerJob
+from cogview_jax.jobs.workdir import Workdir
+
+
+def run(
+    experiments: Mapping[str, TransformerExperiment], workdir: Path, out: Path
+) -> dict[str, Any]:
+    """Runs those of `experiments` that `workdir` has no record of, and reports on all of them.
+
+    Args:
+        experiments: by the name of the variant. All see the same batches of the token store.
+        workdir: where the records are left as NAME.npz, and the store is unless they name another.
+        out: the folder of the figures, the table and results.json.
+
+    Returns:
+        What results.json holds; see `report`.
+    """
+    records = {}
+    for name, experiment in experiments.items():
+        path = workdir / f"{name}.npz"
+        record = recording.load(path, experiment)
+        if record is None:
+            with _opened(experiment, workdir) as (job, stream):
+                record = recording.record(experiment, job.objective, stream, name)
+            recording.save(path, record, experiment)
+        else:
+            print(f"{path}: was recorded before", file=sys.stderr)
+        records[name] = record
+    with _opened(experiment, workdir) as (_, stream):
+        constant = constant_losses(stream, experiment.train.steps, experiment.vocabulary.size)
+    models = {name: experiment.model for name, experiment in experiments.items()}
+    figures.draw(records, models, constant, out)
+    results = report(records, experiments, constant, out)
+    print(f"figures and table in {out}", file=sys.stderr)
+    return results
+
+
+@contextlib.contextmanager
+def _opened(
+    experiment: TransformerExperiment, workdir: Path
+) -> Iterator[tuple[TransformerJob, Iterator[dict[str, np.ndarray]]]]:
+    """The job of an experiment, and its batches from the first on."""
+    job = TransformerJob(experiment, Workdir(workdir))
+    stream = batches(
+        job.source(),
+        global_batch=experiment.train.global_batch,
+        seed=experiment.seed,
+        transform=job.transform,
+        skipped=SkippedLog(workdir, max_skipped=experiment.data.max_skipped),
+    )
+    with contextlib.closing(stream):
+        yield job, stream
