@@ -12,9 +12,9 @@ trains the first five in turn and draws what happened; see docs/stability/README
 | `pb_relax_only` | | yes | yes |
 | `both` | yes | yes | yes |
 
-`pre_ln_1024` and so on have the paper's width and are for a GPU of 80 GB; the others have a width of
-128 and take a CPU up to two minutes each. `train` runs any of them like other experiments, on the
-token store that `make stability` leaves:
+`pre_ln_1024` and so on have the paper's width and are for a GPU of 80 GB; the others have a width
+of 128 and take a CPU up to two minutes each. `train` runs any of them like other experiments, on
+the token store that `make stability` leaves:
 
     python -m cogview_jax.train --config configs/stability.py:both --workdir runs/both \\
         --config.data.store=runs/stability/tokens
