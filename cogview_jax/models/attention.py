@@ -62,7 +62,7 @@ def attention_weights(scores: jax.Array, mask: jax.Array, alpha: float) -> jax.A
     Returns:
         [B, N, T, S] in the type of the scores; uniform for a query that sees nothing.
     """
-    scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min / 2)
+    scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     return relaxed_softmax(scores, alpha)
 
 

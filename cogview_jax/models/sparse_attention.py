@@ -51,7 +51,7 @@ def attend(
     alpha and dtype (of scores and softmax): see `attention_scores`. drop: the weights of each
     region go through it, with the region's number.
     """
-    hidden = jnp.finfo(dtype).min / 2
+    hidden = jnp.finfo(dtype).min
     scores = []
     for region in regions:
         part = attention_scores(queries, region.keys, alpha, dtype) + region.bias / alpha

@@ -97,3 +97,12 @@ def test_writing_to_the_cache_changes_only_its_positions():
     expected[:, :, 3:5] = 1
     np.testing.assert_array_equal(cache.keys, expected)
     np.testing.assert_array_equal(cache.values, 2 * expected)
+
+
+def test_what_is_masked_stays_so_below_the_lowest_scores_of_half_precision():
+    """Visible scores near float16's end are still above what stands for a masked one."""
+    scores = np.array([[[[-60000, -60016, 100]]]], np.float16)
+    mask = np.array([[[[True, True, False]]]])
+    weights = np.asarray(attention_weights(scores, mask, 1.0), np.float32)
+    np.testing.assert_allclose(weights, [[[[1, 1.125e-7, 0]]]], atol=1e-4)
+    assert weights[0, 0, 0, 2] == 0
