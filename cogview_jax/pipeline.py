@@ -14,6 +14,7 @@ from cogview_jax.data.official_images import official_pixels, official_square
 from cogview_jax.data.records import BadRecord
 from cogview_jax.models.transformer import unstack_layers
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy_of
 from cogview_jax.sampling.decode import generate, sample_keys
 from cogview_jax.sampling.fill import fill, seeded_choice
@@ -133,7 +134,7 @@ class CogView:
                 last=last,
                 config=sampling,
             )
-            drawn.append(np.asarray(codes)[: len(tokens) - start])
+            drawn.append(to_host(codes)[: len(tokens) - start])
             if progress is not None:
                 progress(len(drawn[-1]))
         grid = self.transformer_part.layout.grid
@@ -149,7 +150,7 @@ class CogView:
                 f"encode got {images.dtype} {images.shape}, expected uint8 [b, {size}, {size}, 3]"
             )
         part = self.codec_part
-        return np.asarray(self._encode(part.params, part.codebook, images))
+        return to_host(self._encode(part.params, part.codebook, images))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes int32 [b, rows, columns] -> uint8 images [b, h, w, 3]."""
@@ -167,7 +168,7 @@ class CogView:
                 f" {config.codebook - 1}"
             )
         part = self.codec_part
-        return np.asarray(self._decode(part.params, part.codebook, codes.astype(np.int32)))
+        return to_host(self._decode(part.params, part.codebook, codes.astype(np.int32)))
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """int32 tokens [b, t] at positions 0..t-1 -> float32 [b, t, vocabulary]."""

@@ -46,9 +46,13 @@ def get_config(variant: str) -> ConfigDict:
     config.train.log_every = 10
     config.train.checkpoint_every = 1000
     config.train.keep = 2
+    config.train.keep_every = 0
+    config.train.keep_best = 0
+    config.train.best_metric = "loss"
     config.train.sample_every = 5000
 
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    config.profile = ConfigDict({"after": 10, "steps": 0})
 
     config.optimizer = ConfigDict()
     config.optimizer.lr = 3e-4

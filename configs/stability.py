@@ -55,9 +55,13 @@ def get_config(variant: str) -> ConfigDict:
     config.train.log_every = 10
     config.train.checkpoint_every = 150
     config.train.keep = 1
+    config.train.keep_every = 0
+    config.train.keep_best = 0
+    config.train.best_metric = "loss"
     config.train.sample_every = 0
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.profile = ConfigDict({"after": 10, "steps": 0})
 
     config.optimizer = ConfigDict()
     # What a step adds to a product grows with width x rate: the same product for both widths.

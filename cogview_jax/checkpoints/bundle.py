@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from cogview_jax.checkpoints.stored_tree import restore_tree, save_tree, stored_tree
@@ -134,6 +135,10 @@ class Bundle:
     def stored_transformer(self) -> TransformerPart:
         """The transformer as it lies on disk: every array a `Deferred`, in its own type."""
         return self._transformer_part(stored_tree(self.verified("transformer")))
+
+    def stored_type(self, part: str) -> np.dtype:
+        """The type in which the arrays of a part lie on disk."""
+        return jax.tree.leaves(stored_tree(self.path / FILES[part]))[0].dtype
 
     def _codec_config(self) -> CodecConfig:
         return build(CodecConfig, self.parts["codec"]["config"], f"{self.path} codec")

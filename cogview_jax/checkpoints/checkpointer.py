@@ -1,75 +1,159 @@
 """The checkpoints of a run: written while training goes on, read back onto any mesh."""
 
 import contextlib
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import LatestN
 
+from cogview_jax.runtime.agreement import Agreement
+from cogview_jax.checkpoints.retention import Retention
+from cogview_jax.checkpoints.saving import Saving
+from cogview_jax.checkpoints.step_directory import StepDirectory
+from cogview_jax.checkpoints.stored_step import (
+    ITEMS,
+    check_sizes,
+    one_line,
+    read_meta,
+    read_tree,
+    trees,
+    write_meta,
+)
+from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.training.state import TrainState
 
-#: The parts of a state, kept apart so that one can be read without the others.
-ITEMS = ("params", "opt_state", "extras", "loss_scale")
-
 
 class Checkpointer:
-    """DIRECTORY/STEP/ with params, opt_state, extras, loss_scale and meta (JSON).
+    """DIRECTORY/STEP/, each as `stored_step` describes it; every process of the run has one.
 
-    STEP is the state's position, the place in the data; meta holds it, and how many steps changed
-    the parameters, the clock of the random keys. So a state that is restored continues exactly.
-    Saving is asynchronous and atomic: a checkpoint has its final name
-    only when it is whole.
+    STEP is the state's position, the place in the data. Saving is asynchronous and atomic: a
+    checkpoint has its final name only when it is whole, hashed and on disk. One that cannot be
+    written is reported, and training goes on. Restoring takes the newest whose files are all as
+    they were written; those that are not are named and moved aside.
+
+    A checkpoint of an earlier version has no hashes, and is believed to be whole: to pass it over
+    for an older one that can be verified would throw work away on no evidence. One whose manifest
+    was lost is not believed, and is told apart by its format.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
-        """Opens `directory`, made with its first checkpoint; the newest `keep` stay."""
+    def __init__(
+        self,
+        directory: Path,
+        retention: Retention = Retention(),
+        *,
+        damaged: Path | None = None,
+        timeout: int = 600,
+        owned: bool = True,
+    ):
+        """Opens `directory`, made with its first checkpoint.
+
+        Args:
+            directory: on a file system that all processes share.
+            retention: which checkpoints stay.
+            damaged: where damaged ones are moved; "damaged" beside `directory` by default.
+            timeout: seconds that a checkpoint may take to be written, and processes wait for each
+                other.
+            owned: False to read what another run may be writing; nothing is changed there.
+        """
         directory = directory.absolute()
-        if jax.process_index() == 0 and directory.is_dir():
-            for half_written in directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(half_written)
-        handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
-        self._manager = ocp.CheckpointManager(
-            directory,
-            item_handlers=handlers | {"meta": ocp.JsonCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(create=False, preservation_policy=LatestN(n=keep)),
-        )
+        self._directory = StepDirectory(directory, damaged or directory.parent / "damaged")
+        self._retention, self._timeout = retention, timeout
+        self._agreement = Agreement(timeout)
+        self._saving: Saving | None = None
+        self._saved = True
+        if owned and jax.process_index() == 0:
+            self._directory.remove_leftovers()
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Starts writing `state`, unless this step is there already."""
-        if step in self._manager.all_steps():
-            return
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}
-        meta = ocp.args.JsonSave({"step": step, "updates": int(state.step)})
-        self._manager.save(step, args=ocp.args.Composite(**items, meta=meta))
+    def save(
+        self, step: int, state: TrainState, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Starts writing `state`, unless this step is there already.
 
-    def restore(self, shapes: TrainState) -> TrainState | None:
-        """The newest state, with the shapes, types and shardings of `shapes`; None where none is.
+        A full disk, or anything else that keeps it from being written, is one line on standard
+        error: at once, or while training goes on. The other checkpoints stay as they are.
+
+        Args:
+            step: the state's position.
+            state: may be donated when this returns.
+            metrics: what was measured at this step, for `Retention`.
 
         Raises:
-            InputError: the checkpoint is of another model, or cannot be read.
+            InputError: the metric that decides which checkpoints stay is none of `metrics`.
         """
-        step = self._manager.latest_step()
+        self.wait()
+        if metrics is not None:
+            self._retention.check(metrics)
+        number = self._agreement.number()
+        if self._agreement.first(f"{number}/there", lambda: step in self._directory.steps()):
+            self._saved = True
+            return
+        assert step == int(state.position), (step, int(state.position))
+        self._saved = False
+        self._saving = Saving(
+            self._directory.folder(step),
+            self._agreement,
+            number,
+            timeout=self._timeout,
+            done=lambda reason: self._done(step, reason),
+        )
+        updates = int(state.step)
+        reason = self._saving.begin(
+            trees(state), lambda path: write_meta(path, step, updates, metrics or {})
+        )
+        if reason:
+            self._done(step, reason)
+
+    def wait(self) -> bool:
+        """Waits until everything is written; whether the last checkpoint asked for is there."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            saving.wait()
+        return self._saved
+
+    def restore(self, shapes: TrainState) -> TrainState | None:
+        """The newest state that is whole, shaped, typed and split as `shapes`; None if none is.
+
+        Raises:
+            InputError: the checkpoint is of another model or cannot be read, or all are damaged.
+        """
+        self.wait()
+        step, damage = self._directory.newest_whole(self._agreement)
         if step is None:
             return None
-        self._check_sizes(step, shapes.params)
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in _trees(shapes).items()}
-        with self._reading(step):
-            found = self._manager.restore(
-                step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
-            )
-        parts = {name: found[name] if name in items else getattr(shapes, name) for name in ITEMS}
+        folder = self._directory.folder(step)
+        with self._reading(folder):
+            check_sizes(folder, shapes.params)
+        self._directory.move_aside(damage, step, self._agreement)
+        with self._reading(folder):
+            items = trees(shapes)
+            found = {name: read_tree(folder, name, tree) for name, tree in items.items()}
+            meta = read_meta(folder)
         # Checkpoints of before there was a loss scale say nothing of updates: each step was one.
-        updates = jax.numpy.int32(found["meta"].get("updates", step))
+        updates = jax.numpy.int32(meta.get("updates", step))
+        parts = {name: found.get(name, getattr(shapes, name)) for name in ITEMS}
         return shapes.replace(step=jax.device_put(updates, shapes.step.sharding), **parts)
+
+    def restore_params(self, shapes: Any) -> tuple[int, Any] | None:
+        """The newest step that is whole, and its parameters alone; None where there is none.
+
+        Damaged checkpoints are named and stay where they are. Raises as `restore` does.
+        """
+        self.wait()
+        step, damage = self._directory.newest_whole(self._agreement)
+        if step is None:
+            return None
+        for other, found in damage.items():
+            say(f"checkpoint {self._directory.folder(other)} is damaged ({found})")
+        folder = self._directory.folder(step)
+        with self._reading(folder):
+            check_sizes(folder, shapes)
+            return step, read_tree(folder, "params", shapes)
 
     def close(self) -> None:
         """Waits until everything is written."""
-        self._manager.close()
+        self.wait()
 
     def __enter__(self) -> "Checkpointer":
         """The block closes it."""
@@ -79,39 +163,31 @@ class Checkpointer:
         """Closes it, also after an error."""
         self.close()
 
-    def _check_sizes(self, step: int, params: Any) -> None:
-        """Refuses a checkpoint of another model before its arrays are read."""
-        with self._reading(step):
-            there = _sizes(self._manager.item_metadata(step)["params"])
-        here = _sizes(params)
-        for name in sorted({*there, *here}):
-            if there.get(name) != here.get(name):
-                raise InputError(
-                    f"{self._place(step)} is of another model: {name} has shape"
-                    f" {there.get(name, 'none')} there, but the config's model has"
-                    f" {here.get(name, 'none')}"
-                )
+    def _done(self, step: int, reason: str) -> None:
+        """Takes note of how writing a checkpoint ended, and lets those go that need not stay."""
+        self._saved = not reason
+        if self._saved:
+            self._directory.trust(step)
+            if jax.process_index() == 0:
+                self._directory.thin_out(self._retention)
+            return
+        steps = self._directory.steps()
+        kept = f"checkpoint {steps[0]} is kept" if steps else "there is none yet"
+        folder = self._directory.folder(step)
+        say(f"checkpoint {folder} was not saved: {reason}; training goes on, {kept}")
 
     @contextlib.contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
-        """Turns what Orbax raises about a damaged checkpoint into one line."""
+    def _reading(self, folder: Path) -> Iterator[None]:
+        """What keeps one process from reading stops all, in one line."""
+        failed = None
         try:
             yield
         except (ValueError, OSError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0][:300]
-            raise InputError(f"{self._place(step)} cannot be restored: {reason}") from error
-
-    def _place(self, step: int) -> str:
-        return f"checkpoint {self._manager.directory}/{step}"
-
-
-def _sizes(params: Any) -> dict[str, tuple[int, ...]]:
-    """Dotted name -> shape."""
-    leaves = jax.tree.leaves_with_path(params)
-    return {".".join(key.key for key in path): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _trees(state: TrainState) -> dict[str, Any]:
-    """The items of a state that hold arrays: an empty one has no files."""
-    items = {name: getattr(state, name) for name in ITEMS}
-    return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+            failed = error
+        topic = f"{self._agreement.number()}/read"
+        lines = self._agreement.exchange(topic, failed and one_line(failed))
+        if isinstance(failed, InputError):
+            raise failed
+        reason = next((line for line in lines if line), None)
+        if reason:
+            raise InputError(f"checkpoint {folder} cannot be restored: {reason}") from failed

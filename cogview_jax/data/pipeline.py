@@ -6,7 +6,7 @@ step is the whole state of the data: a resumed run, on any number of hosts, read
 the unbroken one would have.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -28,8 +28,8 @@ def batches(
     transform: Transform,
     skipped: SkippedLog,
     start: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    parts: Sequence[int] = (0,),
+    ways: int = 1,
     threads: int = 2,
 ) -> grain.DatasetIterator:
     """An endless iterator over this host's rows of the global batches, in a new order each epoch.
@@ -37,45 +37,54 @@ def batches(
     Args:
         source: where records come from; `TokenStore` is one too. One that cannot be read is
             replaced by the next readable one in the source, and noted in `skipped`.
-        global_batch: rows of a step over all hosts (b); `process_count` must divide it.
+        global_batch: rows of a step over all hosts (b); `ways` must divide it.
         seed: 0 to 2**32 - 1.
         transform: record, generator -> dict of arrays of fixed shapes. The generator depends on
             the seed and the position in the stream only.
         skipped: notes what was skipped, and stops the run if that is too much.
         start: the step whose batch comes first.
-        process_index: which share of the rows is this host's: rows i*b/n to (i+1)*b/n. Hosts that
-            hold the same rows of the mesh pass the same index.
-        process_count: the number of such shares, n.
+        parts: which parts of the rows are this host's, ascending: part i of n has rows i*b/n to
+            (i+1)*b/n. Hosts that hold the same rows of the mesh pass the same parts.
+        ways: the number of parts, n.
         threads: batches that are made at a time, ahead of the training step.
 
     Returns:
-        An iterator of dicts of arrays [b/n, ...]; its `close()` stops the threads.
+        An iterator of dicts of arrays [len(parts) * b/n, ...]; its `close()` stops the threads.
 
     Raises:
         InputError: the batch cannot be divided, the seed is out of range; while iterating, too
             many records were skipped.
     """
-    if global_batch % process_count:
+    if global_batch % ways:
         raise InputError(
-            f"global_batch={global_batch}: expected a multiple of the {process_count} hosts"
-            " that share it"
+            f"global_batch={global_batch}: expected a multiple of the {ways} parts it is cut into"
         )
     if not 0 <= seed < 2**32:
         raise InputError(f"seed={seed}: expected 0 to {2**32 - 1}")
-    stream = (
+    rows = (
         grain.MapDataset.source(_Readable(source, skipped))
         .seed(seed)
         .shuffle()
         .repeat()
         .random_map(transform)
-        .batch(global_batch // process_count, drop_remainder=True)[process_index::process_count]
     )
+    # Neighbouring parts are cut as one where that gives the same rows.
+    run = len(parts)
+    if list(parts) == list(range(parts[0], parts[0] + run)) and ways % run == parts[0] % run == 0:
+        parts, ways = (parts[0] // run,), ways // run
+    cut = rows.batch(global_batch // ways, drop_remainder=True)
+    mine = [cut[part::ways] for part in parts]
+    stream = mine[0] if len(mine) == 1 else grain.experimental.ZipMapDataset(mine).map(_joined)
     # Threads only: the decoders and the store release the interpreter lock, and worker processes
     # would outlive a killed run.
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterator = iter(stream.to_iter_dataset(reading))
     iterator.set_state({"next_index": start})
     return iterator
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 class _Readable:

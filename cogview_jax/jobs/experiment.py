@@ -9,6 +9,7 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
+from cogview_jax.runtime.profiler import ProfileConfig
 from cogview_jax.tokenizers.codec import CodecConfig
 from cogview_jax.tokenizers.layout import LayoutConfig
 from cogview_jax.tokenizers.text import TextConfig
@@ -21,8 +22,10 @@ from cogview_jax.training.optimizer import OptimizerConfig
 class TrainConfig:
     """How long and in what portions.
 
-    accumulate: into how many parts a batch is cut, one after the other on the device. sample_every:
-    steps between drawings into samples/, 0 for none. keep: how many checkpoints stay.
+    accumulate: into how many parts a batch is cut, one after the other on the device.
+    sample_every: steps between drawings into samples/, 0 for none. keep: how many of the newest
+    checkpoints stay; besides those every keep_every-th step (0: none) and the keep_best with the
+    lowest best_metric, a name in metrics.jsonl.
     """
 
     steps: int
@@ -32,11 +35,16 @@ class TrainConfig:
     checkpoint_every: int = 1000
     sample_every: int = 0
     keep: int = 2
+    keep_every: int = 0
+    keep_best: int = 0
+    best_metric: str = "loss"
 
     def __post_init__(self):
-        for name in ("steps", "global_batch", "accumulate", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: expected at least 1")
+        positive = ("steps", "global_batch", "accumulate", "log_every", "checkpoint_every", "keep")
+        for name in (*positive, "sample_every", "keep_every", "keep_best"):
+            least = 1 if name in positive else 0
+            if getattr(self, name) < least:
+                raise InputError(f"{name} = {getattr(self, name)}: expected at least {least}")
         if self.global_batch % self.accumulate:
             raise InputError(
                 f"global_batch {self.global_batch} cannot be cut into accumulate ="
@@ -80,6 +88,7 @@ class CodecExperiment:
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
     loss_scale: LossScaleConfig = LossScaleConfig()
+    profile: ProfileConfig = ProfileConfig()
     seed: int = 0
     init_from: str = ""
 
@@ -127,6 +136,7 @@ class TransformerExperiment:
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
     loss_scale: LossScaleConfig = LossScaleConfig()
+    profile: ProfileConfig = ProfileConfig()
     seed: int = 0
     init_from: str = ""
 

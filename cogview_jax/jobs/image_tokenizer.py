@@ -50,7 +50,7 @@ class ImageTokenizerJob:
 
     def initial(self, bundle: Bundle, state: TrainState) -> TrainState:
         """`state` with the parameters and codebook of another bundle."""
-        part = bundle.codec()
+        part = bundle.codec(state.step.sharding.mesh)
         if part.config != self.experiment.model:
             raise InputError(
                 f"init_from {bundle.path} holds a codec with {part.config}, but the config says"

@@ -1,7 +1,7 @@
 """Training either stage: one way from a config to a bundle."""
 
 import contextlib
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,25 +11,42 @@ from PIL import Image
 
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.checkpointer import Checkpointer
+from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.data.pipeline import batches
+from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources import Source
 from cogview_jax.jobs.experiment import CodecExperiment, Experiment, TrainConfig
 from cogview_jax.jobs.image_tokenizer import ImageTokenizerJob
 from cogview_jax.jobs.transformer import TransformerJob
 from cogview_jax.jobs.workdir import Workdir
+from cogview_jax.runtime.agreement import Agreement
+from cogview_jax.runtime.distributed import (
+    PREEMPTED,
+    StopRequest,
+    first_alone,
+    host_name,
+    is_first,
+    say,
+)
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.hardware import peak_flops
-from cogview_jax.runtime.mesh import make_mesh, place_batch
+from cogview_jax.runtime.mesh import local_parts, make_mesh, place_batch
 from cogview_jax.runtime.metrics import MetricsWriter
 from cogview_jax.runtime.precision import policy
+from cogview_jax.runtime.profiler import ProfilerWindow
 from cogview_jax.runtime.progress import Progress
+from cogview_jax.runtime.watchdog import Watchdog
+from cogview_jax.training.goodput import Goodput
 from cogview_jax.training.loop import Hook, Measured, train
 from cogview_jax.training.objective import Objective
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.state import TrainState, make_state, state_shapes
-from cogview_jax.training.step import make_step
+from cogview_jax.training.step import Batch, Step, make_step
+
+#: How much longer one process may take to compile than another.
+COMPILE_SECONDS = 1800
 
 
 class Job(Protocol):
@@ -53,31 +70,55 @@ class Job(Protocol):
         """Writes the bundle."""
 
 
-def run(experiment: Experiment, directory: str) -> None:
-    """Trains what `experiment` describes in a workdir, or goes on with what it holds."""
+def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> int:
+    """Trains what `experiment` describes in a workdir, or goes on with what it holds.
+
+    Every process of the run calls it.
+
+    Args:
+        experiment: what to train.
+        directory: the workdir, on a file system that all processes share.
+        stall_timeout: seconds without a finished step after which the process ends, 0 for never.
+
+    Returns:
+        0 when all steps are done, or PREEMPTED when SIGTERM came before; the state is saved then.
+    """
     workdir = Workdir(directory)
+    goodput = Goodput(workdir.metrics / "goodput.json", writes=is_first())
     workdir.check(experiment)
     config, mesh = experiment.train, make_mesh(experiment.mesh)
     check_batch(config, mesh)
     job = make_job(experiment, workdir)
-    source = job.source()
+    source = first_alone(job.source, "source opened")
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     rate = schedule(experiment.optimizer, config.steps)
     loss_scale = experiment.loss_scale if policy(experiment.precision).scales else None
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
         shapes = state_shapes(job.objective, optimizer, mesh, loss_scale)
-        checkpointer = stack.enter_context(Checkpointer(workdir.checkpoints, config.keep))
-        state = checkpointer.restore(shapes)
+        checkpointer = stack.enter_context(
+            Checkpointer(
+                workdir.checkpoints,
+                Retention(config.keep, config.keep_every, config.keep_best, config.best_metric),
+                damaged=workdir.damaged,
+            )
+        )
+        with goodput.phase("restore"):
+            state = checkpointer.restore(shapes)
         if state is None:
             state = make_state(job.objective, optimizer, shapes, experiment.seed, loss_scale)
             if experiment.init_from:
                 state = job.initial(Bundle(experiment.init_from), state)
         start = int(state.position)
+        goodput.resume(start)
+        if start:
+            say(f"{workdir.path}: continues after step {start} of {config.steps}")
         # The bundle of a run that was made longer since is older than its checkpoint.
         written = workdir.bundle.exists() and Bundle(workdir.bundle).step == start
         if start >= config.steps and written:
-            print(f"{workdir.path}: all {start} steps were done before", file=sys.stderr)
-            return
+            say(f"{workdir.path}: all {start} steps were done before")
+            return 0
+        parts, ways = local_parts(mesh)
         local = stack.enter_context(
             contextlib.closing(
                 batches(
@@ -87,29 +128,45 @@ def run(experiment: Experiment, directory: str) -> None:
                     transform=job.transform,
                     skipped=SkippedLog(workdir.path, max_skipped=experiment.data.max_skipped),
                     start=start,
-                    process_index=jax.process_index(),
-                    process_count=jax.process_count(),
+                    parts=parts,
+                    ways=ways,
                 )
             )
         )
         # Nothing the user may have got wrong is left.
         workdir.claim(experiment)
+        placed = Prefetched(place_batch(batch, mesh) for batch in local)
+        stack.enter_context(contextlib.closing(placed))
         writer = stack.enter_context(MetricsWriter(workdir.metrics))
-        progress = stack.enter_context(Progress(config.steps, workdir.path.name, start=start))
+        progress = stack.enter_context(
+            Progress(config.steps, workdir.path.name, start=start, shown=is_first())
+        )
+        profiler = ProfilerWindow(experiment.profile, workdir.profile)
+        stack.enter_context(contextlib.closing(profiler))
+        watchdog = stack.enter_context(
+            Watchdog(stall_timeout, f"process {jax.process_index()} on {host_name()}")
+        )
         per_second = throughput(job.objective, experiment)
 
         def report(measured: Measured) -> None:
-            metrics = measured.metrics | per_second(measured.seconds_per_step)
-            writer.scalars(measured.step, metrics)
+            seconds = measured.seconds_per_step
+            metrics = measured.metrics | per_second(seconds) | device_memory()
+            with going_on("metrics", measured.step):
+                goodput.record(measured.step, seconds)
+                writer.scalars(measured.step, metrics | {"goodput": goodput.share})
             shown = {n: metrics[n] for n in ("loss", "tokens_per_second")}
             progress.update(measured.step - progress.done, **shown)
 
-        def sample(step: int, state: TrainState) -> None:
+        def save(step: int, state: TrainState, metrics: dict[str, float]) -> None:
+            checkpointer.save(step, state, metrics)
+
+        def sample(step: int, state: TrainState, metrics: dict[str, float]) -> None:
             picture = job.draw(state, source)
-            writer.images(step, "samples", picture)
-            if jax.process_index() == 0:
-                with atomic_path(workdir.samples / f"step_{step:08d}.png") as temporary:
-                    Image.fromarray(picture).save(temporary)
+            with going_on("the sample", step):
+                writer.images(step, "samples", picture)
+                if is_first():
+                    with atomic_path(workdir.samples / f"step_{step:08d}.png") as temporary:
+                        Image.fromarray(picture).save(temporary)
 
         step = make_step(
             job.objective,
@@ -121,18 +178,53 @@ def run(experiment: Experiment, directory: str) -> None:
         )
         state = train(
             state,
-            jax.jit(step, donate_argnums=0),
-            (place_batch(batch, mesh) for batch in local),
+            compiled_together(jax.jit(step, donate_argnums=0)),
+            placed,
             steps=config.steps,
             log_every=config.log_every,
             report=report,
             hooks=(
-                Hook(config.checkpoint_every, checkpointer.save),
-                Hook(config.sample_every, sample),
+                Hook("checkpoint", config.checkpoint_every, save),
+                Hook("draw", config.sample_every, sample),
             ),
+            goodput=goodput,
+            watchdog=watchdog,
+            profiler=profiler,
+            stop=stop.reached,
         )
-        job.write(state, workdir.bundle)
-    print(f"{workdir.path}: {config.steps} steps done, bundle written", file=sys.stderr)
+        done = int(state.position)
+        if done < config.steps:
+            checkpointer.save(done, state)
+            fate = "which is saved" if checkpointer.wait() else "which could not be saved"
+            say(
+                f"{workdir.path}: asked to stop after step {done} of {config.steps}, {fate}; run"
+                " the same command again to continue"
+            )
+            return PREEMPTED
+        with goodput.phase("write"):
+            job.write(state, workdir.bundle)
+        with going_on("the ledger", done):
+            goodput.record(done)
+    say(f"{workdir.path}: {config.steps} steps done, bundle written; {goodput.summary()}")
+    return 0
+
+
+def compiled_together(step: Any) -> Step:
+    """A jitted step that no process runs before all have compiled it.
+
+    Compiling takes minutes and not everywhere as many; the first collective of a step, once begun,
+    may wait for seconds only (30 on CPUs).
+    """
+    compiled = None
+
+    def call(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        nonlocal compiled
+        if compiled is None:
+            compiled = step.lower(state, batch).compile()
+            Agreement(COMPILE_SECONDS).exchange("compiled", True)
+        return compiled(state, batch)
+
+    return call
 
 
 def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
@@ -149,10 +241,9 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
         )
     rows = config.global_batch // config.accumulate
     if rows % ways:
-        print(
+        say(
             f"train.accumulate = {config.accumulate} leaves {rows} rows at a time, which {ways}"
-            " devices cannot share: each computes them all",
-            file=sys.stderr,
+            " devices cannot share: each computes them all"
         )
 
 
@@ -179,3 +270,18 @@ def throughput(objective: Objective, experiment: Experiment):
         }
 
     return measure
+
+
+def device_memory() -> dict[str, float]:
+    """device_memory: the most bytes that this process's first device held; nothing on CPUs."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {"device_memory": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
+
+
+@contextlib.contextmanager
+def going_on(what: str, step: int) -> Iterator[None]:
+    """A full disk loses what the block writes, and not the run."""
+    try:
+        yield
+    except OSError as error:
+        say(f"step {step}: {what} could not be written ({error}); training goes on")

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from cogview_jax.jobs.prepare import TOKENIZERS, given_codec, store_path
 from cogview_jax.jobs.workdir import Workdir
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline import CogView
+from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 from cogview_jax.sampling.filters import SamplingConfig
@@ -91,29 +91,48 @@ class TransformerJob:
         return self.layout.example({"text": caption, "image": record.codes})._asdict()
 
     def initial(self, bundle: Bundle, state: TrainState) -> TrainState:
-        """`state` with the parameters of another bundle of the same sizes.
+        """`state` with the parameters of another bundle.
 
-        Says on standard error where this run computes otherwise than the weights were trained.
+        Its model is of the same sizes, but may have learned another number of positions: those that
+        both have are taken over, further ones start as they are. Weights of any type become the
+        master weights' float32. Says on standard error what this run changes: positions, types, and
+        where it computes otherwise than the weights were trained.
         """
-        part, experiment = bundle.transformer(), self.experiment
-        shapes = jax.tree.map(lambda leaf: leaf.shape, (part.params, state.params))
-        if shapes[0] != shapes[1] or part.vocabulary != experiment.vocabulary:
+        part, experiment = bundle.transformer(state.step.sharding.mesh), self.experiment
+        table = "position_embedding"
+        params = dict(part.params)
+        there, here = params.pop(table), state.params[table]
+        rest = {name: tree for name, tree in state.params.items() if name != table}
+        shapes = jax.tree.map(lambda leaf: leaf.shape, (params, rest))
+        if (
+            shapes[0] != shapes[1]
+            or there.shape[1:] != here.shape[1:]
+            or part.vocabulary != experiment.vocabulary
+        ):
             raise InputError(
                 f"init_from {bundle.path} holds a transformer with {part.config} over"
                 f" {part.vocabulary}, which does not fit the config"
             )
         changed = [
-            f"{name} {there} -> {here}"
-            for name, there in dataclasses.asdict(part.config).items()
-            if (here := getattr(experiment.model, name)) != there and name not in INDIFFERENT
+            f"{name} {before} -> {now}"
+            for name, before in dataclasses.asdict(part.config).items()
+            if (now := getattr(experiment.model, name)) != before and name not in INDIFFERENT
         ]
-        if changed:
-            print(
-                f"init_from {bundle.path}: this run changes model {', '.join(changed)}",
-                file=sys.stderr,
-            )
-        place = jax.tree.map(lambda leaf: leaf.sharding, state.params)
-        return state.replace(params=jax.device_put(part.params, place))
+        changes = [f"model {', '.join(changed)}"] if changed else []
+        known = min(len(there), len(here))
+        if len(there) != len(here):
+            fate = "those beyond are left out" if known == len(here) else "new ones start afresh"
+            changes.append(f"positions {len(there)} -> {len(here)} ({fate})")
+            there = jax.jit(
+                lambda here, there: here.at[:known].set(there[:known]),
+                out_shardings=here.sharding,
+            )(here, there)
+        stored = bundle.stored_type("transformer")
+        if stored != here.dtype:
+            changes.append(f"weights {stored} -> {here.dtype}")
+        if changes:
+            say(f"init_from {bundle.path}: this run changes {', '.join(changes)}")
+        return state.replace(params=params | {table: there})
 
     def draw(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:
         """Pictures for the first captions of the store: uint8 [h, w, 3]."""

@@ -9,24 +9,31 @@ from typing import Any
 import jax
 
 from cogview_jax.jobs.experiment import Experiment, read_experiment
+from cogview_jax.runtime.distributed import barrier, host_name
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import remove_leftovers, write_json
 
 #: What may differ when a run is resumed: where it runs, how long, and what it reports.
 RESUMABLE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every")
-RESUMABLE += ("train.keep", "mesh.data", "mesh.fsdp", "mesh.tensor")
+RESUMABLE += ("train.keep", "train.keep_every", "train.keep_best", "train.best_metric")
+RESUMABLE += ("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps")
 
 
 class Workdir:
-    """DIR/config.json, checkpoints/, metrics/, samples/, and on completion bundle/."""
+    """DIR/config.json, checkpoints/, metrics/, samples/, and on completion bundle/.
+
+    Where something went wrong or was asked for: damaged/ (checkpoints), skipped.jsonl, profile/.
+    """
 
     def __init__(self, path: str | Path):
         """Names the files of the run in `path`; nothing is made yet."""
         self.path = Path(path).absolute()
         self.config = self.path / "config.json"
         self.checkpoints = self.path / "checkpoints"
+        self.damaged = self.path / "damaged"
         self.metrics = self.path / "metrics"
         self.samples = self.path / "samples"
+        self.profile = self.path / "profile"
         self.bundle = self.path / "bundle"
 
     def check(self, experiment: Experiment) -> None:
@@ -55,11 +62,20 @@ class Workdir:
                 )
 
     def claim(self, experiment: Experiment) -> None:
-        """Makes the folder this experiment's, once everything else about it is known to fit."""
+        """Makes the folder this experiment's, once everything else about it is known to fit.
+
+        Every process of a run calls it. Raises InputError where one does not see the folder.
+        """
         if jax.process_index() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path)
             write_json(self.config, _resolved(experiment))
+        barrier("workdir claimed")
+        if not self.config.exists():
+            raise InputError(
+                f"process {jax.process_index()} on {host_name()} does not see {self.config}, which"
+                " process 0 wrote: --workdir must be on a file system that all hosts share"
+            )
 
 
 def _resolved(experiment: Experiment) -> dict[str, Any]:

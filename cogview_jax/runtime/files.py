@@ -1,6 +1,7 @@
 """Outputs that are whole or absent, and the hashes that name their contents."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -62,6 +63,21 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
     text = json.dumps(obj, ensure_ascii=False, indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Waits until a file, or the list of names in a folder, is on disk and not just in memory.
+
+    Nothing is waited for on file systems that know no such request for folders.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def sha256_file(path: str | os.PathLike) -> str:

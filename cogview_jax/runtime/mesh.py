@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from cogview_jax.runtime.errors import InputError
@@ -40,26 +41,48 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         sizes[sizes.index(-1)] = max(1, len(devices) // math.prod(s for s in sizes if s != -1))
     if math.prod(sizes) != len(devices):
         raise InputError(f"{given} needs {math.prod(sizes)} devices, but there are {len(devices)}")
+    # Neighbours in the mesh are neighbours in the wiring, where jax knows it (TPUs).
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     # Auto, by name: the default of jax.make_mesh is Explicit, on which Linen's gathers fail.
-    return Mesh(np.reshape(devices, sizes), names, axis_types=(AxisType.Auto,) * len(names))
+    return Mesh(placed, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def local_parts(mesh: Mesh) -> tuple[list[int], int]:
+    """Which parts of a global batch this process feeds: their numbers, and into how many it is cut.
+
+    A batch is cut over the axes `data` and `fsdp`. Processes whose devices differ only along
+    `tensor` feed the same parts. The parts of a process need not be neighbours: on TPUs a mesh
+    follows the wiring, not the numbers of the hosts.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    sharding = NamedSharding(mesh, spec(("batch",)))
+    slices = sharding.addressable_devices_indices_map((ways,)).values()
+    return sorted({part.start or 0 for (part,) in slices}), ways
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's part of a batch on its devices, as one global array a key.
+    """Puts this process's rows of a batch on its devices, as one global array a key.
 
-    The leading dimension of every array is the batch; a global batch is the concatenation of the
-    processes' parts in order. Raises InputError where the mesh cannot split it evenly.
+    The leading dimension of every array is the batch, and holds the rows of `local_parts`, in their
+    order. Raises InputError where the mesh cannot split it evenly.
     """
+    parts, ways = local_parts(mesh)
 
     def place(name: str, local: np.ndarray) -> jax.Array:
-        sharding = NamedSharding(mesh, spec(("batch",) + (None,) * (local.ndim - 1)))
-        ways = mesh.shape["data"] * mesh.shape["fsdp"]
-        rows = local.shape[0] * jax.process_count()
-        if rows % ways:
+        if local.shape[0] % len(parts):
             raise InputError(
-                f"a batch of {rows} rows ({name}) cannot be split over mesh.data x mesh.fsdp ="
-                f" {ways} devices"
+                f"a batch of {local.shape[0] * ways // len(parts)} rows ({name}) cannot be split"
+                f" over mesh.data x mesh.fsdp = {ways} devices"
             )
-        return jax.make_array_from_process_local_data(sharding, np.asarray(local))
+        sharding = NamedSharding(mesh, spec(("batch",) + (None,) * (local.ndim - 1)))
+        shape = (local.shape[0] // len(parts) * ways, *local.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, np.asarray(local), shape)
 
     return {name: place(name, array) for name, array in batch.items()}
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """All of an array in this process's memory, wherever it lies; every process calls it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)

@@ -1,15 +1,19 @@
 """What a run measures, step by step: TensorBoard events, and JSON lines for other programs."""
 
+import contextlib
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import image, scalar
 
 from cogview_jax.runtime.files import atomic_path
 
@@ -21,6 +25,10 @@ class MetricsWriter:
     flushed at once; a value that is not finite is null. A run that resumes writes some steps again:
     with the first step it writes, the lines and events of that step and later ones are dropped, so
     the file of a resumed run is the file of the unbroken one (but for timings).
+
+    What cannot be written, on a disk that is full, raises OSError, stays in memory, and is written
+    with what comes next once there is room. Events are written as they come rather than through
+    tensorboardX's SummaryWriter: its thread would die of such an error, and the run with it.
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -35,40 +43,52 @@ class MetricsWriter:
         self._open(step)
         numbers = {name: np.asarray(value).item() for name, value in values.items()}
         finite = {name: n if math.isfinite(n) else None for name, n in numbers.items()}
+        self._lines.write(json.dumps({"step": int(step)} | finite) + "\n")
         for name, number in finite.items():
             if number is not None:
-                self._events.add_scalar(name, number, step)
-        self._lines.write(json.dumps({"step": int(step)} | finite) + "\n")
+                self._add(step, scalar(name, number))
         self._lines.flush()
+        self._events.flush()
 
     def images(self, step: int, name: str, picture: np.ndarray) -> None:
         """Records one picture, uint8 [h, w, 3], for TensorBoard."""
         if self._writes:
             self._open(step)
-            self._events.add_image(name, picture, step, dataformats="HWC")
+            self._add(step, image(name, picture, dataformats="HWC"))
+            self._events.flush()
 
     def close(self) -> None:
-        """Writes out what is pending."""
+        """Writes out what is pending; OSError where that cannot be."""
         if self._lines is not None:
-            self._lines.close()
             self._events.close()
+            self._lines.close()
 
     def __enter__(self) -> "MetricsWriter":
         """The block closes it."""
         return self
 
     def __exit__(self, *exception) -> None:
-        """Closes it, also after an error."""
-        self.close()
+        """Closes it, also after an error. Lines for which there is no room are lost."""
+        with contextlib.suppress(OSError):
+            self.close()
+
+    def _add(self, step: int, summary: Any) -> None:
+        event = Event(wall_time=time.time(), step=int(step), summary=summary)
+        self._events.write_event(event)
 
     def _open(self, step: int) -> None:
         if self._lines is None:
             self.directory.mkdir(parents=True, exist_ok=True)
             path = self.directory / "metrics.jsonl"
             _drop_from(path, step)
-            self._lines = path.open("a", encoding="utf-8")
-            # purge_step tells TensorBoard to forget the same steps.
-            self._events = SummaryWriter(str(self.directory), purge_step=step)
+            lines = path.open("a", encoding="utf-8")
+            self._events = EventsWriter(str(self.directory / "events"))
+            # Tells TensorBoard to forget the same steps.
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(
+                Event(wall_time=time.time(), step=int(step), session_log=start)
+            )
+            self._lines = lines
 
 
 def _drop_from(path: Path, step: int) -> None:

@@ -17,14 +17,25 @@ class Progress:
                 progress.update(pairs=count)
     """
 
-    def __init__(self, total: int, label: str, unit: str = "step", start: int = 0, stream=None):
-        """Starts at `start` of `total`; `stream` is standard error unless given."""
+    def __init__(
+        self,
+        total: int,
+        label: str,
+        unit: str = "step",
+        start: int = 0,
+        stream=None,
+        shown: bool = True,
+    ):
+        """Starts at `start` of `total`; `stream` is standard error unless given.
+
+        shown: False in the processes of a run that leave the talking to another.
+        """
         self.total, self.label, self.unit, self.done = total, label, unit, start
         self._stream = stream or sys.stderr
         self._tty = self._stream.isatty()
         self._interval = 0.1 if self._tty else 10.0
         self._fields: dict[str, Any] = {}
-        self._updates = 0
+        self._updates, self._visible = 0, shown
         self._last = self._shown_at = time.monotonic()
         self._first = (self._last, start)
         self._shown = None
@@ -39,12 +50,12 @@ class Progress:
             self._first = (self._last, self.done - n)
         self._updates += 1
         self._last = now
-        if now - self._shown_at >= self._interval:
+        if self._visible and now - self._shown_at >= self._interval:
             self._show(now)
 
     def close(self) -> None:
         """Shows where it ended and leaves the line; nothing where nothing was done."""
-        if not self._updates:
+        if not self._updates or not self._visible:
             return
         if self._shown != self.done:
             self._show(time.monotonic())

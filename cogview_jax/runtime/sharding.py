@@ -2,7 +2,8 @@
 
 Parameters and activations name their dimensions (`("embed", "mlp")`); this table alone maps the
 names to the mesh (`data`, `fsdp`, `tensor`). Flax replicates silently where a name is misspelt or
-where two names claim one mesh axis; here both are errors, raised while tracing.
+where two names claim one mesh axis; here both are errors, raised while tracing, and so is a large
+parameter that no axis splits.
 """
 
 import math
@@ -36,6 +37,10 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "channels_out": "fsdp",
     "pixel": None,
 }
+
+#: Elements from which on an array must be split where the mesh splits parameters at all: 16 MiB of
+#: float32. Biases and norms of the largest models are below it, and no matrix worth splitting is.
+LARGE = 1 << 22
 
 
 def spec(names: Sequence[str | None]) -> PartitionSpec:
@@ -93,20 +98,22 @@ def sharded_shapes(boxed: Any, mesh: Mesh | None = None) -> Any:
         A tree of jax.ShapeDtypeStruct, unboxed.
 
     Raises:
-        InputError: a dimension cannot be split over its mesh axes.
+        InputError: a dimension cannot be split over its mesh axes, or a large array would lie whole
+            on every device of a mesh that splits parameters.
     """
 
-    def place(partition: PartitionSpec, leaf: Any) -> jax.ShapeDtypeStruct:
+    def place(path: tuple, partition: PartitionSpec, leaf: Any) -> jax.ShapeDtypeStruct:
         if mesh is None:
             sharding = SingleDeviceSharding(jax.local_devices()[0])
         else:
             resolved = spec(tuple(partition))
             _check_divides(leaf.shape, resolved, mesh)
+            _check_split(jax.tree_util.keystr(path), leaf.shape, resolved, mesh)
             sharding = NamedSharding(mesh, resolved)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     names = nn.get_partition_spec(boxed)
-    return jax.tree.map(
+    return jax.tree.map_with_path(
         place, names, unbox(boxed), is_leaf=lambda node: isinstance(node, PartitionSpec)
     )
 
@@ -124,6 +131,17 @@ def _check_divides(shape: tuple[int, ...], partition: PartitionSpec, mesh: Mesh)
                 f"a parameter of shape {shape} cannot be split {ways} ways over {axes}; choose mesh"
                 f" sizes that divide {size} (the mesh is {dict(mesh.shape)})"
             )
+
+
+def _check_split(name: str, shape: tuple[int, ...], partition: PartitionSpec, mesh: Mesh) -> None:
+    splits = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+    whole = all(_ways(mesh, axes) == 1 for axes in partition)
+    if splits and whole and math.prod(shape) >= LARGE:
+        raise InputError(
+            f"the parameter {name} of shape {shape} would lie whole on every device of the mesh"
+            f" {dict(mesh.shape)}: give one of its dimensions a logical axis that RULES splits over"
+            " fsdp or tensor"
+        )
 
 
 def _ways(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...] | None) -> int:

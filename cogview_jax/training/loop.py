@@ -2,23 +2,32 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
+from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.profiler import ProfilerWindow
+from cogview_jax.runtime.watchdog import Watchdog
+from cogview_jax.training.goodput import STEP, Goodput
 from cogview_jax.training.state import TrainState
 from cogview_jax.training.step import Step
 
 
 @dataclass(frozen=True)
 class Hook:
-    """Something done every so many steps (0: never), and once more after the last one."""
+    """Something done every so many steps (0: never), and once more after the last one.
 
+    name: what its time counts as, see `Goodput`. action: is given how many steps are done, the
+    state, and the metrics of the last step.
+    """
+
+    name: str
     every: int
-    action: Callable[[int, TrainState], None]
+    action: Callable[[int, TrainState, dict[str, float]], None]
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the action is due once `step` of `steps` steps are done."""
@@ -37,14 +46,18 @@ class Measured:
 def train(
     state: TrainState,
     step: Step,
-    batches: Iterator[dict[str, jax.Array]],
+    batches: Prefetched[dict[str, jax.Array]],
     *,
     steps: int,
     log_every: int,
     report: Callable[[Measured], None],
     hooks: tuple[Hook, ...] = (),
+    goodput: Goodput,
+    watchdog: Watchdog,
+    profiler: ProfilerWindow,
+    stop: Callable[[int], bool] = lambda done: False,
 ) -> TrainState:
-    """Trains until `steps` steps are done and returns the last state.
+    """Trains until `steps` steps are done, or until it is to stop, and returns the last state.
 
     Metrics stay on the device until a log point or a due hook, so the device is never waited for
     in between. A loss or gradient that is not finite is found there, before any hook sees the
@@ -58,30 +71,59 @@ def train(
         log_every: `report` is called every so many steps, and after the last one.
         report: takes a log point.
         hooks: see `Hook`; called in order.
+        goodput: is told what the time is spent on.
+        watchdog: is told of every step that is started or finished.
+        profiler: sees every step.
+        stop: asked after every step; True ends the loop there. The state is checked, but no hook
+            is called.
 
     Raises:
         InputError: a loss or gradient was not finite, or the loss scale sits at its floor; the
             message names the step.
     """
-    done = int(state.position)
+    start = done = int(state.position)
     pending: list[tuple[int, Any]] = []
     since, logged = time.monotonic(), done
+
+    def waiting() -> None:
+        # What runs on the devices meanwhile is no loss.
+        idle = not pending or pending[-1][1]["loss"].is_ready()
+        goodput.enter("data" if idle else STEP)
+
     while done < steps:
-        state, metrics = step(state, next(batches))
+        watchdog.beat(f"waiting for the batch of step {done + 1}")
+        batch = batches.get(waiting)
+        profiler.before(done)
+        if done == start:
+            watchdog.rest()  # compiles
+        goodput.enter("compile" if done == start else STEP)
+        with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
+            state, metrics = step(state, batch)
+        goodput.enter(STEP)
         done += 1
+        profiler.after(done, metrics)
         pending.append((done, metrics))
-        due = [hook for hook in hooks if hook.due(done, steps)]
+        stopping = stop(done) and done < steps
+        due = [hook for hook in hooks if hook.due(done, steps) and not stopping]
         log = done % log_every == 0 or done == steps
-        if not (due or log):
+        if not (due or log or stopping):
             continue
+        for number, metrics in pending:
+            watchdog.beat(f"waiting for the devices to finish step {number}")
+            jax.block_until_ready(metrics)
         last = check_finite(pending)
         pending = []
         reached = time.monotonic()
+        watchdog.rest()
         if log:
-            report(Measured(done, last, (reached - since) / (done - logged)))
+            with goodput.phase("report"):
+                report(Measured(done, last, (reached - since) / (done - logged)))
             since, logged = reached, done
         for hook in due:
-            hook.action(done, state)
+            with goodput.phase(hook.name):
+                hook.action(done, state, last)
+        if stopping:
+            break
         # What hooks and reports cost does not count as training.
         since += time.monotonic() - reached
     return state

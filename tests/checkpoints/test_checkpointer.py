@@ -7,10 +7,13 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from checkpoints.small import assert_equal, names, restored, saved, shapes_of, small
 
 import tiny
 from cogview_jax.checkpoints.checkpointer import Checkpointer
+from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.training.loss_scale import LossScaleConfig, initial_loss_scale
@@ -38,10 +41,6 @@ def random_state(objective, shapes, step=0, seed=0):
 
     filled = jax.tree.map(fill, state, shapes)
     return jax.device_put(filled, jax.tree.map(lambda leaf: leaf.sharding, shapes))
-
-
-def assert_equal(found, expected):
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -72,7 +71,7 @@ def test_nothing_saved_is_nothing_restored(shapes, tmp_path):
 
 def test_the_newest_stay_and_the_newest_comes_back(shapes, tmp_path):
     states = {step: random_state(TASKS["codec"], shapes, step, seed=step) for step in (3, 6, 9, 10)}
-    with Checkpointer(tmp_path / "c", keep=2) as checkpointer:
+    with Checkpointer(tmp_path / "c", Retention(2)) as checkpointer:
         for step, state in states.items():
             checkpointer.save(step, state)
         # The last step of a run is due twice when it is also a multiple.
@@ -146,16 +145,6 @@ def test_a_checkpoint_of_another_model_is_refused(other, message, tmp_path):
         assert re.search(rf"{tmp_path}/c/3 is of another model: .*{message}", one_line(error))
 
 
-def test_a_damaged_checkpoint_is_refused(shapes, tmp_path):
-    with Checkpointer(tmp_path / "c") as checkpointer:
-        checkpointer.save(3, random_state(TASKS["codec"], shapes, 3))
-    (tmp_path / "c" / "3" / "params" / "_METADATA").write_text("{")
-    with Checkpointer(tmp_path / "c") as checkpointer:
-        with pytest.raises(InputError) as error:
-            checkpointer.restore(shapes)
-        assert "cannot be restored" in one_line(error)
-
-
 def test_a_loss_scale_and_the_skipped_steps_come_back(tmp_path):
     objective, config = TASKS["transformer"], LossScaleConfig(initial=8.0)
     mesh = make_mesh(MeshConfig())
@@ -172,3 +161,161 @@ def test_a_loss_scale_and_the_skipped_steps_come_back(tmp_path):
         found = checkpointer.restore(shapes)
     assert_equal(found, state)
     assert (int(found.step), int(found.position)) == (6, 9)
+
+
+def files(folder):
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_any_file_is_found_and_named(tmp_path, capfd):
+    """And the newest good checkpoint is used; the bad one is kept for whoever wants to look."""
+    directory = saved(tmp_path / "c", 3, 6)
+    newest, aside = directory / "6", tmp_path / "damaged" / "6"
+    assert len(files(newest)) > 20
+    assert {name.split("/")[0] for name in files(newest)} == {
+        *("params", "opt_state", "extras", "meta", "manifest.json")
+    }
+    for name in files(newest):
+        flip(newest / name)
+        capfd.readouterr()
+        assert_equal(restored(directory), small(3))
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith(f"checkpoint {newest} is damaged ({name}: "), line
+        assert f"moved to {aside}; checkpoint 3 is used instead" in line
+        assert names(directory) == ["3"]
+        flip(aside / name)
+        aside.rename(newest)
+    assert_equal(restored(directory), small(6))
+
+
+def test_truncated_and_missing_files_are_found_and_named(tmp_path, capfd):
+    directory = saved(tmp_path / "c", 1, 2, 3, 4)
+    data = sorted((directory / "4" / "params" / "d").iterdir())[0]
+    data.write_bytes(data.read_bytes()[:-1])
+    (directory / "3" / "meta" / "metadata").unlink()
+    (directory / "2" / "manifest.json").unlink()
+    assert_equal(restored(directory), small(1))
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert re.search(rf"c/4 is damaged \(params/d/{data.name}: has \d+ bytes, expected", lines[0])
+    assert "c/3 is damaged (meta/metadata: is missing): moved to" in lines[1]
+    assert "c/2 is damaged (manifest.json: is missing): moved to" in lines[2]
+    # The step is free to be saved again, and to be damaged again.
+    saved(directory, 4)
+    assert_equal(restored(directory), small(4))
+    flip(directory / "4" / "manifest.json")
+    assert_equal(restored(directory), small(1))
+    assert names(tmp_path / "damaged") == ["2", "3", "4", "4-2"]
+
+
+def test_when_all_are_damaged_nothing_starts_anew(tmp_path):
+    directory = saved(tmp_path / "c", 3, 6)
+    (directory / "6" / "meta" / "metadata").unlink()
+    flip(directory / "3" / "params" / "_METADATA")
+    for _ in range(2):  # a supervisor that tries again learns the same
+        with pytest.raises(InputError) as error:
+            restored(directory)
+        line = one_line(error)
+        assert f"every checkpoint in {directory} is damaged (6: meta/metadata: is missing; " in line
+        assert "3: params/_METADATA: has sha256" in line
+    assert names(directory) == ["3", "6"]
+
+
+def test_a_damaged_checkpoint_that_cannot_be_moved_is_replaced(tmp_path, capfd):
+    directory = saved(tmp_path / "c", 3, 6)
+    flip(directory / "6" / "params" / "_METADATA")
+    (tmp_path / "damaged").write_text("a file where the folder should be")
+    with Checkpointer(directory, Retention(2)) as checkpointer:
+        assert_equal(checkpointer.restore(shapes_of(small(0))), small(3))
+        assert "not moved to" in capfd.readouterr().err
+        checkpointer.save(5, small(5))
+        checkpointer.wait()
+        assert names(directory) == ["3", "5", "6"]  # 6 is not counted on
+        checkpointer.save(6, small(6))
+        checkpointer.wait()
+        assert names(directory) == ["5", "6"]
+    assert_equal(restored(directory), small(6))
+
+
+def saved_before_manifests(directory, *steps):
+    """As earlier versions wrote them, with Orbax's own manager."""
+    items = ("params", "opt_state", "extras")
+    handlers = {name: ocp.StandardCheckpointHandler() for name in items}
+    handlers["meta"] = ocp.JsonCheckpointHandler()
+    options = ocp.CheckpointManagerOptions(create=True)
+    with ocp.CheckpointManager(directory, item_handlers=handlers, options=options) as manager:
+        for step in steps:
+            state = small(step)
+            args = {name: ocp.args.StandardSave(getattr(state, name)) for name in items}
+            meta = ocp.args.JsonSave({"step": step, "updates": step - 1})
+            manager.save(step, args=ocp.args.Composite(**args, meta=meta))
+
+
+def test_checkpoints_of_earlier_versions_are_read_and_said_not_to_be_verified(tmp_path, capfd):
+    directory = tmp_path / "c"
+    saved_before_manifests(directory, 3, 6)
+    capfd.readouterr()
+    assert_equal(restored(directory), small(6).replace(step=jnp.int32(5)))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "c/6 is of an earlier version, without manifest.json" in line
+    # Newer ones come first; when they are damaged, an old one is better than nothing.
+    saved(directory, 9)
+    assert_equal(restored(directory), small(9))
+    flip(directory / "9" / "meta" / "metadata")
+    assert_equal(restored(directory), small(6).replace(step=jnp.int32(5)))
+
+
+def test_what_orbax_cannot_read_of_them_is_one_line(tmp_path):
+    directory = tmp_path / "c"
+    saved_before_manifests(directory, 3)
+    shutil.rmtree(directory / "3" / "extras" / "d")
+    with pytest.raises(InputError) as error:
+        restored(directory)
+    assert "c/3 cannot be restored: " in one_line(error)
+
+
+def test_orbax_alone_reads_what_is_written(tmp_path):
+    directory = saved(tmp_path / "c", 3)
+    with ocp.CheckpointManager(directory) as manager:
+        assert manager.latest_step() == 3
+        found = manager.restore(3, args=ocp.args.Composite(params=ocp.args.StandardRestore()))
+        assert_equal(found["params"], small(3).params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        assert_equal(checkpointer.restore(directory / "3" / "extras"), small(3).extras)
+
+
+def test_parameters_are_read_alone_and_change_nothing(tmp_path, capfd):
+    directory, shapes = saved(tmp_path / "c", 3, 6, 9), shapes_of(small(0).params)
+    flip(directory / "9" / "manifest.json")
+    (directory / ".tmp-12-1").mkdir()  # the run goes on, and is just writing this
+    with Checkpointer(directory, owned=False) as checkpointer:
+        step, params = checkpointer.restore_params(shapes)
+        assert step == 6
+        assert_equal(params, small(6).params)
+        assert "c/9 is damaged (manifest.json: was changed)" in capfd.readouterr().err
+        with pytest.raises(InputError, match=r"another model: bias has shape \(4,\) there"):
+            checkpointer.restore_params({"kernel": shapes["kernel"]})
+    assert names(directory) == [".tmp-12-1", "3", "6", "9"]
+    with Checkpointer(tmp_path / "none", owned=False) as checkpointer:
+        assert checkpointer.restore_params(shapes) is None
+
+
+def test_the_best_are_remembered_by_the_run_that_goes_on(tmp_path):
+    losses = {1: 5.0, 2: 3.0, 3: 4.0, 4: 9.0, 5: 8.0, 6: float("inf")}
+    for step, loss in losses.items():
+        with Checkpointer(tmp_path / "c", Retention(1, every=4, best=2)) as checkpointer:
+            checkpointer.save(step, small(step), {"loss": loss, "lr": 0.1})
+    assert names(tmp_path / "c") == ["2", "3", "4", "6"]
+    with Checkpointer(tmp_path / "c", Retention(1, best=1, metric="los")) as checkpointer:
+        with pytest.raises(InputError, match="by 'los', which is not measured"):
+            checkpointer.save(7, small(7), {"loss": 1.0})
+        checkpointer.save(7, small(7))  # asked to stop: nothing was measured
+    assert names(tmp_path / "c") == ["7"]

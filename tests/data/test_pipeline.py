@@ -48,8 +48,8 @@ def read(folder, steps, source=None, hosts=1, seed=3, start=0, **limits):
             transform=augment,
             skipped=SkippedLog(folder / str(host), **limits),
             start=start,
-            process_index=host,
-            process_count=hosts,
+            parts=(host,),
+            ways=hosts,
         )
         shares.append(list(itertools.islice(iterator, steps)))
         iterator.close()
@@ -72,6 +72,38 @@ def test_any_number_of_hosts_reads_the_same_global_batches(tmp_path, hosts, brok
     source = Numbers(broken=broken)
     one = read(tmp_path, 7, source, max_skipped=1.0)
     assert_equal(read(tmp_path, 7, source, hosts, max_skipped=1.0), one)
+
+
+@pytest.mark.parametrize(
+    "parts", [(0, 1), (2, 3), (1, 2), (0, 2), (1, 5, 6), (0, 1, 4, 5), tuple(range(8))]
+)
+def test_a_host_may_hold_any_parts_of_a_batch(tmp_path, parts):
+    """On a TPU the devices of one host need not be neighbours in the mesh."""
+    iterator = batches(
+        Numbers(),
+        global_batch=2 * BATCH,
+        seed=3,
+        transform=augment,
+        skipped=SkippedLog(tmp_path / "parts"),
+        start=2,
+        parts=parts,
+        ways=8,
+    )
+    mine = next(iterator)
+    iterator.close()
+    whole = batches(
+        Numbers(),
+        global_batch=2 * BATCH,
+        seed=3,
+        transform=augment,
+        skipped=SkippedLog(tmp_path / "whole"),
+        start=2,
+    )
+    all_rows = next(whole)
+    whole.close()
+    for name in mine:
+        rows = all_rows[name].reshape(8, 2 * BATCH // 8, *all_rows[name].shape[1:])
+        np.testing.assert_array_equal(mine[name], np.concatenate(rows[list(parts)]))
 
 
 @pytest.mark.parametrize("start", [1, 4, 9])
@@ -134,5 +166,5 @@ def test_seeds_out_of_range_are_told(tmp_path, seed):
 
 
 def test_hosts_that_cannot_share_a_batch_are_told(tmp_path):
-    with pytest.raises(InputError, match="global_batch=8: expected a multiple of the 3 hosts"):
+    with pytest.raises(InputError, match="global_batch=8: expected a multiple of the 3 parts"):
         read(tmp_path, 1, hosts=3)

@@ -5,10 +5,12 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import cogview_jax
+from cogview_jax.checkpoints.bundle import Bundle, write_bundle
 from cogview_jax.jobs.experiment import TrainConfig, read_experiment
 from cogview_jax.jobs.train import check_batch, run, throughput
 from cogview_jax.runtime.errors import InputError
@@ -73,6 +75,36 @@ def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path)
     assert not (tmp_path / "run" / "samples").exists()
 
 
+def test_a_run_starts_from_fewer_positions_and_another_type(chain, transformer, tmp_path, capfd):
+    """What super-resolution needs: a longer sequence, from weights kept in half precision."""
+    there = cogview_jax.load(chain.run / "bundle").transformer_part
+    small = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), there.params)
+    text = Bundle(chain.run / "bundle")
+    half = dataclasses.replace(there, params=small)
+    write_bundle(tmp_path / "half", codec=text, text=text, transformer=half)
+    layout = dataclasses.replace(transformer.layout, text_length=44)
+    experiment = dataclasses.replace(
+        transformer,
+        layout=layout,
+        init_from=str(tmp_path / "half"),
+        optimizer=dataclasses.replace(transformer.optimizer, lr=1e-30),
+        train=dataclasses.replace(transformer.train, steps=1, sample_every=0),
+        mesh=MeshConfig(data=2, fsdp=4),
+    )
+    run(experiment, str(tmp_path / "run"))
+    ours = cogview_jax.load(tmp_path / "run" / "bundle").transformer_part.params
+    known = len(small["position_embedding"])
+    assert len(ours["position_embedding"]) == known + 4
+    fresh = ours["position_embedding"][known:]
+    assert np.std(fresh) == pytest.approx(transformer.model.init_deviation, rel=0.3)
+    ours = {**ours, "position_embedding": ours["position_embedding"][:known]}
+    jax.tree.map(np.testing.assert_array_equal, ours, jax.tree.map(np.float32, small))
+    assert (
+        f"init_from {tmp_path}/half: this run changes positions {known} -> {known + 4} (new ones"
+        " start afresh), weights float16 -> float32"
+    ) in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("precision", ["float16", "float16_pure"])
 def test_a_float16_run_skips_what_overflows_and_goes_on_exactly(
     chain, transformer, tmp_path, precision
@@ -101,7 +133,7 @@ def test_a_float16_run_skips_what_overflows_and_goes_on_exactly(
         for name in ("broken", "whole")
     )
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    timings = ("tokens_per_second", "mfu")
+    timings = ("tokens_per_second", "mfu", "goodput")
     for one, other in zip(logged(broken), lines, strict=True):
         assert {n: v for n, v in one.items() if n not in timings} == {
             n: v for n, v in other.items() if n not in timings

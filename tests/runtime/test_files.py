@@ -14,6 +14,7 @@ from cogview_jax.runtime.files import (
     remove_leftovers,
     sha256_file,
     sha256_tree,
+    sync,
     write_json,
 )
 
@@ -107,3 +108,11 @@ def test_sha256_tree_sees_names_and_contents_only(tmp_path):
     (tmp_path / "one" / "empty").mkdir()
     os.utime(tmp_path / "one" / "a", (0, 0))
     assert sha256_tree(tmp_path / "one") == one
+
+
+def test_sync_takes_files_and_folders_and_says_what_is_not_there(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    sync(tmp_path / "x")
+    sync(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        sync(tmp_path / "y")

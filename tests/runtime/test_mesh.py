@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType
 
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.mesh import MeshConfig, make_mesh, place_batch
+from cogview_jax.runtime.mesh import MeshConfig, local_parts, make_mesh, place_batch, to_host
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,14 @@ def test_rows_go_to_the_devices_of_data_and_fsdp():
 def test_rows_that_cannot_be_split_are_refused():
     with pytest.raises(InputError, match=r"a batch of 6 rows \(rows\).*mesh.fsdp = 8 devices"):
         place_batch({"rows": np.zeros((6, 2))}, make_mesh(MeshConfig(data=4, fsdp=2)))
+
+
+def test_one_process_feeds_every_part():
+    assert local_parts(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))) == ([0, 1, 2, 3], 4)
+    assert local_parts(make_mesh(MeshConfig(data=1, tensor=8))) == ([0], 1)
+
+
+def test_an_array_comes_to_the_host_whole():
+    rows = np.arange(8 * 3).reshape(8, 3)
+    placed = place_batch({"rows": rows}, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    np.testing.assert_array_equal(to_host(placed["rows"]), rows)

@@ -1,6 +1,8 @@
 """The record of a resumed run is the record of the unbroken one."""
 
 import json
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,3 +68,32 @@ def test_events_hold_scalars_and_pictures(tmp_path):
     image = values["samples"][1].image
     assert (image.height, image.width) == (4, 5)
     assert image.encoded_image_string.startswith(b"\x89PNG")
+
+
+FULL = """
+import resource, sys
+from cogview_jax.runtime.metrics import MetricsWriter
+
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+failed = []
+with MetricsWriter(sys.argv[1]) as writer:
+    for step in range(1, 61):
+        full = 20 <= step < 50 or step == 60
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100 if full else most, most))
+        try:
+            writer.scalars(step, {"loss": 1 / step})
+        except OSError:
+            failed.append(step)
+print(failed)
+"""
+
+
+def test_a_full_disk_costs_time_and_nothing_else(tmp_path, root):
+    """Files may not grow beyond 100 bytes for a while, which is what a full disk is to a writer."""
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == [*range(20, 50), 60]
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 60))
+    found = [(e.step, v.simple_value) for e in events(tmp_path) for v in e.summary.value]
+    assert [step for step, _ in found] == list(range(1, 60))

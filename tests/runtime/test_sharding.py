@@ -1,11 +1,16 @@
 """Names of dimensions become splits over the mesh; what Flax would ignore is an error."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from cogview_jax.checkpoints.bundle import transformer_shapes
+from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.runtime.sharding import constrain, sharded_shapes, spec, unbox
@@ -104,3 +109,34 @@ def test_a_dimension_that_cannot_be_split_is_refused(mesh):
     assert shapes["x"].sharding.shard_shape((4, 8)) == (1, 4)
     with pytest.raises(InputError, match=r"\(6, 8\) cannot be split 4 ways over \('data', 'fsdp'"):
         sharded_shapes({"x": boxed((6, 8), "batch", "heads")}, mesh)
+
+
+def test_a_large_parameter_is_split_where_the_mesh_splits_parameters(mesh):
+    large, small = boxed((2048, 2048), None, "norm"), boxed((2048, 2047), None, "norm")
+    with pytest.raises(InputError, match=r"\['table'\] of shape \(2048, 2048\) would lie whole"):
+        sharded_shapes({"table": large}, mesh)
+    assert sharded_shapes({"table": small}, mesh)["table"].sharding.is_fully_replicated
+    split = sharded_shapes({"table": boxed((2048, 2048), None, "mlp")}, mesh)["table"]
+    assert split.sharding.spec == P(None, "tensor")
+    # Copies of the whole model are what a mesh of data alone means.
+    copies = make_mesh(MeshConfig())
+    assert sharded_shapes({"table": large}, copies)["table"].sharding.is_fully_replicated
+
+
+def test_an_array_without_names_counts_as_whole(mesh):
+    with pytest.raises(InputError, match="would lie whole on every device"):
+        sharded_shapes({"table": jax.ShapeDtypeStruct((4096, 4096), jnp.float32)}, mesh)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=str)
+def test_every_large_parameter_of_the_4b_model_is_split(sizes):
+    """Of what one device holds, little more is whole than its share."""
+    model = Transformer(TransformerConfig(), 58_240, 1089)
+    shapes = sharded_shapes(transformer_shapes(model), make_mesh(MeshConfig(*sizes)))
+    total = held = 0
+    for leaf in jax.tree.leaves(shapes):
+        total += leaf.size
+        held += math.prod(leaf.sharding.shard_shape(leaf.shape))
+    assert total == 3_928_849_920
+    ways = sizes[1] * sizes[2]
+    assert held < 1.01 * total / ways

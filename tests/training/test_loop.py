@@ -1,12 +1,18 @@
 """When hooks and reports are due, what a loss that is not finite does, and what counts as time."""
 
+import contextlib
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.profiler import ProfileConfig, ProfilerWindow
+from cogview_jax.runtime.watchdog import Watchdog
+from cogview_jax.training.goodput import Goodput
 from cogview_jax.training.loop import Hook, train
 from cogview_jax.training.state import TrainState
 
@@ -22,31 +28,43 @@ def step(state, batch):
 
 
 class Run:
-    """Ten steps: the batches left, the log points, and what the hook of each interval saw."""
+    """Ten steps: the log points, what the hook of each interval saw, and where the time went."""
 
-    def __init__(self, batches=BATCHES, *, start=0, hooks=(), slopes=(1.0,) * 10):
+    def __init__(self, batches=BATCHES, *, start=0, hooks=(), slopes=(1.0,) * 10, step=step):
         self.batches = (
             {"x": jnp.float32(x), "slope": jnp.float32(slope)}
             for x, slope in zip(batches[start:], slopes[start:], strict=False)
         )
         self.state = TrainState(jnp.int32(start), jnp.float32(sum(BATCHES[:start])), (), ())
-        self.reports, self.seen = [], {every: [] for every in hooks}
+        self.step, self.reports, self.seen = step, [], {every: [] for every in hooks}
+        self.goodput = Goodput(Path("nowhere"), writes=False)
 
-    def train(self, log_every=4):
+    def train(self, log_every=4, hooks=(), stop=lambda done: False):
         """Returns the parameter after the last step."""
-        hooks = tuple(
-            Hook(every, lambda number, state, seen=seen: seen.append((number, float(state.params))))
+        hooks += tuple(
+            Hook(
+                "checkpoint",
+                every,
+                lambda number, state, metrics, seen=seen: seen.append(
+                    (number, float(state.params))
+                ),
+            )
             for every, seen in self.seen.items()
         )
-        state = train(
-            self.state,
-            step,
-            self.batches,
-            steps=10,
-            log_every=log_every,
-            report=self.reports.append,
-            hooks=hooks,
-        )
+        with contextlib.closing(Prefetched(self.batches)) as batches:
+            state = train(
+                self.state,
+                self.step,
+                batches,
+                steps=10,
+                log_every=log_every,
+                report=self.reports.append,
+                hooks=hooks,
+                goodput=self.goodput,
+                watchdog=Watchdog(0, "this test"),
+                profiler=ProfilerWindow(ProfileConfig(), Path("nowhere")),
+                stop=stop,
+            )
         return float(state.params)
 
     def logged(self):
@@ -75,10 +93,52 @@ def test_a_restored_state_goes_on_at_its_step():
     assert (finished.reports, finished.seen) == ([], {3: []})
 
 
-def test_no_batch_is_drawn_beyond_the_last_step():
-    run = Run((*BATCHES, 77.0), slopes=(1.0,) * 11)
-    run.train()
-    assert float(next(run.batches)["x"]) == 77.0
+def test_a_run_that_is_asked_to_stop_stops_there():
+    asked = []
+
+    def stop(done):
+        asked.append(done)
+        return done == 6
+
+    run = Run(hooks=(3, 5))
+    assert run.train(stop=stop) == sum(BATCHES[:6])
+    # Step 6 is a checkpoint's too, but saving is up to who asked.
+    assert (asked, run.logged()) == ([1, 2, 3, 4, 5, 6], [4])
+    assert run.seen == {3: [(3, 8.0)], 5: [(5, 14.0)]}
+    # After the last step there is nothing to stop.
+    assert Run().train(stop=lambda done: done == 10) == sum(BATCHES)
+
+
+def test_a_state_that_is_not_finite_is_not_left_behind_by_stopping():
+    run = Run((1.0, float("nan"), *BATCHES[2:]))
+    with pytest.raises(InputError, match="the loss of step 2 is nan"):
+        run.train(stop=lambda done: done == 3)
+
+
+def test_hooks_are_given_the_metrics_of_their_step():
+    given = []
+    run = Run()
+    run.train(hooks=(Hook("draw", 4, lambda *arguments: given.append(arguments[2])),))
+    assert [metrics["total"] for metrics in given] == [9.0, 31.0, 39.0]
+
+
+def test_the_time_is_spent_where_it_is_said_to_be():
+    """Batches that take 30 ms, steps that take none, and a hook of 50 ms."""
+
+    def slowly(batches):
+        for batch in batches:
+            time.sleep(0.03)
+            yield batch
+
+    run = Run()
+    run.batches = slowly(run.batches)
+    step(run.state, {"x": jnp.float32(1), "slope": jnp.float32(1)})  # compiled by now
+    run.train(hooks=(Hook("draw", 5, lambda *arguments: time.sleep(0.05)),))
+    spent = run.goodput.seconds
+    assert 0.09 < spent["draw"] < 0.2
+    # What hooks cost is time in which batches are made.
+    assert spent["data"] > 0.1
+    assert spent["step"] + spent["compile"] < 0.1
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -107,16 +167,7 @@ def test_a_gradient_that_is_not_finite_stops_like_a_loss():
 
 def test_what_hooks_cost_is_no_training_time():
     run = Run()
-    hooks = (Hook(1, lambda number, state: time.sleep(0.05)),)
-    train(
-        run.state,
-        step,
-        run.batches,
-        steps=10,
-        log_every=5,
-        report=run.reports.append,
-        hooks=hooks,
-    )
+    run.train(log_every=5, hooks=(Hook("draw", 1, lambda *arguments: time.sleep(0.05)),))
     assert run.reports[-1].seconds_per_step < 0.04
 
 
@@ -134,15 +185,13 @@ def skipping(overflows, stuck):
 
 
 def test_a_skipped_step_is_no_harm_and_a_scale_at_its_floor_is():
-    reports = []
-
     def run(overflows, stuck):
-        state = TrainState(0, (), (), ())
-        batches = iter([{}] * 10)
-        arguments = {"steps": 10, "log_every": 5, "report": reports.append}
-        return train(state, skipping(overflows, stuck), batches, **arguments)
+        one = Run(step=skipping(overflows, stuck))
+        one.state = TrainState(0, 0.0, (), ())
+        one.train(log_every=5)
+        return one.reports
 
-    run(overflows={2, 4}, stuck=set())
+    reports = run(overflows={2, 4}, stuck=set())
     assert [(r.step, r.metrics["overflow"]) for r in reports] == [(5, 1.0), (10, 0.0)]
     assert "stuck" not in reports[0].metrics
     with pytest.raises(InputError, match=r"step 8: the loss scale sits at its floor of 2\.0, and"):

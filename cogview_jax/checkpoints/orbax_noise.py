@@ -1,0 +1,27 @@
+"""What Orbax and tensorstore print of errors that they also raise: pages, for a full disk."""
+
+import functools
+import logging
+import sys
+from typing import Any
+
+
+@functools.cache
+def silence() -> None:
+    """Drops it for the rest of the program; whatever else is logged or goes wrong is still shown.
+
+    Orbax logs what its threads raise, and raises it again where they are waited for. When one of
+    several writes has failed it closes its event loop, and those that end later complain of that.
+    """
+    logging.getLogger("absl").addFilter(_is_news)
+    sys.unraisablehook = functools.partial(_show, sys.unraisablehook)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "_SignalingThread.run() raised" not in str(record.msg)
+
+
+def _show(before: Any, unraisable: Any) -> None:
+    if unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed":
+        return
+    before(unraisable)

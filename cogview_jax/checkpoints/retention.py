@@ -1,0 +1,46 @@
+"""Which checkpoints of a run stay."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cogview_jax.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Retention:
+    """The newest, some at regular steps, and the best: a checkpoint stays if any rule keeps it.
+
+    latest: how many of the newest stay; the newest always does. every: those whose step is a
+    multiple of it stay for good, 0 for none. best: how many with the lowest `metric` stay.
+    """
+
+    latest: int = 2
+    every: int = 0
+    best: int = 0
+    metric: str = "loss"
+
+    def __post_init__(self):
+        for name, least in (("latest", 1), ("every", 0), ("best", 0)):
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"checkpoints kept: {name} = {value}, expected at least {least}")
+
+    def check(self, metrics: Mapping[str, float]) -> None:
+        """Refuses metrics among which the one that decides is not."""
+        if self.best and self.metric not in metrics:
+            raise InputError(
+                f"the best checkpoints are to be kept by {self.metric!r}, which is not measured;"
+                f" choose from {', '.join(sorted(metrics))}"
+            )
+
+    def kept(self, metrics: Mapping[int, Mapping[str, float]]) -> set[int]:
+        """The steps that stay.
+
+        Args:
+            metrics: the step of every checkpoint, and what was measured there; one that lacks
+                `metric` is no candidate for the best. Of equals the newer is better.
+        """
+        steps = sorted(metrics)
+        periodic = [step for step in steps if self.every and step % self.every == 0]
+        measured = [step for step in steps if self.metric in metrics[step]]
+        ranked = sorted(measured, key=lambda step: (metrics[step][self.metric], -step))
+        return {*steps[-self.latest :], *periodic, *ranked[: self.best]}

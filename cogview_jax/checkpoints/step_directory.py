@@ -1,0 +1,129 @@
+"""The folder that holds a run's checkpoints: which there are, which can be used, which must go."""
+
+import contextlib
+import itertools
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from cogview_jax.runtime.agreement import Agreement
+from cogview_jax.checkpoints.retention import Retention
+from cogview_jax.checkpoints.stored_step import examine, one_line, read_meta
+from cogview_jax.runtime.distributed import say
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import remove_leftovers
+
+
+class StepDirectory:
+    """PATH/STEP/, one folder a checkpoint. Names that are no number are no checkpoints."""
+
+    def __init__(self, path: Path, damaged: Path):
+        """damaged: where checkpoints are moved that are not what was written."""
+        self.path, self._damaged = path, damaged
+        #: Damaged checkpoints that could not be moved: not to be counted on, or to be replaced.
+        self._distrusted: set[int] = set()
+
+    def folder(self, step: int) -> Path:
+        """Where a checkpoint is, or is to be."""
+        return self.path / str(step)
+
+    def steps(self) -> list[int]:
+        """The checkpoints that are there and not known to be damaged, the newest first."""
+        names = os.listdir(self.path) if self.path.is_dir() else []
+        steps = {int(name) for name in names if name.isdecimal()}
+        return sorted(steps - self._distrusted, reverse=True)
+
+    def trust(self, step: int) -> None:
+        """A checkpoint was written anew."""
+        self._distrusted.discard(step)
+
+    def remove_leftovers(self) -> None:
+        """Deletes what killed programs left half-written; for one process, before all else."""
+        remove_leftovers(self.path)
+        for half_written in self.path.glob("*.orbax-checkpoint-tmp*"):  # of earlier versions
+            shutil.rmtree(half_written)
+
+    def thin_out(self, retention: Retention) -> None:
+        """Deletes what need not stay; for one process.
+
+        Only ever after a new checkpoint is whole: what it stands in for is needed until then.
+        """
+        metrics = {}
+        for step in self.steps():
+            with contextlib.suppress(OSError, ValueError):
+                metrics[step] = read_meta(self.folder(step)).get("metrics", {})
+        try:
+            for step in metrics.keys() - retention.kept(metrics):
+                # Under another name first: what a kill leaves of it is no checkpoint.
+                os.replace(self.folder(step), self.path / f".tmp-{step}-old")
+            remove_leftovers(self.path)
+        except OSError as error:
+            say(f"{self.path}: an old checkpoint could not be deleted: {one_line(error)}")
+
+    def newest_whole(self, agreement: Agreement) -> tuple[int | None, dict[int, str]]:
+        """The newest checkpoint whose files are as written, and what is wrong with newer ones.
+
+        Every process looks at a part of the files, and all find the same. None where there is no
+        checkpoint.
+
+        Raises:
+            InputError: there are some, and all are damaged.
+        """
+        number, damage = agreement.number(), {}
+        for step in agreement.first(f"{number}/steps", self.steps):
+            wrong, known = examine(self.folder(step), jax.process_index(), jax.process_count())
+            said = agreement.exchange(f"{number}/{step}", [wrong[:1], len(wrong), known])
+            if first := [line for lines, _, _ in said for line in lines]:
+                more = sum(count for _, count, _ in said) - 1
+                damage[step] = first[0] + f", and {more} more" * (more > 0)
+                continue
+            if not all(known for _, _, known in said):
+                say(
+                    f"checkpoint {self.folder(step)} is of an earlier version, without"
+                    " manifest.json: whether it is whole could not be verified"
+                )
+            return step, damage
+        if damage:
+            listed = "; ".join(f"{step}: {found}" for step, found in damage.items())
+            raise InputError(
+                f"every checkpoint in {self.path} is damaged ({listed}): restore one from a copy,"
+                " or remove them to start anew"
+            )
+        return None, {}
+
+    def move_aside(self, damage: Mapping[int, str], chosen: int, agreement: Agreement) -> None:
+        """Names damaged checkpoints and moves them away, so that their steps can be saved again.
+
+        Args:
+            damage: step -> what is wrong.
+            chosen: the checkpoint that is used instead.
+            agreement: among the processes, all of which call this.
+        """
+        if damage:
+            topic = f"{agreement.number()}/aside"
+            self._distrusted.update(agreement.first(topic, lambda: self._move(damage, chosen)))
+
+    def _move(self, damage: Mapping[int, str], chosen: int) -> list[int]:
+        """Those that could not be moved."""
+        left = []
+        for step, found in damage.items():
+            place = self._damaged / str(step)
+            for number in itertools.count(2):
+                if not place.exists():
+                    break
+                place = self._damaged / f"{step}-{number}"
+            try:
+                self._damaged.mkdir(parents=True, exist_ok=True)
+                shutil.move(self.folder(step), place)
+                fate = f"moved to {place}"
+            except OSError as error:
+                left.append(step)
+                fate = f"not moved to {place} ({one_line(error)})"
+            say(
+                f"checkpoint {self.folder(step)} is damaged ({found}): {fate}; checkpoint {chosen}"
+                " is used instead"
+            )
+        return left

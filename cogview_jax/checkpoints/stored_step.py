@@ -1,0 +1,106 @@
+"""One checkpoint of a run on disk: its items, apart, and what is known of them.
+
+STEP/ holds params, opt_state, extras (codec statistics) and loss_scale as Orbax writes trees,
+`meta` (JSON) and a manifest. Orbax's own programs read it.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from cogview_jax.checkpoints.manifest import find_damage, has_manifest
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.training.state import TrainState
+
+#: The parts of a state, kept apart so that one can be read without the others.
+ITEMS = ("params", "opt_state", "extras", "loss_scale")
+#: 1: has a manifest. Checkpoints of before that say no format and have none.
+FORMAT = 1
+_META = Path("meta", "metadata")
+
+
+def trees(state: TrainState) -> dict[str, Any]:
+    """The items of a state that hold arrays: an empty one has no files."""
+    items = {name: getattr(state, name) for name in ITEMS}
+    return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+
+
+def write_meta(folder: Path, step: int, updates: int, metrics: Mapping[str, float]) -> None:
+    """Records what is no array.
+
+    step: the checkpoint's number. updates: how many steps changed the parameters, the clock of the
+    random keys. next_batch: the place in the data, which training goes on with. metrics: what was
+    measured there; those that are not finite are left out, for JSON has no word for them.
+    """
+    finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    meta = {"format": FORMAT, "step": step, "updates": updates, "next_batch": step}
+    (folder / _META).parent.mkdir()
+    text = json.dumps(meta | {"metrics": finite})
+    (folder / _META).write_text(text, encoding="utf-8")
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What `write_meta` or an earlier version recorded; ValueError or OSError if it is damaged."""
+    meta = json.loads((folder / _META).read_bytes())
+    if not isinstance(meta, dict):
+        raise ValueError(f"{_META} holds no JSON object")
+    return meta
+
+
+def examine(folder: Path, part: int, parts: int) -> tuple[list[str], bool]:
+    """What is wrong with a checkpoint's files, and whether it could be known.
+
+    A checkpoint takes its name only when its manifest is there: one that has none lost it, unless
+    an earlier version wrote it. That one cannot be verified, and is taken to be whole.
+
+    Args:
+        folder: the checkpoint.
+        part: the share of this process in the work of `parts`.
+    """
+    if has_manifest(folder):
+        return find_damage(folder, part, parts), True
+    try:
+        earlier = "format" not in read_meta(folder)
+    except (OSError, ValueError) as error:
+        return [f"{_META}: {one_line(error)}"], True
+    return ([], False) if earlier else (find_damage(folder, part, parts), True)
+
+
+def check_sizes(folder: Path, params: Any) -> None:
+    """Refuses a checkpoint of another model before its arrays are read."""
+    there = _sizes(ocp.StandardCheckpointHandler().metadata(folder / "params").tree)
+    here = _sizes(params)
+    for name in sorted({*there, *here}):
+        if there.get(name) != here.get(name):
+            raise InputError(
+                f"checkpoint {folder} is of another model: {name} has shape"
+                f" {there.get(name, 'none')} there, but the config's model has"
+                f" {here.get(name, 'none')}"
+            )
+
+
+def read_tree(folder: Path, name: str, shapes: Any) -> Any:
+    """One item, with the shapes, types and shardings of `shapes`; every process reads its part."""
+    handler = ocp.StandardCheckpointHandler()
+    return handler.restore(folder / name, args=ocp.args.StandardRestore(shapes))
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, out of the dumps of the libraries below."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    if isinstance(error, TimeoutError) and not str(error):
+        return "it took too long"
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _sizes(params: Any) -> dict[str, tuple[int, ...]]:
+    """Dotted name -> shape."""
+    leaves = jax.tree.leaves_with_path(params)
+    return {".".join(key.key for key in path): tuple(leaf.shape) for path, leaf in leaves}

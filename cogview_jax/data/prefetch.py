@@ -1,0 +1,60 @@
+"""Batches that are on the devices before the step that wants them."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Prefetched(Generic[Item]):
+    """An iterator's items, made ahead in a thread of their own.
+
+    With an iterator that ends by placing a batch on the devices, the transfer of the next batch
+    runs beside the step on this one.
+    """
+
+    def __init__(self, items: Iterator[Item], depth: int = 2):
+        """Starts making at most `depth` items ahead. An error of `items` is raised by `get`."""
+        self._items = items
+        self._made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._make, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def get(self, waiting: Callable[[], None] = lambda: None, every: float = 0.01) -> Item:
+        """The next item; `waiting` is called about every `every` seconds that it is not there yet.
+
+        Raises:
+            StopIteration: there are no more.
+        """
+        while True:
+            try:
+                item, error = self._made.get(timeout=every)
+                break
+            except queue.Empty:
+                waiting()
+        if error is not None:
+            raise error
+        return item
+
+    def close(self) -> None:
+        """Stops making items; one that is in the making is waited for, but not for ever."""
+        self._closed.set()
+        self._thread.join(timeout=10)
+
+    def _make(self) -> None:
+        while not self._closed.is_set():
+            try:
+                made = (next(self._items), None)
+            except BaseException as error:  # raised where it can be handled
+                made = (None, error)
+            while not self._closed.is_set():
+                try:
+                    self._made.put(made, timeout=0.05)
+                    break
+                except queue.Full:
+                    continue
+            if made[1] is not None:
+                return

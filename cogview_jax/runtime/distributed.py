@@ -1,0 +1,304 @@
+"""How the processes of one run find each other, stop together, and notice that one is gone.
+
+A process learns its place from flags, from the environment that a launcher set, or from the cluster
+it runs on. What can go wrong between processes ends within a configured time: a peer that dies or
+freezes sends no heartbeats, and the others are ended; a peer that never starts is waited for only
+so long; a peer that fails leaves at once instead of waiting for the others.
+"""
+
+import glob
+import importlib.util
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from absl import flags
+
+from cogview_jax.runtime.errors import InputError
+
+flags.disclaim_key_flags()  # the flags belong to the door that asks for them
+
+#: Exit status of a run that was asked to stop: its state is saved, the same command continues it.
+PREEMPTED = 75
+#: Where the coordinator listens if only its host is known.
+PORT = 8476
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process among those of a run.
+
+    coordinator: "host:port" of process 0; None leaves all three to jax's own detection (TPU pods).
+    found: what told it, for messages.
+    """
+
+    coordinator: str | None
+    processes: int | None
+    process: int | None
+    found: str
+
+    def __post_init__(self):
+        if self.coordinator is None:
+            return
+        if not re.fullmatch(r".+:\d+", self.coordinator):
+            raise InputError(f"coordinator {self.coordinator!r} ({self.found}): expected HOST:PORT")
+        if not 0 <= self.process < self.processes:
+            raise InputError(
+                f"process {self.process} of {self.processes} ({self.found}): expected a number of"
+                " processes and one of 0 to that number - 1"
+            )
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Whole seconds.
+
+    heartbeat: without a sign of life from a process for so long, the run ends on all.
+    initialization: how long processes that are up wait for those that are not. shutdown: how long a
+    finished process waits for the others to finish.
+    """
+
+    heartbeat: int = 30
+    initialization: int = 120
+    shutdown: int = 30
+
+    def __post_init__(self):
+        for name, seconds in vars(self).items():
+            if seconds < 1:
+                raise InputError(f"--{name}_timeout={seconds}: expected at least 1 second")
+
+
+def distributed_flags() -> Callable[[], None]:
+    """Defines the flags of a door that runs as several processes; what it returns starts them up.
+
+    The function reads the parsed flags and calls `start`.
+    """
+    coordinator = flags.DEFINE_string(
+        "coordinator",
+        "",
+        "process 0's HOST:PORT, in a run of several processes; found by itself where the files in"
+        " launch/ start them, in SLURM steps and on TPU pods",
+    )
+    processes = flags.DEFINE_integer("num_processes", None, "how many processes the run has")
+    process = flags.DEFINE_integer("process_id", None, "which of them this is, from 0")
+    defaults = Timeouts()
+    timeouts = {
+        "heartbeat": "seconds without a sign of life after which a process counts as dead and the"
+        " run ends",
+        "initialization": "seconds to wait at the start for the other processes",
+        "shutdown": "seconds to wait at the end for the other processes",
+    }
+    holders = {
+        name: flags.DEFINE_integer(f"{name}_timeout", getattr(defaults, name), text)
+        for name, text in timeouts.items()
+    }
+
+    def begin() -> None:
+        place = find_place(coordinator.value, processes.value, process.value, os.environ)
+        start(place, Timeouts(**{name: holder.value for name, holder in holders.items()}))
+
+    return begin
+
+
+def find_place(
+    coordinator: str, processes: int | None, process: int | None, environ: Mapping[str, str]
+) -> Place | None:
+    """This process's place: from flags, a launcher, SLURM or a TPU pod; None if it is alone.
+
+    Args:
+        coordinator: "host:port", empty if not given; given are all three or none.
+        processes: how many there are.
+        process: which this is.
+        environ: the environment. A launcher (the files in launch/, GKE's included) sets
+            JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; SLURM has its own.
+
+    Raises:
+        InputError: the three are incomplete, or do not fit together.
+    """
+    given = (coordinator or None, processes, process)
+    if any(value is not None for value in given):
+        if None in given:
+            raise InputError(
+                f"--coordinator={coordinator} --num_processes={processes} --process_id={process}:"
+                " give all three or none of them"
+            )
+        return Place(*given, "from flags")
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    if any(name in environ for name in names):
+        if missing := [name for name in names if name not in environ]:
+            raise InputError(f"the environment lacks {', '.join(missing)} beside the others")
+        return Place(environ[names[0]], *(_whole(environ, n) for n in names[1:]), "from JAX_*")
+    for detect in (_slurm, _tpu):
+        place = detect(environ)
+        if place is not None:
+            return place
+    return None
+
+
+def start(place: Place | None, timeouts: Timeouts) -> None:
+    """Connects this process to the others, before any jax work; nothing for a process alone.
+
+    Where the others are not there in time, the process says so and ends with status 1.
+    """
+    if place is None:
+        return
+    import jax
+
+    def give_up() -> None:
+        where = place.coordinator or "the coordinator jax found"
+        print(
+            f"error: process {place.process} of {place.processes} ({place.found}) did not meet all"
+            f" the others at {where} within {timeouts.initialization} s (--initialization_timeout):"
+            " is every process started, and does every host reach that address?",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    # Before jax's own timeout, which aborts without saying which process this is.
+    timer = threading.Timer(timeouts.initialization, give_up)
+    timer.daemon = True
+    timer.start()
+    jax.distributed.initialize(
+        place.coordinator,
+        place.processes,
+        place.process,
+        heartbeat_timeout_seconds=timeouts.heartbeat,
+        initialization_timeout=timeouts.initialization + 30,
+        shutdown_timeout_seconds=timeouts.shutdown,
+        # We have asked the cluster: jax would give a process of a GPU node one of its devices.
+        cluster_detection_method=None if place.coordinator is None else "deactivate",
+    )
+    timer.cancel()
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop: SIGTERM, to any of its processes.
+
+    A cluster sends SIGTERM before it takes a machine away. All processes agree on one step after
+    which they stop, so that they can save one state.
+
+        with StopRequest() as stop:
+            ...
+            if stop.reached(step):
+    """
+
+    def __init__(self):
+        """Asks for nothing yet."""
+        self._asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> "StopRequest":
+        """From here on SIGTERM is a request."""
+        import jax
+
+        # In a run of several processes jax listens for the signal, and tells the others.
+        self._together = jax.distributed.is_initialized()
+        if not self._together:
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """SIGTERM is what it was before."""
+        if not self._together:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop now that `step` steps are done; every process asks after every step."""
+        if not self._together:
+            return self._asked
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = True
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes what is written once."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def say(line: str) -> None:
+    """One line on standard error, from process 0 alone."""
+    if is_first():
+        print(line, file=sys.stderr, flush=True)
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here; nothing in a run of one."""
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
+
+
+def first_alone(function: Callable[[], T], name: str) -> T:
+    """`function()` on process 0, and once that is done on the others.
+
+    For what makes files where there are none, such as a data set that is drawn.
+    """
+    result = function() if is_first() else None
+    barrier(name)
+    return result if is_first() else function()
+
+
+def _slurm(environ: Mapping[str, str]) -> Place | None:
+    """Tasks that one srun started.
+
+    A batch script or an interactive shell has SLURM's variables too, but is no task among others.
+    """
+    count = environ.get("SLURM_STEP_NUM_TASKS")
+    if count is None or "SLURM_PROCID" not in environ or int(count) < 2:
+        return None
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
+    # Jobs that share a node listen on different ports.
+    port = 61440 + int(environ.get("SLURM_JOB_ID", "0")) % 4096
+    return Place(
+        f"{first_node(nodes)}:{port}",
+        _whole(environ, "SLURM_STEP_NUM_TASKS"),
+        _whole(environ, "SLURM_PROCID"),
+        "from SLURM",
+    )
+
+
+def first_node(nodes: str) -> str:
+    """The first host of a SLURM node list: "gpu[007-009,12],login" -> "gpu007"."""
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
+    if match is None:
+        raise InputError(f"SLURM_STEP_NODELIST={nodes!r}: expected a list of nodes")
+    return "".join(part or "" for part in match.groups())
+
+
+def _tpu(environ: Mapping[str, str]) -> Place | None:
+    """A machine with TPUs: jax asks GKE's variables or the cloud's metadata for the rest."""
+    if "cpu" in environ.get("JAX_PLATFORMS", ""):
+        return None
+    devices = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    if "TPU_WORKER_HOSTNAMES" not in environ and not (
+        devices and importlib.util.find_spec("libtpu")
+    ):
+        return None
+    return Place(None, None, None, "from the TPU machine")
+
+
+def _whole(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise InputError(f"{name}={environ[name]!r}: expected a whole number") from None
+
+
+def host_name() -> str:
+    """This machine's name, for messages."""
+    return socket.gethostname()

@@ -1,0 +1,56 @@
+"""A window of steps under jax's profiler."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cogview_jax.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Which steps are profiled: `steps` of them (0: none), from the one after `after` steps.
+
+    The first step of a start compiles; `after` counts from the beginning of the run.
+    """
+
+    after: int = 10
+    steps: int = 0
+
+    def __post_init__(self):
+        if self.after < 0 or self.steps < 0:
+            raise InputError(
+                f"profile after {self.after} and steps {self.steps}: both are 0 or more"
+            )
+
+
+class ProfilerWindow:
+    """Starts and stops the profiler around the steps of a `ProfileConfig`.
+
+    Its trace lies in a folder, for TensorBoard's profile plugin, Perfetto or XProf.
+    """
+
+    def __init__(self, config: ProfileConfig, directory: Path):
+        """Nothing runs yet."""
+        self._config, self._directory = config, directory
+        self._running = False
+
+    def before(self, done: int) -> None:
+        """To be called when `done` steps are done and the next is about to start."""
+        if self._config.steps and done == self._config.after:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+
+    def after(self, done: int, outputs: Any) -> None:
+        """To be called when `done` steps were started, the last of which gives `outputs`."""
+        if self._running and done == self._config.after + self._config.steps:
+            jax.block_until_ready(outputs)
+            self.close()
+
+    def close(self) -> None:
+        """Writes what there is of a window that is still open."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False

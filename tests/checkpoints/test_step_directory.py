@@ -1,0 +1,24 @@
+"""What counts as a checkpoint; test_checkpointer.py damages them, test_processes.py shares them."""
+
+from checkpoints.small import names, saved
+
+from cogview_jax.checkpoints.retention import Retention
+from cogview_jax.checkpoints.step_directory import StepDirectory
+
+
+def test_only_numbers_are_checkpoints_and_they_are_ordered_as_numbers(tmp_path):
+    directory = StepDirectory(tmp_path / "c", tmp_path / "damaged")
+    assert directory.steps() == []
+    for name in ("9", "10", "100", ".tmp-200-1", "300.orbax-checkpoint-tmp", "notes", "-5"):
+        (tmp_path / "c" / name).mkdir(parents=True)
+    assert directory.steps() == [100, 10, 9]
+    directory.remove_leftovers()
+    assert names(tmp_path / "c") == ["-5", "10", "100", "9", "notes"]
+
+
+def test_one_that_says_nothing_of_itself_neither_counts_nor_goes(tmp_path):
+    saved(tmp_path / "c", 1, 2, 3, 4)
+    (tmp_path / "c" / "4" / "meta" / "metadata").write_text("{")
+    (tmp_path / "c" / "1" / "meta" / "metadata").unlink()
+    StepDirectory(tmp_path / "c", tmp_path / "damaged").thin_out(Retention(1))
+    assert names(tmp_path / "c") == ["1", "3", "4"]

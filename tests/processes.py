@@ -1,0 +1,102 @@
+"""Real processes that together are one run, on one machine with fake devices."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+class Processes:
+    """n copies of a Python command that find each other, each with some CPU devices.
+
+    Use it in a `with` block: what is still running at its end is killed.
+    """
+
+    def __init__(self, root: Path, command: Sequence[str], n: int, devices: int):
+        """Starts them in the folder `root`; standard output and error of each go to one file."""
+        port, self._logs, self.all = free_port(), [], []
+        for i in range(n):
+            place = {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(n),
+                "JAX_PROCESS_ID": str(i),
+            }
+            environ = os.environ | {
+                "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}",
+                "JAX_NUM_CPU_DEVICES": str(devices),
+            }
+            log = tempfile.TemporaryFile("w+")
+            self._logs.append(log)
+            self.all.append(
+                subprocess.Popen(
+                    [sys.executable, *map(str, command)],
+                    cwd=root,
+                    env=environ | place if n > 1 else environ,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+
+    def __enter__(self) -> "Processes":
+        """Kills what is left after the block."""
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Kills what is left."""
+        for process in self.all:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+        for log in self._logs:
+            log.close()
+
+    def output(self, i: int) -> str:
+        """What process i has written so far, without the chatter of Gloo."""
+        log = self._logs[i]
+        os.lseek(log.fileno(), 0, os.SEEK_SET)
+        text = b"".join(iter(lambda: os.read(log.fileno(), 1 << 16), b"")).decode()
+        return "".join(line for line in text.splitlines(True) if "[Gloo]" not in line)
+
+    def statuses(self, timeout: float = 240) -> list[int]:
+        """The exit statuses, once all have ended."""
+        deadline = time.monotonic() + timeout
+        for i, process in enumerate(self.all):
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                raise AssertionError(f"process {i} still runs:\n{self.output(i)}") from None
+        return [process.returncode for process in self.all]
+
+    def succeed(self, timeout: float = 240) -> None:
+        """All must end with 0."""
+        statuses = self.statuses(timeout)
+        assert not any(statuses), (statuses, [self.output(i) for i in range(len(self.all))])
+
+    def wait_until(self, ready: Callable[[], bool], timeout: float = 240) -> None:
+        """Returns when `ready()`; none of the processes may have ended by then."""
+        deadline = time.monotonic() + timeout
+        while not ready():
+            for i, process in enumerate(self.all):
+                assert process.poll() is None, self.output(i)
+            assert time.monotonic() < deadline, [self.output(i) for i in range(len(self.all))]
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def took_less_than(seconds: float) -> Iterator[None]:
+    """The block must not take longer."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
