@@ -6,9 +6,9 @@ A small image tokenizer trains on the CPU under launch/local.py while things hap
 process or all of them killed, also while a checkpoint is written; SIGTERM to one process; a process
 that freezes; a bit flipped in the newest checkpoint; a disk that is full when a checkpoint is due;
 another number of hosts. Two runs take half of the faults each. The one that stays two processes of
-four devices must end bit for bit where its unbroken twin ends; the one that is moved between one
-and four processes must end where a run of one process ends, to 1e-6 of each array's largest
-value. Prints a table and writes bench/results/soak.json; exits with 1 if something was not survived.
+four devices must end bit for bit where its unbroken twin ends; the one that moves between one, two
+and four processes must end where a run of one process ends, to 1e-6 of each array's largest value.
+Prints a table and writes bench/results/soak.json; exits with 1 if something was not survived.
 """
 
 import argparse

@@ -37,7 +37,8 @@ class Processes:
                 "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}",
                 "JAX_NUM_CPU_DEVICES": str(devices),
             }
-            log = tempfile.TemporaryFile("w+")
+            log, path = tempfile.mkstemp()
+            os.unlink(path)
             self._logs.append(log)
             self.all.append(
                 subprocess.Popen(
@@ -60,13 +61,13 @@ class Processes:
                 process.kill()
             process.wait()
         for log in self._logs:
-            log.close()
+            os.close(log)
 
     def output(self, i: int) -> str:
         """What process i has written so far, without the chatter of Gloo."""
-        log = self._logs[i]
-        os.lseek(log.fileno(), 0, os.SEEK_SET)
-        text = b"".join(iter(lambda: os.read(log.fileno(), 1 << 16), b"")).decode()
+        # Read by position: where the process writes next is not moved.
+        descriptor = self._logs[i]
+        text = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
         return "".join(line for line in text.splitlines(True) if "[Gloo]" not in line)
 
     def statuses(self, timeout: float = 240) -> list[int]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.checkpoints.saving import Saving
 from cogview_jax.checkpoints.step_directory import StepDirectory
@@ -20,6 +19,7 @@ from cogview_jax.checkpoints.stored_step import (
     trees,
     write_meta,
 )
+from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.training.state import TrainState

@@ -15,10 +15,10 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.checkpoints.manifest import write_manifest
 from cogview_jax.checkpoints.orbax_noise import silence
 from cogview_jax.checkpoints.stored_step import one_line
+from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.files import remove_leftovers, replace_tree, sync
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jax
 
-from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.checkpoints.stored_step import examine, one_line, read_meta
+from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import remove_leftovers

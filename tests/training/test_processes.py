@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-
 from processes import Processes
 from training_losses import STEPS, losses
 
