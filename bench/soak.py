@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -166,12 +166,13 @@ class Soak:
         self._run, self._rng, self._topologies = run, rng, topologies
         self._topology = topologies[0]
 
-    def go(self, kinds: list[str], steps: int) -> Iterator[Fault]:
+    def go(self, kinds: Sequence[str], steps: int) -> Iterator[Fault]:
         """Starts the run, does the faults one after the other, and waits for its end."""
         self._run.start(self._topology)
         for number, kind in enumerate(kinds):
-            # A random point within this fault's share of the steps that are left.
-            here = self._run.step
+            # A random point within this fault's share of the steps that are left; before there is a
+            # checkpoint nothing is to be continued.
+            here = max(self._run.step, 2 * EVERY)
             share = max(1, (steps - here - 2 * EVERY) // (len(kinds) - number))
             target = here + 1 + self._rng.randrange(min(share, 2 * EVERY))
             self._run.wait_for(lambda target=target: self._run.step >= target, f"step {target}")
@@ -207,11 +208,8 @@ class Soak:
         return self._signal(signal.SIGKILL, self._run.children())
 
     def _killed_while_saving(self) -> int:
-        folder, before = self._run.workdir / "checkpoints", set()
-        before = {path.name for path in folder.iterdir()}
-        self._run.wait_for(
-            lambda: {path.name for path in folder.iterdir()} - before, "a checkpoint to begin"
-        )
+        before = self._checkpoints()
+        self._run.wait_for(lambda: self._checkpoints() - before, "a checkpoint to begin")
         return self._one_killed()
 
     def _asked_to_stop(self) -> int:
@@ -222,10 +220,13 @@ class Soak:
 
     def _bit_flipped(self) -> int:
         """A bit of the newest checkpoint, and then everything starts again."""
-        folder = self._run.workdir / "checkpoints"
+
+        def saved() -> list[int]:
+            return [int(name) for name in self._checkpoints() if name.isdigit()]
+
+        self._run.wait_for(lambda: len(saved()) > 1, "a second checkpoint")
         step = self._signal(signal.SIGSTOP, self._run.children())
-        saved = [path for path in folder.iterdir() if path.name.isdigit()]
-        newest = max(saved, key=lambda path: int(path.name))
+        newest = self._run.workdir / "checkpoints" / str(max(saved()))
         files = [path for path in newest.rglob("*") if path.is_file() and path.stat().st_size]
         path = self._rng.choice(sorted(files))
         data = bytearray(path.read_bytes())
@@ -233,6 +234,11 @@ class Soak:
         path.write_bytes(data)
         self._signal(signal.SIGKILL, self._run.children())
         return step
+
+    def _checkpoints(self) -> set[str]:
+        """What lies in the folder of checkpoints, half-written ones too."""
+        folder = self._run.workdir / "checkpoints"
+        return set(os.listdir(folder)) if folder.is_dir() else set()
 
     def _full_disk(self) -> int:
         """No file may grow beyond a few bytes, until a checkpoint could not be written."""
@@ -266,16 +272,16 @@ STAYING = (
     *("one_killed", "asked_to_stop", "bit_flipped", "full_disk", "killed_while_saving"),
     *("all_killed", "one_frozen"),
 )
+# One process that freezes has no peer to miss it: that is for runs of several.
 MOVING = ("other_hosts", "one_killed", "bit_flipped", "all_killed", "asked_to_stop")
 
 
-def arguments(folder: Path, steps: int) -> list[str]:
+def arguments(folder: Path, steps: int, fsdp: int) -> list[str]:
     """The demo's image tokenizer, as small as it gets."""
     settings = {
         "data.source.path": folder / "drawings",
         "data.source.size": 16,
         "data.source.train_count": 64,
-        "data.source.held_out_count": 4,
         "model.image_size": 16,
         "model.channels": "(8,16)",
         "model.codebook": 16,
@@ -287,7 +293,7 @@ def arguments(folder: Path, steps: int) -> list[str]:
         "train.checkpoint_every": EVERY,
         "train.sample_every": 0,
         "mesh.data": 2,
-        "mesh.fsdp": 4,
+        "mesh.fsdp": fsdp,
     }
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     return ["--config=configs/demo_codec.py", *flags]
@@ -307,25 +313,49 @@ def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
     )
 
 
-def soak(folder: Path, faults: int, steps: int, seed: int) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to happen to one run.
+
+    topologies: the first is where it starts, the others where it may be moved. faults: their kinds,
+    one after the other. unbroken: the topology of the run it is held against.
+    """
+
+    name: str
+    topologies: tuple[tuple[int, int], ...]
+    faults: tuple[str, ...]
+    unbroken: tuple[int, int]
+
+    @property
+    def tolerance(self) -> float:
+        """How far apart the ends may be: the same arithmetic gives the same bits."""
+        return 0.0 if self.topologies == (self.unbroken,) else 1e-6
+
+
+def full_plans(faults: int) -> tuple[Plan, Plan]:
+    """Half of the faults to a run that stays, half to one that moves."""
+    stay = tuple(STAYING[i % len(STAYING)] for i in range(faults - faults // 2))
+    move = tuple(MOVING[i % len(MOVING)] for i in range(faults // 2))
+    return (
+        Plan("same topology", TOPOLOGIES[:1], stay, TOPOLOGIES[0]),
+        Plan("moving", TOPOLOGIES, move, TOPOLOGIES[1]),
+    )
+
+
+def soak(folder: Path, plans: Sequence[Plan], steps: int, seed: int, fsdp: int = 4) -> dict:
     """Runs everything in `folder`; the result is what soak.json holds."""
     rng = random.Random(seed)
-    flags = arguments(folder, steps)
-    kept = faults - faults // 2
-    plans = {
-        "same topology": (TOPOLOGIES[:1], [STAYING[i % len(STAYING)] for i in range(kept)], 0.0),
-        "moving": (TOPOLOGIES, [MOVING[i % len(MOVING)] for i in range(faults // 2)], 1e-6),
-    }
+    flags = arguments(folder, steps, fsdp)
     result = {"jax": jax.__version__, "steps": steps, "checkpoint_every": EVERY, "runs": {}}
-    for name, (topologies, kinds, tolerance) in plans.items():
+    for plan in plans:
+        name = plan.name
         unbroken = Supervised(folder / f"{name} unbroken", flags)
         broken = Supervised(folder / name, flags)
         try:
-            # What is moved is held against one process.
-            unbroken.start(topologies[0] if len(topologies) == 1 else TOPOLOGIES[1])
+            unbroken.start(plan.unbroken)
             unbroken.finish()
             found = []
-            for fault in Soak(broken, rng, topologies).go(kinds, steps):
+            for fault in Soak(broken, rng, plan.topologies).go(plan.faults, steps):
                 print(
                     f"  {name:14} {fault.kind:20} step {fault.step:4}  lost {fault.lost:3}"
                     f"  {fault.seconds:5.1f} s",
@@ -339,8 +369,8 @@ def soak(folder: Path, faults: int, steps: int, seed: int) -> dict:
         result["runs"][name] = {
             "faults": found,
             "difference": apart,
-            "tolerance": tolerance,
-            "equal": apart <= tolerance,
+            "tolerance": plan.tolerance,
+            "equal": apart <= plan.tolerance,
         }
     return result
 
@@ -355,7 +385,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.out.exists():
         parser.error(f"--out {given.out} exists: remove it, or name another folder")
-    result = soak(given.out, given.faults, given.steps, given.seed)
+    result = soak(given.out, full_plans(given.faults), given.steps, given.seed)
     write_json(RESULT, result)
     everything = [fault for run in result["runs"].values() for fault in run["faults"]]
     lost = sum(fault["lost"] for fault in everything)

@@ -146,7 +146,7 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
         watchdog = stack.enter_context(
             Watchdog(stall_timeout, f"process {jax.process_index()} on {host_name()}")
         )
-        per_second = throughput(job.objective, experiment)
+        per_second, going_on = throughput(job.objective, experiment), GoingOn()
 
         def report(measured: Measured) -> None:
             seconds = measured.seconds_per_step
@@ -278,10 +278,24 @@ def device_memory() -> dict[str, float]:
     return {"device_memory": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
 
 
-@contextlib.contextmanager
-def going_on(what: str, step: int) -> Iterator[None]:
-    """A full disk loses what the block writes, and not the run."""
-    try:
-        yield
-    except OSError as error:
-        say(f"step {step}: {what} could not be written ({error}); training goes on")
+class GoingOn:
+    """A full disk loses what a block writes, and not the run; it is said once until it works again.
+
+    with going_on("metrics", step):
+        ...
+    """
+
+    def __init__(self):
+        """Everything can be written."""
+        self._failing: set[str] = set()
+
+    @contextlib.contextmanager
+    def __call__(self, what: str, step: int) -> Iterator[None]:
+        """`what` is written in the block, after `step`."""
+        try:
+            yield
+            self._failing.discard(what)
+        except OSError as error:
+            if what not in self._failing:
+                say(f"step {step}: {what} could not be written ({error}); training goes on")
+            self._failing.add(what)
