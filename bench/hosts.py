@@ -1,0 +1,191 @@
+"""One run on several hosts of a real network: its losses, and its bytes on the wire.
+
+    python -m bench.hosts [--hosts 4] [--steps 120]
+
+Every host is a Linux network namespace with an address of its own on a bridge, so what the processes
+send each other passes an interface that counts it. A small image tokenizer trains once a mesh; the
+losses must be those of one process, and the bytes a host sends a step are printed beside what
+`train --dry_run` foresees. Needs root and Linux; says why where it cannot run. Writes
+bench/results/hosts.json.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = Path(__file__).parent / "results" / "hosts.json"
+MESHES = {"data": (-1, 1), "fsdp": (1, -1), "data and fsdp": (2, -1)}
+PORT = 8476
+#: Steps before counting begins: the first ones connect.
+WARM = 20
+
+
+class Network:
+    """Namespaces PREFIX0, PREFIX1, ... on one bridge, each a host with a name."""
+
+    def __init__(self, hosts: int, prefix: str = "cvh"):
+        """Nothing is made yet."""
+        self.hosts, self._prefix = hosts, prefix
+        self._bridge = f"{prefix}br"
+
+    def name(self, i: int) -> str:
+        """The name of host i, as the others know it."""
+        return f"{self._prefix}{i}"
+
+    def __enter__(self) -> "Network":
+        """Makes it; what a killed program left of one is removed first."""
+        self.remove()
+        _ip("link", "add", self._bridge, "type", "bridge")
+        _ip("link", "set", self._bridge, "up")
+        names = "".join(f"10.231.7.{i + 1} {self.name(i)}\n" for i in range(self.hosts))
+        for i in range(self.hosts):
+            name, outside, inside = self.name(i), f"{self._prefix}o{i}", f"{self._prefix}i{i}"
+            _ip("netns", "add", name)
+            _ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", name)
+            _ip("link", "set", outside, "master", self._bridge, "up")
+            _ip("-n", name, "addr", "add", f"10.231.7.{i + 1}/24", "dev", inside)
+            _ip("-n", name, "link", "set", inside, "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+            hosts = Path("/etc/netns") / name / "hosts"
+            hosts.parent.mkdir(parents=True, exist_ok=True)
+            hosts.write_text(f"127.0.0.1 localhost\n{names}")
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Removes it."""
+        self.remove()
+
+    def remove(self) -> None:
+        """Removes what there is of it."""
+        for i in range(self.hosts):
+            for command in (
+                ("link", "del", f"{self._prefix}o{i}"),
+                ("netns", "del", self.name(i)),
+            ):
+                subprocess.run(["ip", *command], capture_output=True)
+            shutil.rmtree(Path("/etc/netns") / self.name(i), ignore_errors=True)
+        subprocess.run(["ip", "link", "del", self._bridge], capture_output=True)
+
+    def command(self, i: int, command: list[str]) -> list[str]:
+        """`command` on host i; gloo publishes the address of the host's own name."""
+        inner = f"hostname {self.name(i)}; exec " + " ".join(f"'{part}'" for part in command)
+        return ["ip", "netns", "exec", self.name(i), "unshare", "--uts", "sh", "-c", inner]
+
+    def sent(self, i: int) -> int:
+        """Bytes host i has sent so far, headers included."""
+        # What the outer end receives is what the inner end, the host, has sent.
+        counter = f"/sys/class/net/{self._prefix}o{i}/statistics/rx_bytes"
+        return int(Path(counter).read_text())
+
+
+def why_not() -> str:
+    """Why this machine cannot make such a network; empty where it can."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "network namespaces need Linux and root"
+    for program in ("ip", "unshare"):
+        if shutil.which(program) is None:
+            return f"there is no program {program}"
+    try:
+        with Network(1, "cvtry"):
+            return ""
+    except subprocess.CalledProcessError as error:
+        return f"{' '.join(error.cmd)}: {error.stderr.strip()}"
+
+
+def settings(folder: Path, steps: int, mesh: tuple[int, int]) -> list[str]:
+    """Arguments of the train door: the demo's image tokenizer on small pictures, 0.7 M parameters."""
+    values = {
+        "data.source.path": folder / "drawings",
+        "data.source.size": 16,
+        "data.source.train_count": 64,
+        "model.image_size": 16,
+        "model.channels": "(64,256)",
+        "model.codebook": 64,
+        "model.code_width": 32,
+        "model.residual_blocks": 0,
+        "train.steps": steps,
+        "train.global_batch": 8,
+        "train.log_every": 1,
+        "train.checkpoint_every": 10 * steps,
+        "train.sample_every": 0,
+        "mesh.data": mesh[0],
+        "mesh.fsdp": mesh[1],
+    }
+    return ["--config=configs/demo_codec.py", *(f"--config.{n}={v}" for n, v in values.items())]
+
+
+def train(network: Network, folder: Path, steps: int, mesh: tuple[int, int]) -> dict:
+    """The losses of a run on all hosts, one device each, and what a host sent a step."""
+    arguments = [*settings(folder, steps, mesh), f"--workdir={folder / 'run'}"]
+    program = [sys.executable, "-m", "cogview_jax.train", *arguments]
+    environ = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for i in range(network.hosts):
+            place = [f"--coordinator={network.name(0)}:{PORT}", f"--process_id={i}"]
+            place += [f"--num_processes={network.hosts}", "--heartbeat_timeout=10"]
+            log = stack.enter_context((folder / f"{i}.log").open("w"))
+            process = subprocess.Popen(
+                network.command(i, [*program, *place]),
+                cwd=ROOT,
+                env=environ,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            stack.callback(process.kill)
+            processes.append(process)
+        samples = list(_sampled(network, folder, processes, steps))
+        statuses = [process.wait(timeout=60) for process in processes]
+    if any(statuses):
+        raise AssertionError(f"exit statuses {statuses}: {(folder / '0.log').read_text()[-2000:]}")
+    (first, before), (last, after) = samples[0], samples[-1]
+    sent = [(b - a) / (last - first) for a, b in zip(before, after, strict=True)]
+    return {"losses": losses(folder / "run"), "sent_per_step": sent, "steps_counted": last - first}
+
+
+def _sampled(
+    network: Network, folder: Path, processes: list[subprocess.Popen], steps: int
+) -> Iterator[tuple[int, list[int]]]:
+    """(step, bytes sent by each host) whenever a step was logged, after the first few."""
+    path, seen = folder / "run" / "metrics" / "metrics.jsonl", WARM
+    deadline = time.monotonic() + 300
+    while all(process.poll() is None for process in processes):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"stuck: {(folder / '0.log').read_text()[-2000:]}")
+        done = path.read_bytes().count(b"\n") if path.exists() else 0
+        # The last steps are left out: after them the bundle is written.
+        if seen < done < steps:
+            seen = done
+            yield done, [network.sent(i) for i in range(network.hosts)]
+        time.sleep(0.002)
+
+
+def losses(workdir: Path) -> list[float]:
+    """The losses of a run, step by step."""
+    lines = (workdir / "metrics" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def alone(folder: Path, steps: int) -> list[float]:
+    """The losses of one process with one device."""
+    workdir = folder / "alone"
+    arguments = [*settings(folder, steps, (-1, 1)), f"--workdir={workdir}"]
+    subprocess.run(
+        [sys.executable, "-m", "cogview_jax.train", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+        check=True,
+        capture_output=True,
+    )
+    return losses(workdir)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
