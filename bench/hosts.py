@@ -2,7 +2,7 @@
 
     python -m bench.hosts [--hosts 4] [--steps 120]
 
-Every host is a Linux network namespace with an address of its own on a bridge, so what the processes
+Every host is a Linux network namespace with an address of its own on a bridge, so what processes
 send each other passes an interface that counts it. A small image tokenizer trains once a mesh; the
 losses must be those of one process, and the bytes a host sends a step are printed beside what
 `train --dry_run` foresees. Needs root and Linux; says why where it cannot run. Writes
@@ -100,7 +100,7 @@ def why_not() -> str:
 
 
 def settings(folder: Path, steps: int, mesh: tuple[int, int]) -> list[str]:
-    """Arguments of the train door: the demo's image tokenizer on small pictures, 0.7 M parameters."""
+    """Arguments of the train door: the demo's image tokenizer, on small pictures."""
     values = {
         "data.source.path": folder / "drawings",
         "data.source.size": 16,

@@ -32,7 +32,8 @@ OPTIMIZER = OptimizerConfig(lr=1e-2, warmup=0.0, epsilon=1e-3)
 def transformer_objective(config: TransformerConfig = TRANSFORMER) -> SequenceObjective:
     """Weights of text unlike those of images, so that neither can be mistaken for the other."""
     layout = make_layout(LAYOUT, VOCABULARY)
-    return SequenceObjective(Transformer(config, VOCABULARY.size, layout.length), layout, 3.0)
+    model = Transformer(config, VOCABULARY.size, layout.length, ids=VOCABULARY)
+    return SequenceObjective(model, layout, 3.0)
 
 
 def codec_objective(revive_below: float = 0.5) -> CodecObjective:

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from cogview_jax.models.extremes import observe
 from cogview_jax.models.linear import Linear
+from cogview_jax.models.remat import ATTENDED, READ, named
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
 
@@ -111,13 +112,13 @@ class Attention(nn.Module):
         projected = Linear(
             (3, width), ("embed", "qkv", "heads"), self.deviation, dtype, name="qkv"
         )(x)
-        projected = constrain(projected, "batch", "sequence", None, "heads")
+        projected = named(constrain(projected, "batch", "sequence", None, "heads"), READ)
         queries, keys, values = rearrange(
             projected, "b t three (n h) -> three b n t h", n=self.heads
         )
         cache = KeyValues(keys, values) if cache is None else cache.write(index, keys, values)
         attend = self._dense if isinstance(seen, jax.Array) else self._sparse
-        y = constrain(attend(queries, cache, seen), "batch", "sequence", "heads")
+        y = named(constrain(attend(queries, cache, seen), "batch", "sequence", "heads"), ATTENDED)
         out = Linear((width,), ("heads", "embed"), self.output_deviation, dtype, name="out")
         return out(y), cache
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cogview_jax.runtime.errors import InputError
 
-REMAT = ("none", "full")
+REMAT = ("none", "dots", "save-attention", "full")
 COMPAT = ("none", "official")
 ATTENTION = ("dense", "sparse")
 
@@ -19,8 +19,8 @@ class TransformerConfig:
     the normal that matrices and embeddings start from; 0.02 is about 1 / sqrt(width) at the paper's
     width, and a narrow model wants more. sandwich_scale: what the scale of the LayerNorm that
     closes a branch starts from; at 1 (the paper's) a new branch outweighs the embeddings, which a
-    short run has no time to mend. remat: "full" recomputes each layer in the backward pass instead
-    of keeping its activations. unroll: layers compiled as one body of the scan; all of them saves a
+    short run has no time to mend. remat: what the backward pass computes again instead of keeping
+    it, see `models.remat`. unroll: layers compiled as one body of the scan; all of them saves a
     small model copies. attention: "sparse" is the three-region form (`models.sparse_attention`): a
     query sees its own block of `window` tokens, the window_blocks - 1 blocks before it, and of what
     lies further back the row's `pivots` tokens, all text among them; the defaults are the paper's

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from cogview_jax.models.remat import PRODUCT, named
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -71,4 +73,4 @@ class Linear(nn.Module):
         y = product(x.astype(self.dtype), kernel.astype(self.dtype).reshape(width, -1), self.dtype)
         y = y.reshape(*x.shape[:-1], *self.features)
         # Spread before it is cast: its gradient is then a sum in float32, over all positions.
-        return y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
+        return named(y + jnp.broadcast_to(bias, y.shape).astype(self.dtype), PRODUCT)

@@ -20,6 +20,7 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.extremes import EXTREMES
 from cogview_jax.models.linear import product
 from cogview_jax.models.pivots import draw_regions
+from cogview_jax.models.remat import kept
 from cogview_jax.models.sparse_attention import (
     CachedRegions,
     PivotCache,
@@ -61,8 +62,8 @@ class Transformer(nn.Module):
         self.position_table = table("position_embedding", self.positions, "positions")
         self.embedding_dropout = nn.Dropout(config.dropout)
         layer = ScannedBlock
-        if config.remat == "full":
-            layer = nn.remat(layer, prevent_cse=False)
+        if config.remat != "none":
+            layer = nn.remat(layer, prevent_cse=False, policy=kept(config.remat))
         self.blocks = nn.scan(
             layer,
             variable_axes={"params": 0, EXTREMES: 0},

@@ -20,13 +20,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from cogview_jax.runtime.errors import InputError
+
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Peaks of one jax device, in 1e12 FLOPs a second and 1e12 bytes a second.
+    """Peaks of one jax device, in 1e12 FLOPs a second and 1e12 bytes a second, and its memory.
 
     `float32` is what jax's default matmul precision uses: TF32 since Ampere, one bfloat16 pass on
-    TPUs. A jax device of a TPU v3 is one of the chip's two cores; since v4 it is the chip.
+    TPUs. `memory` is in 1e9 bytes; the runtime keeps a few percent of it to itself. A jax device of
+    a TPU v3 is one of the chip's two cores; since v4 it is the chip.
     """
 
     kind: str
@@ -34,27 +37,48 @@ class Accelerator:
     float16: float
     float32: float
     bandwidth: float
+    memory: float
+
+    @property
+    def name(self) -> str:
+        """What users call it."""
+        return self.kind.removesuffix("?")
 
 
 # `kind` is sought as whole words in `device.device_kind`; the first match counts.
 ACCELERATORS = (
-    Accelerator("V100", 15.7, 125, 15.7, 0.9),  # no bfloat16 tensor cores
-    Accelerator("A100-SXM4-80GB", 312, 312, 156, 2.039),
-    Accelerator("A100 80GB PCIe", 312, 312, 156, 1.935),
-    Accelerator("A100", 312, 312, 156, 1.555),
-    Accelerator("H100 PCIe", 756, 756, 378, 2.0),
-    Accelerator("H100 NVL", 835, 835, 417, 3.9),
-    Accelerator("H100", 989, 989, 495, 3.35),
-    Accelerator("H200", 989, 989, 495, 4.8),
-    Accelerator("B200", 2250, 2250, 1125, 8.0),
-    Accelerator("TPU v3", 61.5, 61.5, 61.5, 0.45),
-    Accelerator("TPU v4", 275, 275, 275, 1.2),
-    Accelerator("TPU v5 lite", 197, 197, 197, 0.819),
-    Accelerator("TPU v5e", 197, 197, 197, 0.819),
-    Accelerator("TPU v5p?", 459, 459, 459, 2.765),
-    Accelerator("TPU v6 lite", 918, 918, 918, 1.64),
-    Accelerator("TPU v6e", 918, 918, 918, 1.64),
+    Accelerator("V100-SXM2-32GB", 15.7, 125, 15.7, 0.9, 34.4),
+    Accelerator("V100", 15.7, 125, 15.7, 0.9, 17.2),  # no bfloat16 tensor cores
+    Accelerator("A100-SXM4-80GB", 312, 312, 156, 2.039, 85.9),
+    Accelerator("A100 80GB PCIe", 312, 312, 156, 1.935, 85.9),
+    Accelerator("A100", 312, 312, 156, 1.555, 42.9),
+    Accelerator("H100 PCIe", 756, 756, 378, 2.0, 85.9),
+    Accelerator("H100 NVL", 835, 835, 417, 3.9, 100.9),
+    Accelerator("H100", 989, 989, 495, 3.35, 85.9),
+    Accelerator("H200", 989, 989, 495, 4.8, 151.0),
+    Accelerator("B200", 2250, 2250, 1125, 8.0, 193.0),
+    Accelerator("TPU v3", 61.5, 61.5, 61.5, 0.45, 17.2),
+    Accelerator("TPU v4", 275, 275, 275, 1.2, 34.4),
+    Accelerator("TPU v5 lite", 197, 197, 197, 0.819, 17.2),
+    Accelerator("TPU v5e", 197, 197, 197, 0.819, 17.2),
+    Accelerator("TPU v5p?", 459, 459, 459, 2.765, 102.0),
+    Accelerator("TPU v6 lite", 918, 918, 918, 1.64, 34.4),
+    Accelerator("TPU v6e", 918, 918, 918, 1.64, 34.4),
 )
+
+
+def accelerator(name: str) -> Accelerator:
+    """The table's row that a user means: "H100", "v5p", "V100-SXM2-32GB", in any case.
+
+    Raises:
+        InputError: there is none; the message has the choices.
+    """
+    wanted = name.casefold().removeprefix("tpu ")
+    for row in ACCELERATORS:
+        if wanted == row.name.casefold().removeprefix("tpu "):
+            return row
+    choices = ", ".join(row.name for row in ACCELERATORS)
+    raise InputError(f"accelerator {name!r} is unknown; choose from {choices}")
 
 
 def known(device_kind: str) -> Accelerator | None:

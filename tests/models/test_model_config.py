@@ -17,7 +17,7 @@ from cogview_jax.runtime.errors import InputError
         ({"dropout": -0.1}, "dropout -0.1"),
         ({"embedding_gradient": 0.0}, "embedding_gradient 0.0"),
         ({"embedding_gradient": 1.5}, "embedding_gradient 1.5"),
-        ({"remat": "some"}, "'some': choose from none, full"),
+        ({"remat": "some"}, "'some': choose from none, dots, save-attention, full"),
         ({"alpha": 0.0}, "alpha 0.0"),
         ({"mlp_ratio": 0}, "mlp_ratio 0"),
         ({"unroll": 0}, "unroll 0"),

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import (
+    accelerator,
     known,
     measured_bandwidth,
     measured_matmul_peak,
@@ -20,6 +22,7 @@ from cogview_jax.runtime.hardware import (
     ("device_kind", "bfloat16", "bandwidth"),
     [
         ("Tesla V100-SXM2-16GB", 15.7, 0.9),
+        ("Tesla V100-SXM2-32GB", 15.7, 0.9),
         ("NVIDIA A100-SXM4-40GB", 312, 1.555),
         ("NVIDIA A100-SXM4-80GB", 312, 2.039),
         ("NVIDIA A100 80GB PCIe", 312, 1.935),
@@ -38,6 +41,29 @@ from cogview_jax.runtime.hardware import (
 def test_names_that_devices_give_themselves(device_kind, bfloat16, bandwidth):
     row = known(device_kind)
     assert (row.bfloat16, row.bandwidth) == (bfloat16, bandwidth)
+
+
+@pytest.mark.parametrize(
+    ("name", "bfloat16", "memory"),
+    [
+        ("H100", 989, 80),
+        ("h200", 989, 140.6),
+        ("A100", 312, 40),
+        ("A100-SXM4-80GB", 312, 80),
+        ("V100-SXM2-32GB", 15.7, 32),
+        ("v5e", 197, 16),
+        ("tpu v5p", 459, 95),
+    ],
+)
+def test_names_that_users_give(name, bfloat16, memory):
+    row = accelerator(name)
+    assert row.bfloat16 == bfloat16
+    assert row.memory * 1e9 / 2**30 == pytest.approx(memory, rel=0.01)
+
+
+def test_an_unknown_name_is_refused_with_the_choices():
+    with pytest.raises(InputError, match=r"'H300' is unknown; choose from V100-SXM2-32GB, .*v5p"):
+        accelerator("H300")
 
 
 @pytest.mark.parametrize("device_kind", ["cpu", "NVIDIA GeForce RTX 4090", "NVIDIA GH200 480GB"])
