@@ -13,14 +13,16 @@ from cogview_jax.models.remat import PRODUCT, named
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """x @ kernel as `dtype`: [..., D], [D, F] -> [..., F].
+    """x @ kernel as `dtype`: [..., D], [D, *F] -> [..., *F].
 
-    The gradient of the kernel sums over all positions, and a backend may have to transpose the
-    first operand of that product in memory: XLA's CPU backend does. JAX's own rule puts the
-    gradient of y there; this puts whichever of x and y is narrower. Both products of the backward
-    pass are in the type of x.
+    The kernel keeps its axes: flattened, one that is split along its last axis would be exchanged
+    between devices first. The gradient of the kernel sums over all positions, and a backend may have
+    to transpose the first operand of that product in memory: XLA's CPU backend does. JAX's own rule
+    puts the gradient of y there; this puts whichever of x and y is narrower. Both products of the
+    backward pass are in the type of x.
     """
-    return jnp.matmul(x, kernel, preferred_element_type=dtype)
+    last = x.ndim - 1
+    return jax.lax.dot_general(x, kernel, (((last,), (0,)), ((), ())), preferred_element_type=dtype)
 
 
 def _product_forward(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> tuple:
@@ -30,13 +32,14 @@ def _product_forward(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> tuple
 def _product_backward(dtype: DTypeLike, saved: tuple, dy: jax.Array) -> tuple:
     x, kernel = saved
     dy = dy.astype(x.dtype)
-    width, features = kernel.shape
-    rows, row_gradients = x.reshape(-1, width), dy.reshape(-1, features)
-    if width < features:
-        gradient = jnp.einsum("nd,nf->df", rows, row_gradients)
+    positions, features = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, dy.ndim))
+    over_positions = ((positions, positions), ((), ()))
+    if kernel.shape[0] < kernel[0].size:
+        gradient = jax.lax.dot_general(x, dy, over_positions)
     else:
-        gradient = jnp.einsum("nf,nd->fd", row_gradients, rows).T
-    return dy @ kernel.T, gradient
+        gradient = jnp.moveaxis(jax.lax.dot_general(dy, x, over_positions), -1, 0)
+    back = ((features, tuple(range(1, kernel.ndim))), ((), ()))
+    return jax.lax.dot_general(dy, kernel, back), gradient
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -46,7 +49,7 @@ class Linear(nn.Module):
     """x @ kernel + bias over the last dimension: [..., D] -> [..., *features].
 
     names: the logical axes of the kernel, input first. deviation: of the normal the kernel starts
-    from. The kernel keeps the shape its names describe, and is flattened for one matrix product.
+    from. The kernel has the shape its names describe.
     """
 
     features: tuple[int, ...]
@@ -57,11 +60,10 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """One matrix product, whatever the number of features' axes."""
-        width = x.shape[-1]
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(nn.initializers.normal(self.deviation), self.names),
-            (width, *self.features),
+            (x.shape[-1], *self.features),
             jnp.float32,
         )
         bias = self.param(
@@ -70,7 +72,6 @@ class Linear(nn.Module):
             self.features,
             jnp.float32,
         )
-        y = product(x.astype(self.dtype), kernel.astype(self.dtype).reshape(width, -1), self.dtype)
-        y = y.reshape(*x.shape[:-1], *self.features)
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype), self.dtype)
         # Spread before it is cast: its gradient is then a sum in float32, over all positions.
         return named(y + jnp.broadcast_to(bias, y.shape).astype(self.dtype), PRODUCT)
