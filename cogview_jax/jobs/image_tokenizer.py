@@ -48,6 +48,11 @@ class ImageTokenizerJob:
         """A picture as the codec sees it."""
         return {"image": self._view(record.image, generator)}
 
+    def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The fields of a row, as `transform` gives them for any record."""
+        size = self.experiment.model.image_size
+        return {"image": jax.ShapeDtypeStruct((size, size, 3), np.uint8)}
+
     def initial(self, bundle: Bundle, state: TrainState) -> TrainState:
         """`state` with the parameters and codebook of another bundle."""
         part = bundle.codec(state.step.sharding.mesh)

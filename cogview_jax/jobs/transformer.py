@@ -90,6 +90,15 @@ class TransformerJob:
         caption = record.captions[generator.integers(len(record.captions))]
         return self.layout.example({"text": caption, "image": record.codes})._asdict()
 
+    def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The fields of a row, as `transform` gives them for any record."""
+        parts = {region.name: [0] * region.length for region in self.layout.regions}
+        example = self.layout.example(parts)
+        return {
+            name: jax.ShapeDtypeStruct(field.shape, field.dtype)
+            for name, field in example._asdict().items()
+        }
+
     def initial(self, bundle: Bundle, state: TrainState) -> TrainState:
         """`state` with the parameters of another bundle.
 

@@ -1,0 +1,112 @@
+"""What a compiled program sends between devices, read from its text."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BITS = {"pred": 8, "bf16": 16, "token": 0}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
+_COLLECTIVE = re.compile(rf"^({'|'.join(KINDS)})(-start)?$")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective operation of a program.
+
+    devices: how many take part together. bytes: of the array that is gathered, reduced or sent,
+    whole, as one of them sees it. times: how often it runs a call of the program.
+    """
+
+    kind: str
+    devices: int
+    bytes: int
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that one device sends a call, if the devices pass parts around a ring.
+
+        Gathering passes on all parts but one; reducing to parts as much; an all-reduce is both.
+        """
+        share = (self.devices - 1) / self.devices
+        rounds = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+        return self.times * self.bytes * rounds
+
+
+def collectives(program: str) -> list[Collective]:
+    """All collectives of a compiled program (`compiled.as_text()`) that has been partitioned.
+
+    Raises:
+        ValueError: a loop that holds some does not say how often it runs.
+    """
+    computations, entry = _computations(program)
+    return list(_found(computations, entry, 1))
+
+
+def _computations(program: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation, by its name, and the name of the one that is called first."""
+    found: dict[str, list[str]] = {}
+    current, entry = [], ""
+    for line in program.splitlines():
+        if match := _COMPUTATION.match(line):
+            current = found.setdefault(match[2], [])
+            entry = match[2] if match[1] else entry
+        else:
+            current.append(line)
+    return found, entry
+
+
+def _found(computations: dict[str, list[str]], name: str, times: int) -> Iterator[Collective]:
+    for line in computations[name]:
+        match = _INSTRUCTION.match(line)
+        if match is None:
+            continue
+        shape, operation = match.groups()
+        if kind := _COLLECTIVE.match(operation):
+            yield _collective(line, shape, kind[1], bool(kind[2]), times)
+        elif operation == "while":
+            body = re.search(r"body=%?([\w.\-]+)", line)[1]
+            count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            inner = list(_found(computations, body, times * int(count[1]) if count else times))
+            if inner and not count:
+                raise ValueError(f"a loop does not say how often it runs: {line.strip()[:200]}")
+            yield from inner
+        elif operation in ("call", "conditional", "async-start"):
+            for called in re.findall(r"(?:to_apply|calls|computation)=%?([\w.\-]+)", line):
+                yield from _found(computations, called, times)
+            if branches := re.search(r"branch_computations=\{(.*?)\}", line):
+                for called in re.findall(r"%?([\w.\-]+)", branches[1]):
+                    yield from _found(computations, called, times)
+
+
+def _collective(line: str, shape: str, kind: str, started: bool, times: int) -> Collective:
+    arrays = [_bytes(*array) for array in re.findall(r"(\w+)\[([\d,]*)\]", shape)]
+    # An operation that is started and awaited elsewhere gives what it reads beside what it makes.
+    size = arrays[1] if started and kind != "all-reduce" else sum(arrays)
+    devices = _group_size(line)
+    if kind == "reduce-scatter":
+        size *= devices  # what comes out is a part
+    return Collective(kind, devices, size, times)
+
+
+def _bytes(dtype: str, dimensions: str) -> int:
+    bits = _BITS[dtype] if dtype in _BITS else int(re.search(r"\d+", dtype)[0])
+    return math.prod(int(size) for size in dimensions.split(",") if size) * bits // 8
+
+
+def _group_size(line: str) -> int:
+    """How many devices are in one group; XLA has three ways of writing it, and pairs."""
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return len(match[1].split(","))
+    if match := re.search(r"replica_groups=mesh\[(.*?)\].*? \{(.*?)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    if match := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
+        return len(match[1].split("},"))
+    raise ValueError(f"a collective without groups: {line.strip()[:200]}")
