@@ -8,13 +8,14 @@ one fails the others are ended, and after a pause all are started again: a train
 from its last checkpoint. On several machines one supervisor runs on each, with the same
 --coordinator; a failure on one machine reaches the others because their processes lose a peer.
 
-Exit status: 0 when all processes succeed; 75 when the supervisor was asked to stop (SIGTERM, SIGINT)
-and the processes have saved their state; 2 when a process refuses its input, which no repetition
-mends; 1 when the restarts are used up or a process had to be killed. Only the standard library is
-used, so that it starts anywhere.
+Exit status: 0 when all processes succeed; 75 when the supervisor was asked to stop (SIGTERM,
+SIGINT) and the processes have saved their state; 2 when a process refuses its input, which no
+repetition mends; 1 when the restarts are used up or a process had to be killed. Only the standard
+library is used, so that it starts anywhere.
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
 import signal
@@ -31,7 +32,8 @@ PREEMPTED, BAD_INPUT = 75, 2
 #: own message (the cause, perhaps) should have the time to print it.
 LAST_WORDS = 1.0
 LONGEST_PAUSE = 300.0
-CHATTER = b"[Gloo]"
+#: What Gloo prints of every connection, sometimes in pieces.
+CHATTER = (b"[Gloo]", b" peer ranks")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -42,7 +44,7 @@ class Child:
         self, number: int, command: Sequence[str], environ: Mapping[str, str], prefix: bool
     ):
         """Starts it in a process group of its own; its output goes through `_pass_on`."""
-        self.number, self.began = number, time.monotonic()
+        self.number, self.began, self.ended = number, time.monotonic(), None
         self._prefix = f"[{number}] ".encode() if prefix else b""
         supervisor = os.getpid()
         self.process = subprocess.Popen(
@@ -59,7 +61,10 @@ class Child:
     @property
     def status(self) -> int | None:
         """The exit status, None while it runs; -N after signal N."""
-        return self.process.poll()
+        status = self.process.poll()
+        if status is not None and self.ended is None:
+            self.ended = time.monotonic()
+        return status
 
     def signal(self, number: int) -> None:
         """To the process alone: what it has started is its own to end."""
@@ -68,10 +73,8 @@ class Child:
 
     def kill(self) -> None:
         """Ends it and all that it has started."""
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
         self.process.wait()
 
     def drain(self) -> None:
@@ -80,8 +83,8 @@ class Child:
 
     def told(self) -> str:
         """How it ended, in words."""
-        after = f"after {time.monotonic() - self.began:.0f} s"
         status = self.status
+        after = f"after {(self.ended or time.monotonic()) - self.began:.0f} s"
         if status is None:
             return f"process {self.number} still ran {after}"
         if status < 0:
@@ -99,7 +102,7 @@ class Child:
     def _pass_on(self) -> None:
         """Line by line, so that no two processes share a line."""
         for line in self.process.stdout:
-            if CHATTER not in line:
+            if line.strip() and not any(words in line for words in CHATTER):
                 if not line.endswith(b"\n"):
                     line += b"\n"
                 sys.stdout.buffer.write(self._prefix + line)
@@ -199,8 +202,11 @@ class Supervisor:
                     return 1, f"process {names} did not stop within {self._options.grace:.0f} s"
                 break
             time.sleep(0.02)
+        statuses = {child.status for child in self._children}
+        if self._asked and self._children[0].status == PREEMPTED:
+            # The state is saved: what happens to a process while all leave loses nothing.
+            return PREEMPTED, "all processes were asked to stop and have saved"
         if failed is None:
-            statuses = {child.status for child in self._children}
             if statuses == {0}:
                 return 0, "all processes are done"
             return PREEMPTED, "all processes were asked to stop and have saved"

@@ -6,10 +6,10 @@ import re
 import jax
 import pytest
 from checkpoints import saving_process
-from processes import Processes
 
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from processes import Processes
 
 
 def launch(root, directory, scene, count):

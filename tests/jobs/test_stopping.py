@@ -4,9 +4,8 @@ import json
 import re
 import signal
 
-from processes import Processes, took_less_than
-
 from doors import call
+from processes import Processes, took_less_than
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_from_there(root, chain, tmp_path):

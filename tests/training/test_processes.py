@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from processes import Processes
 from training_losses import STEPS, losses
 

@@ -1,0 +1,138 @@
+"""What the 4B model takes on the machines people have: the table of docs/scaling.md.
+
+    python -m bench.scaling
+
+Each row is a `train --dry_run` in a process of its own, since a process simulates one number of
+devices. Rewrites the tables in docs/scaling.md and writes bench/results/scaling.json; ten minutes.
+"""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogview_jax.jobs.dry_run import fits, least_seconds, plan_run
+from cogview_jax.jobs.experiment import Experiment, read_experiment
+from cogview_jax.models.config import REMAT
+from cogview_jax.runtime.config_flag import load_config
+from cogview_jax.runtime.files import atomic_path, write_json
+from cogview_jax.runtime.hardware import accelerator
+from cogview_jax.runtime.mesh import MeshConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = Path(__file__).parent / "results" / "scaling.json"
+PAGE = ROOT / "docs" / "scaling.md"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A machine, and how the model is spread over it. rows: of a part of the batch, a device."""
+
+    devices: int
+    accelerator: str
+    mesh: tuple[int, int, int]
+    rows: int
+    precision: str = "bfloat16"
+
+    def experiment(self, remat: str) -> Experiment:
+        """The paper's training run, here."""
+        config = load_config(str(ROOT / "configs" / "cogview_4b.py"))
+        experiment = read_experiment(config)
+        data, fsdp, tensor = self.mesh
+        accumulate = experiment.train.global_batch // (self.rows * data * fsdp)
+        return dataclasses.replace(
+            experiment,
+            precision=self.precision,
+            mesh=MeshConfig(data, fsdp, tensor),
+            model=dataclasses.replace(experiment.model, remat=remat),
+            train=dataclasses.replace(experiment.train, accumulate=accumulate),
+        )
+
+
+SETUPS = (
+    Setup(1, "H200", (1, 1, 1), 4),
+    Setup(8, "H200", (1, 8, 1), 4),
+    Setup(64, "H100", (1, 64, 1), 4),
+    Setup(256, "TPU v5e", (1, 256, 1), 1),
+    Setup(128, "TPU v5p", (1, 128, 1), 4),
+    Setup(512, "V100-SXM2-32GB", (1, 512, 1), 2, "float16"),
+)
+
+
+def measure(setup: Setup, remat: str) -> dict:
+    """One row of the table; to be called in a process of its own."""
+    experiment, target = setup.experiment(remat), accelerator(setup.accelerator)
+    plan = plan_run(experiment, setup.devices)
+    return {
+        "devices": setup.devices,
+        "accelerator": setup.accelerator,
+        "mesh": setup.mesh,
+        "precision": setup.precision,
+        "rows": setup.rows,
+        "accumulate": experiment.train.accumulate,
+        "remat": remat,
+        "state": plan.parameters + plan.moments + plan.gradients,
+        "activations": plan.activations,
+        "temporaries": plan.temporaries,
+        "total": plan.total,
+        "memory": target.memory * 1e9,
+        "fits": fits(plan, target),
+        "sent": plan.sent,
+        "flops": plan.flops,
+        "recomputed": plan.recomputed,
+        "least_seconds": least_seconds(plan, experiment, target),
+        "compile_seconds": plan.seconds,
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown."""
+    lines = [
+        "| devices | mesh (data, fsdp, tensor) | rows x parts | remat | state | activations |"
+        " temporaries | total | fits | sent a step | again | least s a step |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        gb = {name: f"{row[name] / 1e9:.1f}" for name in ("state", "activations", "temporaries")}
+        lines.append(
+            f"| {row['devices']} x {row['accelerator']} | {', '.join(map(str, row['mesh']))}"
+            f" | {row['rows']} x {row['accumulate']} | {row['remat']} | {gb['state']}"
+            f" | {gb['activations']} | {gb['temporaries']}"
+            f" | {row['total'] / 1e9:.1f} of {row['memory'] / 1e9:.0f}"
+            f" | {'yes' if row['fits'] else '**no**'} | {row['sent'] / 1e9:.0f}"
+            f" | {row['recomputed']:.0%} | {row['least_seconds']:.3g} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs, prints, writes."""
+    if len(sys.argv) > 1:
+        number, remat = sys.argv[1:]
+        print(json.dumps(measure(SETUPS[int(number)], remat)))
+        return
+    rows = []
+    for number, setup in enumerate(SETUPS):
+        for remat in REMAT:
+            command = [sys.executable, "-m", "bench.scaling", str(number), remat]
+            done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(
+                f"{setup.devices} x {setup.accelerator}, {remat}: {rows[-1]['total'] / 1e9:.1f} GB"
+            )
+    write_json(RESULT, rows)
+    text = re.sub(
+        r"(<!-- table -->\n).*?(\n<!-- end -->)",
+        lambda match: match[1] + table(rows) + match[2],
+        PAGE.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    with atomic_path(PAGE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
