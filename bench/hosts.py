@@ -9,15 +9,23 @@ losses must be those of one process, and the bytes a host sends a step are print
 bench/results/hosts.json.
 """
 
+import argparse
 import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import jax
+
+from cogview_jax.jobs.dry_run import plan_run
+from cogview_jax.jobs.experiment import read_experiment
+from cogview_jax.runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "hosts.json"
@@ -187,5 +195,57 @@ def alone(folder: Path, steps: int) -> list[float]:
     return losses(workdir)
 
 
+def foreseen(workdir: Path, hosts: int) -> float:
+    """The bytes that a dry run expects each host to send a step, of the run in `workdir`."""
+    config = json.loads((workdir / "config.json").read_text())
+    return plan_run(read_experiment(config), hosts).sent
+
+
+def measure(folder: Path, hosts: int, steps: int) -> dict:
+    """All meshes on the network, and one process alone; what hosts.json holds."""
+    reference = alone(folder, steps)
+    rows = {}
+    with Network(hosts) as network:
+        for name, mesh in MESHES.items():
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            found = train(network, folder, steps, mesh)
+            apart = [abs(a / b - 1) for a, b in zip(found["losses"], reference, strict=True)]
+            sent = sum(found["sent_per_step"]) / hosts
+            expected = foreseen(folder / "run", hosts)
+            rows[name] = {
+                "sent_per_step": sent,
+                "foreseen": expected,
+                "ratio": sent / expected,
+                "steps_counted": found["steps_counted"],
+                "largest_difference_of_a_loss": max(apart),
+            }
+    return {"hosts": hosts, "steps": steps, "jax": jax.__version__, "meshes": rows}
+
+
+def main() -> None:
+    """Runs, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hosts", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=120)
+    given = parser.parse_args()
+    if reason := why_not():
+        sys.exit(f"this machine cannot make a network of hosts: {reason}")
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), given.hosts, given.steps)
+    write_json(RESULT, result)
+    print(
+        f"{given.hosts} hosts; bytes each sends a step, on the wire and as a dry run foresees them"
+    )
+    for name, row in result["meshes"].items():
+        print(
+            f"  {name:15}{row['sent_per_step']:14,.0f}{row['foreseen']:14,.0f}"
+            f"{row['ratio']:8.3f}   losses within {row['largest_difference_of_a_loss']:.1e}"
+        )
+
+
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+if __name__ == "__main__":
+    main()

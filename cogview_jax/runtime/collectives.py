@@ -18,13 +18,15 @@ class Collective:
     """One collective operation of a program.
 
     devices: how many take part together. bytes: of the array that is gathered, reduced or sent,
-    whole, as one of them sees it. times: how often it runs a call of the program.
+    whole, as one of them sees it. times: how often it runs a call of the program. dtype: XLA's name
+    for its type; of several arrays that travel together, the largest one's.
     """
 
     kind: str
     devices: int
     bytes: int
     times: int
+    dtype: str = "f32"
 
     @property
     def sent(self) -> float:
@@ -84,13 +86,17 @@ def _found(computations: dict[str, list[str]], name: str, times: int) -> Iterato
 
 
 def _collective(line: str, shape: str, kind: str, started: bool, times: int) -> Collective:
-    arrays = [_bytes(*array) for array in re.findall(r"(\w+)\[([\d,]*)\]", shape)]
+    arrays = [
+        (_bytes(dtype, sizes), dtype) for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape)
+    ]
     # An operation that is started and awaited elsewhere gives what it reads beside what it makes.
-    size = arrays[1] if started and kind != "all-reduce" else sum(arrays)
+    if started and kind != "all-reduce":
+        arrays = arrays[1:2]
+    size, dtype = sum(size for size, _ in arrays), max(arrays)[1]
     devices = _group_size(line)
     if kind == "reduce-scatter":
         size *= devices  # what comes out is a part
-    return Collective(kind, devices, size, times)
+    return Collective(kind, devices, size, times, dtype)
 
 
 def _bytes(dtype: str, dimensions: str) -> int:

@@ -119,8 +119,7 @@ def make_plan(
         temporaries=max(0, memory.temp_size_in_bytes - gradients - activations),
         batch=_held(batch),
         collectives=tuple(
-            dataclasses.replace(one, bytes=one.bytes * jnp.dtype(compute).itemsize // 4)
-            for one in collectives(compiled.as_text())
+            _narrowed(one, jnp.dtype(compute).itemsize) for one in collectives(compiled.as_text())
         ),
         flops=flops,
         model_flops=objective.flops_per_row * global_batch,
@@ -181,6 +180,13 @@ def _spread(jaxpr: Any, variable: Any) -> bool:
                 place = equation.outvars.index(variable)
                 return _spread(inner.jaxpr, inner.jaxpr.outvars[place])
     return False
+
+
+def _narrowed(one: Collective, itemsize: int) -> Collective:
+    """A collective with the width it has where the backend does not widen 16-bit numbers."""
+    if one.dtype != "f32":
+        return one
+    return dataclasses.replace(one, bytes=one.bytes * itemsize // 4)
 
 
 def _held(tree: Any) -> int:

@@ -78,7 +78,7 @@ ENTRY %main (a: bf16[8,2]) -> f32[4] {
 
 def test_lines_as_other_backends_write_them():
     assert collectives(PROGRAM) == [
-        Collective("all-gather", 4, 128, 1),
+        Collective("all-gather", 4, 128, 1, "bf16"),
         Collective("reduce-scatter", 4, 64, 1),
         Collective("collective-permute", 2, 16, 1),
         Collective("all-reduce", 3, 16, 7),
