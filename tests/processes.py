@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -9,6 +10,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+#: What Gloo says of its connections. Its threads write word by word, into each other's lines.
+CHATTER = re.compile(
+    r"(\[Gloo\] Rank |is connected to|peer ranks\.|Expected number of connected peer ranks is :"
+    r"|\d+| |\n)+"
+)
 
 
 def free_port() -> int:
@@ -68,7 +75,7 @@ class Processes:
         # Read by position: where the process writes next is not moved.
         descriptor = self._logs[i]
         text = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
-        return "".join(line for line in text.splitlines(True) if "[Gloo]" not in line)
+        return "".join(line for line in text.splitlines(True) if not CHATTER.fullmatch(line))
 
     def statuses(self, timeout: float = 240) -> list[int]:
         """The exit statuses, once all have ended."""

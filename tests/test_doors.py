@@ -21,7 +21,7 @@ from cogview_jax.sampling.filters import SamplingConfig
 from doors import STEPS, call, draw_picture, kill_when, start
 
 PROMPTS = ["a large red circle in the center", "a blue star", "a large red circle in the center"]
-TIMINGS = {"tokens_per_second", "mfu"}
+TIMINGS = {"tokens_per_second", "mfu", "goodput"}
 
 
 def read_lines(path):
