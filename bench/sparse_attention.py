@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.jobs.experiment import read_experiment
-from cogview_jax.models.attention import Attention, KeyValues
+from cogview_jax.models.attention import Attention, KeyValues, causal_mask
 from cogview_jax.models.pivots import draw_pivots
 from cogview_jax.models.sparse_attention import (
     CachedRegions,
@@ -28,7 +28,7 @@ from cogview_jax.models.sparse_attention import (
     ThreeRegions,
     take,
 )
-from cogview_jax.models.transformer import Transformer, causal_mask
+from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.sharding import unbox

@@ -74,6 +74,7 @@ def get_config(variant: str) -> ConfigDict:
     config.model.heads = 40
     config.model.mlp_ratio = 4
     config.model.dropout = 0.1
+    config.model.attention_dropout = 0.1
     config.model.sandwich_ln = True
     config.model.pb_relax_norm = True
     config.model.pb_relax_attention = True
@@ -127,7 +128,8 @@ def _make_small(config: ConfigDict) -> None:
     config.mesh.update({"data": -1, "fsdp": 1})
     config.optimizer.update({"lr": 1e-3, "weight_decay": 1e-2, "warmup": 0.1})
     config.vocabulary.update({"codes": 512, "text": 512})
-    config.model.update({"layers": 4, "width": 256, "heads": 4, "dropout": 0.0})
+    config.model.update({"layers": 4, "width": 256, "heads": 4})
+    config.model.update({"dropout": 0.0, "attention_dropout": 0.0})
     config.model.update({"embedding_gradient": 1.0, "init_deviation": 0.06, "sandwich_scale": 0.2})
     config.data.image_tokenizer = "runs/fashion/codec/bundle"
     config.data.text.update({"pieces": 512, "algorithm": "bpe", "character_coverage": 1.0})

@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
     config.model.heads = 16
     config.model.mlp_ratio = 4
     config.model.dropout = 0.1
+    config.model.attention_dropout = 0.1
     config.model.sandwich_ln = True
     config.model.pb_relax_norm = True
     config.model.pb_relax_attention = True

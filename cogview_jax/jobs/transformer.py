@@ -31,7 +31,14 @@ from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
 
 #: Settings of a model that change nothing about what its weights mean.
-INDIFFERENT = ("dropout", "init_deviation", "sandwich_scale", "remat", "unroll")
+INDIFFERENT = (
+    "dropout",
+    "attention_dropout",
+    "init_deviation",
+    "sandwich_scale",
+    "remat",
+    "unroll",
+)
 #: Pictures drawn for captions of the store.
 DRAWN = 8
 

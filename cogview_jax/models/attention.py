@@ -14,6 +14,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 
 from cogview_jax.models.extremes import observe
+from cogview_jax.models.fused_attention import fused_attention
 from cogview_jax.models.linear import Linear
 from cogview_jax.models.remat import ATTENDED, READ, named
 from cogview_jax.runtime.precision import FLOAT32, Policy
@@ -36,6 +37,11 @@ class KeyValues(NamedTuple):
             jax.lax.dynamic_update_slice(self.keys, keys.astype(self.keys.dtype), at),
             jax.lax.dynamic_update_slice(self.values, values.astype(self.values.dtype), at),
         )
+
+
+def causal_mask(length: int) -> jax.Array:
+    """True where a query (row) may see a key (column), itself and what stands before: [T, T]."""
+    return jnp.tril(jnp.ones((length, length), bool))
 
 
 def attention_scores(
@@ -105,8 +111,9 @@ class Attention(nn.Module):
         """Attends from x to itself, or, given a cache, to the cache with x written at `index`.
 
         seen: what each query sees. A mask (see `attention_weights`; S is T without a cache, else
-        the cache's length), or the regions of sparse attention (`sparse_attention`). Returns the
-        output and the keys and values attended to.
+        the cache's length), the regions of sparse attention (`sparse_attention`), or None: itself
+        and what stands before it, by a fused kernel, which needs one (`has_kernel`), no cache and
+        no dropout. Returns the output and the keys and values attended to.
         """
         width, dtype = x.shape[-1], self.policy.compute
         projected = Linear(
@@ -117,10 +124,16 @@ class Attention(nn.Module):
             projected, "b t three (n h) -> three b n t h", n=self.heads
         )
         cache = KeyValues(keys, values) if cache is None else cache.write(index, keys, values)
-        attend = self._dense if isinstance(seen, jax.Array) else self._sparse
+        if seen is None:
+            attend = self._fused
+        else:
+            attend = self._dense if isinstance(seen, jax.Array) else self._sparse
         y = named(constrain(attend(queries, cache, seen), "batch", "sequence", "heads"), ATTENDED)
         out = Linear((width,), ("heads", "embed"), self.output_deviation, dtype, name="out")
         return out(y), cache
+
+    def _fused(self, queries: jax.Array, cache: KeyValues, seen: None) -> jax.Array:
+        return rearrange(fused_attention(queries, *cache), "b t n h -> b t (n h)")
 
     def _dense(self, queries: jax.Array, cache: KeyValues, mask: jax.Array) -> jax.Array:
         scores = attention_scores(queries, cache.keys, self.alpha, self.policy.reductions)

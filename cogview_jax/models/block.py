@@ -104,7 +104,7 @@ class Block(nn.Module):
         attention = Attention(
             config.heads,
             config.alpha if config.pb_relax_attention else 1.0,
-            config.dropout,
+            config.drop_rates[1],
             deviation,
             output_deviation,
             self.policy,

@@ -13,19 +13,21 @@ ATTENTION = ("dense", "sparse")
 class TransformerConfig:
     """The defaults are the paper's 4-billion-parameter model.
 
-    mlp_ratio: width of the MLP over the model's. sandwich_ln, pb_relax_norm, pb_relax_attention:
-    the paper's stabilisers, each by itself; alpha belongs to the last. embedding_gradient: share of
-    the gradient that reaches the word embeddings through the layers (1: all). init_deviation: of
-    the normal that matrices and embeddings start from; 0.02 is about 1 / sqrt(width) at the paper's
-    width, and a narrow model wants more. sandwich_scale: what the scale of the LayerNorm that
-    closes a branch starts from; at 1 (the paper's) a new branch outweighs the embeddings, which a
-    short run has no time to mend. remat: what the backward pass computes again instead of keeping
-    it, see `models.remat`. unroll: layers compiled as one body of the scan; all of them saves a
-    small model copies. attention: "sparse" is the three-region form (`models.sparse_attention`): a
-    query sees its own block of `window` tokens, the window_blocks - 1 blocks before it, and of what
-    lies further back the row's `pivots` tokens, all text among them; the defaults are the paper's
-    768 and 768. compat: "official" computes as the released PyTorch code does, for weights that
-    were trained with it (see `official`).
+    mlp_ratio: width of the MLP over the model's. dropout: of the embeddings and of what each branch
+    adds; attention_dropout: of attention's weights, None for the same. Where it is 0 and the device
+    has one, dense attention is a fused kernel (`models.fused_attention`). sandwich_ln,
+    pb_relax_norm, pb_relax_attention: the paper's stabilisers, each by itself; alpha belongs to the
+    last. embedding_gradient: share of the gradient that reaches the word embeddings through the
+    layers (1: all). init_deviation: of the normal that matrices and embeddings start from; 0.02 is
+    about 1 / sqrt(width) at the paper's width, and a narrow model wants more. sandwich_scale: what
+    the scale of the LayerNorm that closes a branch starts from; at 1 (the paper's) a new branch
+    outweighs the embeddings, which a short run has no time to mend. remat: what the backward pass
+    computes again instead of keeping it, see `models.remat`. unroll: layers compiled as one body of
+    the scan; all of them saves a small model copies. attention: "sparse" is the three-region form
+    (`models.sparse_attention`): a query sees its own block of `window` tokens, the window_blocks -
+    1 blocks before it, and of what lies further back the row's `pivots` tokens, all text among
+    them; the defaults are the paper's 768 and 768. compat: "official" computes as the released
+    PyTorch code does, for weights that were trained with it (see `official`).
     """
 
     layers: int = 48
@@ -33,6 +35,7 @@ class TransformerConfig:
     heads: int = 40
     mlp_ratio: int = 4
     dropout: float = 0.1
+    attention_dropout: float | None = None
     sandwich_ln: bool = True
     pb_relax_norm: bool = True
     pb_relax_attention: bool = True
@@ -60,8 +63,10 @@ class TransformerConfig:
             )
         if not self.alpha > 0:
             raise InputError(f"model alpha {self.alpha}: expected above 0")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model dropout {self.dropout}: expected at least 0 and below 1")
+        for name in ("dropout", "attention_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < 1:
+                raise InputError(f"model {name} {rate}: expected at least 0 and below 1")
         if not 0 < self.embedding_gradient <= 1:
             raise InputError(
                 f"model embedding_gradient {self.embedding_gradient}: expected above 0 and at most"
@@ -92,6 +97,12 @@ class TransformerConfig:
         training.
         """
         return self.compat == "official"
+
+    @property
+    def drop_rates(self) -> tuple[float, float]:
+        """Of embeddings and branches, and of attention's weights."""
+        own = self.attention_dropout
+        return self.dropout, self.dropout if own is None else own
 
     @property
     def sparse(self) -> bool:

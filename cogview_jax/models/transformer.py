@@ -14,10 +14,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cogview_jax.models.attention import KeyValues
+from cogview_jax.models.attention import KeyValues, causal_mask
 from cogview_jax.models.block import Block, make_norm
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.extremes import EXTREMES
+from cogview_jax.models.fused_attention import has_kernel
 from cogview_jax.models.linear import product
 from cogview_jax.models.pivots import draw_regions
 from cogview_jax.models.remat import kept
@@ -105,10 +106,20 @@ class Transformer(nn.Module):
         if seen is None:
             if self.config.sparse:
                 seen = draw_regions(self.config, self.ids, tokens)
-            else:
+            elif not self._fuses():
                 seen = causal_mask(tokens.shape[1])
         x, _ = self.blocks(self.embed(tokens, positions), seen)
         return self.final_norm(x)
+
+    def _fuses(self) -> bool:
+        """Whether causal attention runs as a fused kernel, which shows nobody its scores."""
+        dropping = self.config.drop_rates[1] > 0 and self.has_rng("dropout")
+        return (
+            has_kernel(self.policy.compute, self.config.head_width)
+            and self.policy.reductions == jnp.float32
+            and not dropping
+            and not self.is_mutable_collection(EXTREMES)
+        )
 
     def logits(self, hidden: jax.Array, first: int = 0, last: int | None = None) -> jax.Array:
         """Scores of the ids [first, last), or all: [..., D] -> float32 [..., last - first]."""
@@ -130,11 +141,6 @@ class ScannedBlock(nn.Module):
     def __call__(self, x: jax.Array, seen: Any) -> tuple[jax.Array, None]:
         """x [B, T, D] through the layer."""
         return Block(self.config, self.policy, name="block")(x, seen)[0], None
-
-
-def causal_mask(length: int) -> jax.Array:
-    """True where a query (row) may see a key (column), itself and what stands before: [T, T]."""
-    return jnp.tril(jnp.ones((length, length), bool))
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class SequenceObjective:
         # The rows of a part tell it from the other parts of the batch: each has dropout of its own.
         rngs = (
             {"dropout": jax.random.fold_in(key, batch["row"][0])}
-            if self.model.config.dropout
+            if any(self.model.config.drop_rates)
             else {}
         )
         hidden = self.model.apply(

@@ -17,9 +17,10 @@ from bench.stability.recording import EXTREME, METRICS, Record
 from bench.stability.report import BEGIN, END
 from bench.stability.runs import run
 from cogview_jax.jobs.experiment import read_experiment
+from cogview_jax.models.attention import causal_mask
 from cogview_jax.models.block import Block
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer, causal_mask, unstack_layers
+from cogview_jax.models.transformer import Transformer, unstack_layers
 from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox

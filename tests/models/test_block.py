@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import reference
+from cogview_jax.models.attention import causal_mask
 from cogview_jax.models.block import Block, gelu
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import causal_mask
 from cogview_jax.runtime.sharding import unbox
 
 CONFIG = TransformerConfig(layers=2, width=32, heads=4, dropout=0.5, init_deviation=0.3)
@@ -92,10 +92,10 @@ def test_dropout_acts_on_weights_and_on_both_branch_ends():
         unbox(jax.eval_shape(block.init, jax.random.key(0), x, mask)["params"]),
     )
 
-    def seen(change):
+    def seen(change, **changes):
         params = jax.tree.map(jnp.copy, zeros)
         change(params)
-        result, _ = block.apply(
+        result, _ = Block(dataclasses.replace(config, **changes)).apply(
             {"params": params}, x, mask, rngs={"dropout": jax.random.key(3, impl="rbg")}
         )
         return np.asarray(result)
@@ -118,6 +118,8 @@ def test_dropout_acts_on_weights_and_on_both_branch_ends():
     np.testing.assert_allclose(
         np.unique(values), np.arange(3) / 2 / (1 - rate) ** 2, rtol=1e-6, atol=1e-7
     )
+    whole = seen(set_values, attention_dropout=0.0)
+    np.testing.assert_allclose(np.unique(whole), [0, 1 / (1 - rate)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])

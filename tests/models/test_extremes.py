@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import reference
-from cogview_jax.models.attention import attention_scores
+from cogview_jax.models.attention import attention_scores, causal_mask
 from cogview_jax.models.block import Block
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.extremes import EXTREMES, layer_extremes
-from cogview_jax.models.transformer import Transformer, causal_mask, unstack_layers
+from cogview_jax.models.transformer import Transformer, unstack_layers
 from cogview_jax.runtime.sharding import unbox
 
 CONFIG = TransformerConfig(layers=3, width=16, heads=2, dropout=0.0, remat="none")

@@ -15,6 +15,7 @@ from cogview_jax.runtime.errors import InputError
         ({"width": 100, "heads": 3}, "width 100 with 3 heads"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"dropout": -0.1}, "dropout -0.1"),
+        ({"attention_dropout": 1.0}, "attention_dropout 1.0"),
         ({"embedding_gradient": 0.0}, "embedding_gradient 0.0"),
         ({"embedding_gradient": 1.5}, "embedding_gradient 1.5"),
         ({"remat": "some"}, "'some': choose from none, dots, save-attention, full"),

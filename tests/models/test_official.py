@@ -10,12 +10,11 @@ import pytest
 from einops import rearrange
 
 import official
-from cogview_jax.models.attention import KeyValues
+from cogview_jax.models.attention import KeyValues, causal_mask
 from cogview_jax.models.block import Block, make_norm
 from cogview_jax.models.layernorm import LayerNorm
 from cogview_jax.models.transformer import (
     cached_forward,
-    causal_mask,
     empty_cache,
     unstack_layers,
 )

@@ -10,11 +10,11 @@ import optax
 import pytest
 
 import reference
+from cogview_jax.models.attention import causal_mask
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import (
     Transformer,
     cached_forward,
-    causal_mask,
     empty_cache,
     unstack_layers,
 )
