@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
     config.model.heads = 40
     config.model.mlp_ratio = 4
     config.model.dropout = 0.1
+    # 0 makes a step twice as fast on GPUs, whose fused attention can drop no weights.
     config.model.attention_dropout = 0.1
     config.model.sandwich_ln = True
     config.model.pb_relax_norm = True

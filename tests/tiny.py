@@ -5,6 +5,7 @@ import numpy as np
 
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
+from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
@@ -29,10 +30,12 @@ CODEC = CodecConfig(
 OPTIMIZER = OptimizerConfig(lr=1e-2, warmup=0.0, epsilon=1e-3)
 
 
-def transformer_objective(config: TransformerConfig = TRANSFORMER) -> SequenceObjective:
+def transformer_objective(
+    config: TransformerConfig = TRANSFORMER, policy: Policy = FLOAT32
+) -> SequenceObjective:
     """Weights of text unlike those of images, so that neither can be mistaken for the other."""
     layout = make_layout(LAYOUT, VOCABULARY)
-    model = Transformer(config, VOCABULARY.size, layout.length, ids=VOCABULARY)
+    model = Transformer(config, VOCABULARY.size, layout.length, policy, VOCABULARY)
     return SequenceObjective(model, layout, 3.0)
 
 

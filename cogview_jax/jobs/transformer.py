@@ -18,6 +18,7 @@ from cogview_jax.data.token_store import TokenStore
 from cogview_jax.jobs.experiment import TransformerExperiment
 from cogview_jax.jobs.prepare import TOKENIZERS, given_codec, store_path
 from cogview_jax.jobs.workdir import Workdir
+from cogview_jax.models.fused_attention import has_kernel
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline import CogView
 from cogview_jax.runtime.distributed import say
@@ -58,6 +59,12 @@ class TransformerJob:
             experiment.vocabulary,
         )
         self.objective = SequenceObjective(self.model, self.layout, experiment.text_weight)
+        rate, dtype = experiment.model.drop_rates[1], self.model.policy.compute
+        if rate and not experiment.model.sparse and has_kernel(dtype, experiment.model.head_width):
+            say(
+                f"attention_dropout {rate} keeps attention from being a fused kernel; 0 makes a"
+                " step of the 4B model twice as fast on an H200"
+            )
         self._store = store_path(experiment.data, workdir)
 
     def source(self) -> Source[TokenRecord]:

@@ -128,7 +128,7 @@ class Attention(nn.Module):
             attend = self._fused
         else:
             attend = self._dense if isinstance(seen, jax.Array) else self._sparse
-        y = named(constrain(attend(queries, cache, seen), "batch", "sequence", "heads"), ATTENDED)
+        y = constrain(attend(queries, cache, seen), "batch", "sequence", "heads")
         out = Linear((width,), ("heads", "embed"), self.output_deviation, dtype, name="out")
         return out(y), cache
 
@@ -141,7 +141,7 @@ class Attention(nn.Module):
         weights = attention_weights(scores, mask, self.alpha)
         weights = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(weights)
         y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.policy.compute), cache.values)
-        return rearrange(y, "b t n h -> b t (n h)")
+        return named(rearrange(y, "b t n h -> b t (n h)"), ATTENDED)
 
     def _sparse(self, queries: jax.Array, cache: Any, regions: Any) -> jax.Array:
         dropping = self.dropout > 0 and self.has_rng("dropout")
@@ -155,4 +155,4 @@ class Attention(nn.Module):
             return jnp.where(kept, weights / (1 - rate), 0)
 
         y = regions.attend(queries, cache, self.alpha, self.policy.reductions, drop)
-        return rearrange(y, "b n t h -> b t (n h)")
+        return named(rearrange(y, "b n t h -> b t (n h)"), ATTENDED)

@@ -16,10 +16,10 @@ def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
     """x @ kernel as `dtype`: [..., D], [D, *F] -> [..., *F].
 
     The kernel keeps its axes: flattened, one that is split along its last axis would be exchanged
-    between devices first. The gradient of the kernel sums over all positions, and a backend may
-    have to transpose the first operand of that product in memory: XLA's CPU backend does. JAX's own
-    rule puts the gradient of y there; this puts whichever of x and y is narrower. Both products of
-    the backward pass are in the type of x.
+    between devices first. The gradient of the kernel sums over all positions, for which XLA's CPU
+    backend transposes the first operand of that product in memory. JAX's own rule puts the gradient
+    of y there; this puts, on CPUs, whichever of x and y is narrower. Both products of the backward
+    pass are in the type of x.
     """
     last = x.ndim - 1
     return jax.lax.dot_general(x, kernel, (((last,), (0,)), ((), ())), preferred_element_type=dtype)
@@ -34,7 +34,7 @@ def _product_backward(dtype: DTypeLike, saved: tuple, dy: jax.Array) -> tuple:
     dy = dy.astype(x.dtype)
     positions, features = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, dy.ndim))
     over_positions = ((positions, positions), ((), ()))
-    if kernel.shape[0] < kernel[0].size:
+    if kernel.shape[0] < kernel[0].size or jax.default_backend() != "cpu":
         gradient = jax.lax.dot_general(x, dy, over_positions)
     else:
         gradient = jnp.moveaxis(jax.lax.dot_general(dy, x, over_positions), -1, 0)

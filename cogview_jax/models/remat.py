@@ -20,6 +20,10 @@ from jax.ad_checkpoint import checkpoint_name
 #: Names of the values that a policy can keep: results of `Linear`, queries with keys and values,
 #: and the attended values before their projection.
 PRODUCT, READ, ATTENDED = "product", "read", "attended"
+#: What jax calls the fused kernel (`models.fused_attention`). Its results, the attended values and
+#: a number a query, are kept as they are: the values under a name alone would not save its backward
+#: pass from running the kernel again.
+FUSED = ("dot_product_attention_fwd", "dot_product_attention_fwd_wrapper")
 
 
 def named(x: jax.Array, name: str) -> jax.Array:
@@ -27,11 +31,14 @@ def named(x: jax.Array, name: str) -> jax.Array:
     return checkpoint_name(x, name)
 
 
-def kept(remat: str) -> Callable[..., Any] | None:
+def kept(remat: str) -> Callable[..., Any]:
     """The policy of `jax.checkpoint` for a name of `TransformerConfig.remat` other than "none"."""
     policies = jax.checkpoint_policies
-    return {
-        "dots": policies.save_only_these_names(PRODUCT, ATTENDED),
-        "save-attention": policies.save_only_these_names(READ, ATTENDED),
-        "full": policies.nothing_saveable,
-    }[remat]
+    if remat == "full":
+        return policies.nothing_saveable
+    named = {"dots": (PRODUCT, ATTENDED), "save-attention": (READ, ATTENDED)}[remat]
+    return policies.save_from_both_policies(policies.save_only_these_names(*named), _fused)
+
+
+def _fused(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in FUSED

@@ -108,15 +108,16 @@ def memory_bandwidth(device: jax.Device) -> float:
 
 
 @functools.cache
-def measured_matmul_peak(dtype: DTypeLike = jnp.float32, n: int = 1024) -> float:
+def measured_matmul_peak(dtype: DTypeLike = jnp.float32, n: int = 1024, chained: int = 1) -> float:
     """FLOPs per second of the fastest of several jitted [n, n] @ [n, n], on the default device.
 
-    Of random numbers: a GPU is faster on zeros, which cost it less power.
+    Of random numbers: a GPU is faster on zeros, which cost it less power. chained: products
+    between two looks at the clock; an accelerator needs some for its start not to count.
     """
     # The magnitude of a random matrix stays the same when it is multiplied by this.
     factor = (jax.random.normal(jax.random.key(0), (n, n)) / n**0.5).astype(dtype)
     multiply = jax.jit(jnp.matmul)
-    return 2 * n**3 / _shortest(lambda a: multiply(a, factor), factor)
+    return 2 * n**3 / _shortest(lambda a: multiply(a, factor), factor, chained=chained)
 
 
 @functools.cache
@@ -127,14 +128,21 @@ def measured_bandwidth(megabytes: int = 256) -> float:
     return 2 * x.nbytes / _shortest(jax.jit(lambda x: x + 1, donate_argnums=0), x)
 
 
-def _shortest(function: Callable[[jax.Array], jax.Array], x: jax.Array, repeats: int = 10) -> float:
-    """The seconds of the fastest of several calls, each on the result of the one before."""
+def _shortest(
+    function: Callable[[jax.Array], jax.Array], x: jax.Array, repeats: int = 10, chained: int = 1
+) -> float:
+    """The least seconds of a call over several trials, each on the result of the one before.
+
+    chained: calls of a trial. Several let an accelerator start the next while the host waits.
+    """
     x = function(x).block_until_ready()  # compiles
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        x = function(x).block_until_ready()
-        times.append(time.perf_counter() - start)
+        for _ in range(chained):
+            x = function(x)
+        x.block_until_ready()
+        times.append((time.perf_counter() - start) / chained)
     return min(times)
 
 

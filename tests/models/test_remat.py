@@ -9,6 +9,7 @@ import pytest
 import tiny
 from cogview_jax.models.config import REMAT
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.precision import policy
 
 ROWS = 4
 #: The programs differ as much, and compile in half the time.
@@ -91,3 +92,21 @@ def test_an_unknown_policy_is_refused():
         InputError, match="remat 'some': choose from none, dots, save-attention, full"
     ):
         dataclasses.replace(tiny.TRANSFORMER, remat="some")
+
+
+@pytest.mark.parametrize(
+    ("remat", "runs"), [("none", 1), ("dots", 1), ("save-attention", 1), ("full", 2)]
+)
+def test_the_fused_kernel_runs_again_only_where_nothing_is_kept(remat, runs, monkeypatch, params):
+    """Its forward pass, of each layer; traced only, so that no GPU is needed."""
+    monkeypatch.setattr("cogview_jax.models.transformer.has_kernel", lambda dtype, width: True)
+    monkeypatch.setattr(
+        "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000
+    )
+    config = dataclasses.replace(tiny.TRANSFORMER, remat=remat)
+    objective = tiny.transformer_objective(config, policy("bfloat16"))
+    batch = {**tiny.sequences(0, ROWS), "row": np.arange(ROWS)}
+    loss = jax.grad(lambda params: objective.terms(params, (), batch, jax.random.key(1)).loss)
+    text = str(jax.make_jaxpr(loss)(params))
+    assert text.count("dot_product_attention_bwd_wrapper[") == 1
+    assert text.count("dot_product_attention_fwd_wrapper[") == runs
