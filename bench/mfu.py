@@ -11,15 +11,11 @@ The step is that of `train` with its optimizer, on random tokens. Prints a table
 kernels of the first variant, and writes bench/results/mfu.json.
 """
 
-import collections
 import contextlib
 import dataclasses
-import glob
-import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.kernels import kernels
 from cogview_jax.jobs.experiment import TransformerExperiment, read_experiment
 from cogview_jax.jobs.train import device_memory, make_job
 from cogview_jax.jobs.workdir import Workdir
@@ -146,21 +143,6 @@ def random_batch(layout: Any, rows: int, seed: int) -> dict[str, jax.Array]:
         }
         examples.append(layout.example(parts)._asdict())
     return {name: jnp.asarray(np.stack([e[name] for e in examples])) for name in examples[0]}
-
-
-def kernels(trace: str) -> Iterator[tuple[str, int, float]]:
-    """Name, number and milliseconds of the kernels of a trace, the longest first."""
-    (path,) = glob.glob(f"{trace}/**/*.xplane.pb", recursive=True)
-    times: dict[str, list[float]] = collections.defaultdict(list)
-    for plane in jax.profiler.ProfileData.from_file(path).planes:
-        if "/device:" in plane.name:
-            for line in plane.lines:
-                if line.name.startswith("Stream"):
-                    for event in line.events:
-                        name = re.sub(r"\d+", "#", event.name)
-                        times[name].append(event.duration_ns / 1e6)
-    for name, each in sorted(times.items(), key=lambda item: -sum(item[1])):
-        yield name, len(each), sum(each)
 
 
 def main() -> None:

@@ -32,11 +32,18 @@ class KeyValues(NamedTuple):
 
     def write(self, index: jax.Array | int, keys: jax.Array, values: jax.Array) -> "KeyValues":
         """The cache with `keys` and `values` [B, N, T, H] at positions index..index + T - 1."""
-        at = (0, 0, index, 0)
         return KeyValues(
-            jax.lax.dynamic_update_slice(self.keys, keys.astype(self.keys.dtype), at),
-            jax.lax.dynamic_update_slice(self.values, values.astype(self.values.dtype), at),
+            _written(self.keys, index, keys.astype(self.keys.dtype)),
+            _written(self.values, index, values.astype(self.values.dtype)),
         )
+
+
+def _written(cached: jax.Array, index: jax.Array | int, new: jax.Array) -> jax.Array:
+    if len(cached) > 1:
+        return jax.lax.dynamic_update_slice(cached, new, (0, 0, index, 0))
+    # A single row is written without the axis of rows. XLA drops it for the products that read the
+    # cache, and what is written in one form and read in another is copied whole.
+    return jax.lax.dynamic_update_slice(cached[0], new[0], (0, index, 0))[None]
 
 
 def causal_mask(length: int) -> jax.Array:

@@ -123,8 +123,11 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: jax.Array, first: int = 0, last: int | None = None) -> jax.Array:
         """Scores of the ids [first, last), or all: [..., D] -> float32 [..., last - first]."""
-        table = self.word_table[first:last].astype(self.policy.compute)
-        return product(hidden, table.T, jnp.float32)
+        return product(hidden, self.head(first, last), jnp.float32)
+
+    def head(self, first: int = 0, last: int | None = None) -> jax.Array:
+        """What `logits` multiplies with: [D, last - first]; made once by those who often do."""
+        return self.word_table[first:last].astype(self.policy.compute).T
 
     def normalise(self, x: jax.Array, counted: jax.Array | None = None) -> jax.Array:
         """The final norm alone: [B, T, D] -> [B, T, D]; counted: see `LayerNorm`."""

@@ -121,11 +121,15 @@ def measured_matmul_peak(dtype: DTypeLike = jnp.float32, n: int = 1024, chained:
 
 
 @functools.cache
-def measured_bandwidth(megabytes: int = 256) -> float:
-    """Bytes per second, read and written, of the fastest of several jitted `x + 1`."""
+def measured_bandwidth(megabytes: int = 256, chained: int = 1) -> float:
+    """Bytes per second, read and written, of the fastest of several jitted `x + 1`.
+
+    chained: see `measured_matmul_peak`.
+    """
     x = jnp.zeros(megabytes * 2**20 // 4, jnp.float32)
     # In place: a fresh result each time would measure how fast the system hands out pages.
-    return 2 * x.nbytes / _shortest(jax.jit(lambda x: x + 1, donate_argnums=0), x)
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    return 2 * x.nbytes / _shortest(add, x, chained=chained)
 
 
 def _shortest(

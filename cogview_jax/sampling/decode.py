@@ -1,18 +1,19 @@
-"""Decoding: a prompt's cache is filled once, then one jitted scan draws a fixed count of tokens.
+"""Decoding: a prompt's cache is filled once, then a jitted scan draws a fixed count of tokens.
 
-Legend: B batch, P prompt length with padding on the left, C tokens to draw.
+Legend: B batch, P prompt length with padding on the left, C tokens to draw, S slots of the cache.
 """
 
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from cogview_jax.models.linear import product
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_slots
-from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
+from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import SamplingConfig, draw
 
@@ -41,7 +42,123 @@ def sample_keys(seed: int, prompts: Sequence[str], indices: Sequence[int]) -> ja
     return fold(keys, jnp.array(indices, jnp.uint32))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "count", "first", "last", "config"))
+class Sequences(NamedTuple):
+    """Sequences on their way, B at a time: what `decode` goes on from.
+
+    token: int32 [B], the last token of each, which the cache does not hold yet. position: int32
+    [B], its place among the learned positions. visible: bool [B, S], the slots of the cache that
+    hold tokens, or will. cache: see `empty_cache`. index: int32, the slot of `token`. keys: [B],
+    one a row. drawn: int32, how many tokens were drawn.
+    """
+
+    token: jax.Array
+    position: jax.Array
+    visible: jax.Array
+    cache: Cache
+    index: jax.Array
+    keys: jax.Array
+    drawn: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("model", "count", "first"))
+def prefill(
+    params: Mapping[str, Any],
+    tokens: jax.Array,
+    valid: jax.Array,
+    keys: jax.Array,
+    positions: jax.Array | None = None,
+    *,
+    model: Transformer,
+    count: int,
+    first: int,
+) -> Sequences:
+    """Prompts with room for `count` tokens; see `generate` for the arguments.
+
+    The last token of a prompt is left to `decode`, whose every step is then the same.
+    """
+    batch, prompt = tokens.shape
+    if positions is None:
+        positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+    visible = jnp.concatenate([valid, jnp.ones((batch, count), bool)], axis=1)
+    pivots = None
+    if model.config.sparse:
+        # What will be drawn is known by its kind.
+        whole = jnp.concatenate([tokens, jnp.full((batch, count), first, tokens.dtype)], axis=1)
+        streams = jax.vmap(jax.random.fold_in, (0, None))(keys, PIVOT_STREAM)
+        pivots = draw_slots(model.config, model.ids, whole, visible, streams)
+    # The last token drawn is never read.
+    cache = empty_cache(model, batch, prompt + count - 1, pivots)
+    visible = visible[:, :-1]
+    if prompt > 1:
+        head, at = tokens[:, :-1], positions[:, :-1]
+        _, cache = cached_forward(model, params, head, at, visible, cache, 0)
+    index, drawn = jnp.int32(prompt - 1), jnp.int32(0)
+    return Sequences(tokens[:, -1], positions[:, -1], visible, cache, index, keys, drawn)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "count", "first", "last", "config"),
+    donate_argnames="sequences",
+)
+def decode(
+    params: Mapping[str, Any],
+    sequences: Sequences,
+    given: jax.Array | None = None,
+    *,
+    model: Transformer,
+    count: int,
+    first: int,
+    last: int,
+    config: SamplingConfig,
+) -> tuple[Sequences, jax.Array]:
+    """The sequences `count` tokens further, and those tokens: int32 [B, C].
+
+    See `generate` for the arguments. `sequences` is used up: its cache is written in place.
+    """
+
+    single = len(sequences.token) == 1
+
+    head = model.apply({"params": params}, first, last, method=model.head)
+
+    def carried(cache: Cache) -> Cache:
+        # Of a single row without the axis of rows: XLA drops it for the products that read the
+        # cache, and would copy what it carries in another form.
+        return jax.tree.map(lambda leaf: leaf[0], cache) if single else cache
+
+    def whole(cache: Cache) -> Cache:
+        return jax.tree.map(lambda leaf: leaf[None], cache) if single else cache
+
+    def advance(now: Sequences, known: jax.Array | None) -> tuple[Sequences, jax.Array]:
+        hidden, cache = cached_forward(
+            model,
+            params,
+            now.token[:, None],
+            now.position[:, None],
+            now.visible,
+            whole(now.cache),
+            now.index,
+        )
+        logits = product(hidden[:, -1], head, jnp.float32)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(now.keys, now.drawn)
+        token = first + draw(logits, keys, config)
+        if known is not None:
+            token = jnp.where(known < 0, token, known)
+        following = now._replace(
+            token=token,
+            position=now.position + 1,
+            cache=carried(cache),
+            index=now.index + 1,
+            drawn=now.drawn + 1,
+        )
+        return following, token
+
+    known = None if given is None else given.T
+    sequences = sequences._replace(cache=carried(sequences.cache))
+    sequences, tokens = jax.lax.scan(advance, sequences, known, length=count)
+    return sequences._replace(cache=whole(sequences.cache)), tokens.T
+
+
 def generate(
     params: Mapping[str, Any],
     tokens: jax.Array,
@@ -73,34 +190,10 @@ def generate(
         last: one past the last id that may be drawn.
         config: temperature and filters.
     """
-    batch, prompt = tokens.shape
-    if positions is None:
-        positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
-    visible = jnp.concatenate([valid, jnp.ones((batch, count), bool)], axis=1)
-    pivots = None
-    if model.config.sparse:
-        # What will be drawn is known by its kind.
-        whole = jnp.concatenate([tokens, jnp.full((batch, count), first, tokens.dtype)], axis=1)
-        streams = jax.vmap(jax.random.fold_in, (0, None))(keys, PIVOT_STREAM)
-        pivots = draw_slots(model.config, model.ids, whole, visible, streams)
-    cache = empty_cache(model, batch, prompt + count, pivots)
-    hidden, cache = cached_forward(model, params, tokens, positions, visible, cache, 0)
-
-    def pick(hidden: jax.Array, i: jax.Array | int) -> jax.Array:
-        variables = {"params": params}
-        logits = model.apply(variables, hidden[:, -1], first, last, method=model.logits)
-        drawn = first + draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, i), config)
-        return drawn if given is None else jnp.where(given[:, i] < 0, drawn, given[:, i])
-
-    def advance(carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
-        token, cache = carry
-        position = (positions[:, -1] + i)[:, None]
-        hidden, cache = cached_forward(
-            model, params, token[:, None], position, visible, cache, prompt + i - 1
-        )
-        following = pick(hidden, i)
-        return (following, cache), following
-
-    start = pick(hidden, 0)
-    _, rest = jax.lax.scan(advance, (start, cache), jnp.arange(1, count))
-    return jnp.concatenate([start[:, None], rest.T], axis=1)
+    sequences = prefill(
+        params, tokens, valid, keys, positions, model=model, count=count, first=first
+    )
+    _, drawn = decode(
+        params, sequences, given, model=model, count=count, first=first, last=last, config=config
+    )
+    return drawn

@@ -1,0 +1,158 @@
+"""Sampling speed against the memory bandwidth of this machine, in one run.
+
+    python -m bench.decode [--model tutorial|4b] [--precision P] [--batches 1,4,16]
+        [--contexts 64,1000] [--layers N] [--trace]
+
+A token needs every weight once, the part of the head it is drawn from, and what the cache holds of
+its own row. The table has tokens a second, the share of the limit that these bytes set at the
+measured bandwidth, and the seconds of a picture of 1,024 codes. Writes bench/results/decode.json.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench.kernels import kernels
+from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.transformer import Transformer
+from cogview_jax.runtime.files import write_json
+from cogview_jax.runtime.hardware import measured_bandwidth
+from cogview_jax.runtime.precision import policy
+from cogview_jax.runtime.sharding import unbox
+from cogview_jax.sampling.decode import decode, prefill, sample_keys
+from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.tokenizers.vocabulary import Vocabulary
+
+RESULT = Path(__file__).parent / "results" / "decode.json"
+MODELS = {
+    "tutorial": TransformerConfig(layers=12, width=1024, heads=16),
+    "4b": TransformerConfig(),
+}
+POSITIONS, CODES = 1089, 1024
+#: Tokens of a timed call.
+COUNT = 32
+
+
+def random_params(model: Transformer) -> dict[str, Any]:
+    """Parameters in the form `unstack_layers` gives, in the type of the arithmetic.
+
+    Layer by layer: a model that just fits in the device's memory is made there.
+    """
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+    shapes, dtype = unbox(shapes), model.policy.compute
+
+    @jax.jit
+    def fill(key: jax.Array) -> Any:
+        leaves, form = jax.tree.flatten(layer)
+        keys = jax.random.split(key, len(leaves))
+        return form.unflatten(
+            (0.02 * jax.random.normal(k, leaf.shape)).astype(dtype)
+            for k, leaf in zip(keys, leaves, strict=True)
+        )
+
+    stack = shapes["blocks"]["block"]
+    layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
+    blocks = tuple(fill(jax.random.key(i)) for i in range(model.config.layers))
+    rest = {name: value for name, value in shapes.items() if name != "blocks"}
+    rest = jax.tree.map(
+        lambda leaf: (0.02 * jax.random.normal(jax.random.key(1), leaf.shape)).astype(dtype), rest
+    )
+    return rest | {"blocks": blocks}
+
+
+def bytes_a_step(model: Transformer, codes: int, batch: int, context: int) -> int:
+    """What a step must read of weights, head and caches: one token for each row."""
+    config, size = model.config, jnp.dtype(model.policy.compute).itemsize
+    weights = config.layers * (4 + 2 * config.mlp_ratio) * config.width**2
+    head = codes * config.width
+    cache = 2 * config.layers * config.width * context
+    return size * (weights + head + batch * cache)
+
+
+def measure(
+    model: Transformer, params: dict, batch: int, context: int, trace: str | None = None
+) -> dict[str, Any]:
+    """Seconds a step of `batch` rows that have `context` tokens already.
+
+    The cache has the slots of a whole picture, as in sampling.
+    """
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(0, 8192, (batch, context)).astype(np.int32)
+    keys = sample_keys(0, ["a"] * batch, range(batch))
+    sizes = {"model": model, "first": 0}
+    room = POSITIONS - context
+    sequences = prefill(params, tokens, np.ones(tokens.shape, bool), keys, count=room, **sizes)
+    call = {"count": COUNT, "last": 8192, "config": SamplingConfig(), **sizes}
+    sequences, _ = jax.block_until_ready(decode(params, sequences, **call))
+    times = []
+    for _ in range(max(1, min(5, room // COUNT - 1))):
+        began = time.perf_counter()
+        sequences, _ = jax.block_until_ready(decode(params, sequences, **call))
+        times.append((time.perf_counter() - began) / COUNT)
+        if trace:
+            with jax.profiler.trace(trace):
+                sequences, _ = jax.block_until_ready(decode(params, sequences, **call))
+            break
+    return {"batch": batch, "context": context, "seconds": min(times), "all": times}
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="tutorial")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--batches", default="1,4,16")
+    parser.add_argument("--contexts", default="64,1000")
+    parser.add_argument("--layers", type=int, help="of the model; its own where not given")
+    parser.add_argument("--trace", action="store_true", help="print the longest kernels")
+    given = parser.parse_args()
+    config = MODELS[given.model]
+    config = dataclasses.replace(config, dropout=0.0, layers=given.layers or config.layers)
+    vocabulary = Vocabulary()
+    model = Transformer(config, vocabulary.size, POSITIONS, policy(given.precision))
+    params = random_params(model)
+    device, rows = jax.devices()[0].device_kind, []
+    on_cpu = jax.default_backend() == "cpu"
+    bandwidth = measured_bandwidth() if on_cpu else measured_bandwidth(2048, chained=20)
+    print(
+        f"{given.model} ({config.layers} layers) in {given.precision},"
+        f" {device}, jax {jax.__version__}, {bandwidth / 1e9:.4g} GB/s",
+        flush=True,
+    )
+    for context in map(int, given.contexts.split(",")):
+        for batch in map(int, given.batches.split(",")):
+            with tempfile.TemporaryDirectory() as trace:
+                row = measure(model, params, batch, context, trace if given.trace else None)
+                longest = list(kernels(trace))[:30] if given.trace else []
+            need = bytes_a_step(model, vocabulary.codes, batch, context)
+            seconds = row["seconds"]
+            row |= {
+                "tokens_per_second": batch / seconds,
+                "bytes": need,
+                "share_of_limit": need / bandwidth / seconds,
+                "seconds_per_image": CODES * seconds / batch,
+            }
+            rows.append(row)
+            print(
+                f"  batch {batch:3}, context {context:5}: {batch / seconds:8.1f} tokens/s,"
+                f" {seconds * 1e3:8.2f} ms a step, {row['share_of_limit']:6.1%} of the limit,"
+                f" {row['seconds_per_image']:.2f} s a picture",
+                flush=True,
+            )
+            for name, count, milliseconds in longest:
+                print(f"    {milliseconds:9.3f} ms {count:6} x {name[:120]}", flush=True)
+    result = {"device": device, "jax": jax.__version__, "bandwidth": bandwidth}
+    result |= {"model": given.model, "layers": config.layers, "precision": given.precision}
+    write_json(RESULT, result | {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
