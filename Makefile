@@ -31,8 +31,9 @@ demo: .venv
 	$(RUN) cogview_jax.evaluate --bundle runs/demo/bundle --benchmark shapes \
 		--out runs/demo/report.json
 
+# Two files of tests at a time; one shows more: .venv/bin/python -m pytest FILE
 test: .venv
-	$(RUN) pytest
+	$(RUN) pytest -n 2 --dist loadfile
 
 lint: .venv
 	$(RUN) ruff format --check .

@@ -11,14 +11,21 @@ def silence() -> None:
     """Drops it for the rest of the program; whatever else is logged or goes wrong is still shown.
 
     Orbax logs what its threads raise, and raises it again where they are waited for. When one of
-    several writes has failed it closes its event loop, and those that end later complain of that.
+    several writes has failed it closes its event loop, and those that end later complain of that,
+    as does asyncio of those whose failure nobody asked for.
     """
     logging.getLogger("absl").addFilter(_is_news)
+    logging.getLogger("asyncio").addFilter(_was_asked_for)
     sys.unraisablehook = functools.partial(_show, sys.unraisablehook)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     return "_SignalingThread.run() raised" not in str(record.msg)
+
+
+def _was_asked_for(record: logging.LogRecord) -> bool:
+    failed = isinstance(record.exc_info[1], OSError) if record.exc_info else False
+    return not (failed and "exception was never retrieved" in record.getMessage())
 
 
 def _show(before: Any, unraisable: Any) -> None:

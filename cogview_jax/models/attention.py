@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
+from cogview_jax.models.dropout import dropout
 from cogview_jax.models.extremes import observe
 from cogview_jax.models.fused_attention import fused_attention
 from cogview_jax.models.linear import Linear
@@ -146,20 +147,19 @@ class Attention(nn.Module):
         scores = attention_scores(queries, cache.keys, self.alpha, self.policy.reductions)
         observe(self, "scores", jnp.where(mask, scores, 0))
         weights = attention_weights(scores, mask, self.alpha)
-        weights = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(weights)
+        if self.has_rng("dropout"):
+            weights = dropout(weights, self.dropout, self.make_rng("dropout"))
         y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.policy.compute), cache.values)
         return named(rearrange(y, "b t n h -> b t (n h)"), ATTENDED)
 
     def _sparse(self, queries: jax.Array, cache: Any, regions: Any) -> jax.Array:
         dropping = self.dropout > 0 and self.has_rng("dropout")
         key = self.make_rng("dropout") if dropping else None
-        rate = self.dropout
 
         def drop(weights: jax.Array, number: jax.Array | int) -> jax.Array:
             if key is None:
                 return weights
-            kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, weights.shape)
-            return jnp.where(kept, weights / (1 - rate), 0)
+            return dropout(weights, self.dropout, jax.random.fold_in(key, number))
 
         y = regions.attend(queries, cache, self.alpha, self.policy.reductions, drop)
         return named(rearrange(y, "b n t h -> b t (n h)"), ATTENDED)

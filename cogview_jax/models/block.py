@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from cogview_jax.models.attention import Attention, KeyValues
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.dropout import dropout
 from cogview_jax.models.extremes import observe
 from cogview_jax.models.layernorm import LayerNorm
 from cogview_jax.models.linear import Linear
@@ -98,7 +99,8 @@ class Block(nn.Module):
             return make_norm(config, self.policy, scale, name=name)(y, counted)
 
         def branch_end(y: jax.Array, name: str) -> jax.Array:
-            y = nn.Dropout(config.dropout, deterministic=not self.has_rng("dropout"))(y)
+            if self.has_rng("dropout"):
+                y = dropout(y, config.dropout, self.make_rng("dropout"))
             return norm(y, name, config.sandwich_scale) if config.sandwich_ln else y
 
         attention = Attention(

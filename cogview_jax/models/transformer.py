@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from cogview_jax.models.attention import KeyValues, causal_mask
 from cogview_jax.models.block import Block, make_norm
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.dropout import dropout
 from cogview_jax.models.extremes import EXTREMES
 from cogview_jax.models.fused_attention import has_kernel
 from cogview_jax.models.linear import product
@@ -61,7 +62,6 @@ class Transformer(nn.Module):
 
         self.word_table = table("word_embedding", self.vocabulary, "vocabulary")
         self.position_table = table("position_embedding", self.positions, "positions")
-        self.embedding_dropout = nn.Dropout(config.dropout)
         layer = ScannedBlock
         if config.remat != "none":
             layer = nn.remat(layer, prevent_cse=False, policy=kept(config.remat))
@@ -90,7 +90,8 @@ class Transformer(nn.Module):
         if share < 1:
             words = words * share + jax.lax.stop_gradient(words) * (1 - share)
         x = (words + places).astype(self.policy.compute)
-        x = self.embedding_dropout(x, deterministic=not self.has_rng("dropout"))
+        if self.has_rng("dropout"):
+            x = dropout(x, self.config.dropout, self.make_rng("dropout"))
         return constrain(x, "batch", "sequence", "width")
 
     def __call__(
