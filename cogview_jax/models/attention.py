@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
+from cogview_jax.models.cached_attention import Filled, cached_attention
 from cogview_jax.models.dropout import dropout
 from cogview_jax.models.extremes import observe
 from cogview_jax.models.fused_attention import fused_attention
@@ -119,9 +120,10 @@ class Attention(nn.Module):
         """Attends from x to itself, or, given a cache, to the cache with x written at `index`.
 
         seen: what each query sees. A mask (see `attention_weights`; S is T without a cache, else
-        the cache's length), the regions of sparse attention (`sparse_attention`), or None: itself
-        and what stands before it, by a fused kernel, which needs one (`has_kernel`), no cache and
-        no dropout. Returns the output and the keys and values attended to.
+        the cache's length), the regions of sparse attention (`sparse_attention`), or, for kernels
+        that some devices have: None, itself and what stands before it, without a cache
+        (`fused_attention`), or `Filled`, of one new token (`cached_attention`). Kernels drop
+        nothing. Returns the output and the keys and values attended to.
         """
         width, dtype = x.shape[-1], self.policy.compute
         projected = Linear(
@@ -134,6 +136,8 @@ class Attention(nn.Module):
         cache = KeyValues(keys, values) if cache is None else cache.write(index, keys, values)
         if seen is None:
             attend = self._fused
+        elif isinstance(seen, Filled):
+            attend = self._cached
         else:
             attend = self._dense if isinstance(seen, jax.Array) else self._sparse
         y = constrain(attend(queries, cache, seen), "batch", "sequence", "heads")
@@ -142,6 +146,9 @@ class Attention(nn.Module):
 
     def _fused(self, queries: jax.Array, cache: KeyValues, seen: None) -> jax.Array:
         return rearrange(fused_attention(queries, *cache), "b t n h -> b t (n h)")
+
+    def _cached(self, queries: jax.Array, cache: KeyValues, seen: Filled) -> jax.Array:
+        return rearrange(cached_attention(queries, *cache, seen), "b t n h -> b t (n h)")
 
     def _dense(self, queries: jax.Array, cache: KeyValues, mask: jax.Array) -> jax.Array:
         scores = attention_scores(queries, cache.keys, self.alpha, self.policy.reductions)

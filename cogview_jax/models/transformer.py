@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from cogview_jax.models.attention import KeyValues, causal_mask
 from cogview_jax.models.block import Block, make_norm
+from cogview_jax.models.cached_attention import Filled, has_cache_kernel
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.dropout import dropout
 from cogview_jax.models.extremes import EXTREMES
@@ -197,7 +198,8 @@ def cached_forward(
         tokens: int32 [B, T].
         positions: int32 [B, T].
         valid: bool [B, S], which slots of the cache hold tokens a query may see, those of `tokens`
-            included; causality is added here. With sparse attention, all from each row's first on.
+            included; causality is added here. With sparse attention, and where T is 1, all from
+            each row's first on.
         cache: of S slots, one entry a layer (`empty_cache`).
         index: how many slots were written before.
 
@@ -205,10 +207,13 @@ def cached_forward(
         Hidden states [B, T, D], and the cache with the tokens.
     """
     length = cache[0].keys.shape[2]
-    if model.config.sparse:
+    config, policy = model.config, model.policy
+    single = tokens.shape[1] == 1 and policy.reductions == jnp.float32
+    if config.sparse:
         starts = jnp.argmax(valid, axis=1)
-        config = model.config
         seen = CachedRegions(index, starts, config.window, config.window_blocks)
+    elif single and has_cache_kernel(policy.compute, config.head_width):
+        seen = Filled(jnp.argmax(valid, axis=1), index)
     else:
         slots, queries = jnp.arange(length), index + jnp.arange(tokens.shape[1])
         seen = (slots[None, :] <= queries[:, None]) & valid[:, None, None, :]
