@@ -1,5 +1,7 @@
 """The jitted decoder against drawing token by token with a pass over the whole prefix for each."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer, unstack_layers
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.decode import generate, sample_keys
+from cogview_jax.sampling.decode import decode, generate, prefill, sample_keys
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.tokenizers.layout import left_padded
 
@@ -108,3 +110,32 @@ def test_large_seeds_are_told_apart_or_refused():
     for seed in (-1, 2**32, 2**70):
         with pytest.raises(InputError, match=f"seed {seed}: expected 0 to 4294967295"):
             sample_keys(seed, ["a"], [0])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_the_compiled_loop_copies_no_cache(params, rows):
+    """What a token costs is reading the cache, not moving it."""
+    layers = unstack_layers(params)
+    tokens, valid = left_padded([np.array(PROMPTS[0])] * rows, 4)
+    keys = sample_keys(0, ["a"] * rows, range(rows))
+    ids = {"model": MODEL, "first": FIRST}
+    sequences = prefill(layers, tokens, valid, keys, count=COUNT, **ids)
+    call = {"count": COUNT, "last": LAST, "config": SAMPLING, **ids}
+    program = decode.lower(layers, sequences, **call).compile().as_text()
+    loops, entry = program.split("\nENTRY ")
+    slots = sequences.visible.shape[1]
+    cache = rf"f32\[(?:{rows},)?{CONFIG.heads},{slots},{CONFIG.head_width}\]"
+    assert len(re.findall(rf"{cache}\S* fusion\(", loops)) >= 2 * CONFIG.layers
+    assert not re.findall(rf"{cache}\S* (?:copy|transpose)\(", loops)
+    assert not re.findall(rf"{cache}\S* (?:copy|transpose)\(", entry)
+
+
+def test_tokens_do_not_depend_on_how_many_a_call_draws(params, together):
+    tokens, valid = left_padded([np.array(prompt) for prompt in PROMPTS], 9)
+    ids = {"model": MODEL, "first": FIRST}
+    layers, keys = unstack_layers(params), sample_keys(0, NAMES, INDICES)
+    sequences, parts = prefill(layers, tokens, valid, keys, count=COUNT, **ids), []
+    for count in (5, 1, 6):
+        sequences, part = decode(layers, sequences, count=count, last=LAST, config=SAMPLING, **ids)
+        parts.append(part)
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), together)
