@@ -117,15 +117,18 @@ def least_seconds(plan: Plan, experiment: Experiment, target: Accelerator) -> fl
 def _verdict(plan: Plan, experiment: Experiment, target: Accelerator) -> list[str]:
     usable = USABLE * target.memory
     need = f"{plan.total / 1e9:.1f} of {usable:.1f} GB that a {target.name} leaves to programs"
+    state = (plan.parameters + plan.moments + plan.gradients) / 1e9
+    certain = (plan.total - plan.temporaries) / 1e9
+    advice = "raise train.accumulate, or take a model.remat that keeps less"
     if fits(plan, target):
         lines = [f"fits: {need}"]
+    elif certain <= usable:
+        lines = [f"may fit: {need}, {certain:.1f} GB without temporaries; if not, {advice}"]
     else:
-        state = (plan.parameters + plan.moments + plan.gradients) / 1e9
-        advice = (
-            "parameters, optimizer and gradients alone are too large: raise mesh.fsdp or tensor"
-            if state > usable
-            else "raise train.accumulate, or take a model.remat that keeps less"
-        )
+        if state > usable:
+            advice = (
+                "parameters, optimizer and gradients alone are too large: raise mesh.fsdp or tensor"
+            )
         lines = [f"does NOT fit: {need}; {advice}"]
     seconds = least_seconds(plan, experiment, target)
     rate = experiment.train.global_batch / seconds

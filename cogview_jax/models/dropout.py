@@ -1,9 +1,9 @@
 """Dropout whose bits cost a few instructions a number.
 
 The random bits of dropout need no more than to look independent. `jax.random` has them from a
-cipher, at some hundred instructions each: with the paper's dropout of attention's weights, one
-sixth of a training step of the 4B model on an H200. Here bit i of a mask is a hash of i and the
-key: the same on any mesh and any number of devices, and on every backend.
+cipher, at some hundred instructions each; on a CPU the weights of attention then take ten times as
+long to drop (bench/RESULTS.md). Here bit i of a mask is a hash of i and the key: the same on any
+mesh and any number of devices, and on every backend.
 """
 
 import jax

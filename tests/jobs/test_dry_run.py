@@ -36,6 +36,15 @@ def test_the_4b_model_on_64_devices(root):
     assert re.search(r"^fits: \d+\.\d of 80\.7 GB that a H100 leaves", said, re.MULTILINE)
 
 
+def test_a_step_that_an_h200_was_seen_to_hold_may_fit(root):
+    """16 rows took 113 of its 151 GB, with a kernel that a CPU has not."""
+    flags = ("--devices=1", "--accelerator=H200", "--config.train.global_batch=16")
+    result = call(root, "train", *LARGE, *flags, "--config.model.remat=dots")
+    assert result.returncode == 0, result.stderr
+    verdict = re.search(r"^may fit: .* (\d+\.\d) GB without", result.stdout, re.MULTILINE)
+    assert float(verdict[1]) == pytest.approx(112.5, rel=0.05)
+
+
 def test_what_does_not_fit_is_told_what_to_change(root):
     result = call(
         root, "train", *LARGE, "--devices=1", "--accelerator=V100", "--config.train.global_batch=1"
