@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.kernels import kernels
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer
+from cogview_jax.models.transformer import Transformer, for_decoding
 from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.hardware import measured_bandwidth
 from cogview_jax.runtime.precision import policy
@@ -60,7 +60,7 @@ def random_params(model: Transformer) -> dict[str, Any]:
 
     stack = shapes["blocks"]["block"]
     layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
-    blocks = tuple(fill(jax.random.key(i)) for i in range(model.config.layers))
+    blocks = tuple(for_decoding(fill(jax.random.key(i))) for i in range(model.config.layers))
     rest = {name: value for name, value in shapes.items() if name != "blocks"}
     rest = jax.tree.map(
         lambda leaf: (0.02 * jax.random.normal(jax.random.key(1), leaf.shape)).astype(dtype), rest

@@ -16,7 +16,7 @@ from cogview_jax.models.transformer import unstack_layers
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy_of
-from cogview_jax.sampling.decode import generate, sample_keys
+from cogview_jax.sampling.decode import generate, least_rows, sample_keys
 from cogview_jax.sampling.fill import fill, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.scoring import token_log_probs
@@ -119,6 +119,7 @@ class CogView:
         )
         # A small job takes a small batch; powers of two keep the compilations few.
         batch_size = min(batch_size, 1 << (len(tokens) - 1).bit_length())
+        batch_size = max(batch_size, least_rows())
         drawn = []
         for start in range(0, len(tokens), batch_size):
             # The last batch is filled up, so that it needs no compilation of its own.

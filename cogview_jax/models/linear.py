@@ -1,6 +1,7 @@
 """The affine map every layer is made of."""
 
 import functools
+import os
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -34,7 +35,7 @@ def _product_backward(dtype: DTypeLike, saved: tuple, dy: jax.Array) -> tuple:
     dy = dy.astype(x.dtype)
     positions, features = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, dy.ndim))
     over_positions = ((positions, positions), ((), ()))
-    if kernel.shape[0] < kernel[0].size or jax.default_backend() != "cpu":
+    if kernel.shape[0] < kernel[0].size or not on_cpu():
         gradient = jax.lax.dot_general(x, dy, over_positions)
     else:
         gradient = jnp.moveaxis(jax.lax.dot_general(dy, x, over_positions), -1, 0)
@@ -43,6 +44,44 @@ def _product_backward(dtype: DTypeLike, saved: tuple, dy: jax.Array) -> tuple:
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+#: What stands in the place of a kernel that `streams` has cut.
+STREAMS = "streams"
+#: Into how many parts a kernel is cut at most.
+MOST_STREAMS = 8
+
+
+def streams(kernel: jax.Array) -> tuple[jax.Array, ...]:
+    """A kernel [D, *F] as matrices [about F / parts, D] that `streamed_product` multiplies with."""
+    return tuple(cut(jnp.asarray(kernel).reshape(kernel.shape[0], -1).T))
+
+
+def cut(matrix: jax.Array) -> list[jax.Array]:
+    """Rows [F, D] in one part for each core of a CPU; whole on other devices.
+
+    For few rows of x a product is as fast as the matrix comes from memory. XLA's CPU backend reads
+    it with one thread, and products with several parts side by side.
+    """
+    cores = os.cpu_count() or 1
+    return jnp.array_split(matrix, min(cores, MOST_STREAMS)) if on_cpu() else [matrix]
+
+
+def on_cpu() -> bool:
+    """Whether programs made now are for a CPU."""
+    return jax.default_backend() == "cpu"
+
+
+def streamed_product(
+    x: jax.Array, parts: Sequence[jax.Array], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """x @ kernel as `dtype`, of a kernel in parts [F_i, D]: [..., D] -> [..., F]."""
+    rows = x.reshape(-1, x.shape[-1])
+    over_width = (((1,), (1,)), ((), ()))
+    columns = [
+        jax.lax.dot_general(part, rows, over_width, preferred_element_type=dtype) for part in parts
+    ]
+    return jnp.concatenate(columns).T.reshape(*x.shape[:-1], -1)
 
 
 class Linear(nn.Module):
@@ -60,18 +99,23 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """One matrix product, whatever the number of features' axes."""
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(nn.initializers.normal(self.deviation), self.names),
-            (x.shape[-1], *self.features),
-            jnp.float32,
-        )
+        x = x.astype(self.dtype)
+        if self.has_variable("params", STREAMS):
+            parts = [part.astype(self.dtype) for part in self.get_variable("params", STREAMS)]
+            y = streamed_product(x, parts, self.dtype).reshape(*x.shape[:-1], *self.features)
+        else:
+            kernel = self.param(
+                "kernel",
+                nn.with_logical_partitioning(nn.initializers.normal(self.deviation), self.names),
+                (x.shape[-1], *self.features),
+                jnp.float32,
+            )
+            y = product(x, kernel.astype(self.dtype), self.dtype)
         bias = self.param(
             "bias",
             nn.with_logical_partitioning(nn.initializers.zeros, self.names[1:]),
             self.features,
             jnp.float32,
         )
-        y = product(x.astype(self.dtype), kernel.astype(self.dtype), self.dtype)
         # Spread before it is cast: its gradient is then a sum in float32, over all positions.
         return named(y + jnp.broadcast_to(bias, y.shape).astype(self.dtype), PRODUCT)

@@ -11,6 +11,7 @@ elsewhere, as on CPUs, the peak is what a large matrix product reaches.
 """
 
 import functools
+import os
 import re
 import time
 from collections.abc import Callable
@@ -121,15 +122,24 @@ def measured_matmul_peak(dtype: DTypeLike = jnp.float32, n: int = 1024, chained:
 
 
 @functools.cache
-def measured_bandwidth(megabytes: int = 256, chained: int = 1) -> float:
-    """Bytes per second, read and written, of the fastest of several jitted `x + 1`.
+def measured_bandwidth(megabytes: int = 512, chained: int = 1) -> float:
+    """Bytes per second, read, of the fastest of several jitted products of a matrix and a vector.
 
+    Reading alone, as decoding does: what is written comes on top on some machines and not on
+    others. The matrix is in one part for each core of a CPU, which reads each with one thread.
     chained: see `measured_matmul_peak`.
     """
-    x = jnp.zeros(megabytes * 2**20 // 4, jnp.float32)
-    # In place: a fresh result each time would measure how fast the system hands out pages.
-    add = jax.jit(lambda x: x + 1, donate_argnums=0)
-    return 2 * x.nbytes / _shortest(add, x, chained=chained)
+    width, parts = 1024, (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    rows = megabytes * 2**20 // (4 * width * parts)
+    keys = jax.random.split(jax.random.key(0), parts)
+    matrices = [jax.random.uniform(key, (rows, width)) / width for key in keys]
+
+    @jax.jit
+    def read(x: jax.Array, matrices: list[jax.Array]) -> jax.Array:
+        return sum((matrix @ x).mean() for matrix in matrices) * x / parts
+
+    seconds = _shortest(lambda x: read(x, matrices), jnp.ones(width), chained=chained)
+    return parts * matrices[0].nbytes / seconds
 
 
 def _shortest(

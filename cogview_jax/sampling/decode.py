@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cogview_jax.models.linear import product
+from cogview_jax.models.linear import cut, streamed_product
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_slots
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
@@ -40,6 +40,15 @@ def sample_keys(seed: int, prompts: Sequence[str], indices: Sequence[int]) -> ja
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, 0))
     keys = jax.vmap(lambda word: jax.random.fold_in(root, word))(prompt_ids)
     return fold(keys, jnp.array(indices, jnp.uint32))
+
+
+def least_rows() -> int:
+    """How many rows the smallest batch should have.
+
+    On a GPU two rows take less time than one, whose products with weights XLA does not give to the
+    library for matrix products: 3.7 against 5.2 ms a token of the 4B model (bench/RESULTS.md).
+    """
+    return 2 if jax.default_backend() == "gpu" else 1
 
 
 class Sequences(NamedTuple):
@@ -119,7 +128,8 @@ def decode(
 
     single = len(sequences.token) == 1
 
-    head = model.apply({"params": params}, first, last, method=model.head)
+    # Once for all tokens: only this part of the head is read.
+    head = cut(params["word_embedding"][first:last].astype(model.policy.compute))
 
     def carried(cache: Cache) -> Cache:
         # Of a single row without the axis of rows: XLA drops it for the products that read the
@@ -139,7 +149,7 @@ def decode(
             whole(now.cache),
             now.index,
         )
-        logits = product(hidden[:, -1], head, jnp.float32)
+        logits = streamed_product(hidden[:, -1], head, jnp.float32)
         keys = jax.vmap(jax.random.fold_in, (0, None))(now.keys, now.drawn)
         token = first + draw(logits, keys, config)
         if known is not None:

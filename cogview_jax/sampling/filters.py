@@ -39,7 +39,9 @@ def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
     """Excludes what is below the k-th largest logit; all that equal it stay."""
     if not 0 < k < logits.shape[-1]:
         return logits
-    smallest = jax.lax.top_k(logits, k)[0][..., -1:]
+    # The barrier keeps the indices: for values alone XLA's CPU backend sorts all logits.
+    largest, _ = jax.lax.optimization_barrier(jax.lax.top_k(logits, k))
+    smallest = largest[..., -1:]
     return jnp.where(logits < smallest, -jnp.inf, logits)
 
 
