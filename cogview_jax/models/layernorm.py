@@ -8,22 +8,20 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def standardise(x: jax.Array, divisor: jax.Array, epsilon: float) -> jax.Array:
-    """(y - mean) / sqrt(variance + epsilon) of y = x / divisor over the last dimension.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def standardise(x: jax.Array, epsilon: float) -> jax.Array:
+    """(x - mean) / sqrt(variance + epsilon) over the last dimension: [..., D] -> [..., D].
 
-    [..., D], and what broadcasts to it, -> [..., D]. All in the type of x. The mean is taken before
-    the division, and so in one pass with a divisor that is the row's largest value. The gradient is
-    written out: step by step it would have the variance to the power -3/2, which float16 cannot
-    hold for rows that vary by less than 2%. None goes to the divisor.
+    All in the type of x. The gradient is written out: step by step it would have the variance to
+    the power -3/2, which float16 cannot hold for rows that vary by less than 2%.
     """
-    normal, _ = _standardised(x, divisor, epsilon)
+    normal, _ = _standardised(x, epsilon)
     return normal
 
 
-def _standardised(x: jax.Array, divisor: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+def _standardised(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
     """The normalised rows, and what their centred values were multiplied by."""
-    centred = x / divisor - jnp.mean(x, axis=-1, keepdims=True) / divisor
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(centred**2, axis=-1, keepdims=True)
     factor = jax.lax.rsqrt(variance + jnp.asarray(epsilon, x.dtype))
     return centred * factor, factor
@@ -32,8 +30,7 @@ def _standardised(x: jax.Array, divisor: jax.Array, epsilon: float) -> tuple[jax
 @standardise.defjvp
 def _standardise_jvp(epsilon: float, primals: tuple, tangents: tuple) -> tuple:
     normal, factor = _standardised(*primals, epsilon)
-    change = tangents[0] / primals[1]
-    change = change - jnp.mean(change, axis=-1, keepdims=True)
+    change = tangents[0] - jnp.mean(tangents[0], axis=-1, keepdims=True)
     along = jnp.mean(normal * change, axis=-1, keepdims=True)
     return normal, factor * (change - normal * along)
 
@@ -83,10 +80,10 @@ class LayerNorm(nn.Module):
             jnp.float32,
         )
         x = x.astype(self.reductions)
-        divisor = jnp.ones((), x.dtype)
         if self.relax != "none":
-            divisor = self._largest(jnp.abs(x), counted)
-        normal = standardise(x, divisor, self.epsilon)
+            # No gradient through the factor: it changes nothing.
+            x = x / self._largest(jax.lax.stop_gradient(jnp.abs(x)), counted)
+        normal = standardise(x, self.epsilon)
         # Spread before they are cast: their gradients are then sums in float32, over all rows.
         scale, bias = (jnp.broadcast_to(p, x.shape).astype(x.dtype) for p in (scale, bias))
         return (normal * scale + bias).astype(self.dtype)
