@@ -21,6 +21,7 @@ import numpy as np
 
 from bench.kernels import kernels
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.linear import side_by_side
 from cogview_jax.models.transformer import Transformer, for_decoding
 from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.hardware import measured_bandwidth
@@ -90,6 +91,8 @@ def measure(
     sizes = {"model": model, "first": 0}
     room = POSITIONS - context
     sequences = prefill(params, tokens, np.ones(tokens.shape, bool), keys, count=room, **sizes)
+    # What sampling does once a picture is not part of a step.
+    params = jax.jit(side_by_side, static_argnums=1)(params, batch)
     call = {"count": COUNT, "last": 8192, "config": SamplingConfig(), **sizes}
     sequences, _ = jax.block_until_ready(decode(params, sequences, **call))
     times = []

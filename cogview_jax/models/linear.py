@@ -2,7 +2,8 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -46,25 +47,44 @@ def _product_backward(dtype: DTypeLike, saved: tuple, dy: jax.Array) -> tuple:
 product.defvjp(_product_forward, _product_backward)
 
 
-#: What stands in the place of a kernel that `streams` has cut.
+#: What stands in the place of a kernel that decoding reads: `streams`.
 STREAMS = "streams"
-#: Into how many parts a kernel is cut at most.
-MOST_STREAMS = 8
+#: Into how many parts a matrix is cut at most.
+MOST_PARTS = 8
 
 
-def streams(kernel: jax.Array) -> tuple[jax.Array, ...]:
-    """A kernel [D, *F] as matrices [about F / parts, D] that `streamed_product` multiplies with."""
-    return tuple(cut(jnp.asarray(kernel).reshape(kernel.shape[0], -1).T))
+def streams(kernel: jax.Array) -> tuple[jax.Array]:
+    """A kernel [D, *F] as [F, D], the form in which XLA's CPU backend multiplies few rows fastest.
 
-
-def cut(matrix: jax.Array) -> list[jax.Array]:
-    """Rows [F, D] in one part for each core of a CPU; whole on other devices.
-
-    For few rows of x a product is as fast as the matrix comes from memory. XLA's CPU backend reads
-    it with one thread, and products with several parts side by side.
+    In a tuple, since `side_by_side` may cut it.
     """
-    cores = os.cpu_count() or 1
-    return jnp.array_split(matrix, min(cores, MOST_STREAMS)) if on_cpu() else [matrix]
+    return (jnp.array(jnp.asarray(kernel).reshape(kernel.shape[0], -1).T),)
+
+
+def cut(matrix: jax.Array, rows: int) -> list[jax.Array]:
+    """A matrix [F, D] in the parts in which it is multiplied with so many rows.
+
+    Such a product is as fast as the matrix comes from memory. On a CPU XLA reads it with all cores
+    for one row, but with one core for several: then products with a part for each core run side by
+    side. Elsewhere it stays whole.
+    """
+    parts = min(os.cpu_count() or 1, MOST_PARTS) if rows > 1 and on_cpu() else 1
+    return jnp.array_split(matrix, parts)
+
+
+def side_by_side(params: Any, rows: int) -> Any:
+    """Parameters with all `streams` cut for so many rows; those that are cut stay as they are."""
+
+    def turn(name: str, value: Any) -> Any:
+        if name != STREAMS:
+            return side_by_side(value, rows)
+        return tuple(cut(value[0], rows)) if len(value) == 1 else value
+
+    if isinstance(params, Mapping):
+        return {name: turn(name, value) for name, value in params.items()}
+    if isinstance(params, tuple):
+        return tuple(side_by_side(value, rows) for value in params)
+    return params
 
 
 def on_cpu() -> bool:

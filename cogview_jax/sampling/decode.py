@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cogview_jax.models.linear import cut, streamed_product
+from cogview_jax.models.linear import cut, side_by_side, streamed_product
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_slots
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
@@ -126,10 +126,11 @@ def decode(
     See `generate` for the arguments. `sequences` is used up: its cache is written in place.
     """
 
-    single = len(sequences.token) == 1
-
-    # Once for all tokens: only this part of the head is read.
-    head = cut(params["word_embedding"][first:last].astype(model.policy.compute))
+    rows = len(sequences.token)
+    single = rows == 1
+    # Once for all tokens. Of the head only the part that is asked for is read.
+    table = params["word_embedding"][first:last].astype(model.policy.compute)
+    params, head = side_by_side(params, rows), cut(table, rows)
 
     def carried(cache: Cache) -> Cache:
         # Of a single row without the axis of rows: XLA drops it for the products that read the
