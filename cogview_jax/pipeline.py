@@ -1,6 +1,6 @@
 """`CogView`: a bundle in memory, and what Python users do with it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cogview_jax.models.transformer import unstack_layers
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy_of
-from cogview_jax.sampling.decode import generate, least_rows, sample_keys
+from cogview_jax.sampling.decode import decode, generate, least_rows, prefill, sample_keys
 from cogview_jax.sampling.fill import fill, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.scoring import token_log_probs
@@ -28,6 +28,8 @@ from cogview_jax.tokenizers.text import TextTokenizer
 
 #: Rows of a sampled batch where none is given.
 BATCH = 32
+#: What is not drawn yet.
+GREY = 128
 
 
 class CogView:
@@ -106,17 +108,119 @@ class CogView:
             )
         if isinstance(prompts, str) or not prompts:
             raise InputError("generate needs a list of at least one prompt")
-        rows = [self.prompt_tokens(prompt) for prompt in prompts]
-        image = self.layout.region("image")
-        first, last = self.layout.allowed("image")
-        # Prompts are padded to the longest there can be: one compilation for all of them.
-        longest = self.layout.prompt_length("image")
-        tokens, valid = left_padded([row for row in rows for _ in range(num_images)], longest)
-        keys = sample_keys(
-            seed,
+        drawn = self._draw(
+            [row for row in map(self.prompt_tokens, prompts) for _ in range(num_images)],
             [prompt for prompt in prompts for _ in range(num_images)],
             list(range(num_images)) * len(prompts),
+            seed,
+            sampling=sampling,
+            batch_size=batch_size,
+            progress=progress,
         )
+        grid = self.transformer_part.layout.grid
+        return drawn.reshape(len(prompts), num_images, grid, grid)
+
+    def complete(
+        self,
+        image: np.ndarray,
+        keep_rows: int,
+        text: str,
+        num_images: int = 1,
+        seed: int = 0,
+        *,
+        sampling: SamplingConfig | None = None,
+        batch_size: int = BATCH,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Image.Image]:
+        """Pictures whose upper part is that of another, and whose rest is drawn.
+
+        Args:
+            image: uint8 [h, w, 3], of the codec's size.
+            keep_rows: how many rows of its codes are kept; 0 is `generate`.
+            text: what the whole picture shows.
+            num_images, seed, sampling, batch_size, progress: as in `generate`.
+
+        Raises:
+            InputError: the image has another size, keeps all or less than nothing, or the text is
+                blank or too long.
+        """
+        self._need("transformer", "text", "codec")
+        prompt, grid = self.prompt_tokens(text), self.transformer_part.layout.grid
+        if not 0 <= keep_rows < grid:
+            raise InputError(f"keep_rows {keep_rows}: expected 0 to {grid - 1}")
+        if num_images < 1 or batch_size < 1:
+            raise InputError(
+                f"num_images {num_images} and batch_size {batch_size}: both start at 1"
+            )
+        kept = self.encode(np.asarray(image)[None])[0, :keep_rows].ravel()
+        drawn = self._draw(
+            [np.concatenate([prompt, kept])] * num_images,
+            [text] * num_images,
+            list(range(num_images)),
+            seed,
+            kept=len(kept),
+            sampling=sampling or SamplingConfig(),
+            batch_size=batch_size,
+            progress=progress,
+        )
+        codes = np.concatenate([np.tile(kept, (num_images, 1)), drawn], axis=1)
+        return [Image.fromarray(x) for x in self.decode(codes.reshape(num_images, grid, grid))]
+
+    def stream(
+        self, prompt: str, seed: int = 0, *, sampling: SamplingConfig | None = None
+    ) -> Iterator[Image.Image]:
+        """The picture as far as it is drawn, after every row of codes; below it is grey.
+
+        The last is the picture that `generate` gives for the prompt and the seed.
+
+        Raises:
+            InputError: at the first picture; as `generate` does.
+        """
+        self._need("transformer", "text", "codec")
+        image, (first, last) = self.layout.region("image"), self.layout.allowed("image")
+        row, rows = self.prompt_tokens(prompt), least_rows()
+        tokens, valid = left_padded([row] * rows, self.layout.prompt_length("image"))
+        keys, grid = sample_keys(seed, [prompt] * rows, [0] * rows), self.codec.config.grid
+        ids = {"model": self.model, "first": first}
+        sequences = prefill(self._layers, tokens, valid, keys, count=image.length, **ids)
+        codes = np.zeros((0, grid), np.int32)
+        while len(codes) < grid:
+            sequences, drawn = decode(
+                self._layers,
+                sequences,
+                count=grid,
+                last=last,
+                config=sampling or SamplingConfig(),
+                **ids,
+            )
+            codes = np.concatenate([codes, to_host(drawn)[:1]])
+            # What is to come is guessed to go on as it is: the decoder looks a little ahead.
+            whole = np.pad(codes, ((0, grid - len(codes)), (0, 0)), mode="edge")
+            pixels = self.decode(whole[None])[0].copy()
+            pixels[len(codes) * self.codec.config.downsampling :] = GREY
+            yield Image.fromarray(pixels)
+
+    def _draw(
+        self,
+        rows: Sequence[np.ndarray],
+        prompts: Sequence[str],
+        indices: Sequence[int],
+        seed: int,
+        *,
+        kept: int = 0,
+        sampling: SamplingConfig,
+        batch_size: int,
+        progress: Callable[[int], None] | None,
+    ) -> np.ndarray:
+        """The image tokens that continue each row: int32 [rows, image tokens - kept].
+
+        kept: how many image tokens every row ends with. The others see `sample_keys`.
+        """
+        first, last = self.layout.allowed("image")
+        # Prompts are padded to the longest there can be: one compilation for all of them.
+        longest = self.layout.prompt_length("image") + kept
+        tokens, valid = left_padded(rows, longest)
+        keys = sample_keys(seed, prompts, indices)
         # A small job takes a small batch; powers of two keep the compilations few.
         batch_size = min(batch_size, 1 << (len(tokens) - 1).bit_length())
         batch_size = max(batch_size, least_rows())
@@ -130,7 +234,7 @@ class CogView:
                 valid[index],
                 keys[index],
                 model=self.model,
-                count=image.length,
+                count=self.layout.region("image").length - kept,
                 first=first,
                 last=last,
                 config=sampling,
@@ -138,8 +242,7 @@ class CogView:
             drawn.append(to_host(codes)[: len(tokens) - start])
             if progress is not None:
                 progress(len(drawn[-1]))
-        grid = self.transformer_part.layout.grid
-        return np.concatenate(drawn).reshape(len(prompts), num_images, grid, grid)
+        return np.concatenate(drawn)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """uint8 images [b, h, w, 3] -> codes int32 [b, rows, columns]."""

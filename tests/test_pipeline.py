@@ -12,7 +12,7 @@ import reference
 from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
-from cogview_jax.pipeline import CogView
+from cogview_jax.pipeline import GREY, CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import sample_keys
@@ -91,6 +91,59 @@ def test_pictures_of_other_seeds_prompts_and_indices_differ(model, codes):
     other = model.generate_codes(PROMPTS, 2, 8, sampling=SAMPLING, batch_size=4)
     pictures = np.concatenate([codes, other]).reshape(12, 16)
     assert len({picture.tobytes() for picture in pictures}) == 12
+
+
+@pytest.mark.parametrize("keep_rows", [1, 3])
+def test_a_completed_picture_is_the_kept_codes_and_what_the_reference_draws(
+    parts, model, keep_rows
+):
+    image = np.random.default_rng(5).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    done, prompt, kept = [], PROMPTS[1], model.encode(image[None])[0, :keep_rows].ravel()
+    pictures = model.complete(
+        image, keep_rows, prompt, 3, seed=4, sampling=SAMPLING, batch_size=2, progress=done.append
+    )
+    assert done == [2, 1]
+    tokens = [*model.prompt_tokens(prompt).tolist(), *kept.tolist()]
+    for index, picture in enumerate(pictures):
+        (key,) = sample_keys(4, [prompt], [index])
+        drawn = reference.generate(
+            parts["transformer"].params, MODEL, tokens, key, 16 - len(kept), (0, 30), SAMPLING
+        )
+        codes = np.array([*kept, *drawn]).reshape(1, 4, 4)
+        np.testing.assert_array_equal(np.asarray(picture), model.decode(codes)[0])
+
+
+def test_completing_from_nothing_is_drawing(model):
+    image = np.zeros((16, 16, 3), np.uint8)
+    (completed,) = model.complete(image, 0, PROMPTS[0], seed=3, sampling=SAMPLING)
+    ((drawn,),) = model.generate(PROMPTS[:1], seed=3, sampling=SAMPLING)
+    np.testing.assert_array_equal(np.asarray(completed), np.asarray(drawn))
+
+
+@pytest.mark.parametrize(
+    ("image", "keep_rows", "changes", "message"),
+    [
+        (np.zeros((16, 16, 3), np.uint8), 4, {}, "keep_rows 4: expected 0 to 3"),
+        (np.zeros((16, 16, 3), np.uint8), -1, {}, "keep_rows -1: expected 0 to 3"),
+        (np.zeros((16, 8, 3), np.uint8), 2, {}, r"expected uint8 \[b, 16, 16, 3\]"),
+        (np.zeros((16, 16, 3), np.uint8), 2, {"num_images": 0}, "num_images 0 and batch_size 32"),
+    ],
+)
+def test_what_cannot_be_completed_is_refused(model, image, keep_rows, changes, message):
+    with pytest.raises(InputError, match=message):
+        model.complete(image, keep_rows, "a star", **changes)
+
+
+def test_a_streamed_picture_grows_by_rows_to_the_generated_one(model):
+    pictures = [np.asarray(p) for p in model.stream(PROMPTS[2], 9, sampling=SAMPLING)]
+    ((whole,),) = model.generate(PROMPTS[2:], seed=9, sampling=SAMPLING)
+    assert len(pictures) == 4
+    np.testing.assert_array_equal(pictures[-1], np.asarray(whole))
+    for row, picture in enumerate(pictures, 1):
+        assert (picture[4 * row :] == GREY).all()
+        assert (picture[: 4 * row] != GREY).any(axis=-1).mean() > 0.9
+    with pytest.raises(InputError, match="holds no text"):
+        next(model.stream(" "))
 
 
 def test_generate_gives_the_decoded_pictures_and_reports_each_once(model, codes):
