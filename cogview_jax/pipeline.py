@@ -78,7 +78,7 @@ class CogView:
         Raises:
             InputError: no prompt, no image, or a prompt longer than the text region.
         """
-        self._need("transformer", "text", "codec")
+        self.need("transformer", "text", "codec")
         codes = self.generate_codes(
             prompts,
             num_images,
@@ -101,7 +101,7 @@ class CogView:
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """The codes `generate` draws: int32 [prompts, num_images, rows, columns]."""
-        self._need("transformer", "text")
+        self.need("transformer", "text")
         if num_images < 1 or batch_size < 1:
             raise InputError(
                 f"num_images {num_images} and batch_size {batch_size}: both start at 1"
@@ -144,7 +144,7 @@ class CogView:
             InputError: the image has another size, keeps all or less than nothing, or the text is
                 blank or too long.
         """
-        self._need("transformer", "text", "codec")
+        self.need("transformer", "text", "codec")
         prompt, grid = self.prompt_tokens(text), self.transformer_part.layout.grid
         if not 0 <= keep_rows < grid:
             raise InputError(f"keep_rows {keep_rows}: expected 0 to {grid - 1}")
@@ -176,7 +176,7 @@ class CogView:
         Raises:
             InputError: at the first picture; as `generate` does.
         """
-        self._need("transformer", "text", "codec")
+        self.need("transformer", "text", "codec")
         image, (first, last) = self.layout.region("image"), self.layout.allowed("image")
         row, rows = self.prompt_tokens(prompt), least_rows()
         tokens, valid = left_padded([row] * rows, self.layout.prompt_length("image"))
@@ -246,7 +246,7 @@ class CogView:
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """uint8 images [b, h, w, 3] -> codes int32 [b, rows, columns]."""
-        self._need("codec")
+        self.need("codec")
         images = np.asarray(images)
         size = self.codec.config.image_size
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
@@ -258,7 +258,7 @@ class CogView:
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes int32 [b, rows, columns] -> uint8 images [b, h, w, 3]."""
-        self._need("codec")
+        self.need("codec")
         codes, config = np.asarray(codes), self.codec.config
         expected = (config.grid, config.grid)
         if codes.shape[1:] != expected or codes.dtype.kind not in "iu":
@@ -276,7 +276,7 @@ class CogView:
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """int32 tokens [b, t] at positions 0..t-1 -> float32 [b, t, vocabulary]."""
-        self._need("transformer")
+        self.need("transformer")
         tokens = np.asarray(tokens)
         longest = self.model.positions
         fits = tokens.ndim == 2 and 0 < tokens.shape[1] <= longest
@@ -314,7 +314,7 @@ class CogView:
             InputError: the query is not in the language, is longer than the positions, or names a
                 picture that cannot be read.
         """
-        self._need("transformer", "text")
+        self.need("transformer", "text")
         if samples < 1:
             raise InputError(f"samples {samples}: expected at least 1")
         vocabulary = self.transformer_part.vocabulary
@@ -353,7 +353,7 @@ class CogView:
         Raises:
             InputError: the weights are no released ones, or a text is blank or too long.
         """
-        self._need("transformer", "text", "codec")
+        self.need("transformer", "text", "codec")
         if not self.model.config.official:
             raise InputError("super_resolve needs released weights (compat 'official')")
         if isinstance(texts, str) or len(texts) != len(images):
@@ -374,7 +374,7 @@ class CogView:
 
     def _codes_of(self, path: str, size: int | None) -> np.ndarray:
         """The codes of a picture file at `size` pixels, in raster order."""
-        self._need("codec")
+        self.need("codec")
         config, part = self.codec.config, self.codec_part
         size = config.image_size if size is None else size
         if size < 1 or size % config.downsampling:
@@ -401,7 +401,7 @@ class CogView:
         Raises:
             InputError: the bundle is of another task, or a text is blank or too long.
         """
-        self._need("transformer", "text", "codec")
+        self.need("transformer", "text", "codec")
         self._need_task("caption")
         if isinstance(texts, str) or len(texts) != len(images):
             raise InputError(f"score got {len(images)} images and {len(texts)} texts")
@@ -432,7 +432,7 @@ class CogView:
         Raises:
             InputError: the prompt is blank or longer than the text region.
         """
-        self._need("transformer", "text")
+        self.need("transformer", "text")
         self._need_task("text_to_image")
         return self.layout.tokens({"text": self._pieces(prompt)})
 
@@ -460,7 +460,8 @@ class CogView:
         hidden = self.model.apply({"params": params}, tokens, positions)
         return self.model.apply({"params": params}, hidden, method=self.model.logits)
 
-    def _need(self, *parts: str) -> None:
+    def need(self, *parts: str) -> None:
+        """InputError that names what is missing of the parts codec, text and transformer."""
         have = {
             "codec": self.codec_part,
             "text": self.text,
