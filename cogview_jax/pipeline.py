@@ -12,7 +12,7 @@ from PIL import Image
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
 from cogview_jax.data.official_images import official_pixels, official_square
 from cogview_jax.data.records import BadRecord
-from cogview_jax.models.transformer import unstack_layers
+from cogview_jax.models.transformer import for_decoding, unstack_layers
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy_of
@@ -57,7 +57,7 @@ class CogView:
         if transformer is not None:
             self.layout = make_layout(transformer.layout, transformer.vocabulary)
             self.model = transformer.model.clone(policy=policy)
-            self._layers = unstack_layers(transformer.params)
+            self._layers = for_decoding(unstack_layers(transformer.params))
             self._logits = jax.jit(self._full_logits)
 
     def generate(

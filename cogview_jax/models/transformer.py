@@ -148,30 +148,32 @@ class ScannedBlock(nn.Module):
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters with one tree a layer, so that decoding slices no stacked array.
 
-    `blocks` becomes a tuple of the parameters of `Block`, each as `for_decoding` gives them.
+    `blocks` becomes a tuple of the parameters of `Block`.
     """
     stacked = params["blocks"]["block"]
     layers = len(jax.tree.leaves(stacked)[0])
-    blocks = (jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(layers))
-    return {**params, "blocks": tuple(for_decoding(block) for block in blocks)}
+    blocks = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(layers))
+    return {**params, "blocks": blocks}
 
 
-def for_decoding(block: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters of a `Block` in the form that decodes fastest.
+def for_decoding(params: Any) -> Any:
+    """Parameters from `unstack_layers`, or some of them, in the form that decodes fastest.
 
-    On a single CPU device kernels are cut (`linear.streams`); elsewhere nothing changes.
+    On a single CPU device kernels become `linear.streams`; elsewhere nothing changes.
     """
-    leaf = jax.tree.leaves(block)[0]
+    leaf = jax.tree.leaves(params)[0]
     split = isinstance(leaf, jax.Array) and len(leaf.devices()) > 1
-    if split or not on_cpu():
-        return block
+    return params if split or not on_cpu() else _streamed(params)
 
-    def cut(name: str, value: Any) -> tuple[str, Any]:
-        if isinstance(value, Mapping):
-            return name, dict(cut(*item) for item in value.items())
-        return (STREAMS, streams(value)) if name == "kernel" else (name, value)
 
-    return dict(cut(*item) for item in block.items())
+def _streamed(params: Any) -> Any:
+    if isinstance(params, tuple):
+        return tuple(_streamed(value) for value in params)
+    if not isinstance(params, Mapping):
+        return params
+    kernels = {STREAMS: streams(params["kernel"])} if "kernel" in params else {}
+    rest = {name: _streamed(value) for name, value in params.items() if name != "kernel"}
+    return kernels | rest
 
 
 def empty_cache(

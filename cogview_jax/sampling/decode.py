@@ -187,7 +187,7 @@ def generate(
     """Continues each prompt by `count` tokens with ids in [first, last): int32 [B, C].
 
     Args:
-        params: from `unstack_layers`.
+        params: from `unstack_layers`; `for_decoding` makes them fast.
         tokens: int32 [B, P], prompts that end together (`tokenizers.layout.left_padded`).
         valid: bool [B, P], False on the padding, which has no position and is never seen.
         keys: one typed key a row; the draw of token i uses the key folded with i. A row's

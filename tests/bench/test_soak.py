@@ -1,6 +1,6 @@
 """The soak in short: a run meets six faults and ends where the unbroken run ends."""
 
-from bench.soak import Plan, soak
+from bench.soak import EVERY, Plan, soak
 
 FAULTS = (
     *("killed_while_saving", "full_disk", "bit_flipped"),
@@ -17,6 +17,7 @@ def test_a_run_survives_what_can_happen_to_it(tmp_path):
     # Who is asked in time, or has only lost a checkpoint, loses no step.
     for kind in ("asked_to_stop", "other_hosts", "full_disk"):
         assert faults[kind]["lost"] == 0, faults[kind]
-    assert faults["killed_while_saving"]["lost"] <= 20
+    # Besides the steps since the last checkpoint, one that was being written meanwhile.
+    assert faults["killed_while_saving"]["lost"] <= 3 * EVERY
     # The newest checkpoint was damaged: the one before it was used.
-    assert 10 <= faults["bit_flipped"]["lost"] <= 30
+    assert EVERY <= faults["bit_flipped"]["lost"] <= 4 * EVERY

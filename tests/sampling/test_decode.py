@@ -9,7 +9,7 @@ import pytest
 
 import reference
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer, unstack_layers
+from cogview_jax.models.transformer import Transformer, for_decoding, unstack_layers
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import decode, generate, prefill, sample_keys
@@ -37,7 +37,7 @@ def drawn(params, rows=(0, 1, 2), *, seed=0, count=COUNT, sampling=SAMPLING, lon
     tokens, valid = left_padded([np.array(PROMPTS[i]) for i in rows], longest)
     keys = sample_keys(seed, [NAMES[i] for i in rows], [INDICES[i] for i in rows])
     result = generate(
-        unstack_layers(params),
+        for_decoding(unstack_layers(params)),
         tokens,
         valid,
         keys,
@@ -115,7 +115,7 @@ def test_large_seeds_are_told_apart_or_refused():
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_the_compiled_loop_copies_no_cache(params, rows):
     """What a token costs is reading the cache, not moving it."""
-    layers = unstack_layers(params)
+    layers = for_decoding(unstack_layers(params))
     tokens, valid = left_padded([np.array(PROMPTS[0])] * rows, 4)
     keys = sample_keys(0, ["a"] * rows, range(rows))
     ids = {"model": MODEL, "first": FIRST}
@@ -133,7 +133,7 @@ def test_the_compiled_loop_copies_no_cache(params, rows):
 def test_tokens_do_not_depend_on_how_many_a_call_draws(params, together):
     tokens, valid = left_padded([np.array(prompt) for prompt in PROMPTS], 9)
     ids = {"model": MODEL, "first": FIRST}
-    layers, keys = unstack_layers(params), sample_keys(0, NAMES, INDICES)
+    layers, keys = for_decoding(unstack_layers(params)), sample_keys(0, NAMES, INDICES)
     sequences, parts = prefill(layers, tokens, valid, keys, count=COUNT, **ids), []
     for count in (5, 1, 6):
         sequences, part = decode(layers, sequences, count=count, last=LAST, config=SAMPLING, **ids)
