@@ -16,7 +16,7 @@ help:
 	@echo 'make demo       train, sample and evaluate on the embedded data, end to end, into runs/demo'
 	@echo 'make test       run the tests'
 	@echo 'make lint       check format and style'
-	@echo 'make bench      time a training step'
+	@echo 'make bench      time a training step, and sampling'
 	@echo 'make stability  the paper'\''s Figure 4b: which stabiliser float16 needs for what'
 	@echo 'make clean      delete .venv, the caches and runs/demo (no other run)'
 	@echo 'make .venv      only build the environment'
@@ -41,6 +41,7 @@ lint: .venv
 
 bench: .venv
 	$(RUN) bench.train_step
+	$(RUN) bench.decode
 
 # A variant that has a record is not run again.
 stability: .venv
