@@ -103,7 +103,7 @@ def test_a_failure_ends_all_and_starts_all_again_until_it_is_enough(end, cause, 
     status, out, err = run(code, "--max_restarts", 2, "--backoff", 0.3)
     assert status == 1
     # Three attempts, two pauses of 0.3 and 0.6 s, and a second of last words for each.
-    assert 0.9 < time.monotonic() - began < 15
+    assert 0.9 < time.monotonic() - began < 30
     assert (tmp_path / "log").read_text().count("start") == 6
     assert out.count("[1] last words") == 3
     lines = err.splitlines()
@@ -176,7 +176,7 @@ def test_who_does_not_stop_is_ended_after_the_grace(tmp_path):
     began = time.monotonic()
     process.terminate()
     _, err = process.communicate(timeout=20)
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 20
     assert process.returncode == 1
     assert "process 0, 1 did not stop within 1 s" in err
     assert not any(map(alive, pids))

@@ -123,22 +123,22 @@ def test_hooks_are_given_the_metrics_of_their_step():
 
 
 def test_the_time_is_spent_where_it_is_said_to_be():
-    """Batches that take 30 ms, steps that take none, and a hook of 50 ms."""
+    """Batches that take 100 ms, steps that take none, and a hook of 200 ms."""
 
     def slowly(batches):
         for batch in batches:
-            time.sleep(0.03)
+            time.sleep(0.1)
             yield batch
 
     run = Run()
     run.batches = slowly(run.batches)
     step(run.state, {"x": jnp.float32(1), "slope": jnp.float32(1)})  # compiled by now
-    run.train(hooks=(Hook("draw", 5, lambda *arguments: time.sleep(0.05)),))
+    run.train(hooks=(Hook("draw", 5, lambda *arguments: time.sleep(0.2)),))
     spent = run.goodput.seconds
-    assert 0.09 < spent["draw"] < 0.2
+    assert 0.39 < spent["draw"] < 1
     # What hooks cost is time in which batches are made.
-    assert spent["data"] > 0.1
-    assert spent["step"] + spent["compile"] < 0.1
+    assert spent["data"] > 0.3
+    assert spent["step"] + spent["compile"] < spent["data"]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -167,8 +167,8 @@ def test_a_gradient_that_is_not_finite_stops_like_a_loss():
 
 def test_what_hooks_cost_is_no_training_time():
     run = Run()
-    run.train(log_every=5, hooks=(Hook("draw", 1, lambda *arguments: time.sleep(0.05)),))
-    assert run.reports[-1].seconds_per_step < 0.04
+    run.train(log_every=5, hooks=(Hook("draw", 1, lambda *arguments: time.sleep(0.3)),))
+    assert run.reports[-1].seconds_per_step < 0.2
 
 
 def skipping(overflows, stuck):
