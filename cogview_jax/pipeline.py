@@ -1,5 +1,6 @@
 """`CogView`: a bundle in memory, and what Python users do with it."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from cogview_jax.tokenizers.text import TextTokenizer
 
 #: Rows of a sampled batch where none is given.
 BATCH = 32
+#: Tokens of a caption between two looks at whether all have ended.
+CHUNK = 8
 #: What is not drawn yet.
 GREY = 128
 
@@ -221,13 +224,8 @@ class CogView:
         longest = self.layout.prompt_length("image") + kept
         tokens, valid = left_padded(rows, longest)
         keys = sample_keys(seed, prompts, indices)
-        # A small job takes a small batch; powers of two keep the compilations few.
-        batch_size = min(batch_size, 1 << (len(tokens) - 1).bit_length())
-        batch_size = max(batch_size, least_rows())
         drawn = []
-        for start in range(0, len(tokens), batch_size):
-            # The last batch is filled up, so that it needs no compilation of its own.
-            index = np.arange(start, start + batch_size) % len(tokens)
+        for index, own in _batches(len(tokens), batch_size):
             codes = generate(
                 self._layers,
                 tokens[index],
@@ -239,10 +237,71 @@ class CogView:
                 last=last,
                 config=sampling,
             )
-            drawn.append(to_host(codes)[: len(tokens) - start])
+            drawn.append(to_host(codes)[:own])
             if progress is not None:
-                progress(len(drawn[-1]))
+                progress(own)
         return np.concatenate(drawn)
+
+    def caption(
+        self,
+        images: np.ndarray,
+        seed: int = 0,
+        *,
+        sampling: SamplingConfig | None = None,
+        batch_size: int = BATCH,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """What each picture shows, in words: for a bundle whose layout is caption.
+
+        A text ends where the model says so, and at the latest where its region does. It depends on
+        the weights, the picture and the seed, not on the other pictures.
+
+        Args:
+            images: uint8 [b, h, w, 3], of the codec's size.
+            seed: of the draws.
+            sampling: the likeliest token each time by default, whatever the seed.
+            batch_size: pictures at a time.
+            progress: is told how many pictures were done since the last time.
+
+        Raises:
+            InputError: the bundle is of another task, there is no image, or it has another size.
+        """
+        self.need("transformer", "text", "codec")
+        self.need_task("caption")
+        if not len(images) or batch_size < 1:
+            raise InputError(
+                f"caption got {len(images)} images and batch_size {batch_size}: both start at 1"
+            )
+        codes = self.encode(images).reshape(len(images), -1)
+        tokens = np.stack([self.layout.tokens({"image": row}) for row in codes])
+        keys = sample_keys(seed, [row.tobytes().hex() for row in codes], [0] * len(codes))
+        # The end of a text, [PAD], is the id behind the last piece.
+        first, end = self.layout.allowed("text")
+        room = self.layout.region("text").length + 1
+        ids = {"model": self.model, "first": first}
+        config = sampling or SamplingConfig(temperature=0.0)
+        texts = []
+        for index, own in _batches(len(tokens), batch_size):
+            valid = np.ones(tokens[index].shape, bool)
+            sequences = prefill(self._layers, tokens[index], valid, keys[index], count=room, **ids)
+            drawn = np.zeros((len(index), 0), np.int32)
+            while drawn.shape[1] < room and not (drawn[:own] == end).any(axis=1).all():
+                count = min(CHUNK, room - drawn.shape[1])
+                sequences, new = decode(
+                    self._layers, sequences, count=count, last=end + 1, config=config, **ids
+                )
+                drawn = np.concatenate([drawn, to_host(new)], axis=1)
+            texts += [self._text_before(row, end) for row in drawn[:own]]
+            if progress is not None:
+                progress(own)
+        return texts
+
+    def _text_before(self, ids: np.ndarray, end: int) -> str:
+        """The text of pieces up to the first `end`, or of all within the region."""
+        pieces = itertools.takewhile(lambda i: i != end, ids[: self.layout.region("text").length])
+        pieces = [int(piece) - self.layout.vocabulary.text_start for piece in pieces]
+        # The vocabulary may have room for more pieces than there are.
+        return self.text.decode([piece for piece in pieces if piece < len(self.text)])
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """uint8 images [b, h, w, 3] -> codes int32 [b, rows, columns]."""
@@ -388,7 +447,14 @@ class CogView:
         square = official_square(pixels, size)[None]
         return np.asarray(self._encode(part.params, part.codebook, square)).ravel()
 
-    def score(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    def score(
+        self,
+        images: np.ndarray,
+        texts: Sequence[str],
+        *,
+        batch_size: int = BATCH,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
         """CapLoss of each pair, float32 [b]: how unlikely a text is for its picture.
 
         The mean cross-entropy of the text's tokens (CogView, section 3.2), for a bundle whose
@@ -397,33 +463,45 @@ class CogView:
         Args:
             images: uint8 [b, h, w, 3].
             texts: one for each.
+            batch_size: pairs at a time.
+            progress: is told how many pairs were done since the last time.
 
         Raises:
             InputError: the bundle is of another task, or a text is blank or too long.
         """
         self.need("transformer", "text", "codec")
-        self._need_task("caption")
+        self.need_task("caption")
         if isinstance(texts, str) or len(texts) != len(images):
             raise InputError(f"score got {len(images)} images and {len(texts)} texts")
-        codes = self.encode(images).reshape(len(images), -1)
-        pieces = [self._pieces(text) for text in texts]
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size}: expected at least 1")
+        pieces = [self.pieces(text) for text in texts]
         vocabulary = self.layout.vocabulary
         scores = np.zeros(len(texts), np.float32)
         # Texts of one length at a time: none is padded.
         for count in sorted({len(each) for each in pieces}):
-            chosen = [i for i, each in enumerate(pieces) if len(each) == count]
-            rows = [self.layout.tokens({"image": codes[i], "text": pieces[i]}) for i in chosen]
-            tokens = np.stack(rows)
-            log_probs = token_log_probs(
-                self.transformer_part.params,
-                tokens,
-                np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape),
-                model=self.model,
-                count=count,
-                first=vocabulary.text_start,
-                last=vocabulary.size,
-            )
-            scores[chosen] = -np.mean(log_probs, axis=1)
+            alike = np.array([i for i, each in enumerate(pieces) if len(each) == count])
+            for index, own in _batches(len(alike), batch_size):
+                chosen = alike[index]
+                codes = self.encode(np.asarray(images)[chosen]).reshape(len(chosen), -1)
+                # Without the end of the text, which is none of its tokens.
+                rows = [
+                    self.layout.tokens({"image": row, "text": pieces[i]})[:-1]
+                    for row, i in zip(codes, chosen, strict=True)
+                ]
+                tokens = np.stack(rows)
+                log_probs = token_log_probs(
+                    self.transformer_part.params,
+                    tokens,
+                    np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape),
+                    model=self.model,
+                    count=count,
+                    first=vocabulary.text_start,
+                    last=vocabulary.size,
+                )
+                scores[chosen[:own]] = -np.mean(to_host(log_probs)[:own], axis=1)
+                if progress is not None:
+                    progress(own)
         return scores
 
     def prompt_tokens(self, prompt: str) -> np.ndarray:
@@ -433,11 +511,15 @@ class CogView:
             InputError: the prompt is blank or longer than the text region.
         """
         self.need("transformer", "text")
-        self._need_task("text_to_image")
-        return self.layout.tokens({"text": self._pieces(prompt)})
+        self.need_task("text_to_image")
+        return self.layout.tokens({"text": self.pieces(prompt)})
 
-    def _pieces(self, text: str) -> list[int]:
-        """The pieces of a text that fits the layout."""
+    def pieces(self, text: str) -> list[int]:
+        """The pieces of a text, counted from 0.
+
+        Raises:
+            InputError: the text is blank or longer than the text region.
+        """
         pieces = self.text.encode(text)
         if not pieces:
             raise InputError(f"prompt {text!r} holds no text")
@@ -449,7 +531,8 @@ class CogView:
             )
         return pieces
 
-    def _need_task(self, task: str) -> None:
+    def need_task(self, task: str) -> None:
+        """InputError where the transformer was trained for another task than `task`."""
         if self.layout.task != task:
             raise InputError(
                 f"the bundle's transformer was trained for {self.layout.task}, this needs {task}"
@@ -470,6 +553,18 @@ class CogView:
         missing = [part for part in parts if have[part] is None]
         if missing:
             raise InputError(f"the bundle has no {' and no '.join(missing)}, which this needs")
+
+
+def _batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The indices of `count` rows in batches of one size, and how many of a batch are new.
+
+    The last batch is filled up with earlier rows, so that it needs no compilation of its own. A
+    small job takes a small batch; powers of two keep the compilations few.
+    """
+    batch_size = max(min(batch_size, 1 << (count - 1).bit_length()), least_rows())
+    for start in range(0, count, batch_size):
+        index = np.arange(start, start + batch_size) % count
+        yield index, min(batch_size, count - start)
 
 
 def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> CogView:

@@ -6,8 +6,18 @@
   python -m cogview_jax.sample --bundle runs/demo/bundle --task complete --out completed \\
       --image upper_half.png --keep_rows 4 --prompt "a large red circle on a white background"
 
-Writes OUT/images/*.png, OUT/samples.jsonl (prompt, index, seed and file of each picture) and
-OUT/grid.png. The same seed gives the same pictures whatever the batch size or the other prompts.
+  python -m cogview_jax.sample --bundle runs/base/bundle --task text_to_image --out best \\
+      --prompt "a red star" --num_images 60 --rerank_with runs/caption/bundle --keep 4
+
+  python -m cogview_jax.sample --bundle runs/caption/bundle --task caption --out said --image a.png
+
+  python -m cogview_jax.sample --bundle runs/caption/bundle --task rerank --out scored \\
+      --image a.png --image b.png --prompt "a red star"
+
+Pictures go to OUT/images/*.png, OUT/samples.jsonl (prompt, index, seed and file of each, and its
+score where there is one) and OUT/grid.png; captions to OUT/captions.jsonl; scores (CapLoss, lower
+is better) to OUT/scores.jsonl. The same seed gives the same pictures whatever the batch size or the
+other prompts.
 """
 
 from absl import flags
@@ -15,15 +25,23 @@ from absl import flags
 from cogview_jax.runtime import door
 
 BUNDLE = flags.DEFINE_string("bundle", None, "the bundle's folder", required=True)
-TASK = flags.DEFINE_enum("task", "text_to_image", ["text_to_image", "complete"], "what to do")
+TASK = flags.DEFINE_enum(
+    "task", "text_to_image", ["text_to_image", "complete", "caption", "rerank"], "what to do"
+)
 OUT = flags.DEFINE_string("out", None, "the folder to write to", required=True)
 PROMPT = flags.DEFINE_multi_string("prompt", [], "a prompt")
 PROMPTS = flags.DEFINE_string("prompts", None, "a UTF-8 file with one prompt a line")
-IMAGE = flags.DEFINE_multi_string("image", [], "a picture to complete; one prompt each, or for all")
+IMAGE = flags.DEFINE_multi_string(
+    "image", [], "a picture to complete, describe or score; one prompt each, or one for all"
+)
 KEEP_ROWS = flags.DEFINE_integer("keep_rows", None, "rows of codes to keep of it; half by default")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "pictures for each prompt")
 SEED = flags.DEFINE_integer("seed", 0, "of the random draws")
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the likeliest token")
+RERANK_WITH = flags.DEFINE_string("rerank_with", None, "a caption bundle that orders the pictures")
+KEEP = flags.DEFINE_integer("keep", None, "pictures of each prompt that stay; all by default")
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", None, "0 takes the likeliest token; by default 1, and 0 for captions"
+)
 TOP_K = flags.DEFINE_integer("top_k", 200, "only the k likeliest tokens; 0 for all")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "only the likeliest tokens that reach this probability")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "pictures drawn at a time")
@@ -38,20 +56,36 @@ def main() -> None:
     from cogview_jax.runtime.errors import InputError
     from cogview_jax.sampling.filters import SamplingConfig
 
-    prompts = sample.read_prompts(PROMPT.value, PROMPTS.value)
+    task, images = TASK.value, IMAGE.value
+    temperature = TEMPERATURE.value
+    if temperature is None:
+        temperature = 0.0 if task == "caption" else 1.0
     draws = sample.Draws(
         NUM_IMAGES.value,
         SEED.value,
-        SamplingConfig(TEMPERATURE.value, TOP_K.value, TOP_P.value),
+        SamplingConfig(temperature, TOP_K.value, TOP_P.value),
         BATCH_SIZE.value,
         PRECISION.value,
     )
-    if IMAGE.value and TASK.value != "complete":
-        raise InputError(f"--image is for --task complete, not {TASK.value}")
-    if TASK.value == "complete":
-        sample.complete(BUNDLE.value, OUT.value, IMAGE.value, prompts, KEEP_ROWS.value, draws)
+    if images and task == "text_to_image":
+        raise InputError("--image is for --task complete, caption and rerank, not text_to_image")
+    if RERANK_WITH.value and task != "text_to_image":
+        raise InputError(f"--rerank_with is for --task text_to_image, not {task}")
+    if KEEP.value is not None and not RERANK_WITH.value:
+        raise InputError("--keep needs a bundle to choose by: --rerank_with BUNDLE")
+    if task == "caption":
+        if PROMPT.value or PROMPTS.value:
+            raise InputError("--task caption finds the text itself: it takes no prompt")
+        sample.caption(BUNDLE.value, OUT.value, images, draws)
+        return
+    prompts = sample.read_prompts(PROMPT.value, PROMPTS.value)
+    if task == "complete":
+        sample.complete(BUNDLE.value, OUT.value, images, prompts, KEEP_ROWS.value, draws)
+    elif task == "rerank":
+        sample.rerank(BUNDLE.value, OUT.value, images, prompts, draws)
     else:
-        sample.text_to_image(BUNDLE.value, OUT.value, prompts, draws)
+        best = sample.Reranking(RERANK_WITH.value, KEEP.value) if RERANK_WITH.value else None
+        sample.text_to_image(BUNDLE.value, OUT.value, prompts, draws, best)
 
 
 if __name__ == "__main__":

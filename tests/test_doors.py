@@ -328,7 +328,7 @@ SAID = {
     "long prompt": "but the text region holds 40: shorten it",
     "no images": "--num_images 0: expected at least 1",
     "negative temperature": "temperature -1.0: expected 0 (greedy) or above",
-    "unknown task": "--task=paint: value should be one of <text_to_image|complete>",
+    "unknown task": "--task=paint: value should be one of <text_to_image|complete|caption|rerank>",
 }
 
 

@@ -189,7 +189,10 @@ def text_to_image(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
 
 
 def caption(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
-    """[size] [BOI1] codes [EOI1] [ROI1] text: the order swapped (PAPER, finetuning)."""
+    """[size] [BOI1] codes [EOI1] [ROI1] text [PAD]: the order swapped (PAPER, finetuning).
+
+    The first [PAD] has a target, unlike padding: it is how a model says that its text has ended.
+    """
     regions = (
         Region("command", size_command(config.grid)),
         Region("command", "BOI1"),
@@ -197,6 +200,7 @@ def caption(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
         Region("command", "EOI1"),
         Region("command", "ROI1"),
         Region("text", "text", config.text_length),
+        Region("command", "PAD"),
     )
     return Layout("caption", vocabulary, regions)
 

@@ -28,14 +28,17 @@ def test_a_caption_row_by_hand():
     row = layout.example({"text": [0, 4], "image": [9, 0, 3, 7]})
     given = {
         #                |        image      |           |  text |
-        "tokens": [TINY, BOI1, 9, 0, 3, 7, EOI1, ROI1, 10, 14],
-        "targets": [BOI1, 9, 0, 3, 7, EOI1, ROI1, 10, 14, PAD],
-        "positions": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
-        "text_weights": [1, 0, 0, 0, 0, 1, 1, 1, 1, 0],
-        "image_weights": [0, 1, 1, 1, 1, 0, 0, 0, 0, 0],
+        "tokens": [TINY, BOI1, 9, 0, 3, 7, EOI1, ROI1, 10, 14, PAD],
+        "targets": [BOI1, 9, 0, 3, 7, EOI1, ROI1, 10, 14, PAD, PAD],
+        "positions": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+        # The end of the text is learned, what pads the row is not.
+        "text_weights": [1, 0, 0, 0, 0, 1, 1, 1, 1, 1, 0],
+        "image_weights": [0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0],
     }
     assert {name: array.tolist() for name, array in row._asdict().items()} == given
     assert layout.prompt_length("text") == 8
+    # The end is the id behind the last piece: one range of ids holds all that may be drawn.
+    assert layout.allowed("text") == (10, PAD)
 
 
 def test_a_training_row_by_hand():
