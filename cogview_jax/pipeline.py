@@ -182,8 +182,10 @@ class CogView:
         self.need("transformer", "text", "codec")
         image, (first, last) = self.layout.region("image"), self.layout.allowed("image")
         row, rows = self.prompt_tokens(prompt), least_rows()
-        tokens, valid = left_padded([row] * rows, self.layout.prompt_length("image"))
-        keys, grid = sample_keys(seed, [prompt] * rows, [0] * rows), self.codec.config.grid
+        config, grid = sampling or SamplingConfig(), self.codec.config.grid
+        keys = sample_keys(seed, [prompt] * rows, [0] * rows)
+        tokens, keys = self._with_bare([row] * rows, keys, 0, config)
+        tokens, valid = left_padded(tokens, self.layout.prompt_length("image"))
         ids = {"model": self.model, "first": first}
         sequences = prefill(self._layers, tokens, valid, keys, count=image.length, **ids)
         codes = np.zeros((0, grid), np.int32)
@@ -193,7 +195,7 @@ class CogView:
                 sequences,
                 count=grid,
                 last=last,
-                config=sampling or SamplingConfig(),
+                config=config,
                 **ids,
             )
             codes = np.concatenate([codes, to_host(drawn)[:1]])
@@ -222,15 +224,16 @@ class CogView:
         first, last = self.layout.allowed("image")
         # Prompts are padded to the longest there can be: one compilation for all of them.
         longest = self.layout.prompt_length("image") + kept
-        tokens, valid = left_padded(rows, longest)
         keys = sample_keys(seed, prompts, indices)
         drawn = []
-        for index, own in _batches(len(tokens), batch_size):
+        for index, own in _batches(len(rows), batch_size):
+            tokens, own_keys = self._with_bare(
+                [rows[i] for i in index], keys[index], kept, sampling
+            )
             codes = generate(
                 self._layers,
-                tokens[index],
-                valid[index],
-                keys[index],
+                *left_padded(tokens, longest),
+                own_keys,
                 model=self.model,
                 count=self.layout.region("image").length - kept,
                 first=first,
@@ -241,6 +244,16 @@ class CogView:
             if progress is not None:
                 progress(own)
         return np.concatenate(drawn)
+
+    def _with_bare(
+        self, rows: Sequence[np.ndarray], keys: jax.Array, kept: int, config: SamplingConfig
+    ) -> tuple[Sequence[np.ndarray], jax.Array]:
+        """Rows that end with `kept` codes, and their keys; for guidance also those without text."""
+        if config.guidance == 1:
+            return rows, keys
+        bare = self.layout.tokens({"text": []})
+        without = [np.concatenate([bare, row[len(row) - kept :]]) for row in rows]
+        return [*rows, *without], jnp.concatenate([keys, keys])
 
     def caption(
         self,
@@ -280,6 +293,7 @@ class CogView:
         room = self.layout.region("text").length + 1
         ids = {"model": self.model, "first": first}
         config = sampling or SamplingConfig(temperature=0.0)
+        config.need_no_guidance("a caption")
         texts = []
         for index, own in _batches(len(tokens), batch_size):
             valid = np.ones(tokens[index].shape, bool)
@@ -413,6 +427,8 @@ class CogView:
             InputError: the weights are no released ones, or a text is blank or too long.
         """
         self.need("transformer", "text", "codec")
+        if sampling is not None:
+            sampling.need_no_guidance("super-resolution")
         if not self.model.config.official:
             raise InputError("super_resolve needs released weights (compat 'official')")
         if isinstance(texts, str) or len(texts) != len(images):

@@ -44,6 +44,11 @@ TEMPERATURE = flags.DEFINE_float(
 )
 TOP_K = flags.DEFINE_integer("top_k", 200, "only the k likeliest tokens; 0 for all")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "only the likeliest tokens that reach this probability")
+GUIDANCE = flags.DEFINE_float(
+    "guidance",
+    1.0,
+    "above 1 follows the prompt more closely, for models trained with drop_captions",
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "pictures drawn at a time")
 PRECISION = flags.DEFINE_enum(
     "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
@@ -63,7 +68,7 @@ def main() -> None:
     draws = sample.Draws(
         NUM_IMAGES.value,
         SEED.value,
-        SamplingConfig(temperature, TOP_K.value, TOP_P.value),
+        SamplingConfig(temperature, TOP_K.value, TOP_P.value, GUIDANCE.value),
         BATCH_SIZE.value,
         PRECISION.value,
     )

@@ -304,6 +304,14 @@ def mistakes(chain, tmp_path_factory):
         "long prompt": ("sample", bundle, f"--prompt={'red ' * 60}", out),
         "no images": ("sample", bundle, prompt, out, "--num_images=0"),
         "negative temperature": ("sample", bundle, prompt, out, "--temperature=-1"),
+        "keep of nothing": ("sample", bundle, prompt, out, "--keep=2"),
+        "described prompt": ("sample", bundle, prompt, out, "--task=caption", "--image=a.png"),
+        "reranked captions": (
+            *("sample", bundle, out, "--task=caption", "--image=a.png"),
+            "--rerank_with=nowhere",
+        ),
+        "image to draw": ("sample", bundle, prompt, out, "--image=a.png"),
+        "negative guidance": ("sample", bundle, prompt, out, "--guidance=-1"),
         "unknown task": ("sample", bundle, prompt, out, "--task=paint"),
     }
     before = contents(chain.folder)
@@ -328,6 +336,11 @@ SAID = {
     "long prompt": "but the text region holds 40: shorten it",
     "no images": "--num_images 0: expected at least 1",
     "negative temperature": "temperature -1.0: expected 0 (greedy) or above",
+    "keep of nothing": "--keep needs a bundle to choose by: --rerank_with BUNDLE",
+    "described prompt": "--task caption finds the text itself: it takes no prompt",
+    "reranked captions": "--rerank_with is for --task text_to_image, not caption",
+    "image to draw": "--image is for --task complete, caption and rerank, not text_to_image",
+    "negative guidance": "guidance -1.0: expected 0 (no text) or above",
     "unknown task": "--task=paint: value should be one of <text_to_image|complete|caption|rerank>",
 }
 

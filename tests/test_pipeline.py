@@ -326,6 +326,40 @@ def test_scores_of_pairs_are_mean_cross_entropies(parts, config):
         model.generate(["a red circle"])
 
 
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_guidance_is_away_from_what_comes_without_the_text(model, guidance):
+    """Greedily, against two whole passes a token; and each picture is its own when drawn."""
+    greedy = SamplingConfig(temperature=0.0, guidance=guidance)
+    codes = model.generate_codes(PROMPTS, 1, 7, sampling=greedy, batch_size=2)
+    bare = [VOCABULARY.command(name) for name in ("ROI1", "TINY", "BOI1")]
+    for prompt, grid in zip(PROMPTS, codes[:, 0], strict=True):
+        row = []
+        for _ in range(16):
+            with_text, without = (
+                model.logits(np.array([[*start, *row]]))[0, -1, : VOCABULARY.codes]
+                for start in (model.prompt_tokens(prompt), bare)
+            )
+            row.append(int(np.argmax(without + guidance * (with_text - without))))
+        assert grid.ravel().tolist() == row
+    drawn = dataclasses.replace(SAMPLING, guidance=guidance)
+    several = model.generate_codes(PROMPTS, 2, 7, sampling=drawn, batch_size=4)
+    alone = model.generate_codes(PROMPTS[1:2], 2, 7, sampling=drawn, batch_size=1)
+    np.testing.assert_array_equal(several[1:2], alone)
+    *_, last = model.stream(PROMPTS[1], 7, sampling=drawn)
+    np.testing.assert_array_equal(np.asarray(last), model.decode(alone[:, 0])[0])
+    # Without a text all prompts are alike, and a prompt's own random key is what is left.
+    assert (codes[0] == codes[1]).all() == (guidance == 0)
+
+
+def test_guidance_of_one_is_none(model, codes):
+    drawn = dataclasses.replace(SAMPLING, guidance=1.0)
+    np.testing.assert_array_equal(
+        model.generate_codes(PROMPTS, 2, 7, sampling=drawn, batch_size=4), codes
+    )
+    with pytest.raises(InputError, match=r"guidance 2.0: a query has none, leave it at 1"):
+        model.fill("[ROI1] red [MASK]", sampling=SamplingConfig(guidance=2.0))
+
+
 def test_a_bundle_of_another_task_neither_scores_nor_describes(model):
     picture = np.zeros((1, 16, 16, 3), np.uint8)
     with pytest.raises(InputError, match="was trained for text_to_image, this needs caption"):

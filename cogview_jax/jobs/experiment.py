@@ -123,7 +123,11 @@ class TokenData:
 
 @dataclass(frozen=True)
 class TransformerExperiment:
-    """Stage 2: a transformer over captions and codes."""
+    """Stage 2: a transformer over captions and codes.
+
+    drop_captions: the share of rows whose text is left out, so that guidance has something to
+    compare with.
+    """
 
     stage: Literal["transformer"]
     train: TrainConfig
@@ -133,6 +137,7 @@ class TransformerExperiment:
     layout: LayoutConfig
     optimizer: OptimizerConfig
     text_weight: float = 1.0
+    drop_captions: float = 0.0
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
     loss_scale: LossScaleConfig = LossScaleConfig()
@@ -141,6 +146,13 @@ class TransformerExperiment:
     init_from: str = ""
 
     def __post_init__(self):
+        if not 0 <= self.drop_captions <= 1:
+            raise InputError(f"drop_captions {self.drop_captions}: expected 0 to 1")
+        if self.drop_captions and self.layout.task == "caption":
+            raise InputError(
+                f"drop_captions {self.drop_captions}: a caption model learns nothing without them;"
+                " set it to 0"
+            )
         if self.model.official:
             raise InputError(
                 "model.compat 'official' lets later tokens change earlier ones and is for running"

@@ -100,8 +100,10 @@ class TransformerJob:
     def transform(
         self, record: TokenRecord, generator: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """One of the record's captions, and its codes, as a row."""
+        """One of the record's captions, or none, and its codes, as a row."""
         caption = record.captions[generator.integers(len(record.captions))]
+        if generator.random() < self.experiment.drop_captions:
+            caption = caption[:0]
         return self.layout.example({"text": caption, "image": record.codes})._asdict()
 
     def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -15,7 +15,7 @@ from cogview_jax.models.linear import cut, side_by_side, streamed_product
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_slots
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.filters import SamplingConfig, draw
+from cogview_jax.sampling.filters import SamplingConfig, draw, guided
 
 
 def seed_key(seed: int) -> jax.Array:
@@ -152,7 +152,11 @@ def decode(
         )
         logits = streamed_product(hidden[:, -1], head, jnp.float32)
         keys = jax.vmap(jax.random.fold_in, (0, None))(now.keys, now.drawn)
-        token = first + draw(logits, keys, config)
+        if config.guidance == 1:
+            token = first + draw(logits, keys, config)
+        else:
+            token = first + draw(guided(logits, config.guidance), keys[: rows // 2], config)
+            token = jnp.tile(token, 2)  # both halves go on with it
         if known is not None:
             token = jnp.where(known < 0, token, known)
         following = now._replace(
@@ -199,7 +203,8 @@ def generate(
         count: how many tokens each row gets; there is no early end.
         first: the first id that may be drawn; only this part of the head is computed.
         last: one past the last id that may be drawn.
-        config: temperature and filters.
+        config: temperature and filters. With guidance the second half of the rows are those of the
+            first without their texts, and gets the same tokens.
     """
     sequences = prefill(
         params, tokens, valid, keys, positions, model=model, count=count, first=first

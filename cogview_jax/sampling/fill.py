@@ -108,6 +108,7 @@ def fill(
     Raises:
         InputError: the query begins with a gap, or is longer than the learned positions.
     """
+    config.need_no_guidance("a query")
     query = np.asarray(query, np.int32)
     draws = plan(query, vocabulary)
     positions = np.concatenate([*sampling_positions(query, vocabulary), [0]])

@@ -19,12 +19,14 @@ class SamplingConfig:
 
     temperature: logits are divided by it; 0 takes the likeliest token. top_k: only the k likeliest
     tokens, 0 for all. top_p: only the likeliest tokens that together reach this probability, 1 for
-    all. The defaults are the release's.
+    all. guidance: how strongly a text is followed, see `guided`; 1 is as the model has it, another
+    computes twice as many rows. The defaults are the release's.
     """
 
     temperature: float = 1.0
     top_k: int = 200
     top_p: float = 1.0
+    guidance: float = 1.0
 
     def __post_init__(self):
         if not 0 <= self.temperature < math.inf:
@@ -33,6 +35,23 @@ class SamplingConfig:
             raise InputError(f"top_k {self.top_k}: expected 0 (all tokens) or above")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p {self.top_p}: expected above 0 and at most 1 (all tokens)")
+        if not 0 <= self.guidance < math.inf:
+            raise InputError(f"guidance {self.guidance}: expected 0 (no text) or above")
+
+    def need_no_guidance(self, what: str) -> None:
+        """InputError where there is guidance, for `what` knows no text to leave out."""
+        if self.guidance != 1:
+            raise InputError(f"guidance {self.guidance}: {what} has none, leave it at 1")
+
+
+def guided(logits: jax.Array, guidance: float) -> jax.Array:
+    """Classifier-free guidance: logits [2B, V] -> [B, V], away from what comes without the text.
+
+    The first half of the rows has seen the text, the second has not: u + guidance (c - u) (Ho and
+    Salimans 2022, for tokens as in Gafni et al. 2022, section 3.4).
+    """
+    with_text, without = jnp.split(logits, 2)
+    return without + guidance * (with_text - without)
 
 
 def keep_top_k(logits: jax.Array, k: int) -> jax.Array:

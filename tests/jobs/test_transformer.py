@@ -51,6 +51,26 @@ def test_a_row_is_one_of_the_captions_and_the_codes(chain, experiment):
     assert seen == {0, 1}
 
 
+def test_captions_are_dropped_as_often_as_asked(chain, experiment):
+    record = TokenRecord("x", (np.array([5, 6]),), np.arange(16) % 5)
+    rows = {}
+    for share in (0.0, 0.25, 1.0):
+        own = job(dataclasses.replace(experiment, drop_captions=share), chain.run)
+        rng = np.random.default_rng(0)
+        rows[share] = [own.transform(record, rng)["tokens"].tolist() for _ in range(2000)]
+    layout = job(experiment, chain.run).layout
+    kept, bare = (
+        layout.example({"text": text, "image": record.codes}).tokens.tolist()
+        for text in (record.captions[0], [])
+    )
+    assert all(row == kept for row in rows[0.0])
+    assert all(row == bare for row in rows[1.0])
+    dropped = [row == bare for row in rows[0.25]]
+    assert all(row in (kept, bare) for row in rows[0.25])
+    # Four standard deviations of a share of 2,000.
+    assert np.mean(dropped) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
+
+
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [

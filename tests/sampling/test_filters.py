@@ -84,6 +84,8 @@ def test_a_draw_depends_on_its_own_row_and_key_alone(logits):
     ("setting", "message"),
     [
         ({"temperature": -1.0}, "temperature -1.0"),
+        ({"guidance": -1.0}, "guidance -1.0: expected 0"),
+        ({"guidance": float("nan")}, "guidance nan"),
         ({"temperature": float("nan")}, "temperature nan"),
         ({"temperature": float("inf")}, "temperature inf"),
         ({"top_k": -1}, "top_k -1"),
