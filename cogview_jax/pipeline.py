@@ -285,9 +285,6 @@ class CogView:
             raise InputError(
                 f"caption got {len(images)} images and batch_size {batch_size}: both start at 1"
             )
-        codes = self.encode(images).reshape(len(images), -1)
-        tokens = np.stack([self.layout.tokens({"image": row}) for row in codes])
-        keys = sample_keys(seed, [row.tobytes().hex() for row in codes], [0] * len(codes))
         # The end of a text, [PAD], is the id behind the last piece.
         first, end = self.layout.allowed("text")
         room = self.layout.region("text").length + 1
@@ -295,9 +292,12 @@ class CogView:
         config = sampling or SamplingConfig(temperature=0.0)
         config.need_no_guidance("a caption")
         texts = []
-        for index, own in _batches(len(tokens), batch_size):
-            valid = np.ones(tokens[index].shape, bool)
-            sequences = prefill(self._layers, tokens[index], valid, keys[index], count=room, **ids)
+        for index, own in _batches(len(images), batch_size):
+            codes = self.encode(np.asarray(images)[index]).reshape(len(index), -1)
+            tokens = np.stack([self.layout.tokens({"image": row}) for row in codes])
+            keys = sample_keys(seed, [row.tobytes().hex() for row in codes], [0] * len(codes))
+            valid = np.ones(tokens.shape, bool)
+            sequences = prefill(self._layers, tokens, valid, keys, count=room, **ids)
             drawn = np.zeros((len(index), 0), np.int32)
             while drawn.shape[1] < room and not (drawn[:own] == end).any(axis=1).all():
                 count = min(CHUNK, room - drawn.shape[1])
@@ -427,8 +427,6 @@ class CogView:
             InputError: the weights are no released ones, or a text is blank or too long.
         """
         self.need("transformer", "text", "codec")
-        if sampling is not None:
-            sampling.need_no_guidance("super-resolution")
         if not self.model.config.official:
             raise InputError("super_resolve needs released weights (compat 'official')")
         if isinstance(texts, str) or len(texts) != len(images):

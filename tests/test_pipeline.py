@@ -453,6 +453,9 @@ def test_super_resolution_is_magnification_between_encoder_and_decoder(parts):
     (picture,) = model.super_resolve(
         images, [PROMPTS[0]], 3, sampling=SAMPLING, progress=done.append
     )
+    guided = SamplingConfig(guidance=2.0)
+    with pytest.raises(InputError, match=r"guidance 2\.0: super-resolution has none"):
+        model.super_resolve(images, [PROMPTS[0]], 3, sampling=guided)
     assert sum(done) == 9
     codes = magnify(
         model._layers,

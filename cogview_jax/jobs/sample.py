@@ -177,10 +177,8 @@ def caption(bundle: str, out: str, images: Sequence[str], draws: Draws) -> None:
         InputError: an image cannot be read, more than one caption each is asked for, or the bundle
             is of another task.
     """
-    if not images:
-        raise InputError("--task caption needs a picture to describe: --image FILE (repeatable)")
-    if draws.num_images != 1:
-        raise InputError(f"--num_images {draws.num_images}: --task caption writes one caption each")
+    _need_images(images, "caption")
+    _need_one_each(draws, "caption")
     model = load(bundle, dtype=draws.precision)
     model.need("transformer", "text", "codec")
     model.need_task("caption")
@@ -220,9 +218,11 @@ def rerank(
 
     Raises:
         InputError: an image cannot be read, the prompts are not as many as the images or do not
-            fit, or the bundle is of another task.
+            fit, the bundle is of another task, or what only drawing has is asked for.
     """
     texts = _paired(images, prompts, "rerank")
+    _need_one_each(draws, "rerank")
+    draws.sampling.need_no_guidance("a score")
     scorer = _scorer(bundle, prompts, draws)
     pixels = np.stack([read_image(file, scorer.codec.config.image_size) for file in images])
     scores = _scores(scorer, pixels, texts, draws)
@@ -254,14 +254,24 @@ def _scorer(bundle: str, prompts: Sequence[str], draws: Draws) -> CogView:
 def _scores(
     scorer: CogView, pictures: np.ndarray, texts: Sequence[str], draws: Draws
 ) -> np.ndarray:
+    """CapLoss of each pair, float32 [b], of uint8 pictures [b, h, w, 3]; says how far it is."""
     with Progress(len(texts), "rerank", unit="image") as progress:
         return scorer.score(pictures, texts, batch_size=draws.batch_size, progress=progress.update)
 
 
-def _paired(images: Sequence[str], prompts: Sequence[str], task: str) -> list[str]:
-    """A text for each image, of as many or of one for all."""
+def _need_images(images: Sequence[str], task: str) -> None:
     if not images:
         raise InputError(f"--task {task} needs a picture: --image FILE (repeatable)")
+
+
+def _need_one_each(draws: Draws, task: str) -> None:
+    if draws.num_images != 1:
+        raise InputError(f"--num_images {draws.num_images}: --task {task} writes one line an image")
+
+
+def _paired(images: Sequence[str], prompts: Sequence[str], task: str) -> list[str]:
+    """A text for each image, of as many or of one for all."""
+    _need_images(images, task)
     if len(prompts) not in (1, len(images)):
         raise InputError(
             f"{len(images)} images and {len(prompts)} prompts: expected one prompt for each, or one"

@@ -106,7 +106,8 @@ def fill(
         choose: see `Choose`.
 
     Raises:
-        InputError: the query begins with a gap, or is longer than the learned positions.
+        InputError: the query begins with a gap, or is longer than the learned positions; `config`
+            has guidance.
     """
     config.need_no_guidance("a query")
     query = np.asarray(query, np.int32)

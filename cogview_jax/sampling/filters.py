@@ -48,7 +48,7 @@ def guided(logits: jax.Array, guidance: float) -> jax.Array:
     """Classifier-free guidance: logits [2B, V] -> [B, V], away from what comes without the text.
 
     The first half of the rows has seen the text, the second has not: u + guidance (c - u) (Ho and
-    Salimans 2022, for tokens as in Gafni et al. 2022, section 3.4).
+    Salimans 2022; on the logits of tokens, Gafni et al. 2022).
     """
     with_text, without = jnp.split(logits, 2)
     return without + guidance * (with_text - without)

@@ -39,10 +39,11 @@ def magnify(
         keys: one typed key a picture.
         model: the transformer of `params`, with positions for a whole window's target.
         vocabulary: of the ids.
-        config: temperature and filters.
+        config: temperature and filters; InputError where it has guidance.
         plan: the windows; the release's nine by default.
         progress: is told how many windows were done since the last time.
     """
+    config.need_no_guidance("super-resolution")
     plan = plan or MagnifyPlan(grid=codes.shape[-1])
     size = 2 * plan.grid
     target = np.zeros((len(codes), size, size), np.int32)

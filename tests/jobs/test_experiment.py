@@ -91,3 +91,18 @@ def test_what_draws_no_pictures_is_not_asked_for_them():
     assert read_experiment(TRANSFORMER | {"layout": section}).layout.task == "caption"
     with pytest.raises(InputError, match=r"sample_every 5: a model of layout.task 'caption' draws"):
         read_experiment(TRANSFORMER | {"layout": section, "train": train})
+
+
+@pytest.mark.parametrize(
+    ("task", "share", "message"),
+    [
+        ("text_to_image", 1.5, "drop_captions 1.5: expected 0 to 1"),
+        ("text_to_image", -0.1, "drop_captions -0.1: expected 0 to 1"),
+        ("caption", 0.1, "drop_captions 0.1: a caption model learns nothing without them"),
+    ],
+)
+def test_a_share_of_dropped_captions_that_makes_no_sense_is_refused(task, share, message):
+    config = TRANSFORMER | {"drop_captions": share}
+    config["layout"] = config["layout"] | {"task": task}
+    with pytest.raises(InputError, match=message):
+        read_experiment(config)

@@ -98,7 +98,7 @@ def test_pictures_are_completed_into_a_folder(chain, tmp_path, pictures):
 @pytest.mark.parametrize(
     ("which", "prompts", "keep_rows", "message"),
     [
-        ([], ["a star"], None, "needs a picture: --image FILE"),
+        ([], ["a star"], None, r"--task complete needs a picture: --image FILE \(repeatable\)"),
         ([0, 1], ["a"] * 3, None, "2 images and 3 prompts: expected one prompt for each, or one"),
         ([0, 2], ["a star"], None, "broken.png cannot be read"),
         ([0], ["a star"], 99, "keep_rows 99: expected 0 to"),
@@ -136,6 +136,7 @@ def test_captions_are_written_in_the_order_of_the_pictures(captioner, tmp_path, 
     size = model.codec.config.image_size
     squares = [center_crop(np.asarray(Image.open(file)), size) for file in files]
     expected = model.caption(np.stack(squares), 3, sampling=draws.sampling)
+    assert expected[0] != expected[1]
     assert lines_of(out / "captions.jsonl") == [
         {"image": file, "caption": text, "seed": 3}
         for file, text in zip(files, expected, strict=True)
@@ -189,12 +190,19 @@ def test_bundles_of_the_wrong_task_and_bad_pairs_leave_nothing(
     chain, captioner, tmp_path, pictures
 ):
     base, out, a = f"{chain.run}/bundle", str(tmp_path / "out"), pictures[:1]
-    several = Draws(num_images=2)
+    several, guided = Draws(num_images=2), Draws(sampling=SamplingConfig(guidance=2.0))
     for call, message in (
         (lambda: caption(base, out, a, Draws()), "trained for text_to_image, this needs caption"),
-        (lambda: caption(captioner, out, [], Draws()), "needs a picture to describe: --image"),
+        (
+            lambda: caption(captioner, out, [], Draws()),
+            "--task caption needs a picture: --image FILE",
+        ),
         (lambda: caption(captioner, out, pictures, Draws()), "broken.png cannot be read"),
         (lambda: caption(captioner, out, a, several), "--num_images 2: --task caption writes one"),
+        (lambda: caption(captioner, out, a, guided), "guidance 2.0: a caption has none"),
+        (lambda: rerank(captioner, out, a, ["x"], guided), "guidance 2.0: a score has none"),
+        (lambda: rerank(captioner, out, a, ["x"], several), "--num_images 2: --task rerank"),
+        (lambda: rerank(captioner, out, [], ["x"], Draws()), "--task rerank needs a picture"),
         (lambda: rerank(base, out, a, ["x"], Draws()), "for text_to_image, this needs caption"),
         (lambda: rerank(captioner, out, a, ["x", "y"], Draws()), "1 images and 2 prompts"),
         (lambda: rerank(captioner, out, a, [" "], Draws()), "prompt ' ' holds no text"),
