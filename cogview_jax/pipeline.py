@@ -15,20 +15,25 @@ from cogview_jax.data.official_images import official_pixels, official_square
 from cogview_jax.data.records import BadRecord
 from cogview_jax.models.transformer import for_decoding, unstack_layers
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.hardware import free_memory
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy_of
 from cogview_jax.sampling.decode import decode, generate, least_rows, prefill, sample_keys
 from cogview_jax.sampling.fill import fill, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.magnify import MagnifyPlan, released_head
 from cogview_jax.sampling.scoring import token_log_probs
 from cogview_jax.sampling.super_resolution import magnify
 from cogview_jax.tokenizers.codec import Codec, decode_codes, encode_images
-from cogview_jax.tokenizers.layout import left_padded, make_layout
+from cogview_jax.tokenizers.layout import left_padded, make_layout, size_command
+from cogview_jax.tokenizers.official_positions import sampling_positions
 from cogview_jax.tokenizers.query import OPEN, parse_query
 from cogview_jax.tokenizers.text import TextTokenizer
 
-#: Rows of a sampled batch where none is given.
-BATCH = 32
+#: Rows of a sampled batch where none is given and memory has room: more gain little.
+BATCH = 64
+#: Of the free memory, what the caches of a batch may take; the rest is for what XLA works with.
+CACHE_SHARE = 0.4
 #: Tokens of a caption between two looks at whether all have ended.
 CHUNK = 8
 #: What is not drawn yet.
@@ -70,7 +75,7 @@ class CogView:
         seed: int = 0,
         *,
         sampling: SamplingConfig | None = None,
-        batch_size: int = BATCH,
+        batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Image.Image]]:
         """Draws `num_images` pictures for every prompt: a list a prompt, in their order.
@@ -100,28 +105,54 @@ class CogView:
         seed: int,
         *,
         sampling: SamplingConfig,
-        batch_size: int = BATCH,
+        batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """The codes `generate` draws: int32 [prompts, num_images, rows, columns]."""
         self.need("transformer", "text")
-        if num_images < 1 or batch_size < 1:
-            raise InputError(
-                f"num_images {num_images} and batch_size {batch_size}: both start at 1"
-            )
+        if num_images < 1:
+            raise InputError(f"num_images {num_images}: expected at least 1")
         if isinstance(prompts, str) or not prompts:
             raise InputError("generate needs a list of at least one prompt")
-        drawn = self._draw(
-            [row for row in map(self.prompt_tokens, prompts) for _ in range(num_images)],
+        drawn = self.draw(
             [prompt for prompt in prompts for _ in range(num_images)],
             list(range(num_images)) * len(prompts),
             seed,
             sampling=sampling,
             batch_size=batch_size,
-            progress=progress,
         )
-        grid = self.transformer_part.layout.grid
-        return drawn.reshape(len(prompts), num_images, grid, grid)
+        codes = np.concatenate(list(_told(drawn, progress)))
+        return codes.reshape(len(prompts), num_images, *codes.shape[1:])
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        indices: Sequence[int],
+        seed: int,
+        *,
+        sampling: SamplingConfig,
+        batch_size: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The codes of any pictures that `generate` could draw, in batches: int32 [b, g, g] each.
+
+        Args:
+            prompts: of each picture.
+            indices: which of its prompt's pictures each is, from 0.
+            seed, sampling, batch_size: as in `generate`.
+
+        Raises:
+            InputError: as `generate` does; at once, not at the first batch.
+        """
+        self.need("transformer", "text")
+        rows = {prompt: self.prompt_tokens(prompt) for prompt in prompts}
+        return self._draw(
+            [rows[prompt] for prompt in prompts],
+            prompts,
+            indices,
+            seed,
+            sampling=sampling,
+            batch_size=batch_size,
+        )
 
     def complete(
         self,
@@ -132,7 +163,7 @@ class CogView:
         seed: int = 0,
         *,
         sampling: SamplingConfig | None = None,
-        batch_size: int = BATCH,
+        batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Image.Image]:
         """Pictures whose upper part is that of another, and whose rest is drawn.
@@ -147,27 +178,62 @@ class CogView:
             InputError: the image has another size, keeps all or less than nothing, or the text is
                 blank or too long.
         """
-        self.need("transformer", "text", "codec")
-        prompt, grid = self.prompt_tokens(text), self.transformer_part.layout.grid
-        if not 0 <= keep_rows < grid:
-            raise InputError(f"keep_rows {keep_rows}: expected 0 to {grid - 1}")
-        if num_images < 1 or batch_size < 1:
-            raise InputError(
-                f"num_images {num_images} and batch_size {batch_size}: both start at 1"
-            )
-        kept = self.encode(np.asarray(image)[None])[0, :keep_rows].ravel()
-        drawn = self._draw(
-            [np.concatenate([prompt, kept])] * num_images,
+        if num_images < 1:
+            raise InputError(f"num_images {num_images}: expected at least 1")
+        drawn = self.draw_rest(
+            np.asarray(image)[None],
+            keep_rows,
             [text] * num_images,
-            list(range(num_images)),
+            range(num_images),
             seed,
-            kept=len(kept),
             sampling=sampling or SamplingConfig(),
             batch_size=batch_size,
-            progress=progress,
+            which=[0] * num_images,
         )
-        codes = np.concatenate([np.tile(kept, (num_images, 1)), drawn], axis=1)
-        return [Image.fromarray(x) for x in self.decode(codes.reshape(num_images, grid, grid))]
+        codes = np.concatenate(list(_told(drawn, progress)))
+        return [Image.fromarray(picture) for picture in self.decode(codes)]
+
+    def draw_rest(
+        self,
+        images: np.ndarray,
+        keep_rows: int,
+        texts: Sequence[str],
+        indices: Sequence[int],
+        seed: int,
+        *,
+        sampling: SamplingConfig,
+        batch_size: int | None = None,
+        which: Sequence[int] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The codes of any pictures that `complete` could draw, in batches: int32 [b, g, g] each.
+
+        Args:
+            images: uint8 [n, h, w, 3].
+            keep_rows: as in `complete`.
+            texts: of each picture to draw.
+            indices: which of the pictures of its image and text each is, from 0.
+            seed, sampling, batch_size: as in `complete`.
+            which: the image of each, its own where None.
+
+        Raises:
+            InputError: as `complete` does; at once, not at the first batch.
+        """
+        self.need("transformer", "text", "codec")
+        rows = {text: self.prompt_tokens(text) for text in texts}
+        grid = self.transformer_part.layout.grid
+        if not 0 <= keep_rows < grid:
+            raise InputError(f"keep_rows {keep_rows}: expected 0 to {grid - 1}")
+        kept = self.encode(images)[:, :keep_rows].reshape(len(images), -1)
+        which = range(len(images)) if which is None else which
+        return self._draw(
+            [np.concatenate([rows[text], kept[i]]) for text, i in zip(texts, which, strict=True)],
+            texts,
+            indices,
+            seed,
+            kept=kept.shape[1],
+            sampling=sampling,
+            batch_size=batch_size,
+        )
 
     def stream(
         self, prompt: str, seed: int = 0, *, sampling: SamplingConfig | None = None
@@ -214,36 +280,66 @@ class CogView:
         *,
         kept: int = 0,
         sampling: SamplingConfig,
-        batch_size: int,
-        progress: Callable[[int], None] | None,
-    ) -> np.ndarray:
-        """The image tokens that continue each row: int32 [rows, image tokens - kept].
+        batch_size: int | None,
+    ) -> Iterator[np.ndarray]:
+        """The pictures that continue each row, batch by batch: int32 [b, grid, grid].
 
         kept: how many image tokens every row ends with. The others see `sample_keys`.
         """
-        first, last = self.layout.allowed("image")
+        image, (first, last) = self.layout.region("image"), self.layout.allowed("image")
         # Prompts are padded to the longest there can be: one compilation for all of them.
         longest = self.layout.prompt_length("image") + kept
+        each = 1 if sampling.guidance == 1 else 2
+        batch_size = self.batch_size(batch_size, each * self.layout.length)
         keys = sample_keys(seed, prompts, indices)
-        drawn = []
-        for index, own in _batches(len(rows), batch_size):
-            tokens, own_keys = self._with_bare(
-                [rows[i] for i in index], keys[index], kept, sampling
-            )
-            codes = generate(
-                self._layers,
-                *left_padded(tokens, longest),
-                own_keys,
-                model=self.model,
-                count=self.layout.region("image").length - kept,
-                first=first,
-                last=last,
-                config=sampling,
-            )
-            drawn.append(to_host(codes)[:own])
-            if progress is not None:
-                progress(own)
-        return np.concatenate(drawn)
+
+        def batches() -> Iterator[np.ndarray]:
+            for index, own in _batches(len(rows), batch_size):
+                tokens, own_keys = self._with_bare(
+                    [rows[i] for i in index], keys[index], kept, sampling
+                )
+                tokens, valid = left_padded(tokens, longest)
+                # Those of one prompt share its cache.
+                _, unlike, place = np.unique(tokens, axis=0, return_index=True, return_inverse=True)
+                few = 1 << (len(unlike) - 1).bit_length()
+                shared = 2 * few <= len(tokens) and not self.model.config.sparse
+                if shared:
+                    unlike = np.resize(unlike, few)
+                    tokens, valid = tokens[unlike], valid[unlike]
+                drawn = generate(
+                    self._layers,
+                    tokens,
+                    valid,
+                    own_keys,
+                    rows=place.ravel() if shared else None,
+                    model=self.model,
+                    count=image.length - kept,
+                    first=first,
+                    last=last,
+                    config=sampling,
+                )
+                before = [rows[i][len(rows[i]) - kept :] for i in index[:own]]
+                codes = np.concatenate([np.stack(before), to_host(drawn)[:own]], axis=1)
+                yield codes.reshape(own, image.grid, image.grid)
+
+        return batches()
+
+    def batch_size(self, given: int | None, tokens: int) -> int:
+        """Rows of a batch: those given, or as many as free memory has room for, at most BATCH.
+
+        tokens: slots of the key/value cache that a row takes. InputError for less than one row.
+        """
+        if given is not None:
+            if given < 1:
+                raise InputError(f"batch_size {given}: expected at least 1")
+            return given
+        config, free = self.model.config, free_memory(jax.local_devices()[0])
+        if free is None:
+            return BATCH
+        width = np.dtype(self.model.policy.compute).itemsize
+        row = 2 * config.layers * config.width * tokens * width
+        fits = max(1, int(CACHE_SHARE * free / row))
+        return min(BATCH, 1 << (fits.bit_length() - 1))
 
     def _with_bare(
         self, rows: Sequence[np.ndarray], keys: jax.Array, kept: int, config: SamplingConfig
@@ -261,7 +357,7 @@ class CogView:
         seed: int = 0,
         *,
         sampling: SamplingConfig | None = None,
-        batch_size: int = BATCH,
+        batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[str]:
         """What each picture shows, in words: for a bundle whose layout is caption.
@@ -281,10 +377,9 @@ class CogView:
         """
         self.need("transformer", "text", "codec")
         self.need_task("caption")
-        if not len(images) or batch_size < 1:
-            raise InputError(
-                f"caption got {len(images)} images and batch_size {batch_size}: both start at 1"
-            )
+        if not len(images):
+            raise InputError("caption got no image")
+        batch_size = self.batch_size(batch_size, self.layout.length)
         # The end of a text, [PAD], is the id behind the last piece.
         first, end = self.layout.allowed("text")
         room = self.layout.region("text").length + 1
@@ -317,11 +412,11 @@ class CogView:
         # The vocabulary may have room for more pieces than there are.
         return self.text.decode([piece for piece in pieces if piece < len(self.text)])
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images [b, h, w, 3] -> codes int32 [b, rows, columns]."""
+    def encode(self, images: np.ndarray, grid: int | None = None) -> np.ndarray:
+        """uint8 images [b, h, w, 3] -> codes int32 [b, grid, grid]; the codec's grid by default."""
         self.need("codec")
-        images = np.asarray(images)
-        size = self.codec.config.image_size
+        images, config = np.asarray(images), self.codec.config
+        size = (config.grid if grid is None else grid) * config.downsampling
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
             raise InputError(
                 f"encode got {images.dtype} {images.shape}, expected uint8 [b, {size}, {size}, 3]"
@@ -329,15 +424,14 @@ class CogView:
         part = self.codec_part
         return to_host(self._encode(part.params, part.codebook, images))
 
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Codes int32 [b, rows, columns] -> uint8 images [b, h, w, 3]."""
+    def decode(self, codes: np.ndarray, grid: int | None = None) -> np.ndarray:
+        """Codes int32 [b, grid, grid] -> uint8 images [b, h, w, 3]; the codec's grid by default."""
         self.need("codec")
         codes, config = np.asarray(codes), self.codec.config
-        expected = (config.grid, config.grid)
-        if codes.shape[1:] != expected or codes.dtype.kind not in "iu":
+        grid = config.grid if grid is None else grid
+        if codes.shape[1:] != (grid, grid) or codes.dtype.kind not in "iu":
             raise InputError(
-                f"decode got {codes.dtype} {codes.shape}, expected integers [b, {expected[0]},"
-                f" {expected[1]}]"
+                f"decode got {codes.dtype} {codes.shape}, expected integers [b, {grid}, {grid}]"
             )
         if codes.size and not 0 <= codes.min() <= codes.max() < config.codebook:
             raise InputError(
@@ -410,40 +504,104 @@ class CogView:
         seed: int = 0,
         *,
         sampling: SamplingConfig | None = None,
+        batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Image.Image]:
-        """Pictures of twice as many rows and columns, in nine windows (`sampling.magnify`).
+        """Pictures of twice as many rows and columns, for a bundle of super-resolution.
 
-        For released super-resolution weights, whose sequences and positions it uses.
+        Pictures of the layout's smaller size take one window, those of its larger size nine
+        (`magnification`). A picture depends on the weights, itself, its text and the seed, not on
+        the others. Released weights get the sequences and positions they expect, and always nine
+        windows.
 
         Args:
-            images: uint8 [b, h, w, 3].
+            images: uint8 [b, h, w, 3], squares of either size.
             texts: what each shows.
-            seed: of the draws; a picture's depend on its text and its place in `images`.
-            sampling: the release has temperature 1.02 here.
-            progress: is told how many windows were done since the last time.
+            seed: of the draws.
+            sampling: the release has temperature 1.02 here, which is the default.
+            batch_size: pictures at a time.
+            progress: is told how many windows were done since the last time, each picture's its
+                own.
 
         Raises:
-            InputError: the weights are no released ones, or a text is blank or too long.
+            InputError: the bundle is of another task, the images have another size, or a text is
+                blank or too long.
         """
         self.need("transformer", "text", "codec")
-        if not self.model.config.official:
-            raise InputError("super_resolve needs released weights (compat 'official')")
-        if isinstance(texts, str) or len(texts) != len(images):
+        images = np.asarray(images)
+        if isinstance(texts, str) or len(texts) != len(images) or not len(images):
             raise InputError(f"super_resolve got {len(images)} images and {len(texts)} texts")
-        codes = magnify(
-            self._layers,
-            [self.prompt_tokens(text) for text in texts],
-            self.encode(images),
-            sample_keys(seed, texts, range(len(texts))),
-            model=self.model,
-            vocabulary=self.transformer_part.vocabulary,
-            config=sampling or SamplingConfig(temperature=1.02),
-            progress=progress,
-        )
-        part = self.codec_part
-        pictures = np.asarray(self._decode(part.params, part.codebook, codes))
+        batch_size = self.batch_size(batch_size, self.layout.length)
+        plan, vocabulary = self.magnification(images.shape[1]), self.layout.vocabulary
+        pieces = [self.pieces(text) for text in texts]
+        size, longest = size_command(plan.grid), self.layout.prompt_length("image")
+        if self.model.config.official:
+            # Up to the first picture the rows of pretraining and of super-resolution are the same.
+            longest = self.layout.prompt_length(self.layout.images[0].name) + plan.window**2 + 5
+        config = sampling or SamplingConfig(temperature=1.02)
+        pictures = []
+        for index, own in _batches(len(images), batch_size):
+            codes = self.encode(images[index], plan.grid)
+
+            def head(i: int, source: np.ndarray, index=index) -> tuple[np.ndarray, np.ndarray]:
+                text = {"text": pieces[index[i]]}
+                if not self.model.config.official:
+                    row = self.layout.tokens(text | {"source": source})
+                    return row, self.layout.positions_of(row)
+                row = released_head(self.layout.tokens(text), source, size, vocabulary)
+                # A place to draw behind the head makes the whole head one call.
+                return row, sampling_positions([*row, -1], vocabulary)[0]
+
+            names = [
+                f"{texts[i]} {row.tobytes().hex()}" for i, row in zip(index, codes, strict=True)
+            ]
+            larger = magnify(
+                self._layers,
+                head,
+                longest,
+                codes,
+                sample_keys(seed, names, [0] * len(names)),
+                plan=plan,
+                model=self.model,
+                last=vocabulary.codes,
+                config=config,
+                progress=None if progress is None else lambda done, own=own: progress(own),
+            )
+            pictures += list(self.decode(larger, 2 * plan.grid)[:own])
         return [Image.fromarray(picture) for picture in pictures]
+
+    def magnification(self, size: int) -> MagnifyPlan:
+        """The windows in which `super_resolve` enlarges pictures of `size` pixels.
+
+        Raises:
+            InputError: the bundle is of another task, or enlarges no pictures of this size.
+        """
+        sizes = self.magnifiable()
+        if size not in sizes:
+            raise InputError(
+                f"pictures of {size} pixels: the bundle enlarges those of"
+                f" {' or '.join(map(str, sizes))}"
+            )
+        return MagnifyPlan.of(size // self.codec.config.downsampling, self._window())
+
+    def magnifiable(self) -> tuple[int, ...]:
+        """The sizes in pixels of the pictures that `super_resolve` enlarges.
+
+        Raises:
+            InputError: the bundle is of another task.
+        """
+        self.need("transformer", "codec")
+        if not self.model.config.official:
+            self.need_task("super_resolution")
+        window = self._window()
+        # The released weights have seen windows alone.
+        whole = () if self.model.config.official else (window,)
+        nine = () if window % 8 else (2 * window,)
+        return tuple(grid * self.codec.config.downsampling for grid in (*whole, *nine))
+
+    def _window(self) -> int:
+        """Rows and columns of the codes that one sequence of super-resolution enlarges."""
+        return self.transformer_part.layout.grid // 2
 
     def _codes_of(self, path: str, size: int | None) -> np.ndarray:
         """The codes of a picture file at `size` pixels, in raster order."""
@@ -466,7 +624,7 @@ class CogView:
         images: np.ndarray,
         texts: Sequence[str],
         *,
-        batch_size: int = BATCH,
+        batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """CapLoss of each pair, float32 [b]: how unlikely a text is for its picture.
@@ -487,8 +645,7 @@ class CogView:
         self.need_task("caption")
         if isinstance(texts, str) or len(texts) != len(images):
             raise InputError(f"score got {len(images)} images and {len(texts)} texts")
-        if batch_size < 1:
-            raise InputError(f"batch_size {batch_size}: expected at least 1")
+        batch_size = self.batch_size(batch_size, self.layout.length)
         pieces = [self.pieces(text) for text in texts]
         vocabulary = self.layout.vocabulary
         scores = np.zeros(len(texts), np.float32)
@@ -567,6 +724,16 @@ class CogView:
         missing = [part for part in parts if have[part] is None]
         if missing:
             raise InputError(f"the bundle has no {' and no '.join(missing)}, which this needs")
+
+
+def _told(
+    batches: Iterator[np.ndarray], progress: Callable[[int], None] | None
+) -> Iterator[np.ndarray]:
+    """The batches as they come; `progress` is told the length of each."""
+    for batch in batches:
+        if progress is not None:
+            progress(len(batch))
+        yield batch
 
 
 def _batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:

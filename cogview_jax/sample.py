@@ -9,6 +9,9 @@
   python -m cogview_jax.sample --bundle runs/base/bundle --task text_to_image --out best \\
       --prompt "a red star" --num_images 60 --rerank_with runs/caption/bundle --keep 4
 
+  python -m cogview_jax.sample --bundle runs/superres/bundle --task super_resolution --out large \\
+      --image small.png --prompt "a red star"
+
   python -m cogview_jax.sample --bundle runs/caption/bundle --task caption --out said --image a.png
 
   python -m cogview_jax.sample --bundle runs/caption/bundle --task rerank --out scored \\
@@ -26,13 +29,18 @@ from cogview_jax.runtime import door
 
 BUNDLE = flags.DEFINE_string("bundle", None, "the bundle's folder", required=True)
 TASK = flags.DEFINE_enum(
-    "task", "text_to_image", ["text_to_image", "complete", "caption", "rerank"], "what to do"
+    "task",
+    "text_to_image",
+    ["text_to_image", "complete", "super_resolution", "caption", "rerank"],
+    "what to do",
 )
 OUT = flags.DEFINE_string("out", None, "the folder to write to", required=True)
 PROMPT = flags.DEFINE_multi_string("prompt", [], "a prompt")
 PROMPTS = flags.DEFINE_string("prompts", None, "a UTF-8 file with one prompt a line")
 IMAGE = flags.DEFINE_multi_string(
-    "image", [], "a picture to complete, describe or score; one prompt each, or one for all"
+    "image",
+    [],
+    "a picture to complete, enlarge, describe or score; one prompt each, or one for all",
 )
 KEEP_ROWS = flags.DEFINE_integer("keep_rows", None, "rows of codes to keep of it; half by default")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "pictures for each prompt")
@@ -40,16 +48,25 @@ SEED = flags.DEFINE_integer("seed", 0, "of the random draws")
 RERANK_WITH = flags.DEFINE_string("rerank_with", None, "a caption bundle that orders the pictures")
 KEEP = flags.DEFINE_integer("keep", None, "pictures of each prompt that stay; all by default")
 TEMPERATURE = flags.DEFINE_float(
-    "temperature", None, "0 takes the likeliest token; by default 1, and 0 for captions"
+    "temperature",
+    None,
+    "0 takes the likeliest token; by default 1, 1.02 for super_resolution and 0 for captions",
 )
 TOP_K = flags.DEFINE_integer("top_k", 200, "only the k likeliest tokens; 0 for all")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "only the likeliest tokens that reach this probability")
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size",
+    None,
+    "pixels a side at which super_resolution reads --image; by default the least the bundle takes",
+)
 GUIDANCE = flags.DEFINE_float(
     "guidance",
     1.0,
     "above 1 follows the prompt more closely, for models trained with drop_captions",
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "pictures drawn at a time")
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "pictures drawn at a time; by default what free memory has room for"
+)
 PRECISION = flags.DEFINE_enum(
     "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
 )
@@ -64,7 +81,7 @@ def main() -> None:
     task, images = TASK.value, IMAGE.value
     temperature = TEMPERATURE.value
     if temperature is None:
-        temperature = 0.0 if task == "caption" else 1.0
+        temperature = {"caption": 0.0, "super_resolution": 1.02}.get(task, 1.0)
     draws = sample.Draws(
         NUM_IMAGES.value,
         SEED.value,
@@ -73,7 +90,9 @@ def main() -> None:
         PRECISION.value,
     )
     if images and task == "text_to_image":
-        raise InputError("--image is for --task complete, caption and rerank, not text_to_image")
+        raise InputError("--image is for the other tasks, not --task text_to_image")
+    if IMAGE_SIZE.value is not None and task != "super_resolution":
+        raise InputError(f"--image_size is for --task super_resolution, not {task}")
     if RERANK_WITH.value and task != "text_to_image":
         raise InputError(f"--rerank_with is for --task text_to_image, not {task}")
     if KEEP.value is not None and not RERANK_WITH.value:
@@ -86,6 +105,8 @@ def main() -> None:
     prompts = sample.read_prompts(PROMPT.value, PROMPTS.value)
     if task == "complete":
         sample.complete(BUNDLE.value, OUT.value, images, prompts, KEEP_ROWS.value, draws)
+    elif task == "super_resolution":
+        sample.super_resolution(BUNDLE.value, OUT.value, images, prompts, draws, IMAGE_SIZE.value)
     elif task == "rerank":
         sample.rerank(BUNDLE.value, OUT.value, images, prompts, draws)
     else:

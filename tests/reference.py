@@ -135,12 +135,17 @@ def generate(
     count: int,
     allowed: tuple[int, int],
     config: Any,
+    positions: Sequence[int] | None = None,
 ) -> list[int]:
-    """`count` tokens, a pass over the whole prefix for each; token i by `key` folded with i."""
+    """`count` tokens, a pass over the whole prefix for each; token i by `key` folded with i.
+
+    positions: of prompt and drawn tokens, where they do not just count.
+    """
     first, last = allowed
     row = list(prompt)
     for i in range(count):
-        logits = transformer(params, model_config, row)[-1, first:last]
+        places = None if positions is None else positions[: len(row)]
+        logits = transformer(params, model_config, row, places)[-1, first:last]
         if config.temperature == 0:
             drawn = np.argmax(logits)
         else:

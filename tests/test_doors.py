@@ -339,9 +339,12 @@ SAID = {
     "keep of nothing": "--keep needs a bundle to choose by: --rerank_with BUNDLE",
     "described prompt": "--task caption finds the text itself: it takes no prompt",
     "reranked captions": "--rerank_with is for --task text_to_image, not caption",
-    "image to draw": "--image is for --task complete, caption and rerank, not text_to_image",
+    "image to draw": "--image is for the other tasks, not --task text_to_image",
     "negative guidance": "guidance -1.0: expected 0 (no text) or above",
-    "unknown task": "--task=paint: value should be one of <text_to_image|complete|caption|rerank>",
+    "unknown task": (
+        "--task=paint: value should be one of"
+        " <text_to_image|complete|super_resolution|caption|rerank>"
+    ),
 }
 
 

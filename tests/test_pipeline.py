@@ -17,6 +17,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import sample_keys
 from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.magnify import MagnifyPlan, released_head
 from cogview_jax.sampling.super_resolution import magnify
 from cogview_jax.tokenizers.codec import (
     Codec,
@@ -26,6 +27,7 @@ from cogview_jax.tokenizers.codec import (
     encode_images,
 )
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
+from cogview_jax.tokenizers.official_positions import sampling_positions
 from cogview_jax.tokenizers.quantiser import initial_codebook
 from cogview_jax.tokenizers.text import TextConfig, train_text_tokenizer
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -411,9 +413,10 @@ def test_drawn_captions_are_a_pictures_own(parts):
     turned = model.caption(pictures[::-1], 4, sampling=SAMPLING, batch_size=2)
     assert turned == said[::-1]
     assert model.caption(pictures, 5, sampling=SAMPLING) != said
-    for images, batch_size in ((pictures[:0], 1), (pictures, 0)):
-        with pytest.raises(InputError, match="both start at 1"):
-            model.caption(images, batch_size=batch_size)
+    with pytest.raises(InputError, match="caption got no image"):
+        model.caption(pictures[:0])
+    with pytest.raises(InputError, match="batch_size 0: expected at least 1"):
+        model.caption(pictures, batch_size=0)
 
 
 def test_a_query_reads_pictures_at_the_size_asked_for(model, tmp_path):
@@ -457,18 +460,69 @@ def test_super_resolution_is_magnification_between_encoder_and_decoder(parts):
     with pytest.raises(InputError, match=r"guidance 2\.0: super-resolution has none"):
         model.super_resolve(images, [PROMPTS[0]], 3, sampling=guided)
     assert sum(done) == 9
-    codes = magnify(
+    codes, prompt = model.encode(images), model.prompt_tokens(PROMPTS[0])
+
+    def head(i, source):
+        row = released_head(prompt, source, "BASE", VOCABULARY)
+        return row, sampling_positions([*row, -1], VOCABULARY)[0]
+
+    larger = magnify(
         model._layers,
-        [model.prompt_tokens(PROMPTS[0])],
-        model.encode(images),
-        sample_keys(3, [PROMPTS[0]], [0]),
+        head,
+        12 + 3 + 256 + 5,
+        codes,
+        sample_keys(3, [f"{PROMPTS[0]} {codes[0].tobytes().hex()}"], [0]),
+        plan=MagnifyPlan(),
         model=model.model,
-        vocabulary=VOCABULARY,
+        last=VOCABULARY.codes,
         config=SAMPLING,
     )
-    expected = decode_codes(model.codec, *codec_of(model), codes)
+    expected = decode_codes(model.codec, *codec_of(model), larger)
     np.testing.assert_array_equal(np.asarray(picture), expected[0])
     with pytest.raises(InputError, match="super_resolve got 1 images and 2 texts"):
         model.super_resolve(images, PROMPTS[:2])
-    with pytest.raises(InputError, match="needs released weights"):
+    with pytest.raises(InputError, match="trained for text_to_image, this needs super_resolution"):
         CogView(**parts).super_resolve(images, PROMPTS[:1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, batch_size):
+    """Four codes to sixteen in one sequence, whose positions begin again at [ROI2]."""
+    layout = dataclasses.replace(LAYOUT, task="super_resolution")
+    model = CogView(
+        **parts | {"transformer": dataclasses.replace(parts["transformer"], layout=layout)}
+    )
+    images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+    done = []
+    pictures = model.super_resolve(
+        images, PROMPTS, 5, sampling=SAMPLING, batch_size=batch_size, progress=done.append
+    )
+    assert sum(done) == 3
+    command = VOCABULARY.command
+    for picture, image, text in zip(pictures, images, PROMPTS, strict=True):
+        codes = encode_images(model.codec, *codec_of(model), image[None])
+        pieces = [VOCABULARY.text_start + piece for piece in parts["text"].encode(text)]
+        first = [
+            command("ROI1"),
+            *pieces,
+            command("TINY"),
+            command("BOI1"),
+            *codes.ravel().tolist(),
+        ]
+        first.append(command("EOI1"))
+        second = [command("ROI2"), command("TINY"), command("BOI2")]
+        (key,) = sample_keys(5, [f"{text} {codes[0].astype(np.int32).tobytes().hex()}"], [0])
+        expected = reference.generate(
+            parts["transformer"].params,
+            MODEL,
+            first + second,
+            jax.random.fold_in(key, 0),
+            16,
+            (0, 30),
+            SAMPLING,
+            [*range(len(first)), *range(3 + 16)],
+        )
+        larger = np.array(expected).reshape(1, 4, 4)
+        np.testing.assert_array_equal(np.asarray(picture), model.decode(larger)[0])
+    with pytest.raises(InputError, match="pictures of 16 pixels: the bundle enlarges those of 8"):
+        model.super_resolve(np.zeros((1, 16, 16, 3), np.uint8), PROMPTS[:1])

@@ -122,8 +122,8 @@ class Bundle:
         """The transformer: on one device, or split over `mesh`; as `dtype` if given."""
         path, part = self.verified("transformer"), self._transformer_part({})
         # Bundles of before official ones could be read have as many positions as the layout.
-        length = make_layout(part.layout, part.vocabulary).length
-        positions = self.parts["transformer"].get("positions", length)
+        needed = make_layout(part.layout, part.vocabulary).positions
+        positions = self.parts["transformer"].get("positions", needed)
         model = Transformer(part.config, part.vocabulary.size, positions, ids=part.vocabulary)
         shapes = sharded_shapes(transformer_shapes(model), mesh)
         if dtype is not None:

@@ -19,6 +19,7 @@ from cogview_jax.pipeline import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.progress import Progress
+from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.tokenizers.text import TextTokenizer, train_text_tokenizer
 
 #: Within a store: the tokenizer-only bundle its tokens were made with.
@@ -48,29 +49,43 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
     tokenizers = _tokenizers(experiment, given, source, path)
     dtype = policy(experiment.precision).compute
     model = CogView(codec=tokenizers.codec(), text=tokenizers.text(), dtype=dtype)
-    size, batch = model.codec.config.image_size, data.encode_batch
-    longer = 0
+    layout = make_layout(experiment.layout, experiment.vocabulary)
+    grids = [region.grid for region in layout.images]
+    sizes = [grid * model.codec.config.downsampling for grid in grids]
+    batch, longer = data.encode_batch, 0
 
     def encode(records: list[Record]) -> list[tuple[list[np.ndarray], np.ndarray]]:
         nonlocal longer
-        pictures = np.zeros((batch, size, size, 3), np.uint8)  # one shape: compiled once
+        # One shape a size: compiled once.
+        pictures = [np.zeros((batch, size, size, 3), np.uint8) for size in sizes]
         texts = []
         for i, record in enumerate(records):
-            pictures[i] = center_crop(record.image, size)
+            for of_size, size in zip(pictures, sizes, strict=True):
+                of_size[i] = center_crop(record.image, size)
             texts.append([np.asarray(model.text.encode(t), np.int32) for t in record.captions])
             longer += sum(len(text) > experiment.layout.text_length for text in texts[-1])
-        codes = model.encode(pictures).reshape(batch, -1)
-        return list(zip(texts, codes, strict=False))
+        codes = [
+            model.encode(of_size, grid).reshape(batch, -1)
+            for of_size, grid in zip(pictures, grids, strict=True)
+        ]
+        return list(zip(texts, np.concatenate(codes, axis=1), strict=False))
 
     identity = {part: tokenizers.sha256(part) for part in ("codec", "text")}
     worked = write_store(
         path,
         source,
         encode,
-        plan={"source": asdict(data.source), "text_tokenizer": _text_plan(data), **identity},
+        plan={
+            "source": asdict(data.source),
+            "text_tokenizer": _text_plan(data),
+            **identity,
+            # A store of one picture a record says nothing of it: so did those of before.
+            **({"grids": grids} if len(grids) > 1 else {}),
+        },
         meta={
             "layout": experiment.layout.task,
-            "grid": model.codec.config.grid,
+            "grid": layout.region("image").grid,
+            "grids": grids,
             "codebook": model.codec.config.codebook,
             "pieces": len(model.text),
             **identity,
@@ -98,8 +113,15 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
         )
     given = Bundle(experiment.data.image_tokenizer)
     codec = given.codec().config
+    layout = make_layout(experiment.layout, experiment.vocabulary)
     wanted = {
-        "layout.grid": (experiment.layout.grid, codec.grid),
+        "layout.grid": (
+            experiment.layout.grid,
+            # Either picture of super-resolution may be of the size that the codec has learned.
+            experiment.layout.grid
+            if codec.grid in [region.grid for region in layout.images]
+            else codec.grid,
+        ),
         "vocabulary.codes": (experiment.vocabulary.codes, codec.codebook),
     }
     for name, (said, has) in wanted.items():

@@ -54,7 +54,7 @@ class TransformerJob:
         self.model = Transformer(
             experiment.model,
             experiment.vocabulary.size,
-            self.layout.length,
+            self.layout.positions,
             policy(experiment.precision),
             experiment.vocabulary,
         )
@@ -72,6 +72,14 @@ class TransformerJob:
         if self._store.is_file():
             return self._compact_binary()
         store, experiment = TokenStore(self._store), self.experiment
+        grids = [region.grid for region in self.layout.images]
+        has = store.meta.get("grids", [store.meta["grid"]])
+        if len(has) != len(grids):
+            raise InputError(
+                f"the token store {self._store} holds codes of grids {has}, but a layout of task"
+                f" {experiment.layout.task} reads {grids}: prepare another with this config, or"
+                " choose another data.store"
+            )
         wanted = {
             "grid": experiment.layout.grid,
             "codebook": experiment.vocabulary.codes,
@@ -104,7 +112,8 @@ class TransformerJob:
         caption = record.captions[generator.integers(len(record.captions))]
         if generator.random() < self.experiment.drop_captions:
             caption = caption[:0]
-        return self.layout.example({"text": caption, "image": record.codes})._asdict()
+        parts = self.layout.image_parts(record.codes)
+        return self.layout.example({"text": caption} | parts)._asdict()
 
     def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The fields of a row, as `transform` gives them for any record."""
@@ -194,6 +203,11 @@ class TransformerJob:
     def _compact_binary(self) -> CompactBinary:
         """The file of rows, which says nothing of itself: its sizes are those of the config."""
         experiment, text = self.experiment, self._text()
+        if len(self.layout.images) != 1:
+            raise InputError(
+                f"data.store {self._store} is a compact binary, whose rows hold one picture each; a"
+                f" layout of task {experiment.layout.task} needs a store that prepare made"
+            )
         given_codec(experiment)  # refuses one of other sizes
         if len(text) > experiment.vocabulary.text:
             raise InputError(

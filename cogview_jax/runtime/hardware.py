@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,23 @@ def memory_bandwidth(device: jax.Device) -> float:
     """Peak bytes per second between one device and its memory; measured where unknown."""
     row = known(device.device_kind)
     return row.bandwidth * 1e12 if row is not None else measured_bandwidth() / _sharers(device)
+
+
+def free_memory(device: jax.Device) -> int | None:
+    """Bytes that programs may still take on one device; None where that cannot be known.
+
+    Of a GPU or TPU as its allocator counts; of a CPU the machine's, shared by its jax devices.
+    """
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        return None if limit is None else limit - stats.get("bytes_in_use", 0)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None  # no Linux
+    available = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(available[0]) * 1024 // _sharers(device) if available else None
 
 
 @functools.cache

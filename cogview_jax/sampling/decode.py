@@ -105,6 +105,25 @@ def prefill(
     return Sequences(tokens[:, -1], positions[:, -1], visible, cache, index, keys, drawn)
 
 
+@jax.jit
+def spread(sequences: Sequences, rows: jax.Array, keys: jax.Array) -> Sequences:
+    """Sequences that go on from the same prompts: number i from `rows[i]`, with `keys[i]`.
+
+    The cache of a prompt is so computed once for all its candidates. Not for sparse attention,
+    where a sequence's key tells its pivots already.
+
+    Args:
+        sequences: from `prefill`, U of them.
+        rows: int32 [B], below U.
+        keys: one typed key a row, [B].
+    """
+    token, position, visible, cache = jax.tree.map(
+        lambda leaf: leaf[rows],
+        (sequences.token, sequences.position, sequences.visible, sequences.cache),
+    )
+    return Sequences(token, position, visible, cache, sequences.index, keys, sequences.drawn)
+
+
 @functools.partial(
     jax.jit,
     static_argnames=("model", "count", "first", "last", "config"),
@@ -181,6 +200,7 @@ def generate(
     keys: jax.Array,
     positions: jax.Array | None = None,
     given: jax.Array | None = None,
+    rows: jax.Array | None = None,
     *,
     model: Transformer,
     count: int,
@@ -199,6 +219,7 @@ def generate(
         positions: int32 [B, P], of the prompts' tokens, where they are not simply counted; what is
             drawn counts on from the last.
         given: int32 [B, C], tokens that are known already; -1 is drawn.
+        rows: int32 [B], which of the prompts each row continues (`spread`); its own where None.
         model: the transformer of `params`.
         count: how many tokens each row gets; there is no early end.
         first: the first id that may be drawn; only this part of the head is computed.
@@ -207,8 +228,10 @@ def generate(
             first without their texts, and gets the same tokens.
     """
     sequences = prefill(
-        params, tokens, valid, keys, positions, model=model, count=count, first=first
+        params, tokens, valid, keys[: len(tokens)], positions, model=model, count=count, first=first
     )
+    if rows is not None:
+        sequences = spread(sequences, rows, keys)
     _, drawn = decode(
         params, sequences, given, model=model, count=count, first=first, last=last, config=config
     )

@@ -15,8 +15,6 @@ from functools import cached_property
 import numpy as np
 
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.tokenizers.layout import size_command
-from cogview_jax.tokenizers.query import OPEN
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 #: The release's windows (row, column, target rows), in its order.
@@ -81,6 +79,25 @@ class MagnifyPlan:
         if not filled.all():
             raise InputError(f"the plan leaves {filled.size - filled.sum()} target cells open")
 
+    @classmethod
+    def of(cls, grid: int, window: int) -> "MagnifyPlan":
+        """The plan for grids of `grid` codes a side with a model of windows of `window`.
+
+        One window where it holds the whole picture; the release's nine, in proportion, where the
+        picture is twice as large. InputError for other sizes.
+        """
+        if grid == window:
+            return cls(grid, window, window, ((0, 0, 2 * window),))
+        if grid != 2 * window or window % 8:
+            raise InputError(
+                f"pictures of {grid} x {grid} codes cannot be magnified in windows of {window} x"
+                f" {window}: expected {window}"
+                + ("" if window % 8 else f" or {2 * window}")
+                + " a side"
+            )
+        order = tuple((row, column, rows * window // 16) for row, column, rows in ORDER)
+        return cls(grid, window, window // 2, order)
+
     @property
     def windows(self) -> tuple[Window, ...]:
         """The steps, in order."""
@@ -103,27 +120,19 @@ class MagnifyPlan:
         return tuple(windows), filled
 
 
-def window_sequence(
-    window: Window,
-    prompt: Sequence[int],
-    source: np.ndarray,
-    target: np.ndarray,
-    vocabulary: Vocabulary,
+def released_head(
+    prompt: Sequence[int], source: np.ndarray, size: str, vocabulary: Vocabulary
 ) -> np.ndarray:
-    """What the sampler is given for a window: int32 [n], OPEN (-1) where a code is to be generated.
+    """What stands before a window's target for the released weights: int32 [n].
 
-    prompt, the window's source codes, [EOI1] [ROI2] [POS0] [size] [BOI2], its target in raster
-    order. [POS0] stands for every window alike, as the released weights expect.
+    prompt, the window's source codes, [EOI1] [ROI2] [POS0] [size] [BOI2]. [POS0] stands for every
+    window alike.
 
     Args:
-        window: a step of the plan.
         prompt: ids up to and with [BOI1]: [ROI1] text [size] [BOI1].
-        source: int [grid, grid] codes.
-        target: int [2 grid, 2 grid] codes so far; what is not `known` is not read.
+        source: int [cells], the codes that the window reads.
+        size: the command for the size of the whole source.
         vocabulary: where the ids of commands lie.
     """
-    size = size_command(len(source))
     middle = [vocabulary.command(name) for name in ("EOI1", "ROI2", "POS0", size, "BOI2")]
-    cells = np.where(window.known, target[window.target], OPEN)
-    parts = (prompt, source[window.source].ravel(), middle, cells.ravel())
-    return np.concatenate([np.asarray(part, np.int32) for part in parts])
+    return np.concatenate([np.asarray(part, np.int32) for part in (prompt, source, middle)])

@@ -5,10 +5,12 @@ the list: tokens, positions, loss weights, prompts, and which tokens may be draw
 is a new layout.
 
 Positions count a row's own tokens, so padding never changes them: training pads on the right,
-batched sampling on the left. Every token but the last has a target; its weight is the text's or the
-image's, and [PAD] has none.
+batched sampling on the left. They begin again where a region says so. Every token but the last has
+a target; its weight is the text's or the image's, and [PAD] has none.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -26,12 +28,19 @@ SIZE_COMMANDS = {8: "TINY", 16: "SMALL", 32: "BASE", 64: "BIG"}
 class Region:
     """A stretch of the sequence: a command, up to `length` pieces of text, `length` image codes.
 
-    `name` is the command's name, or the key under which a part is given and generated.
+    `name` is the command's name, or the key under which a part is given and generated. `restarts`:
+    positions count from 0 again here.
     """
 
     kind: Literal["command", "text", "image"]
     name: str
     length: int = 1
+    restarts: bool = False
+
+    @property
+    def grid(self) -> int:
+        """Rows and columns of an image's codes."""
+        return math.isqrt(self.length)
 
 
 class Example(NamedTuple):
@@ -58,8 +67,29 @@ class Layout:
 
     @property
     def length(self) -> int:
-        """Tokens of the longest sequence: what the model needs positions for."""
+        """Tokens of the longest sequence."""
         return sum(region.length for region in self.regions)
+
+    @property
+    def positions(self) -> int:
+        """How many positions the model needs: tokens of the longest stretch between restarts."""
+        stretches = [0]
+        for region in self.regions:
+            if region.restarts:
+                stretches.append(0)
+            stretches[-1] += region.length
+        return max(stretches)
+
+    @property
+    def images(self) -> tuple[Region, ...]:
+        """The regions of images, in order."""
+        return tuple(region for region in self.regions if region.kind == "image")
+
+    def image_parts(self, codes: np.ndarray) -> dict[str, np.ndarray]:
+        """The codes of each image by its region's name, of all of them one after the other."""
+        ends = itertools.accumulate(region.length for region in self.images)
+        pieces = np.split(codes, list(ends)[:-1])
+        return {region.name: own for region, own in zip(self.images, pieces, strict=True)}
 
     def region(self, name: str) -> Region:
         """The region that holds the part called `name`."""
@@ -98,6 +128,15 @@ class Layout:
             row.append(part + self.vocabulary.text_start if region.kind == "text" else part)
         return np.concatenate(row) if row else np.zeros(0, np.int32)
 
+    def positions_of(self, row: np.ndarray) -> np.ndarray:
+        """The position of every token of a row: int32, counted from 0, and again at restarts."""
+        positions = np.arange(len(row), dtype=np.int32)
+        for region in self.regions:
+            if region.restarts:
+                start = np.flatnonzero(row == self.vocabulary.command(region.name))
+                positions[start[0] :] -= positions[start[0]] if len(start) else 0
+        return positions
+
     def example(self, parts: Mapping[str, Sequence[int]]) -> Example:
         """The training row of `parts` (see `tokens`), padded on the right with [PAD].
 
@@ -120,7 +159,8 @@ class Layout:
         return Example(
             tokens=padded[:-1],
             targets=targets,
-            positions=np.arange(self.length - 1, dtype=np.int32),
+            # Padding behind a restarted stretch has none of its own.
+            positions=np.minimum(self.positions_of(padded[:-1]), self.positions - 1),
             text_weights=(given & ~image).astype(np.float32),
             image_weights=(given & image).astype(np.float32),
         )
@@ -159,7 +199,8 @@ def left_padded(rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np
 class LayoutConfig:
     """What a config says of its layout.
 
-    text_length: pieces of the longest text. grid: rows and columns of the code grid.
+    text_length: pieces of the longest text. grid: rows and columns of the code grid; of the larger
+    one where there are two.
     """
 
     task: str = "text_to_image"
@@ -205,9 +246,33 @@ def caption(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
     return Layout("caption", vocabulary, regions)
 
 
+def super_resolution(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
+    """A picture's codes, and those of the same picture in twice as many rows and columns.
+
+    [ROI1] text [size] [BOI1] source [EOI1] [ROI2] [size] [BOI2] codes [EOI2], positions from 0
+    again at [ROI2] (PAPER, finetuning). Both sizes are the larger picture's, as in the paper.
+    """
+    size = size_command(config.grid)
+    regions = (
+        Region("command", "ROI1"),
+        Region("text", "text", config.text_length),
+        Region("command", size),
+        Region("command", "BOI1"),
+        Region("image", "source", (config.grid // 2) ** 2),
+        Region("command", "EOI1"),
+        Region("command", "ROI2", restarts=True),
+        Region("command", size),
+        Region("command", "BOI2"),
+        Region("image", "image", config.grid**2),
+        Region("command", "EOI2"),
+    )
+    return Layout("super_resolution", vocabulary, regions)
+
+
 TASKS: dict[str, Callable[[LayoutConfig, Vocabulary], Layout]] = {
     "text_to_image": text_to_image,
     "caption": caption,
+    "super_resolution": super_resolution,
 }
 
 
@@ -219,4 +284,6 @@ def make_layout(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
         raise InputError(
             f"layout with text_length {config.text_length} and grid {config.grid}: both start at 1"
         )
+    if config.task == "super_resolution" and config.grid % 2:
+        raise InputError(f"layout super_resolution with grid {config.grid}: expected an even one")
     return TASKS[config.task](config, vocabulary)

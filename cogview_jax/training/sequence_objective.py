@@ -111,7 +111,7 @@ def training_flops(model: Transformer, tokens: int) -> float:
 
 def _check_pivots(pivots: int, layout: Layout) -> None:
     """Refuses fewer pivots than a row has text and commands, all of which are pivots."""
-    image = sum(region.length for region in layout.regions if region.kind == "image")
+    image = sum(region.length for region in layout.images)
     if pivots < layout.length - image:
         raise InputError(
             f"model pivots {pivots}: all text and commands are pivots, and the layout"

@@ -50,7 +50,7 @@ def test_files_without_prompts_are_refused(tmp_path):
     ("bundle", "prompts", "changes", "message"),
     [
         ("run", ["a star", " "], {}, "prompt ' ' holds no text"),
-        ("run", ["a star"], {"batch_size": 0}, "batch_size 0: both start at 1"),
+        ("run", ["a star"], {"batch_size": 0}, "batch_size 0: expected at least 1"),
         ("run", ["a star"], {"precision": "half"}, "precision 'half' is unknown; choose from"),
         ("codec", ["a star"], {}, "the bundle has no transformer and no text, which this needs"),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.magnify import ORDER, MagnifyPlan, window_sequence
+from cogview_jax.sampling.magnify import ORDER, MagnifyPlan, released_head
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 
@@ -69,18 +69,14 @@ def test_sequences_are_those_handed_to_the_official_sampler(fixtures, plan, tabl
     prompt = table["prefix_text"].tolist()
     vocabulary = vocabulary_of(fixtures)
     source = np.arange(plan.grid**2).reshape(plan.grid, plan.grid)
-    target = np.arange(4 * plan.grid**2).reshape(2 * plan.grid, 2 * plan.grid)
     for i, window in enumerate(plan.windows):
-        row = window_sequence(window, prompt, source, target, vocabulary)
+        row = released_head(prompt, source[window.source].ravel(), "BASE", vocabulary)
         assert row.dtype == np.int32
-        assert len(row) == table["sequence_lengths"][i]
+        assert len(row) + window.known.size == table["sequence_lengths"][i]
         start = len(prompt) + len(table["source_cells"][i])
         assert row[: len(prompt)].tolist() == prompt
         np.testing.assert_array_equal(row[len(prompt) : start], table["source_cells"][i])
-        middle, tail = np.split(row[start:], [len(table["midfix"])])
-        assert middle.tolist() == table["midfix"].tolist()
-        np.testing.assert_array_equal(tail[tail >= 0], target[table["context_cells"][i]])
-        assert (tail < 0).argmax() == table["leading_given"][i]
+        assert row[start:].tolist() == table["midfix"].tolist()
 
 
 def vocabulary_of(fixtures):
@@ -111,12 +107,38 @@ def test_a_small_plan_by_hand():
     assert (second.generated, second.leading) == (10, 2)
 
     vocabulary = Vocabulary(40, 5)  # [BOI2] 47, [EOI1] 49, [ROI2] 53, [TINY] 59, [POS0] 63
-    row = window_sequence(
-        second, [7], np.arange(9).reshape(3, 3), np.arange(36).reshape(6, 6), vocabulary
-    )
-    given = [7, 1, 2, 4, 5, 49, 53, 63, 59, 47]
-    cells = [2, 3, -1, -1, 8, 9, -1, -1, 14, 15, -1, -1, -1, -1, -1, -1]
-    assert row.tolist() == given + cells
+    row = released_head([7], np.arange(9).reshape(3, 3)[second.source].ravel(), "TINY", vocabulary)
+    assert row.tolist() == [7, 1, 2, 4, 5, 49, 53, 63, 59, 47]
+
+
+def test_a_picture_of_one_window_and_the_nine_of_one_twice_as_large():
+    (whole,) = MagnifyPlan.of(6, 6).windows
+    assert whole.source == (slice(0, 6), slice(0, 6))
+    assert whole.target == (slice(0, 12), slice(0, 12))
+    assert (whole.generated, whole.leading) == (144, 0)
+    assert MagnifyPlan.of(32, 16) == MagnifyPlan()
+    half, full = MagnifyPlan.of(16, 8), MagnifyPlan()
+    for small, large in zip(half.windows, full.windows, strict=True):
+        for ours, theirs in zip(small.target, large.target, strict=True):
+            assert (2 * ours.start, 2 * ours.stop) == (theirs.start, theirs.stop)
+        np.testing.assert_array_equal(small.known, large.known[::2, ::2])
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "message"),
+    [
+        (
+            8,
+            16,
+            "pictures of 8 x 8 codes cannot be magnified in windows of 16 x 16: expected 16 or",
+        ),
+        (64, 16, "expected 16 or 32 a side"),
+        (12, 6, "pictures of 12 x 12 codes .* windows of 6 x 6: expected 6 a side"),
+    ],
+)
+def test_pictures_of_other_sizes_have_no_plan(grid, window, message):
+    with pytest.raises(InputError, match=message):
+        MagnifyPlan.of(grid, window)
 
 
 @pytest.mark.parametrize(

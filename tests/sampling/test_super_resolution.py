@@ -8,7 +8,7 @@ import official
 from cogview_jax.models.transformer import unstack_layers
 from cogview_jax.sampling.decode import generate, sample_keys
 from cogview_jax.sampling.filters import SamplingConfig
-from cogview_jax.sampling.magnify import MagnifyPlan, window_sequence
+from cogview_jax.sampling.magnify import MagnifyPlan, released_head
 from cogview_jax.sampling.super_resolution import magnify
 from cogview_jax.tokenizers.official_positions import sampling_positions
 
@@ -55,13 +55,20 @@ def test_nine_windows_end_in_the_official_codes(fixtures, released, table):
     codes = table["text2image:codes"]
     grid = int(len(codes) ** 0.5)
     done = []
+
+    def head(i, source):
+        row = released_head(prompt, source, "BASE", vocabulary)
+        return row, sampling_positions([*row, -1], vocabulary)[0]
+
     result = magnify(
         layers,
-        [prompt],
+        head,
+        len(prompt) + 261,
         codes.reshape(1, grid, grid),
         sample_keys(0, ["a"], [0]),
+        plan=MagnifyPlan(),
         model=model,
-        vocabulary=vocabulary,
+        last=vocabulary.codes,
         config=GREEDY,
         progress=done.append,
     )
@@ -93,7 +100,7 @@ def test_margins_are_those_of_the_official_runs(fixtures, table):
     source, target = codes.reshape(side, side), table["magnify:codes"]
     found = []
     for window in MagnifyPlan(grid=side).windows:
-        head = window_sequence(window, prompt, source, target, vocabulary)[: -window.known.size]
+        head = released_head(prompt, source[window.source].ravel(), "BASE", vocabulary)
         places = sampling_positions([*head, -1], vocabulary)[0]
         cells = target[window.target].ravel()
         row = np.concatenate([head, cells])[:-1]

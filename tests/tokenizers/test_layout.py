@@ -41,6 +41,38 @@ def test_a_caption_row_by_hand():
     assert layout.allowed("text") == (10, PAD)
 
 
+def test_a_super_resolution_row_by_hand():
+    """[BOI2] 17, [EOI2] 20, [ROI2] 23; positions begin again at [ROI2]."""
+    layout = make_layout(LayoutConfig("super_resolution", text_length=3, grid=2), VOCABULARY)
+    row = layout.example({"text": [4], "source": [8], "image": [9, 0, 3, 7]})
+    given = {
+        #              | text |           |   |     |               |    image   |
+        "tokens": [ROI1, 14, TINY, BOI1, 8, EOI1, 23, TINY, 17, 9, 0, 3, 7, 20, PAD],
+        "targets": [14, TINY, BOI1, 8, EOI1, 23, TINY, 17, 9, 0, 3, 7, 20, PAD, PAD],
+        # Padding stays below the positions that there are.
+        "positions": [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 6, 7, 7],
+        "text_weights": [1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 0, 0],
+        "image_weights": [0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0],
+    }
+    assert {name: array.tolist() for name, array in row._asdict().items()} == given
+    assert (layout.length, layout.positions) == (16, 8)
+    assert [(region.name, region.grid) for region in layout.images] == [("source", 1), ("image", 2)]
+    parts = layout.image_parts(np.array([8, 9, 0, 3, 7]))
+    assert {name: codes.tolist() for name, codes in parts.items()} == {
+        "source": [8],
+        "image": [9, 0, 3, 7],
+    }
+    # A prompt has the positions that its row had in training.
+    prompt = layout.tokens({"text": [4], "source": [8]})
+    assert prompt.tolist() == given["tokens"][:9]
+    assert layout.positions_of(prompt).tolist() == given["positions"][:9]
+
+
+def test_the_paper_s_super_resolution_fits_the_positions_of_pretraining():
+    layout = make_layout(LayoutConfig("super_resolution"), Vocabulary())
+    assert (layout.length, layout.positions) == (61 + 256 + 4 + 1024 + 4, 1028)
+
+
 def test_a_training_row_by_hand():
     row = LAYOUT.example({"text": [0, 4], "image": [9, 0, 3, 7]})
     given = {
@@ -135,6 +167,10 @@ def test_size_commands():
         ({"task": "text_to_video"}, "'text_to_video' is unknown; choose from text_to_image"),
         ({"text_length": 0}, "text_length 0 and grid 32"),
         ({"grid": 0}, "text_length 61 and grid 0"),
+        (
+            {"task": "super_resolution", "grid": 9},
+            "layout super_resolution with grid 9: expected an even one",
+        ),
     ],
     ids=str,
 )
