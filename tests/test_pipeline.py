@@ -128,7 +128,12 @@ def test_completing_from_nothing_is_drawing(model):
         (np.zeros((16, 16, 3), np.uint8), 4, {}, "keep_rows 4: expected 0 to 3"),
         (np.zeros((16, 16, 3), np.uint8), -1, {}, "keep_rows -1: expected 0 to 3"),
         (np.zeros((16, 8, 3), np.uint8), 2, {}, r"expected uint8 \[b, 16, 16, 3\]"),
-        (np.zeros((16, 16, 3), np.uint8), 2, {"num_images": 0}, "num_images 0 and batch_size 32"),
+        (
+            np.zeros((16, 16, 3), np.uint8),
+            2,
+            {"num_images": 0},
+            "num_images 0: expected at least 1",
+        ),
     ],
 )
 def test_what_cannot_be_completed_is_refused(model, image, keep_rows, changes, message):
@@ -208,8 +213,8 @@ def test_the_longest_prompt_is_drawn_for_and_a_longer_one_refused(parts, model):
         (lambda m: m.generate([" \n"]), r"prompt ' \\n' holds no text"),
         (lambda m: m.generate([]), "a list of at least one prompt"),
         (lambda m: m.generate("a red circle"), "a list of at least one prompt"),
-        (lambda m: m.generate(["a"], 0), "num_images 0 and batch_size 32"),
-        (lambda m: m.generate(["a"], batch_size=0), "num_images 1 and batch_size 0"),
+        (lambda m: m.generate(["a"], 0), "num_images 0: expected at least 1"),
+        (lambda m: m.generate(["a"], batch_size=0), "batch_size 0: expected at least 1"),
         (lambda m: m.generate(["a"], seed=-1), "seed -1"),
         (lambda m: m.encode(np.zeros((1, 8, 8, 3), np.uint8)), r"got uint8 \(1, 8, 8, 3\), expec"),
         (lambda m: m.encode(np.zeros((1, 16, 16, 3))), r"got float64 .* uint8 \[b, 16, 16, 3\]"),

@@ -12,6 +12,7 @@ import cogview_jax
 from cogview_jax.data.token_store import TokenStore
 from cogview_jax.jobs.experiment import read_experiment
 from cogview_jax.jobs.prepare import prepare, store_path
+from cogview_jax.jobs.transformer import TransformerJob
 from cogview_jax.jobs.workdir import Workdir
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.text import TextConfig
@@ -101,3 +102,31 @@ def test_a_store_made_otherwise_is_refused(chain, experiment, tmp_path):
         prepare(experiment(text=TextConfig(pieces=390, algorithm="bpe")), store)
     with pytest.raises(InputError, match=r"made from something else: shard_size was 8, is 16"):
         prepare(experiment(shard_size=16), store)
+
+
+def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experiment, tmp_path):
+    base = experiment()
+    layout = dataclasses.replace(base.layout, task="super_resolution", grid=8)
+    text = str(chain.store / "tokenizers" / "text.model")
+    large = dataclasses.replace(experiment(text_tokenizer=text), layout=layout)
+    prepare(large, tmp_path / "tokens")
+    store, model = TokenStore(tmp_path / "tokens"), cogview_jax.load(chain.store / "tokenizers")
+    assert store.meta["grids"] == [4, 8]
+    picture = np.asarray(Image.open(chain.pictures / store[3].key))
+    twice = np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC))
+    source, image = np.split(store[3].codes, [16])
+    np.testing.assert_array_equal(source, model.encode(picture[None]).ravel())
+    np.testing.assert_array_equal(image, model.encode(twice[None], 8).ravel())
+
+    # A transformer reads the stores of its own task alone.
+    job = TransformerJob(experiment(store=str(tmp_path / "tokens")), Workdir(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"holds codes of grids \[4, 8\], but a layout of task"):
+        job.source()
+    store_of_its_own = dataclasses.replace(
+        large, data=dataclasses.replace(large.data, store=str(tmp_path / "tokens"))
+    )
+    job = TransformerJob(store_of_its_own, Workdir(tmp_path / "run"))
+    row = job.transform(job.source()[3], np.random.default_rng(0))
+    codes = row["tokens"][row["tokens"] < base.vocabulary.codes]
+    np.testing.assert_array_equal(codes, store[3].codes)
+    assert row["positions"].max() == job.model.positions - 1 == 3 + 64

@@ -17,6 +17,7 @@ from cogview_jax.jobs.sample import (
     complete,
     read_prompts,
     rerank,
+    super_resolution,
     text_to_image,
 )
 from cogview_jax.runtime.errors import InputError
@@ -224,3 +225,37 @@ def test_bundles_of_the_wrong_task_and_bad_pairs_leave_nothing(
         with pytest.raises(InputError, match=message):
             call()
         assert not (tmp_path / "out").exists()
+
+
+def test_pictures_are_enlarged_into_a_folder(chain, tmp_path, pictures):
+    """The chain's weights, told to be those of a super-resolution of 2 x 2 codes to 4 x 4."""
+    base, path, out = Bundle(chain.run / "bundle"), tmp_path / "bundle", tmp_path / "out"
+    part = base.transformer()
+    layout = dataclasses.replace(part.layout, task="super_resolution")
+    part = dataclasses.replace(part, layout=layout)
+    write_bundle(path, codec=base, text=base.text(), transformer=part)
+    texts, draws = ["a red circle", "a blue star"], Draws(seed=4)
+    super_resolution(str(path), str(out), pictures[:2], texts, draws)
+    model, lines = load(path), lines_of(out / "samples.jsonl")
+    squares = [center_crop(np.asarray(Image.open(file)), 8) for file in pictures[:2]]
+    expected = model.super_resolve(np.stack(squares), texts, 4, sampling=draws.sampling)
+    assert [(line["image"], line["prompt"], line["seed"]) for line in lines] == [
+        (file, text, 4) for file, text in zip(pictures, texts, strict=False)
+    ]
+    for line, picture in zip(lines, expected, strict=True):
+        assert picture.size == (16, 16)
+        np.testing.assert_array_equal(np.asarray(Image.open(out / line["file"])), picture)
+    for call, message in (
+        (lambda: (str(path), pictures, texts[:1], draws), "broken.png cannot be read"),
+        (lambda: (str(path), pictures[:1], [" "], draws), "prompt ' ' holds no text"),
+        (lambda: (str(path), pictures[:1], texts[:1], draws, 16), "enlarges those of 8"),
+        (lambda: (str(path), pictures[:1], texts[:1], Draws(num_images=2)), "--num_images 2"),
+        (
+            lambda: (f"{chain.run}/bundle", pictures[:1], texts[:1], draws),
+            "trained for text_to_image, this needs super_resolution",
+        ),
+    ):
+        bundle, *rest = call()
+        with pytest.raises(InputError, match=message):
+            super_resolution(bundle, str(tmp_path / "refused"), *rest)
+        assert not (tmp_path / "refused").exists()
