@@ -108,7 +108,8 @@ def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experim
     base = experiment()
     layout = dataclasses.replace(base.layout, task="super_resolution", grid=8)
     text = str(chain.store / "tokenizers" / "text.model")
-    large = dataclasses.replace(experiment(text_tokenizer=text), layout=layout)
+    train = dataclasses.replace(base.train, sample_every=0)
+    large = dataclasses.replace(experiment(text_tokenizer=text), layout=layout, train=train)
     prepare(large, tmp_path / "tokens")
     store, model = TokenStore(tmp_path / "tokens"), cogview_jax.load(chain.store / "tokenizers")
     assert store.meta["grids"] == [4, 8]
