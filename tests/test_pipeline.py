@@ -15,7 +15,7 @@ from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline import GREY, CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.decode import sample_keys
+from cogview_jax.sampling.decode import generate, sample_keys
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.magnify import MagnifyPlan, released_head
 from cogview_jax.sampling.super_resolution import magnify
@@ -531,3 +531,25 @@ def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, 
         np.testing.assert_array_equal(np.asarray(picture), model.decode(larger)[0])
     with pytest.raises(InputError, match="pictures of 16 pixels: the bundle enlarges those of 8"):
         model.super_resolve(np.zeros((1, 16, 16, 3), np.uint8), PROMPTS[:1])
+
+
+@pytest.mark.parametrize(
+    ("free", "rows"), [(None, 64), (10**9, 64), (60_000, 2), (45_000, 1), (0, 1)]
+)
+def test_a_batch_has_as_many_rows_as_memory_has_room_for(model, monkeypatch, free, rows):
+    """A row of 20 tokens: keys and values of 2 layers, 32 floats each, so 10,240 bytes."""
+    monkeypatch.setattr("cogview_jax.pipeline.free_memory", lambda device: free)
+    assert model.batch_size(None, 20) == rows
+    assert model.batch_size(100, 20) == 100
+
+
+def test_candidates_of_one_prompt_are_prefilled_once(model, monkeypatch):
+    prefilled = []
+
+    def counting(params, tokens, *rest, **settings):
+        prefilled.append(len(tokens))
+        return generate(params, tokens, *rest, **settings)
+
+    monkeypatch.setattr("cogview_jax.pipeline.generate", counting)
+    model.generate_codes(PROMPTS[:1], 4, 7, sampling=SAMPLING)
+    assert prefilled == [1]

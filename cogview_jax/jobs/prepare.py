@@ -113,14 +113,13 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
         )
     given = Bundle(experiment.data.image_tokenizer)
     codec = given.codec().config
-    layout = make_layout(experiment.layout, experiment.vocabulary)
+    images = make_layout(experiment.layout, experiment.vocabulary).images
+    # Either picture of super-resolution may be of the size that the codec has learned.
+    learned = codec.grid in [region.grid for region in images]
     wanted = {
         "layout.grid": (
             experiment.layout.grid,
-            # Either picture of super-resolution may be of the size that the codec has learned.
-            experiment.layout.grid
-            if codec.grid in [region.grid for region in layout.images]
-            else codec.grid,
+            experiment.layout.grid if learned else codec.grid,
         ),
         "vocabulary.codes": (experiment.vocabulary.codes, codec.codebook),
     }

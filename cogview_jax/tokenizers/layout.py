@@ -133,8 +133,9 @@ class Layout:
         positions = np.arange(len(row), dtype=np.int32)
         for region in self.regions:
             if region.restarts:
-                start = np.flatnonzero(row == self.vocabulary.command(region.name))
-                positions[start[0] :] -= positions[start[0]] if len(start) else 0
+                at = np.flatnonzero(row == self.vocabulary.command(region.name))
+                if len(at):  # a prompt may end before it
+                    positions[at[0] :] -= positions[at[0]]
         return positions
 
     def example(self, parts: Mapping[str, Sequence[int]]) -> Example:

@@ -1,5 +1,6 @@
 """Peaks are found for the names that devices give themselves, and measured where they are not."""
 
+import os
 import time
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import (
     accelerator,
+    free_memory,
     known,
     measured_bandwidth,
     measured_matmul_peak,
@@ -88,3 +90,9 @@ def test_cpu_devices_share_one_machine():
     assert peak_flops(devices[0], jnp.float32) == measured_matmul_peak(jnp.dtype("float32")) / 8
     assert memory_bandwidth(devices[0]) == measured_bandwidth() / 8
     assert 1e9 < measured_bandwidth() < 1e13
+
+
+def test_free_memory_is_the_machine_s_shared_by_its_devices():
+    free = free_memory(jax.devices("cpu")[0])
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < free <= total / len(jax.devices("cpu"))

@@ -66,6 +66,7 @@ def test_a_super_resolution_row_by_hand():
     prompt = layout.tokens({"text": [4], "source": [8]})
     assert prompt.tolist() == given["tokens"][:9]
     assert layout.positions_of(prompt).tolist() == given["positions"][:9]
+    assert layout.positions_of(layout.tokens({"text": [4]})).tolist() == [0, 1, 2, 3]
 
 
 def test_the_paper_s_super_resolution_fits_the_positions_of_pretraining():
