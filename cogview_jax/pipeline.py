@@ -220,10 +220,15 @@ class CogView:
         """
         self.need("transformer", "text", "codec")
         rows = {text: self.prompt_tokens(text) for text in texts}
-        grid = self.transformer_part.layout.grid
+        grid, images = self.transformer_part.layout.grid, np.asarray(images)
         if not 0 <= keep_rows < grid:
             raise InputError(f"keep_rows {keep_rows}: expected 0 to {grid - 1}")
-        kept = self.encode(images)[:, :keep_rows].reshape(len(images), -1)
+        kept = np.concatenate(
+            [
+                self.encode(images[index])[:own, :keep_rows].reshape(own, -1)
+                for index, own in _batches(len(images), BATCH)
+            ]
+        )
         which = range(len(images)) if which is None else which
         return self._draw(
             [np.concatenate([rows[text], kept[i]]) for text, i in zip(texts, which, strict=True)],
@@ -527,6 +532,33 @@ class CogView:
             InputError: the bundle is of another task, the images have another size, or a text is
                 blank or too long.
         """
+        drawn = self.draw_larger(
+            images, texts, seed, sampling=sampling, batch_size=batch_size, progress=progress
+        )
+        return [
+            Image.fromarray(picture)
+            for codes in drawn
+            for picture in self.decode(codes, codes.shape[1])
+        ]
+
+    def draw_larger(
+        self,
+        images: np.ndarray,
+        texts: Sequence[str],
+        seed: int,
+        *,
+        sampling: SamplingConfig | None = None,
+        batch_size: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The codes of the pictures of `super_resolve`, in batches: int32 [b, 2g, 2g] each.
+
+        Args:
+            images, texts, seed, sampling, batch_size, progress: as there.
+
+        Raises:
+            InputError: as `super_resolve` does; at once, not at the first batch.
+        """
         self.need("transformer", "text", "codec")
         images = np.asarray(images)
         if isinstance(texts, str) or len(texts) != len(images) or not len(images):
@@ -539,36 +571,37 @@ class CogView:
             # Up to the first picture the rows of pretraining and of super-resolution are the same.
             longest = self.layout.prompt_length(self.layout.images[0].name) + plan.window**2 + 5
         config = sampling or SamplingConfig(temperature=1.02)
-        pictures = []
-        for index, own in _batches(len(images), batch_size):
-            codes = self.encode(images[index], plan.grid)
+        config.need_no_guidance("super-resolution")
 
-            def head(i: int, source: np.ndarray, index=index) -> tuple[np.ndarray, np.ndarray]:
-                text = {"text": pieces[index[i]]}
-                if not self.model.config.official:
-                    row = self.layout.tokens(text | {"source": source})
-                    return row, self.layout.positions_of(row)
-                row = released_head(self.layout.tokens(text), source, size, vocabulary)
-                # A place to draw behind the head makes the whole head one call.
-                return row, sampling_positions([*row, -1], vocabulary)[0]
+        def head(text: Sequence[int], source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            if not self.model.config.official:
+                row = self.layout.tokens({"text": text, "source": source})
+                return row, self.layout.positions_of(row)
+            row = released_head(self.layout.tokens({"text": text}), source, size, vocabulary)
+            # A place to draw behind the head makes the whole head one call.
+            return row, sampling_positions([*row, -1], vocabulary)[0]
 
-            names = [
-                f"{texts[i]} {row.tobytes().hex()}" for i, row in zip(index, codes, strict=True)
-            ]
-            larger = magnify(
-                self._layers,
-                head,
-                longest,
-                codes,
-                sample_keys(seed, names, [0] * len(names)),
-                plan=plan,
-                model=self.model,
-                last=vocabulary.codes,
-                config=config,
-                progress=None if progress is None else lambda done, own=own: progress(own),
-            )
-            pictures += list(self.decode(larger, 2 * plan.grid)[:own])
-        return [Image.fromarray(picture) for picture in pictures]
+        def batches() -> Iterator[np.ndarray]:
+            for index, own in _batches(len(images), batch_size):
+                codes = self.encode(images[index], plan.grid)
+                names = [
+                    f"{texts[i]} {row.tobytes().hex()}" for i, row in zip(index, codes, strict=True)
+                ]
+                larger = magnify(
+                    self._layers,
+                    lambda i, source, index=index: head(pieces[index[i]], source),
+                    longest,
+                    codes,
+                    sample_keys(seed, names, [0] * len(names)),
+                    plan=plan,
+                    model=self.model,
+                    last=vocabulary.codes,
+                    config=config,
+                    progress=None if progress is None else lambda done, own=own: progress(own),
+                )
+                yield larger[:own]
+
+        return batches()
 
     def magnification(self, size: int) -> MagnifyPlan:
         """The windows in which `super_resolve` enlarges pictures of `size` pixels.

@@ -9,6 +9,10 @@
   python -m cogview_jax.sample --bundle runs/base/bundle --task text_to_image --out best \\
       --prompt "a red star" --num_images 60 --rerank_with runs/caption/bundle --keep 4
 
+  python -m cogview_jax.sample --bundle runs/base/bundle --task text_to_image --out large \\
+      --prompt "a red star" --num_images 60 --rerank_with runs/caption/bundle --keep 4 \\
+      --magnify_with runs/superres/bundle
+
   python -m cogview_jax.sample --bundle runs/superres/bundle --task super_resolution --out large \\
       --image small.png --prompt "a red star"
 
@@ -20,7 +24,8 @@
 Pictures go to OUT/images/*.png, OUT/samples.jsonl (prompt, index, seed and file of each, and its
 score where there is one) and OUT/grid.png; captions to OUT/captions.jsonl; scores (CapLoss, lower
 is better) to OUT/scores.jsonl. The same seed gives the same pictures whatever the batch size or the
-other prompts.
+other prompts. A job that was interrupted goes on when it is started again: its pictures wait in
+OUT/unfinished, and what earlier jobs left in OUT stays until all are there.
 """
 
 from absl import flags
@@ -47,6 +52,9 @@ NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "pictures for each prompt")
 SEED = flags.DEFINE_integer("seed", 0, "of the random draws")
 RERANK_WITH = flags.DEFINE_string("rerank_with", None, "a caption bundle that orders the pictures")
 KEEP = flags.DEFINE_integer("keep", None, "pictures of each prompt that stay; all by default")
+MAGNIFY_WITH = flags.DEFINE_string(
+    "magnify_with", None, "a bundle of super-resolution that enlarges the pictures that stay"
+)
 TEMPERATURE = flags.DEFINE_float(
     "temperature",
     None,
@@ -74,7 +82,8 @@ PRECISION = flags.DEFINE_enum(
 
 def main() -> None:
     """Flags in, one job."""
-    from cogview_jax.jobs import sample
+    from cogview_jax.jobs import describe, sample
+    from cogview_jax.jobs.sample_input import Draws, read_prompts
     from cogview_jax.runtime.errors import InputError
     from cogview_jax.sampling.filters import SamplingConfig
 
@@ -82,36 +91,40 @@ def main() -> None:
     temperature = TEMPERATURE.value
     if temperature is None:
         temperature = {"caption": 0.0, "super_resolution": 1.02}.get(task, 1.0)
-    draws = sample.Draws(
+    draws = Draws(
         NUM_IMAGES.value,
         SEED.value,
         SamplingConfig(temperature, TOP_K.value, TOP_P.value, GUIDANCE.value),
         BATCH_SIZE.value,
         PRECISION.value,
     )
-    if images and task == "text_to_image":
-        raise InputError("--image is for the other tasks, not --task text_to_image")
-    if IMAGE_SIZE.value is not None and task != "super_resolution":
-        raise InputError(f"--image_size is for --task super_resolution, not {task}")
-    if RERANK_WITH.value and task != "text_to_image":
-        raise InputError(f"--rerank_with is for --task text_to_image, not {task}")
+    others = ("complete", "super_resolution", "caption", "rerank")
+    for flag, tasks in (
+        (IMAGE, others),
+        (IMAGE_SIZE, ("super_resolution",)),
+        (KEEP_ROWS, ("complete",)),
+        (RERANK_WITH, ("text_to_image",)),
+        (MAGNIFY_WITH, ("text_to_image",)),
+    ):
+        if flag.value != flag.default and task not in tasks:
+            raise InputError(f"--{flag.name} is for --task {', '.join(tasks)}, not {task}")
     if KEEP.value is not None and not RERANK_WITH.value:
         raise InputError("--keep needs a bundle to choose by: --rerank_with BUNDLE")
     if task == "caption":
         if PROMPT.value or PROMPTS.value:
             raise InputError("--task caption finds the text itself: it takes no prompt")
-        sample.caption(BUNDLE.value, OUT.value, images, draws)
+        describe.caption(BUNDLE.value, OUT.value, images, draws)
         return
-    prompts = sample.read_prompts(PROMPT.value, PROMPTS.value)
+    prompts = read_prompts(PROMPT.value, PROMPTS.value)
     if task == "complete":
         sample.complete(BUNDLE.value, OUT.value, images, prompts, KEEP_ROWS.value, draws)
     elif task == "super_resolution":
         sample.super_resolution(BUNDLE.value, OUT.value, images, prompts, draws, IMAGE_SIZE.value)
     elif task == "rerank":
-        sample.rerank(BUNDLE.value, OUT.value, images, prompts, draws)
+        describe.rerank(BUNDLE.value, OUT.value, images, prompts, draws)
     else:
         best = sample.Reranking(RERANK_WITH.value, KEEP.value) if RERANK_WITH.value else None
-        sample.text_to_image(BUNDLE.value, OUT.value, prompts, draws, best)
+        sample.text_to_image(BUNDLE.value, OUT.value, prompts, draws, best, MAGNIFY_WITH.value)
 
 
 if __name__ == "__main__":

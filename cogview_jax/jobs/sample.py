@@ -1,60 +1,21 @@
-"""Sampling from a bundle into a folder."""
+"""Drawing pictures with a bundle into a folder."""
 
-import json
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from cogview_jax.data.images import decode_image
-from cogview_jax.data.records import BadRecord
-from cogview_jax.data.transforms import center_crop
+from cogview_jax.jobs.describe import load_scorer, scores_of
+from cogview_jax.jobs.sample_input import Draws, need_one_each, paired, read_images
+from cogview_jax.jobs.sample_output import write_pictures
+from cogview_jax.jobs.unfinished import Unfinished
 from cogview_jax.pipeline import CogView, load
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import atomic_path, remove_leftovers
-from cogview_jax.runtime.progress import Progress
+from cogview_jax.runtime.files import sha256_file
 from cogview_jax.sampling.filters import SamplingConfig
-from cogview_jax.sampling.grid import caption_grid
-
-#: The grid for people shows at most this many pictures.
-SHOWN = 64
-
-
-def read_prompts(given: Sequence[str], file: str | None) -> list[str]:
-    """Prompts from flags, then from a file with one a line; blank lines are passed over.
-
-    Raises:
-        InputError: the file cannot be read, or there is no prompt at all.
-    """
-    prompts = list(given)
-    if file:
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--prompts {file} cannot be read as UTF-8 text: {error}") from error
-        prompts += [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise InputError("no prompt: give --prompt TEXT (repeatable) or --prompts FILE")
-    return prompts
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How pictures are drawn, whatever of: see the flags of the door."""
-
-    num_images: int = 1
-    seed: int = 0
-    sampling: SamplingConfig = SamplingConfig()
-    batch_size: int | None = None
-    precision: str = "float32"
-
-    def __post_init__(self):
-        if self.num_images < 1:
-            raise InputError(f"--num_images {self.num_images}: expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -79,17 +40,20 @@ def text_to_image(
     prompts: Sequence[str],
     draws: Draws,
     reranking: Reranking | None = None,
+    magnify_with: str | None = None,
 ) -> None:
     """Draws pictures into OUT/images/ and describes them in OUT/samples.jsonl and OUT/grid.png.
 
     With `reranking` a prompt's pictures come the best first, those beyond `keep` are dropped, and
-    OUT/scores.jsonl lists what every one scored. Everything is checked before the first file is
-    written, and samples.jsonl is written last.
+    OUT/scores.jsonl lists what every one scored. With `magnify_with`, a bundle of super-resolution,
+    those that stay are drawn again in twice as many rows and columns, as `super_resolution` does
+    with the same seed; what they were lies in OUT/small/. Everything is checked before the first
+    file is written, samples.jsonl is written last, and a job that was killed goes on.
     """
-    model, scorer = load(bundle, dtype=draws.precision), None
+    model, scorer, magnifier = load(bundle, dtype=draws.precision), None, None
     if reranking is not None:
         model.need("transformer", "text", "codec")
-        scorer = _scorer(reranking.bundle, prompts, draws)
+        scorer = load_scorer(reranking.bundle, prompts, draws)
         if reranking.keep is not None and reranking.keep > draws.num_images:
             raise InputError(
                 f"--keep {reranking.keep} is more than --num_images {draws.num_images}"
@@ -100,22 +64,42 @@ def text_to_image(
                 f"{bundle} draws pictures of {drawn_size} pixels, {reranking.bundle} reads pictures"
                 f" of {read_size}"
             )
-    with Progress(len(prompts) * draws.num_images, "sample", unit="image") as progress:
-        drawn = model.generate(
-            prompts,
-            draws.num_images,
-            draws.seed,
-            sampling=draws.sampling,
-            batch_size=draws.batch_size,
-            progress=progress.update,
+    if magnify_with is not None:
+        model.need("transformer", "text", "codec")
+        magnifier = _load_magnifier(magnify_with, prompts, draws, model.codec.config.image_size)
+    job = _job("text_to_image", bundle, draws) | {"prompts": list(prompts)}
+    pictures = Unfinished(Path(out) / "unfinished", job)
+    lines = _lines([{"prompt": prompt} for prompt in prompts], draws)
+
+    def batches(which: list[int], told: Callable[[int], None]) -> Iterator[np.ndarray]:
+        return _decoded(
+            model,
+            model.draw(
+                [lines[i]["prompt"] for i in which],
+                [lines[i]["index"] for i in which],
+                draws.seed,
+                sampling=draws.sampling,
+                batch_size=draws.batch_size,
+            ),
+            told,
         )
-    scores = None
+
+    pictures.draw(_names(lines), "sample", batches)
+    scored = None
     if scorer is not None:
-        pictures = np.stack([np.asarray(picture) for row in drawn for picture in row])
-        texts = [prompt for prompt in prompts for _ in range(draws.num_images)]
-        scores = _scores(scorer, pictures, texts, draws).reshape(len(prompts), -1)
-    keep = None if reranking is None else reranking.keep
-    _write(out, drawn, [{"prompt": prompt} for prompt in prompts], draws.seed, scores, keep)
+        every = np.stack([pictures.read(name) for name in _names(lines)])
+        scores = scores_of(scorer, every, [line["prompt"] for line in lines], draws)
+        scored = _ranked(lines, scores, draws.num_images, reranking.keep)
+        lines = [line for line in scored if line["file"]]
+    larger = None
+    if magnifier is not None:
+        job |= {"magnify_with": _identity(magnify_with), "pictures": _names(lines)}
+        larger = Unfinished(pictures.folder / "larger", job)
+        every = np.stack([pictures.read(name) for name in _names(lines)])
+        _enlarge(magnifier, larger, every, lines, draws, None, "magnify")
+        lines = [line | {"small": f"small/{Path(line['file']).name}"} for line in lines]
+    write_pictures(out, pictures, lines, scored, larger)
+    pictures.remove()
 
 
 def complete(
@@ -137,68 +121,41 @@ def complete(
     Raises:
         InputError: an image cannot be read, or the prompts are not as many as the images.
     """
-    texts = _paired(images, prompts, "complete")
+    texts = paired(images, prompts, "complete")
     model = load(bundle, dtype=draws.precision)
     model.need("transformer", "text", "codec")
     size, grid = model.codec.config.image_size, model.codec.config.grid
     rows = grid // 2 if keep_rows is None else keep_rows
-    pixels = [read_image(file, size) for file in images]
-    with Progress(len(images) * draws.num_images, "complete", unit="image") as progress:
-        drawn = [
-            model.complete(
-                given,
+    pixels = read_images(images, size)
+    job = _job("complete", bundle, draws) | {"keep_rows": rows} | _given(pixels, texts)
+    pictures = Unfinished(Path(out) / "unfinished", job)
+    lines = _lines(
+        [
+            {"prompt": text, "image": file, "keep_rows": rows}
+            for file, text in zip(images, texts, strict=True)
+        ],
+        draws,
+    )
+
+    def batches(which: list[int], told: Callable[[int], None]) -> Iterator[np.ndarray]:
+        return _decoded(
+            model,
+            model.draw_rest(
+                pixels,
                 rows,
-                text,
-                draws.num_images,
+                [lines[i]["prompt"] for i in which],
+                [lines[i]["index"] for i in which],
                 draws.seed,
                 sampling=draws.sampling,
                 batch_size=draws.batch_size,
-                progress=progress.update,
-            )
-            for given, text in zip(pixels, texts, strict=True)
-        ]
-    given = [
-        {"prompt": text, "image": file, "keep_rows": rows}
-        for file, text in zip(images, texts, strict=True)
-    ]
-    _write(out, drawn, given, draws.seed)
-
-
-def caption(bundle: str, out: str, images: Sequence[str], draws: Draws) -> None:
-    """Says what pictures show: OUT/captions.jsonl, a line an image, and OUT/grid.png.
-
-    Args:
-        bundle: of a transformer trained for captions.
-        out: the folder to write to.
-        images: files; their centred square is read.
-        draws: the seed, the sampling, the batch and the precision.
-
-    Raises:
-        InputError: an image cannot be read, more than one caption each is asked for, or the bundle
-            is of another task.
-    """
-    _need_images(images, "caption")
-    _need_one_each(draws, "caption")
-    model = load(bundle, dtype=draws.precision)
-    model.need("transformer", "text", "codec")
-    model.need_task("caption")
-    pixels = np.stack([read_image(file, model.codec.config.image_size) for file in images])
-    with Progress(len(images), "caption", unit="image") as progress:
-        texts = model.caption(
-            pixels,
-            draws.seed,
-            sampling=draws.sampling,
-            batch_size=draws.batch_size,
-            progress=progress.update,
+                which=[i // draws.num_images for i in which],
+            ),
+            told,
         )
-    folder = _folder(out)
-    _write_grid(folder, pixels, texts)
-    lines = [
-        {"image": file, "caption": text, "seed": draws.seed}
-        for file, text in zip(images, texts, strict=True)
-    ]
-    _write_lines(folder / "captions.jsonl", lines)
-    print(f"{len(lines)} captions in {folder}/captions.jsonl", file=sys.stderr)
+
+    pictures.draw(_names(lines), "complete", batches)
+    write_pictures(out, pictures, lines)
+    pictures.remove()
 
 
 def super_resolution(
@@ -223,169 +180,124 @@ def super_resolution(
         InputError: an image cannot be read, the prompts are not as many as the images or do not
             fit, or the bundle is of another task or enlarges no pictures of that size.
     """
-    texts = _paired(images, prompts, "super_resolution")
-    _need_one_each(draws, "super_resolution")
+    texts = paired(images, prompts, "super_resolution")
+    need_one_each(draws, "super_resolution")
     draws.sampling.need_no_guidance("super-resolution")
+    model = _load_magnifier(bundle, prompts, draws, size)
+    size = model.magnifiable()[0] if size is None else size
+    pixels = read_images(images, size)
+    job = _job("super_resolution", bundle, draws) | _given(pixels, texts)
+    pictures = Unfinished(Path(out) / "unfinished", job)
+    given = [{"prompt": text, "image": file} for file, text in zip(images, texts, strict=True)]
+    lines = _lines(given, draws)
+    _enlarge(model, pictures, pixels, lines, draws, draws.sampling, "super_resolution")
+    write_pictures(out, pictures, lines)
+    pictures.remove()
+
+
+def _load_magnifier(bundle: str, prompts: Sequence[str], draws: Draws, size: int | None) -> CogView:
+    """A bundle of super-resolution that takes these prompts, and pictures of `size` if given."""
     model = load(bundle, dtype=draws.precision)
     model.need("transformer", "text", "codec")
-    size = model.magnifiable()[0] if size is None else size
-    plan = model.magnification(size)
-    for text in prompts:
-        model.pieces(text)
-    pixels = np.stack([read_image(file, size) for file in images])
-    total = len(images) * len(plan.windows)
-    with Progress(total, "super_resolution", unit="window") as progress:
-        drawn = model.super_resolve(
-            pixels,
-            texts,
-            draws.seed,
-            sampling=draws.sampling,
-            batch_size=draws.batch_size,
-            progress=progress.update,
-        )
-    given = [{"prompt": text, "image": file} for file, text in zip(images, texts, strict=True)]
-    _write(out, [[picture] for picture in drawn], given, draws.seed)
-
-
-def rerank(
-    bundle: str, out: str, images: Sequence[str], prompts: Sequence[str], draws: Draws
-) -> None:
-    """Scores pictures by their texts' CapLoss: OUT/scores.jsonl, and OUT/grid.png by rank.
-
-    A line has image, prompt, score, and rank among the pictures of the same prompt, from 1 for the
-    best. Lines stand in the order of the images.
-
-    Args:
-        bundle: of a transformer trained for captions.
-        out: the folder to write to.
-        images: files; their centred square is read.
-        prompts: what each shows, or one for all.
-        draws: the batch and the precision.
-
-    Raises:
-        InputError: an image cannot be read, the prompts are not as many as the images or do not
-            fit, the bundle is of another task, or what only drawing has is asked for.
-    """
-    texts = _paired(images, prompts, "rerank")
-    _need_one_each(draws, "rerank")
-    draws.sampling.need_no_guidance("a score")
-    scorer = _scorer(bundle, prompts, draws)
-    pixels = np.stack([read_image(file, scorer.codec.config.image_size) for file in images])
-    scores = _scores(scorer, pixels, texts, draws)
-    ranks = np.zeros(len(texts), int)
-    for text in set(texts):
-        alike = np.array([i for i, each in enumerate(texts) if each == text])
-        ranks[alike[np.argsort(scores[alike], kind="stable")]] = np.arange(1, len(alike) + 1)
-    lines = [
-        {"image": file, "prompt": text, "score": float(score), "rank": int(rank)}
-        for file, text, score, rank in zip(images, texts, scores, ranks, strict=True)
-    ]
-    folder, order = _folder(out), np.argsort(ranks, kind="stable")
-    captions = [f"{lines[i]['rank']}: {lines[i]['score']:.3f} {texts[i]}" for i in order]
-    _write_grid(folder, pixels[order], captions)
-    _write_lines(folder / "scores.jsonl", lines)
-    print(f"{len(lines)} scores in {folder}/scores.jsonl", file=sys.stderr)
-
-
-def _scorer(bundle: str, prompts: Sequence[str], draws: Draws) -> CogView:
-    """A caption bundle that can score these prompts: found out before anything is drawn."""
-    scorer = load(bundle, dtype=draws.precision)
-    scorer.need("transformer", "text", "codec")
-    scorer.need_task("caption")
     for prompt in prompts:
-        scorer.pieces(prompt)
-    return scorer
-
-
-def _scores(
-    scorer: CogView, pictures: np.ndarray, texts: Sequence[str], draws: Draws
-) -> np.ndarray:
-    """CapLoss of each pair, float32 [b], of uint8 pictures [b, h, w, 3]; says how far it is."""
-    with Progress(len(texts), "rerank", unit="image") as progress:
-        return scorer.score(pictures, texts, batch_size=draws.batch_size, progress=progress.update)
-
-
-def _need_images(images: Sequence[str], task: str) -> None:
-    if not images:
-        raise InputError(f"--task {task} needs a picture: --image FILE (repeatable)")
-
-
-def _need_one_each(draws: Draws, task: str) -> None:
-    if draws.num_images != 1:
-        raise InputError(f"--num_images {draws.num_images}: --task {task} writes one line an image")
-
-
-def _paired(images: Sequence[str], prompts: Sequence[str], task: str) -> list[str]:
-    """A text for each image, of as many or of one for all."""
-    _need_images(images, task)
-    if len(prompts) not in (1, len(images)):
-        raise InputError(
-            f"{len(images)} images and {len(prompts)} prompts: expected one prompt for each, or one"
-            " for all"
-        )
-    return list(prompts) * (len(images) // len(prompts))
-
-
-def read_image(file: str, size: int) -> np.ndarray:
-    """The centred square of a picture file, uint8 [size, size, 3]; InputError if there is none."""
+        model.pieces(prompt)
     try:
-        return center_crop(decode_image(Path(file).read_bytes(), file), size)
-    except (OSError, BadRecord) as error:
-        raise InputError(f"--image {file} cannot be read: {error}") from error
+        model.magnification(model.magnifiable()[0] if size is None else size)
+    except InputError as error:
+        raise InputError(f"{bundle}: {error}") from error
+    return model
 
 
-def _write(
-    out: str,
-    drawn: Sequence[Sequence[Image.Image]],
-    given: Sequence[Mapping[str, Any]],
-    seed: int,
-    scores: np.ndarray | None = None,
-    keep: int | None = None,
+def _enlarge(
+    model: CogView,
+    pictures: Unfinished,
+    pixels: np.ndarray,
+    lines: Sequence[Mapping[str, Any]],
+    draws: Draws,
+    sampling: SamplingConfig | None,
+    label: str,
 ) -> None:
-    """OUT/images/*.png, OUT/grid.png, OUT/scores.jsonl, and, last, OUT/samples.jsonl.
+    """Draws `pixels`, uint8 [b, h, w, 3], again into `pictures`, under the names of `lines`."""
 
-    drawn: the pictures of each input. given: what their lines say of it, the prompt first. scores:
-    [inputs, pictures of each], lower is better: the best come first, and `keep` of them stay.
-    """
-    folder = _folder(out)
-    lines, scored, kept = [], [], []
-    for number, (row, fields) in enumerate(zip(drawn, given, strict=True)):
-        order = range(len(row)) if scores is None else np.argsort(scores[number], kind="stable")
-        for rank, index in enumerate(map(int, order), 1):
-            line = {**fields, "index": index, "seed": seed, "file": None}
-            if scores is not None:
-                line["score"] = float(scores[number, index])
-                scored.append(line | {"rank": rank})
-            if keep is not None and rank > keep:
-                continue
-            file = f"images/{number:05d}_{index:03d}.png"
-            with atomic_path(folder / file) as temporary:
-                row[index].save(temporary)
-            lines.append(line | {"file": file})
-            kept.append(np.asarray(row[index]))
-            if scores is not None:
-                scored[-1]["file"] = file
-    _write_grid(folder, kept, [line["prompt"] for line in lines])
-    if scores is not None:
-        _write_lines(folder / "scores.jsonl", scored)
-    _write_lines(folder / "samples.jsonl", lines)
-    print(f"{len(lines)} pictures in {folder}, together in {folder}/grid.png", file=sys.stderr)
+    def batches(which: list[int], told: Callable[[int], None]) -> Iterator[np.ndarray]:
+        return _decoded(
+            model,
+            model.draw_larger(
+                pixels[which],
+                [lines[i]["prompt"] for i in which],
+                draws.seed,
+                sampling=sampling,
+                batch_size=draws.batch_size,
+                progress=told,
+            ),
+        )
+
+    windows = len(model.magnification(pixels.shape[1]).windows)
+    pictures.draw(_names(lines), label, batches, windows)
 
 
-def _folder(out: str) -> Path:
-    """The folder to write to, without what a killed run left half-written."""
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    return folder
+def _decoded(
+    model: CogView, drawn: Iterator[np.ndarray], told: Callable[[int], None] | None = None
+) -> Iterator[np.ndarray]:
+    """The pictures of codes, batch by batch; `told` hears how many."""
+    for codes in drawn:
+        yield model.decode(codes, codes.shape[1])
+        if told is not None:
+            told(len(codes))
 
 
-def _write_grid(folder: Path, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> None:
-    with atomic_path(folder / "grid.png") as temporary:
-        caption_grid(pictures[:SHOWN], captions[:SHOWN]).save(temporary)
+def _lines(given: Sequence[Mapping[str, Any]], draws: Draws) -> list[dict[str, Any]]:
+    """The lines of samples.jsonl, num_images for each of what is given."""
+    return [
+        {
+            **fields,
+            "index": index,
+            "seed": draws.seed,
+            "file": f"images/{number:05d}_{index:03d}.png",
+        }
+        for number, fields in enumerate(given)
+        for index in range(draws.num_images)
+    ]
 
 
-def _write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    with atomic_path(file) as temporary:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        temporary.write_text(text, encoding="utf-8")
+def _names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Under which names the pictures of lines are kept until all are there."""
+    return [Path(line["file"]).stem for line in lines]
+
+
+def _ranked(
+    lines: Sequence[Mapping[str, Any]], scores: np.ndarray, num_images: int, keep: int | None
+) -> list[dict[str, Any]]:
+    """The lines with score and rank, each prompt's the best first; beyond `keep` without a file."""
+    ranked = []
+    for start in range(0, len(lines), num_images):
+        order = np.argsort(scores[start : start + num_images], kind="stable")
+        for rank, i in enumerate(map(int, start + order), 1):
+            line = lines[i] | {"score": float(scores[i]), "rank": rank}
+            stays = keep is None or rank <= keep
+            ranked.append(line if stays else line | {"file": None})
+    return ranked
+
+
+def _job(task: str, bundle: str, draws: Draws) -> dict[str, Any]:
+    """What a picture depends on, whatever of; not how many there are, nor the batch."""
+    return {
+        "task": task,
+        "bundle": _identity(bundle),
+        "seed": draws.seed,
+        "sampling": asdict(draws.sampling),
+        "precision": draws.precision,
+    }
+
+
+def _given(pixels: np.ndarray, texts: Sequence[str]) -> dict[str, Any]:
+    """Pictures and prompts as part of a job."""
+    return {
+        "images": [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels],
+        "prompts": list(texts),
+    }
+
+
+def _identity(bundle: str) -> str:
+    """What names the contents of a bundle: bundle.json holds the hash of every part."""
+    return sha256_file(Path(bundle) / "bundle.json")

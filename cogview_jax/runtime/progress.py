@@ -25,17 +25,19 @@ class Progress:
         start: int = 0,
         stream=None,
         shown: bool = True,
+        per_minute: bool = False,
     ):
         """Starts at `start` of `total`; `stream` is standard error unless given.
 
-        shown: False in the processes of a run that leave the talking to another.
+        shown: False in the processes of a run that leave the talking to another. per_minute: the
+        rate is that of a minute, where units are slow and people count them so.
         """
         self.total, self.label, self.unit, self.done = total, label, unit, start
         self._stream = stream or sys.stderr
         self._tty = self._stream.isatty()
         self._interval = 0.1 if self._tty else 10.0
         self._fields: dict[str, Any] = {}
-        self._updates, self._visible = 0, shown
+        self._updates, self._visible, self._per_minute = 0, shown, per_minute
         self._last = self._shown_at = time.monotonic()
         self._first = (self._last, start)
         self._shown = None
@@ -78,12 +80,16 @@ class Progress:
         rate = count / elapsed if elapsed > 0 else 0.0
         parts = [f"{self.label}  {self.unit} {self.done}/{self.total}"]
         if rate:
-            slow = rate < 1
-            parts.append(f"{1 / rate:.3g} s/{self.unit}" if slow else f"{rate:.3g} {self.unit}/s")
+            parts.append(self._rate(rate))
         parts += [f"{name} {_number(value)}" for name, value in self._fields.items()]
         if rate and self.done < self.total:
             parts.append(f"{_clock((self.total - self.done) / rate)} left")
         return "  ".join(parts)
+
+    def _rate(self, rate: float) -> str:
+        if self._per_minute:
+            return f"{60 * rate:.3g} {self.unit}/min"
+        return f"{rate:.3g} {self.unit}/s" if rate >= 1 else f"{1 / rate:.3g} s/{self.unit}"
 
     def _show(self, now: float) -> None:
         text = self.line(now)

@@ -1,50 +1,26 @@
-"""Prompts from flags and files; what sampling refuses."""
+"""Sampling into a folder: what is written, what is refused, and what a killed job leaves."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import reference
 from cogview_jax import load
-from cogview_jax.checkpoints.bundle import Bundle, write_bundle
+from cogview_jax.checkpoints.bundle import Bundle, transformer_shapes, write_bundle
 from cogview_jax.data.transforms import center_crop
-from cogview_jax.jobs.sample import (
-    Draws,
-    Reranking,
-    caption,
-    complete,
-    read_prompts,
-    rerank,
-    super_resolution,
-    text_to_image,
-)
+from cogview_jax.jobs.describe import caption, rerank
+from cogview_jax.jobs.sample import Reranking, complete, super_resolution, text_to_image
+from cogview_jax.jobs.sample_input import Draws
+from cogview_jax.models.transformer import Transformer
+from cogview_jax.pipeline import CogView
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.filters import SamplingConfig
-
-
-def test_prompts_of_the_flags_come_before_those_of_the_file(tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_text("一个红色的圆形\n\n  two stars \n", encoding="utf-8")
-    assert read_prompts(["first", "second"], str(file)) == [
-        *("first", "second", "一个红色的圆形", "two stars")
-    ]
-    assert read_prompts(["only"], None) == ["only"]
-
-
-def test_files_without_prompts_are_refused(tmp_path):
-    (tmp_path / "empty.txt").write_text("\n \n")
-    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
-    for given, file, message in (
-        ([], None, "no prompt: give --prompt TEXT"),
-        ([], "empty.txt", "no prompt: give --prompt TEXT"),
-        ([], "latin.txt", "latin.txt cannot be read as UTF-8 text"),
-        (["x"], "none.txt", "none.txt cannot be read as UTF-8 text"),
-    ):
-        with pytest.raises(InputError, match=message) as error:
-            read_prompts(given, file and str(tmp_path / file))
-        assert "\n" not in str(error.value)
+from cogview_jax.tokenizers.layout import make_layout
 
 
 @pytest.mark.parametrize(
@@ -114,15 +90,18 @@ def test_what_cannot_be_completed_leaves_nothing(
     assert not out.exists()
 
 
-@pytest.fixture(scope="module")
-def captioner(chain, tmp_path_factory):
-    """The chain's weights, told to be a caption model's: it says nothing true, but says it."""
-    base, path = Bundle(chain.run / "bundle"), tmp_path_factory.mktemp("captioner") / "bundle"
+def retold(chain, path, task):
+    """The chain's weights, told to be of another task: what they do is nonsense, but they do it."""
+    base = Bundle(chain.run / "bundle")
     part = base.transformer()
-    layout = dataclasses.replace(part.layout, task="caption")
-    part = dataclasses.replace(part, layout=layout)
+    part = dataclasses.replace(part, layout=dataclasses.replace(part.layout, task=task))
     write_bundle(path, codec=base, text=base.text(), transformer=part)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def captioner(chain, tmp_path_factory):
+    return retold(chain, tmp_path_factory.mktemp("captioner") / "bundle", "caption")
 
 
 def lines_of(file):
@@ -227,13 +206,195 @@ def test_bundles_of_the_wrong_task_and_bad_pairs_leave_nothing(
         assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def magnifier(chain, tmp_path_factory):
+    """A random transformer for super-resolution of the chain's 16 pixels to 32."""
+    base, path = Bundle(chain.run / "bundle"), tmp_path_factory.mktemp("magnifier") / "bundle"
+    part = base.transformer()
+    layout = dataclasses.replace(part.layout, task="super_resolution", grid=8)
+    positions = make_layout(layout, part.vocabulary).positions
+    model = Transformer(part.config, part.vocabulary.size, positions)
+    params = reference.random_like(unbox(transformer_shapes(model)), 3)
+    part = dataclasses.replace(part, layout=layout, params=params)
+    write_bundle(path, codec=base, text=base.text(), transformer=part)
+    return str(path)
+
+
+def test_three_bundles_in_one_command_do_what_they_do_one_after_the_other(
+    chain, captioner, magnifier, tmp_path
+):
+    prompts, draws = ["a red circle", "a blue star"], Draws(num_images=3, seed=2)
+    base, best = f"{chain.run}/bundle", Reranking(captioner, keep=1)
+    text_to_image(base, str(tmp_path / "chain"), prompts, draws, best, magnifier)
+    text_to_image(base, str(tmp_path / "small"), prompts, draws, best)
+    small = lines_of(tmp_path / "small" / "samples.jsonl")
+    files = [str(tmp_path / "small" / line["file"]) for line in small]
+    once = Draws(seed=2, sampling=SamplingConfig(temperature=1.02))
+    super_resolution(magnifier, str(tmp_path / "large"), files, prompts, once)
+    large = lines_of(tmp_path / "large" / "samples.jsonl")
+    lines = lines_of(tmp_path / "chain" / "samples.jsonl")
+    assert [line["prompt"] for line in lines] == prompts
+    for line, before, after in zip(lines, small, large, strict=True):
+        assert line == before | {"small": f"small/{before['file'].removeprefix('images/')}"}
+        for file, expected in (
+            (line["small"], tmp_path / "small" / before["file"]),
+            (line["file"], tmp_path / "large" / after["file"]),
+        ):
+            picture = (tmp_path / "chain" / file).read_bytes()
+            assert picture == expected.read_bytes()
+        assert Image.open(tmp_path / "chain" / line["file"]).size == (32, 32)
+    assert lines_of(tmp_path / "chain" / "scores.jsonl") == lines_of(
+        tmp_path / "small" / "scores.jsonl"
+    )
+    assert {path.name for path in (tmp_path / "chain").iterdir()} == {
+        *("images", "small", "samples.jsonl", "scores.jsonl", "grid.png")
+    }
+
+
+def test_a_magnifier_that_does_not_fit_is_refused_at_once(chain, magnifier, tmp_path):
+    base, out = f"{chain.run}/bundle", tmp_path / "out"
+    tiny = retold(chain, tmp_path / "tiny", "super_resolution")
+    for bundle, prompt, message in (
+        (tiny, "a star", f"{tiny}: pictures of 16 pixels: the bundle enlarges those of 8"),
+        (base, "a star", "trained for text_to_image, this needs super_resolution"),
+        (magnifier, " ", "holds no text"),
+    ):
+        with pytest.raises(InputError, match=message):
+            text_to_image(base, str(out), [prompt], Draws(), None, bundle)
+        assert not out.exists()
+
+
+def stopped(monkeypatch, method, after, call):
+    """Runs `call` until a batch too many is asked of `method`; then it is interrupted."""
+    whole = getattr(CogView, method)
+
+    def breaks(*args, **kwargs):
+        yield from itertools.islice(whole(*args, **kwargs), after)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CogView, method, breaks)
+        call()
+
+
+def counted(monkeypatch, method):
+    """How many pictures `method` draws from here on, a number a call."""
+    whole, counts = getattr(CogView, method), []
+
+    def counting(*args, **kwargs):
+        batches = list(whole(*args, **kwargs))
+        counts.append(sum(map(len, batches)))
+        return iter(batches)
+
+    monkeypatch.setattr(CogView, method, counting)
+    return counts
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "complete", "super_resolution"])
+def test_an_interrupted_job_goes_on_with_the_missing_pictures(
+    chain, captioner, magnifier, tmp_path, pictures, monkeypatch, capsys, task
+):
+    base, files = f"{chain.run}/bundle", [pictures[i] for i in (0, 1, 0)]
+    prompts, draws = ["a red circle", "a star", "two rings"], Draws(num_images=3, batch_size=4)
+    method, count, run = {
+        "text_to_image": (
+            "draw",
+            9,
+            lambda out: text_to_image(base, out, prompts, draws, Reranking(captioner, 2)),
+        ),
+        "complete": (
+            "draw_rest",
+            9,
+            lambda out: complete(base, out, files, prompts, 2, draws),
+        ),
+        "super_resolution": (
+            "draw_larger",
+            3,
+            lambda out: super_resolution(magnifier, out, files, prompts, Draws(batch_size=2)),
+        ),
+    }[task]
+    run(str(tmp_path / "whole"))
+    out = tmp_path / "out"
+    text_to_image(base, str(out), ["before"], Draws(seed=9), Reranking(captioner))
+    before = contents(out)
+    stopped(monkeypatch, method, 1, lambda: run(str(out)))
+    after = contents(out)
+    assert before.items() <= after.items()
+    first = len([name for name in after if name.startswith("unfinished/") and "png" in name])
+    assert 1 <= first < count
+    # One that was cut off, as by a failing power supply, is drawn again.
+    damaged = next(out.glob("unfinished/*.png"))
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    drawn = counted(monkeypatch, method)
+    capsys.readouterr()
+    run(str(out))
+    assert drawn == [count - first + 1]
+    said = capsys.readouterr().err
+    assert f"unfinished has {first - 1} of {count} pictures: going on" in said
+    whole, left = contents(tmp_path / "whole"), contents(out)
+    assert whole.items() <= left.items()
+    assert left.keys() - whole.keys() <= {"images/00000_000.png"}
+
+
+def test_a_chain_that_was_interrupted_while_enlarging_keeps_its_candidates(
+    chain, captioner, magnifier, tmp_path, monkeypatch
+):
+    base, prompts = f"{chain.run}/bundle", ["a red circle", "a star", "two rings"]
+    draws, best = Draws(num_images=2, batch_size=2), Reranking(captioner, 1)
+
+    def run(out):
+        text_to_image(base, str(tmp_path / out), prompts, draws, best, magnifier)
+
+    run("whole")
+    stopped(monkeypatch, "draw_larger", 1, lambda: run("out"))
+    drawn, larger = counted(monkeypatch, "draw"), counted(monkeypatch, "draw_larger")
+    run("out")
+    assert (drawn, larger) == ([], [1])
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_another_job_left_unfinished_is_not_taken_over(chain, tmp_path, monkeypatch, capsys):
+    base, out, prompts = f"{chain.run}/bundle", tmp_path / "out", ["a red circle", "a star"]
+    once = Draws(batch_size=1)
+    stopped(monkeypatch, "draw", 1, lambda: text_to_image(base, str(out), prompts, once))
+    drawn = counted(monkeypatch, "draw")
+    other = dataclasses.replace(once, seed=1)
+    text_to_image(base, str(out), prompts, other)
+    assert drawn == [2]
+    assert "pictures of another job (of another seed): they are drawn anew" in (
+        capsys.readouterr().err
+    )
+    text_to_image(base, str(tmp_path / "alone"), prompts, other)
+    assert contents(out) == contents(tmp_path / "alone")
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(chain, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="out is a file; pictures need a folder there"):
+        text_to_image(f"{chain.run}/bundle", str(tmp_path / "out"), ["a star"], Draws())
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_scores_of_an_earlier_job_do_not_stay_beside_pictures_without(chain, captioner, tmp_path):
+    base, out = f"{chain.run}/bundle", tmp_path / "out"
+    text_to_image(base, str(out), ["a star"], Draws(), Reranking(captioner))
+    assert (out / "scores.jsonl").is_file()
+    text_to_image(base, str(out), ["a star"], Draws())
+    assert not (out / "scores.jsonl").exists()
+
+
 def test_pictures_are_enlarged_into_a_folder(chain, tmp_path, pictures):
     """The chain's weights, told to be those of a super-resolution of 2 x 2 codes to 4 x 4."""
-    base, path, out = Bundle(chain.run / "bundle"), tmp_path / "bundle", tmp_path / "out"
-    part = base.transformer()
-    layout = dataclasses.replace(part.layout, task="super_resolution")
-    part = dataclasses.replace(part, layout=layout)
-    write_bundle(path, codec=base, text=base.text(), transformer=part)
+    path, out = tmp_path / "bundle", tmp_path / "out"
+    retold(chain, path, "super_resolution")
     texts, draws = ["a red circle", "a blue star"], Draws(seed=4)
     super_resolution(str(path), str(out), pictures[:2], texts, draws)
     model, lines = load(path), lines_of(out / "samples.jsonl")

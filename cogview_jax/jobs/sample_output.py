@@ -1,0 +1,78 @@
+"""What sampling leaves in its folder, each file whole or absent."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogview_jax.jobs.unfinished import Unfinished
+from cogview_jax.runtime.files import atomic_path, remove_leftovers
+from cogview_jax.sampling.grid import caption_grid
+
+#: The grid for people shows at most this many pictures.
+SHOWN = 64
+
+
+def output_folder(out: str) -> Path:
+    """The folder to write to, without what a killed run left half-written."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    return folder
+
+
+def write_pictures(
+    out: str,
+    pictures: Unfinished,
+    lines: Sequence[Mapping[str, Any]],
+    scored: Sequence[Mapping[str, Any]] | None = None,
+    larger: Unfinished | None = None,
+) -> None:
+    """OUT/images/*.png, OUT/grid.png, OUT/scores.jsonl if any, and, last, OUT/samples.jsonl.
+
+    Args:
+        out: the folder.
+        pictures: where the pictures are, under the names of their files.
+        lines: of samples.jsonl: the prompt and the "file" of each picture that stays, and more.
+        scored: of scores.jsonl. Where there are none, those of an earlier job are deleted.
+        larger: where the pictures of images/ are instead; then `pictures` are those of a line's
+            "small".
+    """
+    folder, shown = output_folder(out), []
+    for line in lines:
+        name = Path(line["file"]).stem
+        final = pictures if larger is None else larger
+        final.copy(name, folder / line["file"])
+        if larger is not None:
+            pictures.copy(name, folder / line["small"])
+        if len(shown) < SHOWN:
+            shown.append(final.read(name))
+    write_grid(folder, shown, [_described(line) for line in lines[:SHOWN]])
+    if scored is None:
+        (folder / "scores.jsonl").unlink(missing_ok=True)
+    else:
+        write_lines(folder / "scores.jsonl", scored)
+    write_lines(folder / "samples.jsonl", lines)
+    print(f"{len(lines)} pictures in {folder}, together in {folder}/grid.png", file=sys.stderr)
+
+
+def write_grid(folder: Path, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> None:
+    """FOLDER/grid.png: the first of the pictures, uint8 [h, w, 3] each, and what they show."""
+    with atomic_path(folder / "grid.png") as temporary:
+        caption_grid(pictures[:SHOWN], captions[:SHOWN]).save(temporary)
+
+
+def write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """A JSON object a line."""
+    with atomic_path(file) as temporary:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _described(line: Mapping[str, Any]) -> str:
+    if "rank" not in line:
+        return line["prompt"]
+    return f"{line['rank']}: {line['score']:.3f} {line['prompt']}"

@@ -1,0 +1,131 @@
+"""The pictures of a job so far, kept apart until all are there.
+
+A job that is killed and started again finds what it had drawn. What earlier jobs left in the output
+folder stays as it is until the new pictures are complete.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cogview_jax.data.images import decode_image
+from cogview_jax.data.records import BadRecord
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import atomic_path, remove_leftovers, write_json
+from cogview_jax.runtime.progress import Progress
+
+#: Within the folder: what its pictures are of.
+JOB = "job.json"
+
+
+class Unfinished:
+    """A folder of pictures that belong to one job, each under a name."""
+
+    def __init__(self, folder: Path, job: Mapping[str, Any]):
+        """Looks at what is there; nothing is written before the first picture is added.
+
+        Args:
+            folder: for the pictures, and nothing else.
+            job: all that a picture depends on, as JSON has it. Pictures of another job are not
+                taken over: the first that is added takes their place.
+
+        Raises:
+            InputError: there is a file where a folder should be.
+        """
+        self.folder, self.job = folder, json.loads(json.dumps(job))
+        for place in (folder, *folder.parents):
+            if place.exists() and not place.is_dir():
+                raise InputError(f"{place} is a file; pictures need a folder there")
+        try:
+            found = json.loads((folder / JOB).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        self._begun = found == self.job
+        remove_leftovers(folder)
+        if isinstance(found, dict) and not self._begun:
+            keys = sorted(key for key in self.job if found.get(key) != self.job[key])
+            print(
+                f"{folder} holds pictures of another job (of another {', '.join(keys)}): they are"
+                " drawn anew",
+                file=sys.stderr,
+            )
+
+    def missing(self, names: Sequence[str]) -> list[int]:
+        """Which of the pictures `names` are not there yet, or cannot be read."""
+        missing = [i for i, name in enumerate(names) if not self._has(name)]
+        if len(missing) < len(names):
+            done = len(names) - len(missing)
+            print(f"{self.folder} has {done} of {len(names)} pictures: going on", file=sys.stderr)
+        return missing
+
+    def add(self, name: str, picture: np.ndarray) -> None:
+        """Keeps a picture, uint8 [h, w, 3]."""
+        if not self._begun:
+            with atomic_path(self.folder) as temporary:
+                temporary.mkdir()
+                write_json(temporary / JOB, self.job)
+            self._begun = True
+        with atomic_path(self._file(name)) as temporary:
+            Image.fromarray(picture).save(temporary)
+
+    def read(self, name: str) -> np.ndarray:
+        """The picture of a name: uint8 [h, w, 3]."""
+        return decode_image(self._file(name).read_bytes(), name)
+
+    def draw(
+        self,
+        names: Sequence[str],
+        label: str,
+        batches: Callable[[list[int], Callable[[int], None]], Iterator[np.ndarray]],
+        windows: int = 1,
+    ) -> None:
+        """Draws those of the pictures `names` that are missing, and says how far it is.
+
+        Args:
+            names: of all pictures.
+            label: of the progress line.
+            batches: from the numbers of the missing ones, and what is told how many units were done
+                since the last time, to their pictures in order, some at a time: uint8 [b, h, w, 3].
+            windows: units of a picture where they are parts of it.
+        """
+        missing = self.missing(names)
+        if not missing:
+            return
+        with Progress(
+            windows * len(names),
+            label,
+            unit="image" if windows == 1 else "window",
+            start=windows * (len(names) - len(missing)),
+            per_minute=True,
+        ) as progress:
+            number = iter(missing)
+            for pictures in batches(missing, progress.update):
+                for picture in pictures:
+                    self.add(names[next(number)], picture)
+
+    def copy(self, name: str, place: Path) -> None:
+        """Puts a picture under its final path as well."""
+        with atomic_path(place) as temporary:
+            shutil.copyfile(self._file(name), temporary)
+
+    def remove(self) -> None:
+        """Deletes the folder: its pictures are elsewhere by now."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.png"
+
+    def _has(self, name: str) -> bool:
+        if not self._begun:
+            return False
+        try:
+            self.read(name)
+        except (OSError, BadRecord):
+            return False
+        return True
