@@ -254,16 +254,18 @@ def test_a_report_is_that_of_the_models_own_pictures(chain, tmp_path):
 
     def generate(texts):
         drawn = model.generate(texts, 1, 3, sampling=SamplingConfig(top_k=5), batch_size=4)
-        return np.stack([np.asarray(picture) for (picture,) in drawn])
+        return np.stack([[np.asarray(picture)] for (picture,) in drawn])
 
     expected = shapes_report(
         generate, lambda x: model.decode(model.encode(x)), size=16, prompts=4, seed=3
     )
     assert json.loads(report.read_text()) == {
         "benchmark": "shapes",
+        "task": "text_to_image",
         "settings": {
             "bundle": sha256_file(chain.run / "bundle" / "bundle.json"),
-            **{"seed": 3, "temperature": 1.0, "top_k": 5, "top_p": 1.0},
+            **{"seed": 3, "temperature": 1.0, "top_k": 5, "top_p": 1.0, "guidance": 1.0},
+            "precision": "float32",
         },
         **expected,
     }
@@ -311,6 +313,8 @@ def mistakes(chain, tmp_path_factory):
             "--rerank_with=nowhere",
         ),
         "image to draw": ("sample", bundle, prompt, out, "--image=a.png"),
+        "rows of nothing": ("sample", bundle, prompt, out, "--keep_rows=2"),
+        "candidates for nobody": ("evaluate", bundle, out, "--candidates=4"),
         "negative guidance": ("sample", bundle, prompt, out, "--guidance=-1"),
         "unknown task": ("sample", bundle, prompt, out, "--task=paint"),
     }
@@ -339,7 +343,11 @@ SAID = {
     "keep of nothing": "--keep needs a bundle to choose by: --rerank_with BUNDLE",
     "described prompt": "--task caption finds the text itself: it takes no prompt",
     "reranked captions": "--rerank_with is for --task text_to_image, not caption",
-    "image to draw": "--image is for the other tasks, not --task text_to_image",
+    "image to draw": (
+        "--image is for --task complete, super_resolution, caption, rerank, not text_to_image"
+    ),
+    "rows of nothing": "--keep_rows is for --task complete, not text_to_image",
+    "candidates for nobody": "--candidates needs a bundle to choose by: --rerank_with BUNDLE",
     "negative guidance": "guidance -1.0: expected 0 (no text) or above",
     "unknown task": (
         "--task=paint: value should be one of"

@@ -175,7 +175,8 @@ def _grammar() -> tuple[tuple[str, re.Pattern], ...]:
         return words(f"colour{i}", column(COLOURS, 0)) + words(f"shape{i}", column(SHAPES, 0))
 
     en_end = f" on a {words('background', BACKGROUNDS)} background"
-    zh_end = f"，{words('background', column(BACKGROUNDS, 0))}背景"
+    # A text tokenizer that normalises, as SentencePiece's do, gives back the narrow comma.
+    zh_end = f"[，,]{words('background', column(BACKGROUNDS, 0))}背景"
     where = words("position", column(POSITIONS, 1))
     relation = words("relation", RELATIONS)
     plural = en(0, column(SHAPES, 1))

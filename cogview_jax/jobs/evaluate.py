@@ -2,16 +2,32 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from cogview_jax.evaluation.shapes_captions import captions_report
+from cogview_jax.evaluation.shapes_enlarged import enlarged_report
 from cogview_jax.evaluation.shapes_report import shapes_report, table
-from cogview_jax.pipeline import load
+from cogview_jax.jobs.describe import load_scorer
+from cogview_jax.jobs.sample_input import Draws
+from cogview_jax.pipeline import CogView, load
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file, write_json
 from cogview_jax.runtime.progress import Progress
-from cogview_jax.sampling.filters import SamplingConfig
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """For each prompt `count` pictures, of which the caption bundle `bundle` chooses by CapLoss."""
+
+    bundle: str
+    count: int = 8
+
+    def __post_init__(self):
+        if self.count < 1:
+            raise InputError(f"--candidates {self.count}: expected at least 1")
 
 
 def shapes(
@@ -19,39 +35,132 @@ def shapes(
     out: str,
     *,
     prompts: int,
-    seed: int,
-    sampling: SamplingConfig,
-    batch_size: int,
-    precision: str = "float32",
+    draws: Draws,
+    temperature: float | None = None,
+    candidates: Candidates | None = None,
 ) -> None:
-    """Writes to the file `out` how often the bundle draws what captions of shapes say."""
+    """Writes to the file `out` how well a bundle does its task on the captioned shapes.
+
+    text_to_image: how often it draws what captions say, and with `candidates` how often the best of
+    several does; caption: how often it says what drawings show; super_resolution: how far its
+    pictures are from true drawings of their size.
+
+    Args:
+        bundle: of a transformer for any of these tasks.
+        out: the report.
+        prompts: drawings or captions over seen pairs of colour and shape, and as many over held-out
+            ones.
+        draws: the seed of prompts and draws, the filters, the batch and the precision.
+        temperature: of the draws; None for 1 in text_to_image, and else for the likeliest tokens.
+        candidates: for text_to_image alone.
+
+    Raises:
+        InputError: a bundle lacks a part or is of another task, or a number is too small.
+    """
     if prompts < 2:
         raise InputError(f"--num_prompts {prompts}: expected at least 2, one a language")
-    model = load(bundle, dtype=precision)
+    model = load(bundle, dtype=draws.precision)
     if model.codec_part is None or model.transformer_part is None:
         raise InputError(f"bundle {bundle} needs a transformer and a codec to be evaluated")
-    with Progress(2 * prompts, "evaluate", unit="image") as progress:
+    model.need("text")
+    task = model.layout.task
+    if temperature is None:
+        temperature = 1.0 if task == "text_to_image" else 0.0
+    sampling = replace(draws.sampling, temperature=temperature)
+    draws = replace(draws, sampling=sampling)
+    settings = {
+        "bundle": _identity(bundle),
+        "seed": draws.seed,
+        **asdict(sampling),
+        "precision": draws.precision,
+    }
+    if candidates is not None and task != "text_to_image":
+        raise InputError(f"--rerank_with is for a bundle of text_to_image, not of {task}")
+    if task == "caption":
+        report = _described(model, prompts, draws)
+    elif task == "super_resolution":
+        report = _enlarged(model, prompts, draws)
+    else:
+        if candidates is not None:
+            settings |= {"rerank_with": _identity(candidates.bundle)}
+        report = _drawn(model, prompts, draws, candidates)
+    write_json(out, {"benchmark": "shapes", "task": task, "settings": settings} | report)
+    print(table(report))
+    print(f"report in {out}", file=sys.stderr)
+
+
+def _drawn(model: CogView, prompts: int, draws: Draws, candidates: Candidates | None) -> dict:
+    scorer = None if candidates is None else load_scorer(candidates.bundle, (), draws)
+    count, size = 1 if candidates is None else candidates.count, model.codec.config.image_size
+    total = 2 * prompts * count
+    with (
+        Progress(total, "evaluate", unit="image", per_minute=True) as drawing,
+        Progress(total, "rerank", unit="image", per_minute=True) as scoring,
+    ):
 
         def generate(texts: Sequence[str]) -> np.ndarray:
             codes = model.generate_codes(
-                texts, 1, seed, sampling=sampling, batch_size=batch_size, progress=progress.update
+                texts,
+                count,
+                draws.seed,
+                sampling=draws.sampling,
+                batch_size=draws.batch_size,
+                progress=drawing.update,
             )
-            return model.decode(codes[:, 0])
+            return np.stack([model.decode(row) for row in codes])
 
-        report = shapes_report(
+        def score(pictures: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+            return scorer.score(
+                pictures, texts, batch_size=draws.batch_size, progress=scoring.update
+            )
+
+        return shapes_report(
             generate,
             lambda pictures: model.decode(model.encode(pictures)),
-            size=model.codec_part.config.image_size,
+            size=size,
             prompts=prompts,
-            seed=seed,
+            seed=draws.seed,
+            score=None if scorer is None else score,
         )
-    settings = {
-        "bundle": sha256_file(Path(bundle) / "bundle.json"),
-        "seed": seed,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-    }
-    write_json(out, {"benchmark": "shapes", "settings": settings} | report)
-    print(table(report))
-    print(f"report in {out}", file=sys.stderr)
+
+
+def _described(model: CogView, drawings: int, draws: Draws) -> dict:
+    with Progress(2 * drawings, "evaluate", unit="image", per_minute=True) as progress:
+
+        def describe(pictures: np.ndarray) -> list[str]:
+            return model.caption(
+                pictures,
+                draws.seed,
+                sampling=draws.sampling,
+                batch_size=draws.batch_size,
+                progress=progress.update,
+            )
+
+        size = model.codec.config.image_size
+        return captions_report(describe, size=size, count=drawings, seed=draws.seed)
+
+
+def _enlarged(model: CogView, drawings: int, draws: Draws) -> dict:
+    size, pixels = model.magnifiable()[0], model.codec.config.downsampling
+    with Progress(2 * drawings, "evaluate", unit="image", per_minute=True) as progress:
+
+        def enlarge(pictures: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+            larger = model.super_resolve(
+                pictures,
+                texts,
+                draws.seed,
+                sampling=draws.sampling,
+                batch_size=draws.batch_size,
+                progress=progress.update,
+            )
+            return np.stack([np.asarray(picture) for picture in larger])
+
+        def reconstruct(pictures: np.ndarray) -> np.ndarray:
+            grid = pictures.shape[1] // pixels
+            return model.decode(model.encode(pictures, grid), grid)
+
+        return enlarged_report(enlarge, reconstruct, size=size, count=drawings, seed=draws.seed)
+
+
+def _identity(bundle: str) -> str:
+    return sha256_file(Path(bundle) / "bundle.json")

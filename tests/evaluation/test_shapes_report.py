@@ -12,7 +12,7 @@ ATTRIBUTES = ["background", "count", "position", "size", "colour", "shape", "all
 
 def perfect(texts):
     rng = np.random.default_rng(7)
-    return np.stack([draw(parse_caption(text), SIZE, rng) for text in texts])
+    return np.stack([draw(parse_caption(text), SIZE, rng) for text in texts])[:, None]
 
 
 def english_only(texts):
@@ -21,8 +21,8 @@ def english_only(texts):
     return pictures
 
 
-def report(generate, reconstruct=lambda pictures: pictures, seed=0, prompts=PROMPTS):
-    return shapes_report(generate, reconstruct, size=SIZE, prompts=prompts, seed=seed)
+def report(generate, reconstruct=lambda pictures: pictures, seed=0, prompts=PROMPTS, score=None):
+    return shapes_report(generate, reconstruct, size=SIZE, prompts=prompts, seed=seed, score=score)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_prompts_are_of_the_split_half_in_each_language_and_follow_the_seed():
 
     def ask(texts):
         asked.append(list(texts))
-        return np.full((len(texts), SIZE, SIZE, 3), 255, np.uint8)
+        return np.full((len(texts), 1, SIZE, SIZE, 3), 255, np.uint8)
 
     def see(pictures):
         true.append(pictures)
@@ -73,6 +73,30 @@ def test_prompts_are_of_the_split_half_in_each_language_and_follow_the_seed():
     # No picture that a codec trained on is drawn again.
     trained = [drawing(0, "train", index, SIZE)[1] for index in range(40)]
     assert not any(np.array_equal(a, b) for a in true[0] for b in trained)
+
+
+def test_the_best_of_several_is_the_one_of_the_lowest_score():
+    """Of eight candidates the fourth and the fifth are right; the scores know the fifth alone."""
+
+    def generate(texts):
+        right = perfect(texts)
+        pictures = np.full((len(texts), 8, *right.shape[2:]), 255, np.uint8)
+        pictures[:, [3, 4]] = right
+        return pictures
+
+    def score(pictures, texts):
+        assert [texts[0]] * 8 == list(texts[:8])
+        scores = np.arange(len(pictures), dtype=float)
+        scores[4::8] = -1
+        return scores
+
+    for split in report(generate, score=score).values():
+        assert split["generated"]["all"] == split["best_of_1"]["all"] == 2 / 8
+        # Pairs: (0, 1), (2, 3), (4, 5), (6, 7), of which the third alone chooses well.
+        assert split["best_of_2"]["all"] == 1 / 4
+        assert split["best_of_4"]["all"] == 1 / 2
+        assert split["best_of_8"]["all"] == 1.0
+        assert "best_of_16" not in split
 
 
 def test_table_has_a_line_a_row_and_a_column_an_attribute(one_sided):

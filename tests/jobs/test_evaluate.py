@@ -1,28 +1,108 @@
-"""What evaluation refuses; its report is compared where the door is run."""
+"""Evaluation of each task, and what it refuses; the door is run in tests/test_doors.py."""
 
+import json
+
+import numpy as np
 import pytest
 
-from cogview_jax.jobs.evaluate import shapes
+from cogview_jax import load
+from cogview_jax.evaluation.shapes_captions import captions_report
+from cogview_jax.evaluation.shapes_enlarged import enlarged_report
+from cogview_jax.evaluation.shapes_report import shapes_report
+from cogview_jax.jobs.evaluate import Candidates, shapes
+from cogview_jax.jobs.sample_input import Draws
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import SamplingConfig
+from doors import retold
+
+
+@pytest.fixture(scope="module")
+def captioner(chain, tmp_path_factory):
+    return retold(chain, tmp_path_factory.mktemp("captioner") / "bundle", "caption")
+
+
+def evaluated(bundle, tmp_path, **settings):
+    """The report of a bundle, without what it says of itself, and its settings."""
+    shapes(bundle, str(tmp_path / "report.json"), **settings)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report.pop("benchmark") == "shapes"
+    return report.pop("task"), report.pop("settings"), report
+
+
+def test_captions_are_judged_of_a_caption_bundle(captioner, tmp_path):
+    task, settings, report = evaluated(captioner, tmp_path, prompts=6, draws=Draws(seed=3))
+    model = load(captioner)
+    assert (task, settings["temperature"]) == ("caption", 0.0)
+    assert report == captions_report(model.caption, size=16, count=6, seed=3)
+
+
+def test_enlarged_drawings_are_measured_of_a_bundle_of_super_resolution(chain, tmp_path):
+    bundle = retold(chain, tmp_path / "bundle", "super_resolution")
+    task, settings, report = evaluated(
+        bundle, tmp_path, prompts=3, draws=Draws(batch_size=2), temperature=0.5
+    )
+    model = load(bundle)
+    sampling = SamplingConfig(0.5)
+
+    def enlarge(pictures, texts):
+        return np.stack(
+            list(map(np.asarray, model.super_resolve(pictures, texts, sampling=sampling)))
+        )
+
+    def reconstruct(pictures):
+        grid = pictures.shape[1] // 4
+        return model.decode(model.encode(pictures, grid), grid)
+
+    assert (task, settings["temperature"]) == ("super_resolution", 0.5)
+    assert report == enlarged_report(enlarge, reconstruct, size=8, count=3, seed=0)
+
+
+def test_the_best_of_candidates_is_that_of_the_caption_bundle(chain, captioner, tmp_path):
+    base = f"{chain.run}/bundle"
+    task, settings, report = evaluated(
+        base, tmp_path, prompts=2, draws=Draws(seed=1), candidates=Candidates(captioner, 4)
+    )
+    model, scorer = load(base), load(captioner)
+    assert (task, settings["temperature"]) == ("text_to_image", 1.0)
+    assert {"bundle", "rerank_with"} < settings.keys()
+
+    def generate(texts):
+        return np.stack(
+            [[np.asarray(picture) for picture in row] for row in model.generate(texts, 4, 1)]
+        )
+
+    expected = shapes_report(
+        generate,
+        lambda pictures: model.decode(model.encode(pictures)),
+        size=16,
+        prompts=2,
+        seed=1,
+        score=scorer.score,
+    )
+    assert report == expected
+    assert "best_of_4" in report["seen"]
 
 
 @pytest.mark.parametrize(
-    ("bundle", "prompts", "message"),
+    ("bundle", "settings", "message"),
     [
-        ("run", 1, "--num_prompts 1: expected at least 2"),
-        ("codec", 4, "needs a transformer and a codec to be evaluated"),
+        ("run", {"prompts": 1}, "--num_prompts 1: expected at least 2"),
+        ("codec", {"prompts": 4}, "needs a transformer and a codec to be evaluated"),
+        ("run", {"candidates": "run"}, "was trained for text_to_image, this needs caption"),
+        ("captioner", {"candidates": "captioner"}, "is for a bundle of text_to_image, not of"),
     ],
 )
-def test_mistakes_leave_no_report(chain, tmp_path, bundle, prompts, message):
-    folder, out = chain.run if bundle == "run" else chain.codec, tmp_path / "report.json"
+def test_mistakes_leave_no_report(chain, captioner, tmp_path, bundle, settings, message):
+    bundles = {
+        "run": f"{chain.run}/bundle",
+        "codec": f"{chain.codec}/bundle",
+        "captioner": captioner,
+    }
+    out = tmp_path / "report.json"
+    if "candidates" in settings:
+        settings = {"prompts": 2, "candidates": Candidates(bundles[settings["candidates"]])}
     with pytest.raises(InputError, match=message):
-        shapes(
-            f"{folder}/bundle",
-            str(out),
-            prompts=prompts,
-            seed=0,
-            sampling=SamplingConfig(),
-            batch_size=4,
-        )
+        shapes(bundles[bundle], str(out), draws=Draws(batch_size=4), **settings)
     assert not out.exists()
+    with pytest.raises(InputError, match="--candidates 0: expected at least 1"):
+        Candidates(captioner, 0)

@@ -21,6 +21,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.tokenizers.layout import make_layout
+from doors import retold
 
 
 @pytest.mark.parametrize(
@@ -88,15 +89,6 @@ def test_what_cannot_be_completed_leaves_nothing(
     with pytest.raises(InputError, match=message):
         complete(f"{chain.run}/bundle", str(out), images, prompts, keep_rows, Draws())
     assert not out.exists()
-
-
-def retold(chain, path, task):
-    """The chain's weights, told to be of another task: what they do is nonsense, but they do it."""
-    base = Bundle(chain.run / "bundle")
-    part = base.transformer()
-    part = dataclasses.replace(part, layout=dataclasses.replace(part.layout, task=task))
-    write_bundle(path, codec=base, text=base.text(), transformer=part)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,65 @@
+"""How near enlarged drawings of captioned shapes come to the same drawings in full size."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from cogview_jax.evaluation.shapes_fresh import fresh_scenes
+
+#: What needs no model.
+RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def enlarged_report(
+    enlarge: Callable[[np.ndarray, Sequence[str]], np.ndarray],
+    reconstruct: Callable[[np.ndarray], np.ndarray],
+    *,
+    size: int,
+    count: int,
+    seed: int,
+) -> dict:
+    """Mean squared errors of enlarged drawings, by what enlarged them.
+
+    "enlarged" is the model's, which reads the picture as codes; "bilinear" and "bicubic" enlarge
+    the picture itself, and "bilinear_of_codes" what the codes hold of it; "ceiling" is the large
+    drawing through the image tokenizer, and no picture made of codes can be expected to do better.
+    Of pixel values from 0 to 255.
+
+    Args:
+        enlarge: uint8 pictures [n, size, size, 3] and their texts -> those twice as large.
+        reconstruct: uint8 pictures of either size through the image tokenizer and back.
+        size: rows and columns of the small drawings.
+        count: drawings of seen pairs of colour and shape, and as many of held-out ones.
+        seed: of the drawings.
+
+    Returns:
+        {"seen" and "held_out": {"drawings": how many, "squared_error": {name: error}}}.
+    """
+    report = {}
+    for fresh in fresh_scenes(count, seed):
+        small, true = fresh.drawings(size), fresh.drawings(2 * size)
+        pictures = {
+            "enlarged": enlarge(small, fresh.texts),
+            **{name: _resampled(small, method) for name, method in RESAMPLING.items()},
+            "bilinear_of_codes": _resampled(reconstruct(small), RESAMPLING["bilinear"]),
+            "ceiling": reconstruct(true),
+        }
+        errors = {name: squared_error(each, true) for name, each in pictures.items()}
+        report[fresh.name] = {"drawings": count, "squared_error": errors}
+    return report
+
+
+def squared_error(pictures: np.ndarray, true: np.ndarray) -> float:
+    """The mean over all values of uint8 arrays of one shape."""
+    return float(np.mean(np.square(pictures.astype(np.float64) - true)))
+
+
+def _resampled(pictures: np.ndarray, method: Image.Resampling) -> np.ndarray:
+    large = tuple(2 * side for side in pictures.shape[1:3])
+    return np.stack(
+        [np.asarray(Image.fromarray(picture).resize(large, method)) for picture in pictures]
+    )

@@ -1,0 +1,75 @@
+"""The report on models that say what is shown, some of it, or nothing."""
+
+import numpy as np
+import pytest
+
+from cogview_jax.data.shapes import Scene, caption, draw
+from cogview_jax.evaluation.shapes_captions import captions_report, said
+from cogview_jax.evaluation.shapes_fresh import fresh_scenes
+from cogview_jax.evaluation.shapes_judge import Verdict, judge
+
+COUNT, SIZE = 12, 48
+ONE = Scene("one", (("red", "star"),), "white", size="large", position="center")
+TWO = Scene("two", (("red", "star"), ("blue", "ring")), "gray", relation="left of")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("scene", [ONE, TWO])
+def test_the_caption_of_a_scene_says_all_of_it(scene, language):
+    assert said(caption(scene, language), scene).all
+
+
+@pytest.mark.parametrize(
+    ("text", "scene", "wrong"),
+    [
+        ("a small red star in the center on a white background", ONE, {"size"}),
+        ("a large blue ring in the center on a gray background", ONE, {"background", "pair"}),
+        ("a large red star at the top left on a white background", ONE, {"position"}),
+        ("two red stars on a white background", ONE, {"count", "position", "size"}),
+        ("a blue ring left of a red star on a gray background", TWO, {"pair"}),
+        ("a red star above a blue ring on a gray background", TWO, {"position"}),
+        ("a red ring left of a blue ring on a gray background", TWO, {"shape"}),
+    ],
+)
+def test_what_a_text_gets_wrong_is_told_apart(text, scene, wrong):
+    wrong = wrong - {"pair"} | ({"colour", "shape"} if "pair" in wrong else set())
+    names = ("background", "count", "position", "size", "colour", "shape")
+    assert said(text, scene) == Verdict(*[name not in wrong for name in names])
+
+
+def test_what_is_no_caption_says_nothing():
+    assert said("a large red star", ONE) == Verdict(*[False] * 6)
+
+
+def test_a_report_is_of_fresh_drawings_of_both_splits():
+    """A describer that knows the scenes in order, and calls every shape of the last half a ring."""
+    fresh = {each.name: each for each in fresh_scenes(COUNT, 5)}
+    texts, given = iter(fresh.values()), []
+
+    def describe(pictures):
+        given.append(pictures)
+        return [
+            text if i < COUNT // 2 else "a small red ring in the center on a white background"
+            for i, text in enumerate(next(texts).texts)
+        ]
+
+    report = captions_report(describe, size=SIZE, count=COUNT, seed=5)
+    assert list(report) == ["seen", "held_out"]
+    for (name, split), pictures in zip(report.items(), given, strict=True):
+        scenes = fresh[name].scenes
+        assert all(judge(p, scene).all for p, scene in zip(pictures, scenes, strict=True))
+        pairs = [scene.things == (("red", "ring"),) for scene in scenes[COUNT // 2 :]]
+        assert split["drawings"] == COUNT
+        assert split["said"]["colour_and_shape"] == (COUNT // 2 + sum(pairs)) / COUNT
+        assert 0.5 <= split["said"]["all"] <= split["said"]["colour_and_shape"]
+
+
+def test_drawings_are_the_same_at_every_size():
+    """A large drawing is the small one in more detail, not another."""
+    fresh = next(fresh_scenes(3, 0))
+    small, large = fresh.drawings(32), fresh.drawings(64)
+    np.testing.assert_array_equal(small, fresh.drawings(32))
+    means = large.reshape(3, 32, 2, 32, 2, 3).mean((2, 4))
+    assert np.abs(means - small).mean() < 2
+    other = draw(fresh.scenes[0], 32, np.random.default_rng(99))
+    assert np.abs(other.astype(float) - small[0]).mean() > 2
