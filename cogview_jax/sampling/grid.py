@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,24 @@ def caption_grid(
                 draw.text((left, below + i * _LINE), line, fill=_INK, font=_font())
         top += height + _MARGIN
     return sheet
+
+
+def titled(sheets: Mapping[str, Image.Image]) -> Image.Image:
+    """Sheets one below the other, each under its title, as one RGB image."""
+    width = max(sheet.width for sheet in sheets.values())
+    titles = [_wrap(title, width - 2 * _MARGIN) for title in sheets]
+    heights = [
+        _MARGIN + _LINE * len(title) + sheet.height
+        for title, sheet in zip(titles, sheets.values(), strict=True)
+    ]
+    whole = Image.new("RGB", (width, sum(heights)), _PAPER)
+    draw, top = ImageDraw.Draw(whole), 0
+    for title, sheet, height in zip(titles, sheets.values(), heights, strict=True):
+        for i, line in enumerate(title):
+            draw.text((_MARGIN, top + _MARGIN + i * _LINE), line, fill=_INK, font=_font())
+        whole.paste(sheet, (0, top + height - sheet.height))
+        top += height
+    return whole
 
 
 def _enlarge(picture: np.ndarray, cell: int) -> Image.Image:

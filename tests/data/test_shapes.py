@@ -2,6 +2,7 @@
 
 import collections
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -52,6 +53,13 @@ def test_reference_splits_follow_the_held_out_rule(references):
 def test_parsing_inverts_captions(language):
     for scene in scenes(1000) + scenes(300, held_out=True):
         assert parse_caption(caption(scene, language)) == scene
+
+
+def test_the_comma_may_be_as_text_tokenizers_give_it_back():
+    """They normalise to compatible forms (NFKC), in which the wide comma is the narrow one."""
+    for scene in scenes(20):
+        text = caption(scene, "zh")
+        assert parse_caption(unicodedata.normalize("NFKC", text)) == scene
 
 
 def test_captions_of_different_scenes_differ():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from cogview_jax.sampling.grid import _FONT, _font, _wrap, caption_grid
+from cogview_jax.sampling.grid import _FONT, _font, _wrap, caption_grid, titled
 
 WHITE = 255
 
@@ -87,3 +87,16 @@ def test_font_has_the_captions_of_the_shapes():
 def test_one_caption_a_picture():
     with pytest.raises(ValueError, match="zip"):
         caption_grid(pictures((8, 8)), ["a", "b"])
+
+
+def test_titled_sheets_stand_whole_below_their_titles():
+    first, second = (caption_grid(pictures((64, 64 * n)), ["x"], cell=64) for n in (1, 3))
+    whole = np.asarray(titled({"one": first, "the second 第二": second}))
+    assert whole.shape[1] == second.width
+    # A line of title with a margin over it, then the sheet as it is.
+    for top, sheet in ((12 + 17, first), (2 * (12 + 17) + first.height, second)):
+        shown = whole[top : top + sheet.height, : sheet.width]
+        np.testing.assert_array_equal(shown, np.asarray(sheet))
+        assert (whole[top - 17 : top] < 150).any()
+        assert (whole[top - 17 - 12 : top - 17] == 255).all()
+    assert whole.shape[0] == 2 * (12 + 17) + first.height + second.height

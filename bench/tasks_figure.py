@@ -1,0 +1,104 @@
+"""What each task makes of the captioned shapes, on one sheet; `make demo-tasks` runs it.
+
+  python -m bench.tasks_figure --out runs/demo/tasks.png
+
+Candidates of a prompt in the order of their CapLoss, captions of true drawings, drawings whose
+lower half is drawn again, and magnified ones beside what needs no model.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import cogview_jax
+from cogview_jax.data.shapes import caption, drawing
+from cogview_jax.pipeline import GREY, CogView
+from cogview_jax.runtime.files import atomic_path
+from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.grid import caption_grid, titled
+
+COLUMNS = 8
+PROMPTS = (
+    "a large purple heart at the top left on a white background",
+    "三个蓝色星形，灰色背景",
+)
+#: Of the held-out split: pairs of colour and shape that no training has shown.
+DRAWINGS = range(8)
+#: Likely tokens only, where the picture is known but for details.
+SURE = SamplingConfig(temperature=0.0)
+
+
+def candidates(model: CogView, scorer: CogView) -> Image.Image:
+    """Eight pictures for each prompt, the best by CapLoss first."""
+    pictures, captions = [], []
+    for prompt, drawn in zip(PROMPTS, model.generate(PROMPTS, COLUMNS), strict=True):
+        drawn = np.stack([np.asarray(picture) for picture in drawn])
+        scores = scorer.score(drawn, [prompt] * COLUMNS)
+        order = np.argsort(scores, kind="stable")
+        pictures += list(drawn[order])
+        captions += [f"CapLoss {scores[i]:.3f}: {prompt}" for i in order]
+    return caption_grid(pictures, captions, COLUMNS)
+
+
+def described(captioner: CogView, small: np.ndarray) -> Image.Image:
+    """Drawings with what the caption model says of them."""
+    return caption_grid(list(small), captioner.caption(small), COLUMNS)
+
+
+def completed(model: CogView, small: np.ndarray, texts: list[str]) -> Image.Image:
+    """The upper half that is given, and the whole that is made of it, for every drawing."""
+    rows = model.codec.config.grid // 2
+    given = small.copy()
+    given[:, rows * model.codec.config.downsampling :] = GREY
+    codes = model.draw_rest(small, rows, texts, [0] * len(small), 0, sampling=SamplingConfig())
+    whole = model.decode(np.concatenate(list(codes)))
+    pictures, captions = [], []
+    for start in range(0, len(small), COLUMNS):
+        stop = start + COLUMNS
+        pictures += [*given[start:stop], *whole[start:stop]]
+        captions += [*["given"] * len(given[start:stop]), *texts[start:stop]]
+    return caption_grid(pictures, captions, COLUMNS)
+
+
+def magnified(
+    magnifier: CogView, small: np.ndarray, large: np.ndarray, texts: list[str]
+) -> Image.Image:
+    """Drawings, and twice as large: resampled, by the model, and as they truly are."""
+    size, pictures, captions = large.shape[1:3], [], []
+    drawn = magnifier.super_resolve(small, texts, sampling=SURE)
+    for i, picture in enumerate(drawn):
+        bilinear = Image.fromarray(small[i]).resize(size, Image.Resampling.BILINEAR)
+        pictures += [small[i], np.asarray(bilinear), np.asarray(picture), large[i]]
+        captions += [f"given, {len(small[i])} px", "bilinear", "the model", "true drawing"]
+    return caption_grid(pictures, captions, COLUMNS)
+
+
+def main() -> None:
+    """Three bundles in, one picture out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", default="runs/demo/bundle")
+    parser.add_argument("--caption", default="runs/demo/caption/bundle")
+    parser.add_argument("--superres", default="runs/demo/superres/bundle")
+    parser.add_argument("--out", default="runs/demo/tasks.png")
+    options = parser.parse_args()
+    paths = (options.bundle, options.caption, options.superres)
+    model, captioner, magnifier = (cogview_jax.load(path) for path in paths)
+    size = model.codec.config.image_size
+    small = np.stack([drawing(0, "held_out", i, size)[1] for i in DRAWINGS])
+    large = np.stack([drawing(0, "held_out", i, 2 * size)[1] for i in DRAWINGS])
+    texts = [caption(drawing(0, "held_out", i, size)[0], "zh" if i % 2 else "en") for i in DRAWINGS]
+    sheets = {
+        "Candidates in the order of their CapLoss (lower is better)": candidates(model, captioner),
+        "Captions of true drawings": described(captioner, small),
+        "Completed from the upper half": completed(model, small, texts),
+        "Magnified": magnified(magnifier, small[:4], large[:4], texts[:4]),
+    }
+    with atomic_path(Path(options.out)) as temporary:
+        titled(sheets).save(temporary)
+    print(f"figure in {options.out}")
+
+
+if __name__ == "__main__":
+    main()
