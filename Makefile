@@ -10,10 +10,11 @@ RUN := .venv/bin/python -m
 # page faults. Other C libraries than glibc ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help demo test lint bench stability clean .venv
+.PHONY: help demo demo-tasks test lint bench stability clean .venv
 
 help:
 	@echo 'make demo       train, sample and evaluate on the embedded data, end to end, into runs/demo'
+	@echo 'make demo-tasks finetune the demo to captions and super-resolution, and show every task'
 	@echo 'make test       run the tests'
 	@echo 'make lint       check format and style'
 	@echo 'make bench      time a training step, and sampling'
@@ -30,6 +31,20 @@ demo: .venv
 		--prompts configs/demo_prompts.txt --out runs/demo --seed 0
 	$(RUN) cogview_jax.evaluate --bundle runs/demo/bundle --benchmark shapes \
 		--out runs/demo/report.json
+
+runs/demo/bundle/bundle.json:
+	$(MAKE) demo
+
+# Goes on where it stopped, too.
+demo-tasks: .venv runs/demo/bundle/bundle.json
+	$(RUN) cogview_jax.train --config configs/demo_caption.py --workdir runs/demo/caption
+	$(RUN) cogview_jax.prepare --config configs/demo_superres.py --workdir runs/demo/superres
+	$(RUN) cogview_jax.train --config configs/demo_superres.py --workdir runs/demo/superres
+	$(RUN) cogview_jax.evaluate --bundle runs/demo/caption/bundle --out runs/demo/caption/report.json
+	$(RUN) cogview_jax.evaluate --bundle runs/demo/superres/bundle --out runs/demo/superres/report.json
+	$(RUN) cogview_jax.evaluate --bundle runs/demo/bundle --rerank_with runs/demo/caption/bundle \
+		--out runs/demo/reranked.json
+	$(RUN) bench.tasks_figure --out runs/demo/tasks.png
 
 # Two files of tests at a time; one shows more: .venv/bin/python -m pytest FILE
 test: .venv

@@ -21,7 +21,7 @@ from cogview_jax.runtime.precision import policy_of
 from cogview_jax.sampling.decode import decode, generate, least_rows, prefill, sample_keys
 from cogview_jax.sampling.fill import fill, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig
-from cogview_jax.sampling.magnify import MagnifyPlan, released_head
+from cogview_jax.sampling.magnify import MagnifyPlan, in_nine, released_head
 from cogview_jax.sampling.scoring import token_log_probs
 from cogview_jax.sampling.super_resolution import magnify
 from cogview_jax.tokenizers.codec import Codec, decode_codes, encode_images
@@ -618,7 +618,9 @@ class CogView:
         return MagnifyPlan.of(size // self.codec.config.downsampling, self._window())
 
     def magnifiable(self) -> tuple[int, ...]:
-        """The sizes in pixels of the pictures that `super_resolve` enlarges.
+        """The sizes in pixels of the pictures that `super_resolve` enlarges, the usual one first.
+
+        That is the size of the pictures that the codec has learned, if it is one of them.
 
         Raises:
             InputError: the bundle is of another task.
@@ -629,8 +631,9 @@ class CogView:
         window = self._window()
         # The released weights have seen windows alone.
         whole = () if self.model.config.official else (window,)
-        nine = () if window % 8 else (2 * window,)
-        return tuple(grid * self.codec.config.downsampling for grid in (*whole, *nine))
+        nine = (2 * window,) if in_nine(window) else ()
+        sizes = [grid * self.codec.config.downsampling for grid in (*whole, *nine)]
+        return tuple(sorted(sizes, key=lambda size: size != self.codec.config.image_size))
 
     def _window(self) -> int:
         """Rows and columns of the codes that one sequence of super-resolution enlarges."""

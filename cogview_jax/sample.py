@@ -65,7 +65,7 @@ TOP_P = flags.DEFINE_float("top_p", 1.0, "only the likeliest tokens that reach t
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size",
     None,
-    "pixels a side at which super_resolution reads --image; by default the least the bundle takes",
+    "pixels a side at which super_resolution reads --image; by default what its codec has learned",
 )
 GUIDANCE = flags.DEFINE_float(
     "guidance",

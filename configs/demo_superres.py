@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
     config.optimizer.clip = 1.0
 
     config.vocabulary = ConfigDict({"codes": 512, "text": 512})
-    config.layout = ConfigDict({"task": "super_resolution", "text_length": 13, "grid": 16})
+    config.layout = ConfigDict({"task": "super_resolution", "text_length": 13, "grid": 8})
     config.text_weight = 1.0
     config.drop_captions = 0.0
 
@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
     config.data.text.character_coverage = 1.0
     config.data.text_records = 4000
     config.data.encode_batch = 64
+    config.data.picture_grid = 16
     config.data.shard_size = 2000
     config.data.max_skipped = 0.05
     config.data.source = ConfigDict()

@@ -11,7 +11,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
 from cogview_jax.runtime.profiler import ProfileConfig
 from cogview_jax.tokenizers.codec import CodecConfig
-from cogview_jax.tokenizers.layout import LayoutConfig
+from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.text import TextConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.loss_scale import LossScaleConfig
@@ -101,7 +101,9 @@ class TokenData:
     (`data.compact_binary`), trained on as it is with the two tokenizers named here. source: the
     captioned pictures. image_tokenizer: the bundle whose codec reads them. text_tokenizer: a
     SentencePiece model; empty trains one, as `text` says, on the captions of the first
-    `text_records` records.
+    `text_records` records. picture_grid: rows and columns of the codes of whole pictures, of the
+    larger one where there are two, if training is to cut windows of layout.grid out of them; 0
+    where pictures are of layout.grid.
     """
 
     source: SourceConfig
@@ -111,6 +113,7 @@ class TokenData:
     text: TextConfig = TextConfig()
     text_records: int = 1_000_000
     encode_batch: int = 64
+    picture_grid: int = 0
     shard_size: int = 8192
     max_skipped: float = 0.05
 
@@ -145,7 +148,21 @@ class TransformerExperiment:
     seed: int = 0
     init_from: str = ""
 
+    @property
+    def picture_grids(self) -> list[int]:
+        """Rows and columns of the codes of a whole picture, one a region of images."""
+        whole = self.data.picture_grid or self.layout.grid
+        images = make_layout(self.layout, self.vocabulary).images
+        return [region.grid * whole // self.layout.grid for region in images]
+
     def __post_init__(self):
+        whole, window = self.data.picture_grid, self.layout.grid
+        odd = self.layout.task == "super_resolution" and whole % 2
+        if whole and (whole < window or odd):
+            raise InputError(
+                f"data.picture_grid {whole} with layout.grid {window}: expected at least that, and"
+                " an even number for super_resolution, or 0 for the same"
+            )
         if not 0 <= self.drop_captions <= 1:
             raise InputError(f"drop_captions {self.drop_captions}: expected 0 to 1")
         if self.drop_captions and self.layout.task == "caption":

@@ -19,7 +19,6 @@ from cogview_jax.pipeline import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.progress import Progress
-from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.tokenizers.text import TextTokenizer, train_text_tokenizer
 
 #: Within a store: the tokenizer-only bundle its tokens were made with.
@@ -49,8 +48,7 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
     tokenizers = _tokenizers(experiment, given, source, path)
     dtype = policy(experiment.precision).compute
     model = CogView(codec=tokenizers.codec(), text=tokenizers.text(), dtype=dtype)
-    layout = make_layout(experiment.layout, experiment.vocabulary)
-    grids = [region.grid for region in layout.images]
+    grids = experiment.picture_grids
     sizes = [grid * model.codec.config.downsampling for grid in grids]
     batch, longer = data.encode_batch, 0
 
@@ -84,7 +82,7 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
         },
         meta={
             "layout": experiment.layout.task,
-            "grid": layout.region("image").grid,
+            "grid": data.picture_grid or experiment.layout.grid,
             "grids": grids,
             "codebook": model.codec.config.codebook,
             "pieces": len(model.text),
@@ -113,13 +111,13 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
         )
     given = Bundle(experiment.data.image_tokenizer)
     codec = given.codec().config
-    images = make_layout(experiment.layout, experiment.vocabulary).images
+    window, whole = experiment.layout.grid, experiment.data.picture_grid
     # Either picture of super-resolution may be of the size that the codec has learned.
-    learned = codec.grid in [region.grid for region in images]
+    learned = codec.grid in experiment.picture_grids
     wanted = {
-        "layout.grid": (
-            experiment.layout.grid,
-            experiment.layout.grid if learned else codec.grid,
+        "data.picture_grid" if whole else "layout.grid": (
+            whole or window,
+            (whole or window) if learned else codec.grid,
         ),
         "vocabulary.codes": (experiment.vocabulary.codes, codec.codebook),
     }

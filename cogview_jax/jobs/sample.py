@@ -173,8 +173,8 @@ def super_resolution(
         out, draws: as there; one picture for each.
         images: files; their centred square is taken.
         prompts: what each shows, or one for all.
-        size: the pixels a side at which the pictures are read; None for the smallest the bundle
-            enlarges.
+        size: the pixels a side at which the pictures are read; None for the codec's own if the
+            bundle enlarges such pictures, else the smallest it does.
 
     Raises:
         InputError: an image cannot be read, the prompts are not as many as the images or do not

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, write_bundle
+from cogview_jax.data.code_windows import code_grids, random_window
 from cogview_jax.data.compact_binary import CompactBinary
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.sources import Source
@@ -65,14 +66,14 @@ class TransformerJob:
                 f"attention_dropout {rate} keeps attention from being a fused kernel; 0 makes a"
                 " step of the 4B model twice as fast on an H200"
             )
-        self._store = store_path(experiment.data, workdir)
+        self._store, self._grids = store_path(experiment.data, workdir), experiment.picture_grids
 
     def source(self) -> Source[TokenRecord]:
         """The token store or compact binary, once it is known to fit the config."""
         if self._store.is_file():
             return self._compact_binary()
         store, experiment = TokenStore(self._store), self.experiment
-        grids = [region.grid for region in self.layout.images]
+        grids = experiment.picture_grids
         has = store.meta.get("grids", [store.meta["grid"]])
         if len(has) != len(grids):
             raise InputError(
@@ -81,10 +82,11 @@ class TransformerJob:
                 " choose another data.store"
             )
         wanted = {
-            "grid": experiment.layout.grid,
+            "grid": experiment.data.picture_grid or experiment.layout.grid,
             "codebook": experiment.vocabulary.codes,
         }
-        names = {"grid": "layout.grid", "codebook": "vocabulary.codes"}
+        whole = "data.picture_grid" if experiment.data.picture_grid else "layout.grid"
+        names = {"grid": whole, "codebook": "vocabulary.codes"}
         for key, value in wanted.items():
             if store.meta[key] != value:
                 raise InputError(
@@ -108,11 +110,17 @@ class TransformerJob:
     def transform(
         self, record: TokenRecord, generator: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """One of the record's captions, or none, and its codes, as a row."""
+        """One of the record's captions, or none, and its codes or a window of them, as a row."""
         caption = record.captions[generator.integers(len(record.captions))]
         if generator.random() < self.experiment.drop_captions:
             caption = caption[:0]
-        parts = self.layout.image_parts(record.codes)
+        windows = random_window(
+            code_grids(record.codes, self._grids),
+            [region.grid for region in self.layout.images],
+            generator,
+        )
+        pictures = zip(self.layout.images, windows, strict=True)
+        parts = {region.name: window.ravel() for region, window in pictures}
         return self.layout.example({"text": caption} | parts)._asdict()
 
     def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -216,7 +224,7 @@ class TransformerJob:
             )
         return CompactBinary(
             self._store,
-            image_length=experiment.layout.grid**2,
+            image_length=self._grids[0] ** 2,
             codes=experiment.vocabulary.codes,
             pieces=len(text),
         )

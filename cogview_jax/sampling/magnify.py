@@ -83,19 +83,21 @@ class MagnifyPlan:
     def of(cls, grid: int, window: int) -> "MagnifyPlan":
         """The plan for grids of `grid` codes a side with a model of windows of `window`.
 
-        One window where it holds the whole picture; the release's nine, in proportion, where the
-        picture is twice as large. InputError for other sizes.
+        One window where it holds the whole picture; nine in the release's order where the picture
+        is twice as large. Of those the first goes a source row beyond its half, as the release's
+        does, and others with windows below stop a source row before their end. InputError for other
+        sizes.
         """
         if grid == window:
             return cls(grid, window, window, ((0, 0, 2 * window),))
-        if grid != 2 * window or window % 8:
+        nine = in_nine(window)
+        if grid != 2 * window or not nine:
             raise InputError(
                 f"pictures of {grid} x {grid} codes cannot be magnified in windows of {window} x"
-                f" {window}: expected {window}"
-                + ("" if window % 8 else f" or {2 * window}")
-                + " a side"
+                f" {window}: expected {window}" + (f" or {2 * window}" if nine else "") + " a side"
             )
-        order = tuple((row, column, rows * window // 16) for row, column, rows in ORDER)
+        rows = {18: window + 2, 30: 2 * window - 2, 32: 2 * window}
+        order = tuple((row, column, rows[released]) for row, column, released in ORDER)
         return cls(grid, window, window // 2, order)
 
     @property
@@ -118,6 +120,11 @@ class MagnifyPlan:
             windows.append(Window(source, target, filled[target].copy()))
             filled[target] = True
         return tuple(windows), filled
+
+
+def in_nine(window: int) -> bool:
+    """Whether windows of this side can enlarge a picture twice as wide, overlapping by half."""
+    return window >= 4 and window % 2 == 0
 
 
 def released_head(

@@ -9,7 +9,6 @@ batched sampling on the left. They begin again where a region says so. Every tok
 a target; its weight is the text's or the image's, and [PAD] has none.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,12 +83,6 @@ class Layout:
     def images(self) -> tuple[Region, ...]:
         """The regions of images, in order."""
         return tuple(region for region in self.regions if region.kind == "image")
-
-    def image_parts(self, codes: np.ndarray) -> dict[str, np.ndarray]:
-        """The codes of each image by its region's name, of all of them one after the other."""
-        ends = itertools.accumulate(region.length for region in self.images)
-        pieces = np.split(codes, list(ends)[:-1])
-        return {region.name: own for region, own in zip(self.images, pieces, strict=True)}
 
     def region(self, name: str) -> Region:
         """The region that holds the part called `name`."""

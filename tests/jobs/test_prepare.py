@@ -131,3 +131,29 @@ def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experim
     codes = row["tokens"][row["tokens"] < base.vocabulary.codes]
     np.testing.assert_array_equal(codes, store[3].codes)
     assert row["positions"].max() == job.model.positions - 1 == 3 + 64
+
+    # Windows of the same pictures: the store is the same, the rows are parts of it.
+    windows = dataclasses.replace(
+        store_of_its_own,
+        layout=dataclasses.replace(layout, grid=4),
+        data=dataclasses.replace(store_of_its_own.data, picture_grid=8),
+    )
+    prepare(windows, tmp_path / "tokens")  # finds it finished
+    job = TransformerJob(windows, Workdir(tmp_path / "run"))
+    record, whole = job.source()[3], image.reshape(8, 8)
+    for seed in range(5):
+        row = job.transform(record, np.random.default_rng(seed))
+        codes = row["tokens"][row["tokens"] < base.vocabulary.codes]
+        small, large = codes[:4].reshape(2, 2), codes[4:].reshape(4, 4)
+        assert any(
+            np.array_equal(small, source.reshape(4, 4)[y : y + 2, x : x + 2])
+            and np.array_equal(large, whole[2 * y : 2 * y + 4, 2 * x : 2 * x + 4])
+            for y in range(3)
+            for x in range(3)
+        )
+    for grid in (3, 5):
+        with pytest.raises(InputError, match=rf"data.picture_grid {grid} with layout.grid 4"):
+            dataclasses.replace(windows, data=dataclasses.replace(windows.data, picture_grid=grid))
+    other = dataclasses.replace(windows, data=dataclasses.replace(windows.data, picture_grid=16))
+    with pytest.raises(InputError, match=r"pass --config.data.picture_grid=8"):
+        TransformerJob(other, Workdir(tmp_path / "run")).source()

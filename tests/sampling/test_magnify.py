@@ -117,11 +117,29 @@ def test_a_picture_of_one_window_and_the_nine_of_one_twice_as_large():
     assert whole.target == (slice(0, 12), slice(0, 12))
     assert (whole.generated, whole.leading) == (144, 0)
     assert MagnifyPlan.of(32, 16) == MagnifyPlan()
-    half, full = MagnifyPlan.of(16, 8), MagnifyPlan()
-    for small, large in zip(half.windows, full.windows, strict=True):
-        for ours, theirs in zip(small.target, large.target, strict=True):
-            assert (2 * ours.start, 2 * ours.stop) == (theirs.start, theirs.stop)
-        np.testing.assert_array_equal(small.known, large.known[::2, ::2])
+
+
+def test_nine_windows_of_four_codes_by_hand():
+    """8x8 codes to 16x16; a letter for each window, in order."""
+    drawing = [
+        "aaaaaaaabbbbcccc",
+        "aaaaaaaabbbbcccc",
+        "aaaaaaaabbbbcccc",
+        "aaaaaaaabbbbcccc",
+        "aaaaaaaabbbbcccc",
+        "aaaaaaaabbbbcccc",
+        "eeeeddddddddffff",
+        "eeeeddddddddffff",
+        "eeeeddddddddffff",
+        "eeeeddddddddffff",
+        *["gggggggghhhhiiii"] * 6,
+    ]
+    filled = np.full((16, 16), ".")
+    for letter, window in zip("abcdefghi", MagnifyPlan.of(8, 4).windows, strict=True):
+        before = filled[window.target] != "."
+        np.testing.assert_array_equal(window.known, before)
+        filled[window.target] = np.where(before, filled[window.target], letter)
+    assert ["".join(row) for row in filled] == drawing
 
 
 @pytest.mark.parametrize(
@@ -133,7 +151,8 @@ def test_a_picture_of_one_window_and_the_nine_of_one_twice_as_large():
             "pictures of 8 x 8 codes cannot be magnified in windows of 16 x 16: expected 16 or",
         ),
         (64, 16, "expected 16 or 32 a side"),
-        (12, 6, "pictures of 12 x 12 codes .* windows of 6 x 6: expected 6 a side"),
+        (10, 5, "pictures of 10 x 10 codes .* windows of 5 x 5: expected 5 a side"),
+        (4, 2, "expected 2 a side"),
     ],
 )
 def test_pictures_of_other_sizes_have_no_plan(grid, window, message):

@@ -57,11 +57,6 @@ def test_a_super_resolution_row_by_hand():
     assert {name: array.tolist() for name, array in row._asdict().items()} == given
     assert (layout.length, layout.positions) == (16, 8)
     assert [(region.name, region.grid) for region in layout.images] == [("source", 1), ("image", 2)]
-    parts = layout.image_parts(np.array([8, 9, 0, 3, 7]))
-    assert {name: codes.tolist() for name, codes in parts.items()} == {
-        "source": [8],
-        "image": [9, 0, 3, 7],
-    }
     # A prompt has the positions that its row had in training.
     prompt = layout.tokens({"text": [4], "source": [8]})
     assert prompt.tolist() == given["tokens"][:9]
