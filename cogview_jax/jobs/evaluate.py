@@ -142,7 +142,8 @@ def _described(model: CogView, drawings: int, draws: Draws) -> dict:
 
 def _enlarged(model: CogView, drawings: int, draws: Draws) -> dict:
     size, pixels = model.magnifiable()[0], model.codec.config.downsampling
-    with Progress(2 * drawings, "evaluate", unit="image", per_minute=True) as progress:
+    windows = len(model.magnification(size).windows)
+    with Progress(2 * drawings * windows, "evaluate", unit="window", per_minute=True) as progress:
 
         def enlarge(pictures: np.ndarray, texts: Sequence[str]) -> np.ndarray:
             larger = model.super_resolve(

@@ -58,8 +58,11 @@ def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
     """Excludes what is below the k-th largest logit; all that equal it stay."""
     if not 0 < k < logits.shape[-1]:
         return logits
-    # The barrier keeps the indices: for values alone XLA's CPU backend sorts all logits.
-    largest, _ = jax.lax.optimization_barrier(jax.lax.top_k(logits, k))
+    # The barrier keeps the indices, and the cut to the smallest for later: where less is asked for
+    # XLA's CPU backend sorts all logits. Swapped, since XLA aborts where it finds a barrier right
+    # behind a top-k of logits that are split over devices.
+    largest, indices = jax.lax.top_k(logits, k)
+    _, largest = jax.lax.optimization_barrier((indices, largest))
     smallest = largest[..., -1:]
     return jnp.where(logits < smallest, -jnp.inf, logits)
 

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import reference
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.sampling.filters import SamplingConfig, draw, keep_top_k, keep_top_p
 
 
@@ -26,6 +28,16 @@ def test_top_k_equals_sorting(logits, k):
     result = keep_top_k(logits, k)
     for row, ours in zip(logits, result, strict=True):
         np.testing.assert_array_equal(ours, reference.keep_top_k(row, k))
+
+
+@pytest.mark.parametrize("axes", [("data", None), (None, "tensor"), ("data", "tensor")], ids=str)
+def test_logits_split_over_devices_are_filtered_as_whole_ones(axes):
+    """XLA once ended the process here: see `keep_top_k`."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=4))
+    whole = jax.random.normal(jax.random.key(0), (4, 64))
+    split = jax.device_put(whole, NamedSharding(mesh, PartitionSpec(*axes)))
+    found = jax.jit(lambda x: keep_top_p(keep_top_k(x, 9), 0.8))(split)
+    np.testing.assert_array_equal(found, keep_top_p(keep_top_k(whole, 9), 0.8))
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.2, 0.5, 0.9, 0.999, 1.0])
