@@ -21,11 +21,11 @@ def get_config() -> ConfigDict:
     config.init_from = "runs/demo/bundle"
 
     config.train = ConfigDict()
-    config.train.steps = 600
-    config.train.global_batch = 64
+    config.train.steps = 5000
+    config.train.global_batch = 8
     config.train.accumulate = 1
-    config.train.log_every = 20
-    config.train.checkpoint_every = 100
+    config.train.log_every = 100
+    config.train.checkpoint_every = 500
     config.train.keep = 2
     config.train.keep_every = 0
     config.train.keep_best = 0
@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     config.vocabulary = ConfigDict({"codes": 512, "text": 512})
     config.layout = ConfigDict({"task": "caption", "text_length": 13, "grid": 8})
     # Few of the tokens, and all that is asked for.
-    config.text_weight = 5.0
+    config.text_weight = 10.0
     config.drop_captions = 0.0
 
     config.model = ConfigDict()

@@ -25,11 +25,11 @@ def get_config() -> ConfigDict:
     config.init_from = "runs/demo/bundle"
 
     config.train = ConfigDict()
-    config.train.steps = 500
-    config.train.global_batch = 16
+    config.train.steps = 5000
+    config.train.global_batch = 8
     config.train.accumulate = 1
-    config.train.log_every = 20
-    config.train.checkpoint_every = 100
+    config.train.log_every = 100
+    config.train.checkpoint_every = 500
     config.train.keep = 2
     config.train.keep_every = 0
     config.train.keep_best = 0
@@ -52,7 +52,8 @@ def get_config() -> ConfigDict:
     config.vocabulary = ConfigDict({"codes": 512, "text": 512})
     config.layout = ConfigDict({"task": "super_resolution", "text_length": 13, "grid": 8})
     config.text_weight = 1.0
-    config.drop_captions = 0.0
+    # A window shows only part of what a text says: it is to be read without one, too.
+    config.drop_captions = 0.5
 
     config.model = ConfigDict()
     config.model.layers = 4
