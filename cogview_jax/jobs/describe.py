@@ -36,7 +36,7 @@ def caption(bundle: str, out: str, images: Sequence[str], draws: Draws) -> None:
     model.need("transformer", "text", "codec")
     model.need_task("caption")
     pixels = read_images(images, model.codec.config.image_size)
-    with Progress(len(images), "caption", unit="image") as progress:
+    with Progress(len(images), "caption", unit="image", per_minute=True) as progress:
         texts = model.caption(
             pixels,
             draws.seed,
@@ -108,5 +108,5 @@ def scores_of(
     scorer: CogView, pictures: np.ndarray, texts: Sequence[str], draws: Draws
 ) -> np.ndarray:
     """CapLoss of each pair, float32 [b], of uint8 pictures [b, h, w, 3]; says how far it is."""
-    with Progress(len(texts), "rerank", unit="image") as progress:
+    with Progress(len(texts), "rerank", unit="image", per_minute=True) as progress:
         return scorer.score(pictures, texts, batch_size=draws.batch_size, progress=progress.update)

@@ -51,6 +51,16 @@ def test_rate_forgets_the_first_unit_and_what_a_resumed_run_had_done(monkeypatch
     assert progress.line(now) == "train  step 511/1000  4 step/s  0:02:02 left"
 
 
+def test_slow_units_are_counted_by_the_minute(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    progress = Progress(10, "sample", unit="image", stream=io.StringIO(), per_minute=True)
+    for _ in range(3):
+        now += 12.0
+        progress.update()
+    assert progress.line(now) == "sample  image 3/10  5 image/min  0:01:24 left"
+
+
 def test_terminal_line_overwrites_itself_and_fits(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     screen = Terminal()
