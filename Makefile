@@ -46,9 +46,10 @@ demo-tasks: .venv runs/demo/bundle/bundle.json
 		--out runs/demo/reranked.json
 	$(RUN) bench.tasks_figure --out runs/demo/tasks.png
 
-# Two files of tests at a time; one shows more: .venv/bin/python -m pytest FILE
+# Two files of tests at a time, in the order of their names: those of bench/, which mostly wait, come
+# first and not alone at the end. One file shows more: .venv/bin/python -m pytest FILE
 test: .venv
-	$(RUN) pytest -n 2 --dist loadfile
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv
 	$(RUN) ruff format --check .

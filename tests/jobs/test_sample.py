@@ -256,15 +256,19 @@ def test_a_magnifier_that_does_not_fit_is_refused_at_once(chain, magnifier, tmp_
         assert not out.exists()
 
 
+class Stopped(Exception):
+    """The end of a job that somebody interrupts."""
+
+
 def stopped(monkeypatch, method, after, call):
     """Runs `call` until a batch too many is asked of `method`; then it is interrupted."""
     whole = getattr(CogView, method)
 
     def breaks(*args, **kwargs):
         yield from itertools.islice(whole(*args, **kwargs), after)
-        raise KeyboardInterrupt
+        raise Stopped
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(CogView, method, breaks)
         call()
 
