@@ -1,6 +1,7 @@
 """What the plan says of a step, held against a step that is really there."""
 
 import dataclasses
+import gc
 
 import jax
 import numpy as np
@@ -48,9 +49,10 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def mixed(mesh):
+    gc.collect()  # what other tests left in cycles may go at any time
     before = len(jax.live_arrays())
     found = plan(mesh)
-    assert len(jax.live_arrays()) == before
+    assert len(jax.live_arrays()) <= before
     return found
 
 
