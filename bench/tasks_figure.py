@@ -14,6 +14,7 @@ from PIL import Image
 
 import cogview_jax
 from cogview_jax.data.shapes import caption, drawing
+from cogview_jax.evaluation.shapes_enlarged import RESAMPLING, resampled
 from cogview_jax.pipeline import GREY, CogView
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.sampling.filters import SamplingConfig
@@ -24,8 +25,8 @@ PROMPTS = (
     "a large purple heart at the top left on a white background",
     "三个蓝色星形，灰色背景",
 )
-#: Of the held-out split: pairs of colour and shape that no training has shown.
-DRAWINGS = range(8)
+#: Of the held-out split: pairs of colour and shape that no training has shown. A row of them.
+DRAWINGS = range(COLUMNS)
 #: Likely tokens only, where the picture is known but for details.
 SURE = SamplingConfig(temperature=0.0)
 
@@ -54,24 +55,19 @@ def completed(model: CogView, small: np.ndarray, texts: list[str]) -> Image.Imag
     given[:, rows * model.codec.config.downsampling :] = GREY
     codes = model.draw_rest(small, rows, texts, [0] * len(small), 0, sampling=SamplingConfig())
     whole = model.decode(np.concatenate(list(codes)))
-    pictures, captions = [], []
-    for start in range(0, len(small), COLUMNS):
-        stop = start + COLUMNS
-        pictures += [*given[start:stop], *whole[start:stop]]
-        captions += [*["given"] * len(given[start:stop]), *texts[start:stop]]
-    return caption_grid(pictures, captions, COLUMNS)
+    return caption_grid([*given, *whole], [*["given"] * len(given), *texts], COLUMNS)
 
 
 def magnified(
     magnifier: CogView, small: np.ndarray, large: np.ndarray, texts: list[str]
 ) -> Image.Image:
     """Drawings, and twice as large: resampled, by the model, and as they truly are."""
-    size, pictures, captions = large.shape[1:3], [], []
+    pictures, captions = [], []
+    smooth = resampled(small, RESAMPLING["bilinear"])
     drawn = magnifier.super_resolve(small, texts, sampling=SURE)
-    for i, picture in enumerate(drawn):
-        bilinear = Image.fromarray(small[i]).resize(size, Image.Resampling.BILINEAR)
-        pictures += [small[i], np.asarray(bilinear), np.asarray(picture), large[i]]
-        captions += [f"given, {len(small[i])} px", "bilinear", "the model", "true drawing"]
+    for given, bilinear, picture, true in zip(small, smooth, drawn, large, strict=True):
+        pictures += [given, bilinear, np.asarray(picture), true]
+        captions += [f"given, {len(given)} px", "bilinear", "the model", "true drawing"]
     return caption_grid(pictures, captions, COLUMNS)
 
 

@@ -178,6 +178,14 @@ class Bundle:
         return path
 
 
+def identity(path: Path | str) -> str:
+    """What names the contents of the bundle at `path`: the sha256 of bundle.json.
+
+    That file holds the hash of every part.
+    """
+    return sha256_file(Path(path) / "bundle.json")
+
+
 def transformer_shapes(model: Transformer) -> Any:
     """The parameters of a transformer as shapes, float32, boxed with their logical axes."""
     tokens = jax.ShapeDtypeStruct((1, 1), "int32")

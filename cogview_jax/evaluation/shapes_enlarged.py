@@ -44,8 +44,8 @@ def enlarged_report(
         small, true = fresh.drawings(size), fresh.drawings(2 * size)
         pictures = {
             "enlarged": enlarge(small, fresh.texts),
-            **{name: _resampled(small, method) for name, method in RESAMPLING.items()},
-            "bilinear_of_codes": _resampled(reconstruct(small), RESAMPLING["bilinear"]),
+            **{name: resampled(small, method) for name, method in RESAMPLING.items()},
+            "bilinear_of_codes": resampled(reconstruct(small), RESAMPLING["bilinear"]),
             "ceiling": reconstruct(true),
         }
         errors = {name: squared_error(each, true) for name, each in pictures.items()}
@@ -58,8 +58,10 @@ def squared_error(pictures: np.ndarray, true: np.ndarray) -> float:
     return float(np.mean(np.square(pictures.astype(np.float64) - true)))
 
 
-def _resampled(pictures: np.ndarray, method: Image.Resampling) -> np.ndarray:
-    large = tuple(2 * side for side in pictures.shape[1:3])
+def resampled(pictures: np.ndarray, method: Image.Resampling) -> np.ndarray:
+    """uint8 pictures [n, h, w, 3] in twice as many rows and columns, without a model."""
+    height, width = pictures.shape[1:3]
+    large = (2 * width, 2 * height)
     return np.stack(
         [np.asarray(Image.fromarray(picture).resize(large, method)) for picture in pictures]
     )

@@ -3,18 +3,18 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
+from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.evaluation.shapes_captions import captions_report
 from cogview_jax.evaluation.shapes_enlarged import enlarged_report
 from cogview_jax.evaluation.shapes_report import shapes_report, table
-from cogview_jax.jobs.describe import load_scorer
+from cogview_jax.jobs.describe import load_scorer, scores_of
 from cogview_jax.jobs.sample_input import Draws
 from cogview_jax.pipeline import CogView, load
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import sha256_file, write_json
+from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.progress import Progress
 
 
@@ -69,7 +69,7 @@ def shapes(
     sampling = replace(draws.sampling, temperature=temperature)
     draws = replace(draws, sampling=sampling)
     settings = {
-        "bundle": _identity(bundle),
+        "bundle": identity(bundle),
         "seed": draws.seed,
         **asdict(sampling),
         "precision": draws.precision,
@@ -82,7 +82,7 @@ def shapes(
         report = _enlarged(model, prompts, draws)
     else:
         if candidates is not None:
-            settings |= {"rerank_with": _identity(candidates.bundle)}
+            settings |= {"rerank_with": identity(candidates.bundle)}
         report = _drawn(model, prompts, draws, candidates)
     write_json(out, {"benchmark": "shapes", "task": task, "settings": settings} | report)
     print(table(report))
@@ -92,11 +92,7 @@ def shapes(
 def _drawn(model: CogView, prompts: int, draws: Draws, candidates: Candidates | None) -> dict:
     scorer = None if candidates is None else load_scorer(candidates.bundle, (), draws)
     count, size = 1 if candidates is None else candidates.count, model.codec.config.image_size
-    total = 2 * prompts * count
-    with (
-        Progress(total, "evaluate", unit="image", per_minute=True) as drawing,
-        Progress(total, "rerank", unit="image", per_minute=True) as scoring,
-    ):
+    with Progress(2 * prompts * count, "evaluate", unit="image", per_minute=True) as progress:
 
         def generate(texts: Sequence[str]) -> np.ndarray:
             codes = model.generate_codes(
@@ -105,14 +101,12 @@ def _drawn(model: CogView, prompts: int, draws: Draws, candidates: Candidates | 
                 draws.seed,
                 sampling=draws.sampling,
                 batch_size=draws.batch_size,
-                progress=drawing.update,
+                progress=progress.update,
             )
             return np.stack([model.decode(row) for row in codes])
 
         def score(pictures: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-            return scorer.score(
-                pictures, texts, batch_size=draws.batch_size, progress=scoring.update
-            )
+            return scores_of(scorer, pictures, texts, draws)
 
         return shapes_report(
             generate,
@@ -161,7 +155,3 @@ def _enlarged(model: CogView, drawings: int, draws: Draws) -> dict:
             return model.decode(model.encode(pictures, grid), grid)
 
         return enlarged_report(enlarge, reconstruct, size=size, count=drawings, seed=draws.seed)
-
-
-def _identity(bundle: str) -> str:
-    return sha256_file(Path(bundle) / "bundle.json")

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.jobs.describe import load_scorer, scores_of
 from cogview_jax.jobs.sample_input import Draws, need_one_each, paired, read_images
 from cogview_jax.jobs.sample_output import write_pictures
 from cogview_jax.jobs.unfinished import Unfinished
 from cogview_jax.pipeline import CogView, load
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import sha256_file
 from cogview_jax.sampling.filters import SamplingConfig
 
 
@@ -93,7 +93,7 @@ def text_to_image(
         lines = [line for line in scored if line["file"]]
     larger = None
     if magnifier is not None:
-        job |= {"magnify_with": _identity(magnify_with), "pictures": _names(lines)}
+        job |= {"magnify_with": identity(magnify_with), "pictures": _names(lines)}
         larger = Unfinished(pictures.folder / "larger", job)
         every = np.stack([pictures.read(name) for name in _names(lines)])
         _enlarge(magnifier, larger, every, lines, draws, None, "magnify")
@@ -283,7 +283,7 @@ def _job(task: str, bundle: str, draws: Draws) -> dict[str, Any]:
     """What a picture depends on, whatever of; not how many there are, nor the batch."""
     return {
         "task": task,
-        "bundle": _identity(bundle),
+        "bundle": identity(bundle),
         "seed": draws.seed,
         "sampling": asdict(draws.sampling),
         "precision": draws.precision,
@@ -296,8 +296,3 @@ def _given(pixels: np.ndarray, texts: Sequence[str]) -> dict[str, Any]:
         "images": [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels],
         "prompts": list(texts),
     }
-
-
-def _identity(bundle: str) -> str:
-    """What names the contents of a bundle: bundle.json holds the hash of every part."""
-    return sha256_file(Path(bundle) / "bundle.json")

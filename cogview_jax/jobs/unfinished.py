@@ -31,30 +31,21 @@ class Unfinished:
         """Looks at what is there; nothing is written before the first picture is added.
 
         Args:
-            folder: for the pictures, and nothing else.
+            folder: for the pictures, the jobs that go on from them, and nothing else.
             job: all that a picture depends on, as JSON has it. Pictures of another job are not
                 taken over: the first that is added takes their place.
 
         Raises:
-            InputError: there is a file where a folder should be.
+            InputError: there is a file where a folder should be, or a folder of something else.
         """
         self.folder, self.job = folder, json.loads(json.dumps(job))
         for place in (folder, *folder.parents):
             if place.exists() and not place.is_dir():
                 raise InputError(f"{place} is a file; pictures need a folder there")
-        try:
-            found = json.loads((folder / JOB).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = None
-        self._begun = found == self.job
-        remove_leftovers(folder)
-        if isinstance(found, dict) and not self._begun:
-            keys = sorted(key for key in self.job if found.get(key) != self.job[key])
-            print(
-                f"{folder} holds pictures of another job (of another {', '.join(keys)}): they are"
-                " drawn anew",
-                file=sys.stderr,
-            )
+        self._begun = False
+        if folder.exists():
+            self._begun = self._is_mine()
+            remove_leftovers(folder)
 
     def missing(self, names: Sequence[str]) -> list[int]:
         """Which of the pictures `names` are not there yet, or cannot be read."""
@@ -120,6 +111,28 @@ class Unfinished:
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.png"
+
+    def _is_mine(self) -> bool:
+        """Whether the folder holds this job; says so where it holds another."""
+        file = self.folder / JOB
+        # It comes with the folder: one without it was made by somebody else.
+        if not file.exists():
+            raise InputError(
+                f"{self.folder} has no {JOB}, so it is no unfinished job: move it away, or choose"
+                " another --out"
+            )
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            keys = sorted(key for key in self.job if found.get(key) != self.job[key])
+        except (ValueError, AttributeError):
+            keys = [f"{JOB}, which cannot be read"]
+        if keys:
+            print(
+                f"{self.folder} holds pictures of another job (of another {', '.join(keys)}): they"
+                " are drawn anew",
+                file=sys.stderr,
+            )
+        return not keys
 
     def _has(self, name: str) -> bool:
         if not self._begun:

@@ -379,6 +379,26 @@ def test_a_file_in_the_place_of_the_folder_is_refused(chain, tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
+def test_a_folder_of_something_else_is_left_alone(chain, tmp_path):
+    mine = tmp_path / "out" / "unfinished" / "novel.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(InputError, match=r"unfinished has no job\.json, so it is no unfinished"):
+        text_to_image(f"{chain.run}/bundle", str(tmp_path / "out"), ["a star"], Draws())
+    assert mine.read_text() == "mine"
+
+
+def test_a_job_that_cannot_be_read_is_drawn_anew(chain, tmp_path, monkeypatch, capsys):
+    base, out = f"{chain.run}/bundle", tmp_path / "out"
+    draws = Draws(num_images=2, batch_size=1)
+    stopped(monkeypatch, "draw", 1, lambda: text_to_image(base, str(out), ["a star"], draws))
+    (out / "unfinished" / "job.json").write_text("{")
+    drawn = counted(monkeypatch, "draw")
+    text_to_image(base, str(out), ["a star"], draws)
+    assert drawn == [2]
+    assert "of another job.json, which cannot be read" in capsys.readouterr().err
+
+
 def test_scores_of_an_earlier_job_do_not_stay_beside_pictures_without(chain, captioner, tmp_path):
     base, out = f"{chain.run}/bundle", tmp_path / "out"
     text_to_image(base, str(out), ["a star"], Draws(), Reranking(captioner))

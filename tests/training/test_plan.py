@@ -52,7 +52,7 @@ def mixed(mesh):
     gc.collect()  # what other tests left in cycles may go at any time
     before = len(jax.live_arrays())
     found = plan(mesh)
-    assert len(jax.live_arrays()) <= before
+    assert len(jax.live_arrays()) == before
     return found
 
 
