@@ -59,28 +59,44 @@ def cached_attention(
         out_specs=row(None, width),
         out_shape=jax.ShapeDtypeStruct((batch, heads, width), queries.dtype),
         interpret=interpret,
-        **_compiler(),
+        **compiler(WARPS),
     )(seen.starts.astype(jnp.int32), stops, queries[:, :, 0], keys, values)[:, None]
 
 
-def _compiler() -> dict[str, Any]:
+def compiler(warps: int) -> dict[str, Any]:
+    """How a kernel is to be compiled: for so many threads, in 32s."""
     from jax.experimental.pallas import triton
 
-    return {"compiler_params": triton.CompilerParams(num_warps=WARPS)}
+    return {"compiler_params": triton.CompilerParams(num_warps=warps)}
 
 
 def _kernel(
     start_ref: Any, stop_ref: Any, query_ref: Any, keys_ref: Any, values_ref: Any, out_ref: Any,
     *, scale: float
 ) -> None:  # fmt: skip
-    """One head of one row: a block of slots after the other, under a running maximum.
+    """One head of one row."""
+    query = query_ref[...].astype(jnp.float32) * scale
+    total, _, shares = attend(query, keys_ref, values_ref, start_ref[...], stop_ref[...])
+    out_ref[...] = (total / shares).astype(out_ref.dtype)
+
+
+def attend(
+    query: jax.Array, keys_ref: Any, values_ref: Any, start: jax.Array, stop: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Inside a kernel, of one head: a block of slots after the other, under a running maximum.
 
     (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".)
+
+    Args:
+        query: [H], scaled.
+        keys_ref, values_ref: [S, H].
+        start, stop: the slots start..stop - 1 are seen.
+
+    Returns:
+        The values' sum [H] by exp(score - largest), the largest score, and the sum of those
+        factors: all float32, and zeros for the sums where nothing is seen.
     """
     from jax.experimental.pallas import triton
-
-    query = query_ref[...].astype(jnp.float32) * scale
-    start, stop = start_ref[...], stop_ref[...]
 
     def block(i: jax.Array, carry: tuple) -> tuple:
         total, largest, shares = carry
@@ -98,5 +114,4 @@ def _kernel(
         return total, now, shares * faded + jnp.sum(weights)
 
     nothing = (jnp.zeros_like(query), jnp.finfo(jnp.float32).min, jnp.float32(0))
-    total, _, shares = jax.lax.fori_loop(start // BLOCK, pl.cdiv(stop, BLOCK), block, nothing)
-    out_ref[...] = (total / shares).astype(out_ref.dtype)
+    return jax.lax.fori_loop(start // BLOCK, pl.cdiv(stop, BLOCK), block, nothing)

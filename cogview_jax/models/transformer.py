@@ -29,6 +29,7 @@ from cogview_jax.models.sparse_attention import (
     PivotCache,
     ThreeRegions,
 )
+from cogview_jax.models.token_step import has_token_step, token_step
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
@@ -235,11 +236,27 @@ def cached_forward(
         slots, queries = jnp.arange(length), index + jnp.arange(tokens.shape[1])
         seen = (slots[None, :] <= queries[:, None]) & valid[:, None, None, :]
     x = model.apply({"params": params}, tokens, positions, method=model.embed)
-    block = Block(model.config, model.policy)
     # What a sequence of the batch becomes depends on itself alone, padding apart.
     counted = jax.lax.dynamic_slice_in_dim(valid, index, tokens.shape[1], axis=1)
+    if isinstance(seen, Filled) and has_token_step(config, policy, len(x)):
+        x, written = token_step(config, policy, params["blocks"], x, seen, cache)
+    else:
+        x, written = _through_blocks(model, params["blocks"], x, seen, cache, index, counted)
+    return model.apply({"params": params}, x, counted, method=model.normalise), written
+
+
+def _through_blocks(
+    model: Transformer,
+    blocks: Sequence[Mapping[str, Any]],
+    x: jax.Array,
+    seen: Any,
+    cache: Sequence[KeyValues | PivotCache],
+    index: jax.Array | int,
+    counted: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    block = Block(model.config, model.policy)
     written = []
-    for layer, layer_cache in zip(params["blocks"], cache, strict=True):
+    for layer, layer_cache in zip(blocks, cache, strict=True):
         x, layer_cache = block.apply({"params": layer}, x, seen, layer_cache, index, counted)
         written.append(layer_cache)
-    return model.apply({"params": params}, x, counted, method=model.normalise), tuple(written)
+    return x, tuple(written)

@@ -1,0 +1,67 @@
+"""The kernels for one new token a row, against the blocks themselves; without a GPU, interpreted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import reference
+from cogview_jax.models.attention import KeyValues
+from cogview_jax.models.block import Block
+from cogview_jax.models.cached_attention import Filled
+from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.token_step import Tiles, token_step
+from cogview_jax.runtime.precision import policy
+from cogview_jax.runtime.sharding import unbox
+
+INTERPRETED = jax.default_backend() != "gpu"
+WIDTH, HEADS, SLOTS = 96, 6, 300
+TILES = {
+    "qkv": Tiles(32, 1, 16, 4),
+    "out": Tiles(16, 3, 16, 4),
+    "up": Tiles(64, 2, 16, 4),
+    "down": Tiles(32, 4, 32, 4),
+}
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        {"compat": "official", "pb_relax_attention": False, "embedding_gradient": 1.0},
+        {"sandwich_ln": False, "pb_relax_norm": False},
+    ],
+    ids=["paper", "official", "pre-LN"],
+)
+@pytest.mark.parametrize(("precision", "error"), [("float32", 2e-6), ("bfloat16", 2e-2)])
+def test_it_is_the_blocks(precision, error, switches):
+    """Three rows that begin at different slots, the cache's among them; both layers' caches."""
+    config = TransformerConfig(layers=2, width=WIDTH, heads=HEADS, dropout=0.0, **switches)
+    types = policy(precision)
+    block = Block(config, types)
+    generator = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(generator.standard_normal(shape), types.compute)
+
+    x, index, starts = normal(3, 1, WIDTH), 270, jnp.array([0, 269, 270])
+    filled = (3, HEADS, SLOTS, WIDTH // HEADS)
+    cache = [KeyValues(normal(*filled), normal(*filled)) for _ in range(2)]
+    slots = jnp.arange(SLOTS)
+    mask = (slots <= index) & (slots >= starts[:, None])
+    mask, counted = mask[:, None, None, :], jnp.ones((3, 1), bool)
+    shapes = jax.eval_shape(block.init, jax.random.key(0), x, mask[..., :1])["params"]
+    blocks = [reference.random_like(unbox(shapes), i) for i in range(2)]
+    expected, kept = x, []
+    for layer, layer_cache in zip(blocks, cache, strict=True):
+        expected, layer_cache = jax.jit(block.apply)(
+            {"params": layer}, expected, mask, layer_cache, index, counted
+        )
+        kept.append(layer_cache)
+    y, written = token_step(
+        config, types, blocks, x, Filled(starts, jnp.int32(index)), cache, TILES, INTERPRETED
+    )
+    scale = float(jnp.abs(expected.astype(jnp.float32)).max())
+    for value, true in zip(jax.tree.leaves((y, written)), jax.tree.leaves((expected, tuple(kept)))):
+        value, true = (np.asarray(a, np.float64) for a in (value, true))
+        np.testing.assert_allclose(value, true, atol=error * scale, rtol=0)
