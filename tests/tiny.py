@@ -1,14 +1,18 @@
-"""The two objectives with models that train within a test, and batches for them."""
+"""Models that train or draw within a test: the two objectives, batches for them, and tokens."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+import reference
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer
+from cogview_jax.models.transformer import Transformer, unstack_layers
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import unbox
+from cogview_jax.sampling.decode import generate, sample_keys
+from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
-from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
+from cogview_jax.tokenizers.layout import LayoutConfig, left_padded, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.codec_objective import CodecObjective
 from cogview_jax.training.objective import Objective
@@ -83,3 +87,19 @@ def pictures(step: int, rows: int = BATCH) -> dict[str, np.ndarray]:
     noise = rng.integers(256, size=(rows, CODEC.image_size, CODEC.image_size, 3))
     strength = np.linspace(0.1, 1, rows)[:, None, None, None]
     return {"image": (noise * strength).astype(np.uint8)}
+
+
+def draw(count: int) -> np.ndarray:
+    """Tokens that a small transformer draws, [3, count], by the way of decoding of the moment.
+
+    The prompts have several lengths, so that rows begin at several slots of the cache. Another
+    count is another compilation.
+    """
+    config = TransformerConfig(layers=2, width=32, heads=2, dropout=0.0)
+    model = Transformer(config, vocabulary=60, positions=24)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *[jnp.zeros((1, 1), jnp.int32)] * 2)
+    params = unstack_layers(reference.random_like(unbox(shapes["params"]), 0))
+    tokens, valid = left_padded([np.array(p) for p in ([55, 3, 4, 56], [55], [55, 1, 2])], 9)
+    keys = sample_keys(0, ["a", "b", "c"], [0, 0, 0])
+    ids = {"first": 20, "last": 52, "config": SamplingConfig(temperature=0.9, top_k=20)}
+    return np.asarray(generate(params, tokens, valid, keys, model=model, count=count, **ids))

@@ -63,11 +63,11 @@ def cached_attention(
     )(seen.starts.astype(jnp.int32), stops, queries[:, :, 0], keys, values)[:, None]
 
 
-def compiler(warps: int) -> dict[str, Any]:
-    """How a kernel is to be compiled: for so many threads, in 32s."""
+def compiler(warps: int, stages: int = 1) -> dict[str, Any]:
+    """How a kernel is to be compiled: for so many threads, in 32s, and reads under way."""
     from jax.experimental.pallas import triton
 
-    return {"compiler_params": triton.CompilerParams(num_warps=warps)}
+    return {"compiler_params": triton.CompilerParams(num_warps=warps, num_stages=stages)}
 
 
 def _kernel(

@@ -1,15 +1,15 @@
 """The blocks for one new token a row, as kernels that read weights at the memory's speed.
 
-Of so few numbers norms, biases and residuals take less time than it takes to start a kernel. They
-are computed by the products that read them, each program for itself, while its weights are on their
-way; products leave sums over parts of their input, which their readers add. A block is so five
-kernels in a row. Written in Pallas for NVIDIA GPUs, through Triton.
+A block is seven kernels in a row: what lies between two products is one, for each row by itself,
+and reads the sums that the product before it left in parts. Products run in tensor cores, for up to
+16 rows in the time of one. Written in Pallas for NVIDIA GPUs, through Triton.
 
-Legend: B batch, D width, F features, N heads, H head width, S slots of the cache, P parts of a sum.
+Legend: B batch, R rows of a tensor core (16, of which B count), D width, F features, N heads,
+H head width, S slots of the cache, P parts of a sum.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,43 +20,40 @@ from jax.experimental import pallas as pl
 
 from cogview_jax.models.attention import KeyValues
 from cogview_jax.models.block import make_norm
-from cogview_jax.models.cached_attention import WARPS, Filled, attend, compiler, has_cache_kernel
+from cogview_jax.models.cached_attention import Filled, attend, compiler, has_cache_kernel
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.runtime.precision import Policy
 
-#: With more rows XLA's own products, in tensor cores, are as fast.
-MOST_ROWS = 4
+#: The fewest rows that tensor cores multiply.
+ROWS = 16
+#: Slots of the cache for each program of attention.
+SHARE = 256
 
 
 class Tiles(NamedTuple):
-    """How a product [B, D] @ [D, F] is cut.
+    """How a product [R, D] @ [D, F] is cut.
 
     columns: of F, for each program. parts: of D; each is a program's and makes one of the sums.
-    depth: how much of D is read at a time. warps: threads of a program, in 32s.
+    depth: how much of D is read at a time. warps: threads of a program, in 32s. stages: reads that
+    are under way at a time.
     """
 
     columns: int
     parts: int
     depth: int
     warps: int
+    stages: int
 
 
-#: Of a block's four products; chosen on an H100 (bench/RESULTS.md).
+#: Of a block's four products; chosen on an H200 (bench/RESULTS.md).
 TILES = {
-    "qkv": Tiles(64, 1, 128, 8),
-    "out": Tiles(32, 2, 128, 4),
-    "up": Tiles(64, 1, 128, 8),
-    "down": Tiles(32, 4, 128, 4),
+    "qkv": Tiles(64, 2, 64, 4, 6),
+    "out": Tiles(64, 4, 128, 4, 4),
+    "up": Tiles(64, 1, 64, 4, 6),
+    "down": Tiles(64, 4, 128, 4, 4),
 }
-#: What all of these divide, in widths.
+#: What a width must be a multiple of for all of these.
 MULTIPLE = 512
-
-
-class Sums(NamedTuple):
-    """The output of an affine map whose sums are still in parts: float32 [P, B, F]; bias [F]."""
-
-    sums: jax.Array
-    bias: jax.Array
 
 
 class Form(NamedTuple):
@@ -70,7 +67,7 @@ class Form(NamedTuple):
 def has_token_step(config: TransformerConfig, policy: Policy, rows: int) -> bool:
     """Whether programs made now can use the kernels, for so many rows."""
     return (
-        rows <= MOST_ROWS
+        rows <= ROWS
         and not config.sparse
         and config.width % MULTIPLE == 0
         and policy.reductions == jnp.float32
@@ -102,184 +99,162 @@ def token_step(
     Returns:
         The main branch [B, 1, D] before the final norm, and the cache with the tokens.
     """
-    norm = make_norm(config, policy)
+    norm, batch = make_norm(config, policy), len(x)
     form = Form(norm.relax, norm.epsilon, jnp.dtype(policy.compute))
     run = {"form": form, "interpret": interpret}
-    main, branch, closing, written = x[:, 0], None, None, []
+    main = jnp.pad(x[:, 0], ((0, ROWS - batch), (0, 0)))
+    sums = bias = closing = None
+    written = []
 
-    def kernel(layer: Mapping[str, Any], *path: str) -> jax.Array:
-        values = layer[path[0]][path[1]]["kernel"].astype(policy.compute)
+    def kernel(linear: Mapping[str, Any]) -> jax.Array:
+        values = linear["kernel"].astype(policy.compute)
         return values.reshape(len(values), -1)
 
-    def sums(values: jax.Array, layer: Mapping[str, Any], *path: str) -> Sums:
-        return Sums(values, layer[path[0]][path[1]]["bias"].reshape(-1))
-
     for layer, kept in zip(blocks, cache, strict=True):
-        main, projected = _entered(
-            main, branch, closing, layer["attention_in"], kernel(layer, "attention", "qkv"),
-            tiles=tiles["qkv"], **run,
-        )  # fmt: skip
-        read = sums(projected, layer, "attention", "qkv")
-        attended, kept = _attended(read, kept, seen.starts, jnp.int32(seen.index), **run)
-        branch = sums(
-            _mapped(attended, kernel(layer, "attention", "out"), tiles=tiles["out"], **run),
-            layer, "attention", "out",
-        )  # fmt: skip
-        main, hidden = _entered(
-            main, branch, layer.get("attention_out"), layer["mlp_in"], kernel(layer, "mlp", "up"),
-            tiles=tiles["up"], **run,
-        )  # fmt: skip
-        hidden = sums(hidden, layer, "mlp", "up")
-        branch = sums(
-            _mapped(hidden, kernel(layer, "mlp", "down"), tiles=tiles["down"], **run),
-            layer, "mlp", "down",
-        )  # fmt: skip
-        closing = layer.get("mlp_out")
+        attention, mlp = layer["attention"], layer["mlp"]
+        main, h = _joined(main, sums, bias, closing, layer["attention_in"], batch=batch, **run)
+        sums = _product(h, kernel(attention["qkv"]), tiles=tiles["qkv"], **run)
+        bias = attention["qkv"]["bias"].reshape(-1)
+        h, kept = _attended(sums, bias, kept, seen.starts, jnp.int32(seen.index), **run)
+        sums = _product(h, kernel(attention["out"]), tiles=tiles["out"], **run)
+        bias, closing = attention["out"]["bias"], layer.get("attention_out")
+        main, h = _joined(main, sums, bias, closing, layer["mlp_in"], batch=batch, **run)
+        h = _product(h, kernel(mlp["up"]), mlp["up"]["bias"], tiles=tiles["up"], **run)
+        sums = _product(h, kernel(mlp["down"]), tiles=tiles["down"], **run)
+        bias, closing = mlp["down"]["bias"], layer.get("mlp_out")
         written.append(kept)
-    last = branch.sums.sum(0) + branch.bias
+    last = (sums.sum(0) + bias)[:batch, None]
     if closing is not None:
-        last = norm.apply({"params": closing}, last)
-    return (main + last.astype(main.dtype))[:, None], tuple(written)
+        last = norm.apply({"params": closing}, last, jnp.ones((batch, 1), bool))
+    return main[:batch, None] + last.astype(main.dtype), tuple(written)
 
 
-@functools.partial(jax.jit, static_argnames=("tiles", "form", "interpret"))
-def _entered(
+@functools.partial(jax.jit, static_argnames=("form", "batch", "interpret"))
+def _joined(
     main: jax.Array,
-    branch: Sums | None,
+    sums: jax.Array | None,
+    bias: jax.Array | None,
     closing: Mapping[str, jax.Array] | None,
     opening: Mapping[str, jax.Array],
-    kernel: jax.Array,
     *,
-    tiles: Tiles,
     form: Form,
+    batch: int,
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """The end of one branch and the start of the next.
+    """The end of one branch and the start of the next: main with the branch, and its norm.
 
-    main: [B, D]. branch: what is added to it, through the norm `closing` where there is one.
-    opening: the norm before `kernel` [D, F]. Returns main with the branch [B, D], and the sums of
-    the product [P, B, F].
+    main: [R, D]. sums, bias: of the branch [P, R, D] and [D], added through the norm `closing`
+    where there is one. opening: the norm of the next branch. Of the results [R, D] the rows from
+    `batch` on are not written.
     """
-    inputs = (main, branch, closing, dict(opening))
-    return _product(
-        functools.partial(_entered_kernel, form=form),
-        inputs, kernel, tiles, interpret, main,
-    )  # fmt: skip
+    inputs = (main, sums, bias, closing, dict(opening))
+    result = jax.ShapeDtypeStruct(main.shape, main.dtype)
+    return pl.pallas_call(
+        functools.partial(_joined_kernel, form=form),
+        grid=(batch,),
+        in_specs=jax.tree.map(_whole, inputs),
+        out_specs=[_whole(main)] * 2,
+        out_shape=[result] * 2,
+        interpret=interpret,
+        **compiler(8),
+    )(*inputs)
 
 
-def _entered_kernel(
-    main_ref: Any, branch: Any, closing: Any, opening: Any, new_main_ref: Any, *, form: Form
-) -> Callable[[int, Any], jax.Array]:
-    """What `_product` multiplies: normalised rows of the main branch."""
-    batch, width = main_ref.shape
+def _joined_kernel(
+    main_ref: Any, sums_ref: Any, bias_ref: Any, closing: Any, opening: Any,
+    new_main_ref: Any, normal_ref: Any, *, form: Form,
+) -> None:  # fmt: skip
+    """One row."""
+    from jax.experimental.pallas import triton
+
+    row, width = pl.program_id(0), main_ref.shape[1]
     lanes = jnp.arange(pl.next_power_of_2(width))
-    everywhere = (pl.ds(0, len(lanes)), lanes < width)
-    added, scaled = [], []
+    every, inside = pl.ds(0, len(lanes)), lanes < width
 
-    def plus_branch(row: int, at: tuple, statistics: tuple | None) -> jax.Array:
-        x = _read(main_ref, row, *at)
-        if branch is None:
-            return x
-        y = _total(branch, row, *at)
+    def read(ref: Any, *before: Any) -> jax.Array:
+        values = triton.load(ref.at[(*before, every)], mask=inside, other=0.0)
+        return values.astype(jnp.float32)
+
+    def norm(x: jax.Array, parameters: Any) -> jax.Array:
+        normal = _standardised(x, inside, width, form)
+        return normal * read(parameters["scale"]) + read(parameters["bias"])
+
+    x = read(main_ref, row)
+    if sums_ref is not None:
+        y = sum(read(sums_ref, np.int32(part), row) for part in range(sums_ref.shape[0]))
+        y += read(bias_ref)
         if closing is not None:
-            y = _normal(y, statistics, closing, *at)
-        y = y.astype(form.dtype).astype(jnp.float32)
-        return (x + y).astype(form.dtype).astype(jnp.float32)
+            y = norm(y, closing)
+        x = (x + y.astype(form.dtype).astype(jnp.float32)).astype(form.dtype).astype(jnp.float32)
+    h = norm(jnp.where(inside, x, 0), opening)
+    triton.store(new_main_ref.at[row, every], x.astype(form.dtype), mask=inside)
+    triton.store(normal_ref.at[row, every], h.astype(form.dtype), mask=inside)
 
-    for row in range(batch):
-        added.append(None)
-        if branch is not None and closing is not None:
-            y = _total(branch, row, *everywhere)
-            added[row] = _statistics(y, everywhere[1], width, form)
-        x = plus_branch(row, everywhere, added[row])
-        scaled.append(_statistics(x, everywhere[1], width, form))
 
-        @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
-        def _(row: int = row, x: jax.Array = x) -> None:
-            _write(new_main_ref, row, *everywhere, x)
-
-    def normalised(row: int, at: Any) -> jax.Array:
-        x = plus_branch(row, (at, None), added[row])
-        return _normal(x, scaled[row], opening, at, None)
-
-    return normalised
+def _standardised(x: jax.Array, inside: jax.Array, width: int, form: Form) -> jax.Array:
+    """A row, 0 where not inside, as LayerNorm has it before scale and bias."""
+    largest = jnp.max(jnp.abs(x))
+    if form.relax == "row":
+        x = x / jnp.where(largest < jnp.finfo(jnp.float32).tiny, 1.0, largest)
+    elif form.relax == "tensor":
+        x = x / (jnp.where(largest > 0, largest, 8.0) / 8)
+    centred = jnp.where(inside, x - jnp.sum(x) / width, 0.0)
+    return centred * jax.lax.rsqrt(jnp.sum(centred**2) / width + form.epsilon)
 
 
 @functools.partial(jax.jit, static_argnames=("tiles", "form", "interpret"))
-def _mapped(
-    x: jax.Array | Sums, kernel: jax.Array, *, tiles: Tiles, form: Form, interpret: bool
-) -> jax.Array:
-    """x @ kernel as sums [P, B, F]; x is [B, D] as it is, or sums that go through GELU."""
-
-    def rows(ref: Any) -> Callable[[int, Any], jax.Array]:
-        if isinstance(ref, Sums):
-            return lambda row, at: nn.gelu(_total(ref, row, at, None), approximate=True)
-        return lambda row, at: _read(ref, row, at, None)
-
-    (sums,) = _product(rows, (x,), kernel, tiles, interpret)
-    return sums
-
-
 def _product(
-    prepare: Callable,
-    inputs: tuple,
-    kernel: jax.Array,
-    tiles: Tiles,
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, tiles: Tiles, form: Form,
     interpret: bool,
-    *results: jax.Array,
-) -> list[jax.Array]:
-    """rows @ kernel [D, F] as sums [P, B, F], after `results`, whose form others have.
-
-    prepare: (refs of inputs, refs of results) -> (row, positions) -> float32 values of that row.
-    """
-    batch = jax.tree.leaves(inputs)[0].shape[-2]
+) -> jax.Array:  # fmt: skip
+    """x [R, D] @ kernel [D, F] as float32 sums [P, R, F]; with a bias gelu(sum + bias) [R, F]."""
     width, features = kernel.shape
     part = width // tiles.parts
+    given = (x, kernel) if bias is None else (x, kernel, bias)
 
-    def whole(x: jax.Array) -> pl.BlockSpec:
-        return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
+    def program(x_ref: Any, kernel_ref: Any, *refs: Any) -> None:
+        def add(i: jax.Array, sums: jax.Array) -> jax.Array:
+            at = pl.ds(i * tiles.depth, tiles.depth)
+            return sums + jnp.dot(
+                x_ref[:, at], kernel_ref[at, :], preferred_element_type=jnp.float32
+            )
 
-    def program(*refs: Any) -> None:
-        *given, kernel_ref = refs[: len(inputs) + 1]
-        *made, sums_ref = refs[len(inputs) + 1 :]
+        nothing = jnp.zeros((len(x), tiles.columns), jnp.float32)
+        sums = jax.lax.fori_loop(0, part // tiles.depth, add, nothing)
+        if bias is not None:
+            sums = nn.gelu(sums + refs[0][...].astype(jnp.float32)[None], approximate=True)
+        refs[-1][...] = sums.astype(refs[-1].dtype)
 
-        def weights(i: int) -> jax.Array:
-            return kernel_ref[pl.ds(i * tiles.depth, tiles.depth), :]
-
-        begin = pl.program_id(1) * part
-        ahead = weights(0)  # on its way while the rows are prepared
-        rows = prepare(*given, *made)
-        sums = [jnp.zeros((tiles.depth, tiles.columns), jnp.float32)] * batch
-        for i in range(part // tiles.depth):
-            now = ahead.astype(jnp.float32)
-            if (i + 1) * tiles.depth < part:
-                ahead = weights(i + 1)
-            at = pl.ds(begin + i * tiles.depth, tiles.depth)
-            for b in range(batch):
-                values = rows(b, at).astype(kernel.dtype).astype(jnp.float32)
-                sums[b] += values[:, None] * now
-        for b in range(batch):
-            sums_ref[b, :] = jnp.sum(sums[b], axis=0)
-
-    shape = jax.ShapeDtypeStruct((tiles.parts, batch, features), jnp.float32)
-    tile = pl.BlockSpec((part, tiles.columns), lambda i, p: (p, i))
+    specs = [
+        pl.BlockSpec((len(x), part), lambda i, p: (0, p)),
+        pl.BlockSpec((part, tiles.columns), lambda i, p: (p, i)),
+        pl.BlockSpec((tiles.columns,), lambda i, p: (i,)),
+    ]
+    if bias is None:
+        shape = jax.ShapeDtypeStruct((tiles.parts, len(x), features), jnp.float32)
+        out = pl.BlockSpec((None, len(x), tiles.columns), lambda i, p: (p, 0, i))
+    else:
+        shape = jax.ShapeDtypeStruct((len(x), features), form.dtype)
+        out = pl.BlockSpec((len(x), tiles.columns), lambda i, p: (0, i))
     return pl.pallas_call(
         program,
         grid=(features // tiles.columns, tiles.parts),
-        in_specs=[*jax.tree.map(whole, inputs), tile],
-        out_specs=[
-            *map(whole, results),
-            pl.BlockSpec((None, batch, tiles.columns), lambda i, p: (p, 0, i)),
-        ],
-        out_shape=[*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results), shape],
+        in_specs=specs[: len(given)],
+        out_specs=out,
+        out_shape=shape,
         interpret=interpret,
-        **compiler(tiles.warps),
-    )(*inputs, kernel)
+        **compiler(tiles.warps, tiles.stages),
+    )(*given)
+
+
+def _whole(x: jax.Array) -> pl.BlockSpec:
+    return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
 
 
 @functools.partial(jax.jit, static_argnames=("form", "interpret"))
 def _attended(
-    read: Sums,
+    sums: jax.Array,
+    bias: jax.Array,
     cache: KeyValues,
     starts: jax.Array,
     index: jax.Array,
@@ -287,102 +262,84 @@ def _attended(
     form: Form,
     interpret: bool,
 ) -> tuple[jax.Array, KeyValues]:
-    """Attention of the new tokens to the cache and to themselves [B, D], and the cache with them.
+    """Attention of the new tokens to the cache and to themselves [R, D], and the cache with them.
 
-    read: queries, keys and values of the tokens, in this order along F = 3D.
+    sums, bias: of queries, keys and values [P, R, 3D] and [3D]. Programs take a share of the slots
+    each; what they find is put together afterwards.
     """
     batch, heads, slots, head_width = cache.keys.shape
-    parts = len(read.sums)
-    sums = read.sums.reshape(parts, batch, 3, heads * head_width)
-    bias = read.bias.reshape(3, heads * head_width)
-    cached = pl.BlockSpec((None, None, slots, head_width), lambda b, n: (b, n, 0, 0))
+    parts, rows = sums.shape[:2]
+    width, shares = heads * head_width, -(-slots // SHARE)
+    cached = pl.BlockSpec((None, None, slots, head_width), lambda b, n, s: (b, n, 0, 0))
     like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in cache]
-    y, keys, values = pl.pallas_call(
-        functools.partial(_attended_kernel, scale=head_width**-0.5),
-        grid=(batch, heads),
+    found = [
+        jax.ShapeDtypeStruct((batch, shares, width), jnp.float32),
+        jax.ShapeDtypeStruct((batch, shares, heads), jnp.float32),
+        jax.ShapeDtypeStruct((batch, shares, heads), jnp.float32),
+    ]
+    number = pl.BlockSpec((None, None, None), lambda b, n, s: (b, s, n))
+    totals, largest, weights, keys, values = pl.pallas_call(
+        functools.partial(_attended_kernel, scale=head_width**-0.5, dtype=form.dtype),
+        grid=(batch, heads, shares),
         in_specs=[
-            pl.BlockSpec((None,), lambda b, n: (b,)),
-            pl.BlockSpec((1,), lambda b, n: (0,)),
-            pl.BlockSpec((parts, None, 3, head_width), lambda b, n: (0, b, 0, n)),
-            pl.BlockSpec((3, head_width), lambda b, n: (0, n)),
+            pl.BlockSpec((None,), lambda b, n, s: (b,)),
+            pl.BlockSpec((1,), lambda b, n, s: (0,)),
+            pl.BlockSpec((parts, None, 3, head_width), lambda b, n, s: (0, b, 0, n)),
+            pl.BlockSpec((3, head_width), lambda b, n, s: (0, n)),
             cached,
             cached,
         ],
-        out_specs=[pl.BlockSpec((None, head_width), lambda b, n: (b, n)), cached, cached],
-        out_shape=[jax.ShapeDtypeStruct((batch, heads * head_width), form.dtype), *like],
-        input_output_aliases={4: 1, 5: 2},
+        out_specs=[
+            pl.BlockSpec((None, None, head_width), lambda b, n, s: (b, s, n)),
+            number, number, cached, cached,
+        ],
+        out_shape=[*found, *like],
+        input_output_aliases={4: 3, 5: 4},
         interpret=interpret,
-        **compiler(WARPS),
-    )(starts.astype(jnp.int32), index[None], sums, bias, *cache)
-    return y, KeyValues(keys, values)
+        **compiler(4),
+    )(
+        starts.astype(jnp.int32), index[None],
+        sums.reshape(parts, rows, 3, width), bias.reshape(3, width), *cache,
+    )  # fmt: skip
+    factors = jnp.exp(largest - largest.max(axis=1, keepdims=True))
+    totals = totals.reshape(batch, shares, heads, head_width)
+    y = (totals * factors[..., None]).sum(1) / (weights * factors).sum(1)[..., None]
+    y = y.reshape(batch, width).astype(form.dtype)
+    return jnp.pad(y, ((0, rows - batch), (0, 0))), KeyValues(keys, values)
 
 
 def _attended_kernel(
     start_ref: Any, index_ref: Any, sums_ref: Any, bias_ref: Any, keys_ref: Any, values_ref: Any,
-    out_ref: Any, new_keys_ref: Any, new_values_ref: Any, *, scale: float
+    total_ref: Any, largest_ref: Any, weights_ref: Any, new_keys_ref: Any, new_values_ref: Any,
+    *, scale: float, dtype: Any,
 ) -> None:  # fmt: skip
-    """One head of one row. Its own key and value it takes from where they were computed."""
+    """A share of the slots of one head of one row.
+
+    The first share has the token itself, too, whose key and value it takes from where they were
+    computed.
+    """
 
     def projected(i: int) -> jax.Array:
         sums = sum(sums_ref[part, i, :] for part in range(sums_ref.shape[0]))
-        return (sums + bias_ref[i, :].astype(jnp.float32)).astype(out_ref.dtype)
+        return (sums + bias_ref[i, :].astype(jnp.float32)).astype(dtype)
 
-    query, key, value = (projected(i) for i in range(3))
-    index = index_ref[0]
-    new_keys_ref[index, :] = key
-    new_values_ref[index, :] = value
-    query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
-    query = query * scale
-    total, largest, shares = attend(query, keys_ref, values_ref, start_ref[...], index)
-    score = jnp.sum(query * key)
+    share, index = pl.program_id(2), index_ref[0]
+    key, value = projected(1), projected(2)
+    query = projected(0).astype(jnp.float32) * scale
+    start = jnp.maximum(start_ref[...], share * SHARE)
+    stop = jnp.minimum(index, (share + 1) * SHARE)
+    total, largest, weights = attend(query, keys_ref, values_ref, start, stop)
+
+    @pl.when(share == 0)
+    def _() -> None:
+        new_keys_ref[index, :] = key
+        new_values_ref[index, :] = value
+
+    key, value = key.astype(jnp.float32), value.astype(jnp.float32)
+    score = jnp.where(share == 0, jnp.sum(query * key), jnp.finfo(jnp.float32).min)
     now = jnp.maximum(largest, score)
-    faded, own = jnp.exp(largest - now), jnp.exp(score - now)
-    out_ref[...] = ((total * faded + own * value) / (shares * faded + own)).astype(out_ref.dtype)
-
-
-def _read(ref: Any, row: int | tuple | None, at: Any, inside: jax.Array | None) -> jax.Array:
-    """float32 values of a row of `ref` at some positions; zeros where not `inside`."""
-    from jax.experimental.pallas import triton
-
-    before = () if row is None else row if isinstance(row, tuple) else (row,)
-    if inside is None:
-        return ref[(*before, at)].astype(jnp.float32)
-    view = ref.at[(*map(np.int32, before), at)]
-    return triton.load(view, mask=inside, other=0.0).astype(jnp.float32)
-
-
-def _write(ref: Any, row: int, at: Any, inside: jax.Array, x: jax.Array) -> None:
-    from jax.experimental.pallas import triton
-
-    triton.store(ref.at[np.int32(row), at], x.astype(ref.dtype), mask=inside)
-
-
-def _total(map_ref: Sums, row: int, at: Any, inside: jax.Array | None) -> jax.Array:
-    """A row of an affine map's output: the sum of its parts, and the bias."""
-    parts = range(map_ref.sums.shape[0])
-    sums = sum(_read(map_ref.sums, (part, row), at, inside) for part in parts)
-    return sums + _read(map_ref.bias, None, at, inside)
-
-
-def _statistics(x: jax.Array, inside: jax.Array, width: int, form: Form) -> tuple:
-    """What LayerNorm must know of a whole row: divisor, mean, and factor; x is 0 outside."""
-    largest = jnp.max(jnp.abs(x))
-    if form.relax == "row":
-        divisor = jnp.where(largest < jnp.finfo(jnp.float32).tiny, 1.0, largest)
-    elif form.relax == "tensor":
-        divisor = jnp.where(largest > 0, largest, 8.0) / 8
-    else:
-        divisor = jnp.float32(1)
-    x = x / divisor
-    mean = jnp.sum(x) / width
-    centred = jnp.where(inside, x - mean, 0.0)
-    return divisor, mean, jax.lax.rsqrt(jnp.sum(centred**2) / width + form.epsilon)
-
-
-def _normal(
-    x: jax.Array, statistics: tuple, norm: Mapping[str, Any], at: Any, inside: jax.Array | None
-) -> jax.Array:
-    """LayerNorm of some positions of a row whose statistics are known."""
-    divisor, mean, factor = statistics
-    normal = (x / divisor - mean) * factor
-    return normal * _read(norm["scale"], None, at, inside) + _read(norm["bias"], None, at, inside)
+    faded = jnp.exp(largest - now)
+    own = jnp.where(share == 0, jnp.exp(score - now), 0.0)
+    total_ref[...] = total * faded + own * value
+    largest_ref[...] = now
+    weights_ref[...] = weights * faded + own

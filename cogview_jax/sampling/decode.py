@@ -45,8 +45,8 @@ def sample_keys(seed: int, prompts: Sequence[str], indices: Sequence[int]) -> ja
 def least_rows() -> int:
     """How many rows the smallest batch should have.
 
-    On a GPU two rows take less time than one, whose products with weights XLA does not give to the
-    library for matrix products: 3.7 against 5.2 ms a token of the 4B model (bench/RESULTS.md).
+    On a GPU a second row costs nothing, and one alone XLA does not give to the library for matrix
+    products, where `models.token_step` does not apply (bench/RESULTS.md).
     """
     return 2 if jax.default_backend() == "gpu" else 1
 

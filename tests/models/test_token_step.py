@@ -1,4 +1,4 @@
-"""The kernels for one new token a row, against the blocks themselves; without a GPU, interpreted."""
+"""The kernels for one new token a row, against the blocks; without a GPU, interpreted."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import reference
+import tiny
 from cogview_jax.models.attention import KeyValues
 from cogview_jax.models.block import Block
 from cogview_jax.models.cached_attention import Filled
@@ -17,10 +18,10 @@ from cogview_jax.runtime.sharding import unbox
 INTERPRETED = jax.default_backend() != "gpu"
 WIDTH, HEADS, SLOTS = 96, 6, 300
 TILES = {
-    "qkv": Tiles(32, 1, 16, 4),
-    "out": Tiles(16, 3, 16, 4),
-    "up": Tiles(64, 2, 16, 4),
-    "down": Tiles(32, 4, 32, 4),
+    "qkv": Tiles(32, 2, 16, 4, 2),
+    "out": Tiles(16, 2, 16, 4, 2),
+    "up": Tiles(64, 1, 32, 4, 2),
+    "down": Tiles(32, 4, 32, 4, 2),
 }
 
 
@@ -62,6 +63,22 @@ def test_it_is_the_blocks(precision, error, switches):
         config, types, blocks, x, Filled(starts, jnp.int32(index)), cache, TILES, INTERPRETED
     )
     scale = float(jnp.abs(expected.astype(jnp.float32)).max())
-    for value, true in zip(jax.tree.leaves((y, written)), jax.tree.leaves((expected, tuple(kept)))):
-        value, true = (np.asarray(a, np.float64) for a in (value, true))
+    pairs = zip(*map(jax.tree.leaves, ((y, written), (expected, tuple(kept)))), strict=True)
+    for value, true in pairs:
+        value, true = reference.float64(value), reference.float64(true)
         np.testing.assert_allclose(value, true, atol=error * scale, rtol=0)
+
+
+def test_decoding_with_it_draws_the_same(monkeypatch):
+    expected, calls = tiny.draw(12), []
+
+    def interpreted(*arguments):
+        calls.append(arguments)
+        return token_step(*arguments, tiles=TILES, interpret=True)
+
+    monkeypatch.setattr("cogview_jax.models.transformer.has_cache_kernel", lambda *_: True)
+    monkeypatch.setattr("cogview_jax.models.transformer.has_token_step", lambda *_: True)
+    monkeypatch.setattr("cogview_jax.models.transformer.token_step", interpreted)
+    # Another count: what was compiled before is not used again.
+    np.testing.assert_array_equal(tiny.draw(10), expected[:, :10])
+    assert calls
