@@ -63,8 +63,11 @@ def cached_attention(
     )(seen.starts.astype(jnp.int32), stops, queries[:, :, 0], keys, values)[:, None]
 
 
-def compiler(warps: int, stages: int = 1) -> dict[str, Any]:
-    """How a kernel is to be compiled: for so many threads, in 32s, and reads under way."""
+def compiler(warps: int, stages: int | None = None) -> dict[str, Any]:
+    """Arguments of a kernel's call: its threads, in 32s, and how many reads of a loop overlap.
+
+    Without `stages` Triton's own number.
+    """
     from jax.experimental.pallas import triton
 
     return {"compiler_params": triton.CompilerParams(num_warps=warps, num_stages=stages)}

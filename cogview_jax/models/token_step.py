@@ -156,7 +156,7 @@ def _joined(
         out_specs=[_whole(main)] * 2,
         out_shape=[result] * 2,
         interpret=interpret,
-        **compiler(8),
+        **compiler(8, 1),
     )(*inputs)
 
 
@@ -192,7 +192,11 @@ def _joined_kernel(
 
 
 def _standardised(x: jax.Array, inside: jax.Array, width: int, form: Form) -> jax.Array:
-    """A row, 0 where not inside, as LayerNorm has it before scale and bias."""
+    """A row [L] as `LayerNorm` has it before scale and bias.
+
+    Kernels read powers of two: beyond the width, where it is not `inside`, x is 0. Of one token
+    the release's largest value of the whole tensor is the row's own.
+    """
     largest = jnp.max(jnp.abs(x))
     if form.relax == "row":
         x = x / jnp.where(largest < jnp.finfo(jnp.float32).tiny, 1.0, largest)
@@ -296,7 +300,7 @@ def _attended(
         out_shape=[*found, *like],
         input_output_aliases={4: 3, 5: 4},
         interpret=interpret,
-        **compiler(4),
+        **compiler(4, 1),
     )(
         starts.astype(jnp.int32), index[None],
         sums.reshape(parts, rows, 3, width), bias.reshape(3, width), *cache,

@@ -254,6 +254,7 @@ def _through_blocks(
     index: jax.Array | int,
     counted: jax.Array,
 ) -> tuple[jax.Array, Cache]:
+    """x [B, T, D] through all blocks, one after the other; see `cached_forward` and `Block`."""
     block = Block(model.config, model.policy)
     written = []
     for layer, layer_cache in zip(blocks, cache, strict=True):

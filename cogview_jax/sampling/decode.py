@@ -45,8 +45,8 @@ def sample_keys(seed: int, prompts: Sequence[str], indices: Sequence[int]) -> ja
 def least_rows() -> int:
     """How many rows the smallest batch should have.
 
-    On a GPU a second row costs nothing, and one alone XLA does not give to the library for matrix
-    products, where `models.token_step` does not apply (bench/RESULTS.md).
+    Where `models.token_step` does not apply, XLA does not give products with a single row to a
+    GPU's library for matrix products: two rows take less time (bench/RESULTS.md).
     """
     return 2 if jax.default_backend() == "gpu" else 1
 
