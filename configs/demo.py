@@ -48,6 +48,8 @@ def get_config() -> ConfigDict:
     config.vocabulary = ConfigDict({"codes": 512, "text": 512})
     config.layout = ConfigDict({"task": "text_to_image", "text_length": 13, "grid": 8})
     config.text_weight = 1.0
+    config.prompt_weight = 1.0
+    config.noise = 0.0
     config.drop_captions = 0.0
 
     config.model = ConfigDict()

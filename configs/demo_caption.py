@@ -49,6 +49,8 @@ def get_config() -> ConfigDict:
     config.layout = ConfigDict({"task": "caption", "text_length": 13, "grid": 8})
     # Few of the tokens, and all that is asked for.
     config.text_weight = 10.0
+    config.prompt_weight = 1.0
+    config.noise = 0.0
     config.drop_captions = 0.0
 
     config.model = ConfigDict()

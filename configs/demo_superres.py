@@ -53,6 +53,8 @@ def get_config() -> ConfigDict:
     config.layout = ConfigDict({"task": "super_resolution", "text_length": 13, "grid": 8})
     config.text_weight = 1.0
     # A window shows only part of what a text says: it is to be read without one, too.
+    config.prompt_weight = 1.0
+    config.noise = 0.0
     config.drop_captions = 0.5
 
     config.model = ConfigDict()

@@ -45,8 +45,8 @@ class Region:
 class Example(NamedTuple):
     """One row for training, all [layout.length - 1].
 
-    tokens, targets and positions are int32. text_weights and image_weights are float32, 1 where the
-    target is of that kind (commands count as text), else 0.
+    tokens, targets and positions are int32. text_weights and image_weights are float32, 1 (or the
+    prompt's weight) where the target is of that kind (commands count as text), else 0.
     """
 
     tokens: np.ndarray
@@ -83,6 +83,11 @@ class Layout:
     def images(self) -> tuple[Region, ...]:
         """The regions of images, in order."""
         return tuple(region for region in self.regions if region.kind == "image")
+
+    @property
+    def sought(self) -> Region:
+        """The last part's region, which sampling fills; what stands before it is the prompt."""
+        return next(region for region in reversed(self.regions) if region.kind != "command")
 
     def region(self, name: str) -> Region:
         """The region that holds the part called `name`."""
@@ -131,11 +136,12 @@ class Layout:
                     positions[at[0] :] -= positions[at[0]]
         return positions
 
-    def example(self, parts: Mapping[str, Sequence[int]]) -> Example:
+    def example(self, parts: Mapping[str, Sequence[int]], prompt_weight: float = 1.0) -> Example:
         """The training row of `parts` (see `tokens`), padded on the right with [PAD].
 
         Text too long for its region is cut to it, as the paper does; a prompt, in contrast, is
-        refused.
+        refused. prompt_weight: what targets before the last part weigh, those from there on being
+        1.
         """
         cut = {
             region.name: parts[region.name][: region.length]
@@ -149,14 +155,16 @@ class Layout:
         padded[: len(row)] = row
         targets = padded[1:]
         image = targets < self.vocabulary.codes
-        given = np.arange(1, self.length) < len(row)
+        place = np.arange(1, self.length)
+        prompt = len(self.tokens({name: cut[name] for name in cut if name != self.sought.name}))
+        weights = np.where(place < prompt, prompt_weight, place < len(row)).astype(np.float32)
         return Example(
             tokens=padded[:-1],
             targets=targets,
             # Padding behind a restarted stretch has none of its own.
             positions=np.minimum(self.positions_of(padded[:-1]), self.positions - 1),
-            text_weights=(given & ~image).astype(np.float32),
-            image_weights=(given & image).astype(np.float32),
+            text_weights=weights * ~image,
+            image_weights=weights * image,
         )
 
     def _check(self, region: Region, part: np.ndarray) -> None:

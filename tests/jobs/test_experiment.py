@@ -94,15 +94,18 @@ def test_what_draws_no_pictures_is_not_asked_for_them():
 
 
 @pytest.mark.parametrize(
-    ("task", "share", "message"),
+    ("task", "changes", "message"),
     [
-        ("text_to_image", 1.5, "drop_captions 1.5: expected 0 to 1"),
-        ("text_to_image", -0.1, "drop_captions -0.1: expected 0 to 1"),
-        ("caption", 0.1, "drop_captions 0.1: a caption model learns nothing without them"),
+        ("text_to_image", {"drop_captions": 1.5}, "drop_captions 1.5: expected 0 to 1"),
+        ("text_to_image", {"drop_captions": -0.1}, "drop_captions -0.1: expected 0 to 1"),
+        ("caption", {"drop_captions": 0.1}, "drop_captions 0.1: a caption model learns nothing"),
+        ("caption", {"noise": 1.5}, "noise 1.5: expected 0 to 1"),
+        ("caption", {"noise": -0.1}, "noise -0.1: expected 0 to 1"),
+        ("caption", {"prompt_weight": -1.0}, "prompt_weight -1.0: expected 0 or more"),
     ],
 )
-def test_a_share_of_dropped_captions_that_makes_no_sense_is_refused(task, share, message):
-    config = TRANSFORMER | {"drop_captions": share}
+def test_shares_and_weights_that_make_no_sense_are_refused(task, changes, message):
+    config = TRANSFORMER | changes
     config["layout"] = config["layout"] | {"task": task}
     with pytest.raises(InputError, match=message):
         read_experiment(config)

@@ -93,6 +93,22 @@ def test_a_full_row_has_no_padding_and_a_row_without_text_has_most():
     assert (empty.text_weights + empty.image_weights).tolist() == [1] * 7 + [0] * 3
 
 
+@pytest.mark.parametrize("task", ["text_to_image", "caption", "super_resolution"])
+def test_what_stands_before_the_last_part_weighs_as_asked(task):
+    layout = make_layout(LayoutConfig(task, text_length=3, grid=2), VOCABULARY)
+    parts = {"text": [0, 4], "image": [9, 0, 3, 7], "source": [8]}
+    whole, weighed = layout.example(parts), layout.example(parts, 0.25)
+    assert layout.sought.name == ("text" if task == "caption" else "image")
+    # The prompt's last token is the first that has one of the last part as its target.
+    prompt = layout.tokens({name: parts[name] for name in parts if name != layout.sought.name})
+    shares = np.where(np.arange(layout.length - 1) < len(prompt) - 1, 0.25, 1)
+    for name in ("text_weights", "image_weights"):
+        np.testing.assert_array_equal(getattr(weighed, name), getattr(whole, name) * shares)
+        assert getattr(weighed, name).dtype == np.float32
+    for name in ("tokens", "targets", "positions"):
+        np.testing.assert_array_equal(getattr(weighed, name), getattr(whole, name))
+
+
 def test_long_text_is_cut_in_training_and_refused_in_prompts():
     parts = {"text": [0, 1, 2, 3, 4], "image": [0] * 4}
     cut = LAYOUT.example(parts | {"text": [0, 1, 2]})
