@@ -27,7 +27,7 @@ from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.hardware import measured_bandwidth
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.decode import decode, prefill, sample_keys
+from cogview_jax.sampling.decode import decode, prefill, sample_keys, stages
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
@@ -37,6 +37,7 @@ MODELS = {
     "4b": TransformerConfig(),
 }
 POSITIONS, CODES = 1089, 1024
+PROMPT = POSITIONS - CODES
 #: Tokens of a timed call.
 COUNT = 32
 
@@ -83,13 +84,14 @@ def measure(
 ) -> dict[str, Any]:
     """Seconds a step of `batch` rows that have `context` tokens already.
 
-    The cache has the slots of a whole picture, as in sampling.
+    The cache has the slots that sampling gives it at this context.
     """
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, 8192, (batch, context)).astype(np.int32)
     keys = sample_keys(0, ["a"] * batch, range(batch))
     sizes = {"model": model, "first": 0}
-    room = POSITIONS - context
+    ends = np.cumsum(stages(model, PROMPT, POSITIONS - PROMPT)) + PROMPT
+    room = int(ends[np.searchsorted(ends, context + 2 * COUNT)]) - context
     sequences = prefill(params, tokens, np.ones(tokens.shape, bool), keys, count=room, **sizes)
     # What sampling does once a picture is not part of a step.
     params = jax.jit(side_by_side, static_argnums=1)(params, batch)

@@ -1,4 +1,4 @@
-"""Decoding: a prompt's cache is filled once, then a jitted scan draws a fixed count of tokens.
+"""Decoding: a prompt's cache is filled once, then jitted scans draw a fixed count of tokens.
 
 Legend: B batch, P prompt length with padding on the left, C tokens to draw, S slots of the cache.
 """
@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cogview_jax.models.linear import cut, side_by_side, streamed_product
+from cogview_jax.models.linear import cut, on_cpu, side_by_side, streamed_product
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_slots
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import SamplingConfig, draw, guided
+
+#: Slots of the smallest cache that a larger one follows, and tokens drawn with one at least.
+SMALLEST, FEWEST = 256, 64
 
 
 def seed_key(seed: int) -> jax.Array:
@@ -124,6 +127,40 @@ def spread(sequences: Sequences, rows: jax.Array, keys: jax.Array) -> Sequences:
     return Sequences(token, position, visible, cache, sequences.index, keys, sequences.drawn)
 
 
+def stages(model: Transformer, prompt: int, count: int) -> list[int]:
+    """How many tokens are drawn with each size of the cache: `count` in all.
+
+    XLA reads all slots of a cache for every token, empty ones too. On a CPU a cache therefore
+    begins small and is doubled up to the whole length: over 1,024 tokens 72% of that is read. Every
+    size is a program of its own, so elsewhere, where kernels read only what is filled or compiling
+    takes longer, there is one.
+
+    Args:
+        model: sparse attention keeps one size, to which its pivots belong.
+        prompt: tokens before those that are drawn, their padding included.
+        count: tokens to draw.
+    """
+    ends = [prompt + count]
+    while (
+        on_cpu()
+        and not model.config.sparse
+        and (half := ends[0] // 2) >= max(SMALLEST, prompt + FEWEST)
+    ):
+        ends.insert(0, half)
+    return [end - start for start, end in zip([prompt, *ends], ends, strict=False)]
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def grow(sequences: Sequences, count: int) -> Sequences:
+    """Sequences with room for `count` more tokens."""
+
+    def longer(leaf: jax.Array) -> jax.Array:
+        return jnp.pad(leaf, ((0, 0), (0, 0), (0, count), (0, 0)))
+
+    visible = jnp.pad(sequences.visible, ((0, 0), (0, count)), constant_values=True)
+    return sequences._replace(visible=visible, cache=jax.tree.map(longer, sequences.cache))
+
+
 @functools.partial(
     jax.jit,
     static_argnames=("model", "count", "first", "last", "config"),
@@ -227,12 +264,33 @@ def generate(
         config: temperature and filters. With guidance the second half of the rows are those of the
             first without their texts, and gets the same tokens.
     """
+    first_stage, *later = stages(model, tokens.shape[1], count)
     sequences = prefill(
-        params, tokens, valid, keys[: len(tokens)], positions, model=model, count=count, first=first
+        params,
+        tokens,
+        valid,
+        keys[: len(tokens)],
+        positions,
+        model=model,
+        count=first_stage,
+        first=first,
     )
     if rows is not None:
         sequences = spread(sequences, rows, keys)
-    _, drawn = decode(
-        params, sequences, given, model=model, count=count, first=first, last=last, config=config
-    )
-    return drawn
+    drawn: list[jax.Array] = []
+    for own in (first_stage, *later):
+        if drawn:
+            sequences = grow(sequences, own)
+        done = sum(part.shape[1] for part in drawn)
+        sequences, new = decode(
+            params,
+            sequences,
+            None if given is None else given[:, done : done + own],
+            model=model,
+            count=own,
+            first=first,
+            last=last,
+            config=config,
+        )
+        drawn.append(new)
+    return drawn[0] if len(drawn) == 1 else jnp.concatenate(drawn, axis=1)

@@ -1,5 +1,6 @@
 """The jitted decoder against drawing token by token with a pass over the whole prefix for each."""
 
+import dataclasses
 import re
 
 import jax
@@ -12,7 +13,8 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer, for_decoding, unstack_layers
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.decode import decode, generate, prefill, sample_keys
+from cogview_jax.sampling import decode as decoding
+from cogview_jax.sampling.decode import decode, generate, prefill, sample_keys, stages
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.tokenizers.layout import left_padded
 
@@ -128,6 +130,45 @@ def test_the_compiled_loop_copies_no_cache(params, rows):
     assert len(re.findall(rf"{cache}\S* fusion\(", loops)) >= 2 * CONFIG.layers
     assert not re.findall(rf"{cache}\S* (?:copy|transpose)\(", loops)
     assert not re.findall(rf"{cache}\S* (?:copy|transpose)\(", entry)
+
+
+def test_the_cache_of_a_whole_picture_is_doubled_twice():
+    assert stages(MODEL, 64, 1024) == [272 - 64, 272, 544]
+    assert stages(MODEL, 208, 880) == [272 - 208, 272, 544]
+    # Not for a few tokens, nor where the prompt fills most of it.
+    assert stages(MODEL, 209, 879) == [544 - 209, 544]
+    assert stages(MODEL, 600, 488) == [488]
+    assert stages(MODEL, 9, 502) == [502]
+    assert stages(MODEL, 9, 503) == [256 - 9, 256]
+    config = dataclasses.replace(CONFIG, attention="sparse", pivots=4, window=4)
+    assert stages(MODEL.clone(config=config), 64, 1024) == [1024]
+
+
+@pytest.mark.parametrize("rows", [None, np.array([2, 0, 2, 1])])
+def test_tokens_do_not_depend_on_the_cache_s_sizes(params, monkeypatch, rows):
+    tokens, valid = left_padded([np.array(prompt) for prompt in PROMPTS], 9)
+    count = 15
+    names, indices = (NAMES, INDICES) if rows is None else (["a"] * 4, range(4))
+    given = np.full((len(names), count), -1)
+    given[:, [0, 5, 9]] = [30, 41, 25]
+    call = {
+        "keys": sample_keys(0, names, indices),
+        "given": jnp.asarray(given),
+        "rows": None if rows is None else jnp.asarray(rows),
+        "model": MODEL,
+        "count": count,
+        "first": FIRST,
+        "last": LAST,
+        "config": SAMPLING,
+    }
+    layers = for_decoding(unstack_layers(params))
+    one = np.asarray(generate(layers, tokens, valid, **call))
+    monkeypatch.setattr(decoding, "SMALLEST", 4)
+    monkeypatch.setattr(decoding, "FEWEST", 1)
+    assert stages(MODEL, 9, count) == [3, 12]
+    np.testing.assert_array_equal(generate(layers, tokens, valid, **call), one)
+    assert (one[:, [0, 5, 9]] == [30, 41, 25]).all()
+    assert len(np.unique(one)) > 10
 
 
 def test_tokens_do_not_depend_on_how_many_a_call_draws(params, together):
