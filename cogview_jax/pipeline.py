@@ -505,7 +505,7 @@ class CogView:
     def super_resolve(
         self,
         images: np.ndarray,
-        texts: Sequence[str],
+        texts: Sequence[str] | None = None,
         seed: int = 0,
         *,
         sampling: SamplingConfig | None = None,
@@ -521,7 +521,7 @@ class CogView:
 
         Args:
             images: uint8 [b, h, w, 3], squares of either size.
-            texts: what each shows.
+            texts: what each shows; not needed by a model that has learned without text.
             seed: of the draws.
             sampling: the release has temperature 1.02 here, which is the default.
             batch_size: pictures at a time.
@@ -544,7 +544,7 @@ class CogView:
     def draw_larger(
         self,
         images: np.ndarray,
-        texts: Sequence[str],
+        texts: Sequence[str] | None,
         seed: int,
         *,
         sampling: SamplingConfig | None = None,
@@ -561,6 +561,8 @@ class CogView:
         """
         self.need("transformer", "text", "codec")
         images = np.asarray(images)
+        if texts is None:
+            texts = [] if self.layout.region("text").length else [""] * len(images)
         if isinstance(texts, str) or len(texts) != len(images) or not len(images):
             raise InputError(f"super_resolve got {len(images)} images and {len(texts)} texts")
         batch_size = self.batch_size(batch_size, self.layout.length)
@@ -722,15 +724,17 @@ class CogView:
         return self.layout.tokens({"text": self.pieces(prompt)})
 
     def pieces(self, text: str) -> list[int]:
-        """The pieces of a text, counted from 0.
+        """The pieces of a text, counted from 0; none for a model that has learned without text.
 
         Raises:
             InputError: the text is blank or longer than the text region.
         """
+        region = self.layout.region("text")
+        if not region.length:
+            return []
         pieces = self.text.encode(text)
         if not pieces:
             raise InputError(f"prompt {text!r} holds no text")
-        region = self.layout.region("text")
         if len(pieces) > region.length:
             raise InputError(
                 f"prompt {text[:60]!r} has {len(pieces)} tokens, but the text region holds"

@@ -115,7 +115,8 @@ def main() -> None:
             raise InputError("--task caption finds the text itself: it takes no prompt")
         describe.caption(BUNDLE.value, OUT.value, images, draws)
         return
-    prompts = read_prompts(PROMPT.value, PROMPTS.value)
+    # Whether super-resolution needs text is known with its bundle.
+    prompts = read_prompts(PROMPT.value, PROMPTS.value, needed=task != "super_resolution")
     if task == "complete":
         sample.complete(BUNDLE.value, OUT.value, images, prompts, KEEP_ROWS.value, draws)
     elif task == "super_resolution":

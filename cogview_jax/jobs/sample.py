@@ -10,7 +10,7 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.jobs.describe import load_scorer, scores_of
-from cogview_jax.jobs.sample_input import Draws, need_one_each, paired, read_images
+from cogview_jax.jobs.sample_input import Draws, need_images, need_one_each, paired, read_images
 from cogview_jax.jobs.sample_output import write_pictures
 from cogview_jax.jobs.unfinished import Unfinished
 from cogview_jax.pipeline import CogView, load
@@ -172,7 +172,7 @@ def super_resolution(
         bundle: of a transformer trained for super-resolution.
         out, draws: as there; one picture for each.
         images: files; their centred square is taken.
-        prompts: what each shows, or one for all.
+        prompts: what each shows, or one for all; none for a model that has learned without text.
         size: the pixels a side at which the pictures are read; None for the codec's own if the
             bundle enlarges such pictures, else the smallest it does.
 
@@ -180,10 +180,12 @@ def super_resolution(
         InputError: an image cannot be read, the prompts are not as many as the images or do not
             fit, or the bundle is of another task or enlarges no pictures of that size.
     """
-    texts = paired(images, prompts, "super_resolution")
+    need_images(images, "super_resolution")
     need_one_each(draws, "super_resolution")
     draws.sampling.need_no_guidance("super-resolution")
     model = _load_magnifier(bundle, prompts, draws, size)
+    unread = not prompts and not model.layout.region("text").length
+    texts = paired(images, [""] if unread else prompts, "super_resolution")
     size = model.magnifiable()[0] if size is None else size
     pixels = read_images(images, size)
     job = _job("super_resolution", bundle, draws) | _given(pixels, texts)

@@ -28,11 +28,11 @@ class Draws:
             raise InputError(f"--num_images {self.num_images}: expected at least 1")
 
 
-def read_prompts(given: Sequence[str], file: str | None) -> list[str]:
+def read_prompts(given: Sequence[str], file: str | None, needed: bool = True) -> list[str]:
     """Prompts from flags, then from a file with one a line; blank lines are passed over.
 
     Raises:
-        InputError: the file cannot be read, or there is no prompt at all.
+        InputError: the file cannot be read, or there is no prompt at all though some is `needed`.
     """
     prompts = list(given)
     if file:
@@ -41,7 +41,7 @@ def read_prompts(given: Sequence[str], file: str | None) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--prompts {file} cannot be read as UTF-8 text: {error}") from error
         prompts += [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
+    if needed and not prompts:
         raise InputError("no prompt: give --prompt TEXT (repeatable) or --prompts FILE")
     return prompts
 

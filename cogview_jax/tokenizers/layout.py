@@ -201,8 +201,8 @@ def left_padded(rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np
 class LayoutConfig:
     """What a config says of its layout.
 
-    text_length: pieces of the longest text. grid: rows and columns of the code grid; of the larger
-    one where there are two.
+    text_length: pieces of the longest text; 0 for super-resolution from the picture alone. grid:
+    rows and columns of the code grid; of the larger one where there are two.
     """
 
     task: str = "text_to_image"
@@ -282,9 +282,11 @@ def make_layout(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
     """The layout of `config.task`; InputError with the choices where there is none."""
     if config.task not in TASKS:
         raise InputError(f"layout task {config.task!r} is unknown; choose from {', '.join(TASKS)}")
-    if config.text_length < 1 or config.grid < 1:
+    least = 0 if config.task == "super_resolution" else 1
+    if config.text_length < least or config.grid < 1:
         raise InputError(
-            f"layout with text_length {config.text_length} and grid {config.grid}: both start at 1"
+            f"layout {config.task} with text_length {config.text_length} and grid {config.grid}:"
+            f" they start at {least} and 1"
         )
     if config.task == "super_resolution" and config.grid % 2:
         raise InputError(f"layout super_resolution with grid {config.grid}: expected an even one")

@@ -11,6 +11,7 @@ from PIL import Image
 import reference
 from cogview_jax import load
 from cogview_jax.checkpoints.bundle import Bundle, transformer_shapes, write_bundle
+from cogview_jax.data import shapes
 from cogview_jax.data.transforms import center_crop
 from cogview_jax.jobs.describe import caption, rerank
 from cogview_jax.jobs.sample import Reranking, complete, super_resolution, text_to_image
@@ -201,9 +202,13 @@ def test_bundles_of_the_wrong_task_and_bad_pairs_leave_nothing(
 @pytest.fixture(scope="module")
 def magnifier(chain, tmp_path_factory):
     """A random transformer for super-resolution of the chain's 16 pixels to 32."""
-    base, path = Bundle(chain.run / "bundle"), tmp_path_factory.mktemp("magnifier") / "bundle"
+    return magnifying(chain, tmp_path_factory.mktemp("magnifier") / "bundle")
+
+
+def magnifying(chain, path, **changes):
+    base = Bundle(chain.run / "bundle")
     part = base.transformer()
-    layout = dataclasses.replace(part.layout, task="super_resolution", grid=8)
+    layout = dataclasses.replace(part.layout, task="super_resolution", grid=8, **changes)
     positions = make_layout(layout, part.vocabulary).positions
     model = Transformer(part.config, part.vocabulary.size, positions)
     params = reference.random_like(unbox(transformer_shapes(model)), 3)
@@ -241,6 +246,25 @@ def test_three_bundles_in_one_command_do_what_they_do_one_after_the_other(
     assert {path.name for path in (tmp_path / "chain").iterdir()} == {
         *("images", "small", "samples.jsonl", "scores.jsonl", "grid.png")
     }
+
+
+def test_a_magnifier_that_reads_no_text_needs_none(chain, magnifier, tmp_path):
+    _, drawing = shapes.drawing(0, "train", 3, 16)
+    Image.fromarray(drawing).save(tmp_path / "a.png")
+    files, draws = [str(tmp_path / "a.png")], Draws(sampling=SamplingConfig(temperature=0))
+    blind = magnifying(chain, tmp_path / "blind", text_length=0)
+    for out, prompts in (("bare", []), ("told", ["a red circle " * 40])):
+        super_resolution(blind, str(tmp_path / out), files, prompts, draws)
+    bare, told = (lines_of(tmp_path / out / "samples.jsonl")[0] for out in ("bare", "told"))
+    assert (bare["prompt"], told["prompt"]) == ("", "a red circle " * 40)
+    pictures = [(tmp_path / out / bare["file"]).read_bytes() for out in ("bare", "told")]
+    assert pictures[0] == pictures[1]
+    (picture,) = load(blind).super_resolve(drawing[None], sampling=draws.sampling)
+    np.testing.assert_array_equal(Image.open(tmp_path / "bare" / bare["file"]), picture)
+    with pytest.raises(InputError, match="1 images and 0 prompts: expected one prompt for each"):
+        super_resolution(magnifier, str(tmp_path / "refused"), files, [], draws)
+    with pytest.raises(InputError, match="super_resolve got 1 images and 0 texts"):
+        load(magnifier).super_resolve(drawing[None])
 
 
 def test_a_magnifier_that_does_not_fit_is_refused_at_once(chain, magnifier, tmp_path):

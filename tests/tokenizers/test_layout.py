@@ -64,6 +64,18 @@ def test_a_super_resolution_row_by_hand():
     assert layout.positions_of(layout.tokens({"text": [4]})).tolist() == [0, 1, 2, 3]
 
 
+def test_super_resolution_without_text_is_the_same_row_without_it():
+    sizes = {"task": "super_resolution", "grid": 2}
+    parts = {"text": [0, 4], "source": [8], "image": [9, 0, 3, 7]}
+    without = make_layout(LayoutConfig(text_length=0, **sizes), VOCABULARY)
+    within = make_layout(LayoutConfig(text_length=3, **sizes), VOCABULARY)
+    row = without.example(parts)
+    padded = within.example(parts | {"text": []})
+    assert without.length == within.length - 3
+    for ours, expected in zip(row, padded, strict=True):
+        np.testing.assert_array_equal(ours, expected[: without.length - 1])
+
+
 def test_the_paper_s_super_resolution_fits_the_positions_of_pretraining():
     layout = make_layout(LayoutConfig("super_resolution"), Vocabulary())
     assert (layout.length, layout.positions) == (61 + 256 + 4 + 1024 + 4, 1028)
@@ -177,7 +189,11 @@ def test_size_commands():
     ("setting", "message"),
     [
         ({"task": "text_to_video"}, "'text_to_video' is unknown; choose from text_to_image"),
-        ({"text_length": 0}, "text_length 0 and grid 32"),
+        ({"text_length": 0}, "text_to_image with text_length 0 and grid 32: they start at 1 and 1"),
+        (
+            {"task": "super_resolution", "text_length": -1},
+            "super_resolution with text_length -1 and grid 32: they start at 0 and 1",
+        ),
         ({"grid": 0}, "text_length 61 and grid 0"),
         (
             {"task": "super_resolution", "grid": 9},
