@@ -21,16 +21,16 @@ def get_config() -> ConfigDict:
     config.init_from = ""
 
     config.train = ConfigDict()
-    config.train.steps = 1000
-    config.train.global_batch = 64
+    config.train.steps = 4000
+    config.train.global_batch = 16
     config.train.accumulate = 1
-    config.train.log_every = 20
-    config.train.checkpoint_every = 100
+    config.train.log_every = 80
+    config.train.checkpoint_every = 400
     config.train.keep = 2
     config.train.keep_every = 0
     config.train.keep_best = 0
     config.train.best_metric = "loss"
-    config.train.sample_every = 400
+    config.train.sample_every = 1600
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.profile = ConfigDict({"after": 10, "steps": 0})
@@ -49,7 +49,6 @@ def get_config() -> ConfigDict:
     config.layout = ConfigDict({"task": "text_to_image", "text_length": 13, "grid": 8})
     config.text_weight = 1.0
     config.prompt_weight = 1.0
-    config.noise = 0.0
     config.drop_captions = 0.0
 
     config.model = ConfigDict()

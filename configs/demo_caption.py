@@ -50,7 +50,6 @@ def get_config() -> ConfigDict:
     # Few of the tokens, and all that is asked for.
     config.text_weight = 10.0
     config.prompt_weight = 1.0
-    config.noise = 0.0
     config.drop_captions = 0.0
 
     config.model = ConfigDict()

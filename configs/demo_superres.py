@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.init_from = "runs/demo/bundle"
 
     config.train = ConfigDict()
-    config.train.steps = 5000
+    config.train.steps = 8000
     config.train.global_batch = 8
     config.train.accumulate = 1
     config.train.log_every = 100
@@ -54,7 +54,6 @@ def get_config() -> ConfigDict:
     config.text_weight = 1.0
     # A window shows only part of what a text says: it is to be read without one, too.
     config.prompt_weight = 1.0
-    config.noise = 0.0
     config.drop_captions = 0.5
 
     config.model = ConfigDict()

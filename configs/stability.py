@@ -87,7 +87,6 @@ def get_config(variant: str) -> ConfigDict:
     config.layout = ConfigDict({"task": "text_to_image", "text_length": 13, "grid": 8})
     config.text_weight = 1.0
     config.prompt_weight = 1.0
-    config.noise = 0.0
     config.drop_captions = 0.0
 
     config.model = ConfigDict()

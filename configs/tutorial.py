@@ -52,7 +52,6 @@ def get_config() -> ConfigDict:
     config.layout = ConfigDict({"task": "text_to_image", "text_length": 61, "grid": 32})
     config.text_weight = 5.0
     config.prompt_weight = 1.0
-    config.noise = 0.0
     config.drop_captions = 0.0
 
     config.model = ConfigDict()

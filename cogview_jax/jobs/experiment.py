@@ -129,11 +129,9 @@ class TransformerExperiment:
     """Stage 2: a transformer over captions and codes.
 
     text_weight: what a text token weighs in the loss, an image token being 1. prompt_weight: what
-    tokens before the sequence's last part weigh beside those from there on; 0 learns only what
-    sampling draws. noise: the share of the last part's tokens that are read as random others of
-    their kind (the targets stay true), so that a model learns to go on from its own mistakes.
-    drop_captions: the share of rows whose text is left out, so that guidance has something to
-    compare with.
+    tokens before the sequence's last part weigh beside those from there on; with 0 only what
+    sampling draws is learned. drop_captions: the share of rows whose text is left out, so that
+    guidance has something to compare with.
     """
 
     stage: Literal["transformer"]
@@ -145,7 +143,6 @@ class TransformerExperiment:
     optimizer: OptimizerConfig
     text_weight: float = 1.0
     prompt_weight: float = 1.0
-    noise: float = 0.0
     drop_captions: float = 0.0
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
@@ -169,9 +166,8 @@ class TransformerExperiment:
                 f"data.picture_grid {whole} with layout.grid {window}: expected at least that, and"
                 " an even number for super_resolution, or 0 for the same"
             )
-        for name in ("noise", "drop_captions"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} {getattr(self, name)}: expected 0 to 1")
+        if not 0 <= self.drop_captions <= 1:
+            raise InputError(f"drop_captions {self.drop_captions}: expected 0 to 1")
         if self.prompt_weight < 0:
             raise InputError(f"prompt_weight {self.prompt_weight}: expected 0 or more")
         if self.drop_captions and self.layout.task == "caption":

@@ -122,11 +122,7 @@ class TransformerJob:
         pictures = zip(self.layout.images, windows, strict=True)
         codes = {region.name: window.ravel() for region, window in pictures}
         parts = {"text": caption} | codes
-        example = self.layout.example(parts, self.experiment.prompt_weight)
-        if self.experiment.noise:
-            read = self.layout.example(self._misread(parts, generator))
-            example = example._replace(tokens=read.tokens)
-        return example._asdict()
+        return self.layout.example(parts, self.experiment.prompt_weight)._asdict()
 
     def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The fields of a row, as `transform` gives them for any record."""
@@ -206,17 +202,6 @@ class TransformerJob:
             transformer=self._part(state),
             step=int(state.position),
         )
-
-    def _misread(
-        self, parts: dict[str, np.ndarray], generator: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        """`parts` with the share `noise` of the last one's ids drawn anew from all of its kind."""
-        region, vocabulary = self.layout.sought, self.experiment.vocabulary
-        true = parts[region.name]
-        ids = vocabulary.codes if region.kind == "image" else vocabulary.text
-        other = generator.integers(ids, size=true.shape, dtype=true.dtype)
-        wrong = generator.random(true.shape) < self.experiment.noise
-        return parts | {region.name: np.where(wrong, other, true)}
 
     def _part(self, state: TrainState) -> TransformerPart:
         experiment = self.experiment

@@ -51,6 +51,17 @@ def test_a_row_is_one_of_the_captions_and_the_codes(chain, experiment):
     assert seen == {0, 1}
 
 
+def test_a_row_s_prompt_weighs_as_the_config_says(chain, experiment):
+    record = TokenRecord("x", (np.array([5, 6]),), np.arange(16) % 5)
+    own = job(dataclasses.replace(experiment, prompt_weight=0.25), chain.run)
+    row = own.transform(record, np.random.default_rng(0))
+    expected = own.layout.example({"text": [5, 6], "image": record.codes}, 0.25)
+    # Two pieces and two commands stand before the codes, one command behind them.
+    assert sorted(row["text_weights"][row["text_weights"] > 0]) == [0.25] * 4 + [1]
+    for name, array in row.items():
+        np.testing.assert_array_equal(array, getattr(expected, name))
+
+
 def test_captions_are_dropped_as_often_as_asked(chain, experiment):
     record = TokenRecord("x", (np.array([5, 6]),), np.arange(16) % 5)
     rows = {}
@@ -69,35 +80,6 @@ def test_captions_are_dropped_as_often_as_asked(chain, experiment):
     assert all(row in (kept, bare) for row in rows[0.25])
     # Four standard deviations of a share of 2,000.
     assert np.mean(dropped) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
-
-
-@pytest.mark.parametrize(("task", "sought"), [("text_to_image", "image"), ("caption", "text")])
-def test_the_last_part_is_read_with_as_much_noise_as_asked(chain, experiment, task, sought):
-    section = dataclasses.replace(experiment.layout, task=task)
-    still = dataclasses.replace(experiment.train, sample_every=0)
-    noisy = dataclasses.replace(experiment, train=still, layout=section, noise=0.25)
-    own = job(noisy, chain.run)
-    parts = {"text": np.array([5, 6, 9]), "image": np.arange(16) % 5}
-    record, rng = TokenRecord("x", (parts["text"],), parts["image"]), np.random.default_rng(0)
-    true = own.layout.example(parts)._asdict()
-    rows = [own.transform(record, rng) for _ in range(2000)]
-    for name in true.keys() - {"tokens"}:
-        for row in rows:
-            np.testing.assert_array_equal(row[name], true[name])
-    read = np.stack([row["tokens"] for row in rows])
-    start = own.layout.tokens({n: part for n, part in parts.items() if n != sought}).size
-    last = slice(start, start + len(parts[sought]))
-    first, stop = own.layout.allowed(sought)
-    drawn = np.unique(read[:, last])
-    assert drawn[0] >= first
-    assert drawn[-1] < stop
-    assert len(drawn) > 0.9 * (stop - first)  # of 400 pieces, 1,500 draws miss one in forty
-    rest = np.delete(np.arange(len(true["tokens"])), last)
-    assert (read[:, rest] == true["tokens"][rest]).all()
-    # Of the ids drawn, one of all there are is the true one.
-    share = 0.25 * (1 - 1 / (stop - first))
-    wrong = read[:, last] != true["tokens"][last]
-    assert wrong.mean() == pytest.approx(share, abs=4 * (share * (1 - share) / wrong.size) ** 0.5)
 
 
 @pytest.mark.parametrize(
