@@ -18,7 +18,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import free_memory
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy_of
-from cogview_jax.sampling.decode import decode, generate, least_rows, prefill, sample_keys
+from cogview_jax.sampling.decode import generate, in_parts, least_rows, sample_keys
 from cogview_jax.sampling.fill import fill, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.magnify import MagnifyPlan, in_nine, released_head
@@ -257,19 +257,24 @@ class CogView:
         keys = sample_keys(seed, [prompt] * rows, [0] * rows)
         tokens, keys = self._with_bare([row] * rows, keys, 0, config)
         tokens, valid = left_padded(tokens, self.layout.prompt_length("image"))
-        ids = {"model": self.model, "first": first}
-        sequences = prefill(self._layers, tokens, valid, keys, count=image.length, **ids)
-        codes = np.zeros((0, grid), np.int32)
-        while len(codes) < grid:
-            sequences, drawn = decode(
-                self._layers,
-                sequences,
-                count=grid,
-                last=last,
-                config=config,
-                **ids,
-            )
-            codes = np.concatenate([codes, to_host(drawn)[:1]])
+        parts = in_parts(
+            self._layers,
+            tokens,
+            valid,
+            keys,
+            every=grid,
+            model=self.model,
+            count=image.length,
+            first=first,
+            last=last,
+            config=config,
+        )
+        drawn = np.zeros(0, np.int32)
+        for part in parts:
+            drawn = np.concatenate([drawn, to_host(part)[0]])
+            if len(drawn) % grid:
+                continue
+            codes = drawn.reshape(-1, grid)
             # What is to come is guessed to go on as it is: the decoder looks a little ahead.
             whole = np.pad(codes, ((0, grid - len(codes)), (0, 0)), mode="edge")
             pixels = self.decode(whole[None])[0].copy()
@@ -388,23 +393,21 @@ class CogView:
         # The end of a text, [PAD], is the id behind the last piece.
         first, end = self.layout.allowed("text")
         room = self.layout.region("text").length + 1
-        ids = {"model": self.model, "first": first}
         config = sampling or SamplingConfig(temperature=0.0)
         config.need_no_guidance("a caption")
+        sizes = {"model": self.model, "first": first, "last": end + 1, "config": config}
+        sizes |= {"count": room, "every": CHUNK}
         texts = []
         for index, own in _batches(len(images), batch_size):
             codes = self.encode(np.asarray(images)[index]).reshape(len(index), -1)
             tokens = np.stack([self.layout.tokens({"image": row}) for row in codes])
             keys = sample_keys(seed, [row.tobytes().hex() for row in codes], [0] * len(codes))
             valid = np.ones(tokens.shape, bool)
-            sequences = prefill(self._layers, tokens, valid, keys, count=room, **ids)
             drawn = np.zeros((len(index), 0), np.int32)
-            while drawn.shape[1] < room and not (drawn[:own] == end).any(axis=1).all():
-                count = min(CHUNK, room - drawn.shape[1])
-                sequences, new = decode(
-                    self._layers, sequences, count=count, last=end + 1, config=config, **ids
-                )
-                drawn = np.concatenate([drawn, to_host(new)], axis=1)
+            for part in in_parts(self._layers, tokens, valid, keys, **sizes):
+                drawn = np.concatenate([drawn, to_host(part)], axis=1)
+                if (drawn[:own] == end).any(axis=1).all():
+                    break
             texts += [self._text_before(row, end) for row in drawn[:own]]
             if progress is not None:
                 progress(own)

@@ -5,7 +5,7 @@ Legend: B batch, P prompt length with padding on the left, C tokens to draw, S s
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -230,6 +230,56 @@ def decode(
     return sequences._replace(cache=whole(sequences.cache)), tokens.T
 
 
+def in_parts(
+    params: Mapping[str, Any],
+    tokens: jax.Array,
+    valid: jax.Array,
+    keys: jax.Array,
+    positions: jax.Array | None = None,
+    given: jax.Array | None = None,
+    rows: jax.Array | None = None,
+    *,
+    every: int,
+    model: Transformer,
+    count: int,
+    first: int,
+    last: int,
+    config: SamplingConfig,
+) -> Iterator[jax.Array]:
+    """What `generate` gives, as soon as it is drawn: int32 [B, n], the n adding up to `count`.
+
+    A part ends where the tokens drawn are a multiple of `every`, and in between where the cache
+    grows. See `generate` for the other arguments.
+    """
+    drawn, sequences = 0, None
+    for stage in stages(model, tokens.shape[1], count):
+        if sequences is None:
+            own = keys[: len(tokens)]
+            sequences = prefill(
+                params, tokens, valid, own, positions, model=model, count=stage, first=first
+            )
+            if rows is not None:
+                sequences = spread(sequences, rows, keys)
+        else:
+            sequences = grow(sequences, stage)
+        end = drawn + stage
+        while drawn < end:
+            part = min(every - drawn % every, end - drawn)
+            known = None if given is None else given[:, drawn : drawn + part]
+            sequences, new = decode(
+                params,
+                sequences,
+                known,
+                model=model,
+                count=part,
+                first=first,
+                last=last,
+                config=config,
+            )
+            drawn += part
+            yield new
+
+
 def generate(
     params: Mapping[str, Any],
     tokens: jax.Array,
@@ -239,11 +289,8 @@ def generate(
     given: jax.Array | None = None,
     rows: jax.Array | None = None,
     *,
-    model: Transformer,
     count: int,
-    first: int,
-    last: int,
-    config: SamplingConfig,
+    **sizes: Any,
 ) -> jax.Array:
     """Continues each prompt by `count` tokens with ids in [first, last): int32 [B, C].
 
@@ -257,40 +304,12 @@ def generate(
             drawn counts on from the last.
         given: int32 [B, C], tokens that are known already; -1 is drawn.
         rows: int32 [B], which of the prompts each row continues (`spread`); its own where None.
-        model: the transformer of `params`.
         count: how many tokens each row gets; there is no early end.
-        first: the first id that may be drawn; only this part of the head is computed.
-        last: one past the last id that may be drawn.
-        config: temperature and filters. With guidance the second half of the rows are those of the
-            first without their texts, and gets the same tokens.
+        sizes: the rest of `in_parts`. model: the transformer of `params`. first: the first id that
+            may be drawn; only this part of the head is computed. last: one past the last id that
+            may be drawn. config: temperature and filters; with guidance the second half of the rows
+            are those of the first without their texts, and gets the same tokens.
     """
-    first_stage, *later = stages(model, tokens.shape[1], count)
-    sequences = prefill(
-        params,
-        tokens,
-        valid,
-        keys[: len(tokens)],
-        positions,
-        model=model,
-        count=first_stage,
-        first=first,
-    )
-    if rows is not None:
-        sequences = spread(sequences, rows, keys)
-    drawn: list[jax.Array] = []
-    for own in (first_stage, *later):
-        if drawn:
-            sequences = grow(sequences, own)
-        done = sum(part.shape[1] for part in drawn)
-        sequences, new = decode(
-            params,
-            sequences,
-            None if given is None else given[:, done : done + own],
-            model=model,
-            count=own,
-            first=first,
-            last=last,
-            config=config,
-        )
-        drawn.append(new)
+    prompts = (params, tokens, valid, keys, positions, given, rows)
+    drawn = list(in_parts(*prompts, every=count, count=count, **sizes))
     return drawn[0] if len(drawn) == 1 else jnp.concatenate(drawn, axis=1)

@@ -14,7 +14,7 @@ from cogview_jax.models.transformer import Transformer, for_decoding, unstack_la
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling import decode as decoding
-from cogview_jax.sampling.decode import decode, generate, prefill, sample_keys, stages
+from cogview_jax.sampling.decode import decode, generate, in_parts, prefill, sample_keys, stages
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.tokenizers.layout import left_padded
 
@@ -167,6 +167,9 @@ def test_tokens_do_not_depend_on_the_cache_s_sizes(params, monkeypatch, rows):
     monkeypatch.setattr(decoding, "FEWEST", 1)
     assert stages(MODEL, 9, count) == [3, 12]
     np.testing.assert_array_equal(generate(layers, tokens, valid, **call), one)
+    parts = list(in_parts(layers, tokens, valid, every=5, **call))
+    assert [part.shape[1] for part in parts] == [3, 2, 5, 5]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), one)
     assert (one[:, [0, 5, 9]] == [30, 41, 25]).all()
     assert len(np.unique(one)) > 10
 
