@@ -40,7 +40,9 @@ TASK = flags.DEFINE_enum(
     "what to do",
 )
 OUT = flags.DEFINE_string("out", None, "the folder to write to", required=True)
-PROMPT = flags.DEFINE_multi_string("prompt", [], "a prompt")
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "a prompt; super_resolution needs one where its model has learned with text"
+)
 PROMPTS = flags.DEFINE_string("prompts", None, "a UTF-8 file with one prompt a line")
 IMAGE = flags.DEFINE_multi_string(
     "image",
