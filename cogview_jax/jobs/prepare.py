@@ -92,7 +92,7 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
         shard_size=data.shard_size,
         skipped=SkippedLog(path, max_skipped=data.max_skipped),
     )
-    if longer:
+    if longer and experiment.layout.text_length:  # 0 reads no text at all
         print(
             f"{longer} captions are longer than layout.text_length ="
             f" {experiment.layout.text_length}: training will cut them",
