@@ -90,8 +90,9 @@ def measure(
     tokens = generator.integers(0, 8192, (batch, context)).astype(np.int32)
     keys = sample_keys(0, ["a"] * batch, range(batch))
     sizes = {"model": model, "first": 0}
-    ends = np.cumsum(stages(model, PROMPT, POSITIONS - PROMPT)) + PROMPT
-    room = int(ends[np.searchsorted(ends, context + 2 * COUNT)]) - context
+    ends = np.cumsum(stages(model, PROMPT, CODES)) + PROMPT
+    # The first that holds a call to warm up and one that is timed.
+    room = int(min(end for end in ends if end >= context + 2 * COUNT)) - context
     sequences = prefill(params, tokens, np.ones(tokens.shape, bool), keys, count=room, **sizes)
     # What sampling does once a picture is not part of a step.
     params = jax.jit(side_by_side, static_argnums=1)(params, batch)
@@ -119,6 +120,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the model; its own where not given")
     parser.add_argument("--trace", action="store_true", help="print the longest kernels")
     given = parser.parse_args()
+    contexts, most = list(map(int, given.contexts.split(","))), POSITIONS - 2 * COUNT
+    if max(contexts) > most:
+        parser.error(f"--contexts {given.contexts}: expected at most {most} tokens")
     config = MODELS[given.model]
     config = dataclasses.replace(config, dropout=0.0, layers=given.layers or config.layers)
     vocabulary = Vocabulary()
@@ -132,7 +136,7 @@ def main() -> None:
         f" {device}, jax {jax.__version__}, {bandwidth / 1e9:.4g} GB/s",
         flush=True,
     )
-    for context in map(int, given.contexts.split(",")):
+    for context in contexts:
         for batch in map(int, given.batches.split(",")):
             with tempfile.TemporaryDirectory() as trace:
                 row = measure(model, params, batch, context, trace if given.trace else None)

@@ -10,7 +10,7 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.jobs.describe import load_scorer, scores_of
-from cogview_jax.jobs.sample_input import Draws, need_images, need_one_each, paired, read_images
+from cogview_jax.jobs.sample_input import Draws, need_one_each, paired, read_images
 from cogview_jax.jobs.sample_output import write_pictures
 from cogview_jax.jobs.unfinished import Unfinished
 from cogview_jax.pipeline import CogView, load
@@ -180,12 +180,15 @@ def super_resolution(
         InputError: an image cannot be read, the prompts are not as many as the images or do not
             fit, or the bundle is of another task or enlarges no pictures of that size.
     """
-    need_images(images, "super_resolution")
+    texts = paired(images, prompts or [""], "super_resolution")
     need_one_each(draws, "super_resolution")
     draws.sampling.need_no_guidance("super-resolution")
     model = _load_magnifier(bundle, prompts, draws, size)
-    unread = not prompts and not model.layout.region("text").length
-    texts = paired(images, [""] if unread else prompts, "super_resolution")
+    if not prompts and model.layout.region("text").length:
+        raise InputError(
+            f"no prompt: the model of {bundle} has learned with texts: give --prompt TEXT, one for"
+            " each image or one for all"
+        )
     size = model.magnifiable()[0] if size is None else size
     pixels = read_images(images, size)
     job = _job("super_resolution", bundle, draws) | _given(pixels, texts)

@@ -84,7 +84,7 @@ def prefill(
     count: int,
     first: int,
 ) -> Sequences:
-    """Prompts with room for `count` tokens; see `generate` for the arguments.
+    """Prompts with room for `count` tokens; see `in_parts` for the arguments.
 
     The last token of a prompt is left to `decode`, whose every step is then the same.
     """
@@ -179,7 +179,7 @@ def decode(
 ) -> tuple[Sequences, jax.Array]:
     """The sequences `count` tokens further, and those tokens: int32 [B, C].
 
-    See `generate` for the arguments. `sequences` is used up: its cache is written in place.
+    See `in_parts` for the arguments. `sequences` is used up: its cache is written in place.
     """
 
     rows = len(sequences.token)
@@ -246,10 +246,29 @@ def in_parts(
     last: int,
     config: SamplingConfig,
 ) -> Iterator[jax.Array]:
-    """What `generate` gives, as soon as it is drawn: int32 [B, n], the n adding up to `count`.
+    """Continues each prompt by `count` tokens with ids in [first, last), as they are drawn.
 
-    A part ends where the tokens drawn are a multiple of `every`, and in between where the cache
-    grows. See `generate` for the other arguments.
+    Args:
+        params: from `unstack_layers`; `for_decoding` makes them fast.
+        tokens: int32 [B, P], prompts that end together (`tokenizers.layout.left_padded`).
+        valid: bool [B, P], False on the padding, which has no position and is never seen.
+        keys: one typed key a row; the draw of token i uses the key folded with i. A row's
+            pivots of sparse attention follow from its key and prompt.
+        positions: int32 [B, P], of the prompts' tokens, where they are not simply counted; what is
+            drawn counts on from the last.
+        given: int32 [B, C], tokens that are known already; -1 is drawn.
+        rows: int32 [B], which of the prompts each row continues (`spread`); its own where None.
+        every: a part ends where so many tokens are drawn since the last such place, and in between
+            where the cache grows.
+        model: the transformer of `params`.
+        count: how many tokens each row gets, C.
+        first: the first id that may be drawn; only this part of the head is computed.
+        last: one past the last id that may be drawn.
+        config: temperature and filters. With guidance the second half of the rows are those of the
+            first without their texts, and gets the same tokens.
+
+    Yields:
+        int32 [B, n], the n adding up to C.
     """
     drawn, sequences = 0, None
     for stage in stages(model, tokens.shape[1], count):
@@ -280,36 +299,7 @@ def in_parts(
             yield new
 
 
-def generate(
-    params: Mapping[str, Any],
-    tokens: jax.Array,
-    valid: jax.Array,
-    keys: jax.Array,
-    positions: jax.Array | None = None,
-    given: jax.Array | None = None,
-    rows: jax.Array | None = None,
-    *,
-    count: int,
-    **sizes: Any,
-) -> jax.Array:
-    """Continues each prompt by `count` tokens with ids in [first, last): int32 [B, C].
-
-    Args:
-        params: from `unstack_layers`; `for_decoding` makes them fast.
-        tokens: int32 [B, P], prompts that end together (`tokenizers.layout.left_padded`).
-        valid: bool [B, P], False on the padding, which has no position and is never seen.
-        keys: one typed key a row; the draw of token i uses the key folded with i. A row's
-            pivots of sparse attention follow from its key and prompt.
-        positions: int32 [B, P], of the prompts' tokens, where they are not simply counted; what is
-            drawn counts on from the last.
-        given: int32 [B, C], tokens that are known already; -1 is drawn.
-        rows: int32 [B], which of the prompts each row continues (`spread`); its own where None.
-        count: how many tokens each row gets; there is no early end.
-        sizes: the rest of `in_parts`. model: the transformer of `params`. first: the first id that
-            may be drawn; only this part of the head is computed. last: one past the last id that
-            may be drawn. config: temperature and filters; with guidance the second half of the rows
-            are those of the first without their texts, and gets the same tokens.
-    """
-    prompts = (params, tokens, valid, keys, positions, given, rows)
-    drawn = list(in_parts(*prompts, every=count, count=count, **sizes))
+def generate(*prompts: Any, count: int, **options: Any) -> jax.Array:
+    """What `in_parts` gives, at once: int32 [B, C]. Its arguments, but for `every`."""
+    drawn = list(in_parts(*prompts, count=count, every=count, **options))
     return drawn[0] if len(drawn) == 1 else jnp.concatenate(drawn, axis=1)

@@ -85,8 +85,8 @@ class Layout:
         return tuple(region for region in self.regions if region.kind == "image")
 
     @property
-    def sought(self) -> Region:
-        """The last part's region, which sampling fills; what stands before it is the prompt."""
+    def last_part(self) -> Region:
+        """The region that sampling fills; what stands before it is the prompt."""
         return next(region for region in reversed(self.regions) if region.kind != "command")
 
     def region(self, name: str) -> Region:
@@ -156,7 +156,7 @@ class Layout:
         targets = padded[1:]
         image = targets < self.vocabulary.codes
         place = np.arange(1, self.length)
-        prompt = len(self.tokens({name: cut[name] for name in cut if name != self.sought.name}))
+        prompt = len(self.tokens({name: cut[name] for name in cut if name != self.last_part.name}))
         weights = np.where(place < prompt, prompt_weight, place < len(row)).astype(np.float32)
         return Example(
             tokens=padded[:-1],

@@ -74,20 +74,15 @@ def test_unknown_devices_are_not_guessed(device_kind):
 
 
 def test_measured_peak_is_near_what_numpy_reaches():
-    a = np.ones((1024, 1024), np.float32)
-
-    def ratio():
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            a @ a
-            times.append(time.perf_counter() - start)
-        own = measured_matmul_peak.__wrapped__(jnp.dtype("float32"))
-        return own / (2 * 1024**3 / min(times))
-
-    # On a machine whose other work takes the cores from one side alone, measured again; with a
-    # wrong unit or a missing synchronisation every ratio is 1000.
-    assert any(0.1 < ratio() < 10 for _ in range(5))
+    a, times, peaks = np.ones((1024, 1024), np.float32), [], []
+    # Of both sides the best of five turns: other work may take the cores from one of them.
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+        peaks.append(measured_matmul_peak.__wrapped__(jnp.dtype("float32")))
+    ratio = max(peaks) / (2 * 1024**3 / min(times))
+    assert 0.1 < ratio < 10  # a busy machine; a wrong unit or a missing synchronisation is 1000
 
 
 def test_cpu_devices_share_one_machine():

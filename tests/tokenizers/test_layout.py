@@ -110,9 +110,9 @@ def test_what_stands_before_the_last_part_weighs_as_asked(task):
     layout = make_layout(LayoutConfig(task, text_length=3, grid=2), VOCABULARY)
     parts = {"text": [0, 4], "image": [9, 0, 3, 7], "source": [8]}
     whole, weighed = layout.example(parts), layout.example(parts, 0.25)
-    assert layout.sought.name == ("text" if task == "caption" else "image")
+    assert layout.last_part.name == ("text" if task == "caption" else "image")
     # The prompt's last token is the first that has one of the last part as its target.
-    prompt = layout.tokens({name: parts[name] for name in parts if name != layout.sought.name})
+    prompt = layout.tokens({name: parts[name] for name in parts if name != layout.last_part.name})
     shares = np.where(np.arange(layout.length - 1) < len(prompt) - 1, 0.25, 1)
     for name in ("text_weights", "image_weights"):
         np.testing.assert_array_equal(getattr(weighed, name), getattr(whole, name) * shares)
