@@ -50,6 +50,8 @@ def get_config() -> ConfigDict:
     config.text_weight = 1.0
     config.prompt_weight = 1.0
     config.drop_captions = 0.0
+    # Codes that look alike start alike: pairs that no training shows are drawn, and read, better.
+    config.code_embeddings = "codec"
 
     config.model = ConfigDict()
     config.model.layers = 4

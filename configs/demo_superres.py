@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
     # The small picture is given when a larger one is drawn.
     config.prompt_weight = 0.0
     config.drop_captions = 0.0
+    config.code_embeddings = "codec"
 
     config.model = ConfigDict()
     config.model.layers = 4

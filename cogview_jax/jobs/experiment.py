@@ -131,7 +131,9 @@ class TransformerExperiment:
     text_weight: what a text token weighs in the loss, an image token being 1. prompt_weight: what
     tokens before the sequence's last part weigh beside those from there on; with 0 only what
     sampling draws is learned. drop_captions: the share of rows whose text is left out, so that
-    guidance has something to compare with.
+    guidance has something to compare with. code_embeddings: what those of the image codes start
+    from in a run without init_from: "normal", as all others do, or "codec", its own vectors
+    (`models.code_embeddings`).
     """
 
     stage: Literal["transformer"]
@@ -144,6 +146,7 @@ class TransformerExperiment:
     text_weight: float = 1.0
     prompt_weight: float = 1.0
     drop_captions: float = 0.0
+    code_embeddings: Literal["normal", "codec"] = "normal"
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
     loss_scale: LossScaleConfig = LossScaleConfig()

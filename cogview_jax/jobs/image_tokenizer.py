@@ -53,8 +53,10 @@ class ImageTokenizerJob:
         size = self.experiment.model.image_size
         return {"image": jax.ShapeDtypeStruct((size, size, 3), np.uint8)}
 
-    def initial(self, bundle: Bundle, state: TrainState) -> TrainState:
-        """`state` with the parameters and codebook of another bundle."""
+    def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
+        """`state` with the parameters and codebook of another bundle, or as it is."""
+        if bundle is None:
+            return state
         part = bundle.codec(state.step.sharding.mesh)
         if part.config != self.experiment.model:
             raise InputError(

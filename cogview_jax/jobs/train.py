@@ -60,8 +60,8 @@ class Job(Protocol):
     def transform(self, record: Any, generator: np.random.Generator) -> dict[str, np.ndarray]:
         """One row of a batch."""
 
-    def initial(self, bundle: Bundle, state: TrainState) -> TrainState:
-        """`state` with the weights of another bundle."""
+    def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
+        """`state` with the weights of another bundle, or as a run without one starts."""
 
     def draw(self, state: TrainState, source: Source) -> np.ndarray:
         """A picture that shows what the model can do, uint8 [h, w, 3]."""
@@ -107,8 +107,8 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
             state = checkpointer.restore(shapes)
         if state is None:
             state = make_state(job.objective, optimizer, shapes, experiment.seed, loss_scale)
-            if experiment.init_from:
-                state = job.initial(Bundle(experiment.init_from), state)
+            bundle = Bundle(experiment.init_from) if experiment.init_from else None
+            state = job.initial(bundle, state)
         start = int(state.position)
         goodput.resume(start)
         if start:

@@ -19,11 +19,13 @@ from cogview_jax.data.token_store import TokenStore
 from cogview_jax.jobs.experiment import TransformerExperiment
 from cogview_jax.jobs.prepare import TOKENIZERS, given_codec, store_path
 from cogview_jax.jobs.workdir import Workdir
+from cogview_jax.models.code_embeddings import code_embeddings
 from cogview_jax.models.fused_attention import has_kernel
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline import CogView
 from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.grid import caption_grid
@@ -133,14 +135,16 @@ class TransformerJob:
             for name, field in example._asdict().items()
         }
 
-    def initial(self, bundle: Bundle, state: TrainState) -> TrainState:
-        """`state` with the parameters of another bundle.
+    def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
+        """`state` with the parameters of another bundle, or with embeddings as the config says.
 
-        Its model is of the same sizes, but may have learned another number of positions: those that
-        both have are taken over, further ones start as they are. Weights of any type become the
-        master weights' float32. Says on standard error what this run changes: positions, types, and
-        where it computes otherwise than the weights were trained.
+        The bundle's model is of the same sizes, but may have learned another number of positions:
+        those that both have are taken over, further ones start as they are. Weights of any type
+        become the master weights' float32. Says on standard error what this run changes: positions,
+        types, and where it computes otherwise than the weights were trained.
         """
+        if bundle is None:
+            return self._with_code_embeddings(state)
         part, experiment = bundle.transformer(state.step.sharding.mesh), self.experiment
         table = "position_embedding"
         params = dict(part.params)
@@ -202,6 +206,19 @@ class TransformerJob:
             transformer=self._part(state),
             step=int(state.position),
         )
+
+    def _with_code_embeddings(self, state: TrainState) -> TrainState:
+        """`state` whose codes start from the codec's vectors, where the config says so."""
+        experiment, name = self.experiment, "word_embedding"
+        if experiment.code_embeddings == "normal":
+            return state
+        codec, model = self._codec().codec(state.step.sharding.mesh), experiment.model
+        vectors = to_host(codec.codebook.codes)
+        rows = code_embeddings(vectors, model.width, model.init_deviation, experiment.seed)
+        table = state.params[name]
+        # The codes are the first ids.
+        replace = jax.jit(lambda here: here.at[: len(rows)].set(rows), out_shardings=table.sharding)
+        return state.replace(params=state.params | {name: replace(table)})
 
     def _part(self, state: TrainState) -> TransformerPart:
         experiment = self.experiment

@@ -100,6 +100,7 @@ def test_what_draws_no_pictures_is_not_asked_for_them():
         ("text_to_image", {"drop_captions": -0.1}, "drop_captions -0.1: expected 0 to 1"),
         ("caption", {"drop_captions": 0.1}, "drop_captions 0.1: a caption model learns nothing"),
         ("caption", {"prompt_weight": -1.0}, "prompt_weight -1.0: expected 0 or more"),
+        ("caption", {"code_embeddings": "vqvae"}, "code_embeddings = 'vqvae'"),
     ],
 )
 def test_shares_and_weights_that_make_no_sense_are_refused(task, changes, message):

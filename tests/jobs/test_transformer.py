@@ -18,10 +18,11 @@ from cogview_jax.jobs.experiment import read_experiment
 from cogview_jax.jobs.prepare import prepare
 from cogview_jax.jobs.transformer import TransformerJob
 from cogview_jax.jobs.workdir import Workdir
+from cogview_jax.models.code_embeddings import code_embeddings
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.training.optimizer import make_optimizer
-from cogview_jax.training.state import state_shapes
+from cogview_jax.training.state import make_state, state_shapes
 
 
 @pytest.fixture
@@ -195,6 +196,31 @@ def test_a_start_from_a_bundle_has_its_parameters_where_the_state_is(chain, expe
     placed = jax.tree.map(lambda a, b: a.sharding == b.sharding, state.params, shapes.params)
     assert all(jax.tree.leaves(placed))
     assert state.opt_state is shapes.opt_state
+
+
+def test_a_fresh_start_may_embed_codes_as_the_codec_s_vectors(chain, experiment):
+    """On any mesh the same, where the state is; all else is left as it was made."""
+    fresh, plain = (
+        job(dataclasses.replace(experiment, code_embeddings=start), chain.run)
+        for start in ("codec", "normal")
+    )
+    vectors = cogview_jax.load(chain.run / "bundle").codec_part.codebook.codes
+    config, codes = experiment.model, experiment.vocabulary.codes
+    expected = code_embeddings(vectors, config.width, config.init_deviation, experiment.seed)
+    optimizer = make_optimizer(experiment.optimizer, 1)
+    for sizes in (MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=8)):
+        mesh = make_mesh(sizes)
+        with jax.set_mesh(mesh):
+            shapes = state_shapes(fresh.objective, optimizer, mesh)
+            made = make_state(fresh.objective, optimizer, shapes, experiment.seed)
+            state = fresh.initial(None, made)
+            assert plain.initial(None, made) is made
+        table, before = state.params["word_embedding"], made.params["word_embedding"]
+        assert table.sharding == before.sharding
+        np.testing.assert_array_equal(table[:codes], expected)
+        np.testing.assert_array_equal(table[codes:], before[codes:])
+        for name in set(made.params) - {"word_embedding"}:
+            assert state.params[name] is made.params[name]
 
 
 def test_a_start_from_another_model_is_refused(chain, experiment):
