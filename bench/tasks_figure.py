@@ -61,14 +61,17 @@ def completed(model: CogView, small: np.ndarray, texts: list[str]) -> Image.Imag
 def magnified(
     magnifier: CogView, small: np.ndarray, large: np.ndarray, texts: list[str]
 ) -> Image.Image:
-    """Drawings, and twice as large: resampled, by the model, and as they truly are."""
-    pictures, captions = [], []
-    smooth = resampled(small, RESAMPLING["bilinear"])
-    drawn = magnifier.super_resolve(small, texts, sampling=SURE)
-    for given, bilinear, picture, true in zip(small, smooth, drawn, large, strict=True):
-        pictures += [given, bilinear, np.asarray(picture), true]
-        captions += [f"given, {len(given)} px", "bilinear", "the model", "true drawing"]
-    return caption_grid(pictures, captions, COLUMNS)
+    """Drawings, and twice as large: resampled, as drawn and as given out, and as they truly are."""
+    ways = {
+        f"given, {small.shape[1]} px": small,
+        "bilinear": resampled(small, RESAMPLING["bilinear"]),
+        "the codes drawn": magnifier.super_resolve(small, texts, sampling=SURE, back_projection=0),
+        "brought back": magnifier.super_resolve(small, texts, sampling=SURE),
+        "true drawing": large,
+    }
+    rows = zip(*ways.values(), strict=True)
+    pictures = [np.asarray(picture) for row in rows for picture in row]
+    return caption_grid(pictures, [*ways] * len(small), len(ways))
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import free_memory
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy_of
+from cogview_jax.sampling.back_projection import ROUNDS, back_projected
 from cogview_jax.sampling.decode import generate, in_parts, least_rows, sample_keys
 from cogview_jax.sampling.fill import fill, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig
@@ -514,6 +515,7 @@ class CogView:
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
+        back_projection: int | None = None,
     ) -> list[Image.Image]:
         """Pictures of twice as many rows and columns, for a bundle of super-resolution.
 
@@ -530,19 +532,56 @@ class CogView:
             batch_size: pictures at a time.
             progress: is told how many windows were done since the last time, each picture's its
                 own.
+            back_projection: rounds in which what is drawn is brought back to what was given
+                (`back_projected`); by default none for released weights, else ROUNDS.
 
         Raises:
-            InputError: the bundle is of another task, the images have another size, or a text is
-                blank or too long.
+            InputError: the bundle is of another task, the images have another size, a text is
+                blank or too long, or a number is negative.
         """
+        larger = self.enlarge(
+            images,
+            texts,
+            seed,
+            sampling=sampling,
+            batch_size=batch_size,
+            progress=progress,
+            back_projection=back_projection,
+        )
+        return [Image.fromarray(picture) for pictures in larger for picture in pictures]
+
+    def enlarge(
+        self,
+        images: np.ndarray,
+        texts: Sequence[str] | None,
+        seed: int,
+        *,
+        sampling: SamplingConfig | None = None,
+        batch_size: int | None = None,
+        progress: Callable[[int], None] | None = None,
+        back_projection: int | None = None,
+    ) -> Iterator[list[np.ndarray]]:
+        """The pictures of `super_resolve`, in batches: uint8 [2h, 2w, 3] each.
+
+        Args and errors are as there; errors are raised at once, not at the first batch.
+        """
+        rounds, images = back_projection, np.asarray(images)
+        if rounds is None:
+            rounds = 0 if self.model.config.official else ROUNDS
+        if rounds < 0:
+            raise InputError(f"back_projection {rounds}: expected 0 or more rounds")
         drawn = self.draw_larger(
             images, texts, seed, sampling=sampling, batch_size=batch_size, progress=progress
         )
-        return [
-            Image.fromarray(picture)
-            for codes in drawn
-            for picture in self.decode(codes, codes.shape[1])
-        ]
+
+        def batches() -> Iterator[list[np.ndarray]]:
+            done = 0
+            for codes in drawn:
+                given = images[done : done + len(codes)]
+                yield back_projected(self.decode(codes, codes.shape[1]), given, rounds)
+                done += len(codes)
+
+        return batches()
 
     def draw_larger(
         self,

@@ -69,6 +69,12 @@ IMAGE_SIZE = flags.DEFINE_integer(
     None,
     "pixels a side at which super_resolution reads --image; by default what its codec has learned",
 )
+BACK_PROJECTION = flags.DEFINE_integer(
+    "back_projection",
+    None,
+    "rounds in which enlarged pictures are brought back to the given ones, 0 for what codes alone"
+    " draw; by default 0 for released weights, else 8",
+)
 GUIDANCE = flags.DEFINE_float(
     "guidance",
     1.0,
@@ -107,11 +113,16 @@ def main() -> None:
         (KEEP_ROWS, ("complete",)),
         (RERANK_WITH, ("text_to_image",)),
         (MAGNIFY_WITH, ("text_to_image",)),
+        (BACK_PROJECTION, ("super_resolution", "text_to_image")),
     ):
         if flag.value != flag.default and task not in tasks:
             raise InputError(f"--{flag.name} is for --task {', '.join(tasks)}, not {task}")
     if KEEP.value is not None and not RERANK_WITH.value:
         raise InputError("--keep needs a bundle to choose by: --rerank_with BUNDLE")
+    if task == "text_to_image" and BACK_PROJECTION.value is not None and not MAGNIFY_WITH.value:
+        raise InputError("--back_projection needs a bundle that enlarges: --magnify_with BUNDLE")
+    if BACK_PROJECTION.value is not None and BACK_PROJECTION.value < 0:
+        raise InputError(f"--back_projection {BACK_PROJECTION.value}: expected 0 or more")
     if task == "caption":
         if PROMPT.value or PROMPTS.value:
             raise InputError("--task caption finds the text itself: it takes no prompt")
@@ -122,12 +133,18 @@ def main() -> None:
     if task == "complete":
         sample.complete(BUNDLE.value, OUT.value, images, prompts, KEEP_ROWS.value, draws)
     elif task == "super_resolution":
-        sample.super_resolution(BUNDLE.value, OUT.value, images, prompts, draws, IMAGE_SIZE.value)
+        sample.super_resolution(
+            *(BUNDLE.value, OUT.value, images, prompts, draws),
+            *(IMAGE_SIZE.value, BACK_PROJECTION.value),
+        )
     elif task == "rerank":
         describe.rerank(BUNDLE.value, OUT.value, images, prompts, draws)
     else:
         best = sample.Reranking(RERANK_WITH.value, KEEP.value) if RERANK_WITH.value else None
-        sample.text_to_image(BUNDLE.value, OUT.value, prompts, draws, best, MAGNIFY_WITH.value)
+        sample.text_to_image(
+            *(BUNDLE.value, OUT.value, prompts, draws),
+            *(best, MAGNIFY_WITH.value, BACK_PROJECTION.value),
+        )
 
 
 if __name__ == "__main__":

@@ -307,6 +307,11 @@ def mistakes(chain, tmp_path_factory):
         "no images": ("sample", bundle, prompt, out, "--num_images=0"),
         "negative temperature": ("sample", bundle, prompt, out, "--temperature=-1"),
         "keep of nothing": ("sample", bundle, prompt, out, "--keep=2"),
+        "back to nothing": ("sample", bundle, prompt, out, "--back_projection=2"),
+        "fewer rounds than none": (
+            *("sample", bundle, prompt, out, "--back_projection=-1"),
+            "--magnify_with=nowhere",
+        ),
         "described prompt": ("sample", bundle, prompt, out, "--task=caption", "--image=a.png"),
         "reranked captions": (
             *("sample", bundle, out, "--task=caption", "--image=a.png"),
@@ -341,6 +346,8 @@ SAID = {
     "no images": "--num_images 0: expected at least 1",
     "negative temperature": "temperature -1.0: expected 0 (greedy) or above",
     "keep of nothing": "--keep needs a bundle to choose by: --rerank_with BUNDLE",
+    "back to nothing": "--back_projection needs a bundle that enlarges: --magnify_with BUNDLE",
+    "fewer rounds than none": "--back_projection -1: expected 0 or more",
     "described prompt": "--task caption finds the text itself: it takes no prompt",
     "reranked captions": "--rerank_with is for --task text_to_image, not caption",
     "image to draw": (

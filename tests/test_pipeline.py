@@ -15,6 +15,7 @@ from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline import GREY, CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
+from cogview_jax.sampling.back_projection import ROUNDS, back_projected
 from cogview_jax.sampling.decode import generate, sample_keys
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.magnify import MagnifyPlan, released_head
@@ -511,10 +512,16 @@ def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, 
     )
     images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
     done = []
+    asked = {"sampling": SAMPLING, "batch_size": batch_size}
     pictures = model.super_resolve(
-        images, PROMPTS, 5, sampling=SAMPLING, batch_size=batch_size, progress=done.append
+        images, PROMPTS, 5, **asked, progress=done.append, back_projection=0
     )
     assert sum(done) == 3
+    kept = model.super_resolve(images, PROMPTS, 5, **asked)
+    for picture, expected in zip(
+        kept, back_projected(map(np.asarray, pictures), images, ROUNDS), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(picture), expected)
     command = VOCABULARY.command
     for picture, image, text in zip(pictures, images, PROMPTS, strict=True):
         codes = encode_images(model.codec, *codec_of(model), image[None])
@@ -541,6 +548,8 @@ def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, 
         )
         larger = np.array(expected).reshape(1, 4, 4)
         np.testing.assert_array_equal(np.asarray(picture), model.decode(larger)[0])
+    with pytest.raises(InputError, match="back_projection -1: expected 0 or more rounds"):
+        model.super_resolve(images, PROMPTS, back_projection=-1)
     with pytest.raises(InputError, match="pictures of 16 pixels: the bundle enlarges those of 8"):
         model.super_resolve(np.zeros((1, 16, 16, 3), np.uint8), PROMPTS[:1])
 

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from cogview_jax.evaluation.shapes_fresh import fresh_scenes
+from cogview_jax.sampling.back_projection import ROUNDS, back_projected
 
 #: What needs no model.
 RESAMPLING = {
@@ -21,20 +22,25 @@ def enlarged_report(
     size: int,
     count: int,
     seed: int,
+    rounds: int = ROUNDS,
 ) -> dict:
     """Mean squared errors of enlarged drawings, by what enlarged them.
 
-    "enlarged" is the model's, which reads the picture as codes; "bilinear" and "bicubic" enlarge
-    the picture itself, and "bilinear_of_codes" what the codes hold of it; "ceiling" is the large
-    drawing through the image tokenizer, and no picture made of codes can be expected to do better.
-    Of pixel values from 0 to 255.
+    "drawn" is the model's alone, which reads the picture as codes, and "enlarged" that brought back
+    to the small picture (`back_projected`), as `super_resolve` gives it; "bilinear" and "bicubic"
+    enlarge the small picture without a model, "bilinear_back_projected" is brought back in the same
+    way, and "bilinear_of_codes" enlarges what the codes hold; "ceiling" is the large drawing
+    through the image tokenizer, and nothing drawn in codes alone can be expected to do better. Of
+    pixel values from 0 to 255.
 
     Args:
-        enlarge: uint8 pictures [n, size, size, 3] and their texts -> those twice as large.
+        enlarge: uint8 pictures [n, size, size, 3] and their texts -> those twice as large, as the
+            codes alone draw them.
         reconstruct: uint8 pictures of either size through the image tokenizer and back.
         size: rows and columns of the small drawings.
         count: drawings of seen pairs of colour and shape, and as many of held-out ones.
         seed: of the drawings.
+        rounds: of back-projection.
 
     Returns:
         {"seen" and "held_out": {"drawings": how many, "squared_error": {name: error}}}.
@@ -42,9 +48,13 @@ def enlarged_report(
     report = {}
     for fresh in fresh_scenes(count, seed):
         small, true = fresh.drawings(size), fresh.drawings(2 * size)
+        resamplings = {name: resampled(small, method) for name, method in RESAMPLING.items()}
+        drawn, smooth = enlarge(small, fresh.texts), resamplings["bilinear"]
         pictures = {
-            "enlarged": enlarge(small, fresh.texts),
-            **{name: resampled(small, method) for name, method in RESAMPLING.items()},
+            "drawn": drawn,
+            "enlarged": np.stack(back_projected(drawn, small, rounds)),
+            **resamplings,
+            "bilinear_back_projected": np.stack(back_projected(smooth, small, rounds)),
             "bilinear_of_codes": resampled(reconstruct(small), RESAMPLING["bilinear"]),
             "ceiling": reconstruct(true),
         }

@@ -147,6 +147,7 @@ def _enlarged(model: CogView, drawings: int, draws: Draws) -> dict:
                 sampling=draws.sampling,
                 batch_size=draws.batch_size,
                 progress=progress.update,
+                back_projection=0,
             )
             return np.stack([np.asarray(picture) for picture in larger])
 

@@ -41,14 +41,16 @@ def text_to_image(
     draws: Draws,
     reranking: Reranking | None = None,
     magnify_with: str | None = None,
+    back_projection: int | None = None,
 ) -> None:
     """Draws pictures into OUT/images/ and describes them in OUT/samples.jsonl and OUT/grid.png.
 
     With `reranking` a prompt's pictures come the best first, those beyond `keep` are dropped, and
     OUT/scores.jsonl lists what every one scored. With `magnify_with`, a bundle of super-resolution,
     those that stay are drawn again in twice as many rows and columns, as `super_resolution` does
-    with the same seed; what they were lies in OUT/small/. Everything is checked before the first
-    file is written, samples.jsonl is written last, and a job that was killed goes on.
+    with the same seed and `back_projection`; what they were lies in OUT/small/. Everything is
+    checked before the first file is written, samples.jsonl is written last, and a job that was
+    killed goes on.
     """
     model, scorer, magnifier = load(bundle, dtype=draws.precision), None, None
     if reranking is not None:
@@ -94,9 +96,10 @@ def text_to_image(
     larger = None
     if magnifier is not None:
         job |= {"magnify_with": identity(magnify_with), "pictures": _names(lines)}
+        job |= {"back_projection": back_projection}
         larger = Unfinished(pictures.folder / "larger", job)
         every = np.stack([pictures.read(name) for name in _names(lines)])
-        _enlarge(magnifier, larger, every, lines, draws, None, "magnify")
+        _enlarge(magnifier, larger, every, lines, draws, None, back_projection, "magnify")
         lines = [line | {"small": f"small/{Path(line['file']).name}"} for line in lines]
     write_pictures(out, pictures, lines, scored, larger)
     pictures.remove()
@@ -165,6 +168,7 @@ def super_resolution(
     prompts: Sequence[str],
     draws: Draws,
     size: int | None = None,
+    back_projection: int | None = None,
 ) -> None:
     """Draws pictures again in twice as many rows and columns; writes as `text_to_image` does.
 
@@ -175,6 +179,7 @@ def super_resolution(
         prompts: what each shows, or one for all; none for a model that has learned without text.
         size: the pixels a side at which the pictures are read; None for the codec's own if the
             bundle enlarges such pictures, else the smallest it does.
+        back_projection: see `CogView.super_resolve`.
 
     Raises:
         InputError: an image cannot be read, the prompts are not as many as the images or do not
@@ -192,10 +197,12 @@ def super_resolution(
     size = model.magnifiable()[0] if size is None else size
     pixels = read_images(images, size)
     job = _job("super_resolution", bundle, draws) | _given(pixels, texts)
+    job |= {"back_projection": back_projection}
     pictures = Unfinished(Path(out) / "unfinished", job)
     given = [{"prompt": text, "image": file} for file, text in zip(images, texts, strict=True)]
     lines = _lines(given, draws)
-    _enlarge(model, pictures, pixels, lines, draws, draws.sampling, "super_resolution")
+    sampling = draws.sampling
+    _enlarge(model, pictures, pixels, lines, draws, sampling, back_projection, "super_resolution")
     write_pictures(out, pictures, lines)
     pictures.remove()
 
@@ -220,21 +227,20 @@ def _enlarge(
     lines: Sequence[Mapping[str, Any]],
     draws: Draws,
     sampling: SamplingConfig | None,
+    back_projection: int | None,
     label: str,
 ) -> None:
     """Draws `pixels`, uint8 [b, h, w, 3], again into `pictures`, under the names of `lines`."""
 
-    def batches(which: list[int], told: Callable[[int], None]) -> Iterator[np.ndarray]:
-        return _decoded(
-            model,
-            model.draw_larger(
-                pixels[which],
-                [lines[i]["prompt"] for i in which],
-                draws.seed,
-                sampling=sampling,
-                batch_size=draws.batch_size,
-                progress=told,
-            ),
+    def batches(which: list[int], told: Callable[[int], None]) -> Iterator[list[np.ndarray]]:
+        return model.enlarge(
+            pixels[which],
+            [lines[i]["prompt"] for i in which],
+            draws.seed,
+            sampling=sampling,
+            batch_size=draws.batch_size,
+            progress=told,
+            back_projection=back_projection,
         )
 
     windows = len(model.magnification(pixels.shape[1]).windows)
@@ -242,13 +248,12 @@ def _enlarge(
 
 
 def _decoded(
-    model: CogView, drawn: Iterator[np.ndarray], told: Callable[[int], None] | None = None
+    model: CogView, drawn: Iterator[np.ndarray], told: Callable[[int], None]
 ) -> Iterator[np.ndarray]:
     """The pictures of codes, batch by batch; `told` hears how many."""
     for codes in drawn:
         yield model.decode(codes, codes.shape[1])
-        if told is not None:
-            told(len(codes))
+        told(len(codes))
 
 
 def _lines(given: Sequence[Mapping[str, Any]], draws: Draws) -> list[dict[str, Any]]:

@@ -34,17 +34,22 @@ def test_each_way_to_enlarge_is_held_against_the_drawing_in_full_size():
     def reconstruct(pictures):
         return pictures - np.minimum(pictures, 3)
 
-    report = enlarged_report(enlarge, reconstruct, size=32, count=COUNT, seed=2)
+    report = enlarged_report(enlarge, reconstruct, size=32, count=COUNT, seed=2, rounds=1)
     assert asked == [((COUNT, 32, 32, 3), COUNT)] * 2
     for name, split in report.items():
         errors, true = split["squared_error"], drawings[name].astype(float)
         assert split["drawings"] == COUNT
-        assert errors["enlarged"] == pytest.approx(np.mean((255 - 2 * true) ** 2))
+        assert errors["drawn"] == pytest.approx(np.mean((255 - 2 * true) ** 2))
         assert errors["ceiling"] == pytest.approx(np.mean(np.minimum(true, 3) ** 2))
         small = small_drawings[name]
         for key, pictures in (("bilinear", small), ("bilinear_of_codes", reconstruct(small))):
             # Pillow rounds after each direction.
             expected = np.mean((twice(twice(pictures, 1), 2) - true) ** 2)
             assert errors[key] == pytest.approx(expected, rel=5e-3)
+        for key, begun in (("enlarged", 255 - true), ("bilinear_back_projected", None)):
+            large = twice(twice(small, 1), 2) if begun is None else begun
+            halves = large.reshape(COUNT, 32, 2, 32, 2, 3).mean(axis=(2, 4))
+            large = np.clip(large + twice(twice(small - halves, 1), 2), 0, 255)
+            assert errors[key] == pytest.approx(np.mean((large - true) ** 2), rel=1e-2)
         # A sharper kernel loses less.
         assert errors["ceiling"] < errors["bicubic"] < errors["bilinear"]

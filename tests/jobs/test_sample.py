@@ -222,12 +222,12 @@ def test_three_bundles_in_one_command_do_what_they_do_one_after_the_other(
 ):
     prompts, draws = ["a red circle", "a blue star"], Draws(num_images=3, seed=2)
     base, best = f"{chain.run}/bundle", Reranking(captioner, keep=1)
-    text_to_image(base, str(tmp_path / "chain"), prompts, draws, best, magnifier)
+    text_to_image(base, str(tmp_path / "chain"), prompts, draws, best, magnifier, 2)
     text_to_image(base, str(tmp_path / "small"), prompts, draws, best)
     small = lines_of(tmp_path / "small" / "samples.jsonl")
     files = [str(tmp_path / "small" / line["file"]) for line in small]
     once = Draws(seed=2, sampling=SamplingConfig(temperature=1.02))
-    super_resolution(magnifier, str(tmp_path / "large"), files, prompts, once)
+    super_resolution(magnifier, str(tmp_path / "large"), files, prompts, once, None, 2)
     large = lines_of(tmp_path / "large" / "samples.jsonl")
     lines = lines_of(tmp_path / "chain" / "samples.jsonl")
     assert [line["prompt"] for line in lines] == prompts
