@@ -10,19 +10,22 @@ def code_embeddings(vectors: ArrayLike, width: int, deviation: float, seed: int)
     Codes that look alike start alike: what is learned of one holds for its neighbours, the rare
     ones among them. Of the vectors' principal directions each keeps the square root of its spread,
     or the few in which codes differ most, their colours, would drown all others, their outlines.
-    The result is turned at random, so that all of the width takes part.
+    The result is turned at random, so that all of the width takes part, or cast onto a random plane
+    of it where the vectors have more numbers.
 
     Args:
         vectors: of the codebook, one a code.
-        width: of the transformer; of more principal directions the first are taken.
+        width: of the transformer.
         deviation: of all numbers of the result, that of the other embeddings.
         seed: of the turn.
     """
     vectors = np.asarray(vectors, np.float64)
-    places, spreads, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
-    kept = min(len(spreads), width)
-    normal = np.random.default_rng(seed).standard_normal((width, kept))
+    places, spreads, directions = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
+    # With the directions back in their place it does not matter which way each of them points.
+    evened = (places * np.sqrt(spreads)) @ directions
+    depth = vectors.shape[1]
+    normal = np.random.default_rng(seed).standard_normal((max(depth, width), min(depth, width)))
     turn, _ = np.linalg.qr(normal)
-    rows = (places * np.sqrt(spreads))[:, :kept] @ turn.T
+    rows = evened @ (turn.T if depth <= width else turn)
     # Vectors that are all the same have no spread.
     return (rows * (deviation / (rows.std() or 1.0))).astype(np.float32)
