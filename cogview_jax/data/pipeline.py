@@ -20,6 +20,12 @@ from cogview_jax.runtime.errors import InputError
 Transform = Callable[[Any, np.random.Generator], dict[str, np.ndarray]]
 
 
+def check_seed(seed: int) -> None:
+    """InputError for a seed of rows that is negative or has more than 32 bits."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed}: expected 0 to {2**32 - 1}")
+
+
 def batches(
     source: Source,
     *,
@@ -59,8 +65,7 @@ def batches(
         raise InputError(
             f"global_batch={global_batch}: expected a multiple of the {ways} parts it is cut into"
         )
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed={seed}: expected 0 to {2**32 - 1}")
+    check_seed(seed)
     rows = (
         grain.MapDataset.source(_Readable(source, skipped))
         .seed(seed)

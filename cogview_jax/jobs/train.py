@@ -12,7 +12,7 @@ from PIL import Image
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.checkpoints.retention import Retention
-from cogview_jax.data.pipeline import batches
+from cogview_jax.data.pipeline import batches, check_seed
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources import Source
@@ -88,6 +88,7 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
     workdir.check(experiment)
     config, mesh = experiment.train, make_mesh(experiment.mesh)
     check_batch(config, mesh)
+    check_seed(experiment.seed)
     job = make_job(experiment, workdir)
     source = first_alone(job.source, "source opened")
     optimizer = make_optimizer(experiment.optimizer, config.steps)
