@@ -563,16 +563,21 @@ class CogView:
     ) -> Iterator[list[np.ndarray]]:
         """The pictures of `super_resolve`, in batches: uint8 [2h, 2w, 3] each.
 
-        Args and errors are as there; errors are raised at once, not at the first batch.
+        Args:
+            images, texts, seed, sampling, batch_size, progress, back_projection: as there.
+
+        Raises:
+            InputError: as `super_resolve` does; at once, not at the first batch.
         """
-        rounds, images = back_projection, np.asarray(images)
+        images = np.asarray(images)
+        drawn = self.draw_larger(
+            images, texts, seed, sampling=sampling, batch_size=batch_size, progress=progress
+        )
+        rounds = back_projection
         if rounds is None:
             rounds = 0 if self.model.config.official else ROUNDS
         if rounds < 0:
             raise InputError(f"back_projection {rounds}: expected 0 or more rounds")
-        drawn = self.draw_larger(
-            images, texts, seed, sampling=sampling, batch_size=batch_size, progress=progress
-        )
 
         def batches() -> Iterator[list[np.ndarray]]:
             done = 0

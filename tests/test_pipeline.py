@@ -548,6 +548,8 @@ def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, 
         )
         larger = np.array(expected).reshape(1, 4, 4)
         np.testing.assert_array_equal(np.asarray(picture), model.decode(larger)[0])
+    with pytest.raises(InputError, match="no transformer"):
+        CogView(codec=parts["codec"], text=parts["text"]).super_resolve(images, PROMPTS)
     with pytest.raises(InputError, match="back_projection -1: expected 0 or more rounds"):
         model.super_resolve(images, PROMPTS, back_projection=-1)
     with pytest.raises(InputError, match="pictures of 16 pixels: the bundle enlarges those of 8"):

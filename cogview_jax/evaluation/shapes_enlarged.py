@@ -27,11 +27,11 @@ def enlarged_report(
     """Mean squared errors of enlarged drawings, by what enlarged them.
 
     "drawn" is the model's alone, which reads the picture as codes, and "enlarged" that brought back
-    to the small picture (`back_projected`), as `super_resolve` gives it; "bilinear" and "bicubic"
-    enlarge the small picture without a model, "bilinear_back_projected" is brought back in the same
-    way, and "bilinear_of_codes" enlarges what the codes hold; "ceiling" is the large drawing
-    through the image tokenizer, and nothing drawn in codes alone can be expected to do better. Of
-    pixel values from 0 to 255.
+    to the small picture (`back_projected`), as `super_resolve` gives it for all but released
+    weights; "bilinear" and "bicubic" enlarge the small picture without a model,
+    "bilinear_back_projected" is brought back in the same way, and "bilinear_of_codes" enlarges what
+    the codes hold; "ceiling" is the large drawing through the image tokenizer, and nothing drawn in
+    codes alone can be expected to do better. Of pixel values from 0 to 255.
 
     Args:
         enlarge: uint8 pictures [n, size, size, 3] and their texts -> those twice as large, as the

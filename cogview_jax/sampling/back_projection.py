@@ -4,11 +4,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-#: How often `super_resolve` does it for models of this project.
+#: Rounds of `super_resolve`, where it is not told how many, for all but released weights.
 ROUNDS = 8
 
 
-def back_projected(large: Iterable[np.ndarray], small: Iterable[np.ndarray], rounds: int) -> list:
+def back_projected(
+    large: Iterable[np.ndarray], small: Iterable[np.ndarray], rounds: int
+) -> list[np.ndarray]:
     """Pictures with what they lack of the smaller ones they stand for.
 
     A model of codes sees a picture as its codes hold it; reduced, what it draws is not quite the
@@ -24,6 +26,9 @@ def back_projected(large: Iterable[np.ndarray], small: Iterable[np.ndarray], rou
 
     Returns:
         uint8 [2h, 2w, 3] each.
+
+    Raises:
+        ValueError: there are not as many small pictures as large ones.
     """
     return [_one(*pair, rounds) for pair in zip(large, small, strict=True)]
 
