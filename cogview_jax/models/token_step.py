@@ -169,10 +169,10 @@ def _joined_kernel(
 
     row, width = pl.program_id(0), main_ref.shape[1]
     lanes = jnp.arange(pl.next_power_of_2(width))
-    every, inside = pl.ds(0, len(lanes)), lanes < width
+    inside = lanes < width
 
     def read(ref: Any, *before: Any) -> jax.Array:
-        values = triton.load(ref.at[(*before, every)], mask=inside, other=0.0)
+        values = triton.load(ref.at[(*before, lanes)], mask=inside, other=0.0)
         return values.astype(jnp.float32)
 
     def norm(x: jax.Array, parameters: Any) -> jax.Array:
@@ -187,8 +187,8 @@ def _joined_kernel(
             y = norm(y, closing)
         x = (x + y.astype(form.dtype).astype(jnp.float32)).astype(form.dtype).astype(jnp.float32)
     h = norm(jnp.where(inside, x, 0), opening)
-    triton.store(new_main_ref.at[row, every], x.astype(form.dtype), mask=inside)
-    triton.store(normal_ref.at[row, every], h.astype(form.dtype), mask=inside)
+    triton.store(new_main_ref.at[row, lanes], x.astype(form.dtype), mask=inside)
+    triton.store(normal_ref.at[row, lanes], h.astype(form.dtype), mask=inside)
 
 
 def _standardised(x: jax.Array, inside: jax.Array, width: int, form: Form) -> jax.Array:

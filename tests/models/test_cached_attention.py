@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gpu_lowering
 import reference
 import tiny
 from cogview_jax.models.cached_attention import Filled, cached_attention
@@ -34,6 +35,14 @@ def test_it_is_softmax_attention_to_what_is_filled(index, starts, dtype, error):
         )
         weights = reference.attention_weights(q, k, np.ones((1, len(k)), bool))
         np.testing.assert_allclose(y[b, :, n], weights @ v, atol=error)
+
+
+def test_a_gpu_is_given_it():
+    """With slots that no number of blocks makes up."""
+    x = jax.ShapeDtypeStruct((B, N, 1, H), jnp.bfloat16)
+    cached = jax.ShapeDtypeStruct((B, N, S, H), jnp.bfloat16)
+    seen = Filled(jnp.zeros(B, jnp.int32), jnp.int32(0))
+    assert gpu_lowering.kernels(cached_attention, x, cached, cached, seen) == 1
 
 
 def test_decoding_with_it_draws_the_same(monkeypatch):

@@ -1,10 +1,13 @@
 """The kernels for one new token a row, against the blocks; without a GPU, interpreted."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gpu_lowering
 import reference
 import tiny
 from cogview_jax.models import token_step as kernels
@@ -85,6 +88,19 @@ def test_decoding_with_it_draws_the_same(monkeypatch):
     # Another count: what was compiled before is not used again.
     np.testing.assert_array_equal(tiny.draw(10), expected[:, :10])
     assert calls
+
+
+def test_a_gpu_is_given_it_at_the_papers_size():
+    """A width that is no power of two, which kernels read."""
+    config, types = TransformerConfig(layers=2, width=2560, heads=40), policy("bfloat16")
+    shape = functools.partial(jax.ShapeDtypeStruct, dtype=types.compute)
+    x, mask = shape((3, 1, config.width)), jax.ShapeDtypeStruct((3, 1, 1, 1), bool)
+    block = unbox(jax.eval_shape(Block(config, types).init, jax.random.key(0), x, mask)["params"])
+    cache = [KeyValues(*[shape((3, config.heads, 1088, config.head_width))] * 2)] * 2
+    seen = Filled(jnp.zeros(3, jnp.int32), jnp.int32(0))
+    step = functools.partial(token_step, config, types)
+    # Four products, attention, and what lies between: without a branch to add, and with one.
+    assert gpu_lowering.kernels(step, [block] * 2, x, seen, cache) == 7
 
 
 @pytest.mark.parametrize("mlp_ratio", [1, 3, 4])
