@@ -27,8 +27,6 @@ PROMPTS = (
 )
 #: Of the held-out split: pairs of colour and shape that no training has shown. A row of them.
 DRAWINGS = range(COLUMNS)
-#: Likely tokens only, where the picture is known but for details.
-SURE = SamplingConfig(temperature=0.0)
 
 
 def candidates(model: CogView, scorer: CogView) -> Image.Image:
@@ -65,8 +63,8 @@ def magnified(
     ways = {
         f"given, {small.shape[1]} px": small,
         "bilinear": resampled(small, RESAMPLING["bilinear"]),
-        "the codes drawn": magnifier.super_resolve(small, texts, sampling=SURE, back_projection=0),
-        "brought back": magnifier.super_resolve(small, texts, sampling=SURE),
+        "the codes drawn": magnifier.super_resolve(small, texts, back_projection=0),
+        "brought back": magnifier.super_resolve(small, texts),
         "true drawing": large,
     }
     rows = zip(*ways.values(), strict=True)

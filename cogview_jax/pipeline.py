@@ -18,13 +18,13 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import free_memory
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy_of
-from cogview_jax.sampling.back_projection import ROUNDS, back_projected
+from cogview_jax.sampling.back_projection import ROUNDS, back_projected, misfits
 from cogview_jax.sampling.decode import generate, in_parts, least_rows, sample_keys
 from cogview_jax.sampling.fill import fill, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig
-from cogview_jax.sampling.magnify import MagnifyPlan, in_nine, released_head
+from cogview_jax.sampling.magnify import MagnifyPlan, Window, in_nine, released_head
 from cogview_jax.sampling.scoring import token_log_probs
-from cogview_jax.sampling.super_resolution import magnify
+from cogview_jax.sampling.super_resolution import CANDIDATES, Choice, magnify
 from cogview_jax.tokenizers.codec import Codec, decode_codes, encode_images
 from cogview_jax.tokenizers.layout import left_padded, make_layout, size_command
 from cogview_jax.tokenizers.official_positions import sampling_positions
@@ -447,6 +447,10 @@ class CogView:
                 f"decode got codes from {codes.min()} to {codes.max()}, expected 0 to"
                 f" {config.codebook - 1}"
             )
+        return self._pictures(codes)
+
+    def _pictures(self, codes: np.ndarray) -> np.ndarray:
+        """Codes of the codebook, int [b, rows, columns] -> uint8 images [b, h, w, 3]."""
         part = self.codec_part
         return to_host(self._decode(part.params, part.codebook, codes.astype(np.int32)))
 
@@ -515,6 +519,7 @@ class CogView:
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
+        window_candidates: int | None = None,
         back_projection: int | None = None,
     ) -> list[Image.Image]:
         """Pictures of twice as many rows and columns, for a bundle of super-resolution.
@@ -528,10 +533,13 @@ class CogView:
             images: uint8 [b, h, w, 3], squares of either size.
             texts: what each shows; not needed by a model that has learned without text.
             seed: of the draws.
-            sampling: the release has temperature 1.02 here, which is the default.
+            sampling: temperature and filters; by default `magnifying`.
             batch_size: pictures at a time.
             progress: is told how many windows were done since the last time, each picture's its
                 own.
+            window_candidates: how often each window is drawn; the one that, reduced, is nearest to
+                the given picture stays. By default 1 for released weights and where only the
+                likeliest codes are taken, else CANDIDATES.
             back_projection: rounds in which what is drawn is brought back to what was given
                 (`back_projected`); by default none for released weights, else ROUNDS.
 
@@ -546,6 +554,7 @@ class CogView:
             sampling=sampling,
             batch_size=batch_size,
             progress=progress,
+            window_candidates=window_candidates,
             back_projection=back_projection,
         )
         return [Image.fromarray(picture) for pictures in larger for picture in pictures]
@@ -559,19 +568,27 @@ class CogView:
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
+        window_candidates: int | None = None,
         back_projection: int | None = None,
     ) -> Iterator[list[np.ndarray]]:
         """The pictures of `super_resolve`, in batches: uint8 [2h, 2w, 3] each.
 
         Args:
-            images, texts, seed, sampling, batch_size, progress, back_projection: as there.
+            images, texts, seed, sampling, batch_size, progress, window_candidates,
+                back_projection: as there.
 
         Raises:
             InputError: as `super_resolve` does; at once, not at the first batch.
         """
         images = np.asarray(images)
         drawn = self.draw_larger(
-            images, texts, seed, sampling=sampling, batch_size=batch_size, progress=progress
+            images,
+            texts,
+            seed,
+            sampling=sampling,
+            batch_size=batch_size,
+            progress=progress,
+            window_candidates=window_candidates,
         )
         rounds = back_projection
         if rounds is None:
@@ -597,11 +614,12 @@ class CogView:
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
+        window_candidates: int | None = None,
     ) -> Iterator[np.ndarray]:
         """The codes of the pictures of `super_resolve`, in batches: int32 [b, 2g, 2g] each.
 
         Args:
-            images, texts, seed, sampling, batch_size, progress: as there.
+            images, texts, seed, sampling, batch_size, progress, window_candidates: as there.
 
         Raises:
             InputError: as `super_resolve` does; at once, not at the first batch.
@@ -612,15 +630,22 @@ class CogView:
             texts = [] if self.layout.region("text").length else [""] * len(images)
         if isinstance(texts, str) or len(texts) != len(images) or not len(images):
             raise InputError(f"super_resolve got {len(images)} images and {len(texts)} texts")
-        batch_size = self.batch_size(batch_size, self.layout.length)
+        config = sampling or self.magnifying
+        config.need_no_guidance("super-resolution")
+        candidates = window_candidates
+        if candidates is None:
+            alike = self.model.config.official or config.temperature == 0
+            candidates = 1 if alike else CANDIDATES
+        if candidates < 1:
+            raise InputError(f"window_candidates {candidates}: expected 1 or more")
+        rows = self.batch_size(batch_size, self.layout.length)
+        batch_size = max(1, rows // candidates) if batch_size is None else rows
         plan, vocabulary = self.magnification(images.shape[1]), self.layout.vocabulary
         pieces = [self.pieces(text) for text in texts]
         size, longest = size_command(plan.grid), self.layout.prompt_length("image")
         if self.model.config.official:
             # Up to the first picture the rows of pretraining and of super-resolution are the same.
             longest = self.layout.prompt_length(self.layout.images[0].name) + plan.window**2 + 5
-        config = sampling or SamplingConfig(temperature=1.02)
-        config.need_no_guidance("super-resolution")
 
         def head(text: Sequence[int], source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             if not self.model.config.official:
@@ -634,23 +659,48 @@ class CogView:
             for index, own in _batches(len(images), batch_size):
                 codes = self.encode(images[index], plan.grid)
                 names = [
-                    f"{texts[i]} {row.tobytes().hex()}" for i, row in zip(index, codes, strict=True)
+                    f"{texts[i]} {row.tobytes().hex()}"
+                    for i, row in zip(index, codes, strict=True)
+                    for _ in range(candidates)
                 ]
+                keys = sample_keys(seed, names, [*range(candidates)] * len(codes))
+
                 larger = magnify(
                     self._layers,
                     lambda i, source, index=index: head(pieces[index[i]], source),
                     longest,
                     codes,
-                    sample_keys(seed, names, [0] * len(names)),
+                    keys.reshape(len(codes), candidates),
                     plan=plan,
                     model=self.model,
                     last=vocabulary.codes,
                     config=config,
+                    choose=self._nearest(images[index], plan),
                     progress=None if progress is None else lambda done, own=own: progress(own),
                 )
                 yield larger[:own]
 
         return batches()
+
+    def _nearest(self, images: np.ndarray, plan: MagnifyPlan) -> Choice:
+        """Chooses the candidate that, reduced, is nearest to its part of its picture."""
+
+        def choose(window: Window, drawn: np.ndarray) -> np.ndarray:
+            pictures = self._pictures(drawn.reshape(-1, *drawn.shape[2:]))
+            pictures = pictures.reshape(*drawn.shape[:2], *pictures.shape[1:])
+            given = images[:, None, *window.pixels(images.shape[1] // plan.grid)]
+            return misfits(pictures, given).argmin(axis=1)
+
+        return choose
+
+    @property
+    def magnifying(self) -> SamplingConfig:
+        """How `super_resolve` draws if it is not told: released weights as the release does.
+
+        Of others the likelier draws are the better ones to choose among (bench/RESULTS.md).
+        """
+        self.need("transformer")
+        return SamplingConfig(temperature=1.02 if self.model.config.official else 0.7)
 
     def magnification(self, size: int) -> MagnifyPlan:
         """The windows in which `super_resolve` enlarges pictures of `size` pixels.

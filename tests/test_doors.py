@@ -308,6 +308,11 @@ def mistakes(chain, tmp_path_factory):
         "negative temperature": ("sample", bundle, prompt, out, "--temperature=-1"),
         "keep of nothing": ("sample", bundle, prompt, out, "--keep=2"),
         "back to nothing": ("sample", bundle, prompt, out, "--back_projection=2"),
+        "windows of nothing": ("sample", bundle, prompt, out, "--window_candidates=2"),
+        "no window at all": (
+            *("sample", bundle, prompt, out, "--window_candidates=0"),
+            "--magnify_with=nowhere",
+        ),
         "fewer rounds than none": (
             *("sample", bundle, prompt, out, "--back_projection=-1"),
             "--magnify_with=nowhere",
@@ -347,6 +352,10 @@ SAID = {
     "negative temperature": "temperature -1.0: expected 0 (greedy) or above",
     "keep of nothing": "--keep needs a bundle to choose by: --rerank_with BUNDLE",
     "back to nothing": "--back_projection needs a bundle that enlarges: --magnify_with BUNDLE",
+    "windows of nothing": (
+        "--window_candidates needs a bundle that enlarges: --magnify_with BUNDLE"
+    ),
+    "no window at all": "--window_candidates 0: expected 1 or more",
     "fewer rounds than none": "--back_projection -1: expected 0 or more",
     "described prompt": "--task caption finds the text itself: it takes no prompt",
     "reranked captions": "--rerank_with is for --task text_to_image, not caption",

@@ -26,9 +26,9 @@ def enlarged_report(
 ) -> dict:
     """Mean squared errors of enlarged drawings, by what enlarged them.
 
-    "drawn" is the model's alone, which reads the picture as codes, and "enlarged" that brought back
-    to the small picture (`back_projected`), as `super_resolve` gives it for all but released
-    weights; "bilinear" and "bicubic" enlarge the small picture without a model,
+    "drawn" is what codes show, of which the model draws every window more than once, and "enlarged"
+    that brought back to the small picture (`back_projected`), as `super_resolve` gives it for all
+    but released weights; "bilinear" and "bicubic" enlarge the small picture without a model,
     "bilinear_back_projected" is brought back in the same way, and "bilinear_of_codes" enlarges what
     the codes hold; "ceiling" is the large drawing through the image tokenizer, and nothing drawn in
     codes alone can be expected to do better. Of pixel values from 0 to 255.

@@ -51,7 +51,8 @@ def shapes(
         prompts: drawings or captions over seen pairs of colour and shape, and as many over held-out
             ones.
         draws: the seed of prompts and draws, the filters, the batch and the precision.
-        temperature: of the draws; None for 1 in text_to_image, and else for the likeliest tokens.
+        temperature: of the draws; None for 1 in text_to_image, 0 for captions, and for
+            super_resolution what `CogView.magnifying` has.
         candidates: for text_to_image alone.
 
     Raises:
@@ -64,8 +65,10 @@ def shapes(
         raise InputError(f"bundle {bundle} needs a transformer and a codec to be evaluated")
     model.need("text")
     task = model.layout.task
-    if temperature is None:
-        temperature = 1.0 if task == "text_to_image" else 0.0
+    if temperature is None and task == "super_resolution":
+        temperature = model.magnifying.temperature
+    elif temperature is None:
+        temperature = 0.0 if task == "caption" else 1.0
     sampling = replace(draws.sampling, temperature=temperature)
     draws = replace(draws, sampling=sampling)
     settings = {

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,20 @@ class Reranking:
             raise InputError(f"--keep {self.keep}: expected at least 1")
 
 
+@dataclass(frozen=True)
+class Enlarging:
+    """How enlarged pictures are kept to the given ones: arguments of `CogView.enlarge`."""
+
+    window_candidates: int | None = None
+    back_projection: int | None = None
+
+    def __post_init__(self):
+        for name, least in {"window_candidates": 1, "back_projection": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"--{name} {value}: expected {least} or more")
+
+
 def text_to_image(
     bundle: str,
     out: str,
@@ -41,14 +55,14 @@ def text_to_image(
     draws: Draws,
     reranking: Reranking | None = None,
     magnify_with: str | None = None,
-    back_projection: int | None = None,
+    enlarging: Enlarging = Enlarging(),
 ) -> None:
     """Draws pictures into OUT/images/ and describes them in OUT/samples.jsonl and OUT/grid.png.
 
     With `reranking` a prompt's pictures come the best first, those beyond `keep` are dropped, and
     OUT/scores.jsonl lists what every one scored. With `magnify_with`, a bundle of super-resolution,
     those that stay are drawn again in twice as many rows and columns, as `super_resolution` does
-    with the same seed and `back_projection`; what they were lies in OUT/small/. Everything is
+    with the same seed and `enlarging`; what they were lies in OUT/small/. Everything is
     checked before the first file is written, samples.jsonl is written last, and a job that was
     killed goes on.
     """
@@ -96,10 +110,10 @@ def text_to_image(
     larger = None
     if magnifier is not None:
         job |= {"magnify_with": identity(magnify_with), "pictures": _names(lines)}
-        job |= {"back_projection": back_projection}
+        job |= asdict(enlarging)
         larger = Unfinished(pictures.folder / "larger", job)
         every = np.stack([pictures.read(name) for name in _names(lines)])
-        _enlarge(magnifier, larger, every, lines, draws, None, back_projection, "magnify")
+        _enlarge(magnifier, larger, every, lines, draws, None, enlarging, "magnify")
         lines = [line | {"small": f"small/{Path(line['file']).name}"} for line in lines]
     write_pictures(out, pictures, lines, scored, larger)
     pictures.remove()
@@ -168,7 +182,8 @@ def super_resolution(
     prompts: Sequence[str],
     draws: Draws,
     size: int | None = None,
-    back_projection: int | None = None,
+    temperature: float | None = None,
+    enlarging: Enlarging = Enlarging(),
 ) -> None:
     """Draws pictures again in twice as many rows and columns; writes as `text_to_image` does.
 
@@ -179,7 +194,8 @@ def super_resolution(
         prompts: what each shows, or one for all; none for a model that has learned without text.
         size: the pixels a side at which the pictures are read; None for the codec's own if the
             bundle enlarges such pictures, else the smallest it does.
-        back_projection: see `CogView.super_resolve`.
+        temperature: of the draws, whatever `draws` has; None for that of `CogView.magnifying`.
+        enlarging: how it is done.
 
     Raises:
         InputError: an image cannot be read, the prompts are not as many as the images or do not
@@ -189,6 +205,8 @@ def super_resolution(
     need_one_each(draws, "super_resolution")
     draws.sampling.need_no_guidance("super-resolution")
     model = _load_magnifier(bundle, prompts, draws, size)
+    temperature = model.magnifying.temperature if temperature is None else temperature
+    draws = replace(draws, sampling=replace(draws.sampling, temperature=temperature))
     if not prompts and model.layout.region("text").length:
         raise InputError(
             f"no prompt: the model of {bundle} has learned with texts: give --prompt TEXT, one for"
@@ -196,13 +214,11 @@ def super_resolution(
         )
     size = model.magnifiable()[0] if size is None else size
     pixels = read_images(images, size)
-    job = _job("super_resolution", bundle, draws) | _given(pixels, texts)
-    job |= {"back_projection": back_projection}
+    job = _job("super_resolution", bundle, draws) | _given(pixels, texts) | asdict(enlarging)
     pictures = Unfinished(Path(out) / "unfinished", job)
     given = [{"prompt": text, "image": file} for file, text in zip(images, texts, strict=True)]
     lines = _lines(given, draws)
-    sampling = draws.sampling
-    _enlarge(model, pictures, pixels, lines, draws, sampling, back_projection, "super_resolution")
+    _enlarge(model, pictures, pixels, lines, draws, draws.sampling, enlarging, "super_resolution")
     write_pictures(out, pictures, lines)
     pictures.remove()
 
@@ -227,7 +243,7 @@ def _enlarge(
     lines: Sequence[Mapping[str, Any]],
     draws: Draws,
     sampling: SamplingConfig | None,
-    back_projection: int | None,
+    enlarging: Enlarging,
     label: str,
 ) -> None:
     """Draws `pixels`, uint8 [b, h, w, 3], again into `pictures`, under the names of `lines`."""
@@ -240,7 +256,7 @@ def _enlarge(
             sampling=sampling,
             batch_size=draws.batch_size,
             progress=told,
-            back_projection=back_projection,
+            **asdict(enlarging),
         )
 
     windows = len(model.magnification(pixels.shape[1]).windows)

@@ -33,6 +33,14 @@ def back_projected(
     return [_one(*pair, rounds) for pair in zip(large, small, strict=True)]
 
 
+def misfits(large: np.ndarray, small: np.ndarray) -> np.ndarray:
+    """How far pictures, reduced, are from the small ones: the mean squared difference of values.
+
+    large: uint8 [..., 2h, 2w, 3]. small: uint8 [..., h, w, 3]. Returns float64 [...].
+    """
+    return np.mean(np.square(_halved(large) - small), axis=(-3, -2, -1))
+
+
 def _one(large: np.ndarray, small: np.ndarray, rounds: int) -> np.ndarray:
     picture = large.astype(np.float32)
     for _ in range(rounds):
@@ -42,9 +50,10 @@ def _one(large: np.ndarray, small: np.ndarray, rounds: int) -> np.ndarray:
 
 
 def _halved(picture: np.ndarray) -> np.ndarray:
-    """The mean of every 2 x 2 values: [2h, 2w, 3] -> [h, w, 3]."""
-    rows, columns = picture.shape[0] // 2, picture.shape[1] // 2
-    return picture.reshape(rows, 2, columns, 2, -1).mean(axis=(1, 3))
+    """The mean of every 2 x 2 values: [..., 2h, 2w, 3] -> [..., h, w, 3]."""
+    *before, rows, columns, colours = picture.shape
+    pairs = picture.reshape(*before, rows // 2, 2, columns // 2, 2, colours)
+    return pairs.mean(axis=(-4, -2))
 
 
 def _doubled(values: np.ndarray, axis: int) -> np.ndarray:

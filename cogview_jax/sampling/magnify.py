@@ -44,6 +44,10 @@ class Window:
         """Given cells before the first generated one, in raster order."""
         return int(self.known.argmin())
 
+    def pixels(self, each: int) -> tuple[slice, slice]:
+        """The rectangle of the source's picture, `each` pixels a code, that `target` stands for."""
+        return tuple(slice(s.start * each // 2, s.stop * each // 2) for s in self.target)
+
     @property
     def generated(self) -> int:
         """How many cells are generated."""

@@ -10,12 +10,17 @@ from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.decode import generate
 from cogview_jax.sampling.filters import SamplingConfig
-from cogview_jax.sampling.magnify import MagnifyPlan
+from cogview_jax.sampling.magnify import MagnifyPlan, Window
 from cogview_jax.tokenizers.layout import left_padded
 from cogview_jax.tokenizers.query import OPEN
 
 #: Picture's number, a window's source codes -> what stands before its target, and the positions.
 Head = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+#: A window, what was drawn for it [b, candidates, rows, columns] -> which candidate stays, [b].
+Choice = Callable[[Window, np.ndarray], np.ndarray]
+#: Candidates for each window, where nobody says how many, for all but released weights: a GPU draws
+#: as many in the time of one (`models.token_step`).
+CANDIDATES = 16
 
 
 def magnify(
@@ -29,27 +34,33 @@ def magnify(
     model: Transformer,
     last: int,
     config: SamplingConfig,
+    choose: Choice | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Codes int [b, g, g] -> int32 [b, 2g, 2g], all pictures at once, window by window.
 
     A cell that an earlier window filled is given to the later ones: those in front of the first
-    open one belong to the prompt, which is one call.
+    open one belong to the prompt, which is one call. Where a window is drawn several times, the one
+    that is chosen is what later windows continue.
 
     Args:
         params: from `unstack_layers`.
         head: the sequence's beginning, int32 [n] twice (tokens and positions).
         longest: tokens of the longest head there can be: one compilation for all of them.
         codes: of the pictures.
-        keys: one typed key a picture.
+        keys: typed, [b, candidates].
         plan: the windows.
         model: the transformer of `params`, with positions for a whole window's target.
         last: how many codes there are.
         config: temperature and filters; InputError where it has guidance.
+        choose: among the candidates of a window; not asked where there is one.
         progress: is told how many windows were done since the last time, each picture's its own.
     """
     config.need_no_guidance("super-resolution")
-    size = 2 * plan.grid
+    size, pictures, candidates = 2 * plan.grid, np.arange(len(codes)), keys.shape[1]
+    # Candidates share the cache of their prompt; pivots are a candidate's own.
+    prompts = np.repeat(pictures, candidates)
+    shared = candidates > 1 and not model.config.sparse
     target = np.zeros((len(codes), size, size), np.int32)
     for number, window in enumerate(plan.windows):
         cells = np.where(window.known, target[:, *window.target], OPEN).reshape(len(codes), -1)
@@ -61,13 +72,18 @@ def magnify(
             rows.append(np.concatenate([tokens, own[:leading]]))
             places.append(np.concatenate([positions, onward]))
         tokens, valid = left_padded(rows, longest + leading)
+        places, _ = left_padded(places, longest + leading)
+        if not shared:
+            tokens, valid, places = tokens[prompts], valid[prompts], places[prompts]
+        cells = cells[prompts]
         drawn = generate(
             params,
             tokens,
             valid,
-            jax.vmap(jax.random.fold_in, (0, None))(keys, number),
-            left_padded(places, longest + leading)[0],
+            jax.vmap(jax.random.fold_in, (0, None))(keys.ravel(), number),
+            places,
             cells[:, leading:],
+            prompts if shared else None,
             model=model,
             count=window.known.size - leading,
             first=0,
@@ -75,7 +91,9 @@ def magnify(
             config=config,
         )
         cells[:, leading:] = to_host(drawn)
-        target[:, *window.target] = cells.reshape(len(codes), *window.known.shape)
+        cells = cells.reshape(len(codes), candidates, *window.known.shape)
+        chosen = choose(window, cells) if candidates > 1 else 0
+        target[:, *window.target] = cells[pictures, chosen]
         if progress is not None:
             progress(len(codes))
     return target

@@ -14,7 +14,7 @@ from cogview_jax.checkpoints.bundle import Bundle, transformer_shapes, write_bun
 from cogview_jax.data import shapes
 from cogview_jax.data.transforms import center_crop
 from cogview_jax.jobs.describe import caption, rerank
-from cogview_jax.jobs.sample import Reranking, complete, super_resolution, text_to_image
+from cogview_jax.jobs.sample import Enlarging, Reranking, complete, super_resolution, text_to_image
 from cogview_jax.jobs.sample_input import Draws
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline import CogView
@@ -222,12 +222,14 @@ def test_three_bundles_in_one_command_do_what_they_do_one_after_the_other(
 ):
     prompts, draws = ["a red circle", "a blue star"], Draws(num_images=3, seed=2)
     base, best = f"{chain.run}/bundle", Reranking(captioner, keep=1)
-    text_to_image(base, str(tmp_path / "chain"), prompts, draws, best, magnifier, 2)
+    text_to_image(base, str(tmp_path / "chain"), prompts, draws, best, magnifier, Enlarging(3, 2))
     text_to_image(base, str(tmp_path / "small"), prompts, draws, best)
     small = lines_of(tmp_path / "small" / "samples.jsonl")
     files = [str(tmp_path / "small" / line["file"]) for line in small]
-    once = Draws(seed=2, sampling=SamplingConfig(temperature=1.02))
-    super_resolution(magnifier, str(tmp_path / "large"), files, prompts, once, None, 2)
+    once = Draws(seed=2)
+    super_resolution(
+        magnifier, str(tmp_path / "large"), files, prompts, once, enlarging=Enlarging(3, 2)
+    )
     large = lines_of(tmp_path / "large" / "samples.jsonl")
     lines = lines_of(tmp_path / "chain" / "samples.jsonl")
     assert [line["prompt"] for line in lines] == prompts
@@ -251,15 +253,15 @@ def test_three_bundles_in_one_command_do_what_they_do_one_after_the_other(
 def test_a_magnifier_that_reads_no_text_needs_none(chain, magnifier, tmp_path):
     _, drawing = shapes.drawing(0, "train", 3, 16)
     Image.fromarray(drawing).save(tmp_path / "a.png")
-    files, draws = [str(tmp_path / "a.png")], Draws(sampling=SamplingConfig(temperature=0))
+    files, draws = [str(tmp_path / "a.png")], Draws()
     blind = magnifying(chain, tmp_path / "blind", text_length=0)
     for out, prompts in (("bare", []), ("told", ["a red circle " * 40])):
-        super_resolution(blind, str(tmp_path / out), files, prompts, draws)
+        super_resolution(blind, str(tmp_path / out), files, prompts, draws, temperature=0)
     bare, told = (lines_of(tmp_path / out / "samples.jsonl")[0] for out in ("bare", "told"))
     assert (bare["prompt"], told["prompt"]) == ("", "a red circle " * 40)
     pictures = [(tmp_path / out / bare["file"]).read_bytes() for out in ("bare", "told")]
     assert pictures[0] == pictures[1]
-    (picture,) = load(blind).super_resolve(drawing[None], sampling=draws.sampling)
+    (picture,) = load(blind).super_resolve(drawing[None], sampling=SamplingConfig(temperature=0))
     np.testing.assert_array_equal(Image.open(tmp_path / "bare" / bare["file"]), picture)
     with pytest.raises(InputError, match=r"no prompt: the model of \S+ has learned with texts"):
         super_resolution(magnifier, str(tmp_path / "refused"), files, [], draws)
@@ -439,7 +441,7 @@ def test_pictures_are_enlarged_into_a_folder(chain, tmp_path, pictures):
     super_resolution(str(path), str(out), pictures[:2], texts, draws)
     model, lines = load(path), lines_of(out / "samples.jsonl")
     squares = [center_crop(np.asarray(Image.open(file)), 8) for file in pictures[:2]]
-    expected = model.super_resolve(np.stack(squares), texts, 4, sampling=draws.sampling)
+    expected = model.super_resolve(np.stack(squares), texts, 4)
     assert [(line["image"], line["prompt"], line["seed"]) for line in lines] == [
         (file, text, 4) for file, text in zip(pictures, texts, strict=False)
     ]

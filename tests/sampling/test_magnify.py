@@ -57,6 +57,11 @@ def test_every_cell_is_read_given_and_filled_as_in_the_release(plan, table):
         np.testing.assert_array_equal(new, table["generated_cells"][i])
         assert window.generated == table["counts"][i]
         assert window.leading == table["leading_given"][i]
+        # Of 8 pixels a code of the source, and so 4 of the target.
+        parts = np.zeros((4 * side, 4 * side), bool)
+        parts[window.pixels(8)] = True
+        filled = cells((side, side), window.target)
+        np.testing.assert_array_equal(parts, np.kron(filled, np.ones((4, 4), bool)))
         fill_window[new] = i
         fill_order[new] = count + np.arange(window.generated)
         count += window.generated

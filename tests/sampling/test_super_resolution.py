@@ -1,16 +1,22 @@
-"""Greedy runs at true length end in the official codes, every one of them."""
+"""Greedy runs at true length end in the official codes; windows that are drawn several times."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import official
-from cogview_jax.models.transformer import unstack_layers
+import reference
+from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.transformer import Transformer, unstack_layers
+from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import generate, sample_keys
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.magnify import MagnifyPlan, released_head
 from cogview_jax.sampling.super_resolution import magnify
+from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.official_positions import sampling_positions
+from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 GREEDY = SamplingConfig(temperature=0.0)
 
@@ -65,7 +71,7 @@ def test_nine_windows_end_in_the_official_codes(fixtures, released, table):
         head,
         len(prompt) + 261,
         codes.reshape(1, grid, grid),
-        sample_keys(0, ["a"], [0]),
+        sample_keys(0, ["a"], [0])[:, None],
         plan=MagnifyPlan(),
         model=model,
         last=vocabulary.codes,
@@ -74,6 +80,48 @@ def test_nine_windows_end_in_the_official_codes(fixtures, released, table):
     )
     np.testing.assert_array_equal(result[0], table["magnify:codes"])
     assert sum(done) == 9
+
+
+@pytest.mark.parametrize("attention", ["dense", "sparse"])
+def test_later_windows_continue_the_candidate_that_was_chosen(attention):
+    """Always the last of three: what is drawn where there is only that one."""
+    vocabulary = Vocabulary(codes=40, text=5)
+    layout = make_layout(LayoutConfig("super_resolution", 0, 4), vocabulary)
+    plan = MagnifyPlan(3, 2, 1, ((0, 0, 3), (0, 1, 4), (1, 0, 4), (1, 1, 4)))
+    sizes = {"pivots": 32, "window": 16} if attention == "sparse" else {}
+    config = TransformerConfig(layers=1, width=32, heads=2, attention=attention, **sizes)
+    model = Transformer(config, vocabulary.size, layout.positions, ids=vocabulary)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *[jnp.zeros((1, 1), jnp.int32)] * 2)
+    layers = unstack_layers(reference.random_like(unbox(shapes["params"]), 0))
+    codes = np.random.default_rng(0).integers(0, 40, (2, 3, 3))
+    keys = sample_keys(0, [*"aaabbb"], [0, 1, 2] * 2).reshape(2, 3)
+    seen = []
+
+    def head(i, source):
+        row = layout.tokens({"text": [], "source": source})
+        return row, layout.positions_of(row)
+
+    def last(window, drawn):
+        seen.append(drawn)
+        return np.array([2, 2])
+
+    def larger(keys, choose=None):
+        return magnify(
+            *(layers, head, layout.prompt_length("image"), codes, keys),
+            plan=plan,
+            model=model,
+            last=40,
+            config=SamplingConfig(temperature=1.0),
+            choose=choose,
+        )
+
+    found = larger(keys, last)
+    np.testing.assert_array_equal(found, larger(keys[:, 2:]))
+    assert not np.array_equal(found, larger(keys[:, :1]))
+    for window, drawn in zip(plan.windows, seen, strict=True):
+        assert drawn.shape == (2, 3, *window.known.shape)
+        np.testing.assert_array_equal(drawn[:, 0, window.known], drawn[:, 2, window.known])
+        assert not np.array_equal(drawn[:, 0], drawn[:, 2])
 
 
 def test_margins_are_those_of_the_official_runs(fixtures, table):
