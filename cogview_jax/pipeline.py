@@ -534,7 +534,7 @@ class CogView:
             texts: what each shows; not needed by a model that has learned without text.
             seed: of the draws.
             sampling: temperature and filters; by default `magnifying`.
-            batch_size: pictures at a time.
+            batch_size: pictures at a time, every candidate counted.
             progress: is told how many windows were done since the last time, each picture's its
                 own.
             window_candidates: how often each window is drawn; the one that, reduced, is nearest to
@@ -638,8 +638,8 @@ class CogView:
             candidates = 1 if alike else CANDIDATES
         if candidates < 1:
             raise InputError(f"window_candidates {candidates}: expected 1 or more")
-        rows = self.batch_size(batch_size, self.layout.length)
-        batch_size = max(1, rows // candidates) if batch_size is None else rows
+        # What takes memory is a row, and every candidate is one.
+        batch_size = max(1, self.batch_size(batch_size, self.layout.length) // candidates)
         plan, vocabulary = self.magnification(images.shape[1]), self.layout.vocabulary
         pieces = [self.pieces(text) for text in texts]
         size, longest = size_command(plan.grid), self.layout.prompt_length("image")
@@ -664,7 +664,6 @@ class CogView:
                     for _ in range(candidates)
                 ]
                 keys = sample_keys(seed, names, [*range(candidates)] * len(codes))
-
                 larger = magnify(
                     self._layers,
                     lambda i, source, index=index: head(pieces[index[i]], source),
