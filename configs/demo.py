@@ -52,7 +52,6 @@ def get_config() -> ConfigDict:
     config.drop_captions = 0.0
     # Codes that look alike start alike: pairs that no training shows are drawn, and read, better.
     config.code_embeddings = "codec"
-    config.freeze_codes = False
 
     config.model = ConfigDict()
     config.model.layers = 4

@@ -57,7 +57,6 @@ def get_config() -> ConfigDict:
     config.prompt_weight = 0.0
     config.drop_captions = 0.0
     config.code_embeddings = "codec"
-    config.freeze_codes = True
 
     config.model = ConfigDict()
     config.model.layers = 4

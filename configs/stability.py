@@ -89,7 +89,6 @@ def get_config(variant: str) -> ConfigDict:
     config.prompt_weight = 1.0
     config.drop_captions = 0.0
     config.code_embeddings = "normal"
-    config.freeze_codes = False
 
     config.model = ConfigDict()
     config.model.layers = 64

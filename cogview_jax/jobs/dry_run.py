@@ -47,7 +47,7 @@ def plan_run(experiment: Experiment, devices: int | None) -> Plan:
     job, types = make_job(experiment, Workdir(Path("nowhere"))), policy(experiment.precision)
     return make_plan(
         job.objective,
-        make_optimizer(experiment.optimizer, config.steps, job.frozen),
+        make_optimizer(experiment.optimizer, config.steps),
         schedule(experiment.optimizer, config.steps),
         mesh,
         job.row_shapes(),

@@ -133,8 +133,7 @@ class TransformerExperiment:
     sampling draws is learned. drop_captions: the share of rows whose text is left out, so that
     guidance has something to compare with. code_embeddings: what those of the image codes start
     from in a run without init_from: "normal", as all others do, or "codec", its own vectors
-    (`models.code_embeddings`). freeze_codes: leaves these embeddings as they start, so that codes
-    which training shows rarely stay beside their like (bench/RESULTS.md).
+    (`models.code_embeddings`).
     """
 
     stage: Literal["transformer"]
@@ -148,7 +147,6 @@ class TransformerExperiment:
     prompt_weight: float = 1.0
     drop_captions: float = 0.0
     code_embeddings: Literal["normal", "codec"] = "normal"
-    freeze_codes: bool = False
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
     loss_scale: LossScaleConfig = LossScaleConfig()

@@ -37,7 +37,6 @@ class ImageTokenizerJob:
             decay=experiment.loss.decay,
             revive_below=experiment.loss.revive_below,
         )
-        self.frozen = {}
         data = experiment.data
         self._view = SquareView(experiment.model.image_size, data.smallest_crop, data.flip)
 

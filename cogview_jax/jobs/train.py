@@ -1,7 +1,7 @@
 """Training either stage: one way from a config to a bundle."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,8 +53,6 @@ class Job(Protocol):
     """What the two stages differ in."""
 
     objective: Objective
-    #: Parameters whose first rows stay as they start, and how many.
-    frozen: Mapping[str, int]
 
     def source(self) -> Source:
         """The records, checked against the config."""
@@ -93,7 +91,7 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
     check_seed(experiment.seed)
     job = make_job(experiment, workdir)
     source = first_alone(job.source, "source opened")
-    optimizer = make_optimizer(experiment.optimizer, config.steps, job.frozen)
+    optimizer = make_optimizer(experiment.optimizer, config.steps)
     rate = schedule(experiment.optimizer, config.steps)
     loss_scale = experiment.loss_scale if policy(experiment.precision).scales else None
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:

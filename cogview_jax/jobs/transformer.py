@@ -62,8 +62,6 @@ class TransformerJob:
             experiment.vocabulary,
         )
         self.objective = SequenceObjective(self.model, self.layout, experiment.text_weight)
-        codes = experiment.vocabulary.codes
-        self.frozen = {"word_embedding": codes} if experiment.freeze_codes else {}
         rate, dtype = experiment.model.drop_rates[1], self.model.policy.compute
         if rate and not experiment.model.sparse and has_kernel(dtype, experiment.model.head_width):
             say(

@@ -1,6 +1,6 @@
 """AdamW with the paper's schedule and decay mask, and the schedules of the release."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,13 +131,8 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def make_optimizer(
-    config: OptimizerConfig, steps: int, frozen: Mapping[str, int] | None = None
-) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW on the schedule of a run of `steps`.
-
-    frozen: parameters whose first rows stay as they are, and how many rows.
-    """
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW on the schedule of a run of `steps`."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
@@ -148,18 +143,4 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             mask=decay_mask,
         ),
-        *([_still(frozen)] if frozen else []),
     )
-
-
-def _still(frozen: Mapping[str, int]) -> optax.GradientTransformation:
-    """Takes back what would change, decay and all."""
-
-    def update(updates: dict[str, Any], _: Any) -> dict[str, Any]:
-        rows = {
-            name: jnp.where(jnp.arange(len(updates[name]))[:, None] < count, 0, updates[name])
-            for name, count in frozen.items()
-        }
-        return updates | rows
-
-    return optax.stateless(update)

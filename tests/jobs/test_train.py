@@ -105,27 +105,6 @@ def test_a_run_starts_from_fewer_positions_and_another_type(chain, transformer, 
     ) in capfd.readouterr().err
 
 
-def test_frozen_codes_stay_while_all_else_is_learned(chain, transformer, tmp_path):
-    experiment = dataclasses.replace(
-        transformer,
-        init_from=f"{chain.run}/bundle",
-        freeze_codes=True,
-        optimizer=dataclasses.replace(transformer.optimizer, lr=1e-2, warmup=0.0),
-        train=dataclasses.replace(transformer.train, steps=1, sample_every=0),
-        mesh=MeshConfig(data=2, fsdp=4),
-    )
-    run(experiment, str(tmp_path / "run"))
-    ours, theirs = (
-        cogview_jax.load(path / "bundle").transformer_part.params
-        for path in (tmp_path / "run", chain.run)
-    )
-    codes = transformer.vocabulary.codes
-    same = jax.tree.map(lambda x, y: np.array_equal(x, y), ours, theirs)
-    assert not any(jax.tree.leaves(same))
-    unlike = np.any(ours["word_embedding"] != theirs["word_embedding"], axis=1)
-    np.testing.assert_array_equal(unlike, np.arange(len(unlike)) >= codes)
-
-
 @pytest.mark.parametrize("precision", ["float16", "float16_pure"])
 def test_a_float16_run_skips_what_overflows_and_goes_on_exactly(
     chain, transformer, tmp_path, precision

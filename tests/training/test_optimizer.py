@@ -141,27 +141,6 @@ def test_update_is_adamw_with_clipping_schedule_and_decay():
         np.testing.assert_allclose(params[name], expected[name], rtol=2e-6, atol=1e-7)
 
 
-def test_frozen_rows_stay_and_all_else_is_as_without():
-    config = OptimizerConfig(lr=0.1, weight_decay=0.2, warmup=0.0)
-    rng = np.random.default_rng(0)
-    shapes = {"word_embedding": (5, 2), "kernel": (3, 4)}
-    params, gradient = (
-        {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-        for _ in range(2)
-    )
-    free, still = (
-        optimizer.update(gradient, optimizer.init(params), params)[0]
-        for optimizer in (
-            make_optimizer(config, 8),
-            make_optimizer(config, 8, {"word_embedding": 3}),
-        )
-    )
-    np.testing.assert_array_equal(still["word_embedding"][:3], np.zeros((3, 2)))
-    np.testing.assert_array_equal(still["word_embedding"][3:], free["word_embedding"][3:])
-    np.testing.assert_array_equal(still["kernel"], free["kernel"])
-    assert np.all(free["word_embedding"] != 0)
-
-
 def masked(model, *inputs):
     """The dotted names of the parameters that are decayed, and of those that are not."""
     params = unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"])
