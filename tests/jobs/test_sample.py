@@ -340,7 +340,9 @@ def test_an_interrupted_job_goes_on_with_the_missing_pictures(
         "super_resolution": (
             "draw_larger",
             3,
-            lambda out: super_resolution(magnifier, out, files, prompts, Draws(batch_size=2)),
+            lambda out: super_resolution(
+                magnifier, out, files, prompts, Draws(batch_size=4), enlarging=Enlarging(2)
+            ),
         ),
     }[task]
     run(str(tmp_path / "whole"))
@@ -370,10 +372,10 @@ def test_a_chain_that_was_interrupted_while_enlarging_keeps_its_candidates(
     chain, captioner, magnifier, tmp_path, monkeypatch
 ):
     base, prompts = f"{chain.run}/bundle", ["a red circle", "a star", "two rings"]
-    draws, best = Draws(num_images=2, batch_size=2), Reranking(captioner, 1)
+    draws, best = Draws(num_images=2, batch_size=4), Reranking(captioner, 1)
 
     def run(out):
-        text_to_image(base, str(tmp_path / out), prompts, draws, best, magnifier)
+        text_to_image(base, str(tmp_path / out), prompts, draws, best, magnifier, Enlarging(2))
 
     run("whole")
     stopped(monkeypatch, "draw_larger", 1, lambda: run("out"))
