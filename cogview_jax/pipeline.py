@@ -533,7 +533,7 @@ class CogView:
             images: uint8 [b, h, w, 3], squares of either size.
             texts: what each shows; not needed by a model that has learned without text.
             seed: of the draws.
-            sampling: temperature and filters; by default `magnifying`.
+            sampling: temperature and filters; by default `super_resolution_sampling`.
             batch_size: pictures at a time, every candidate counted.
             progress: is told how many windows were done since the last time, each picture's its
                 own.
@@ -565,31 +565,20 @@ class CogView:
         texts: Sequence[str] | None,
         seed: int,
         *,
-        sampling: SamplingConfig | None = None,
-        batch_size: int | None = None,
-        progress: Callable[[int], None] | None = None,
-        window_candidates: int | None = None,
         back_projection: int | None = None,
+        **drawing: Any,
     ) -> Iterator[list[np.ndarray]]:
         """The pictures of `super_resolve`, in batches: uint8 [2h, 2w, 3] each.
 
         Args:
-            images, texts, seed, sampling, batch_size, progress, window_candidates,
-                back_projection: as there.
+            images, texts, seed, back_projection: as there.
+            drawing: the keywords of `draw_larger`.
 
         Raises:
             InputError: as `super_resolve` does; at once, not at the first batch.
         """
         images = np.asarray(images)
-        drawn = self.draw_larger(
-            images,
-            texts,
-            seed,
-            sampling=sampling,
-            batch_size=batch_size,
-            progress=progress,
-            window_candidates=window_candidates,
-        )
+        drawn = self.draw_larger(images, texts, seed, **drawing)
         rounds = back_projection
         if rounds is None:
             rounds = 0 if self.model.config.official else ROUNDS
@@ -630,7 +619,7 @@ class CogView:
             texts = [] if self.layout.region("text").length else [""] * len(images)
         if isinstance(texts, str) or len(texts) != len(images) or not len(images):
             raise InputError(f"super_resolve got {len(images)} images and {len(texts)} texts")
-        config = sampling or self.magnifying
+        config = sampling or self.super_resolution_sampling
         config.need_no_guidance("super-resolution")
         candidates = window_candidates
         if candidates is None:
@@ -693,7 +682,7 @@ class CogView:
         return choose
 
     @property
-    def magnifying(self) -> SamplingConfig:
+    def super_resolution_sampling(self) -> SamplingConfig:
         """How `super_resolve` draws if it is not told: released weights as the release does.
 
         Of others the likelier draws are the better ones to choose among (bench/RESULTS.md).

@@ -479,6 +479,7 @@ def test_super_resolution_is_magnification_between_encoder_and_decoder(parts):
     with pytest.raises(InputError, match=r"guidance 2\.0: super-resolution has none"):
         model.super_resolve(images, [PROMPTS[0]], 3, sampling=guided)
     assert sum(done) == 9
+    assert model.super_resolution_sampling == SamplingConfig(temperature=1.02)
     codes, prompt = model.encode(images), model.prompt_tokens(PROMPTS[0])
 
     def head(i, source):
@@ -523,6 +524,9 @@ def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, 
         kept, back_projected(map(np.asarray, pictures), images, ROUNDS), strict=True
     ):
         np.testing.assert_array_equal(np.asarray(picture), expected)
+    told = {"sampling": SamplingConfig(temperature=0.7), "window_candidates": 16}
+    by_default, as_told = (model.super_resolve(images, PROMPTS, 5, **k) for k in ({}, told))
+    np.testing.assert_array_equal(np.stack(by_default), np.stack(as_told))
     command = VOCABULARY.command
     chosen = []
     for picture, image, text in zip(pictures, images, PROMPTS, strict=True):

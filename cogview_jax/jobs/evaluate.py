@@ -52,7 +52,7 @@ def shapes(
             ones.
         draws: the seed of prompts and draws, the filters, the batch and the precision.
         temperature: of the draws; None for 1 in text_to_image, 0 for captions, and for
-            super_resolution what `CogView.magnifying` has.
+            super_resolution what `CogView.super_resolution_sampling` has.
         candidates: for text_to_image alone.
 
     Raises:
@@ -66,7 +66,7 @@ def shapes(
     model.need("text")
     task = model.layout.task
     if temperature is None and task == "super_resolution":
-        temperature = model.magnifying.temperature
+        temperature = model.super_resolution_sampling.temperature
     elif temperature is None:
         temperature = 0.0 if task == "caption" else 1.0
     sampling = replace(draws.sampling, temperature=temperature)

@@ -194,7 +194,8 @@ def super_resolution(
         prompts: what each shows, or one for all; none for a model that has learned without text.
         size: the pixels a side at which the pictures are read; None for the codec's own if the
             bundle enlarges such pictures, else the smallest it does.
-        temperature: of the draws, whatever `draws` has; None for that of `CogView.magnifying`.
+        temperature: of the draws, whatever `draws` has; None for that of
+            `CogView.super_resolution_sampling`.
         enlarging: how it is done.
 
     Raises:
@@ -205,7 +206,9 @@ def super_resolution(
     need_one_each(draws, "super_resolution")
     draws.sampling.need_no_guidance("super-resolution")
     model = _load_magnifier(bundle, prompts, draws, size)
-    temperature = model.magnifying.temperature if temperature is None else temperature
+    temperature = (
+        model.super_resolution_sampling.temperature if temperature is None else temperature
+    )
     draws = replace(draws, sampling=replace(draws.sampling, temperature=temperature))
     if not prompts and model.layout.region("text").length:
         raise InputError(

@@ -18,8 +18,8 @@ from cogview_jax.tokenizers.query import OPEN
 Head = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 #: A window, what was drawn for it [b, candidates, rows, columns] -> which candidate stays, [b].
 Choice = Callable[[Window, np.ndarray], np.ndarray]
-#: Candidates for each window, where nobody says how many, for all but released weights: a GPU draws
-#: as many in the time of one (`models.token_step`).
+#: Candidates for each window, where nobody says how many, for all but released weights: a token of
+#: the 4B model for as many rows takes an H200 an eighth longer than for one (bench/RESULTS.md).
 CANDIDATES = 16
 
 
@@ -53,7 +53,7 @@ def magnify(
         model: the transformer of `params`, with positions for a whole window's target.
         last: how many codes there are.
         config: temperature and filters; InputError where it has guidance.
-        choose: among the candidates of a window; not asked where there is one.
+        choose: among the candidates of a window; needed where there is more than one.
         progress: is told how many windows were done since the last time, each picture's its own.
     """
     config.need_no_guidance("super-resolution")

@@ -53,6 +53,8 @@ def test_enlarged_drawings_are_measured_of_a_bundle_of_super_resolution(chain, t
         return model.decode(model.encode(pictures, grid), grid)
 
     assert (task, settings["temperature"]) == ("super_resolution", 0.5)
+    _, by_default, _ = evaluated(bundle, tmp_path, prompts=2, draws=Draws())
+    assert by_default["temperature"] == 0.7
     assert report == enlarged_report(enlarge, reconstruct, size=8, count=3, seed=0)
 
 

@@ -440,10 +440,11 @@ def test_pictures_are_enlarged_into_a_folder(chain, tmp_path, pictures):
     path, out = tmp_path / "bundle", tmp_path / "out"
     retold(chain, path, "super_resolution")
     texts, draws = ["a red circle", "a blue star"], Draws(seed=4)
-    super_resolution(str(path), str(out), pictures[:2], texts, draws)
+    super_resolution(str(path), str(out), pictures[:2], texts, draws, enlarging=Enlarging(2, 1))
     model, lines = load(path), lines_of(out / "samples.jsonl")
     squares = [center_crop(np.asarray(Image.open(file)), 8) for file in pictures[:2]]
-    expected = model.super_resolve(np.stack(squares), texts, 4)
+    kept = {"window_candidates": 2, "back_projection": 1}
+    expected = model.super_resolve(np.stack(squares), texts, 4, **kept)
     assert [(line["image"], line["prompt"], line["seed"]) for line in lines] == [
         (file, text, 4) for file, text in zip(pictures, texts, strict=False)
     ]
