@@ -6,9 +6,15 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from cogview_jax.runtime.errors import InputError
+
+#: Of a JSON file that describes something, the most bytes that are read.
+JSON_LIMIT = 64 << 20
 
 _MARK = ".tmp-"
 
@@ -65,6 +71,46 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def read_regular(path: str | os.PathLike, limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes.
+
+    A pipe or a device would be waited for without end, so neither is opened for good; links are
+    followed.
+
+    Raises:
+        InputError: the path names something else, or the file is larger.
+        OSError: it is not there, or cannot be read.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: expected a file, but this is a {_kind(status.st_mode)}")
+        if status.st_size > limit:
+            raise InputError(f"{path}: {status.st_size} bytes, expected at most {limit}")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(limit)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> Any:
+    """The value that a small JSON file holds.
+
+    Raises:
+        InputError: it is no JSON, or not one that this program wrote: the path and what is wrong.
+        OSError: it is not there, or cannot be read.
+    """
+    data = read_regular(path, limit)
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise InputError(f"{path}: damaged: nested too deeply to be read as JSON") from None
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise InputError(f"{path}: damaged: not readable as JSON ({error})") from None
+
+
 def sync(path: str | os.PathLike) -> None:
     """Waits until a file, or the list of names in a folder, is on disk and not just in memory.
 
@@ -96,6 +142,11 @@ def sha256_tree(directory: str | os.PathLike) -> str:
     files = {p.relative_to(directory).as_posix(): p for p in directory.rglob("*") if p.is_file()}
     lines = (f"{sha256_file(files[name])}  {name}\n" for name in sorted(files))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _kind(mode: int) -> str:
+    kinds = {"folder": stat.S_ISDIR, "pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
+    return next((name for name, holds in kinds.items() if holds(mode)), "device")
 
 
 def _remove(path: Path) -> None:

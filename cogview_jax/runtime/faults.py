@@ -1,0 +1,83 @@
+"""Errors of the operating system: which pass by themselves, and what is done about them.
+
+A network disk that stutters or a machine that is short of memory for a moment says nothing about
+the data. So what is read while work goes on is read through `retried`: a fault that passes is
+waited out, one that stays is a `SystemFault`, and only what is left can be a bad record or input.
+"""
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from cogview_jax.runtime.errors import SystemFault
+
+T = TypeVar("T")
+
+#: Seconds before each further try.
+PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+_PASSING = {
+    getattr(errno, name)
+    for name in (
+        *("EIO", "EREMOTEIO", "ESTALE", "EAGAIN", "EBUSY", "EINTR", "ENOLCK", "EDEADLK"),
+        *("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"),
+        *("ETIMEDOUT", "ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "EPIPE"),
+        *("ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENOLINK", "ECOMM"),
+        *("ESHUTDOWN", "EPROTO"),
+    )
+    if hasattr(errno, name)
+}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the machine failed in a way that may pass: a disk, a network, memory, open files."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in _PASSING
+    )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk or a quota is full."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether the machine failed, and neither the data nor the user."""
+    return isinstance(error, SystemFault) or is_passing(error) or is_full(error)
+
+
+def reason(error: BaseException) -> str:
+    """What the system says of an error, without numbers and names: "No space left on device"."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def retried(work: Callable[[], T], what: str) -> T:
+    """`work()`, again after longer and longer pauses while it meets faults that may pass.
+
+    Args:
+        work: may be called several times.
+        what: is read or written, for messages: the path of a file, mostly.
+
+    Raises:
+        SystemFault: the fault stayed. Every other error is raised as it is, at once.
+    """
+    for tries, pause in enumerate((*PAUSES, None), 1):
+        try:
+            return work()
+        except (OSError, MemoryError) as error:
+            if not is_passing(error):
+                raise
+            if pause is None:
+                raise SystemFault(f"{what}: {reason(error)} ({tries} tries)") from error
+            if tries == 1:
+                print(f"{what}: {reason(error)}; trying again", file=sys.stderr, flush=True)
+        time.sleep(pause)
+    raise AssertionError("the last pause is None")
