@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from cogview_jax.runtime.leftovers import temporary_path
+
 #: What Gloo says of its connections. Its threads write word by word, into each other's lines.
 CHATTER = re.compile(
     r"(\[Gloo\] Rank |is connected to|peer ranks\.|Expected number of connected peer ranks is :"
@@ -100,6 +102,12 @@ class Processes:
                 assert process.poll() is None, self.output(i)
             assert time.monotonic() < deadline, [self.output(i) for i in range(len(self.all))]
             time.sleep(0.02)
+
+
+def left_by_the_dead(path: Path) -> Path:
+    """The temporary name beside `path` that a process of this machine had used before it died."""
+    name, pid = temporary_path(path).name, os.getpid()
+    return path.with_name(re.sub(rf"-{pid}-\d+-", f"-{pid}-1-", name))
 
 
 @contextlib.contextmanager

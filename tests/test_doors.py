@@ -81,7 +81,7 @@ def test_a_workdir_holds_what_the_contract_says(chain):
             *("step_00000006.png", "step_00000012.png")
         ]
         assert list((workdir / "metrics").glob("events.out.tfevents.*"))
-        assert not list(workdir.rglob(".tmp-*"))
+        assert not list(workdir.rglob(".cogview-*"))
 
     config = json.loads((chain.run / "config.json").read_text())
     assert config["train"]["steps"] == STEPS  # what the command line said

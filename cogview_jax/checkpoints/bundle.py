@@ -21,9 +21,18 @@ from jax.experimental import multihost_utils
 from cogview_jax.checkpoints.stored_tree import restore_tree, save_tree, stored_tree
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
+from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import replace_tree, sha256_file, sha256_tree, write_json
+from cogview_jax.runtime.files import (
+    check_folder_output,
+    replace_tree,
+    sha256_file,
+    sha256_tree,
+    sync_tree,
+    write_json,
+)
+from cogview_jax.runtime.leftovers import remove, temporary_path
 from cogview_jax.runtime.sharding import sharded_shapes
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
@@ -32,6 +41,8 @@ from cogview_jax.tokenizers.text import TextTokenizer
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 FORMAT = 1
+#: Seconds that the processes of a run wait for each other before they write one.
+TOGETHER = 1800
 FILES = {"codec": "codec", "text": "text.model", "transformer": "transformer"}
 
 
@@ -217,20 +228,42 @@ def write_bundle(
     `step` is recorded too: after how many steps the run that writes it did so. `official` says,
     part by part, what its arrays do not tell when it is given back to the official release.
     """
-    path = path.absolute()
-    temporary = path.with_name(f".tmp-{path.name}")
-    first = jax.process_index() == 0
-    if first:
-        shutil.rmtree(temporary, ignore_errors=True)
+    path, first = path.absolute(), jax.process_index() == 0
+
+    def make() -> str:
+        temporary = temporary_path(path)
         temporary.mkdir(parents=True)
-    multihost_utils.sync_global_devices("bundle opened")
+        return temporary.name
+
+    check_folder_output(path)
+    temporary = path.with_name(Agreement(TOGETHER).first("bundle", make))
+    try:
+        _write_parts(temporary, codec, text, transformer, official, step)
+        if first:
+            sync_tree(temporary)
+            replace_tree(temporary, path)
+    finally:
+        if first:
+            remove(temporary)
+    multihost_utils.sync_global_devices("bundle written")
+
+
+def _write_parts(
+    folder: Path,
+    codec: CodecPart | Bundle | None,
+    text: TextTokenizer | Bundle | None,
+    transformer: TransformerPart | None,
+    official: Mapping[str, Mapping[str, Any]] | None,
+    step: int | None,
+) -> None:
+    """Writes all files of a bundle into `folder`; arguments as in `write_bundle`."""
     parts: dict[str, dict] = {}
     if isinstance(codec, CodecPart):
         tree = {"params": codec.params, "codebook": codec.codebook._asdict()}
-        save_tree(temporary / FILES["codec"], tree)
+        save_tree(folder / FILES["codec"], tree)
         parts["codec"] = {"config": dataclasses.asdict(codec.config)}
     if transformer is not None:
-        save_tree(temporary / FILES["transformer"], transformer.params)
+        save_tree(folder / FILES["transformer"], transformer.params)
         parts["transformer"] = {
             "config": dataclasses.asdict(transformer.config),
             "vocabulary": dataclasses.asdict(transformer.vocabulary),
@@ -239,17 +272,15 @@ def write_bundle(
         }
     for name, record in (official or {}).items():
         parts[name]["official"] = dict(record)
-    if first:
+    if jax.process_index() == 0:
         if isinstance(text, TextTokenizer):
-            text.save(temporary / FILES["text"])
+            text.save(folder / FILES["text"])
             parts["text"] = {"pieces": len(text)}
         for name, source in (("codec", codec), ("text", text)):
             if isinstance(source, Bundle):
-                _copy(source.verified(name), temporary / FILES[name])
+                _copy(source.verified(name), folder / FILES[name])
                 parts[name] = source.parts[name]
-        _describe(temporary, parts, step)
-        replace_tree(temporary, path)
-    multihost_utils.sync_global_devices("bundle written")
+        _describe(folder, parts, step)
 
 
 def _describe(path: Path, parts: dict[str, dict], step: int | None) -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import re
 import shutil
 import threading
 import time
@@ -19,7 +17,9 @@ from cogview_jax.checkpoints.manifest import write_manifest
 from cogview_jax.checkpoints.orbax_noise import silence
 from cogview_jax.checkpoints.stored_step import one_line
 from cogview_jax.runtime.agreement import Agreement
-from cogview_jax.runtime.files import remove_leftovers, replace_tree, sync
+from cogview_jax.runtime.faults import system_error
+from cogview_jax.runtime.files import replace_tree
+from cogview_jax.runtime.leftovers import remove_leftovers, temporary_path
 
 
 class Saving:
@@ -50,7 +50,7 @@ class Saving:
         """
         silence()
         self._folder, self._agreement, self._attempt = folder, agreement, attempt
-        self._temporary = folder.with_name(f".tmp-{folder.name}-{attempt}")
+        self._temporary: Path
         self._timeout, self._done = timeout, done
         self._thread: threading.Thread | None = None
         self._defect: BaseException | None = None
@@ -66,9 +66,10 @@ class Saving:
         Returns:
             Why nothing could be started, the same on all processes, or "".
         """
-        reason = self._agreement.first(f"{self._attempt}/begin", lambda: self._make(items))
+        name, reason = self._agreement.first(f"{self._attempt}/begin", lambda: self._make(items))
         if reason:
             return reason
+        self._temporary = self._folder.with_name(name)
         self._deadline = time.monotonic() + self._timeout
         handlers = {name: ocp.StandardCheckpointHandler() for name in items}
         futures, reason = [], ""
@@ -96,9 +97,13 @@ class Saving:
         if self._defect is not None:
             raise self._defect
 
-    def _make(self, items: Mapping[str, Any]) -> str:
-        """Makes the folders if the disk has room for what comes."""
+    def _make(self, items: Mapping[str, Any]) -> tuple[str, str]:
+        """Makes the folders if the disk has room for what comes: their parent's name, or why not.
+
+        The name is process 0's, so that a later run can tell whether who writes there is alive.
+        """
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(items)))
+        self._temporary = temporary_path(self._folder)
         try:
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             # A write that had failed may have gone on for a while after its folder was removed.
@@ -106,13 +111,13 @@ class Saving:
                 remove_leftovers(self._folder.parent)
             free = shutil.disk_usage(self._folder.parent).free
             if free < size:
-                return f"it needs {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
+                return "", f"it needs {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
             for name in items:
                 (self._temporary / name).mkdir(parents=True)
         except OSError as error:
             self._remove()
-            return one_line(error)
-        return ""
+            return "", one_line(error)
+        return self._temporary.name, ""
 
     def _finish(
         self, futures: list, reason: str, handlers: Mapping[str, Any], other: Callable[[Path], None]
@@ -142,7 +147,6 @@ class Saving:
         other(self._temporary)
         write_manifest(self._temporary)
         replace_tree(self._temporary, self._folder)
-        sync(self._folder.parent)
 
     def _attempt_to(self, work: Callable[[], None]) -> str:
         """Why `work` failed, or ""; a defect is kept for `wait`."""
@@ -173,9 +177,7 @@ class Saving:
 
 def _failure(error: BaseException) -> str | None:
     """Why a disk did not take what was written, in a line; None if it is not the disk's fault."""
-    # Tensorstore says it in the midst of pages about the array.
-    if system := re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(error)):
-        return os.strerror(int(system[1] or system[2]))
     if isinstance(error, OSError):  # TimeoutError is one
         return one_line(error)
-    return None
+    system = system_error(error)
+    return None if system is None else system.strerror

@@ -14,7 +14,7 @@ from cogview_jax.checkpoints.stored_step import examine, one_line, read_meta
 from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import remove_leftovers
+from cogview_jax.runtime.leftovers import remove, remove_leftovers, temporary_path
 
 
 class StepDirectory:
@@ -41,8 +41,11 @@ class StepDirectory:
         self._distrusted.discard(step)
 
     def remove_leftovers(self) -> None:
-        """Deletes what killed programs left half-written; for one process, before all else."""
-        remove_leftovers(self.path)
+        """Deletes what killed programs left half-written; for one process, before all else.
+
+        The run must hold its workdir.
+        """
+        remove_leftovers(self.path, owned=True)
         for half_written in self.path.glob("*.orbax-checkpoint-tmp*"):  # of earlier versions
             shutil.rmtree(half_written)
 
@@ -58,8 +61,9 @@ class StepDirectory:
         try:
             for step in metrics.keys() - retention.kept(metrics):
                 # Under another name first: what a kill leaves of it is no checkpoint.
-                os.replace(self.folder(step), self.path / f".tmp-{step}-old")
-            remove_leftovers(self.path)
+                gone = temporary_path(self.folder(step))
+                os.replace(self.folder(step), gone)
+                remove(gone)
         except OSError as error:
             say(f"{self.path}: an old checkpoint could not be deleted: {one_line(error)}")
 

@@ -12,7 +12,7 @@ from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources import Source
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_shards import TokenShards
-from cogview_jax.runtime.files import remove_leftovers
+from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.progress import Progress
 
 # For each record, the text ids of its captions and its image codes [n].
@@ -54,7 +54,7 @@ def write_store(
     shards = TokenShards(directory, plan=plan, records=len(source), shard_size=shard_size)
     if shards.finished:
         return False
-    remove_leftovers(directory)
+    remove_leftovers(directory, owned=True)
     missing = []
     for shard in shards.shards:
         note = shards.note(shard)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from cogview_jax.jobs.sample_input import (
     paired,
     read_images,
 )
-from cogview_jax.jobs.sample_output import output_folder, write_grid, write_lines
+from cogview_jax.jobs.sample_output import write_grid, write_lines
 from cogview_jax.pipeline import CogView, load
 from cogview_jax.runtime.progress import Progress
 
@@ -44,7 +45,7 @@ def caption(bundle: str, out: str, images: Sequence[str], draws: Draws) -> None:
             batch_size=draws.batch_size,
             progress=progress.update,
         )
-    folder = output_folder(out)
+    folder = Path(out)
     write_grid(folder, pixels, texts)
     lines = [
         {"image": file, "caption": text, "seed": draws.seed}
@@ -87,7 +88,7 @@ def rerank(
         {"image": file, "prompt": text, "score": float(score), "rank": int(rank)}
         for file, text, score, rank in zip(images, texts, scores, ranks, strict=True)
     ]
-    folder, order = output_folder(out), np.argsort(ranks, kind="stable")
+    folder, order = Path(out), np.argsort(ranks, kind="stable")
     captions = [f"{lines[i]['rank']}: {lines[i]['score']:.3f} {texts[i]}" for i in order]
     write_grid(folder, pixels[order], captions)
     write_lines(folder / "scores.jsonl", lines)

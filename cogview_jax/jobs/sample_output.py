@@ -1,27 +1,36 @@
 """What sampling leaves in its folder, each file whole or absent."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cogview_jax.jobs.unfinished import Unfinished
-from cogview_jax.runtime.files import atomic_path, remove_leftovers
+from cogview_jax.runtime.files import atomic_path, check_folder_output
+from cogview_jax.runtime.leftovers import remove_leftovers
+from cogview_jax.runtime.lock import locked
 from cogview_jax.sampling.grid import caption_grid
 
 #: The grid for people shows at most this many pictures.
 SHOWN = 64
 
 
-def output_folder(out: str) -> Path:
-    """The folder to write to, without what a killed run left half-written."""
+@contextlib.contextmanager
+def held_output(out: str) -> Iterator[None]:
+    """Keeps other jobs out of the folder `out` in the block, and drops what killed ones left.
+
+    Raises:
+        InputError: another job writes there, or it is a file.
+    """
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    return folder
+    check_folder_output(folder, "--out")
+    with locked(folder / ".sample.lock", f"the folder {folder}", "choose another --out"):
+        remove_leftovers(folder, owned=True)
+        yield
 
 
 def write_pictures(
@@ -41,7 +50,7 @@ def write_pictures(
         larger: where the pictures of images/ are instead; then `pictures` are those of a line's
             "small".
     """
-    folder, shown = output_folder(out), []
+    folder, shown = Path(out), []
     for line in lines:
         name = Path(line["file"]).stem
         final = pictures if larger is None else larger

@@ -4,6 +4,7 @@ A job that is killed and started again finds what it had drawn. What earlier job
 folder stays as it is until the new pictures are complete.
 """
 
+import contextlib
 import json
 import shutil
 import sys
@@ -17,7 +18,10 @@ from PIL import Image
 from cogview_jax.data.images import decode_image
 from cogview_jax.data.records import BadRecord
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import atomic_path, remove_leftovers, write_json
+from cogview_jax.runtime.faults import retried
+from cogview_jax.runtime.files import atomic_path, check_folder_output, write_json
+from cogview_jax.runtime.leftovers import remove_leftovers
+from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.progress import Progress
 
 #: Within the folder: what its pictures are of.
@@ -28,7 +32,7 @@ class Unfinished:
     """A folder of pictures that belong to one job, each under a name."""
 
     def __init__(self, folder: Path, job: Mapping[str, Any]):
-        """Looks at what is there; nothing is written before the first picture is added.
+        """Looks at what is there; no picture is written before the first one is added.
 
         Args:
             folder: for the pictures, the jobs that go on from them, and nothing else.
@@ -36,16 +40,18 @@ class Unfinished:
                 taken over: the first that is added takes their place.
 
         Raises:
-            InputError: there is a file where a folder should be, or a folder of something else.
+            InputError: there is a file where a folder should be, a folder of something else, or
+                another job is at work there.
         """
         self.folder, self.job = folder, json.loads(json.dumps(job))
-        for place in (folder, *folder.parents):
-            if place.exists() and not place.is_dir():
-                raise InputError(f"{place} is a file; pictures need a folder there")
+        check_folder_output(folder)
+        self._lock = contextlib.ExitStack()
+        lock = folder.with_name(f".{folder.name}.lock")
+        self._lock.enter_context(locked(lock, f"the folder {folder}", "choose another --out"))
         self._begun = False
         if folder.exists():
             self._begun = self._is_mine()
-            remove_leftovers(folder)
+            remove_leftovers(folder, owned=True)
 
     def missing(self, names: Sequence[str]) -> list[int]:
         """Which of the pictures `names` are not there yet, or cannot be read."""
@@ -67,7 +73,8 @@ class Unfinished:
 
     def read(self, name: str) -> np.ndarray:
         """The picture of a name: uint8 [h, w, 3]."""
-        return decode_image(self._file(name).read_bytes(), name)
+        file = self._file(name)
+        return decode_image(retried(file.read_bytes, str(file)), name)
 
     def draw(
         self,
@@ -106,8 +113,9 @@ class Unfinished:
             shutil.copyfile(self._file(name), temporary)
 
     def remove(self) -> None:
-        """Deletes the folder: its pictures are elsewhere by now."""
+        """Deletes the folder, whose pictures are elsewhere by now, and lets other jobs in."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.png"
@@ -139,6 +147,6 @@ class Unfinished:
             return False
         try:
             self.read(name)
-        except (OSError, BadRecord):
+        except (FileNotFoundError, BadRecord):
             return False
         return True

@@ -1,5 +1,6 @@
 """The folder of a run: which config it belongs to and where its files lie."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -9,9 +10,11 @@ from typing import Any
 import jax
 
 from cogview_jax.jobs.experiment import Experiment, read_experiment
-from cogview_jax.runtime.distributed import barrier, host_name
+from cogview_jax.runtime.distributed import barrier, host_name, is_first
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import remove_leftovers, write_json
+from cogview_jax.runtime.files import check_folder_output, write_json
+from cogview_jax.runtime.leftovers import remove_leftovers
+from cogview_jax.runtime.lock import locked
 
 #: What may differ when a run is resumed: where it runs, how long, and what it reports.
 RESUMABLE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every")
@@ -35,6 +38,21 @@ class Workdir:
         self.samples = self.path / "samples"
         self.profile = self.path / "profile"
         self.bundle = self.path / "bundle"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other runs out of the folder in the block; every process of this run enters it.
+
+        Raises:
+            InputError: another run is at work there, or it is a file.
+        """
+        check_folder_output(self.path, "--workdir")
+        if not is_first():
+            yield
+            return
+        lock, what = self.path / ".train.lock", f"the workdir {self.path}"
+        with locked(lock, what, "choose another --workdir"):
+            yield
 
     def check(self, experiment: Experiment) -> None:
         """Refuses a folder that is not this experiment's.
@@ -66,9 +84,9 @@ class Workdir:
 
         Every process of a run calls it. Raises InputError where one does not see the folder.
         """
-        if jax.process_index() == 0:
+        if is_first():
             self.path.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.path)
+            remove_leftovers(self.path, owned=True)
             write_json(self.config, _resolved(experiment))
         barrier("workdir claimed")
         if not self.config.exists():

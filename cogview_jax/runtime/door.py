@@ -5,8 +5,10 @@ A door is a module with a docstring, absl flags, and a `main()`; it ends with
     if __name__ == "__main__":
         door.run(main)
 
-What the user did wrong is one line on standard error and exit status 2 (a file that cannot be read
-or written counts as such); our own defects keep their traceback and exit status 1. Doors import
+What the user did wrong is one line on standard error and exit status 2; a file that cannot be
+opened counts as such, unless the work had begun (`faults.at_work`). What the machine did wrong, a
+disk that is full or fails, is one line and exit status 1. Our own defects keep their traceback, and
+exit status 1 too. Doors import
 what is heavy inside `main`, so that `--help` and mistakes answer at once.
 """
 
@@ -23,7 +25,8 @@ from typing import NoReturn
 from absl import flags, logging
 
 from cogview_jax.runtime.config import closest
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.runtime.faults import is_fault, reason, system_error
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -55,17 +58,28 @@ def run(main: Callable[[], int | None]) -> None:
         _fail(f"error: {error}", BAD_INPUT)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to continue", INTERRUPTED)
-    except OSError as error:
-        if error.filename is None:
-            _fail(traceback.format_exc(), 1)
-        _fail(f"error: {error.filename}: {error.strerror}", BAD_INPUT)
+    except SystemFault as error:
+        _fail(f"error: {error}", 1)
     except Exception as error:
+        _fail_in_a_line(error)
         if "RESOURCE_EXHAUSTED" in str(error):  # jax's own type is known only once jax is loaded
             reason = str(error).strip().splitlines()[0]
             advice = "raise train.accumulate, or draw fewer pictures at a time (--batch_size)"
             _fail(f"error: the device has too little memory ({reason}): {advice}", 1)
         _fail(traceback.format_exc(), 1)
     sys.exit(status)
+
+
+def _fail_in_a_line(error: Exception) -> None:
+    """Leaves if the system refused something: 2 where it may be a name that the user gave, or 1."""
+    system = error if isinstance(error, MemoryError) else system_error(error)
+    if system is None:
+        return
+    where = f"{system.filename}: " if getattr(system, "filename", None) else ""
+    if is_fault(system):
+        _fail(f"error: {where}{reason(system)}", 1)
+    if where:
+        _fail(f"error: {where}{reason(system)}", BAD_INPUT)
 
 
 def help_page() -> str:

@@ -5,14 +5,16 @@ the data. So what is read while work goes on is read through `retried`: a fault 
 waited out, one that stays is a `SystemFault`, and only what is left can be a bad record or input.
 """
 
+import contextlib
 import errno
 import os
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from cogview_jax.runtime.errors import SystemFault
+from cogview_jax.runtime.errors import InputError, SystemFault
 
 T = TypeVar("T")
 
@@ -57,6 +59,46 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The system's error that an exception of another library tells of in its text, if any.
+
+    Tensorstore says it in the midst of pages about an array, array_record in a line.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    text = str(error)
+    if numbered := re.search(r"os_error_code='(\d+)'|OS error (\d+)", text):
+        code = int(numbered[1] or numbered[2])
+        return OSError(code, os.strerror(code))
+    for code in sorted(_PASSING | _FULL):
+        if os.strerror(code) in text:
+            return OSError(code, os.strerror(code))
+    return None
+
+
+@contextlib.contextmanager
+def at_work(kept: str) -> Iterator[None]:
+    """From here on what the system refuses is no mistake of the user's.
+
+    Before, a file that cannot be opened is one that the user named wrongly; in the block it is a
+    disk or a network that failed, which a restart may mend.
+
+    Args:
+        kept: what is not lost if the block fails, for the message.
+
+    Raises:
+        SystemFault: the system refused something, or memory was short.
+    """
+    try:
+        yield
+    except Exception as error:
+        system = error if isinstance(error, MemoryError) else system_error(error)
+        if system is None or isinstance(error, (InputError, SystemFault)):
+            raise
+        where = f"{system.filename}: " if getattr(system, "filename", None) else ""
+        raise SystemFault(f"{where}{reason(system)}; {kept}") from error
 
 
 def retried(work: Callable[[], T], what: str) -> T:

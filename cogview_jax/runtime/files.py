@@ -1,67 +1,92 @@
 """Outputs that are whole or absent, and the hashes that name their contents."""
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.leftovers import aside_path, remove, temporary_path
 
 #: Of a JSON file that describes something, the most bytes that are read.
 JSON_LIMIT = 64 << 20
 
-_MARK = ".tmp-"
+#: Of <fcntl.h> and <linux/fs.h>: a path is seen from the working folder; swap two names.
+_HERE, _EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary path beside `path`, to be written as a file or made as a directory.
 
-    When the block ends well the result takes the name `path`, replacing what was there; when it
-    raises, nothing of it is left and `path` is as before. Missing parent folders are made. The
-    temporary name ends like the final one, so writers that look at the suffix are content; it holds
-    the process id, so two programs never write into one file.
+    When the block ends well the result is on disk, and then takes the name `path`, replacing what
+    was there; when the block raises, nothing of it is left and `path` is as before. Missing parent
+    folders are made. The temporary name ends like the final one, so writers that look at the suffix
+    are content, and no other program uses it.
 
         with atomic_path("out/picture.png") as temporary:
             image.save(temporary)
+
+    Raises:
+        InputError: a file would replace a folder, or a folder a file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_MARK}{os.getpid()}-{path.name}")
-    _remove(temporary)
+    temporary = temporary_path(path)
     try:
         yield temporary
         temporary.lstat()  # the block must have written it, before the old one is touched
+        sync_tree(temporary)
         replace_tree(temporary, path)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def replace_tree(new: Path, path: Path) -> None:
-    """Gives the file or folder `new` the name `path`, in place of what is there."""
-    if path.is_dir() and not path.is_symlink():
-        # A rename does not replace a folder: the old one steps aside first.
-        old = path.with_name(f"{_MARK}{os.getpid()}-old-{path.name}")
-        _remove(old)
+    """Gives the file or folder `new` the name `path`, in place of what is there.
+
+    Whatever kills the program, `path` is the old one or the new one; where the file system cannot
+    exchange two folders at once, it may be neither until `remove_leftovers` gives the old one its
+    name back. On return the new name is on disk.
+
+    Raises:
+        InputError: a file would replace a folder, or a folder a file.
+    """
+    if new.is_dir():
+        check_folder_output(path)
+    else:
+        check_file_output(path)
+    if not path.is_dir():
+        os.replace(new, path)
+    elif _exchange(new, path):
+        remove(new)
+    else:
+        old = aside_path(path)
         os.replace(path, old)
         os.replace(new, path)
-        _remove(old)
-    else:
-        os.replace(new, path)
+        remove(old)
+    sync(path.parent)
 
 
-def remove_leftovers(directory: str | os.PathLike) -> None:
-    """Deletes what killed programs left half-written directly in `directory`."""
-    directory = Path(directory)
-    for path in directory.iterdir() if directory.is_dir() else ():
-        if path.name.startswith(_MARK):
-            _remove(path)
+def check_file_output(path: str | os.PathLike, flag: str = "") -> None:
+    """InputError unless a file can be written to `path`; `flag`, if any, is named with it."""
+    if Path(path).is_dir():
+        raise InputError(f"{_named(path, flag)} is a folder: expected the name of a file")
+    _check_parents(path, flag)
+
+
+def check_folder_output(path: str | os.PathLike, flag: str = "") -> None:
+    """InputError unless a folder can be written to `path`; `flag`, if any, is named with it."""
+    path = Path(path)
+    if os.path.lexists(path) and not path.is_dir():
+        raise InputError(f"{_named(path, flag)} is a file: expected the name of a folder")
+    _check_parents(path, flag)
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
@@ -111,6 +136,17 @@ def read_json(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> Any:
         raise InputError(f"{path}: damaged: not readable as JSON ({error})") from None
 
 
+def sync_tree(path: Path) -> None:
+    """Waits until a file, or a folder with all in it, is on disk."""
+    if path.is_dir() and not path.is_symlink():
+        for directory, _, names in os.walk(path):
+            for name in names:
+                sync(Path(directory, name))
+            sync(directory)
+    elif not path.is_symlink():
+        sync(path)
+
+
 def sync(path: str | os.PathLike) -> None:
     """Waits until a file, or the list of names in a folder, is on disk and not just in memory.
 
@@ -149,8 +185,25 @@ def _kind(mode: int) -> str:
     return next((name for name, holds in kinds.items() if holds(mode)), "device")
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _named(path: str | os.PathLike, flag: str) -> str:
+    return f"{flag} {path}".strip()
+
+
+def _check_parents(path: str | os.PathLike, flag: str) -> None:
+    for parent in Path(path).absolute().parents:
+        if os.path.lexists(parent):
+            if not parent.is_dir():
+                raise InputError(f"{_named(path, flag)}: {parent} is a file, expected a folder")
+            return
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Gives two folders each other's names in one step; False where that cannot be done.
+
+    Linux can (renameat2), on most of its file systems.
+    """
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0

@@ -15,6 +15,7 @@ import tiny
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.leftovers import temporary_path
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.training.loss_scale import LossScaleConfig, initial_loss_scale
 from cogview_jax.training.optimizer import make_optimizer
@@ -295,7 +296,8 @@ def test_orbax_alone_reads_what_is_written(tmp_path):
 def test_parameters_are_read_alone_and_change_nothing(tmp_path, capfd):
     directory, shapes = saved(tmp_path / "c", 3, 6, 9), shapes_of(small(0).params)
     flip(directory / "9" / "manifest.json")
-    (directory / ".tmp-12-1").mkdir()  # the run goes on, and is just writing this
+    writing = temporary_path(directory / "12")  # the run goes on, and is just writing this
+    writing.mkdir()
     with Checkpointer(directory, owned=False) as checkpointer:
         step, params = checkpointer.restore_params(shapes)
         assert step == 6
@@ -303,7 +305,7 @@ def test_parameters_are_read_alone_and_change_nothing(tmp_path, capfd):
         assert "c/9 is damaged (manifest.json: was changed)" in capfd.readouterr().err
         with pytest.raises(InputError, match=r"another model: bias has shape \(4,\) there"):
             checkpointer.restore_params({"kernel": shapes["kernel"]})
-    assert names(directory) == [".tmp-12-1", "3", "6", "9"]
+    assert names(directory) == [writing.name, "3", "6", "9"]
     with Checkpointer(tmp_path / "none", owned=False) as checkpointer:
         assert checkpointer.restore_params(shapes) is None
 

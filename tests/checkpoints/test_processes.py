@@ -9,7 +9,7 @@ from checkpoints import saving_process
 
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
-from processes import Processes
+from processes import Processes, left_by_the_dead
 
 
 def launch(root, directory, scene, count):
@@ -75,7 +75,7 @@ def test_another_number_of_processes_finds_the_damage_and_goes_on_before_it(root
     content = bytearray((directory / "7" / name).read_bytes())
     content[10] ^= 1
     (directory / "7" / name).write_bytes(content)
-    (directory / ".tmp-9-5" / "params").mkdir(parents=True, exist_ok=True)
+    (left_by_the_dead(directory / "9") / "params").mkdir(parents=True)
     statuses, outputs = launch(root, directory, "second", 2)
     assert statuses == [0, 0], outputs
     (line,) = reports(outputs[0])

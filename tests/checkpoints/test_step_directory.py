@@ -4,13 +4,15 @@ from checkpoints.small import names, saved
 
 from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.checkpoints.step_directory import StepDirectory
+from processes import left_by_the_dead
 
 
 def test_only_numbers_are_checkpoints_and_they_are_ordered_as_numbers(tmp_path):
     directory = StepDirectory(tmp_path / "c", tmp_path / "damaged")
     assert directory.steps() == []
-    for name in ("9", "10", "100", ".tmp-200-1", "300.orbax-checkpoint-tmp", "notes", "-5"):
+    for name in ("9", "10", "100", "300.orbax-checkpoint-tmp", "notes", "-5"):
         (tmp_path / "c" / name).mkdir(parents=True)
+    left_by_the_dead(tmp_path / "c" / "200").mkdir()
     assert directory.steps() == [100, 10, 9]
     directory.remove_leftovers()
     assert names(tmp_path / "c") == ["-5", "10", "100", "9", "notes"]

@@ -136,7 +136,7 @@ def test_what_is_written_is_what_torch_writes(checkpoint, tmp_path):
     # In another order they come to lie elsewhere, but nowhere does a tensor change.
     write_torch(tmp_path / "two.pt", tree, reversed(arrays))
     assert recorded(tmp_path / "two.pt") == recorded(checkpoint)
-    assert not list(tmp_path.glob(".tmp-*"))
+    assert not list(tmp_path.glob(".cogview-*"))
 
 
 def test_every_type_shape_and_layout_comes_back(tmp_path):

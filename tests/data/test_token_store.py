@@ -167,7 +167,7 @@ def test_a_killed_writer_goes_on_and_ends_with_the_same_bytes(tmp_path, root):
 
 
 def _half_written(folder) -> bool:
-    return any(p.name.startswith(".tmp-") for p in (folder / "store").iterdir())
+    return any(p.name.startswith(".cogview-tmp-") for p in (folder / "store").iterdir())
 
 
 @pytest.mark.parametrize("lost", ["manifest", "note", "shard", "cut short"])

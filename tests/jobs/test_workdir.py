@@ -9,6 +9,7 @@ from cogview_jax.jobs.experiment import read_experiment
 from cogview_jax.jobs.workdir import Workdir
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
+from processes import left_by_the_dead
 
 EXPERIMENT = read_experiment(
     {
@@ -105,7 +106,6 @@ def test_a_run_of_before_a_setting_existed_goes_on_with_its_default(workdir):
 
 
 def test_leftovers_of_a_killed_run_are_removed(workdir):
-    leftover = workdir.path / ".tmp-bundle"
-    leftover.mkdir()
+    left_by_the_dead(workdir.bundle).mkdir()
     workdir.claim(EXPERIMENT)
     assert [path.name for path in workdir.path.iterdir()] == ["config.json"]

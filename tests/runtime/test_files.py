@@ -9,14 +9,20 @@ import sys
 
 import pytest
 
+from cogview_jax.runtime import files
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import (
     atomic_path,
-    remove_leftovers,
+    check_file_output,
+    check_folder_output,
+    read_json,
+    read_regular,
     sha256_file,
     sha256_tree,
     sync,
     write_json,
 )
+from cogview_jax.runtime.leftovers import remove_leftovers
 
 
 def names(directory):
@@ -46,6 +52,122 @@ def test_folder_replaces_folder(tmp_path):
             (temporary / content).write_text(content)
     assert names(tmp_path) == ["bundle"]
     assert names(target) == ["new"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_kill_while_a_folder_is_replaced_loses_neither(tmp_path, root, exchanges):
+    """Before every rename in turn: the old folder or the new one is there, or comes back."""
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from cogview_jax.runtime import files\n"
+        "left = int(sys.argv[2])\n"
+        "def kill(event, arguments):\n"
+        "    global left\n"
+        "    if event in ('os.rename', 'shutil.rmtree'):\n"
+        "        left -= 1\n"
+        "        if left < 0:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if sys.argv[3] == 'False':\n"
+        "    files._exchange = lambda one, other: False\n"
+        "with files.atomic_path(sys.argv[1]) as path:\n"
+        "    path.mkdir()\n"
+        "    Path(path, 'new').write_text('new')\n"
+        "    sys.addaudithook(kill)\n"
+    )
+    found = []
+    for moment in range(4):
+        target = tmp_path / str(moment) / "bundle"
+        target.mkdir(parents=True)
+        (target / "old").write_text("old")
+        command = [sys.executable, "-c", program, target, str(moment), str(exchanges)]
+        result = subprocess.run(command, check=False, env=os.environ | {"PYTHONPATH": str(root)})
+        remove_leftovers(target.parent)
+        assert names(target.parent) == ["bundle"]
+        found += [(result.returncode, *names(target))]
+    killed, done = -signal.SIGKILL, 0
+    if exchanges:  # one system call, which no rename of Python's precedes
+        assert found == [(killed, "new"), *[(done, "new")] * 3]
+    else:
+        assert found == [(killed, "old"), (killed, "old"), (killed, "new"), (done, "new")]
+
+
+def test_files_and_folders_do_not_replace_each_other(tmp_path):
+    folder, file = tmp_path / "run", tmp_path / "report.json"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "weights").write_text("weeks")
+    file.write_text("{}")
+    with pytest.raises(InputError, match=r"run is a folder: expected the name of a file"):
+        write_json(folder, {})
+    no_folder = r"report.json is a file: expected the name of a folder"
+    with pytest.raises(InputError, match=no_folder), atomic_path(file) as temporary:
+        temporary.mkdir()
+    assert (folder / "checkpoints" / "weights").read_text() == "weeks"
+    assert file.read_text() == "{}"
+    assert names(tmp_path) == ["report.json", "run"]
+
+
+def test_outputs_are_checked_before_work(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    check_file_output(tmp_path / "file")
+    check_file_output(tmp_path / "new" / "deep" / "file")
+    check_folder_output(tmp_path / "folder")
+    check_folder_output(tmp_path / "new" / "deep")
+    with pytest.raises(InputError, match=r"^--out .*folder is a folder"):
+        check_file_output(tmp_path / "folder", "--out")
+    with pytest.raises(InputError, match=r"^--out .*file is a file"):
+        check_folder_output(tmp_path / "file", "--out")
+    with pytest.raises(InputError, match=r"^.*link is a file"):
+        check_folder_output(tmp_path / "link")
+    for check in (check_file_output, check_folder_output):
+        with pytest.raises(InputError, match=r"file is a file, expected a folder"):
+            check(tmp_path / "file" / "a" / "b")
+
+
+def test_what_takes_its_name_is_on_disk_before(tmp_path, monkeypatch):
+    order = []
+    kept = {name: getattr(os, name) for name in ("fsync", "replace")}
+
+    def fsync(descriptor):
+        order.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        kept["fsync"](descriptor)
+
+    def replace(one, other):
+        order.append(f"rename to {other}")
+        kept["replace"](one, other)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", replace)
+    with atomic_path(tmp_path / "bundle") as temporary:
+        (temporary / "codec").mkdir(parents=True)
+        (temporary / "codec" / "weights").write_text("w")
+        (temporary / "bundle.json").write_text("{}")
+    inside = {str(temporary / name) for name in ("codec", "codec/weights", "bundle.json")}
+    assert set(order[:4]) == {*inside, str(temporary)}
+    assert order[4:] == [f"rename to {tmp_path}/bundle", str(tmp_path)]
+
+
+def test_read_regular_takes_files_of_a_size(tmp_path):
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    file.write_bytes(b"12345")
+    os.mkfifo(pipe)
+    assert read_regular(file, 5) == b"12345"
+    with pytest.raises(InputError, match="5 bytes, expected at most 4"):
+        read_regular(file, 4)
+    for path, kind in ((pipe, "pipe"), ("/dev/zero", "device"), (tmp_path, "folder")):
+        with pytest.raises(InputError, match=f"expected a file, but this is a {kind}"):
+            read_regular(path, 5)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b'{"a": 1', b"\xff\xfe", b"[" * 100_000 + b"]" * 100_000], ids=range(4)
+)
+def test_damaged_json_is_one_line_with_its_name(tmp_path, data):
+    (tmp_path / "plan.json").write_bytes(data)
+    with pytest.raises(InputError, match=r"^\S*plan.json: damaged: n.*$"):
+        read_json(tmp_path / "plan.json")
 
 
 def test_nothing_written_keeps_the_old(tmp_path):
