@@ -96,7 +96,14 @@ PRECISION = flags.DEFINE_enum(
 
 
 def main() -> None:
-    """Flags in, one job."""
+    """Flags in, one job, which has OUT for itself."""
+    from cogview_jax.jobs.sample_output import held_output
+
+    with held_output(OUT.value):
+        _sample()
+
+
+def _sample() -> None:
     from cogview_jax.jobs import describe, sample
     from cogview_jax.jobs.sample_input import Draws, read_prompts
     from cogview_jax.runtime.errors import InputError

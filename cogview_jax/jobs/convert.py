@@ -15,7 +15,10 @@ from cogview_jax.checkpoints.official_sizes import infer_layout, infer_vocabular
 from cogview_jax.checkpoints.official_transformer import OfficialTransformer
 from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import atomic_path
+from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.files import atomic_path, check_folder_output
+from cogview_jax.runtime.leftovers import remove_leftovers
+from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
@@ -25,6 +28,8 @@ Part = TypeVar("Part", CodecPart, TransformerPart, None)
 #: What lies in the folder that is given back.
 TRANSFORMER, IMAGE_TOKENIZER = "transformer", "image_tokenizer.pt"
 TEXT_TOKENIZER = "text_tokenizer.model"
+#: What is kept where the machine fails.
+NOTHING_WRITTEN = "{} is as it was, and the same command starts anew"
 #: What is taken where nothing tells: the released image tokenizer's grid, the pretraining task.
 GRID, TASK = 32, "text_to_image"
 
@@ -63,11 +68,20 @@ def convert(
     """
     if (source is None) == (target is None):
         raise InputError("expected either --source official or --target official")
-    if source is not None:
-        if bundle is not None:
-            raise InputError("--bundle belongs to --target official: a new bundle is --out")
-        from_official(official, out)
-        return
+    if source is not None and bundle is not None:
+        raise InputError("--bundle belongs to --target official: a new bundle is --out")
+    check_folder_output(out, "--out")
+    path = Path(out).absolute()
+    lock = path.with_name(f".{path.name}.convert.lock")
+    with locked(lock, f"the output {out}", "choose another --out"):
+        remove_leftovers(path.parent)
+        if source is not None:
+            from_official(official, out)
+        else:
+            _give_back(official, bundle, out)
+
+
+def _give_back(official: Official, bundle: str | None, out: str) -> None:
     given = [name for name, value in dataclasses.asdict(official).items() if value is not None]
     if given:
         raise InputError(f"--{given[0]} belongs to --source official, not to --target official")
@@ -104,7 +118,7 @@ def from_official(official: Official, out: str) -> None:
         "codec": _codec_part(codec, grid) if codec is not None else None,
         "transformer": transformer,
     }
-    with _progress(*parts.values()) as progress:
+    with at_work(NOTHING_WRITTEN.format(out)), _progress(*parts.values()) as progress:
         parts = {name: _reporting(part, progress) for name, part in parts.items()}
         write_bundle(path, text=text, official=records, **parts)
     _say(f"bundle {out}: {', '.join(Bundle(path).parts)}")
@@ -125,7 +139,7 @@ def to_official(bundle: str, out: str) -> None:
     if not _free(path):
         raise InputError(f"--out {out} exists and is not empty: choose another, or delete it")
     differences: dict[str, list[str]] = {}
-    with atomic_path(path) as folder:
+    with at_work(NOTHING_WRITTEN.format(out)), atomic_path(path) as folder:
         folder.mkdir()
         if "codec" in opened.parts:
             codec, prefix = opened.stored_codec(), opened.official("codec").get("prefix", "")

@@ -1,8 +1,9 @@
 """Pictures put into words, and words held against pictures: captions and CapLoss into a folder."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from cogview_jax.jobs.sample_input import (
     read_images,
 )
 from cogview_jax.jobs.sample_output import write_grid, write_lines
+from cogview_jax.jobs.unfinished import AGAIN
 from cogview_jax.pipeline import CogView, load
+from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.progress import Progress
 
 
@@ -45,14 +48,11 @@ def caption(bundle: str, out: str, images: Sequence[str], draws: Draws) -> None:
             batch_size=draws.batch_size,
             progress=progress.update,
         )
-    folder = Path(out)
-    write_grid(folder, pixels, texts)
     lines = [
         {"image": file, "caption": text, "seed": draws.seed}
         for file, text in zip(images, texts, strict=True)
     ]
-    write_lines(folder / "captions.jsonl", lines)
-    print(f"{len(lines)} captions in {folder}/captions.jsonl", file=sys.stderr)
+    _write(Path(out), "captions", lines, pixels, texts)
 
 
 def rerank(
@@ -88,11 +88,9 @@ def rerank(
         {"image": file, "prompt": text, "score": float(score), "rank": int(rank)}
         for file, text, score, rank in zip(images, texts, scores, ranks, strict=True)
     ]
-    folder, order = Path(out), np.argsort(ranks, kind="stable")
+    order = np.argsort(ranks, kind="stable")
     captions = [f"{lines[i]['rank']}: {lines[i]['score']:.3f} {texts[i]}" for i in order]
-    write_grid(folder, pixels[order], captions)
-    write_lines(folder / "scores.jsonl", lines)
-    print(f"{len(lines)} scores in {folder}/scores.jsonl", file=sys.stderr)
+    _write(Path(out), "scores", lines, pixels[order], captions)
 
 
 def load_scorer(bundle: str, prompts: Sequence[str], draws: Draws) -> CogView:
@@ -111,3 +109,17 @@ def scores_of(
     """CapLoss of each pair, float32 [b], of uint8 pictures [b, h, w, 3]; says how far it is."""
     with Progress(len(texts), "rerank", unit="image", per_minute=True) as progress:
         return scorer.score(pictures, texts, batch_size=draws.batch_size, progress=progress.update)
+
+
+def _write(
+    folder: Path,
+    what: str,
+    lines: Sequence[Mapping[str, Any]],
+    pictures: np.ndarray,
+    captions: Sequence[str],
+) -> None:
+    """FOLDER/WHAT.jsonl, and FOLDER/grid.png of the pictures and what is said of them."""
+    with at_work(f"no {what} are kept: {AGAIN}"):
+        write_grid(folder, pictures, captions)
+        write_lines(folder / f"{what}.jsonl", lines)
+    print(f"{len(lines)} {what} in {folder}/{what}.jsonl", file=sys.stderr)

@@ -14,7 +14,8 @@ from cogview_jax.jobs.describe import load_scorer, scores_of
 from cogview_jax.jobs.sample_input import Draws
 from cogview_jax.pipeline import CogView, load
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import write_json
+from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.files import check_file_output, write_json
 from cogview_jax.runtime.progress import Progress
 
 
@@ -56,8 +57,10 @@ def shapes(
         candidates: for text_to_image alone.
 
     Raises:
-        InputError: a bundle lacks a part or is of another task, or a number is too small.
+        InputError: a bundle lacks a part or is of another task, a number is too small, or `out` is
+            a folder.
     """
+    check_file_output(out, "--out")
     if prompts < 2:
         raise InputError(f"--num_prompts {prompts}: expected at least 2, one a language")
     model = load(bundle, dtype=draws.precision)
@@ -87,8 +90,9 @@ def shapes(
         if candidates is not None:
             settings |= {"rerank_with": identity(candidates.bundle)}
         report = _drawn(model, prompts, draws, candidates)
-    write_json(out, {"benchmark": "shapes", "task": task, "settings": settings} | report)
     print(table(report))
+    with at_work("the report is not kept, but the table above is what it says"):
+        write_json(out, {"benchmark": "shapes", "task": task, "settings": settings} | report)
     print(f"report in {out}", file=sys.stderr)
 
 

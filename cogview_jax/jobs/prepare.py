@@ -17,6 +17,8 @@ from cogview_jax.jobs.experiment import TokenData, TransformerExperiment
 from cogview_jax.jobs.workdir import Workdir
 from cogview_jax.pipeline import CogView
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.tokenizers.text import TextTokenizer, train_text_tokenizer
@@ -37,13 +39,17 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
         InputError: the data, the codec or the text tokenizer does not fit the config, or too many
             records cannot be read.
     """
-    data = experiment.data
     if path.is_file():
         raise InputError(
             f"data.store {path} is a file: a compact binary is trained on as it is, there is"
             " nothing to prepare"
         )
-    given = given_codec(experiment)
+    with locked(path / ".prepare.lock", f"the token store {path}", "choose another --workdir"):
+        _prepare(experiment, path)
+
+
+def _prepare(experiment: TransformerExperiment, path: Path) -> None:
+    data, given = experiment.data, given_codec(experiment)
     source = open_source(data.source)
     tokenizers = _tokenizers(experiment, given, source, path)
     dtype = policy(experiment.precision).compute
@@ -69,29 +75,31 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
         return list(zip(texts, np.concatenate(codes, axis=1), strict=False))
 
     identity = {part: tokenizers.sha256(part) for part in ("codec", "text")}
-    worked = write_store(
-        path,
-        source,
-        encode,
-        plan={
-            "source": asdict(data.source),
-            "text_tokenizer": _text_plan(data),
-            **identity,
-            # A store of one picture a record says nothing of it: so did those of before.
-            **({"grids": grids} if len(grids) > 1 else {}),
-        },
-        meta={
-            "layout": experiment.layout.task,
-            "grid": data.picture_grid or experiment.layout.grid,
-            "grids": grids,
-            "codebook": model.codec.config.codebook,
-            "pieces": len(model.text),
-            **identity,
-        },
-        batch_size=batch,
-        shard_size=data.shard_size,
-        skipped=SkippedLog(path, max_skipped=data.max_skipped),
-    )
+    kept = f"the shards in {path} that are whole are kept: run the same command again to go on"
+    with at_work(kept):
+        worked = write_store(
+            path,
+            source,
+            encode,
+            plan={
+                "source": asdict(data.source),
+                "text_tokenizer": _text_plan(data),
+                **identity,
+                # A store of one picture a record says nothing of it: so did those of before.
+                **({"grids": grids} if len(grids) > 1 else {}),
+            },
+            meta={
+                "layout": experiment.layout.task,
+                "grid": data.picture_grid or experiment.layout.grid,
+                "grids": grids,
+                "codebook": model.codec.config.codebook,
+                "pieces": len(model.text),
+                **identity,
+            },
+            batch_size=batch,
+            shard_size=data.shard_size,
+            skipped=SkippedLog(path, max_skipped=data.max_skipped),
+        )
     if longer and experiment.layout.text_length:  # 0 reads no text at all
         print(
             f"{longer} captions are longer than layout.text_length ="

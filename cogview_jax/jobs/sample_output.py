@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cogview_jax.jobs.unfinished import Unfinished
+from cogview_jax.jobs.unfinished import AGAIN, Unfinished
+from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import atomic_path, check_folder_output
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
@@ -51,20 +52,21 @@ def write_pictures(
             "small".
     """
     folder, shown = Path(out), []
-    for line in lines:
-        name = Path(line["file"]).stem
-        final = pictures if larger is None else larger
-        final.copy(name, folder / line["file"])
-        if larger is not None:
-            pictures.copy(name, folder / line["small"])
-        if len(shown) < SHOWN:
-            shown.append(final.read(name))
-    write_grid(folder, shown, [_described(line) for line in lines[:SHOWN]])
-    if scored is None:
-        (folder / "scores.jsonl").unlink(missing_ok=True)
-    else:
-        write_lines(folder / "scores.jsonl", scored)
-    write_lines(folder / "samples.jsonl", lines)
+    with at_work(f"the pictures are kept in {pictures.folder}: {AGAIN}"):
+        for line in lines:
+            name = Path(line["file"]).stem
+            final = pictures if larger is None else larger
+            final.copy(name, folder / line["file"])
+            if larger is not None:
+                pictures.copy(name, folder / line["small"])
+            if len(shown) < SHOWN:
+                shown.append(final.read(name))
+        write_grid(folder, shown, [_described(line) for line in lines[:SHOWN]])
+        if scored is None:
+            (folder / "scores.jsonl").unlink(missing_ok=True)
+        else:
+            write_lines(folder / "scores.jsonl", scored)
+        write_lines(folder / "samples.jsonl", lines)
     print(f"{len(lines)} pictures in {folder}, together in {folder}/grid.png", file=sys.stderr)
 
 

@@ -30,6 +30,7 @@ from cogview_jax.runtime.distributed import (
     say,
 )
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.hardware import peak_flops
 from cogview_jax.runtime.mesh import local_parts, make_mesh, place_batch
@@ -84,6 +85,11 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
         0 when all steps are done, or PREEMPTED when SIGTERM came before; the state is saved then.
     """
     workdir = Workdir(directory)
+    with workdir.held():
+        return _run(experiment, workdir, stall_timeout)
+
+
+def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     goodput = Goodput(workdir.metrics / "goodput.json", writes=is_first())
     workdir.check(experiment)
     config, mesh = experiment.train, make_mesh(experiment.mesh)
@@ -136,6 +142,8 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
         )
         # Nothing the user may have got wrong is left.
         workdir.claim(experiment)
+        kept = f"what {workdir.checkpoints} holds is kept: run the same command again to go on"
+        stack.enter_context(at_work(kept))
         placed = Prefetched(place_batch(batch, mesh) for batch in local)
         stack.enter_context(contextlib.closing(placed))
         writer = stack.enter_context(MetricsWriter(workdir.metrics))

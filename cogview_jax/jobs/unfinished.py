@@ -18,7 +18,7 @@ from PIL import Image
 from cogview_jax.data.images import decode_image
 from cogview_jax.data.records import BadRecord
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.faults import retried
+from cogview_jax.runtime.faults import at_work, retried
 from cogview_jax.runtime.files import atomic_path, check_folder_output, write_json
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
@@ -26,6 +26,8 @@ from cogview_jax.runtime.progress import Progress
 
 #: Within the folder: what its pictures are of.
 JOB = "job.json"
+#: What a job that failed can be told to do.
+AGAIN = "run the same command again to go on"
 
 
 class Unfinished:
@@ -95,13 +97,17 @@ class Unfinished:
         missing = self.missing(names)
         if not missing:
             return
-        with Progress(
-            windows * len(names),
-            label,
-            unit="image" if windows == 1 else "window",
-            start=windows * (len(names) - len(missing)),
-            per_minute=True,
-        ) as progress:
+        kept = f"the pictures so far are kept in {self.folder}: {AGAIN}"
+        with (
+            at_work(kept),
+            Progress(
+                windows * len(names),
+                label,
+                unit="image" if windows == 1 else "window",
+                start=windows * (len(names) - len(missing)),
+                per_minute=True,
+            ) as progress,
+        ):
             number = iter(missing)
             for pictures in batches(missing, progress.update):
                 for picture in pictures:
