@@ -1,6 +1,7 @@
 """Eight fake CPU devices, a compilation cache, and the reference material beside the repository."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,16 @@ def official_text(fixtures) -> Path:
 def chain(root, tmp_path_factory):
     """Runs of the doors that many tests look at; none may change them."""
     return doors.Chain(root, tmp_path_factory.mktemp("chain"))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 20 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)]
+    mounted = subprocess.run(command, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no right to mount a small disk: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)

@@ -154,7 +154,8 @@ def _tokenizers(
                 f"the text tokenizer has {len(text)} pieces, but the config has vocabulary.text ="
                 f" {experiment.vocabulary.text}"
             )
-        write_bundle(place, codec=given, text=text)
+        with at_work(f"no record was encoded yet, and {path} can be begun again"):
+            write_bundle(place, codec=given, text=text)
     own = Bundle(place)
     if own.sha256("codec") != given.sha256("codec"):
         raise InputError(

@@ -44,6 +44,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.lstat()  # the block must have written it, before the old one is touched
         sync_tree(temporary)
         replace_tree(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         remove(temporary)
 

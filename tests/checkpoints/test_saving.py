@@ -93,22 +93,6 @@ def test_files_that_cannot_grow_fail_the_checkpoint_and_not_the_run(root, tmp_pa
     assert lines == [f"{expected} checkpoint 1 is kept"] * len(limits)
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A disk of 20 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"no right to mount a small disk: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_full_disk_fails_the_checkpoint_and_not_the_run(root, disk):
     """Known beforehand from its free bytes, or met while writing: others fill it meanwhile."""
     lines = run_full(

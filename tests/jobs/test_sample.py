@@ -402,7 +402,7 @@ def test_what_another_job_left_unfinished_is_not_taken_over(chain, tmp_path, mon
 
 def test_a_file_in_the_place_of_the_folder_is_refused(chain, tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(InputError, match="out is a file; pictures need a folder there"):
+    with pytest.raises(InputError, match="out is a file, expected a folder"):
         text_to_image(f"{chain.run}/bundle", str(tmp_path / "out"), ["a star"], Draws())
     assert (tmp_path / "out").read_text() == "mine"
 
