@@ -88,8 +88,8 @@ def test_a_run_keeps_its_checkpoint_where_there_is_no_room_for_the_bundle(chain,
 def test_converting_leaves_what_was_there(chain, disk):
     fill(disk, 50_000)
     result = call(
-        *(chain.root, "convert", "--target", "official", "--bundle", f"{chain.run}/bundle"),
-        *("--out", disk / "given"),
+        *(chain.root, "convert", "--source", "official"),
+        *("--text_tokenizer", f"{chain.run}/bundle/text.model", "--out", disk / "bundle"),
     )
-    one_line(result, f"{disk / 'given'} is as it was")
-    assert sorted(path.name for path in disk.iterdir()) == ["filler"]
+    one_line(result, f"{disk / 'bundle'} is as it was")
+    assert [path.name for path in disk.iterdir()] == ["filler"]

@@ -20,7 +20,8 @@ def silence() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return "_SignalingThread.run() raised" not in str(record.msg)
+    repeated = "_SignalingThread.run() raised", "Handler Commit operations or the Commit callback"
+    return not any(words in str(record.msg) for words in repeated)
 
 
 def _was_asked_for(record: logging.LogRecord) -> bool:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cogview_jax.checkpoints.orbax_noise import silence
 from cogview_jax.runtime.errors import InputError
 
 
@@ -55,6 +56,7 @@ def save_tree(path: Path, tree: Any) -> None:
 
     Deferred arrays are for one process, which then holds one of them at a time.
     """
+    silence()
     if not isinstance(jax.tree.leaves(tree)[0], Deferred):
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path, tree)
