@@ -107,3 +107,12 @@ def test_mistakes_leave_no_report(chain, captioner, tmp_path, bundle, settings, 
     assert not out.exists()
     with pytest.raises(InputError, match="--candidates 0: expected at least 1"):
         Candidates(captioner, 0)
+
+
+def test_a_report_never_takes_the_place_of_a_folder(tmp_path):
+    """Found before anything is loaded: there is no bundle here."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "weights").write_text("weeks")
+    with pytest.raises(InputError, match=r"--out \S*run is a folder: expected the name of a file"):
+        shapes("nowhere", str(tmp_path / "run"), prompts=2, draws=Draws())
+    assert (tmp_path / "run" / "checkpoints" / "weights").read_text() == "weeks"

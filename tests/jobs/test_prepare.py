@@ -14,7 +14,9 @@ from cogview_jax.jobs.experiment import read_experiment
 from cogview_jax.jobs.prepare import prepare, store_path
 from cogview_jax.jobs.transformer import TransformerJob
 from cogview_jax.jobs.workdir import Workdir
+from cogview_jax.runtime import lock
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.lock import locked
 from cogview_jax.tokenizers.text import TextConfig
 
 
@@ -45,6 +47,14 @@ def test_records_are_the_codes_and_pieces_of_their_pictures(chain):
     assert store.meta["grid"] == 4
     assert store.meta["codebook"] == 16
     assert store.meta["pieces"] == len(model.text)
+
+
+def test_one_prepare_at_a_time_fills_a_store(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    with locked(tmp_path / "tokens" / ".prepare.lock", "it", "wait"):
+        with pytest.raises(InputError, match=r"token store \S+tokens is in use by process"):
+            prepare(experiment(), tmp_path / "tokens")
+        assert [path.name for path in (tmp_path / "tokens").iterdir()] == [".prepare.lock"]
 
 
 def test_a_store_lies_in_the_workdir_or_where_the_config_says(experiment, tmp_path):

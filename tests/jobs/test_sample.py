@@ -16,8 +16,11 @@ from cogview_jax.data.transforms import center_crop
 from cogview_jax.jobs.describe import caption, rerank
 from cogview_jax.jobs.sample import Enlarging, Reranking, complete, super_resolution, text_to_image
 from cogview_jax.jobs.sample_input import Draws
+from cogview_jax.jobs.sample_output import held_output
+from cogview_jax.jobs.unfinished import Unfinished
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline import CogView
+from cogview_jax.runtime import lock
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.filters import SamplingConfig
@@ -405,6 +408,27 @@ def test_a_file_in_the_place_of_the_folder_is_refused(chain, tmp_path):
     with pytest.raises(InputError, match="out is a file, expected a folder"):
         text_to_image(f"{chain.run}/bundle", str(tmp_path / "out"), ["a star"], Draws())
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_one_job_at_a_time_draws_into_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    red, blue = (np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    folder = tmp_path / "out" / "unfinished"
+    with held_output(str(tmp_path / "out")):
+        with pytest.raises(InputError, match="in use"), held_output(str(tmp_path / "out")):
+            pass
+        one = Unfinished(folder, {"prompts": ["red"]})
+        one.add("0", red)
+        with pytest.raises(InputError, match="unfinished is in use by process"):
+            Unfinished(folder, {"prompts": ["blue"]})
+        one.add("1", red)
+        one.remove()
+        two = Unfinished(folder, {"prompts": ["blue"]})
+        two.add("0", blue)
+        np.testing.assert_array_equal(two.read("0"), blue)
+        assert two.missing(["0", "1"]) == [1]
+        two.remove()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(chain, tmp_path):

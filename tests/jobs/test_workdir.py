@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
 from cogview_jax.jobs.experiment import read_experiment
 from cogview_jax.jobs.workdir import Workdir
+from cogview_jax.runtime import lock
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
 from processes import left_by_the_dead
@@ -103,6 +105,18 @@ def test_a_run_of_before_a_setting_existed_goes_on_with_its_default(workdir):
     workdir.config.write_text(json.dumps(written | {"later": 1}))
     with pytest.raises(InputError, match=r"config.json is of another program or version: .*later"):
         workdir.check(EXPERIMENT)
+
+
+def test_one_run_at_a_time_has_a_workdir(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    path = tmp_path / "run"
+    busy = rf"the workdir {path} is in use by process {os.getpid()} on .*choose another --workdir"
+    with Workdir(path).held(), pytest.raises(InputError, match=busy), Workdir(path).held():
+        pass
+    assert not path.exists()
+    path.write_text("mine")
+    with pytest.raises(InputError, match=rf"--workdir {path} is a file"), Workdir(path).held():
+        pass
 
 
 def test_leftovers_of_a_killed_run_are_removed(workdir):

@@ -14,8 +14,11 @@ DOOR = '''"""Paints a wall.
 Run it again to paint on.
 """
 
+import contextlib
+import errno
 import json
 import logging
+import os
 import time
 
 from absl import flags
@@ -23,8 +26,21 @@ from absl import logging as absl_logging
 
 from cogview_jax.runtime import door
 from cogview_jax.runtime.config_flag import config_flag
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.runtime.faults import at_work
 
+
+def failed(code):
+    return OSError(code, os.strerror(code), "wall.png")
+
+
+FAULTS = {
+    "full": failed(errno.ENOSPC),
+    "gone": failed(errno.ESTALE),
+    "denied": failed(errno.EACCES),
+    "memory": MemoryError(),
+    "stayed": SystemFault("wall.png: Input/output error (6 tries)"),
+}
 CONFIG = config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "where the wall stands", required=True)
 COATS = flags.DEFINE_integer("coats", 2, "how many coats of paint", lower_bound=1)
@@ -46,6 +62,9 @@ def main():
         return 42
     if WORKDIR.value == "file":
         open("/nowhere/at/all")
+    if WORKDIR.value in FAULTS:
+        with at_work("half of it is kept") if COATS.value > 2 else contextlib.nullcontext():
+            raise FAULTS[WORKDIR.value]
     import jax
 
     absl_logging.info("absl chatter")
@@ -161,6 +180,26 @@ def test_a_mistake_is_one_line_and_status_2(call, arguments, message):
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
     assert result.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "status"),
+    [
+        ("full", "wall.png: No space left on device", 1),
+        ("gone", "wall.png: Stale file handle", 1),
+        ("memory", "not enough memory", 1),
+        ("stayed", "wall.png: Input/output error (6 tries)", 1),
+        ("denied", "wall.png: Permission denied", 2),  # before the work: a name that was given
+        ("denied --coats=3", "wall.png: Permission denied; half of it is kept", 1),
+        ("full --coats=3", "wall.png: No space left on device; half of it is kept", 1),
+    ],
+)
+def test_what_the_machine_fails_in_is_one_line_and_worth_a_restart(
+    call, arguments, message, status
+):
+    workdir, *coats = arguments.split()
+    result = call("--config=cfg.py", f"--workdir={workdir}", *coats)
+    assert (result.returncode, result.stderr) == (status, f"error: {message}\n")
 
 
 def test_our_own_defect_keeps_its_traceback(call):
