@@ -11,7 +11,7 @@ import numpy as np
 
 from cogview_jax.jobs.unfinished import AGAIN, Unfinished
 from cogview_jax.runtime.faults import at_work
-from cogview_jax.runtime.files import atomic_path, check_folder_output
+from cogview_jax.runtime.files import check_folder_output, write_file
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 from cogview_jax.sampling.grid import caption_grid
@@ -72,15 +72,14 @@ def write_pictures(
 
 def write_grid(folder: Path, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> None:
     """FOLDER/grid.png: the first of the pictures, uint8 [h, w, 3] each, and what they show."""
-    with atomic_path(folder / "grid.png") as temporary:
-        caption_grid(pictures[:SHOWN], captions[:SHOWN]).save(temporary)
+    grid = caption_grid(pictures[:SHOWN], captions[:SHOWN])
+    write_file(folder / "grid.png", grid.save)
 
 
 def write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """A JSON object a line."""
-    with atomic_path(file) as temporary:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        temporary.write_text(text, encoding="utf-8")
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_file(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _described(line: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from cogview_jax.data.images import decode_image
 from cogview_jax.data.records import BadRecord
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work, retried
-from cogview_jax.runtime.files import atomic_path, check_folder_output, write_json
+from cogview_jax.runtime.files import atomic_path, check_folder_output, write_file, write_json
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.progress import Progress
@@ -70,8 +70,7 @@ class Unfinished:
                 temporary.mkdir()
                 write_json(temporary / JOB, self.job)
             self._begun = True
-        with atomic_path(self._file(name)) as temporary:
-            Image.fromarray(picture).save(temporary)
+        write_file(self._file(name), Image.fromarray(picture).save)
 
     def read(self, name: str) -> np.ndarray:
         """The picture of a name: uint8 [h, w, 3]."""
@@ -115,8 +114,7 @@ class Unfinished:
 
     def copy(self, name: str, place: Path) -> None:
         """Puts a picture under its final path as well."""
-        with atomic_path(place) as temporary:
-            shutil.copyfile(self._file(name), temporary)
+        write_file(place, lambda temporary: shutil.copyfile(self._file(name), temporary))
 
     def remove(self) -> None:
         """Deletes the folder, whose pictures are elsewhere by now, and lets other jobs in."""

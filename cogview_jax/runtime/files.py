@@ -7,11 +7,12 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.leftovers import aside_path, remove, temporary_path
 
 #: Of a JSON file that describes something, the most bytes that are read.
@@ -93,11 +94,28 @@ def check_folder_output(path: str | os.PathLike, flag: str = "") -> None:
     _check_parents(path, flag)
 
 
+def write_file(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a file, atomically; again while the disk fails in a way that may pass.
+
+    Args:
+        path: the final name.
+        write: writes the file under the name it is given; may be called several times.
+
+    Raises:
+        SystemFault: the disk goes on failing.
+    """
+
+    def attempt() -> None:
+        with atomic_path(path) as temporary:
+            write(temporary)
+
+    retried(attempt, str(path))
+
+
 def write_json(path: str | os.PathLike, obj: Any) -> None:
     """Writes `obj` as indented UTF-8 JSON, atomically; NaN and infinity are a ValueError."""
     text = json.dumps(obj, ensure_ascii=False, indent=2, allow_nan=False)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_file(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
 def read_regular(path: str | os.PathLike, limit: int) -> bytes:

@@ -1,5 +1,6 @@
 """Outputs are whole or absent; hashes follow contents and names."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,8 +10,8 @@ import sys
 
 import pytest
 
-from cogview_jax.runtime import files
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime import faults, files
+from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.files import (
     atomic_path,
     check_file_output,
@@ -20,6 +21,7 @@ from cogview_jax.runtime.files import (
     sha256_file,
     sha256_tree,
     sync,
+    write_file,
     write_json,
 )
 from cogview_jax.runtime.leftovers import remove_leftovers
@@ -207,6 +209,24 @@ def test_write_json(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, float("nan"))
     assert path.read_text(encoding="utf-8") == text
+
+
+def test_a_disk_that_stutters_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(faults.time, "sleep", lambda seconds: None)
+    fails = [OSError(errno.EIO, "Input/output error")] * 2
+
+    def write(path):
+        path.write_text("half" if fails else "whole")
+        if fails:
+            raise fails.pop()
+
+    write_file(tmp_path / "x", write)
+    assert (tmp_path / "x").read_text() == "whole"
+    fails += [OSError(errno.EIO, "Input/output error")] * 99
+    with pytest.raises(SystemFault, match=r"x: Input/output error \(6 tries\)"):
+        write_file(tmp_path / "x", write)
+    assert (tmp_path / "x").read_text() == "whole"
+    assert names(tmp_path) == ["x"]
 
 
 def test_sha256_file_is_the_standard_one(tmp_path):
