@@ -13,7 +13,9 @@ from cogview_jax.runtime.errors import InputError
 
 LISTING = "captions.jsonl"
 #: How many reasons for ignoring something are named.
-_REASONS = 6
+_REASONS = 8
+# Files of these endings may hold captions: their names are worth more than those of others.
+_TEXTS = tuple(f"of ending {ending}" for ending in (".json", ".jsonl", ".csv", ".tsv", ".parquet"))
 
 
 @dataclass
@@ -33,13 +35,22 @@ class Ignored:
         """One line: `ignored 13: 9 of ending .heic (such as a/1.heic), 4 hidden (such as ...)`."""
         if not self.counts:
             return "nothing ignored"
+        reasons = sorted(
+            self.counts, key=lambda reason: (_is_common(reason), -self.counts[reason], reason)
+        )
         parts = [
-            f"{count} {reason} ({'such as ' if count > 1 else ''}{printable(self.first[reason])})"
-            for reason, count in self.counts.most_common(_REASONS)
+            f"{self.counts[reason]} {reason}"
+            f" ({'such as ' if self.counts[reason] > 1 else ''}{printable(self.first[reason])})"
+            for reason in reasons[:_REASONS]
         ]
-        rest = self.counts.total() - sum(n for _, n in self.counts.most_common(_REASONS))
-        parts += [f"{rest} others"] if rest else []
+        if rest := sum(self.counts[reason] for reason in reasons[_REASONS:]):
+            parts.append(f"{rest} of other endings")
         return f"ignored {self.counts.total()}: {', '.join(parts)}"
+
+
+def _is_common(reason: str) -> bool:
+    """Whether a reason is that of any file of no use: the others are named first."""
+    return reason.startswith("of ending") and reason not in _TEXTS
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ def _tree(
     stack = [top]
     while stack:
         folder = stack.pop()
-        path = os.path.join(root, folder)
+        path = os.path.join(root, folder) if folder else root
         real = os.path.realpath(path)
         if real in listed:
             ignored.add("linked folders that are there already", folder)
