@@ -4,7 +4,6 @@ Preparing most of the public sets needs TensorFlow, once; reading what was prepa
 does not. So a set is found by its files, not by the code that made it.
 """
 
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from cogview_jax.data.array_record_faults import passing_fault
 from cogview_jax.data.images import MAX_PIXELS, decode_image
 from cogview_jax.data.records import BadRecord, Record, clean_captions
 from cogview_jax.data.tfds_description import check_description
@@ -169,8 +169,8 @@ class TfdsSource:
         try:
             return self._records[i]
         except RuntimeError as error:
-            fault = _system_error(str(error))
-            if fault is not None and faults.is_passing(fault):
+            fault = passing_fault(error)
+            if fault is not None:
                 self._records = self._opened()  # a reader that has failed once goes on failing
                 raise fault from error
             raise BadRecord(key, f"damaged file: {_first_line(error)}") from error
@@ -204,14 +204,6 @@ def _check_files(builder: Builder, split: str) -> None:
             raise InputError(f"{folder}: the data of split {split!r} lie elsewhere, in {path}")
         if not os.path.isfile(path):
             raise InputError(f"{path}: a file of split {split!r} is missing")
-
-
-def _system_error(text: str) -> OSError | None:
-    """The error that the ArrayRecord reader tells in words, as "open() failed: File too large"."""
-    for number in errno.errorcode:
-        if f"failed: {os.strerror(number)}" in text:
-            return OSError(number, os.strerror(number))
-    return None
 
 
 def _first_line(error: Exception) -> str:
