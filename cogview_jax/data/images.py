@@ -18,7 +18,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import read_regular
 
-_AVIF = features.check("avif")
+_AVIF = "avif" in features.get_supported()
 #: What is decoded, by Pillow's names. JPEG includes the several images in one of some cameras.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF") + (("AVIF",) if _AVIF else ())
 #: How files of these formats are called.

@@ -24,9 +24,14 @@ def check_description(folder: str | os.PathLike) -> None:
     """Refuses a folder whose features are not all of TFDS's own classes, before any import.
 
     Raises:
-        InputError: a feature is of another class, or the description is damaged.
+        InputError: a feature is of another class, the description is damaged, or the folder holds
+            a pipe or a device, which TFDS would wait for.
         SystemFault: the machine cannot read it.
     """
+    for name in retried(lambda: os.listdir(folder), str(folder)):
+        path = Path(folder) / name
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path}: expected files and folders only, in a prepared data set")
     for path in (Path(folder) / name for name in _FILES):
         try:
             description = retried(lambda path=path: read_json(path), str(path))

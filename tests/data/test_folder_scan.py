@@ -20,11 +20,11 @@ def touch(root, *names: str) -> None:
 
 
 def test_every_file_is_a_record_or_counted(tmp_path):
-    touch(tmp_path, "a.PNG", "a.txt", "b.gif", "b/c.tiff", "b/c.txt", "b/d.avif", ".e/f.jfif")
+    touch(tmp_path, "a.PNG", "a.txt", "b.gif", "b/c.tiff", "b/c.txt", "b/d.webp", ".e/f.jfif")
     touch(tmp_path, "g.heic", "b/h.heic", "README", "metadata.jsonl", "b/captions.jsonl")
     touch(tmp_path, ".DS_Store", "._a.PNG", "c.txt", "nothing.png/inside.md")
     scan = scan_folder(str(tmp_path))
-    assert scan.images == [".e/f.jfif", "a.PNG", "b.gif", "b/c.tiff", "b/d.avif"]
+    assert scan.images == [".e/f.jfif", "a.PNG", "b.gif", "b/c.tiff", "b/d.webp"]
     assert scan.texts == 2
     assert scan.ignored.counts == {
         "of ending .heic": 2,

@@ -268,6 +268,14 @@ def test_a_description_opens_no_data_elsewhere(data_dir, tmp_path, key):
         tiny(tmp_path)
 
 
+def test_a_pipe_in_a_data_set_is_waited_for_by_nobody(data_dir, tmp_path):
+    file = copied(data_dir, tmp_path) / "label.labels.txt"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(InputError, match=r"labels\.txt: expected files and folders only"):
+        tiny(tmp_path)
+
+
 def test_a_missing_file_is_said_at_once(data_dir, tmp_path):
     next(copied(data_dir, tmp_path).glob("*train*")).unlink()
     with pytest.raises(InputError, match=r"train.*-of-00001: a file of split 'train' is missing"):
