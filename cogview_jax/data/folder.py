@@ -10,7 +10,7 @@ from cogview_jax.data.records import BadRecord, Record, clean_captions, is_unico
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason, retried
 from cogview_jax.runtime.files import read_regular
-from cogview_jax.runtime.lines import byte_lines, text_lines
+from cogview_jax.runtime.text_lines import text_lines
 
 #: The most bytes of a listing, and of what it says of one image; of a caption file.
 LISTING_LIMIT, LINE_LIMIT, TEXT_LIMIT = 8 << 30, 1 << 20, 1 << 20
@@ -53,7 +53,7 @@ class FolderSource:
         self._scan: FolderScan | None = None
         listing = os.path.join(self._root, LISTING)
         if os.path.lexists(listing):
-            lines = enumerate(byte_lines(_read_listing(listing)), 1)
+            lines = enumerate(_read_listing(listing), 1)
             self._lines = [(n, line) for n, line in lines if line.strip()]
             if not self._lines:
                 raise InputError(
@@ -132,22 +132,26 @@ class FolderSource:
         """The lines of the text file beside an image."""
         path = os.path.splitext(os.path.join(self._root, file))[0] + ".txt"
         try:
-            return text_lines(retried(lambda: read_regular(path, TEXT_LIMIT), path))
-        except UnicodeDecodeError:
-            raise BadRecord(file, f"caption file {os.path.basename(path)} is not UTF-8") from None
+            data = retried(lambda: read_regular(path, TEXT_LIMIT), path)
         except FileNotFoundError as error:
             if not self._required:
                 return []
             raise BadRecord(file, _why("caption", path, error)) from None
         except (InputError, OSError) as error:
             raise BadRecord(file, _why("caption", path, error)) from None
+        try:
+            return text_lines(data)
+        except ValueError:
+            raise BadRecord(file, f"caption file {os.path.basename(path)} is not UTF-8") from None
 
 
-def _read_listing(path: str) -> bytes:
+def _read_listing(path: str) -> list[bytes]:
+    """The lines of a listing, not decoded yet: one that is no UTF-8 costs no other."""
     try:
-        return retried(lambda: read_regular(path, LISTING_LIMIT), path)
+        data = retried(lambda: read_regular(path, LISTING_LIMIT), path)
     except OSError as error:
         raise InputError(f"{path}: {reason(error)}") from None
+    return data.removeprefix(b"\xef\xbb\xbf").splitlines()
 
 
 def _why(what: str, path: str, error: Exception) -> str:
