@@ -11,7 +11,7 @@ import jax
 from cogview_jax.jobs.experiment import Experiment, read_experiment
 from cogview_jax.runtime.distributed import barrier, host_name
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import remove_leftovers, write_json
+from cogview_jax.runtime.files import read_json, remove_leftovers, write_json
 
 #: What may differ when a run is resumed: where it runs, how long, and what it reports.
 RESUMABLE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every")
@@ -44,10 +44,7 @@ class Workdir:
         """
         if not self.config.exists():
             return
-        try:
-            found = json.loads(self.config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{self.config} is not readable as JSON: {error}") from error
+        found = read_json(self.config)
         try:
             # A run of before a setting existed has its default.
             found = _resolved(read_experiment(found))
