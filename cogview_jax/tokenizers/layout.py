@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.tokenizers.vocabulary import Vocabulary
+from cogview_jax.tokenizers.vocabulary import Vocabulary, token_ids
 
 #: The command that announces an image of a given size: up to this many rows and columns.
 SIZE_COMMANDS = {8: "TINY", 16: "SMALL", 32: "BASE", 64: "BIG"}
@@ -121,7 +121,7 @@ class Layout:
                 continue
             if region.name not in parts:
                 break
-            part = np.asarray(parts[region.name], np.int32)
+            part = token_ids(parts[region.name], region.name)
             self._check(region, part)
             row.append(part + self.vocabulary.text_start if region.kind == "text" else part)
         return np.concatenate(row) if row else np.zeros(0, np.int32)
