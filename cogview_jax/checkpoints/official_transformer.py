@@ -99,7 +99,7 @@ class OfficialTransformer:
         state = content.get("module") if isinstance(content, dict) else None
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             raise InputError(f"{file} has no 'module' that is a state dict")
-        return cls(file, iteration, state, tuple(str(key) for key in content if key != "module"))
+        return cls(file, iteration, state, _named(content))
 
     @property
     def vocabulary_size(self) -> int:
@@ -151,6 +151,12 @@ class OfficialTransformer:
                 " 0, 1 and so on, without a gap"
             )
         return len(numbers)
+
+
+def _named(content: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The names of what stands beside the weights."""
+    names = (key[:60] if isinstance(key, str) else type(key).__name__ for key in content)
+    return tuple(name for name in names if name != "module")
 
 
 def _checked(iteration: str, where: str) -> str:
