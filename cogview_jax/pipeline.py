@@ -924,6 +924,7 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> Cog
         InputError: there is no bundle, or its parts do not belong together or are damaged.
     """
     bundle, compute = Bundle(path), policy_of(dtype).compute
+    bundle.check_fit()
     return CogView(
         codec=bundle.codec(mesh) if "codec" in bundle.parts else None,
         text=bundle.text() if "text" in bundle.parts else None,

@@ -12,9 +12,9 @@ from array_record.python.array_record_module import ArrayRecordReader
 from cogview_jax.data.token_records import Place, TokenRecord, decode_record
 from cogview_jax.data.token_shards import MANIFEST, PLAN, read_manifest, store_bytes
 from cogview_jax.runtime.errors import InputError, SystemFault
-from cogview_jax.runtime.faults import is_passing, retried
+from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.inside import inside
-from cogview_jax.runtime.library_errors import system_error
+from cogview_jax.runtime.library_errors import raise_faults
 
 #: Records are read at random: nothing is read ahead.
 _OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32_768}
@@ -80,7 +80,9 @@ class TokenStore:
         place = self._store and Place(self._store, shard, index)
         file = self._files[shard]
         try:
-            data = retried(lambda: self._read(shard, index), str(file))
+            data = retried(
+                lambda: raise_faults(lambda: self._reader(shard).read([index])[0]), str(file)
+            )
             return decode_record(data, place)
         except SystemFault:
             raise
@@ -89,16 +91,6 @@ class TokenStore:
                 f"{file}: example {i} is damaged ({str(error).splitlines()[0]});"
                 " expected the files that prepare wrote: prepare the store again"
             ) from error
-
-    def _read(self, shard: int, index: int) -> bytes:
-        """The bytes of a record; OSError where the machine failed, RuntimeError for damage."""
-        try:
-            return self._reader(shard).read([index])[0]
-        except RuntimeError as error:
-            found = system_error(error)
-            if found is not None and is_passing(found):
-                raise found from error
-            raise
 
     def _reader(self, shard: int) -> ArrayRecordReader:
         """The open file of a shard, once it is known to hold what the manifest says."""

@@ -32,3 +32,19 @@ def inside(root: str | os.PathLike, name: str) -> Path:
     if not real.is_relative_to(os.path.realpath(root)):
         raise InputError(outside)
     return root / name
+
+
+def check_tree(root: str | os.PathLike) -> None:
+    """Refuses a folder in which a link leads out of it, or something is neither file nor folder.
+
+    Raises:
+        InputError: its name, and what it is.
+    """
+    root = Path(root)
+    for folder, folders, files in os.walk(root):
+        for entry in (*folders, *files):
+            path = Path(folder) / entry
+            if path.is_symlink():
+                inside(root, path.relative_to(root).as_posix())
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise InputError(f"{path}: expected a file or a folder, but this is neither")

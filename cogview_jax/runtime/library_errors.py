@@ -3,6 +3,12 @@
 import errno
 import os
 import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from cogview_jax.runtime.faults import is_passing
+
+T = TypeVar("T")
 
 _CODE = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
 _WORDS = {os.strerror(code): code for code in errno.errorcode}
@@ -24,3 +30,14 @@ def system_error(error: BaseException) -> OSError | None:
         if code := _WORDS.get(words.strip()):
             return OSError(code, words.strip())
     return None
+
+
+def raise_faults(work: Callable[[], T]) -> T:
+    """`work()`; where a library fails because the machine did, that is the OSError raised."""
+    try:
+        return work()
+    except Exception as error:
+        found = system_error(error)
+        if found is not None and found is not error and is_passing(found):
+            raise found from error
+        raise

@@ -11,7 +11,7 @@ a target; its weight is the text's or the image's, and [PAD] has none.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -78,6 +78,13 @@ class Layout:
                 stretches.append(0)
             stretches[-1] += region.length
         return max(stretches)
+
+    @property
+    def positions_fed(self) -> int:
+        """How many positions a model is given: the last token of a sequence is never fed."""
+        *regions, last = self.regions
+        cut = replace(last, length=last.length - 1)
+        return replace(self, regions=(*regions, cut)).positions
 
     @property
     def images(self) -> tuple[Region, ...]:
