@@ -194,7 +194,7 @@ class Bundle:
             raise InputError(f"bundle {self.path} lacks {path.name}, which bundle.json lists")
         inside(self.path, path.name)
         check_tree(path)
-        if path.is_dir() == (part == "text"):
+        if not (path.is_file() if part == "text" else path.is_dir()):
             raise InputError(f"bundle {self.path}: {path.name} is no {part}")
         found = retried(lambda: _hash(path), str(path))
         if found != recorded:

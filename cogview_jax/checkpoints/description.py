@@ -6,6 +6,7 @@ version does not know are left alone.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,10 @@ from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 NAME, FORMAT = "bundle.json", 1
+#: No size is larger.
+LARGEST = 2**31 - 1
+#: Tokens that sparse attention may look at, whatever the length of a row: it sets memory aside.
+ROOMY = 1 << 16
 
 T = TypeVar("T")
 
@@ -114,11 +119,26 @@ def _read(raw: dict[str, Any]) -> Description:
         raise InputError(f"parts are {type(parts).__name__}, expected a section")
     if not (step is None or type(step) is int):
         raise InputError(f"step = {str(step)[:60]}: expected a whole number")
+    _check_numbers(parts, "parts")
     entries = {
         name: None if name not in parts else _entry(kind, parts[name], name)
         for name, kind in _ENTRIES.items()
     }
     return Description(step, **entries, raw=raw)
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    """Refuses numbers that are no size of anything, wherever they stand."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_numbers(entry, f"{where}.{key}"[:200])
+    elif isinstance(value, list):
+        for i, entry in enumerate(value):
+            _check_numbers(entry, f"{where}[{i}]"[:200])
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(f"{where}: a number above {LARGEST}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} = {value}: expected a finite number")
 
 
 def _entry(kind: type[T], value: Any, name: str) -> T:
@@ -145,19 +165,25 @@ def check_fit(described: Description, folder: Path) -> None:
     """Refuses parts that would sample together all the same, and sample nonsense.
 
     Raises:
-        InputError: the sequence is longer than the learned positions, or the transformer has other
-            codes than the codec.
+        InputError: the sequence is longer than the learned positions, the transformer has other
+            codes than the codec, or looks at far more tokens than there are.
     """
     transformer, codec = described.transformer, described.codec
     if transformer is None:
         return
     layout, vocabulary = transformer.layout, transformer.vocabulary
-    needed = make_layout(layout, vocabulary).positions_fed
+    needed = make_layout(layout, vocabulary).positions_sampled
     if transformer.learned_positions < needed:
         raise InputError(
             f"bundle {folder}: its transformer has learned {transformer.learned_positions}"
             f" positions, but a sequence of its layout (text_length {layout.text_length}, grid"
             f" {layout.grid}) reaches {needed}"
+        )
+    config, roomy = transformer.config, max(ROOMY, 16 * transformer.learned_positions)
+    if config.sparse and max(config.window * config.window_blocks, config.pivots) > roomy:
+        raise InputError(
+            f"bundle {folder}: its transformer looks at {config.window_blocks} blocks of"
+            f" {config.window} tokens and {config.pivots} pivots: expected at most {roomy}"
         )
     if codec is not None and codec.config.codebook != vocabulary.codes:
         raise InputError(

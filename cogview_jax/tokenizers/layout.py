@@ -80,11 +80,10 @@ class Layout:
         return max(stretches)
 
     @property
-    def positions_fed(self) -> int:
-        """How many positions a model is given: the last token of a sequence is never fed."""
-        *regions, last = self.regions
-        cut = replace(last, length=last.length - 1)
-        return replace(self, regions=(*regions, cut)).positions
+    def positions_sampled(self) -> int:
+        """How many positions sampling needs: a [PAD] that ends a text is sampled, and never fed."""
+        ended = self.regions[-1].name == "PAD"
+        return replace(self, regions=self.regions[:-1] if ended else self.regions).positions
 
     @property
     def images(self) -> tuple[Region, ...]:
