@@ -9,22 +9,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cogview_jax.runtime.errors import InputError, SystemFault
-from cogview_jax.runtime.faults import is_passing, reason, retried
-from cogview_jax.runtime.files import read_json
-from cogview_jax.runtime.library_errors import raise_faults
-
-T = TypeVar("T")
-
-#: What arrays may take in memory: so many bytes, and so many times the bytes on disk. Trained
-#: numbers hardly shrink on disk; arrays of zeros do.
-SPARE, UNPACKED = 64 << 20, 64
+from cogview_jax.checkpoints.stored_metadata import from_disk, stored_metadata
+from cogview_jax.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -98,9 +90,9 @@ def restore_tree(path: Path, shapes: Mapping[str, Any]) -> Any:
 
 def stored_tree(path: Path) -> dict[str, Any]:
     """The arrays at `path` in their own types, each a `Deferred` that reads it alone."""
-    found = _metadata(path)
     return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: Deferred(leaf.shape, leaf.dtype, lambda: _read(path, keys)), found
+        lambda keys, leaf: Deferred(leaf.shape, leaf.dtype, lambda: _read(path, keys)),
+        _metadata(path),
     )
 
 
@@ -127,70 +119,11 @@ def check_shapes(
             )
 
 
-def from_disk(work: Callable[[], T], path: Path) -> T:
-    """`work()`, which reads `path` with Orbax; faults of the machine are not taken for damage.
-
-    They are waited out where this is the only process. Several meet within Orbax, where none may
-    begin anew: all are started again.
-    """
-    if jax.process_count() == 1:
-        return retried(lambda: raise_faults(work), str(path))
-    try:
-        return raise_faults(work)
-    except OSError as error:
-        if is_passing(error):
-            raise SystemFault(f"{path}: {reason(error)}") from error
-        raise
-
-
 def _metadata(path: Path) -> Any:
-    """What is known of the arrays, each with `shape` and `dtype`, once it can be true."""
-    _check_names(path)
-
-    def read() -> Any:
-        with _reader() as reader:
-            return reader.metadata(path).item_metadata.tree
-
     try:
-        found = from_disk(read, path)
-        leaves = jax.tree.leaves(found)
-        chunks = [leaf.storage.chunk_shape if leaf.storage else leaf.shape for leaf in leaves]
-        arrays = sum(_bytes(leaf.shape, leaf.dtype) for leaf in leaves)
-        # A chunk is taken whole into memory, however small the array.
-        whole = max(_bytes(c, leaf.dtype) for c, leaf in zip(chunks, leaves, strict=True))
-    except SystemFault:
-        raise
-    except Exception as error:  # a damaged description can end in any of them
+        return stored_metadata(path)
+    except (ValueError, OSError) as error:
         raise _unreadable(path, error) from error
-    there = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    if max(arrays, whole) > (most := SPARE + UNPACKED * there):
-        raise InputError(
-            f"{path}: its arrays take {arrays} bytes, in pieces of up to {whole}, but its files"
-            f" have {there} bytes: expected arrays of at most {most}"
-        )
-    return found
-
-
-def _check_names(path: Path) -> None:
-    """Refuses arrays whose names would be paths: some forms of the format make folders of them."""
-    try:
-        described = read_json(path / "_METADATA")
-        keys = [
-            key["key"]
-            for entry in described["tree_metadata"].values()
-            for key in entry["key_metadata"]
-        ]
-    except FileNotFoundError:
-        raise InputError(f"{path} holds no arrays: there is no _METADATA in it") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _unreadable(path, error) from error
-    for key in keys:
-        if not isinstance(key, str) or key in ("", ".", "..") or "/" in key or "\0" in key:
-            raise InputError(f"{path}: an array called {repr(key)[:60]}, which is no name")
-
-
-def _bytes(shape: Sequence[int], dtype: Any) -> int:
-    return math.prod(map(int, shape)) * np.dtype(dtype).itemsize
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
