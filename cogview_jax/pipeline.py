@@ -15,12 +15,15 @@ from cogview_jax.data.official_images import official_pixels, official_square
 from cogview_jax.data.records import BadRecord
 from cogview_jax.models.transformer import for_decoding, unstack_layers
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import retried
+from cogview_jax.runtime.files import read_regular
 from cogview_jax.runtime.hardware import free_memory
+from cogview_jax.runtime.inside import inside
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy_of
 from cogview_jax.sampling.back_projection import ROUNDS, back_projected, misfits
 from cogview_jax.sampling.decode import generate, in_parts, least_rows, sample_keys
-from cogview_jax.sampling.fill import fill, seeded_choice
+from cogview_jax.sampling.fill import SAMPLES, fill, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.magnify import MagnifyPlan, Window, in_nine, released_head
 from cogview_jax.sampling.scoring import token_log_probs
@@ -39,6 +42,10 @@ CACHE_SHARE = 0.4
 CHUNK = 8
 #: What is not drawn yet.
 GREY = 128
+#: The longest query in learned positions, which may begin again within it.
+QUERY_STRETCHES = 8
+#: Of a picture that a query names, the most bytes that are read.
+QUERY_PICTURE_BYTES = 256 << 20
 
 
 class CogView:
@@ -479,6 +486,7 @@ class CogView:
         samples: int = 1,
         seed: int = 0,
         *,
+        images: str | Path | Callable[[str], Any] | None = None,
         image_size: int | None = None,
         sampling: SamplingConfig | None = None,
     ) -> np.ndarray:
@@ -486,20 +494,36 @@ class CogView:
 
         A query is a line of the release's language (`tokenizers.query`), such as
         "[ROI1] a red circle [BASE] [BOI1] [MASK]*1024": whatever weights were trained on can be
-        asked for. [Image]PATH stands for the codes of a picture, read as the release reads one, at
-        `image_size` pixels (the codec's where none is given; half of it for the low picture of a
-        super-resolution). `query.decode_sequence` tells the texts and pictures of a row.
+        asked for. [Image]PATH stands for the codes of a picture, read as the release reads one.
+        `query.decode_sequence` tells the texts and pictures of a row.
+
+        Args:
+            query: see above.
+            samples: how often the open places are filled.
+            seed: of the draws.
+            images: the folder that a query's paths are in, outside of which no file is opened; or
+                a function that gives the picture of a name, uint8 [h, w, 3 or 4] or a PIL image.
+                Without it a query holds no pictures.
+            image_size: of each picture in pixels; the codec's where none is given, half of it for
+                the low picture of a super-resolution.
+            sampling: temperature and filters.
 
         Raises:
-            InputError: the query is not in the language, is longer than the positions, or names a
-                picture that cannot be read.
+            InputError: the query is not in the language, is longer than the positions, names a
+                picture that cannot be read, or asks for too many samples.
         """
         self.need("transformer", "text")
         if samples < 1:
             raise InputError(f"samples {samples}: expected at least 1")
+        if samples > SAMPLES:
+            raise InputError(f"samples {samples}: expected at most {SAMPLES}")
         vocabulary = self.transformer_part.vocabulary
         tokens = parse_query(
-            query, vocabulary, self.text, lambda path: self._codes_of(path, image_size)
+            query,
+            vocabulary,
+            self.text,
+            lambda name: self._codes_of(name, images, image_size),
+            QUERY_STRETCHES * self.model.positions,
         )
         return fill(
             self.model,
@@ -726,8 +750,10 @@ class CogView:
         """Rows and columns of the codes that one sequence of super-resolution enlarges."""
         return self.transformer_part.layout.grid // 2
 
-    def _codes_of(self, path: str, size: int | None) -> np.ndarray:
-        """The codes of a picture file at `size` pixels, in raster order."""
+    def _codes_of(
+        self, name: str, images: str | Path | Callable[[str], Any] | None, size: int | None
+    ) -> np.ndarray:
+        """The codes of a query's picture at `size` pixels, in raster order; see `fill`."""
         self.need("codec")
         config, part = self.codec.config, self.codec_part
         size = config.image_size if size is None else size
@@ -735,11 +761,7 @@ class CogView:
             raise InputError(
                 f"image_size {size}: expected a multiple of the codec's {config.downsampling}"
             )
-        try:
-            pixels = official_pixels(Path(path).read_bytes(), path)
-        except (OSError, BadRecord) as error:
-            raise InputError(f"[Image]{path} cannot be read: {error}") from error
-        square = official_square(pixels, size)[None]
+        square = official_square(_query_picture(name, images), size)[None]
         return np.asarray(self._encode(part.params, part.codebook, square)).ravel()
 
     def score(
@@ -851,6 +873,21 @@ class CogView:
             raise InputError(f"the bundle has no {' and no '.join(missing)}, which this needs")
 
 
+def _query_picture(name: str, images: str | Path | Callable[[str], Any] | None) -> np.ndarray:
+    """The pixels of a query's picture; see `CogView.fill`."""
+    shown = f"[Image]{name[:200]}"
+    if images is None:
+        raise InputError(f"{shown}: expected images=FOLDER, the folder that pictures are read from")
+    if callable(images):
+        return np.asarray(images(name))
+    try:
+        path = inside(images, name)
+        data = retried(lambda: read_regular(path, QUERY_PICTURE_BYTES), str(path))
+        return official_pixels(data, name)
+    except (OSError, BadRecord, InputError) as error:
+        raise InputError(f"{shown} cannot be read: {error}") from error
+
+
 def _told(
     batches: Iterator[np.ndarray], progress: Callable[[int], None] | None
 ) -> Iterator[np.ndarray]:
@@ -887,6 +924,7 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> Cog
         InputError: there is no bundle, or its parts do not belong together or are damaged.
     """
     bundle, compute = Bundle(path), policy_of(dtype).compute
+    bundle.check_fit()
     return CogView(
         codec=bundle.codec(mesh) if "codec" in bundle.parts else None,
         text=bundle.text() if "text" in bundle.parts else None,

@@ -7,23 +7,30 @@ in the types they were written in, and are read as float32 unless another type i
 """
 
 import dataclasses
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cogview_jax.checkpoints.stored_tree import restore_tree, save_tree, stored_tree
+from cogview_jax.checkpoints.description import FORMAT, NAME, check_fit, read_description
+from cogview_jax.checkpoints.stored_tree import (
+    check_shapes,
+    restore_tree,
+    save_tree,
+    sizes,
+    stored_shapes,
+    stored_tree,
+)
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.agreement import Agreement
-from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import (
     check_folder_output,
     replace_tree,
@@ -32,17 +39,21 @@ from cogview_jax.runtime.files import (
     sync_tree,
     write_json,
 )
+from cogview_jax.runtime.inside import check_tree, inside
 from cogview_jax.runtime.leftovers import remove, temporary_path
-from cogview_jax.runtime.sharding import sharded_shapes
+from cogview_jax.runtime.sealed import sealed
+from cogview_jax.runtime.sharding import sharded_shapes, unbox
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
-from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
+from cogview_jax.tokenizers.layout import LayoutConfig
 from cogview_jax.tokenizers.quantiser import Codebook, initial_codebook
 from cogview_jax.tokenizers.text import TextTokenizer
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
-FORMAT = 1
+T = TypeVar("T")
+
 #: Seconds that the processes of a run wait for each other before they write one.
 TOGETHER = 1800
+
 FILES = {"codec": "codec", "text": "text.model", "transformer": "transformer"}
 
 
@@ -82,23 +93,22 @@ class Bundle:
                 another codec or text tokenizer than the bundle holds.
         """
         self.path = Path(path).absolute()
-        file = self.path / "bundle.json"
-        if not file.is_file():
-            raise InputError(f"{path} is no bundle: there is no {file.name} in it")
-        try:
-            self.description = json.loads(file.read_text(encoding="utf-8"))
-            self.parts: dict[str, dict] = self.description["parts"]
-            written = self.description["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is not a description of a bundle ({error!r})") from error
-        if written != FORMAT:
-            raise InputError(f"{path} has bundle format {written}; this program reads {FORMAT}")
-        self._check_companions()
+        self._described = read_description(self.path)
+        self.description = self._described.raw
+        self.parts: dict[str, dict] = self.description["parts"]
+
+    def check_fit(self) -> None:
+        """Refuses parts that do not fit each other, which were given together by mistake.
+
+        Raises:
+            InputError: they would sample together all the same: one line that names both.
+        """
+        check_fit(self._described, self.path)
 
     @property
     def step(self) -> int | None:
         """After how many steps the run that wrote the bundle did so; None if no run did."""
-        return self.description.get("step")
+        return self._described.step
 
     def sha256(self, part: str) -> str:
         """The recorded hash of a part; InputError where the bundle lacks it."""
@@ -109,75 +119,96 @@ class Bundle:
         return self.parts[part]["sha256"]
 
     def text(self) -> TextTokenizer:
-        """The text tokenizer."""
-        return TextTokenizer.load(self.verified("text"))
+        """The text tokenizer; InputError where its pieces are not those that are described."""
+        text, entry = TextTokenizer.load(self.verified("text")), self._described.text
+        if entry.pieces not in (None, len(text)):
+            raise InputError(
+                f"bundle {self.path}: its text tokenizer has {len(text)} pieces, but bundle.json"
+                f" says {entry.pieces}"
+            )
+        return text
 
     def official(self, part: str) -> dict[str, Any]:
         """What is recorded of the official file a part came from; empty where it came from none."""
-        return self.parts[part].get("official", {})
+        return getattr(self._described, part).official
 
     def codec(self, mesh: jax.sharding.Mesh | None = None) -> CodecPart:
         """The image tokenizer: on one device, or split over `mesh`."""
-        path, config = self.verified("codec"), self._codec_config()
+        path, config = self._stored_as("codec", self._codec_shapes)
         saved = restore_tree(path, sharded_shapes(codec_shapes(config), mesh))
         return CodecPart(config, saved["params"], Codebook(**saved["codebook"]))
 
     def stored_codec(self) -> CodecPart:
         """The image tokenizer as it lies on disk: every array a `Deferred`, in its own type."""
-        saved = stored_tree(self.verified("codec"))
-        return CodecPart(self._codec_config(), saved["params"], Codebook(**saved["codebook"]))
+        path, config = self._stored_as("codec", self._codec_shapes)
+        saved = stored_tree(path)
+        return CodecPart(config, saved["params"], Codebook(**saved["codebook"]))
 
     def transformer(
         self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
     ) -> TransformerPart:
         """The transformer: on one device, or split over `mesh`; as `dtype` if given."""
-        path, part = self.verified("transformer"), self._transformer_part({})
-        # Bundles of before official ones could be read have as many positions as the layout.
-        needed = make_layout(part.layout, part.vocabulary).positions
-        positions = self.parts["transformer"].get("positions", needed)
-        model = Transformer(part.config, part.vocabulary.size, positions, ids=part.vocabulary)
+        path, model = self._stored_as("transformer", self._transformer_shapes)
         shapes = sharded_shapes(transformer_shapes(model), mesh)
         if dtype is not None:
             shapes = jax.tree.map(
                 lambda s: jax.ShapeDtypeStruct(s.shape, dtype, sharding=s.sharding), shapes
             )
-        return dataclasses.replace(part, params=restore_tree(path, shapes))
+        return self._transformer_part(restore_tree(path, shapes))
 
     def stored_transformer(self) -> TransformerPart:
         """The transformer as it lies on disk: every array a `Deferred`, in its own type."""
-        return self._transformer_part(stored_tree(self.verified("transformer")))
+        path, _ = self._stored_as("transformer", self._transformer_shapes)
+        return self._transformer_part(stored_tree(path))
 
     def stored_type(self, part: str) -> np.dtype:
         """The type in which the arrays of a part lie on disk."""
         return jax.tree.leaves(stored_tree(self.path / FILES[part]))[0].dtype
 
-    def _codec_config(self) -> CodecConfig:
-        return build(CodecConfig, self.parts["codec"]["config"], f"{self.path} codec")
+    def _stored_as(self, part: str, described: Callable[[int], tuple[T, Any]]) -> tuple[Path, T]:
+        """Where a part lies, and what `described` says it is, once its arrays are known to be that.
+
+        Nothing is allocated for sizes that the arrays on disk do not have.
+        """
+        path = self.verified(part)
+        stored = stored_shapes(path)
+        made, shapes = described(len(stored))
+        check_shapes(path, stored, sizes(unbox(shapes)))
+        return path, made
+
+    def _codec_shapes(self, arrays: int) -> tuple[CodecConfig, Any]:
+        """The sizes of the codec, and its parameters as shapes."""
+        config = self._described.codec.config
+        if max(config.levels, config.residual_blocks) > arrays:
+            raise InputError(
+                f"bundle {self.path}: {arrays} arrays are no codec of {config.levels} levels and"
+                f" {config.residual_blocks} residual blocks"
+            )
+        return config, codec_shapes(config)
+
+    def _transformer_shapes(self, _: int) -> tuple[Transformer, Any]:
+        """The module of the transformer, and its parameters as shapes."""
+        entry = self._described.transformer
+        model = Transformer(
+            entry.config, entry.vocabulary.size, entry.learned_positions, ids=entry.vocabulary
+        )
+        return model, transformer_shapes(model)
 
     def _transformer_part(self, params: Any) -> TransformerPart:
         """`params` with what bundle.json says of them."""
-        described, where = self.parts["transformer"], f"{self.path} transformer"
-        config = build(TransformerConfig, described["config"], where)
-        vocabulary = build(Vocabulary, described["vocabulary"], where)
-        return TransformerPart(
-            config, vocabulary, build(LayoutConfig, described["layout"], where), params
-        )
-
-    def _check_companions(self) -> None:
-        """Refuses a transformer beside another codec or text tokenizer than its own."""
-        for part, own in self.parts.get("transformer", {}).get("trained_with", {}).items():
-            if part in self.parts and self.sha256(part) != own:
-                raise InputError(
-                    f"bundle {self.path}: its transformer was trained with {part} {own[:12]}, "
-                    f"but the bundle holds {part} {self.sha256(part)[:12]}"
-                )
+        entry = self._described.transformer
+        return TransformerPart(entry.config, entry.vocabulary, entry.layout, params)
 
     def verified(self, part: str) -> Path:
         """Where a part lies, once its files have the recorded hash; InputError if they do not."""
         recorded, path = self.sha256(part), self.path / FILES[part]
         if not path.exists():
             raise InputError(f"bundle {self.path} lacks {path.name}, which bundle.json lists")
-        found = _hash(path)
+        inside(self.path, path.name)
+        check_tree(path)
+        if not (path.is_file() if part == "text" else path.is_dir()):
+            raise InputError(f"bundle {self.path}: {path.name} is no {part}")
+        found = retried(lambda: _hash(path), str(path))
         if found != recorded:
             owner = f"; its transformer was trained with {recorded[:12]}" * (
                 "transformer" in self.parts and part != "transformer"
@@ -205,7 +236,9 @@ def transformer_shapes(model: Transformer) -> Any:
 
 def codec_shapes(config: CodecConfig) -> dict[str, Any]:
     """The "params" and "codebook" of an image tokenizer as `transformer_shapes` has them."""
-    pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), "float32")
+    # Parameters do not depend on the size of the pictures.
+    side = config.downsampling
+    pixels = jax.ShapeDtypeStruct((1, side, side, 3), "float32")
     boxed = jax.eval_shape(Codec(config).init, jax.random.key(0), pixels)["params"]
     size, width = config.codebook, config.code_width
     codebook = jax.eval_shape(lambda: initial_codebook(jax.random.key(0), size, width))
@@ -292,7 +325,7 @@ def _describe(path: Path, parts: dict[str, dict], step: int | None) -> None:
         described["transformer"]["trained_with"] = {
             name: described[name]["sha256"] for name in ("codec", "text") if name in described
         }
-    write_json(path / "bundle.json", {"format": FORMAT, "step": step, "parts": described})
+    write_json(path / NAME, sealed({"format": FORMAT, "step": step, "parts": described}))
 
 
 def _hash(path: Path) -> str:

@@ -21,7 +21,8 @@ from cogview_jax.checkpoints.stored_step import (
 )
 from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.distributed import say
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.runtime.faults import is_fault
 from cogview_jax.training.state import TrainState
 
 
@@ -182,12 +183,14 @@ class Checkpointer:
         failed = None
         try:
             yield
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError, SystemFault) as error:
             failed = error
         topic = f"{self._agreement.number()}/read"
-        lines = self._agreement.exchange(topic, failed and one_line(failed))
-        if isinstance(failed, InputError):
+        fault = failed is not None and is_fault(failed)
+        said = self._agreement.exchange(topic, failed and [one_line(failed), fault])
+        if isinstance(failed, (InputError, SystemFault)):
             raise failed
-        reason = next((line for line in lines if line), None)
-        if reason:
-            raise InputError(f"checkpoint {folder} cannot be restored: {reason}") from failed
+        if reasons := [found for found in said if found]:
+            # What the machine did is told apart on all of them: a restart may mend it.
+            kind = SystemFault if any(fault for _, fault in reasons) else InputError
+            raise kind(f"checkpoint {folder} cannot be restored: {reasons[0][0]}") from failed

@@ -8,12 +8,16 @@ that the files are those that were written, and not who wrote them.
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cogview_jax.runtime.files import sha256_file, sync
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import retried
+from cogview_jax.runtime.files import JSON_LIMIT, is_clutter, read_regular, sha256_file, sync
+from cogview_jax.runtime.inside import inside
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -47,7 +51,11 @@ def find_damage(folder: Path, part: int = 0, parts: int = 1) -> list[str]:
             for files that are not listed.
 
     Returns:
-        One "NAME: WHAT IS WRONG" for every file that is not as it was written.
+        One "NAME: WHAT IS WRONG" for every file that is not as it was written. What file managers
+        leave is no damage.
+
+    Raises:
+        SystemFault: the machine cannot read a file, which says nothing about it.
     """
     try:
         files = _read(folder / NAME)
@@ -57,7 +65,7 @@ def find_damage(folder: Path, part: int = 0, parts: int = 1) -> list[str]:
     order = sorted(files, key=lambda name: (-files[name][0], name))
     own = order[part::parts]
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda name: _difference(folder / name, *files[name]), own)
+        found = pool.map(lambda name: _difference(folder, name, *files[name]), own)
         wrong = [f"{name}: {what}" for name, what in zip(own, found, strict=True) if what]
     if part == 0:
         extra = sorted(set(_names(folder)) - set(files))
@@ -70,13 +78,20 @@ def _recorded(path: Path) -> tuple[int, str]:
     return path.stat().st_size, sha256_file(path)
 
 
-def _difference(path: Path, size: int, sha256: str) -> str | None:
+def _difference(folder: Path, name: str, size: int, sha256: str) -> str | None:
     """What a file has instead of what is recorded; None where nothing."""
     try:
-        found = path.stat().st_size
-        if found != size:
-            return f"has {found} bytes, expected {size}"
-        digest = sha256_file(path)
+        inside(folder, name)
+    except InputError:
+        return "leads out of the folder"
+    path = folder / name
+    try:
+        status = retried(path.stat, str(path))
+        if not stat.S_ISREG(status.st_mode):
+            return "is no file"
+        if status.st_size != size:
+            return f"has {status.st_size} bytes, expected {size}"
+        digest = retried(lambda: sha256_file(path), str(path))
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
@@ -88,7 +103,7 @@ def _names(folder: Path) -> Iterable[str]:
     for directory, _, names in os.walk(folder):
         for name in names:
             relative = (Path(directory) / name).relative_to(folder).as_posix()
-            if relative != NAME:
+            if relative != NAME and not is_clutter(relative):
                 yield relative
 
 
@@ -99,15 +114,21 @@ def _text(files: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, tuple[int, str]]:
-    text = path.read_bytes().decode(errors="replace")
+    data = retried(lambda: read_regular(path, JSON_LIMIT), str(path))
+    text = data.decode(errors="replace")
     try:
         found = json.loads(text)
         files, written = found["files"], found["format"]
         whole = _text(files) == text
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole, written = False, FORMAT
     if written != FORMAT:
-        raise ValueError(f"has format {written}; this program reads {FORMAT}")
-    if not whole:
+        raise ValueError(f"has format {str(written)[:60]}; this program reads {FORMAT}")
+    if not whole or not all(map(_is_entry, files.values())):
         raise ValueError("was changed")
     return files
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it is what is listed of a file."""
+    return isinstance(entry, list) and [type(value) for value in entry] == [int, str]

@@ -85,7 +85,9 @@ class OfficialCodec:
         state = read_torch(file)
         if not isinstance(state, dict) or not state:
             raise InputError(f"{file} holds no state dict")
-        names = [str(name) for name in state]
+        names = list(state)
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(f"{file} holds no state dict: not all of its names are texts")
         prefix = PREFIX if names[0].startswith(PREFIX) else ""
         if without := [name for name in names if not name.startswith(prefix)]:
             raise InputError(

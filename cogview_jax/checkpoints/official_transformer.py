@@ -27,11 +27,14 @@ from cogview_jax.checkpoints.torch_file import read_torch, write_torch
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import read_regular
+from cogview_jax.runtime.inside import inside
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tokenizers.layout import LayoutConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 TRACKER = "latest_checkpointed_iteration.txt"
+TRACKER_BYTES = 4096
 STATES = "mp_rank_{:02d}_model_states.pt"
 #: What the released code has without a choice.
 MLP_RATIO, EPSILON = 4, 1e-5
@@ -85,8 +88,9 @@ class OfficialTransformer:
         tracker = Path(directory) / TRACKER
         if not tracker.is_file():
             raise InputError(f"{directory} holds no official transformer: there is no {TRACKER}")
-        iteration = tracker.read_text(encoding="utf-8", errors="replace").strip()
-        folder = tracker.parent / _checked(iteration, str(tracker))
+        iteration = read_regular(inside(directory, TRACKER), TRACKER_BYTES).decode(errors="replace")
+        iteration = _checked(iteration.strip(), str(tracker))
+        folder = inside(directory, iteration)
         if not folder.is_dir():
             raise InputError(f"{tracker} names iteration {iteration}, but there is no {folder}")
         if (folder / STATES.format(1)).exists():
@@ -94,12 +98,12 @@ class OfficialTransformer:
                 f"{folder} is split over several devices ({STATES.format(1)} is there too): merge"
                 " it with the official code first, to a model-parallel size of 1"
             )
-        file = folder / STATES.format(0)
+        file = inside(directory, f"{iteration}/{STATES.format(0)}")
         content = read_torch(file)
         state = content.get("module") if isinstance(content, dict) else None
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             raise InputError(f"{file} has no 'module' that is a state dict")
-        return cls(file, iteration, state, tuple(str(key) for key in content if key != "module"))
+        return cls(file, iteration, state, _named(content))
 
     @property
     def vocabulary_size(self) -> int:
@@ -151,6 +155,12 @@ class OfficialTransformer:
                 " 0, 1 and so on, without a gap"
             )
         return len(numbers)
+
+
+def _named(content: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The names of what stands beside the weights."""
+    names = (key[:60] if isinstance(key, str) else type(key).__name__ for key in content)
+    return tuple(name for name in names if name != "module")
 
 
 def _checked(iteration: str, where: str) -> str:

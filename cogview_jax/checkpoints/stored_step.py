@@ -14,7 +14,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from cogview_jax.checkpoints.manifest import find_damage, has_manifest
+from cogview_jax.checkpoints.stored_metadata import from_disk, stored_metadata
+from cogview_jax.checkpoints.stored_tree import sizes
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import retried
+from cogview_jax.runtime.files import read_json
 from cogview_jax.training.state import TrainState
 
 #: The parts of a state, kept apart so that one can be read without the others.
@@ -45,10 +49,24 @@ def write_meta(folder: Path, step: int, updates: int, metrics: Mapping[str, floa
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What `write_meta` or an earlier version recorded; ValueError or OSError if it is damaged."""
-    meta = json.loads((folder / _META).read_bytes())
+    """What `write_meta` or an earlier version recorded.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be read.
+        SystemFault: the machine cannot read it, and could not when it was tried again.
+    """
+    path = folder / _META
+    meta = retried(lambda: read_json(path), str(path))
     if not isinstance(meta, dict):
         raise ValueError(f"{_META} holds no JSON object")
+    for name in ("format", "step", "updates", "next_batch"):
+        if name in meta and not (type(meta[name]) is int and 0 <= meta[name] < 2**31):
+            raise ValueError(f"{_META} has {name} {str(meta[name])[:60]}, expected a whole number")
+    metrics = meta.get("metrics", {})
+    numbers = metrics.values() if isinstance(metrics, dict) else [None]
+    if not all(type(number) in (int, float) for number in numbers):
+        raise ValueError(f"{_META} has metrics that are no numbers")
     return meta
 
 
@@ -73,8 +91,7 @@ def examine(folder: Path, part: int, parts: int) -> tuple[list[str], bool]:
 
 def check_sizes(folder: Path, params: Any) -> None:
     """Refuses a checkpoint of another model before its arrays are read."""
-    there = _sizes(ocp.StandardCheckpointHandler().metadata(folder / "params").tree)
-    here = _sizes(params)
+    there, here = sizes(stored_metadata(folder / "params")), sizes(params)
     for name in sorted({*there, *here}):
         if there.get(name) != here.get(name):
             raise InputError(
@@ -86,8 +103,11 @@ def check_sizes(folder: Path, params: Any) -> None:
 
 def read_tree(folder: Path, name: str, shapes: Any) -> Any:
     """One item, with the shapes, types and shardings of `shapes`; every process reads its part."""
+    stored_metadata(folder / name)  # refuses arrays that are larger than their files can be
     handler = ocp.StandardCheckpointHandler()
-    return handler.restore(folder / name, args=ocp.args.StandardRestore(shapes))
+    return from_disk(
+        lambda: handler.restore(folder / name, args=ocp.args.StandardRestore(shapes)), folder / name
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -98,9 +118,3 @@ def one_line(error: BaseException) -> str:
         return "it took too long"
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def _sizes(params: Any) -> dict[str, tuple[int, ...]]:
-    """Dotted name -> shape."""
-    leaves = jax.tree.leaves_with_path(params)
-    return {".".join(key.key for key in path): tuple(leaf.shape) for path, leaf in leaves}

@@ -2,7 +2,7 @@
 
 A model of billions of parameters need not be in memory to be converted: `save_tree` takes arrays
 that are made when they are written, `stored_tree` gives arrays that are read when they are asked
-for.
+for. What a tree says of its arrays is held against the bytes that are there before any is read.
 """
 
 import math
@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cogview_jax.checkpoints.orbax_noise import silence
+from cogview_jax.checkpoints.stored_metadata import from_disk, stored_metadata
 from cogview_jax.runtime.errors import InputError
 
 
@@ -73,23 +74,63 @@ def restore_tree(path: Path, shapes: Mapping[str, Any]) -> Any:
     """The arrays at `path`, with the shapes, types and shardings of `shapes`.
 
     Raises:
-        InputError: they are not there, or of other shapes.
+        InputError: they are not there, of other shapes, or say that they are larger than the bytes
+            on disk can be.
+        SystemFault: the machine cannot read them, and could not when it was tried again.
     """
-    try:
+    check_shapes(path, stored_shapes(path), sizes(shapes))
+
+    def read() -> Any:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path, shapes)
+
+    try:
+        return from_disk(read, path)
     except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise InputError(f"{path} cannot be read as bundle.json describes it: {reason}") from error
+        raise _unreadable(path, error) from error
 
 
 def stored_tree(path: Path) -> dict[str, Any]:
     """The arrays at `path` in their own types, each a `Deferred` that reads it alone."""
-    with _reader() as reader:
-        found = reader.metadata(path).item_metadata.tree
     return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: Deferred(leaf.shape, leaf.dtype, lambda: _read(path, keys)), found
+        lambda keys, leaf: Deferred(leaf.shape, leaf.dtype, lambda: _read(path, keys)),
+        _metadata(path),
     )
+
+
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every array at `path`, by its dotted name; InputError as in `restore_tree`."""
+    return sizes(_metadata(path))
+
+
+def sizes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf, by its dotted name."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {".".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def check_shapes(
+    path: Path, stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuses a tree whose arrays are not those that are described; both as from `sizes`."""
+    for name in sorted({*stored, *wanted}):
+        if stored.get(name) != wanted.get(name):
+            raise InputError(
+                f"{path} cannot be read as bundle.json describes it: {name[:200]} has shape"
+                f" {stored.get(name, 'none')} there, but {wanted.get(name, 'none')} in bundle.json"
+            )
+
+
+def _metadata(path: Path) -> Any:
+    try:
+        return stored_metadata(path)
+    except (ValueError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return InputError(f"{path} cannot be read as bundle.json describes it: {lines[0][:300]}")
 
 
 def _read(path: Path, keys: Sequence[Any]) -> np.ndarray:
@@ -98,8 +139,12 @@ def _read(path: Path, keys: Sequence[Any]) -> np.ndarray:
     for key in reversed(keys):
         item, how = {key.key: item}, {key.key: how}
     args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-    with _reader() as reader:
-        return jax.tree.leaves(reader.restore(path, args=args))[0]
+
+    def read() -> np.ndarray:
+        with _reader() as reader:
+            return jax.tree.leaves(reader.restore(path, args=args))[0]
+
+    return from_disk(read, path)
 
 
 def _reader() -> ocp.Checkpointer:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cogview_jax.checkpoints.torch_legacy import is_legacy, read_legacy
+from cogview_jax.checkpoints.torch_opcodes import BYTES
 from cogview_jax.checkpoints.torch_pickle import Slot, View, dump, load
 from cogview_jax.checkpoints.torch_tensor import Tensor, mapped
 from cogview_jax.runtime.errors import InputError
@@ -28,6 +29,9 @@ from cogview_jax.runtime.files import atomic_path
 ALIGNMENT = 64
 #: Name and numbers before the name of a member in front of its data (APPNOTE 4.3.7).
 _HEADER = struct.Struct("<26xHH")
+#: What a file may unpack to: so many bytes, and so many times its own size. Torch packs nothing.
+SPARE, UNPACKED = 64 << 20, 64
+_CHUNK = 1 << 20
 #: What zipfile raises about damaged members.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 
@@ -57,14 +61,36 @@ def read_torch(path: Path | str) -> Any:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            if damaged:
-                raise InputError(
-                    f"{path} is damaged, or was written without checksums: {damaged} has another"
-                )
+            _verify(path, archive)
             return _read_tree(path, archive)
     except _DAMAGED as error:
         raise InputError(f"{path} is damaged: {error}") from error
+
+
+def _verify(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuses members that are not what the directory says: in checksum, in bytes, or by far."""
+    announced = sum(member.file_size for member in archive.infolist())
+    most = SPARE + UNPACKED * path.stat().st_size
+    if announced > most:
+        raise InputError(
+            f"{path} says that it unpacks to {announced} bytes, expected at most {most}"
+        )
+    for member in archive.infolist():
+        there = member.compress_size if member.compress_type == zipfile.ZIP_STORED else None
+        try:
+            if there in (None, member.file_size):
+                with archive.open(member) as file:
+                    there = sum(map(len, iter(lambda: file.read(_CHUNK), b"")))
+        except zipfile.BadZipFile as error:
+            raise InputError(
+                f"{path} is damaged, or was written without checksums: {member.filename} has"
+                " another"
+            ) from error
+        if there != member.file_size:
+            raise InputError(
+                f"{path} is damaged: {member.filename} has {there} bytes, but its directory says"
+                f" {member.file_size}"
+            )
 
 
 def _read_tree(path: Path, archive: zipfile.ZipFile) -> Any:
@@ -75,7 +101,8 @@ def _read_tree(path: Path, archive: zipfile.ZipFile) -> Any:
     root = roots[0]
     order = "little"  # files of before torch 2.1 do not say
     if f"{root}/byteorder" in members:
-        order = archive.read(f"{root}/byteorder").decode("ascii", "replace")
+        with archive.open(f"{root}/byteorder") as file:
+            order = file.read(16).decode("ascii", "replace")
 
     def tensor(view: View) -> Tensor:
         member = members.get(f"{root}/data/{view.storage.key}")
@@ -89,7 +116,8 @@ def _read_tree(path: Path, archive: zipfile.ZipFile) -> Any:
         return Tensor(view, order != sys.byteorder, functools.partial(_bytes, path, member))
 
     try:
-        return load(io.BytesIO(archive.read(f"{root}/data.pkl")), tensor)
+        with archive.open(f"{root}/data.pkl") as file:
+            return load(io.BytesIO(file.read(BYTES + 1)), tensor)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -53,8 +53,10 @@ def _read(path: Path, file: BinaryIO) -> Any:
 
     load(file, tensor)  # the magic number, which is known
     protocol, machine = load(file, tensor), load(file, tensor)
-    if protocol != PROTOCOL or not isinstance(machine, dict):
-        raise InputError(f"it is of protocol {protocol!r}, expected {PROTOCOL}")
+    if type(protocol) is not int or protocol != PROTOCOL or not isinstance(machine, dict):
+        small = type(protocol) is int and abs(protocol) < 1 << 32
+        shown = protocol if small else type(protocol).__name__
+        raise InputError(f"it is of protocol {shown}, expected {PROTOCOL}")
     swapped = machine.get("little_endian", True) != (sys.byteorder == "little")
     tree, keys = load(file, tensor), load(file, tensor)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):

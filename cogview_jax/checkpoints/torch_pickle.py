@@ -3,9 +3,11 @@
 Reading builds tensors and plain containers and nothing else. What a training run leaves beside its
 weights (random states, arguments, optimizers) becomes inert: an object of ours that takes whatever
 is put into it and does nothing. Everything else a pickle may ask for is refused by its name, so no
-file can make this program run anything.
+file can make this program run anything. What it may take of memory is bounded by `torch_opcodes`
+and by the bytes that are there.
 """
 
+import io
 import math
 import pickle
 from collections.abc import Callable, Mapping
@@ -14,8 +16,13 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from cogview_jax.checkpoints.torch_opcodes import examined
 from cogview_jax.runtime.errors import InputError
 
+#: How often the numbers of a storage may be shown by its tensors: tied weights share them.
+VIEWS = 64
+#: Axes of a tensor.
+AXES = 32
 #: torch's name of a storage -> the type of its numbers.
 STORAGES = {
     "HalfStorage": np.dtype("float16"),
@@ -37,7 +44,6 @@ INERT_NAMES = (
     *(("argparse", "Namespace"), ("_codecs", "encode"), ("collections", "defaultdict")),
     *((module, name) for module in ("builtins", "__builtin__") for name in ("dict", "list")),
 )
-SETS = {"set": set, "frozenset": frozenset}
 
 
 class Storage(NamedTuple):
@@ -66,12 +72,14 @@ def load(file: BinaryIO, tensor: Callable[[View], Any]) -> Any:
     Raises:
         InputError: the pickle is damaged, or asks for something else.
     """
+    data, instructions = examined(file)
     try:
-        return _Unpickler(file, tensor).load()
+        return _Unpickler(io.BytesIO(data), tensor, instructions).load()
     except InputError:
         raise
     except Exception as error:  # a damaged pickle can end in any of them
-        raise InputError(f"its pickle cannot be read ({type(error).__name__}: {error})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"its pickle cannot be read ({type(error).__name__}: {reason})") from error
 
 
 class _Inert:
@@ -103,9 +111,12 @@ class _Unpickler(pickle.Unpickler):
     do nor what the next file gets.
     """
 
-    def __init__(self, file: BinaryIO, tensor: Callable[[View], Any]):
+    def __init__(self, file: BinaryIO, tensor: Callable[[View], Any], instructions: int):
         super().__init__(file, encoding="utf-8")
         self._tensor = tensor
+        self._inert: dict[tuple[str, str], type] = {}
+        self._shown: dict[str, int] = {}  # storage -> bytes that its tensors show
+        self._copied, self._most_copied = 0, instructions
         self._known: dict[tuple[str, str], Any] = {
             ("torch._utils", "_rebuild_tensor_v2"): self._rebuild,
             ("torch._utils", "_rebuild_tensor_v3"): self._rebuild_later,
@@ -116,17 +127,20 @@ class _Unpickler(pickle.Unpickler):
         for name, dtype in (STORAGES | LATER_TYPES).items():
             self._known["torch", name] = _Type(dtype)
         for module in ("builtins", "__builtin__"):
-            self._known |= {(module, name): kind for name, kind in SETS.items()}
+            self._known[module, "set"] = self._set
+            self._known[module, "frozenset"] = self._frozenset
 
     def find_class(self, module: str, name: str) -> Any:
         """What a pickle may have under a name."""
         if (module, name) in self._known:
             return self._known[module, name]
         if module.partition(".")[0] in INERT or (module, name) in INERT_NAMES:
-            return type(name, (_Inert,), {})
+            kind = type(name[:60], (_Inert,), {})
+            return self._inert.setdefault((module, name), kind)
+        asked = f"{module}.{name}"[:200]
         raise InputError(
-            f"its pickle asks for {module}.{name}: expected tensors and plain containers, and"
-            " nothing of it was run"
+            f"its pickle asks for {asked}: expected tensors and plain containers, and nothing of it"
+            " was run"
         )
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -136,7 +150,7 @@ class _Unpickler(pickle.Unpickler):
         readable = isinstance(type_, _Type) and isinstance(key, str) and part in ([], [None])
         if kind != "storage" or not readable:
             raise InputError(
-                f"its pickle holds storage {pid!r}, of a type this program cannot read"
+                f"its pickle holds storage {repr(pid)[:200]}, of a type this program cannot read"
             )
         return Storage(key, type_.dtype, size)
 
@@ -150,22 +164,48 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def _view(self, storage: Storage, dtype: np.dtype, offset: int, shape, strides) -> Any:
-        numbers = (storage.size, offset, *shape, *strides)
-        if any(type(n) is not int or n < 0 for n in numbers) or len(shape) != len(strides):
-            raise InputError(f"its pickle lays shape {shape} over strides {strides}")
+        numbers = (storage.size, offset, *shape[: AXES + 1], *strides[: AXES + 1])
+        # Products of these are still small numbers.
+        if any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers) or not (
+            len(shape) == len(strides) <= AXES
+        ):
+            laid = f"shape {repr(shape)[:100]} over strides {repr(strides)[:100]}"
+            raise InputError(f"its pickle lays {laid}")
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if math.prod(shape) and last >= storage.size:
             raise InputError(
                 f"its tensor of shape {shape} reaches to number {last} of storage {storage.key},"
                 f" which has {storage.size}"
             )
+        if math.prod(shape) > storage.size:
+            raise InputError(
+                f"its tensor of shape {shape} and strides {strides} shows numbers again and again:"
+                f" storage {storage.key} has {storage.size}"
+            )
+        shown = self._shown.get(storage.key, 0) + math.prod(shape) * dtype.itemsize
+        if shown > VIEWS * storage.size * storage.dtype.itemsize:
+            raise InputError(f"its tensors show storage {storage.key} more than {VIEWS} times")
+        self._shown[storage.key] = shown
         return self._tensor(View(storage, dtype, offset, tuple(shape), tuple(strides)))
 
     def _parameter(self, tensor: Any, *_: Any) -> Any:
         return tensor
 
     def _ordered(self, *items: Any) -> _Ordered:
-        return _Ordered(*items)
+        return _Ordered(*map(self._counted, items))
+
+    def _set(self, items: Any = ()) -> set:
+        return set(self._counted(items))
+
+    def _frozenset(self, items: Any = ()) -> frozenset:
+        return frozenset(self._counted(items))
+
+    def _counted(self, items: Any) -> Any:
+        """What is about to be copied: all together no more than there are instructions."""
+        self._copied += len(items)
+        if self._copied > self._most_copied:
+            raise InputError("its pickle copies the same values again and again")
+        return items
 
 
 class _Type(NamedTuple):

@@ -40,7 +40,7 @@ class CompactBinary:
             pieces: how many text pieces there are.
 
         Raises:
-            InputError: no file, an empty one, or no whole number of rows.
+            InputError: no file, an empty one, no whole number of rows, or ids of 8 bytes.
         """
         self._path = Path(path)
         self._text_length, self._codes, self._pieces = text_length, codes, pieces
@@ -53,6 +53,7 @@ class CompactBinary:
                 f" text ids and {image_length} codes, 4 bytes each"
             )
         self._rows = np.memmap(self._path, "<i4", "r").reshape(-1, row)
+        self._refuse_wide(row)
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -79,3 +80,13 @@ class CompactBinary:
                     f" to {first + limit - 1}",
                 )
         return TokenRecord(self.key(i), (pieces,), codes)
+
+    def _refuse_wide(self, row: int) -> None:
+        """Refuses a file whose ids have 8 bytes each: their halves would be read as two ids."""
+        start = np.array(self._rows[:2]).reshape(-1)[: 2 * row]
+        low, high = start[0::2], start[1::2]
+        if len(start) == 2 * row and low.max() > 0 and np.array_equal(high, low >> 31):
+            raise InputError(
+                f"{self._path}: its ids seem to have 8 bytes each (int64), expected 4: write them"
+                " as little-endian int32"
+            )

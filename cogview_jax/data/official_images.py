@@ -11,6 +11,9 @@ from cogview_jax.data.images import load_image
 from cogview_jax.data.records import BadRecord
 from cogview_jax.runtime.errors import InputError
 
+#: Pixels of a scaled picture before its middle is cut out: a strip of one row would have billions.
+MOST_PIXELS = 1 << 27
+
 
 def official_pixels(data: bytes, key: str) -> np.ndarray:
     """The pixels of an encoded image as they are stored: uint8 [h, w, 3], or [h, w, 4] with alpha.
@@ -40,7 +43,12 @@ def official_square(pixels: np.ndarray, size: int) -> np.ndarray:
     Returns:
         uint8 [s, s, 3].
     """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (3, 4):
+    if (
+        pixels.dtype != np.uint8
+        or pixels.ndim != 3
+        or pixels.shape[-1] not in (3, 4)
+        or not pixels.size
+    ):
         raise InputError(
             f"image of {pixels.dtype} {list(pixels.shape)}: expected uint8 [h, w, 3 or 4]"
         )
@@ -48,6 +56,11 @@ def official_square(pixels: np.ndarray, size: int) -> np.ndarray:
     shorter = min(height, width)
     if shorter != size:
         height, width = size * height // shorter, size * width // shorter
+        if height * width > MOST_PIXELS:
+            raise InputError(
+                f"image of {list(pixels.shape[:2])} pixels: with a shorter side of {size} it has"
+                f" more than {MOST_PIXELS}"
+            )
         scaled = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
         pixels = np.asarray(scaled)
     top, left = round((height - size) / 2), round((width - size) / 2)

@@ -1,12 +1,18 @@
 """The records that were left out, written down, and the limit to how many may be."""
 
 import json
+import sys
 import threading
 from pathlib import Path
 
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import reason
+from cogview_jax.runtime.files import read_regular
+from cogview_jax.runtime.set_aside import set_aside
 
 FILE = "skipped.jsonl"
+#: Of the log, the most bytes that are read.
+LIMIT = 1 << 30
 
 
 class SkippedLog:
@@ -37,11 +43,15 @@ class SkippedLog:
         self._met = bytearray()  # a byte a record: whether this process has met it
         self._seen = 0
         self._skipped: set[str] = set()
-        self._last = ""
-        written = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        self._written = {key for line in written.split("\n") if (key := _key(line)) is not None}
+        self._last, self._told = "", False
+        written = _written(self.path)
+        *lines, cut = written.split(b"\n")
+        keys = [_key(line) for line in lines]
+        self._written = {key for key in (*keys, _key(cut)) if key is not None}
+        if damaged := sum(bool(line) for line, key in zip(lines, keys, strict=True) if key is None):
+            _say(f"{self.path}: {damaged} of its {len(lines)} lines are damaged, and passed over")
         # A run killed while writing leaves half a line, which must not swallow the next one.
-        self._prefix = "" if not written or written.endswith("\n") else "\n"
+        self._prefix = "\n" if cut else ""
 
     @property
     def seen(self) -> int:
@@ -70,10 +80,15 @@ class SkippedLog:
                 return
             self._written.add(key)
             line = json.dumps({"key": key, "reason": reason}, ensure_ascii=False)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{self._prefix}{line}\n")
-            self._prefix = ""
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                    file.write(f"{self._prefix}{line}\n")
+                self._prefix = ""
+            except OSError as error:
+                if not self._told:
+                    _say(f"{self.path}: {reason(error)}: what is skipped is counted, not listed")
+                self._told = True
 
     def check(self, *, final: bool = False) -> None:
         """Raises InputError if too large a share was skipped.
@@ -92,8 +107,29 @@ class SkippedLog:
             )
 
 
-def _key(line: str) -> str | None:
+def _written(path: Path) -> bytes:
+    """What earlier runs have listed; nothing where that cannot be read, which is said."""
     try:
-        return json.loads(line)["key"]
-    except json.JSONDecodeError:  # the half line of a killed run
+        return read_regular(path, LIMIT)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        _say(f"{path}: {reason(error)}: what earlier runs have listed is not known")
+        return b""
+    except InputError as error:
+        set_aside(path, str(error).removeprefix(f"{path}: "))
+        return b""
+
+
+def _key(line: bytes) -> str | None:
+    """The key in a line; None where it is damaged, or the half line of a killed run."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    key = found.get("key") if isinstance(found, dict) else None
+    return key if isinstance(key, str) else None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

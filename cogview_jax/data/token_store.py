@@ -1,17 +1,31 @@
 """Reading a token store: pretokenized pairs on disk, any of them at any time."""
 
-import json
+import bisect
+import itertools
+import operator
+import stat
+import threading
 from pathlib import Path
 
-from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader
 
-from cogview_jax.data.token_records import FORMAT, TokenRecord, decode_record
-from cogview_jax.data.token_shards import MANIFEST, PLAN
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.data.token_records import Place, TokenRecord, decode_record
+from cogview_jax.data.token_shards import MANIFEST, PLAN, read_manifest, store_bytes
+from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.runtime.faults import retried
+from cogview_jax.runtime.inside import inside
+from cogview_jax.runtime.library_errors import raise_faults
+
+#: Records are read at random: nothing is read ahead.
+_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32_768}
 
 
 class TokenStore:
     """A finished store as a source of `TokenRecord`s; safe to read from many threads.
+
+    Opening it looks at the sizes of the files alone, so that a store of millions is open at once.
+    That a file is the right one is told by its records, each of which says where it belongs; that a
+    record is whole, by its checksum.
 
     Attributes:
         manifest: counts, shards with their hashes, the plan it was made by.
@@ -22,7 +36,8 @@ class TokenStore:
         """Opens the store and checks that its files are all there, by their sizes.
 
         Raises:
-            InputError: no store, an unfinished or newer one, or a shard missing or cut short.
+            InputError: no store, an unfinished or newer one, a manifest that is damaged or names
+                files outside the store, or a shard missing or cut short.
         """
         self._path = Path(path)
         manifest = self._path / MANIFEST
@@ -31,23 +46,19 @@ class TokenStore:
             raise InputError(
                 f"{path}: {what} ({MANIFEST} is missing); run prepare to make or finish it"
             )
-        self.manifest = json.loads(manifest.read_text(encoding="utf-8"))
-        if self.manifest["format"] != FORMAT:
-            raise InputError(
-                f"{path}: token store of format {self.manifest['format']}, expected {FORMAT};"
-                " prepare it again"
-            )
-        self.meta = self.manifest["meta"]
-        for shard in self.manifest["shards"]:
-            _check_size(self._path / shard["file"], shard["bytes"])
-        # With the counts in the names, no file is opened before it is needed.
-        self._examples = ArrayRecordDataSource(
-            [f"{self._path / s['file']}[0:{s['examples']}]" for s in self.manifest["shards"]]
-        )
+        self.manifest, described = read_manifest(manifest)
+        self.meta, self._store = described.meta, store_bytes(described.store)
+        self._shards = described.shards
+        self._files = [inside(self._path, shard.file) for shard in self._shards]
+        for file, shard in zip(self._files, self._shards, strict=True):
+            _check_size(file, shard.bytes)
+        self._ends = list(itertools.accumulate(shard.examples for shard in self._shards))
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """The number of examples."""
-        return len(self._examples)
+        return self._ends[-1] if self._ends else 0
 
     def key(self, i: int) -> str:
         """The name of the record that example `i` was made from."""
@@ -57,20 +68,54 @@ class TokenStore:
         """Reads example `i`.
 
         Raises:
-            InputError: the file is damaged there.
+            InputError: the file is damaged there, or is another than prepare wrote.
+            IndexError: there is no such example.
+            SystemFault: the machine cannot read the file, and could not when it was tried again.
         """
+        i = operator.index(i)
+        if not 0 <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)}")
+        shard = bisect.bisect_right(self._ends, i)
+        index = i - (self._ends[shard] - self._shards[shard].examples)
+        place = self._store and Place(self._store, shard, index)
+        file = self._files[shard]
         try:
-            return decode_record(self._examples[i])
-        except RuntimeError as error:
+            data = retried(
+                lambda: raise_faults(lambda: self._reader(shard).read([index])[0]), str(file)
+            )
+            return decode_record(data, place)
+        except SystemFault:
+            raise
+        except (InputError, RuntimeError) as error:
             raise InputError(
-                f"{self._path}: example {i} is damaged ({str(error).splitlines()[0]});"
+                f"{file}: example {i} is damaged ({str(error).splitlines()[0]});"
                 " expected the files that prepare wrote: prepare the store again"
             ) from error
 
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        """The open file of a shard, once it is known to hold what the manifest says."""
+        with self._lock:
+            if shard in self._readers:
+                return self._readers[shard]
+            reader = ArrayRecordReader(str(self._files[shard]), **_OPTIONS)
+            if not reader.ok():
+                reader.read([0])  # says why it could not be opened
+            if reader.num_records() != self._shards[shard].examples:
+                raise InputError(
+                    f"the file has {reader.num_records()} examples, but the manifest says"
+                    f" {self._shards[shard].examples}"
+                )
+            self._readers[shard] = reader
+            return reader
+
 
 def _check_size(path: Path, expected: int) -> None:
-    size = path.stat().st_size if path.exists() else 0
-    if size != expected:
+    """Refuses a file of another size, or what is no file: a pipe would be waited for."""
+    size = 0
+    if path.exists():
+        status = retried(path.stat, str(path))
+        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+    if not size or size != expected:
         raise InputError(
             f"{path}: {size} bytes, expected {expected}: the shard is"
             f" {'cut short' if size else 'missing'}; copy it again or prepare the store again"

@@ -63,8 +63,8 @@ def write_store(
             continue
         for index in shards.span(shard):
             skipped.see(index)
-        for bad in note["skipped"]:
-            skipped.add(bad["key"], bad["reason"])
+        for bad in note.skipped:
+            skipped.add(bad.key, bad.reason)
     done = len(source) - sum(len(shards.span(shard)) for shard in missing)
     with Progress(len(source), "tokens", unit="record", start=done) as progress:
         for shard in missing:

@@ -12,7 +12,7 @@ import jax
 from cogview_jax.jobs.experiment import Experiment, read_experiment
 from cogview_jax.runtime.distributed import barrier, host_name, is_first
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import check_folder_output, write_json
+from cogview_jax.runtime.files import check_folder_output, read_json, write_json
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 
@@ -62,10 +62,7 @@ class Workdir:
         """
         if not self.config.exists():
             return
-        try:
-            found = json.loads(self.config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{self.config} is not readable as JSON: {error}") from error
+        found = read_json(self.config)
         try:
             # A run of before a setting existed has its default.
             found = _resolved(read_experiment(found))

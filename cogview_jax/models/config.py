@@ -1,5 +1,6 @@
 """Sizes and switches of the transformer."""
 
+import math
 from dataclasses import dataclass
 
 from cogview_jax.runtime.errors import InputError
@@ -61,8 +62,12 @@ class TransformerConfig:
             raise InputError(
                 f"model width {self.width} with {self.heads} heads: expected a multiple of them"
             )
-        if not self.alpha > 0:
-            raise InputError(f"model alpha {self.alpha}: expected above 0")
+        for name in ("alpha", "epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"model {name} {getattr(self, name)}: expected above 0 and finite")
+        for name in ("init_deviation", "sandwich_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"model {name} {getattr(self, name)}: expected a finite number")
         for name in ("dropout", "attention_dropout"):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:

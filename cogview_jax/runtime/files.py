@@ -20,6 +20,13 @@ JSON_LIMIT = 64 << 20
 
 #: Of <fcntl.h> and <linux/fs.h>: a path is seen from the working folder; swap two names.
 _HERE, _EXCHANGE = -100, 2
+_CLUTTER = {
+    *(".DS_Store", ".localized", ".AppleDouble", "__MACOSX", "Icon\r"),
+    *(".Spotlight-V100", ".Trashes", ".fseventsd", ".TemporaryItems"),
+    *("Thumbs.db", "thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini"),
+    *("$RECYCLE.BIN", "System Volume Information"),
+    *(".directory", ".hidden", "@eaDir", ".stfolder"),
+}
 
 
 @contextlib.contextmanager
@@ -193,13 +200,24 @@ def sha256_file(path: str | os.PathLike) -> str:
 def sha256_tree(directory: str | os.PathLike) -> str:
     """The SHA-256 of a folder: the names and contents of its files, in the order of the names.
 
-    The same files give the same hash wherever the folder lies; times, permissions and empty
-    folders do not count.
+    The same files give the same hash wherever the folder lies; times, permissions, empty folders
+    and what file managers leave (`is_clutter`) do not count.
     """
     directory = Path(directory)
     files = {p.relative_to(directory).as_posix(): p for p in directory.rglob("*") if p.is_file()}
+    files = {name: path for name, path in files.items() if not is_clutter(name)}
     lines = (f"{sha256_file(files[name])}  {name}\n" for name in sorted(files))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file manager, an archiver or a network drive left the file `name`, a/b/c.
+
+    Finder, Explorer, Dolphin, and drives of other systems write such files into folders that are
+    looked at or copied.
+    """
+    parts = name.split("/")
+    return any(part in _CLUTTER or part.startswith("._") for part in parts)
 
 
 def _kind(mode: int) -> str:

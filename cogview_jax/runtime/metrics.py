@@ -15,7 +15,12 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import image, scalar
 
-from cogview_jax.runtime.files import atomic_path
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import atomic_path, read_regular
+from cogview_jax.runtime.set_aside import set_aside
+
+#: Of a log, the most bytes that are read.
+LIMIT = 1 << 30
 
 
 class MetricsWriter:
@@ -92,11 +97,33 @@ class MetricsWriter:
 
 
 def _drop_from(path: Path, step: int) -> None:
-    """Removes the lines of `step` and later ones, and a last line that was not finished."""
-    if not path.exists():
+    """Removes the lines of `step` and later ones, and a last line that was not finished.
+
+    Where other lines are damaged, the file as it was is set aside, and the good ones stay.
+    """
+    if not os.path.lexists(path):
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-    if kept != lines:
+    try:
+        *whole, cut = read_regular(path, LIMIT).split(b"\n")
+    except InputError as error:
+        set_aside(path, str(error).removeprefix(f"{path}: "))
+        return
+    steps = [_step(line) for line in whole]
+    kept = [
+        line for line, found in zip(whole, steps, strict=True) if found is not None and found < step
+    ]
+    if damaged := steps.count(None):
+        set_aside(path, f"{damaged} of its {len(whole)} lines are damaged")
+    if cut or kept != whole:
         with atomic_path(path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+
+
+def _step(line: bytes) -> int | None:
+    """The step that a line is of; None where the line is damaged."""
+    try:
+        found = json.loads(line)
+        step = found.get("step") if isinstance(found, dict) else None
+    except (ValueError, RecursionError):
+        return None
+    return step if type(step) is int else None

@@ -23,7 +23,10 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.decode import seed_key
 from cogview_jax.sampling.filters import SamplingConfig, keep_top_k, keep_top_p
 from cogview_jax.tokenizers.official_positions import sampling_positions
-from cogview_jax.tokenizers.vocabulary import Vocabulary
+from cogview_jax.tokenizers.vocabulary import Vocabulary, token_ids
+
+#: The most samples of a query: each takes a cache of its own.
+SAMPLES = 1024
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,14 @@ def fill(
         choose: see `Choose`.
 
     Raises:
-        InputError: the query begins with a gap, or is longer than the learned positions; `config`
-            has guidance.
+        InputError: the query begins with a gap, is longer than the learned positions, or asks for
+            too many samples; `config` has guidance.
     """
     config.need_no_guidance("a query")
-    query = np.asarray(query, np.int32)
+    query = token_ids(query, "a query")
     draws = plan(query, vocabulary)
+    if (most := max((draw.samples for draw in draws), default=0)) > SAMPLES:
+        raise InputError(f"a query with {most} samples of a token: expected at most {SAMPLES}")
     positions = np.concatenate([*sampling_positions(query, vocabulary), [0]])
     if positions.max() >= model.positions:
         raise InputError(

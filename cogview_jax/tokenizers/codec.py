@@ -20,6 +20,9 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import constrain
 from cogview_jax.tokenizers.quantiser import Codebook, nearest
 
+#: Pixels along a side of a picture.
+LARGEST_IMAGE = 1 << 14
+
 
 @dataclass(frozen=True)
 class CodecConfig:
@@ -45,6 +48,10 @@ class CodecConfig:
                 raise InputError(
                     f"codec {name} {getattr(self, name)}: expected at least {smallest}"
                 )
+        if self.image_size > LARGEST_IMAGE:
+            raise InputError(
+                f"codec image_size {self.image_size}: expected at most {LARGEST_IMAGE}"
+            )
         if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
             raise InputError(
                 f"codec downsampling {self.downsampling}: expected a power of two, at least 2"

@@ -11,13 +11,13 @@ a target; its weight is the text's or the image's, and [PAD] has none.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.tokenizers.vocabulary import Vocabulary
+from cogview_jax.tokenizers.vocabulary import Vocabulary, token_ids
 
 #: The command that announces an image of a given size: up to this many rows and columns.
 SIZE_COMMANDS = {8: "TINY", 16: "SMALL", 32: "BASE", 64: "BIG"}
@@ -80,6 +80,12 @@ class Layout:
         return max(stretches)
 
     @property
+    def positions_sampled(self) -> int:
+        """How many positions sampling needs: a [PAD] that ends a text is sampled, and never fed."""
+        ended = self.regions[-1].name == "PAD"
+        return replace(self, regions=self.regions[:-1] if ended else self.regions).positions
+
+    @property
     def images(self) -> tuple[Region, ...]:
         """The regions of images, in order."""
         return tuple(region for region in self.regions if region.kind == "image")
@@ -121,7 +127,7 @@ class Layout:
                 continue
             if region.name not in parts:
                 break
-            part = np.asarray(parts[region.name], np.int32)
+            part = token_ids(parts[region.name], region.name)
             self._check(region, part)
             row.append(part + self.vocabulary.text_start if region.kind == "text" else part)
         return np.concatenate(row) if row else np.zeros(0, np.int32)

@@ -14,7 +14,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.layout import SIZE_COMMANDS
 from cogview_jax.tokenizers.query import text_ids
 from cogview_jax.tokenizers.text import TextTokenizer
-from cogview_jax.tokenizers.vocabulary import Vocabulary
+from cogview_jax.tokenizers.vocabulary import Vocabulary, token_ids
 
 
 def text_code_row(
@@ -37,7 +37,7 @@ def text_code_row(
     if isinstance(text, str):
         assert tokenizer is not None, "a text needs its tokenizer"
         text = text_ids(text, vocabulary, tokenizer)
-    ids = np.asarray(text, np.int32)
+    ids = token_ids(text, "text")
     _check(ids, "text", vocabulary.text_start, vocabulary.commands_start)
     return np.concatenate(
         [_commands(vocabulary, "ROI1"), ids, _picture(codes, vocabulary, "BOI1", "EOI1")]
@@ -54,7 +54,7 @@ def code_to_code_row(
     """
     return np.concatenate(
         [
-            np.asarray(text, np.int32),
+            token_ids(text, "text"),
             _picture(low, vocabulary, "BOI1", "EOI1"),
             _picture(high, vocabulary, "BOI2", "EOI2"),
         ]
@@ -97,7 +97,7 @@ def loss_weights(
 
 def _picture(codes: Sequence[int], vocabulary: Vocabulary, begin: str, end: str) -> np.ndarray:
     """[size] [begin] codes [end]."""
-    array = np.asarray(codes, np.int32)
+    array = token_ids(codes, "codes")
     sizes = {side**2: command for side, command in SIZE_COMMANDS.items()}
     if len(array) not in sizes:
         raise InputError(

@@ -25,11 +25,15 @@ import numpy as np
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.layout import size_command
 from cogview_jax.tokenizers.text import TextTokenizer
-from cogview_jax.tokenizers.vocabulary import COMMANDS, Vocabulary
+from cogview_jax.tokenizers.vocabulary import COMMANDS, Vocabulary, token_ids
 
 #: What stands in a sequence where a token is to be generated.
 OPEN = -1
+#: Of a query, the most characters that are read, and the tokens it may stand for by default.
+CHARACTERS, LONGEST = 1 << 20, 1 << 16
 
+#: Digits of a number that is read.
+_DIGITS = 12
 _PICTURE = re.compile(r"\[Image([0-9]*)\](.+)", re.DOTALL)
 
 
@@ -74,6 +78,7 @@ def parse_query(
     vocabulary: Vocabulary,
     text: TextTokenizer,
     read_codes: Callable[[str], Sequence[int]],
+    longest: int = LONGEST,
 ) -> np.ndarray:
     """The sequence a query describes: int32 [n], OPEN (-1) where a token is to be generated.
 
@@ -83,27 +88,35 @@ def parse_query(
         text: encodes the words that are text.
         read_codes: the codes of the picture at a path, in raster order; raises InputError where
             there is none. The language has no word for a picture's size: this function decides it.
+        longest: tokens that the sequence may have; nothing is made of a query that stands for more.
 
     Raises:
-        InputError: a [MASK] or an [Image] is not written as above, text does not fit the
-            vocabulary, or a picture cannot be read.
+        InputError: the query is too long, a [MASK] or an [Image] is not written as above, text does
+            not fit the vocabulary, or a picture cannot be read.
     """
+    if len(query) > CHARACTERS:
+        raise InputError(f"a query of {len(query)} characters: expected at most {CHARACTERS}")
     sequence: list[int] = []
     words: list[str] = []
 
+    def add(ids: Sequence[int]) -> None:
+        if len(sequence) + len(ids) > longest:
+            raise InputError(f"a query of more than {longest} tokens: expected at most so many")
+        sequence.extend(ids)
+
     def flush() -> None:
-        sequence.extend(text_ids(" ".join(words), vocabulary, text))
+        add(text_ids(" ".join(words), vocabulary, text))
         words.clear()
 
     for word in query.split(" "):
-        ids = _special_ids(word, vocabulary, read_codes)
+        ids = _special_ids(word, vocabulary, read_codes, longest)
         if ids is None:
             words.append(word)
             continue
         flush()
-        sequence.extend(ids)
+        add(ids)
     flush()
-    return np.array(sequence, np.int32)
+    return token_ids(sequence, "a query")
 
 
 def interlaced(sequence: np.ndarray, samples: int, period: int) -> np.ndarray:
@@ -118,7 +131,9 @@ def interlaced(sequence: np.ndarray, samples: int, period: int) -> np.ndarray:
         samples: N at first.
         period: places until it changes; a given token starts the count anew.
     """
-    marked, run, count = np.array(sequence, np.int32), 0, samples
+    if not 1 <= samples < 2**31 - 1:
+        raise InputError(f"samples {samples}: expected 1 to {2**31 - 2}")
+    marked, run, count = token_ids(sequence, "a query").copy(), 0, samples
     for i, token in enumerate(marked):
         if token != OPEN:
             run = 0
@@ -134,7 +149,8 @@ def text_ids(words: str, vocabulary: Vocabulary, text: TextTokenizer) -> list[in
     pieces = text.encode(words)
     if pieces and max(pieces) >= vocabulary.text:
         raise InputError(
-            f"{words!r} has piece {max(pieces)}, but the vocabulary has {vocabulary.text} pieces"
+            f"{words[:60]!r} has piece {max(pieces)}, but the vocabulary has {vocabulary.text}"
+            " pieces"
         )
     return [vocabulary.text_start + piece for piece in pieces]
 
@@ -194,23 +210,33 @@ def decode_sequence(ids: Sequence[int], vocabulary: Vocabulary, text: TextTokeni
 
 
 def _special_ids(
-    word: str, vocabulary: Vocabulary, read_codes: Callable[[str], Sequence[int]]
+    word: str,
+    vocabulary: Vocabulary,
+    read_codes: Callable[[str], Sequence[int]],
+    longest: int,
 ) -> Sequence[int] | None:
     """The ids of a word that is no text; None for one that is."""
     if word == "[MASK]":
         return [OPEN]
     if word.startswith("[MASK]*"):
         count = word.removeprefix("[MASK]*")
-        if not (count.isdecimal() and int(count)):
-            raise InputError(f"{word!r}: expected [MASK]*N with a number N of at least 1")
+        if not (count.isdecimal() and count.strip("0")):
+            raise InputError(f"{word[:60]!r}: expected [MASK]*N with a number N of at least 1")
+        if len(count) > _DIGITS or int(count) > longest:
+            raise InputError(
+                f"{word[:60]!r} stands for more than {longest} tokens: expected at most so many"
+            )
         return [OPEN] * int(count)
     if word.startswith("[Image"):
         match = _PICTURE.fullmatch(word)
         if not match:
-            raise InputError(f"{word!r}: expected [Image]PATH, or [ImageN]PATH with a number N")
+            raise InputError(
+                f"{word[:60]!r}: expected [Image]PATH, or [ImageN]PATH with a number N"
+            )
         given, path = match.groups()
         codes = [int(code) for code in read_codes(path)]
-        kept = min(int(given), len(codes)) if given else len(codes)
+        # A number of more digits is above any number of codes.
+        kept = min(int(given), len(codes)) if 0 < len(given) <= _DIGITS else len(codes)
         return codes[:kept] + [OPEN] * (len(codes) - kept)
     if word[:1] + word[-1:] == "[]" and word[1:-1] in COMMANDS:
         return [vocabulary.command(word[1:-1])]

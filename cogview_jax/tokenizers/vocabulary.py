@@ -1,6 +1,9 @@
 """The one vocabulary that image codes, text pieces and commands share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from cogview_jax.runtime.errors import InputError
 
@@ -50,3 +53,23 @@ class Vocabulary:
         if name not in COMMANDS:
             raise InputError(f"unknown command token {name!r}; choose from {', '.join(COMMANDS)}")
         return self.commands_start + COMMANDS.index(name)
+
+
+def token_ids(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
+    """Ids as an int32 array of the same shape.
+
+    Args:
+        values: whole numbers of any type.
+        what: they are, for the message.
+
+    Raises:
+        InputError: they are no whole numbers, or do not fit 4 bytes, to which they are never cut.
+    """
+    ids = np.asarray(values)
+    if not ids.size:
+        return ids.astype(np.int32)
+    if ids.dtype.kind not in "iu":
+        raise InputError(f"{what} of type {ids.dtype}: expected whole numbers")
+    if not -(2**31) <= ids.min() <= ids.max() < 2**31:
+        raise InputError(f"{what} from {ids.min()} to {ids.max()}: ids are below {2**31}")
+    return ids.astype(np.int32)

@@ -1,16 +1,38 @@
 """Where the wall time of a run goes: useful steps, and everything else by name."""
 
 import contextlib
-import json
+import math
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from cogview_jax.runtime.files import write_json
+from cogview_jax.runtime.config import build
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import reason
+from cogview_jax.runtime.files import read_json, write_json
+from cogview_jax.runtime.set_aside import set_aside
 
 #: Time in steps that a later start has to do again, and time in which the run did not run.
 LOST, DOWN = "lost", "down"
 STEP = "step"
+
+
+@dataclass(frozen=True)
+class _Ledger:
+    """What the file holds."""
+
+    goodput: float
+    position: int
+    seconds_per_step: float
+    at: float
+    seconds: dict[str, float]
+
+    def __post_init__(self):
+        numbers = (*self.seconds.values(), self.at, self.seconds_per_step, self.position)
+        if not all(map(math.isfinite, numbers)):
+            raise InputError("damaged: expected numbers that are finite")
 
 
 class Goodput:
@@ -35,7 +57,7 @@ class Goodput:
         """Goes on with the ledger at `path`, if there is one, in phase "start".
 
         Args:
-            path: the file; a broken one is begun anew.
+            path: the file; a damaged one is set aside and begun anew.
             clock: seconds since a time that does not change between starts.
             writes: whether this process writes the file.
         """
@@ -43,13 +65,27 @@ class Goodput:
         self.seconds: dict[str, float] = {}
         self._since, self._phase = clock(), "start"
         self._position, self._step_seconds = 0, 0.0
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            seconds = {str(name): float(value) for name, value in found["seconds"].items()}
-            at, self._position = float(found["at"]), int(found["position"])
-            self._step_seconds = float(found["seconds_per_step"])
-            self.seconds = seconds
+        if found := self._found():
+            self.seconds, at, self._position, self._step_seconds = found
             self._add(DOWN, max(0.0, self._since - at))
+
+    def _found(self) -> tuple[dict[str, float], float, int, float] | None:
+        """Seconds by phase, time, position and seconds a step that earlier starts wrote down.
+
+        None where there is no ledger; one that is damaged is set aside.
+        """
+        try:
+            ledger = build(_Ledger, read_json(self.path), "it")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            print(f"{self.path}: {reason(error)}: begun anew", file=sys.stderr, flush=True)
+            return None
+        except InputError as error:
+            if self._writes:
+                set_aside(self.path, str(error).removeprefix(f"{self.path}: ")[:200])
+            return None
+        return ledger.seconds, ledger.at, ledger.position, ledger.seconds_per_step
 
     def resume(self, position: int) -> None:
         """This start begins at step `position`: what was done beyond it is lost."""

@@ -97,3 +97,18 @@ def test_files_that_are_none_are_refused(tmp_path):
         path.write_bytes(bytes(count))
         with pytest.raises(InputError, match=rf"a\.bin: {count} bytes, expected a multiple of 28"):
             CompactBinary(path, **SIZES)
+
+
+def test_ids_of_eight_bytes_are_not_read_as_two(tmp_path):
+    rows = [
+        [10, 14, UNUSED, 0, 9, 3, 3],
+        [UNUSED, UNUSED, UNUSED, 1, 2, 3, 4],
+        [10] + [-1] * 2 + [0] * 4,
+    ]
+    np.array(rows, "<i8").tofile(tmp_path / "wide.bin")
+    with pytest.raises(InputError, match=r"wide\.bin: its ids seem to have 8 bytes each"):
+        CompactBinary(tmp_path / "wide.bin", **SIZES)
+    # Without texts every half would pass for a code.
+    np.array([[1, 2, 3, 4]] * 3, "<i8").tofile(tmp_path / "codes.bin")
+    with pytest.raises(InputError, match=r"codes\.bin: its ids seem to have 8 bytes each"):
+        CompactBinary(tmp_path / "codes.bin", **SIZES | {"text_length": 0})

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from cogview_jax.data.token_records import TokenRecord, decode_record, encode_record
+from cogview_jax.data.token_records import Place, TokenRecord, decode_record, encode_record
 from cogview_jax.runtime.errors import InputError
 
 
@@ -58,3 +58,37 @@ def test_another_format_is_refused():
     data = encode_record(CASES["plain"])
     with pytest.raises(InputError, match="format 2: expected format 1"):
         decode_record(b"\x02" + data[1:])
+
+
+@pytest.mark.parametrize("width", [0, 1, 3, 8, 16])
+def test_ids_of_another_width_are_refused(width):
+    """Ids of 8 bytes would be cut to 4."""
+    ids = np.array([5, 2**32 + 6], "<i8").tobytes()
+    data = struct.pack("<HHIII", 1, width, 0, 0, 2) + ids[: 2 * width]
+    with pytest.raises(InputError, match=f"ids of {width} bytes: expected 2 or 4"):
+        decode_record(data)
+
+
+def test_ids_above_31_bits_are_refused():
+    data = struct.pack("<HHIII I", 1, 4, 0, 0, 1, 2**31)
+    with pytest.raises(InputError, match="id 2147483648: ids are below 2147483648"):
+        decode_record(data)
+
+
+def test_a_key_that_is_no_text_is_refused():
+    with pytest.raises(InputError, match="key is no UTF-8"):
+        decode_record(struct.pack("<HHIII c", 1, 2, 1, 0, 0, b"\xff"))
+
+
+def test_a_record_knows_its_place():
+    place = Place(b"01234567", 3, 9)
+    data = encode_record(CASES["plain"], place)
+    assert decode_record(data, place).key == CASES["plain"].key
+    for other in (place._replace(shard=4), place._replace(index=8), place._replace(store=b"7" * 8)):
+        with pytest.raises(InputError, match=r"shard 3, number 9.*exchanged"):
+            decode_record(data, other)
+    for length in range(len(data)):
+        with pytest.raises(InputError):
+            decode_record(data[:length], place)
+    with pytest.raises(InputError, match="format 1: expected format 257"):
+        decode_record(encode_record(CASES["plain"]), place)

@@ -90,7 +90,7 @@ def test_the_other_stage_is_refused(workdir):
 
 def test_a_config_that_cannot_be_read_is_refused(workdir):
     workdir.config.write_text("{")
-    with pytest.raises(InputError, match=r"config.json is not readable as JSON"):
+    with pytest.raises(InputError, match=r"config.json: damaged: not readable as JSON"):
         workdir.check(EXPERIMENT)
 
 

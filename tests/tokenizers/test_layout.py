@@ -225,3 +225,10 @@ def test_rows_are_those_of_the_official_template(fixtures):
         assert layout.tokens({"text": text, "image": codes}).tolist() == ids
         checked += 1
     assert checked >= 3
+
+
+def test_codes_of_eight_bytes_are_not_cut_to_four():
+    """2**32 + 3 is no code, though its lower half is."""
+    wide = np.array([0, 1, 2, 2**32 + 3])
+    with pytest.raises(InputError, match="image from 0 to 4294967299"):
+        LAYOUT.tokens({"text": [0], "image": wide})

@@ -144,6 +144,29 @@ def test_special_words_written_wrongly_are_refused(small_text, query, message):
         parse(query, small_text)
 
 
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("[MASK]*99", "stands for more than 50 tokens"),
+        (f"[MASK]*{'9' * 100_000}", "stands for more than 50 tokens"),
+        ("[MASK]*000051", "stands for more than 50 tokens"),
+        ("[MASK]*40 [MASK]*11", "a query of more than 50 tokens"),
+        ("[Image]x " * 13, "a query of more than 50 tokens"),
+        ("a red dot " * 30, "a query of more than 50 tokens"),
+        ("a" * (1 << 20) + "b", "a query of 1048577 characters: expected at most 1048576"),
+    ],
+)
+def test_a_query_is_not_expanded_beyond_what_it_may_stand_for(small_text, query, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse_query(query, SMALL, small_text, lambda path: [1, 2, 3, 4], 50)
+    assert len(str(caught.value)) < 200
+    assert parse_query("[MASK]*50", SMALL, small_text, list, 50).tolist() == [OPEN] * 50
+
+
+def test_more_digits_than_any_picture_has_codes_are_all_codes(small_text):
+    assert parse(f"[Image{'9' * 5000}]x", small_text) == [1, 3, 1, 2]
+
+
 def test_a_line_has_as_many_parts_as_its_task():
     assert make_query("super-resolution", "a {dot}\tx.png", 8).startswith("[ROI1] a {dot} [TINY]")
     for line in ("a dot", "a dot\tx.png\ty.png"):

@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.tokenizers.vocabulary import COMMANDS, Vocabulary
+from cogview_jax.tokenizers.vocabulary import COMMANDS, Vocabulary, token_ids
 
 
 def test_numbers_of_the_paper():
@@ -46,3 +47,16 @@ def test_unknown_commands_and_empty_vocabularies_are_refused():
     for sizes in ((0, 10), (10, 0)):
         with pytest.raises(InputError, match=f"{sizes[0]} codes and {sizes[1]} pieces"):
             Vocabulary(*sizes)
+
+
+@pytest.mark.parametrize("wide", [2**32 + 5, -(2**31) - 1, 2**31, 2**63])
+def test_ids_are_never_cut_to_four_bytes(wide):
+    with pytest.raises(InputError, match=f"codes from .*{wide}"):
+        token_ids([5, wide], "codes") if wide < 2**63 else token_ids(np.uint64([wide]), "codes")
+
+
+def test_ids_are_whole_numbers():
+    with pytest.raises(InputError, match="codes of type float64: expected whole numbers"):
+        token_ids([1.0], "codes")
+    assert token_ids([], "codes").dtype == token_ids(np.uint8([7]), "codes").dtype == np.int32
+    assert token_ids([[1], [2**31 - 1]], "codes").tolist() == [[1], [2**31 - 1]]
