@@ -54,14 +54,20 @@ class CogView:
         text: TextTokenizer | None = None,
         transformer: TransformerPart | None = None,
         dtype: Any = jnp.float32,
+        encode_dtype: Any = jnp.float32,
     ):
-        """Puts the parts together; `dtype` is that of the arithmetic, or the name of a policy."""
+        """Puts the parts together; `dtype` is that of the arithmetic, or the name of a policy.
+
+        Pictures are encoded in `encode_dtype`, whatever the rest is computed in: another type finds
+        other codes.
+        """
         policy = policy_of(dtype)
         self.text = text
         self.codec_part, self.transformer_part = codec, transformer
         if codec is not None:
             self.codec = Codec(codec.config, policy.compute)
-            self._encode = jax.jit(lambda p, c, images: encode_images(self.codec, p, c, images))
+            encoder = self.codec.clone(dtype=policy_of(encode_dtype).compute)
+            self._encode = jax.jit(lambda p, c, images: encode_images(encoder, p, c, images))
             self._decode = jax.jit(lambda p, c, codes: decode_codes(self.codec, p, c, codes))
         if transformer is not None:
             self.layout = make_layout(transformer.layout, transformer.vocabulary)
@@ -878,8 +884,9 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> Cog
 
     Args:
         path: the bundle's folder.
-        dtype: of the transformer's and codec's arithmetic, and of the transformer's weights: a
-            type, or the name of a policy (`runtime.precision`), such as "float16_pure".
+        dtype: of the transformer's and decoder's arithmetic, and of the transformer's weights: a
+            type, or the name of a policy (`runtime.precision`), such as "float16_pure". Pictures
+            are always encoded in float32, so their codes do not depend on it.
         mesh: splits the parameters over these devices (`runtime.mesh.make_mesh`); use the model
             under `jax.set_mesh(mesh)`.
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import reference
 from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
+from cogview_jax.data.shapes import drawing
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline import GREY, CogView
@@ -65,6 +66,17 @@ def model(parts):
 @pytest.fixture(scope="module")
 def codes(model):
     return model.generate_codes(PROMPTS, 2, 7, sampling=SAMPLING, batch_size=4)
+
+
+def test_codes_of_pictures_do_not_depend_on_the_precision_of_drawing(parts):
+    pictures = np.stack([drawing(0, "train", i, 16)[1] for i in range(64)])
+    expected = CogView(codec=parts["codec"]).encode(pictures)
+    for name in ("bfloat16", "float16"):
+        model = CogView(codec=parts["codec"], dtype=name)
+        np.testing.assert_array_equal(model.encode(pictures), expected)
+    # Another type for them has to be asked for, and finds others.
+    coarse = CogView(codec=parts["codec"], encode_dtype="bfloat16").encode(pictures)
+    assert 0 < np.mean(coarse != expected) < 0.1
 
 
 def test_codes_are_those_of_the_reference_decoder(parts, model, codes):

@@ -95,6 +95,56 @@ def test_tokenizers_of_other_sizes_are_refused(experiment, tmp_path, section, ch
     assert not (tmp_path / "tokens").exists()
 
 
+def begun(chain, tmp_path, **changes):
+    """The chain's store without its last shard, and with other entries in its plan."""
+    store = shutil.copytree(chain.store, tmp_path / "tokens")
+    for name in ("manifest.json", "tokens-00003.array_record", "tokens-00003.json"):
+        (store / name).unlink()
+    plan = json.loads((store / "plan.json").read_text())
+    plan = {name: value for name, value in {**plan, **changes}.items() if value is not None}
+    (store / "plan.json").write_text(json.dumps(plan))
+    return store
+
+
+def test_pictures_are_encoded_in_float32_whatever_trains(chain, experiment, tmp_path):
+    store = begun(chain, tmp_path)
+    prepare(dataclasses.replace(experiment(), precision="bfloat16"), store)
+    for name in ("manifest.json", "tokens-00003.array_record"):
+        assert (store / name).read_bytes() == (chain.store / name).read_bytes()
+    plan = TokenStore(store).manifest["plan"]
+    assert [plan[n] for n in ("precision", "platform", "device_kind")] == ["float32", "cpu", "cpu"]
+
+
+def test_a_store_is_finished_in_the_precision_and_on_the_kind_of_device_of_its_beginning(
+    chain, experiment, tmp_path
+):
+    gpu = {"platform": "gpu", "device_kind": "NVIDIA H200"}
+    store = begun(chain, tmp_path, **gpu)
+    line = r"begun on gpu \(NVIDIA H200\), and this is cpu \(cpu\), .*: finish it there, choose"
+    with pytest.raises(InputError, match=line):
+        prepare(experiment(), store)
+    with pytest.raises(
+        InputError, match="found in float32, but the config has data.encode_precision = bfloat16"
+    ):
+        prepare(experiment(encode_precision="bfloat16"), store)
+    # What is finished finds no more codes.
+    shutil.copy(chain.store / "manifest.json", store)
+    prepare(experiment(), store)
+
+
+def test_a_store_that_was_begun_before_plans_said_so_is_finished(
+    chain, experiment, tmp_path, capsys
+):
+    store = begun(chain, tmp_path, precision=None, platform=None, device_kind=None)
+    prepare(experiment(), store)
+    assert "does not say how it was begun; the rest of it is encoded in float32 on cpu" in (
+        capsys.readouterr().err
+    )
+    name = "tokens-00003.array_record"
+    assert (store / name).read_bytes() == (chain.store / name).read_bytes()
+    assert "device_kind" not in TokenStore(store).manifest["plan"]
+
+
 def test_a_store_made_otherwise_is_refused(chain, experiment, tmp_path):
     store = shutil.copytree(chain.store, tmp_path / "tokens")
     # Other text settings would leave another text tokenizer, which the copy has not.

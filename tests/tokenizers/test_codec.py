@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import reference
+import rounding
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tokenizers.codec import (
@@ -20,7 +21,7 @@ from cogview_jax.tokenizers.codec import (
     encode_images,
     normalise,
 )
-from cogview_jax.tokenizers.quantiser import initial_codebook
+from cogview_jax.tokenizers.quantiser import initial_codebook, nearest
 
 CONFIG = CodecConfig(
     image_size=16, downsampling=4, channels=(6, 8), residual_blocks=1, codebook=20, code_width=5
@@ -173,3 +174,22 @@ def test_default_sizes_are_those_of_the_paper():
 def test_impossible_sizes_are_refused(setting, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(CONFIG, **setting)
+
+
+def test_pictures_are_encoded_at_the_highest_precision(images):
+    """On an emulated TPU the codes are those of a CPU, though not those of its default."""
+    many, codec = np.random.default_rng(5).integers(0, 256, (32, 16, 16, 3), "uint8"), Codec(CONFIG)
+    params = random_params(codec, normalise(CONFIG, jnp.asarray(many)))
+    codebook = initial_codebook(jax.random.key(1), CONFIG.codebook, CONFIG.code_width)
+
+    def encoded(params, images):
+        return encode_images(codec, params, codebook, images)
+
+    def vectors(params, images):
+        pixels = normalise(CONFIG, images)
+        return codec.apply({"params": params}, pixels, method=codec.encode)
+
+    codes = encoded(params, many)
+    np.testing.assert_array_equal(rounding.on_tpu(encoded)(params, many), codes)
+    coarse = nearest(codebook.codes, rounding.on_tpu(vectors)(params, many))
+    assert 0 < np.mean(coarse != codes) < 0.2
