@@ -24,6 +24,7 @@ from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import replace_tree, sha256_file, sha256_tree, write_json
+from cogview_jax.runtime.random_key import random_key
 from cogview_jax.runtime.sharding import sharded_shapes
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
@@ -189,15 +190,15 @@ def identity(path: Path | str) -> str:
 def transformer_shapes(model: Transformer) -> Any:
     """The parameters of a transformer as shapes, float32, boxed with their logical axes."""
     tokens = jax.ShapeDtypeStruct((1, 1), "int32")
-    return jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+    return jax.eval_shape(model.init, random_key(0), tokens, tokens)["params"]
 
 
 def codec_shapes(config: CodecConfig) -> dict[str, Any]:
     """The "params" and "codebook" of an image tokenizer as `transformer_shapes` has them."""
     pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), "float32")
-    boxed = jax.eval_shape(Codec(config).init, jax.random.key(0), pixels)["params"]
+    boxed = jax.eval_shape(Codec(config).init, random_key(0), pixels)["params"]
     size, width = config.codebook, config.code_width
-    codebook = jax.eval_shape(lambda: initial_codebook(jax.random.key(0), size, width))
+    codebook = jax.eval_shape(lambda: initial_codebook(random_key(0), size, width))
     return {"params": boxed, "codebook": codebook._asdict()}
 
 

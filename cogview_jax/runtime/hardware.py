@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.random_key import random_key
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def measured_matmul_peak(dtype: DTypeLike = jnp.float32, n: int = 1024, chained:
     between two looks at the clock; an accelerator needs some for its start not to count.
     """
     # The magnitude of a random matrix stays the same when it is multiplied by this.
-    factor = (jax.random.normal(jax.random.key(0), (n, n)) / n**0.5).astype(dtype)
+    factor = (jax.random.normal(random_key(0), (n, n)) / n**0.5).astype(dtype)
     multiply = jax.jit(jnp.matmul)
     return 2 * n**3 / _shortest(lambda a: multiply(a, factor), factor, chained=chained)
 
@@ -149,7 +150,7 @@ def measured_bandwidth(megabytes: int = 512, chained: int = 1) -> float:
     """
     width, parts = 1024, (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     rows = megabytes * 2**20 // (4 * width * parts)
-    keys = jax.random.split(jax.random.key(0), parts)
+    keys = jax.random.split(random_key(0), parts)
     matrices = [jax.random.uniform(key, (rows, width)) / width for key in keys]
 
     @jax.jit
