@@ -7,7 +7,8 @@ Model FLOPs utilisation (PaLM, Chowdhery et al. 2022, appendix B) is
 where model FLOPs are those of the mathematics (6 a parameter and token, plus attention), not those
 that rematerialisation adds. Likewise decoding is held against the bytes it must read a token over
 `memory_bandwidth`. Makers' figures are used where the device is known (dense, without sparsity);
-elsewhere, as on CPUs, the peak is what a large matrix product reaches.
+elsewhere, as on CPUs, the peak is what a large matrix product reaches, or a program that reaches
+more: other work may take the cores while the product is measured.
 """
 
 import functools
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,18 +98,39 @@ def peak_flops(device: jax.Device, dtype: DTypeLike) -> float:
     """Peak FLOPs per second of one device for matrix products in `dtype`.
 
     Devices that are not in the table are measured once (a moment on a CPU). CPU devices share one
-    machine, however many jax was told to make of it, so each counts as its part.
+    machine, however many jax was told to make of it, so each counts as its part. A CPU's peak is
+    that of float32 for all types: XLA may widen to it those whose own products are slower.
     """
     row = known(device.device_kind)
     if row is not None:
         return getattr(row, jnp.dtype(dtype).name) * 1e12
-    return measured_matmul_peak(jnp.dtype(dtype)) / _sharers(device)
+    if device.platform == "cpu":
+        return measured_matmul_peak(jnp.dtype("float32")) / _sharers(device)
+    # As large and as many as it takes for their start not to count.
+    return measured_matmul_peak(jnp.dtype(dtype), 8192, 10)
 
 
 def memory_bandwidth(device: jax.Device) -> float:
-    """Peak bytes per second between one device and its memory; measured where unknown."""
+    """Peak bytes per second between one device and its memory; measured where unknown.
+
+    CPU devices share one machine, however many jax was told to make of it: each has its part.
+    """
     row = known(device.device_kind)
     return row.bandwidth * 1e12 if row is not None else measured_bandwidth() / _sharers(device)
+
+
+def machine() -> dict[str, Any]:
+    """What the last bits of a run's numbers depend on, as JSON has it.
+
+    On a CPU also the number of cores this process may use: XLA cuts long sums by it.
+    """
+    device = jax.devices()[0]
+    found = {"platform": device.platform, "device_kind": device.device_kind, "jax": jax.__version__}
+    if device.platform == "cpu":
+        # Not every system lets a process ask which cores are its own.
+        own = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+        found["cores"] = len(own(0))
+    return found
 
 
 def free_memory(device: jax.Device) -> int | None:
