@@ -372,6 +372,26 @@ def test_guidance_is_away_from_what_comes_without_the_text(model, guidance):
     assert (codes[0] == codes[1]).all() == (guidance == 0)
 
 
+@pytest.mark.parametrize(
+    ("dropped", "line"),
+    [
+        (0.0, "guidance 3.0: this model has learned with captions alone (drop_captions 0)"),
+        (None, "guidance 3.0: nobody has recorded whether this model has learned without"),
+        (0.1, ""),
+    ],
+)
+def test_guidance_without_dropped_captions_is_said_once(parts, dropped, line, capsys):
+    part = dataclasses.replace(parts["transformer"], drop_captions=dropped)
+    model = CogView(**parts | {"transformer": part})
+    model.draw(PROMPTS, [0, 0, 0], 1, sampling=SAMPLING)
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        model.draw(PROMPTS, [0, 0, 0], 1, sampling=SamplingConfig(guidance=3.0))
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert said.count("\n") == (1 if line else 0)
+
+
 def test_guidance_of_one_is_none(model, codes):
     drawn = dataclasses.replace(SAMPLING, guidance=1.0)
     np.testing.assert_array_equal(

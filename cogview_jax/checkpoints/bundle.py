@@ -47,12 +47,16 @@ class CodecPart:
 
 @dataclass(frozen=True)
 class TransformerPart:
-    """A transformer: its sizes, the sequence it was trained on, and its parameters."""
+    """A transformer: its sizes, the sequence it was trained on, and its parameters.
+
+    drop_captions: the share of rows that were trained without their text, None where nobody says.
+    """
 
     config: TransformerConfig
     vocabulary: Vocabulary
     layout: LayoutConfig
     params: Any
+    drop_captions: float | None = None
 
     @property
     def model(self) -> Transformer:
@@ -149,9 +153,8 @@ class Bundle:
         described, where = self.parts["transformer"], f"{self.path} transformer"
         config = build(TransformerConfig, described["config"], where)
         vocabulary = build(Vocabulary, described["vocabulary"], where)
-        return TransformerPart(
-            config, vocabulary, build(LayoutConfig, described["layout"], where), params
-        )
+        layout = build(LayoutConfig, described["layout"], where)
+        return TransformerPart(config, vocabulary, layout, params, described.get("drop_captions"))
 
     def _check_companions(self) -> None:
         """Refuses a transformer beside another codec or text tokenizer than its own."""
@@ -238,6 +241,8 @@ def write_bundle(
             "layout": dataclasses.asdict(transformer.layout),
             "positions": transformer.model.positions,
         }
+        if transformer.drop_captions is not None:
+            parts["transformer"]["drop_captions"] = transformer.drop_captions
     for name, record in (official or {}).items():
         parts[name]["official"] = dict(record)
     if first:

@@ -18,7 +18,7 @@ def test_settings_are_the_last_ones_and_measurements_are_means():
 def test_what_has_no_value_is_left_out_and_not_counted():
     means = MetricMeans()
     means.add({"loss": 1.0, "text_loss": math.nan, "never": math.nan, "overflow": 0.0})
-    means.add({"loss": math.inf, "text_loss": 9.0, "never": math.nan, "overflow": 1.0})
+    means.add({"loss": math.inf, "text_loss": math.nan, "never": math.nan, "overflow": 1.0})
     means.add({"loss": 2.0, "text_loss": 4.0, "never": math.nan, "overflow": 0.0})
     found = means.means()
     assert math.isnan(found.pop("never"))
