@@ -159,6 +159,9 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
                 goodput.record(measured.step, seconds)
                 writer.scalars(measured.step, metrics | {"goodput": goodput.share})
             shown = {n: metrics[n] for n in ("loss", "tokens_per_second")}
+            if isinstance(experiment, CodecExperiment):
+                # What counts as its tokens is nothing that people think of.
+                shown = {"loss": shown["loss"], "images_per_second": config.global_batch / seconds}
             progress.update(measured.step - progress.done, **shown)
 
         def notes() -> dict[str, Any]:

@@ -125,7 +125,12 @@ def machine() -> dict[str, Any]:
     On a CPU also the number of cores this process may use: XLA cuts long sums by it.
     """
     device = jax.devices()[0]
-    found = {"platform": device.platform, "device_kind": device.device_kind, "jax": jax.__version__}
+    found = {
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+    }
     if device.platform == "cpu":
         # Not every system lets a process ask which cores are its own.
         own = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))

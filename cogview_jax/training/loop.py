@@ -39,7 +39,7 @@ class Hook:
 class Measured:
     """A log point: means of the metrics, and of the seconds a step, over the steps since the last.
 
-    Compiling is no part of a step's seconds.
+    The first of a run counts the seconds of compiling too.
     """
 
     step: int
@@ -108,8 +108,6 @@ def train(
         with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
             state, metrics = step(state, batch)
         goodput.enter(STEP)
-        if done == start:
-            since = time.monotonic()  # compiled; what runs now is the step
         done += 1
         profiler.after(done, metrics)
         pending.append((done, metrics))
