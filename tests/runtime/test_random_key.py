@@ -23,6 +23,12 @@ def test_a_key_is_threefry_s_whatever_the_default_is():
         assert str(jax.random.key_impl(random_key(7))) == "threefry2x32"
 
 
+def test_all_keys_are_made_here(root):
+    texts = {path: path.read_text() for path in (root / "cogview_jax").rglob("*.py")}
+    made = [path.name for path, text in texts.items() if "random.key(" in text or "PRNGKey" in text]
+    assert made == ["random_key.py"]
+
+
 def test_settings_that_would_draw_other_numbers_are_refused():
     with (
         jax.threefry_partitionable(False),
