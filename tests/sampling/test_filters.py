@@ -105,16 +105,15 @@ def test_the_smallest_top_p_keeps_the_likeliest_alone(logits, p):
 def test_logits_of_fewer_bits_are_drawn_from_as_float32(dtype):
     """Of equal logits in bfloat16 jax itself draws none but the first few."""
     flat, keys = jnp.zeros((500, 4096), dtype), jax.random.split(jax.random.key(0), 500)
-    for config in (SamplingConfig(1.0, 0), SamplingConfig(1.0, 0, 0.999999)):
-        drawn = jax.jit(lambda x, keys, config=config: draw(x, keys, config))(flat, keys)
-        assert abs(np.mean(drawn) - 2047.5) < 5 * 4096 / (12 * 500) ** 0.5
+    config = SamplingConfig(1.0, 0)
+    assert abs(np.mean(draw(flat, keys, config)) - 2047.5) < 5 * 4096 / (12 * 500) ** 0.5
     some = jax.random.normal(jax.random.key(1), (2, 4096)).astype(dtype)
-    for result in (keep_top_p(some, 0.5), guided(some, 2.0), filtered(some, config, 0, 4096)):
-        assert result.dtype == jnp.float32
     wide = some.astype(jnp.float32)
     np.testing.assert_array_equal(keep_top_p(some, 0.5), keep_top_p(wide, 0.5))
-    shares = np.asarray(filtered(some, SamplingConfig(1.0, 0), 0, 4096), dtype)
-    choices = [seeded_choice(seed)(shares[:1], 50) for seed in range(20)]
+    np.testing.assert_array_equal(guided(some, 0.7), guided(wide, 0.7))
+    shares = filtered(some, config, 0, 4096)
+    assert shares.dtype == jnp.float32
+    choices = seeded_choice(0)(np.asarray(shares[:1], dtype), 500)
     assert 1000 < np.mean(choices) < 3000
 
 
