@@ -14,6 +14,7 @@ from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
 from cogview_jax.data.official_images import official_pixels, official_square
 from cogview_jax.data.records import BadRecord
 from cogview_jax.models.transformer import for_decoding, unstack_layers
+from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import read_regular
@@ -61,14 +62,21 @@ class CogView:
         text: TextTokenizer | None = None,
         transformer: TransformerPart | None = None,
         dtype: Any = jnp.float32,
+        encode_dtype: Any = jnp.float32,
     ):
-        """Puts the parts together; `dtype` is that of the arithmetic, or the name of a policy."""
+        """Puts the parts together; `dtype` is that of the arithmetic, or the name of a policy.
+
+        Pictures are encoded in `encode_dtype`, whatever the rest is computed in: another type finds
+        other codes.
+        """
         policy = policy_of(dtype)
         self.text = text
+        self._said_of_guidance = False
         self.codec_part, self.transformer_part = codec, transformer
         if codec is not None:
             self.codec = Codec(codec.config, policy.compute)
-            self._encode = jax.jit(lambda p, c, images: encode_images(self.codec, p, c, images))
+            encoder = self.codec.clone(dtype=policy_of(encode_dtype).compute)
+            self._encode = jax.jit(lambda p, c, images: encode_images(encoder, p, c, images))
             self._decode = jax.jit(lambda p, c, codes: decode_codes(self.codec, p, c, codes))
         if transformer is not None:
             self.layout = make_layout(transformer.layout, transformer.vocabulary)
@@ -263,6 +271,7 @@ class CogView:
         row, rows = self.prompt_tokens(prompt), least_rows()
         config, grid = sampling or SamplingConfig(), self.codec.config.grid
         keys = sample_keys(seed, [prompt] * rows, [0] * rows)
+        self._say_of_guidance(config)
         tokens, keys = self._with_bare([row] * rows, keys, 0, config)
         tokens, valid = left_padded(tokens, self.layout.prompt_length("image"))
         parts = in_parts(
@@ -310,6 +319,7 @@ class CogView:
         each = 1 if sampling.guidance == 1 else 2
         batch_size = self.batch_size(batch_size, each * self.layout.length)
         keys = sample_keys(seed, prompts, indices)
+        self._say_of_guidance(sampling)
 
         def batches() -> Iterator[np.ndarray]:
             for index, own in _batches(len(rows), batch_size):
@@ -368,6 +378,22 @@ class CogView:
         bare = self.layout.tokens({"text": []})
         without = [np.concatenate([bare, row[len(row) - kept :]]) for row in rows]
         return [*rows, *without], jnp.concatenate([keys, keys])
+
+    def _say_of_guidance(self, config: SamplingConfig) -> None:
+        """One line, once, where guidance compares with what the model may not have learned."""
+        dropped = self.transformer_part.drop_captions
+        if config.guidance == 1 or dropped or self._said_of_guidance:
+            return
+        self._said_of_guidance = True
+        learned = (
+            "nobody has recorded whether this model has learned without captions too"
+            if dropped is None
+            else "this model has learned with captions alone (drop_captions 0)"
+        )
+        say(
+            f"guidance {config.guidance}: {learned}; pictures may be smeared: leave it at 1, or"
+            " train with --config.drop_captions=0.1"
+        )
 
     def caption(
         self,
@@ -915,8 +941,9 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> Cog
 
     Args:
         path: the bundle's folder.
-        dtype: of the transformer's and codec's arithmetic, and of the transformer's weights: a
-            type, or the name of a policy (`runtime.precision`), such as "float16_pure".
+        dtype: of the transformer's and decoder's arithmetic, and of the transformer's weights: a
+            type, or the name of a policy (`runtime.precision`), such as "float16_pure". Pictures
+            are always encoded in float32, so their codes do not depend on it.
         mesh: splits the parameters over these devices (`runtime.mesh.make_mesh`); use the model
             under `jax.set_mesh(mesh)`.
 

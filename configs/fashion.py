@@ -103,6 +103,7 @@ def get_config(variant: str) -> ConfigDict:
     config.data.text.character_coverage = 0.9995
     config.data.text_records = 1_000_000
     config.data.encode_batch = 16
+    config.data.encode_precision = "float32"
     config.data.picture_grid = 0
     config.data.shard_size = 8192
     config.data.max_skipped = 0.05

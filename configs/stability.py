@@ -119,6 +119,7 @@ def get_config(variant: str) -> ConfigDict:
     config.data.text.character_coverage = 1.0
     config.data.text_records = 4000
     config.data.encode_batch = 64
+    config.data.encode_precision = "float32"
     config.data.picture_grid = 0
     config.data.shard_size = 2000
     config.data.max_skipped = 0.05

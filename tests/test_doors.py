@@ -110,6 +110,7 @@ def test_a_bundle_records_what_it_was_trained_with(chain):
         "codec": codec["sha256"],
         "text": sha256_file(chain.store / "tokenizers" / "text.model"),
     }
+    assert parts["transformer"]["drop_captions"] == 0
     assert_equal(
         cogview_jax.load(chain.run / "bundle").transformer_part.params,
         last_state(chain.run)["params"],

@@ -12,6 +12,7 @@ from PIL import Image
 
 import reference
 from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
+from cogview_jax.data.shapes import drawing
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline import GREY, CogView
@@ -66,6 +67,17 @@ def model(parts):
 @pytest.fixture(scope="module")
 def codes(model):
     return model.generate_codes(PROMPTS, 2, 7, sampling=SAMPLING, batch_size=4)
+
+
+def test_codes_of_pictures_do_not_depend_on_the_precision_of_drawing(parts):
+    pictures = np.stack([drawing(0, "train", i, 16)[1] for i in range(64)])
+    expected = CogView(codec=parts["codec"]).encode(pictures)
+    for name in ("bfloat16", "float16"):
+        model = CogView(codec=parts["codec"], dtype=name)
+        np.testing.assert_array_equal(model.encode(pictures), expected)
+    # Another type for them has to be asked for, and finds others.
+    coarse = CogView(codec=parts["codec"], encode_dtype="bfloat16").encode(pictures)
+    assert 0 < np.mean(coarse != expected) < 0.1
 
 
 def test_codes_are_those_of_the_reference_decoder(parts, model, codes):
@@ -386,6 +398,26 @@ def test_guidance_is_away_from_what_comes_without_the_text(model, guidance):
     np.testing.assert_array_equal(np.asarray(last), model.decode(alone[:, 0])[0])
     # Without a text all prompts are alike, and a prompt's own random key is what is left.
     assert (codes[0] == codes[1]).all() == (guidance == 0)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "line"),
+    [
+        (0.0, "guidance 3.0: this model has learned with captions alone (drop_captions 0)"),
+        (None, "guidance 3.0: nobody has recorded whether this model has learned without"),
+        (0.1, ""),
+    ],
+)
+def test_guidance_without_dropped_captions_is_said_once(parts, dropped, line, capsys):
+    part = dataclasses.replace(parts["transformer"], drop_captions=dropped)
+    model = CogView(**parts | {"transformer": part})
+    model.draw(PROMPTS, [0, 0, 0], 1, sampling=SAMPLING)
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        model.draw(PROMPTS, [0, 0, 0], 1, sampling=SamplingConfig(guidance=3.0))
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert said.count("\n") == (1 if line else 0)
 
 
 def test_guidance_of_one_is_none(model, codes):

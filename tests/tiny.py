@@ -1,8 +1,11 @@
 """Models that train or draw within a test: the two objectives, batches for them, and tokens."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import reference
 from cogview_jax.models.config import TransformerConfig
@@ -18,7 +21,8 @@ from cogview_jax.training.codec_objective import CodecObjective
 from cogview_jax.training.objective import Objective
 from cogview_jax.training.optimizer import OptimizerConfig
 from cogview_jax.training.sequence_objective import SequenceObjective
-from cogview_jax.training.state import TrainState
+from cogview_jax.training.state import TrainState, initial_state
+from cogview_jax.training.step import make_step
 
 BATCH = 16
 
@@ -87,6 +91,14 @@ def pictures(step: int, rows: int = BATCH) -> dict[str, np.ndarray]:
     noise = rng.integers(256, size=(rows, CODEC.image_size, CODEC.image_size, 3))
     strength = np.linspace(0.1, 1, rows)[:, None, None, None]
     return {"image": (noise * strength).astype(np.uint8)}
+
+
+def first_loss() -> float:
+    """Of a fresh transformer on its first batch, with dropout: what keys do to a run."""
+    objective = transformer_objective(dataclasses.replace(TRANSFORMER, layers=1, dropout=0.1))
+    state = jax.jit(lambda: unbox(initial_state(objective, optax.sgd(1.0), 3)))()
+    step = jax.jit(make_step(objective, optax.sgd(1.0), optax.constant_schedule(1.0), seed=3))
+    return float(step(state, sequences(0))[1]["loss"])
 
 
 def draw(count: int) -> np.ndarray:

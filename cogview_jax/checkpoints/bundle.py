@@ -41,6 +41,7 @@ from cogview_jax.runtime.files import (
 )
 from cogview_jax.runtime.inside import check_tree, inside
 from cogview_jax.runtime.leftovers import remove, temporary_path
+from cogview_jax.runtime.random_key import random_key
 from cogview_jax.runtime.sealed import sealed
 from cogview_jax.runtime.sharding import sharded_shapes, unbox
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
@@ -68,12 +69,16 @@ class CodecPart:
 
 @dataclass(frozen=True)
 class TransformerPart:
-    """A transformer: its sizes, the sequence it was trained on, and its parameters."""
+    """A transformer: its sizes, the sequence it was trained on, and its parameters.
+
+    drop_captions: the share of rows that were trained without their text, None where nobody says.
+    """
 
     config: TransformerConfig
     vocabulary: Vocabulary
     layout: LayoutConfig
     params: Any
+    drop_captions: float | None = None
 
     @property
     def model(self) -> Transformer:
@@ -197,7 +202,9 @@ class Bundle:
     def _transformer_part(self, params: Any) -> TransformerPart:
         """`params` with what bundle.json says of them."""
         entry = self._described.transformer
-        return TransformerPart(entry.config, entry.vocabulary, entry.layout, params)
+        return TransformerPart(
+            entry.config, entry.vocabulary, entry.layout, params, entry.drop_captions
+        )
 
     def verified(self, part: str) -> Path:
         """Where a part lies, once its files have the recorded hash; InputError if they do not."""
@@ -231,7 +238,7 @@ def identity(path: Path | str) -> str:
 def transformer_shapes(model: Transformer) -> Any:
     """The parameters of a transformer as shapes, float32, boxed with their logical axes."""
     tokens = jax.ShapeDtypeStruct((1, 1), "int32")
-    return jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+    return jax.eval_shape(model.init, random_key(0), tokens, tokens)["params"]
 
 
 def codec_shapes(config: CodecConfig) -> dict[str, Any]:
@@ -239,9 +246,9 @@ def codec_shapes(config: CodecConfig) -> dict[str, Any]:
     # Parameters do not depend on the size of the pictures.
     side = config.downsampling
     pixels = jax.ShapeDtypeStruct((1, side, side, 3), "float32")
-    boxed = jax.eval_shape(Codec(config).init, jax.random.key(0), pixels)["params"]
+    boxed = jax.eval_shape(Codec(config).init, random_key(0), pixels)["params"]
     size, width = config.codebook, config.code_width
-    codebook = jax.eval_shape(lambda: initial_codebook(jax.random.key(0), size, width))
+    codebook = jax.eval_shape(lambda: initial_codebook(random_key(0), size, width))
     return {"params": boxed, "codebook": codebook._asdict()}
 
 
@@ -303,6 +310,8 @@ def _write_parts(
             "layout": dataclasses.asdict(transformer.layout),
             "positions": transformer.model.positions,
         }
+        if transformer.drop_captions is not None:
+            parts["transformer"]["drop_captions"] = transformer.drop_captions
     for name, record in (official or {}).items():
         parts[name]["official"] = dict(record)
     if jax.process_index() == 0:

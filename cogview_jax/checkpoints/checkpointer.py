@@ -64,11 +64,17 @@ class Checkpointer:
         self._agreement = Agreement(timeout)
         self._saving: Saving | None = None
         self._saved = True
+        #: What was noted with the checkpoint that was restored.
+        self.notes: dict[str, Any] = {}
         if owned and jax.process_index() == 0:
             self._directory.remove_leftovers()
 
     def save(
-        self, step: int, state: TrainState, metrics: Mapping[str, float] | None = None
+        self,
+        step: int,
+        state: TrainState,
+        metrics: Mapping[str, float] | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Starts writing `state`, unless this step is there already.
 
@@ -79,6 +85,7 @@ class Checkpointer:
             step: the state's position.
             state: may be donated when this returns.
             metrics: what was measured at this step, for `Retention`.
+            notes: JSON values that `notes` has when this checkpoint is restored.
 
         Raises:
             InputError: the metric that decides which checkpoints stay is none of `metrics`.
@@ -101,7 +108,7 @@ class Checkpointer:
         )
         updates = int(state.step)
         reason = self._saving.begin(
-            trees(state), lambda path: write_meta(path, step, updates, metrics or {})
+            trees(state), lambda path: write_meta(path, step, updates, metrics or {}, notes)
         )
         if reason:
             self._done(step, reason)
@@ -131,6 +138,7 @@ class Checkpointer:
             items = trees(shapes)
             found = {name: read_tree(folder, name, tree) for name, tree in items.items()}
             meta = read_meta(folder)
+        self.notes = meta.get("notes", {})
         # Checkpoints of before there was a loss scale say nothing of updates: each step was one.
         updates = jax.numpy.int32(meta.get("updates", step))
         parts = {name: found.get(name, getattr(shapes, name)) for name in ITEMS}

@@ -51,7 +51,8 @@ class TransformerEntry:
     """What is said of a transformer.
 
     positions: how many were learned; bundles of before official ones could be read have as many as
-    the layout. trained_with: part -> the hash it had.
+    the layout. drop_captions: the share of rows that were trained without their caption, None where
+    it is not known. trained_with: part -> the hash it had.
     """
 
     config: TransformerConfig
@@ -59,6 +60,7 @@ class TransformerEntry:
     layout: LayoutConfig
     sha256: str
     positions: int | None = None
+    drop_captions: float | None = None
     trained_with: dict[str, str] = field(default_factory=dict)
     official: dict[str, Any] = field(default_factory=dict)
 

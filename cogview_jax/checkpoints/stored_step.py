@@ -34,17 +34,24 @@ def trees(state: TrainState) -> dict[str, Any]:
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
 
 
-def write_meta(folder: Path, step: int, updates: int, metrics: Mapping[str, float]) -> None:
+def write_meta(
+    folder: Path,
+    step: int,
+    updates: int,
+    metrics: Mapping[str, float],
+    notes: Mapping[str, Any] | None = None,
+) -> None:
     """Records what is no array.
 
     step: the checkpoint's number. updates: how many steps changed the parameters, the clock of the
     random keys. next_batch: the place in the data, which training goes on with. metrics: what was
-    measured there; those that are not finite are left out, for JSON has no word for them.
+    measured there; those that are not finite are left out, for JSON has no word for them. notes:
+    what else a run wants to know when it goes on, JSON values.
     """
     finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
     meta = {"format": FORMAT, "step": step, "updates": updates, "next_batch": step}
     (folder / _META).parent.mkdir()
-    text = json.dumps(meta | {"metrics": finite})
+    text = json.dumps(meta | {"metrics": finite} | ({"notes": notes} if notes else {}))
     (folder / _META).write_text(text, encoding="utf-8")
 
 

@@ -103,7 +103,8 @@ class TokenData:
     SentencePiece model; empty trains one, as `text` says, on the captions of the first
     `text_records` records. picture_grid: rows and columns of the codes of whole pictures, of the
     larger one where there are two, if training is to cut windows of layout.grid out of them; 0
-    where pictures are of layout.grid.
+    where pictures are of layout.grid. encode_precision: of the codec's encoder, whatever the
+    training's precision is; another one finds other codes.
     """
 
     source: SourceConfig
@@ -113,6 +114,7 @@ class TokenData:
     text: TextConfig = TextConfig()
     text_records: int = 1_000_000
     encode_batch: int = 64
+    encode_precision: Literal["float32", "bfloat16", "float16"] = "float32"
     picture_grid: int = 0
     shard_size: int = 8192
     max_skipped: float = 0.05

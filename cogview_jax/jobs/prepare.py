@@ -4,6 +4,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, write_bundle
@@ -11,6 +12,7 @@ from cogview_jax.data.images import MAX_PIXELS
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources import Source, SourceConfig, open_source
+from cogview_jax.data.token_shards import MANIFEST, PLAN
 from cogview_jax.data.token_writer import write_store
 from cogview_jax.data.transforms import center_crop
 from cogview_jax.jobs.experiment import TokenData, TransformerExperiment
@@ -19,8 +21,8 @@ from cogview_jax.pipeline import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.lock import locked
-from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.progress import Progress
+from cogview_jax.runtime.sealed import read_sealed
 from cogview_jax.tokenizers.text import TextTokenizer, train_text_tokenizer
 
 #: Within a store: the tokenizer-only bundle its tokens were made with.
@@ -49,11 +51,14 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
 
 
 def _prepare(experiment: TransformerExperiment, path: Path) -> None:
-    data, given = experiment.data, given_codec(experiment)
+    data = experiment.data
+    encoding = _encoding(data, path)
+    given = given_codec(experiment)
     source = open_source(data.source)
     tokenizers = _tokenizers(experiment, given, source, path)
-    dtype = policy(experiment.precision).compute
-    model = CogView(codec=tokenizers.codec(), text=tokenizers.text(), dtype=dtype)
+    model = CogView(
+        codec=tokenizers.codec(), text=tokenizers.text(), encode_dtype=data.encode_precision
+    )
     grids = experiment.picture_grids
     sizes = [grid * model.codec.config.downsampling for grid in grids]
     batch, longer = data.encode_batch, 0
@@ -84,6 +89,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
             "source": _source_plan(data.source),
             "text_tokenizer": _text_plan(data),
             **identity,
+            **encoding,
             # A store of one picture a record says nothing of it: so did those of before.
             **({"grids": grids} if len(grids) > 1 else {}),
         },
@@ -107,6 +113,51 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
         )
     state = "finished" if worked else "was finished before: nothing to do"
     print(f"token store {path}: {state}", file=sys.stderr)
+
+
+def _encoding(data: TokenData, path: Path) -> dict[str, str]:
+    """What the codes of a store depend on besides pictures and codec, for its plan.
+
+    Devices of another kind round otherwise, and so find another code here and there; a store that
+    is finished has nothing left for them to find. One that was begun before plans had these entries
+    is finished without them.
+
+    Raises:
+        InputError: the store at `path` was begun in another precision, or on another kind of
+            device.
+    """
+    device = jax.devices()[0]
+    here = {
+        "precision": data.encode_precision,
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+    }
+    if not (path / PLAN).exists():
+        return here
+    begun = read_sealed(path / PLAN)
+    there = {name: begun[name] for name in here if name in begun}
+    finished = (path / MANIFEST).exists()
+    if not there:
+        if not finished:
+            print(
+                f"{path} does not say how it was begun; the rest of it is encoded in"
+                f" {data.encode_precision} on {device.device_kind}",
+                file=sys.stderr,
+            )
+        return {}
+    if there["precision"] != data.encode_precision:
+        raise InputError(
+            f"{path} was begun with codes found in {there['precision']}, but the config has"
+            f" data.encode_precision = {data.encode_precision}: pass"
+            f" --config.data.encode_precision={there['precision']}, or choose another data.store"
+        )
+    if not finished and there != here:
+        was, now = (f"{x['platform']} ({x['device_kind']})" for x in (there, here))
+        raise InputError(
+            f"{path} was begun on {was}, and this is {now}, which finds other codes here and there:"
+            " finish it there, choose another data.store, or delete it to begin anew"
+        )
+    return there
 
 
 def given_codec(experiment: TransformerExperiment) -> Bundle:

@@ -34,7 +34,7 @@ from cogview_jax.runtime.distributed import (
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import atomic_path
-from cogview_jax.runtime.hardware import peak_flops
+from cogview_jax.runtime.hardware import known, machine, peak_flops
 from cogview_jax.runtime.mesh import local_parts, make_mesh, place_batch
 from cogview_jax.runtime.metrics import MetricsWriter
 from cogview_jax.runtime.precision import policy
@@ -43,6 +43,7 @@ from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.watchdog import Watchdog
 from cogview_jax.training.goodput import Goodput
 from cogview_jax.training.loop import Hook, Measured, train
+from cogview_jax.training.metric_means import MetricMeans
 from cogview_jax.training.objective import Objective
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.state import TrainState, make_state, state_shapes
@@ -122,6 +123,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         goodput.resume(start)
         if start:
             say(f"{workdir.path}: continues after step {start} of {config.steps}")
+            say_what_moved(workdir.path, checkpointer.notes.get("machine", {}))
         # The bundle of a run that was made longer since is older than its checkpoint.
         written = workdir.bundle.exists() and Bundle(workdir.bundle).step == start
         if start >= config.steps and written:
@@ -158,6 +160,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             Watchdog(stall_timeout, f"process {jax.process_index()} on {host_name()}")
         )
         per_second, going_on = throughput(job.objective, experiment), GoingOn()
+        means = MetricMeans(checkpointer.notes.get("means"))
 
         def report(measured: Measured) -> None:
             seconds = measured.seconds_per_step
@@ -166,10 +169,16 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 goodput.record(measured.step, seconds)
                 writer.scalars(measured.step, metrics | {"goodput": goodput.share})
             shown = {n: metrics[n] for n in ("loss", "tokens_per_second")}
+            if isinstance(experiment, CodecExperiment):
+                # What counts as its tokens is nothing that people think of.
+                shown = {"loss": shown["loss"], "images_per_second": config.global_batch / seconds}
             progress.update(measured.step - progress.done, **shown)
 
+        def notes() -> dict[str, Any]:
+            return {"machine": machine(), "means": means.sums}
+
         def save(step: int, state: TrainState, metrics: dict[str, float]) -> None:
-            checkpointer.save(step, state, metrics)
+            checkpointer.save(step, state, metrics, notes())
 
         def sample(step: int, state: TrainState, metrics: dict[str, float]) -> None:
             picture = job.draw(state, source)
@@ -201,13 +210,14 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             goodput=goodput,
             watchdog=watchdog,
             profiler=profiler,
+            means=means,
             stop=stop.reached,
             stop_waiting=stop.waiting,
         )
         done = int(state.position)
         if done < config.steps:
             if done > start:
-                checkpointer.save(done, state)
+                checkpointer.save(done, state, notes=notes())
             fate = "which is saved" if checkpointer.wait() else "which could not be saved"
             say(
                 f"{workdir.path}: asked to stop after step {done} of {config.steps}, {fate}; run"
@@ -225,6 +235,21 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             goodput.record(done)
     say(f"{workdir.path}: {config.steps} steps done, bundle written; {goodput.summary()}")
     return 0
+
+
+def say_what_moved(workdir: Path, before: dict[str, Any]) -> None:
+    """One line where a run goes on with other cores, devices or another jax than it was saved with.
+
+    before: what `machine()` said then; empty for checkpoints that do not say.
+    """
+    now = machine()
+    names = [name for name, was in before.items() if was != now.get(name)]
+    moved = [f"{name} {before[name]} -> {now.get(name, 'unknown')}" for name in names]
+    if moved:
+        say(
+            f"{workdir}: goes on with {', '.join(moved)}: the last bits of its numbers may no"
+            " longer be those of the unbroken run"
+        )
 
 
 def compiled_together(step: Any) -> Step:
@@ -275,16 +300,20 @@ def make_job(experiment: Experiment, workdir: Workdir) -> Job:
 def throughput(objective: Objective, experiment: Experiment):
     """A function from seconds a step to tokens_per_second and mfu.
 
-    mfu: model FLOPs a second over the peak of all devices (see `runtime.hardware`).
+    tokens_per_second: of sequences; of an image tokenizer the codes of its pictures. mfu: model
+    FLOPs a second over the peak of all devices (see `runtime.hardware`).
     """
-    rows = experiment.train.global_batch
-    peak = peak_flops(jax.devices()[0], policy(experiment.precision).compute)
-    peak *= jax.device_count()
+    rows, device = experiment.train.global_batch, jax.devices()[0]
+    peak = peak_flops(device, policy(experiment.precision).compute) * jax.device_count()
 
     def measure(seconds: float) -> dict[str, float]:
+        nonlocal peak
+        rate = rows * objective.flops_per_row / seconds
+        if known(device.device_kind) is None:
+            peak = max(peak, rate)  # it was only measured
         return {
             "tokens_per_second": rows * objective.tokens_per_row / seconds,
-            "mfu": rows * objective.flops_per_row / seconds / peak,
+            "mfu": rate / peak,
         }
 
     return measure

@@ -223,7 +223,11 @@ class TransformerJob:
     def _part(self, state: TrainState) -> TransformerPart:
         experiment = self.experiment
         return TransformerPart(
-            experiment.model, experiment.vocabulary, experiment.layout, state.params
+            experiment.model,
+            experiment.vocabulary,
+            experiment.layout,
+            state.params,
+            experiment.drop_captions,
         )
 
     def _compact_binary(self) -> CompactBinary:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.sparse_attention import ThreeRegions, pivot_bias
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.random_key import random_key
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 #: Names the random stream of pivots, apart from those that are numbered by rows or tokens.
@@ -58,7 +59,7 @@ def draw_regions(
             the row's text stands alone: the same row gives the same result.
     """
     if keys is None:
-        keys = jnp.broadcast_to(jax.random.key(0), tokens.shape[:1])
+        keys = jnp.broadcast_to(random_key(0), tokens.shape[:1])
     pivots = draw_pivots(keys, *text_and_image(ids, tokens), config.pivots, config.layers)
     bias = pivot_bias(tokens.shape[1], config.pivots) if config.official else 0.0
     return ThreeRegions(pivots, config.window, config.window_blocks, bias)

@@ -7,7 +7,8 @@ Model FLOPs utilisation (PaLM, Chowdhery et al. 2022, appendix B) is
 where model FLOPs are those of the mathematics (6 a parameter and token, plus attention), not those
 that rematerialisation adds. Likewise decoding is held against the bytes it must read a token over
 `memory_bandwidth`. Makers' figures are used where the device is known (dense, without sparsity);
-elsewhere, as on CPUs, the peak is what a large matrix product reaches.
+elsewhere, as on CPUs, the peak is what a large matrix product reaches, or a program that reaches
+more: other work may take the cores while the product is measured.
 """
 
 import functools
@@ -17,12 +18,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.random_key import random_key
 
 
 @dataclass(frozen=True)
@@ -95,18 +98,44 @@ def peak_flops(device: jax.Device, dtype: DTypeLike) -> float:
     """Peak FLOPs per second of one device for matrix products in `dtype`.
 
     Devices that are not in the table are measured once (a moment on a CPU). CPU devices share one
-    machine, however many jax was told to make of it, so each counts as its part.
+    machine, however many jax was told to make of it, so each counts as its part. A CPU's peak is
+    that of float32 for all types: XLA may widen to it those whose own products are slower.
     """
     row = known(device.device_kind)
     if row is not None:
         return getattr(row, jnp.dtype(dtype).name) * 1e12
-    return measured_matmul_peak(jnp.dtype(dtype)) / _sharers(device)
+    if device.platform == "cpu":
+        return measured_matmul_peak(jnp.dtype("float32")) / _sharers(device)
+    # As large and as many as it takes for their start not to count.
+    return measured_matmul_peak(jnp.dtype(dtype), 8192, 10)
 
 
 def memory_bandwidth(device: jax.Device) -> float:
-    """Peak bytes per second between one device and its memory; measured where unknown."""
+    """Peak bytes per second between one device and its memory; measured where unknown.
+
+    CPU devices share one machine, however many jax was told to make of it: each has its part.
+    """
     row = known(device.device_kind)
     return row.bandwidth * 1e12 if row is not None else measured_bandwidth() / _sharers(device)
+
+
+def machine() -> dict[str, Any]:
+    """What the last bits of a run's numbers depend on, as JSON has it.
+
+    On a CPU also the number of cores this process may use: XLA cuts long sums by it.
+    """
+    device = jax.devices()[0]
+    found = {
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+    }
+    if device.platform == "cpu":
+        # Not every system lets a process ask which cores are its own.
+        own = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+        found["cores"] = len(own(0))
+    return found
 
 
 def free_memory(device: jax.Device) -> int | None:
@@ -134,7 +163,7 @@ def measured_matmul_peak(dtype: DTypeLike = jnp.float32, n: int = 1024, chained:
     between two looks at the clock; an accelerator needs some for its start not to count.
     """
     # The magnitude of a random matrix stays the same when it is multiplied by this.
-    factor = (jax.random.normal(jax.random.key(0), (n, n)) / n**0.5).astype(dtype)
+    factor = (jax.random.normal(random_key(0), (n, n)) / n**0.5).astype(dtype)
     multiply = jax.jit(jnp.matmul)
     return 2 * n**3 / _shortest(lambda a: multiply(a, factor), factor, chained=chained)
 
@@ -149,7 +178,7 @@ def measured_bandwidth(megabytes: int = 512, chained: int = 1) -> float:
     """
     width, parts = 1024, (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     rows = megabytes * 2**20 // (4 * width * parts)
-    keys = jax.random.split(jax.random.key(0), parts)
+    keys = jax.random.split(random_key(0), parts)
     matrices = [jax.random.uniform(key, (rows, width)) / width for key in keys]
 
     @jax.jit

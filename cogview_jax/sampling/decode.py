@@ -15,6 +15,7 @@ from cogview_jax.models.linear import cut, on_cpu, side_by_side, streamed_produc
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_slots
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.random_key import random_key
 from cogview_jax.sampling.filters import SamplingConfig, draw, guided
 
 #: Slots of the smallest cache that a larger one follows, and tokens drawn with one at least.
@@ -28,7 +29,7 @@ def seed_key(seed: int) -> jax.Array:
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed}: expected 0 to {2**32 - 1}")
-    return jax.random.key(seed)
+    return random_key(seed)
 
 
 def sample_keys(seed: int, prompts: Sequence[str], indices: Sequence[int]) -> jax.Array:

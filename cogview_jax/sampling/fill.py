@@ -20,8 +20,9 @@ from cogview_jax.models.attention import KeyValues
 from cogview_jax.models.pivots import draw_slots
 from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.random_key import random_key
 from cogview_jax.sampling.decode import seed_key
-from cogview_jax.sampling.filters import SamplingConfig, keep_top_k, keep_top_p
+from cogview_jax.sampling.filters import SamplingConfig, keep_top_k, keep_top_p, tempered
 from cogview_jax.tokenizers.official_positions import sampling_positions
 from cogview_jax.tokenizers.vocabulary import Vocabulary, token_ids
 
@@ -65,7 +66,7 @@ def plan(query: Sequence[int], vocabulary: Vocabulary) -> list[Draw]:
 
 def filtered(logits: jax.Array, config: SamplingConfig, first: int, last: int) -> jax.Array:
     """The distribution a token is drawn from: float [B, V] -> [B, V], 0 outside [first, last)."""
-    inside = keep_top_k(logits[:, first:last] / (config.temperature or 1.0), config.top_k)
+    inside = keep_top_k(tempered(logits[:, first:last], config.temperature or 1.0), config.top_k)
     if config.temperature == 0:
         inside = keep_top_k(inside, 1)
     shares = jax.nn.softmax(keep_top_p(inside, config.top_p), axis=-1)
@@ -83,8 +84,9 @@ def seeded_choice(seed: int) -> Choose:
 
     def choose(shares: np.ndarray, samples: int) -> np.ndarray:
         key = jax.random.fold_in(root, next(numbers))
-        logits = jnp.broadcast_to(jnp.log(shares), (samples, shares.shape[1]))
-        return np.asarray(jax.random.categorical(key, logits))
+        logits = jnp.log(jnp.asarray(shares, jnp.float32))
+        logits = jnp.broadcast_to(logits, (samples, shares.shape[1]))
+        return np.asarray(jax.random.categorical(key, logits, mode="low"))
 
     return choose
 
@@ -169,7 +171,7 @@ def _pivots(model: Transformer, query: np.ndarray, draws: Sequence[Draw]) -> jax
     kinds = query.copy()
     for draw in draws:
         kinds[draw.place] = draw.first  # a token of the kind that will be drawn
-    valid, key = np.ones((1, len(query)), bool), jax.random.key(0)
+    valid, key = np.ones((1, len(query)), bool), random_key(0)
     return draw_slots(model.config, model.ids, kinds[None], valid, key[None])
 
 

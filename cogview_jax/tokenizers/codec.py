@@ -250,9 +250,15 @@ def denormalise(config: CodecConfig, pixels: jax.Array) -> jax.Array:
 
 
 def encode_images(codec: Codec, params: dict, codebook: Codebook, images: jax.Array) -> jax.Array:
-    """uint8 images [b, h, w, 3] -> codes int32 [b, rows, columns]."""
-    pixels = normalise(codec.config, images)
-    return nearest(codebook.codes, codec.apply({"params": params}, pixels, method=codec.encode))
+    """uint8 images [b, h, w, 3] -> codes int32 [b, rows, columns].
+
+    Products are taken at the highest precision of `codec.dtype`: float32 means float32, also on
+    accelerators that round to bfloat16 or TF32 by default, so that their codes are a CPU's.
+    """
+    with jax.default_matmul_precision("highest"):
+        pixels = normalise(codec.config, images)
+        vectors = codec.apply({"params": params}, pixels, method=codec.encode)
+    return nearest(codebook.codes, vectors)
 
 
 def decode_codes(codec: Codec, params: dict, codebook: Codebook, codes: jax.Array) -> jax.Array:

@@ -5,6 +5,10 @@ Oord et al. 2017, appendix A.1; mode 3 of the CogView paper), so it comes in and
 value. Codes that nobody uses are moved onto vectors of the current batch that the codebook serves
 badly, which is also how a fresh codebook gets its first values.
 
+Every product here is taken in float32 at the highest precision. Accelerators round what they
+multiply to bfloat16 or TF32 unless they are told otherwise, and codes that are nearly as near as
+the nearest would win there: the codes of a picture would depend on the machine.
+
 Legend: N vectors of a batch, K codes, D width of a code.
 """
 
@@ -59,12 +63,19 @@ def initial_codebook(key: jax.Array, size: int, width: int) -> Codebook:
     return Codebook(codes, jnp.zeros(size), jnp.zeros((size, width)), jnp.float32(jnp.inf))
 
 
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a @ b at the highest precision of the device: [..., N], [N, M] -> [..., M]."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 def nearest(codes: jax.Array, vectors: jax.Array) -> jax.Array:
     """Ids of the nearest codes: codes [K, D], vectors [..., D] -> int32 [...].
 
-    Squared distance in its expanded form, without the vectors' own norm: it moves no minimum.
+    Squared distance in its expanded form, without the vectors' own norm: it moves no minimum. It is
+    computed in float32, whatever the types of both.
     """
-    distances = jnp.sum(codes**2, axis=1) - 2 * vectors @ codes.T
+    codes, vectors = jnp.asarray(codes, jnp.float32), jnp.asarray(vectors, jnp.float32)
+    distances = jnp.sum(codes**2, axis=1) - _product(2 * vectors, codes.T)
     return jnp.argmin(distances, axis=-1).astype(jnp.int32)
 
 
@@ -96,8 +107,9 @@ def relax(
         The quantised vectors, the ids, and the divergence of the softmax without noise at
         temperature 1.
     """
+    codes, vectors = jnp.asarray(codes, jnp.float32), jnp.asarray(vectors, jnp.float32)
     norms = jnp.sum(vectors**2, axis=-1, keepdims=True)
-    logits = 2 * vectors @ codes.T - norms - jnp.sum(codes**2, axis=1)
+    logits = _product(2 * vectors, codes.T) - norms - jnp.sum(codes**2, axis=1)
     noisy = logits + noise
     ids = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
     shares = jax.nn.softmax(noisy / temperature, axis=-1)
@@ -105,13 +117,13 @@ def relax(
         shares = straight_through(shares, jax.nn.one_hot(ids, codes.shape[0], dtype=shares.dtype))
     likelihoods = jax.nn.log_softmax(logits, axis=-1)
     divergence = jnp.sum(jnp.exp(likelihoods) * likelihoods, axis=-1) + jnp.log(codes.shape[0])
-    return Relaxed(shares @ codes, ids, jnp.mean(divergence))
+    return Relaxed(_product(shares, codes), ids, jnp.mean(divergence))
 
 
 def assign(codes: jax.Array, vectors: jax.Array, ids: jax.Array) -> Assignments:
     """Counts and sums of vectors [N, D] by the ids [N] of their codes [K, D]."""
     hits = jax.nn.one_hot(ids, codes.shape[0], dtype=vectors.dtype)
-    return Assignments(hits.sum(0), hits.T @ vectors, jnp.sum((vectors - codes[ids]) ** 2))
+    return Assignments(hits.sum(0), _product(hits.T, vectors), jnp.sum((vectors - codes[ids]) ** 2))
 
 
 def update(codebook: Codebook, batch: Assignments, decay: float, epsilon: float = 1e-5) -> Codebook:

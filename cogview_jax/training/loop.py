@@ -13,6 +13,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.profiler import ProfilerWindow
 from cogview_jax.runtime.watchdog import Watchdog
 from cogview_jax.training.goodput import STEP, Goodput
+from cogview_jax.training.metric_means import MetricMeans
 from cogview_jax.training.state import TrainState
 from cogview_jax.training.step import Step
 
@@ -22,7 +23,7 @@ class Hook:
     """Something done every so many steps (0: never), and once more after the last one.
 
     name: what its time counts as, see `Goodput`. action: is given how many steps are done, the
-    state, and the metrics of the last step.
+    state, and the means of the metrics over the steps since the log point before.
     """
 
     name: str
@@ -36,7 +37,10 @@ class Hook:
 
 @dataclass(frozen=True)
 class Measured:
-    """A log point: metrics of the step just done, and the mean seconds a step since the last."""
+    """A log point: means of the metrics, and of the seconds a step, over the steps since the last.
+
+    The first of a run counts the seconds of compiling too.
+    """
 
     step: int
     metrics: dict[str, float]
@@ -55,6 +59,7 @@ def train(
     goodput: Goodput,
     watchdog: Watchdog,
     profiler: ProfilerWindow,
+    means: MetricMeans | None = None,
     stop: Callable[[int], bool] = lambda done: False,
     stop_waiting: Callable[[], bool] = lambda: False,
 ) -> TrainState:
@@ -75,6 +80,8 @@ def train(
         goodput: is told what the time is spent on.
         watchdog: is told of every step that is started or finished.
         profiler: sees every step.
+        means: what the steps since the last log point measured, where a run goes on between two.
+            It is kept up to date: what it holds after a hook or at the end belongs to that state.
         stop: asked after every step; True ends the loop there. The state is checked, but no hook
             is called.
         stop_waiting: asked again and again while the next batch is not there; True ends the loop
@@ -84,6 +91,7 @@ def train(
         InputError: a loss or gradient was not finite, or the loss scale sits at its floor; the
             message names the step.
     """
+    means = MetricMeans() if means is None else means
     start = done = int(state.position)
     pending: list[tuple[int, Any]] = []
     since, logged = time.monotonic(), done
@@ -121,17 +129,19 @@ def train(
         for number, metrics in pending:
             watchdog.beat(f"waiting for the devices to finish step {number}")
             jax.block_until_ready(metrics)
-        last = check_finite(pending)
-        pending = []
+        for metrics in check_finite(pending):
+            means.add(metrics)
+        pending, measured = [], means.means()
         reached = time.monotonic()
         watchdog.rest()
         if log:
             with goodput.phase("report"):
-                report(Measured(done, last, (reached - since) / (done - logged)))
+                report(Measured(done, measured, (reached - since) / (done - logged)))
             since, logged = reached, done
+            means.clear()
         for hook in due:
             with goodput.phase(hook.name):
-                hook.action(done, state, last)
+                hook.action(done, state, measured)
         if stopping:
             break
         # What hooks and reports cost does not count as training.
@@ -143,8 +153,8 @@ class _StopWaiting(Exception):
     """The batch that is waited for is not wanted any more."""
 
 
-def check_finite(pending: list[tuple[int, Any]]) -> dict[str, float]:
-    """The metrics of the last of some (step, metrics), as numbers, once all are finite.
+def check_finite(pending: list[tuple[int, Any]]) -> list[dict[str, float]]:
+    """The metrics of some (step, metrics), as numbers, once no loss or gradient is infinite or nan.
 
     Raises:
         InputError: some loss or gradient is not, in a step that was not skipped, or the loss scale
@@ -167,6 +177,7 @@ def check_finite(pending: list[tuple[int, Any]]) -> dict[str, float]:
                     " no state since the last check was saved; lower optimizer.lr, or look at the"
                     " data"
                 )
-    last = {name: float(value) for name, value in fetched[-1][1].items()}
-    last.pop("stuck", None)
-    return last
+    return [
+        {name: float(value) for name, value in metrics.items() if name != "stuck"}
+        for _, metrics in fetched
+    ]

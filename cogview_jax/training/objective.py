@@ -24,6 +24,7 @@ class Objective(Protocol):
     whole batch gives.
     """
 
+    #: Tokens of a sequence, or codes of a picture.
     tokens_per_row: int
     #: Of a forward and backward pass, for the model FLOPs utilisation.
     flops_per_row: float

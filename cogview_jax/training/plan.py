@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 
 from cogview_jax.runtime.collectives import Collective, collectives
 from cogview_jax.runtime.flops import function_flops
+from cogview_jax.runtime.random_key import random_key
 from cogview_jax.runtime.sharding import spec
 from cogview_jax.training.loss_scale import LossScaleConfig
 from cogview_jax.training.objective import Objective
@@ -154,7 +155,7 @@ def _kept(
         batch = {**part, "row": jnp.arange(rows)}
 
         def loss(params: Any) -> jax.Array:
-            return objective.terms(params, state.extras, batch, jax.random.key(0)).loss
+            return objective.terms(params, state.extras, batch, random_key(0)).loss
 
         _, pullback = jax.vjp(loss, state.params)
         given = {id(leaf) for leaf in jax.tree.leaves((state, part))}

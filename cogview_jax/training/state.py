@@ -6,6 +6,7 @@ import flax
 import jax
 import optax
 
+from cogview_jax.runtime.random_key import random_key
 from cogview_jax.runtime.sharding import sharded_shapes, unbox
 from cogview_jax.training.loss_scale import LossScaleConfig, initial_loss_scale
 from cogview_jax.training.objective import Objective
@@ -42,7 +43,7 @@ def initial_state(
     loss_scale: LossScaleConfig | None = None,
 ) -> TrainState:
     """The state before step 0, its parameters boxed with their logical axis names."""
-    params, extras = objective.init(jax.random.key(seed))
+    params, extras = objective.init(random_key(seed))
     scale = initial_loss_scale(loss_scale) if loss_scale else ()
     step = jax.numpy.zeros((), jax.numpy.int32)
     return TrainState(step, params, optimizer.init(params), extras, scale)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cogview_jax.runtime.random_key import random_key
 from cogview_jax.training.loss_scale import LossScaleConfig, overflows, update
 from cogview_jax.training.objective import Objective, Terms
 from cogview_jax.training.state import TrainState
@@ -36,7 +37,7 @@ def make_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), STEP_STREAM)
+        key = jax.random.fold_in(random_key(seed), STEP_STREAM)
         key = jax.random.fold_in(key, state.step)
         weight = objective.weight(batch)
         scale = state.loss_scale.scale if loss_scale else jnp.float32(1)

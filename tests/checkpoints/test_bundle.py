@@ -127,6 +127,15 @@ def test_what_is_recorded_of_official_files_stays_with_the_part(tmp_path, transf
     assert (two.official("codec"), two.official("transformer")) == (record, {})
 
 
+@pytest.mark.parametrize("share", [None, 0.0, 0.25])
+def test_a_transformer_says_how_often_it_learned_without_captions(tmp_path, transformer, share):
+    part = dataclasses.replace(transformer, drop_captions=share)
+    write_bundle(tmp_path / "b", transformer=part)
+    assert Bundle(tmp_path / "b").transformer().drop_captions == share
+    described = json.loads((tmp_path / "b" / "bundle.json").read_text())["parts"]["transformer"]
+    assert described.get("drop_captions") == share
+
+
 def test_a_codec_is_read_onto_a_mesh(bundle):
     codec = Bundle(bundle).codec(make_mesh(MeshConfig(data=1, fsdp=8)))
     kernel = codec.params["encoder_convs_0"]["kernel"]

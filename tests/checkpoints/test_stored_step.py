@@ -18,6 +18,9 @@ def test_meta_says_where_to_go_on(tmp_path):
         "next_batch": 9,
         "metrics": {"loss": 0.5},
     }
+    (tmp_path / "noted").mkdir()
+    write_meta(tmp_path / "noted", 9, 7, {}, {"cores": 2})
+    assert read_meta(tmp_path / "noted")["notes"] == {"cores": 2}
     (tmp_path / "meta" / "metadata").write_text("[]")
     with pytest.raises(ValueError, match="no JSON object"):
         read_meta(tmp_path)

@@ -17,6 +17,7 @@ from cogview_jax.jobs.workdir import Workdir
 from cogview_jax.runtime import lock
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.lock import locked
+from cogview_jax.runtime.sealed import SEAL
 from cogview_jax.tokenizers.text import TextConfig
 
 
@@ -120,6 +121,56 @@ def test_captions_that_cannot_be_read_are_said(experiment, tmp_path):
     message = r"no caption in the first 1 records; the last of them: 1\.png: empty caption"
     with pytest.raises(InputError, match=message):
         prepare(experiment(source=source), tmp_path / "tokens")
+
+
+def begun(chain, tmp_path, **changes):
+    """The chain's store without its last shard, and with other entries in its plan."""
+    store = shutil.copytree(chain.store, tmp_path / "tokens")
+    for name in ("manifest.json", "tokens-00003.array_record", "tokens-00003.json"):
+        (store / name).unlink()
+    plan = json.loads((store / "plan.json").read_text())
+    changes[SEAL] = None  # plans of earlier versions have none
+    plan = {name: value for name, value in {**plan, **changes}.items() if value is not None}
+    (store / "plan.json").write_text(json.dumps(plan))
+    return store
+
+
+def test_pictures_are_encoded_in_float32_whatever_trains(chain, experiment, tmp_path):
+    store = begun(chain, tmp_path)
+    prepare(dataclasses.replace(experiment(), precision="bfloat16"), store)
+    for name in ("manifest.json", "tokens-00003.array_record"):
+        assert (store / name).read_bytes() == (chain.store / name).read_bytes()
+    plan = TokenStore(store).manifest["plan"]
+    assert [plan[n] for n in ("precision", "platform", "device_kind")] == ["float32", "cpu", "cpu"]
+
+
+def test_a_store_is_finished_in_the_precision_and_on_the_kind_of_device_of_its_beginning(
+    chain, experiment, tmp_path
+):
+    gpu = {"platform": "gpu", "device_kind": "NVIDIA H200"}
+    store = begun(chain, tmp_path, **gpu)
+    line = r"begun on gpu \(NVIDIA H200\), and this is cpu \(cpu\), .*: finish it there, choose"
+    with pytest.raises(InputError, match=line):
+        prepare(experiment(), store)
+    line = r"found in float32, but the config has data\.encode_precision = bfloat16: pass --config"
+    with pytest.raises(InputError, match=line):
+        prepare(experiment(encode_precision="bfloat16"), store)
+    # What is finished finds no more codes.
+    shutil.copy(chain.store / "manifest.json", store)
+    prepare(experiment(), store)
+
+
+def test_a_store_that_was_begun_before_plans_said_so_is_finished(
+    chain, experiment, tmp_path, capsys
+):
+    store = begun(chain, tmp_path, precision=None, platform=None, device_kind=None)
+    prepare(experiment(), store)
+    assert "does not say how it was begun; the rest of it is encoded in float32 on cpu" in (
+        capsys.readouterr().err
+    )
+    name = "tokens-00003.array_record"
+    assert (store / name).read_bytes() == (chain.store / name).read_bytes()
+    assert "device_kind" not in TokenStore(store).manifest["plan"]
 
 
 def test_a_store_made_otherwise_is_refused(chain, experiment, tmp_path):

@@ -9,7 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import reference
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
-from cogview_jax.sampling.filters import SamplingConfig, draw, keep_top_k, keep_top_p
+from cogview_jax.sampling.fill import filtered, seeded_choice
+from cogview_jax.sampling.filters import SamplingConfig, draw, guided, keep_top_k, keep_top_p
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,39 @@ def test_temperature_zero_takes_the_likeliest_whatever_the_key(logits):
         np.testing.assert_array_equal(tokens, np.argmax(logits, axis=-1))
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-37, 1e-38, 1e-40, 1e-45, 5e-324])
+def test_the_smaller_the_temperature_the_nearer_to_the_likeliest(temperature):
+    logits = jnp.array([[1.0, 20.0, 19.0, 25.0, -3.0], [-9e4, -8e4, -1e5, -8.1e4, -jnp.inf]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    for top_k, top_p in ((0, 1.0), (2, 1.0), (0, 0.9), (0, 1e-45)):
+        config = SamplingConfig(temperature, top_k, top_p)
+        assert draw(logits, keys, config).tolist() == [3, 1]
+        shares = filtered(jnp.pad(logits, ((0, 0), (1, 1))), config, 1, 6)
+        np.testing.assert_array_equal(shares, np.eye(7)[[4, 2]])
+
+
+@pytest.mark.parametrize("p", [1e-38, 1e-45, 5e-324])
+def test_the_smallest_top_p_keeps_the_likeliest_alone(logits, p):
+    kept = np.isfinite(keep_top_p(logits, p))
+    np.testing.assert_array_equal(kept, logits == logits.max(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_logits_of_fewer_bits_are_drawn_from_as_float32(dtype):
+    """Of equal logits in bfloat16 jax itself draws none but the first few."""
+    flat, keys = jnp.zeros((500, 4096), dtype), jax.random.split(jax.random.key(0), 500)
+    config = SamplingConfig(1.0, 0)
+    assert abs(np.mean(draw(flat, keys, config)) - 2047.5) < 5 * 4096 / (12 * 500) ** 0.5
+    some = jax.random.normal(jax.random.key(1), (2, 4096)).astype(dtype)
+    wide = some.astype(jnp.float32)
+    np.testing.assert_array_equal(keep_top_p(some, 0.5), keep_top_p(wide, 0.5))
+    np.testing.assert_array_equal(guided(some, 0.7), guided(wide, 0.7))
+    shares = filtered(some, config, 0, 4096)
+    assert shares.dtype == jnp.float32
+    choices = seeded_choice(0)(np.asarray(shares[:1], dtype), 500)
+    assert 1000 < np.mean(choices) < 3000
+
+
 def test_a_draw_depends_on_its_own_row_and_key_alone(logits):
     keys, config = jax.random.split(jax.random.key(1), 4), SamplingConfig(1.0, 20, 0.9)
     together = draw(logits, keys, config).tolist()
@@ -98,6 +132,7 @@ def test_a_draw_depends_on_its_own_row_and_key_alone(logits):
         ({"temperature": -1.0}, "temperature -1.0"),
         ({"guidance": -1.0}, "guidance -1.0: expected 0"),
         ({"guidance": float("nan")}, "guidance nan"),
+        ({"guidance": 1e30}, "guidance 1e\\+30: expected 0 .* to 1000000"),
         ({"temperature": float("nan")}, "temperature nan"),
         ({"temperature": float("inf")}, "temperature inf"),
         ({"top_k": -1}, "top_k -1"),

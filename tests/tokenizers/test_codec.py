@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rounding
 
 import reference
 from cogview_jax.runtime.errors import InputError
@@ -20,7 +21,7 @@ from cogview_jax.tokenizers.codec import (
     encode_images,
     normalise,
 )
-from cogview_jax.tokenizers.quantiser import initial_codebook
+from cogview_jax.tokenizers.quantiser import initial_codebook, nearest
 
 CONFIG = CodecConfig(
     image_size=16, downsampling=4, channels=(6, 8), residual_blocks=1, codebook=20, code_width=5
@@ -173,3 +174,25 @@ def test_default_sizes_are_those_of_the_paper():
 def test_impossible_sizes_are_refused(setting, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(CONFIG, **setting)
+
+
+def test_pictures_are_encoded_at_the_highest_precision():
+    """On an emulated TPU the codes are those of a CPU, though not those of its default."""
+    generator, codec = np.random.default_rng(5), Codec(CONFIG)
+    images = generator.integers(0, 256, (32, 16, 16, 3), dtype=np.uint8)
+    params = random_params(codec, normalise(CONFIG, jnp.asarray(images)))
+
+    def vectors(params, images):
+        pixels = normalise(CONFIG, images)
+        return codec.apply({"params": params}, pixels, method=codec.encode)
+
+    some = generator.choice(np.asarray(vectors(params, images)).reshape(-1, 5), CONFIG.codebook)
+    codebook = initial_codebook(jax.random.key(1), *some.shape)._replace(codes=some)
+
+    def encoded(params, images):
+        return encode_images(codec, params, codebook, images)
+
+    codes = encoded(params, images)
+    np.testing.assert_array_equal(rounding.on_tpu(encoded)(params, images), codes)
+    coarse = nearest(some, rounding.on_tpu(vectors)(params, images))
+    assert 0 < np.mean(coarse != codes) < 0.2

@@ -1,12 +1,14 @@
 """When hooks and reports are due, what a loss that is not finite does, and what counts as time."""
 
 import contextlib
+import json
 import threading
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cogview_jax.data.prefetch import Prefetched
@@ -15,6 +17,7 @@ from cogview_jax.runtime.profiler import ProfileConfig, ProfilerWindow
 from cogview_jax.runtime.watchdog import Watchdog
 from cogview_jax.training.goodput import Goodput
 from cogview_jax.training.loop import Hook, train
+from cogview_jax.training.metric_means import MetricMeans
 from cogview_jax.training.state import TrainState
 
 BATCHES = (3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0, 5.0, 3.0)
@@ -40,7 +43,7 @@ class Run:
         self.step, self.reports, self.seen = step, [], {every: [] for every in hooks}
         self.goodput = Goodput(Path("nowhere"), writes=False)
 
-    def train(self, log_every=4, hooks=(), **stops):
+    def train(self, log_every=4, hooks=(), means=None, **stops):
         """Returns the parameter after the last step."""
         hooks += tuple(
             Hook(
@@ -64,6 +67,7 @@ class Run:
                 goodput=self.goodput,
                 watchdog=Watchdog(0, "this test"),
                 profiler=ProfilerWindow(ProfileConfig(), Path("nowhere")),
+                means=means,
                 **stops,
             )
         return float(state.params)
@@ -76,7 +80,9 @@ def test_reports_and_hooks_come_when_due_and_after_the_last_step():
     run = Run(hooks=(3, 5, 0, 100))
     assert run.train() == sum(BATCHES)
     assert run.logged() == [4, 8, 10]
-    assert run.reports[1].metrics == {"loss": 6.0, "total": 31.0, "grad_norm": 1.0}
+    # Means over steps 5 to 8.
+    assert run.reports[1].metrics == {"loss": 5.5, "total": 23.25, "grad_norm": 1.0}
+    assert run.reports[2].metrics == {"loss": 4.0, "total": 37.5, "grad_norm": 1.0}
     assert run.seen[3] == [(3, 8.0), (6, 23.0), (9, 36.0), (10, 39.0)]
     assert run.seen[5] == [(5, 14.0), (10, 39.0)]
     assert run.seen[0] == []
@@ -151,11 +157,30 @@ def test_a_state_that_is_not_finite_is_not_left_behind_by_stopping():
         run.train(stop=lambda done: done == 3)
 
 
-def test_hooks_are_given_the_metrics_of_their_step():
+def test_hooks_are_given_the_means_since_the_log_point_before():
     given = []
     run = Run()
-    run.train(hooks=(Hook("draw", 4, lambda *arguments: given.append(arguments[2])),))
-    assert [metrics["total"] for metrics in given] == [9.0, 31.0, 39.0]
+    run.train(hooks=(Hook("draw", 3, lambda *arguments: given.append(arguments[2])),))
+    expected = [BATCHES[:3], BATCHES[4:6], BATCHES[8:9], BATCHES[8:]]
+    assert [metrics["loss"] for metrics in given] == [sum(x) / len(x) for x in expected]
+
+
+def test_a_run_that_goes_on_between_two_log_points_logs_what_the_unbroken_one_does():
+    """Losses whose sums depend on their order, and sums that went through JSON."""
+    losses = tuple(np.random.default_rng(0).standard_normal(10).astype(np.float32).tolist())
+    whole = Run(losses)
+    whole.train(log_every=7)
+    for stop in range(1, 10):
+        means = MetricMeans()
+        first = Run(losses)
+        first.train(log_every=7, means=means, stop=lambda done, stop=stop: done == stop)
+        rest = Run(losses, start=stop)
+        rest.state = rest.state.replace(params=jnp.float32(sum(np.float32(losses[:stop]))))
+        rest.train(log_every=7, means=MetricMeans(json.loads(json.dumps(means.sums))))
+        logged = [*first.reports, *rest.reports]
+        assert [report.step for report in logged] == [7, 10]
+        for ours, theirs in zip(logged, whole.reports, strict=True):
+            assert ours.metrics["loss"] == theirs.metrics["loss"]
 
 
 def test_the_time_is_spent_where_it_is_said_to_be():
@@ -228,7 +253,10 @@ def test_a_skipped_step_is_no_harm_and_a_scale_at_its_floor_is():
         return one.reports
 
     reports = run(overflows={2, 4}, stuck=set())
-    assert [(r.step, r.metrics["overflow"]) for r in reports] == [(5, 1.0), (10, 0.0)]
+    # The share of skipped steps, whose loss is none.
+    assert [(r.step, r.metrics["overflow"]) for r in reports] == [(5, 0.4), (10, 0.0)]
+    assert [r.metrics["loss"] for r in reports] == [1.0, 1.0]
+    assert [r.metrics["loss_scale"] for r in reports] == [2.0, 2.0]
     assert "stuck" not in reports[0].metrics
     with pytest.raises(InputError, match=r"step 8: the loss scale sits at its floor of 2\.0, and"):
         run(overflows={7}, stuck={7})
