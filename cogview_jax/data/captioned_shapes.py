@@ -21,6 +21,8 @@ from absl import logging
 from PIL import Image
 
 from cogview_jax.data import shapes
+from cogview_jax.data.tfds_description import check_description
+from cogview_jax.runtime import faults
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 
@@ -117,13 +119,13 @@ def prepare(
     system, process 0 prepares and the others wait.
 
     Raises:
-      InputError: a size, a count or the seed is too small.
+      InputError: a size, a count or the seed is too small, or what was drawn before is damaged.
     """
     settings = Settings(
         size=size, train_count=train_count, held_out_count=held_out_count, seed=seed
     )
     with _quiet_tfds(), tempfile.TemporaryDirectory() as downloads:
-        builder = CaptionedShapes(settings=settings, data_dir=data_dir)
+        builder = _builder(settings, data_dir)
         folder = Path(builder.data_dir)
         if not builder.is_prepared():
             for leftover in folder.parent.glob("incomplete.*"):
@@ -131,6 +133,22 @@ def prepare(
             # TFDS makes a folder for downloads even where there are none: not among the data.
             builder.download_and_prepare(download_dir=downloads)
     return folder
+
+
+def _builder(settings: Settings, data_dir: str | os.PathLike) -> CaptionedShapes:
+    """The builder, which reads the description of what was drawn before."""
+    folder = Path(data_dir) / "captioned_shapes" / settings.name / str(CaptionedShapes.VERSION)
+    if folder.exists():
+        check_description(folder)
+    try:
+        return CaptionedShapes(settings=settings, data_dir=data_dir)
+    except Exception as error:  # as many kinds as there are ways to damage it
+        if faults.is_fault(error):
+            raise
+        raise InputError(
+            f"{folder}: not readable as the drawings it held ({faults.reason(error)}): delete it,"
+            " and they are drawn again"
+        ) from error
 
 
 @contextlib.contextmanager

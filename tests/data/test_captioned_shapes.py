@@ -1,6 +1,7 @@
 """The prepared data set: the drawings bit by bit, one folder a setting, and nothing half done."""
 
 import io
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,3 +101,22 @@ def test_settings_are_checked(tmp_path, change):
     (field, value) = next(iter(change.items()))
     with pytest.raises(InputError, match=f"{field} {value}: expected at least"):
         prepare(tmp_path, **{**SETTINGS, **change})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "not readable as the drawings it held .*delete it"),
+        ('{"version": [1]}', "not readable as the drawings it held .*delete it"),
+        ("[]", "expected a JSON object"),
+        ('{"vers', "damaged: not readable as JSON"),
+    ],
+)
+def test_a_damaged_description_is_one_line(folder, tmp_path, text, message):
+    copy = tmp_path / folder.parents[1].name / folder.parent.name / folder.name
+    shutil.copytree(folder, copy)
+    (copy / "dataset_info.json").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        prepare(tmp_path, **SETTINGS)
+    assert str(copy) in str(error.value)
+    assert "\n" not in str(error.value)
