@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from PIL import Image
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
 from cogview_jax.data.official_images import official_pixels, official_square
 from cogview_jax.data.records import BadRecord
-from cogview_jax.models.transformer import for_decoding, unstack_layers
+from cogview_jax.models.transformer import (
+    layered,
+    logits_of,
+    stacked,
+    stacked_arrays,
+    whole_forward,
+    without_blocks,
+)
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import free_memory
 from cogview_jax.runtime.mesh import to_host
@@ -57,8 +65,7 @@ class CogView:
     ):
         """Puts the parts together; `dtype` is that of the arithmetic, or the name of a policy."""
         policy = policy_of(dtype)
-        self.text = text
-        self.codec_part, self.transformer_part = codec, transformer
+        self.text, self.codec_part, self._transformer = text, codec, None
         if codec is not None:
             self.codec = Codec(codec.config, policy.compute)
             self._encode = jax.jit(lambda p, c, images: encode_images(self.codec, p, c, images))
@@ -66,8 +73,18 @@ class CogView:
         if transformer is not None:
             self.layout = make_layout(transformer.layout, transformer.vocabulary)
             self.model = transformer.model.clone(policy=policy)
-            self._layers = for_decoding(unstack_layers(transformer.params))
-            self._logits = jax.jit(self._full_logits)
+            self._layers = transformer.params
+            if not isinstance(self._layers["blocks"], tuple):
+                self._layers = layered(stacked_arrays(transformer.params))
+            # The only form of the weights that is kept.
+            self._transformer = replace(transformer, params=self._layers)
+
+    @property
+    def transformer_part(self) -> TransformerPart | None:
+        """The transformer as a bundle takes it; its parameters are stacked anew every time."""
+        if self._transformer is None:
+            return None
+        return replace(self._transformer, params=stacked(self._layers))
 
     def generate(
         self,
@@ -221,7 +238,7 @@ class CogView:
         """
         self.need("transformer", "text", "codec")
         rows = {text: self.prompt_tokens(text) for text in texts}
-        grid, images = self.transformer_part.layout.grid, np.asarray(images)
+        grid, images = self._transformer.layout.grid, np.asarray(images)
         if not 0 <= keep_rows < grid:
             raise InputError(f"keep_rows {keep_rows}: expected 0 to {grid - 1}")
         kept = np.concatenate(
@@ -471,7 +488,10 @@ class CogView:
                 f"logits got tokens from {tokens.min()} to {tokens.max()}, expected 0 to"
                 f" {vocabulary - 1}"
             )
-        return np.asarray(self._logits(self.transformer_part.params, tokens.astype(np.int32)))
+        tokens = tokens.astype(np.int32)
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        hidden = whole_forward(self.model, self._layers, tokens, positions)
+        return np.asarray(logits_of(without_blocks(self._layers), hidden, model=self.model))
 
     def fill(
         self,
@@ -497,7 +517,7 @@ class CogView:
         self.need("transformer", "text")
         if samples < 1:
             raise InputError(f"samples {samples}: expected at least 1")
-        vocabulary = self.transformer_part.vocabulary
+        vocabulary = self._transformer.vocabulary
         tokens = parse_query(
             query, vocabulary, self.text, lambda path: self._codes_of(path, image_size)
         )
@@ -724,7 +744,7 @@ class CogView:
 
     def _window(self) -> int:
         """Rows and columns of the codes that one sequence of super-resolution enlarges."""
-        return self.transformer_part.layout.grid // 2
+        return self._transformer.layout.grid // 2
 
     def _codes_of(self, path: str, size: int | None) -> np.ndarray:
         """The codes of a picture file at `size` pixels, in raster order."""
@@ -785,7 +805,7 @@ class CogView:
                 ]
                 tokens = np.stack(rows)
                 log_probs = token_log_probs(
-                    self.transformer_part.params,
+                    self._layers,
                     tokens,
                     np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape),
                     model=self.model,
@@ -834,17 +854,12 @@ class CogView:
                 f"the bundle's transformer was trained for {self.layout.task}, this needs {task}"
             )
 
-    def _full_logits(self, params: Any, tokens: jax.Array) -> jax.Array:
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden = self.model.apply({"params": params}, tokens, positions)
-        return self.model.apply({"params": params}, hidden, method=self.model.logits)
-
     def need(self, *parts: str) -> None:
         """InputError that names what is missing of the parts codec, text and transformer."""
         have = {
             "codec": self.codec_part,
             "text": self.text,
-            "transformer": self.transformer_part,
+            "transformer": self._transformer,
         }
         missing = [part for part in parts if have[part] is None]
         if missing:
@@ -890,6 +905,8 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> Cog
     return CogView(
         codec=bundle.codec(mesh) if "codec" in bundle.parts else None,
         text=bundle.text() if "text" in bundle.parts else None,
-        transformer=bundle.transformer(mesh, compute) if "transformer" in bundle.parts else None,
+        transformer=(
+            bundle.layered_transformer(mesh, compute) if "transformer" in bundle.parts else None
+        ),
         dtype=dtype,
     )

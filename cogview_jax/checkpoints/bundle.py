@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cogview_jax.checkpoints.stored_tree import restore_tree, save_tree, stored_tree
+from cogview_jax.checkpoints.stored_tree import restore_each, restore_tree, save_tree, stored_tree
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer
+from cogview_jax.models.transformer import Transformer, layered
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import replace_tree, sha256_file, sha256_tree, write_json
@@ -46,7 +46,11 @@ class CodecPart:
 
 @dataclass(frozen=True)
 class TransformerPart:
-    """A transformer: its sizes, the sequence it was trained on, and its parameters."""
+    """A transformer: its sizes, the sequence it was trained on, and its parameters.
+
+    These are stacked by layer, as training has them and `write_bundle` takes them, or in the form
+    of `models.transformer.layered`.
+    """
 
     config: TransformerConfig
     vocabulary: Vocabulary
@@ -120,7 +124,26 @@ class Bundle:
         self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
     ) -> TransformerPart:
         """The transformer: on one device, or split over `mesh`; as `dtype` if given."""
-        path, part = self.verified("transformer"), self._transformer_part({})
+        path = self.verified("transformer")
+        part, shapes = self._transformer_shapes(mesh, dtype)
+        return dataclasses.replace(part, params=restore_tree(path, shapes))
+
+    def layered_transformer(
+        self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
+    ) -> TransformerPart:
+        """What `transformer` gives, its parameters in the form of `layered`, and in no other.
+
+        Array after array takes that form, so that there are never two of all.
+        """
+        path = self.verified("transformer")
+        part, shapes = self._transformer_shapes(mesh, dtype)
+        return dataclasses.replace(part, params=layered(restore_each(path, shapes)))
+
+    def _transformer_shapes(
+        self, mesh: jax.sharding.Mesh | None, dtype: Any
+    ) -> tuple[TransformerPart, Any]:
+        """The transformer without parameters, and what those are to be: shape, type, sharding."""
+        part = self._transformer_part({})
         # Bundles of before official ones could be read have as many positions as the layout.
         needed = make_layout(part.layout, part.vocabulary).positions
         positions = self.parts["transformer"].get("positions", needed)
@@ -130,7 +153,7 @@ class Bundle:
             shapes = jax.tree.map(
                 lambda s: jax.ShapeDtypeStruct(s.shape, dtype, sharding=s.sharding), shapes
             )
-        return dataclasses.replace(part, params=restore_tree(path, shapes))
+        return part, shapes
 
     def stored_transformer(self) -> TransformerPart:
         """The transformer as it lies on disk: every array a `Deferred`, in its own type."""

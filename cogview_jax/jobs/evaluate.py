@@ -61,7 +61,7 @@ def shapes(
     if prompts < 2:
         raise InputError(f"--num_prompts {prompts}: expected at least 2, one a language")
     model = load(bundle, dtype=draws.precision)
-    if model.codec_part is None or model.transformer_part is None:
+    if not {"codec", "transformer"} <= model.parts:
         raise InputError(f"bundle {bundle} needs a transformer and a codec to be evaluated")
     model.need("text")
     task = model.layout.task
