@@ -367,13 +367,13 @@ class CogView:
 
         return batches()
 
-    def batch_size(self, given: int | None, tokens: int, count: int) -> int:
+    def batch_size(self, given: int | None, tokens: int, count: int | None = None) -> int:
         """Rows of a batch: those given, or as many as free memory has room for, at most BATCH.
 
         Args:
             given: by the user.
             tokens: slots of the key/value cache that a row takes.
-            count: how many rows there are; larger batches than that are never made.
+            count: how many rows there are, where memory is to be looked at whatever is given.
 
         Raises:
             InputError: less than one row, more than MOST_ROWS, or a batch whose cache alone takes
@@ -384,7 +384,7 @@ class CogView:
         row = 2 * config.layers * config.width * tokens * width
         if given is not None:
             need_count("batch_size", given, MOST_ROWS)
-            takes = min(given, count) * row
+            takes = min(given, count or 1) * row
             room = None if free is None else free * jax.device_count()
             if room is not None and takes > max(room, row):
                 raise InputError(

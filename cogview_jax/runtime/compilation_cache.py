@@ -32,7 +32,7 @@ def cache_folder() -> Path | None:
     """The folder for compiled programs, made if need be; None where there can be none."""
     try:
         home = Path.home()
-        if not home.is_absolute():
+        if not home.is_absolute() or home == home.parent:  # what an empty HOME stands for
             return None
         folder = home / ".cache" / "cogview_jax" / "xla"
         folder.mkdir(parents=True, exist_ok=True)
