@@ -363,7 +363,7 @@ SAID = {
     "endless prompt": "has 4100 characters, expected at most 4096",
     "bytes for a prompt": r"prompt 'caf\udce9' is no Unicode text",
     "countless images": "--num_images 1000000000000: expected at most 1000000",
-    "countless rows": "--batch_size 1000000000: expected at most 65536",
+    "countless rows": "--batch_size 1000000000: expected at most 4096",
     "countless candidates": "--candidates 1000000000000: expected at most 1024",
     "countless prompts": "--num_prompts 1000000000000: expected at most 100000",
     "no images": "--num_images 0: expected at least 1",

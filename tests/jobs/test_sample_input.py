@@ -70,7 +70,7 @@ def test_files_that_are_no_prompts_are_one_line(tmp_path):
     ("numbers", "message"),
     [
         ({"num_images": 10**12}, "--num_images 1000000000000: expected at most 1000000"),
-        ({"batch_size": 10**9}, "--batch_size 1000000000: expected at most 65536"),
+        ({"batch_size": 10**9}, "--batch_size 1000000000: expected at most 4096"),
         ({"batch_size": 0}, "--batch_size 0: expected at least 1"),
     ],
 )
