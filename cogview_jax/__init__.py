@@ -8,10 +8,18 @@ model.generate(["a red circle"], num_images=4, seed=0)
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
-    """`load` and `CogView`, imported when first used: the doors answer `--help` without jax."""
-    if name in ("load", "CogView"):
-        from cogview_jax import pipeline
+_HOMES = {
+    "load": "pipeline",
+    "CogView": "pipeline",
+    "SamplingConfig": "sampling.filters",
+    "InputError": "runtime.errors",
+}
 
-        return getattr(pipeline, name)
+
+def __getattr__(name: str):
+    """The public names, imported when first used: the doors answer `--help` without jax."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

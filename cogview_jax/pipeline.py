@@ -1,9 +1,11 @@
 """`CogView`: a bundle in memory, and what Python users do with it."""
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +15,27 @@ from PIL import Image
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
 from cogview_jax.data.official_images import official_pixels, official_square
 from cogview_jax.data.records import BadRecord
-from cogview_jax.models.transformer import for_decoding, unstack_layers
+from cogview_jax.models.transformer import (
+    layered,
+    logits_of,
+    stacked,
+    stacked_arrays,
+    whole_forward,
+    without_blocks,
+)
+from cogview_jax.runtime.bounds import MOST_PICTURES, MOST_ROWS, need_count
+from cogview_jax.runtime.compilation_cache import enable_compilation_cache
 from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import read_regular
 from cogview_jax.runtime.hardware import free_memory
+from cogview_jax.runtime.heap import trim_heap
 from cogview_jax.runtime.inside import inside
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy_of
 from cogview_jax.sampling.back_projection import ROUNDS, back_projected, misfits
-from cogview_jax.sampling.decode import generate, in_parts, least_rows, sample_keys
+from cogview_jax.sampling.decode import generate, in_parts, least_rows, sample_keys, seed_key
 from cogview_jax.sampling.fill import SAMPLES, fill, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.magnify import MagnifyPlan, Window, in_nine, released_head
@@ -32,6 +44,7 @@ from cogview_jax.sampling.super_resolution import CANDIDATES, Choice, magnify
 from cogview_jax.tokenizers.codec import Codec, decode_codes, encode_images
 from cogview_jax.tokenizers.layout import left_padded, make_layout, size_command
 from cogview_jax.tokenizers.official_positions import sampling_positions
+from cogview_jax.tokenizers.prompt import need_text, shown
 from cogview_jax.tokenizers.query import OPEN, parse_query
 from cogview_jax.tokenizers.text import TextTokenizer
 
@@ -41,12 +54,16 @@ BATCH = 64
 CACHE_SHARE = 0.4
 #: Tokens of a caption between two looks at whether all have ended.
 CHUNK = 8
+#: Rows of logits computed at a time: one takes a quarter of a gigabyte of a model of usual size.
+LOGITS = 8
 #: What is not drawn yet.
 GREY = 128
 #: The longest query in learned positions, which may begin again within it.
 QUERY_STRETCHES = 8
 #: Of a picture that a query names, the most bytes that are read.
 QUERY_PICTURE_BYTES = 256 << 20
+#: Candidates of a window, and rounds of back-projection: far more than gain anything.
+MOST_CANDIDATES, MOST_ROUNDS = 1024, 1024
 
 
 class CogView:
@@ -69,10 +86,12 @@ class CogView:
         Pictures are encoded in `encode_dtype`, whatever the rest is computed in: another type finds
         other codes.
         """
-        policy = policy_of(dtype)
-        self.text = text
+        policy = self.policy = policy_of(dtype)
+        self.text, self.codec_part, self._transformer, self._layers = text, codec, None, None
         self._said_of_guidance = False
-        self.codec_part, self.transformer_part = codec, transformer
+        #: What becomes of prompts that are longer than the text region: "cut" or "refuse".
+        self.long_prompts: Literal["cut", "refuse"] = "cut"
+        self._cut: set[str] = set()
         if codec is not None:
             self.codec = Codec(codec.config, policy.compute)
             encoder = self.codec.clone(dtype=policy_of(encode_dtype).compute)
@@ -81,8 +100,18 @@ class CogView:
         if transformer is not None:
             self.layout = make_layout(transformer.layout, transformer.vocabulary)
             self.model = transformer.model.clone(policy=policy)
-            self._layers = for_decoding(unstack_layers(transformer.params))
-            self._logits = jax.jit(self._full_logits)
+            self._layers = transformer.params
+            if not isinstance(self._layers["blocks"], tuple):
+                self._layers = layered(stacked_arrays(transformer.params))
+            # The only form of the weights that is kept.
+            self._transformer = replace(transformer, params=self._layers)
+
+    @property
+    def transformer_part(self) -> TransformerPart | None:
+        """The transformer as a bundle takes it; its parameters are stacked anew every time."""
+        if self._transformer is None:
+            return None
+        return replace(self._transformer, params=stacked(self._layers))
 
     def generate(
         self,
@@ -99,8 +128,17 @@ class CogView:
         A picture depends on the weights, its prompt, the seed and its index, not on the batch size
         or the other prompts. `progress` is told how many pictures were done since the last time.
 
+        Args:
+            prompts: or a single one, which counts as a list of one.
+            num_images: for each prompt.
+            seed: of the draws.
+            sampling: temperature, filters and guidance.
+            batch_size: pictures at a time; by default what memory has room for.
+            progress: see above.
+
         Raises:
-            InputError: no prompt, no image, or a prompt longer than the text region.
+            InputError: no prompt or no image, more pictures than MOST_PICTURES, or a prompt that
+                `pieces` refuses.
         """
         self.need("transformer", "text", "codec")
         codes = self.generate_codes(
@@ -111,8 +149,8 @@ class CogView:
             batch_size=batch_size,
             progress=progress,
         )
-        pictures = [self.decode(row) for row in codes]
-        return [[Image.fromarray(picture) for picture in row] for row in pictures]
+        pictures = iter(self.decode(codes.reshape(-1, *codes.shape[2:])))
+        return [[Image.fromarray(next(pictures)) for _ in row] for row in codes]
 
     def generate_codes(
         self,
@@ -126,10 +164,10 @@ class CogView:
     ) -> np.ndarray:
         """The codes `generate` draws: int32 [prompts, num_images, rows, columns]."""
         self.need("transformer", "text")
-        if num_images < 1:
-            raise InputError(f"num_images {num_images}: expected at least 1")
-        if isinstance(prompts, str) or not prompts:
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        if not len(prompts):
             raise InputError("generate needs a list of at least one prompt")
+        need_count("num_images", num_images, MOST_PICTURES // len(prompts))
         drawn = self.draw(
             [prompt for prompt in prompts for _ in range(num_images)],
             list(range(num_images)) * len(prompts),
@@ -160,7 +198,7 @@ class CogView:
             InputError: as `generate` does; at once, not at the first batch.
         """
         self.need("transformer", "text")
-        rows = {prompt: self.prompt_tokens(prompt) for prompt in prompts}
+        rows = self._prompt_rows(prompts)
         return self._draw(
             [rows[prompt] for prompt in prompts],
             prompts,
@@ -194,8 +232,7 @@ class CogView:
             InputError: the image has another size, keeps all or less than nothing, or the text is
                 blank or too long.
         """
-        if num_images < 1:
-            raise InputError(f"num_images {num_images}: expected at least 1")
+        need_count("num_images", num_images, MOST_PICTURES)
         drawn = self.draw_rest(
             np.asarray(image)[None],
             keep_rows,
@@ -235,16 +272,11 @@ class CogView:
             InputError: as `complete` does; at once, not at the first batch.
         """
         self.need("transformer", "text", "codec")
-        rows = {text: self.prompt_tokens(text) for text in texts}
-        grid, images = self.transformer_part.layout.grid, np.asarray(images)
+        rows = self._prompt_rows(texts)
+        grid, images = self._transformer.layout.grid, np.asarray(images)
         if not 0 <= keep_rows < grid:
             raise InputError(f"keep_rows {keep_rows}: expected 0 to {grid - 1}")
-        kept = np.concatenate(
-            [
-                self.encode(images[index])[:own, :keep_rows].reshape(own, -1)
-                for index, own in _batches(len(images), BATCH)
-            ]
-        )
+        kept = self.encode(images)[:, :keep_rows].reshape(len(images), -1)
         which = range(len(images)) if which is None else which
         return self._draw(
             [np.concatenate([rows[text], kept[i]]) for text, i in zip(texts, which, strict=True)],
@@ -317,15 +349,14 @@ class CogView:
         # Prompts are padded to the longest there can be: one compilation for all of them.
         longest = self.layout.prompt_length("image") + kept
         each = 1 if sampling.guidance == 1 else 2
-        batch_size = self.batch_size(batch_size, each * self.layout.length)
-        keys = sample_keys(seed, prompts, indices)
+        batch_size = self.batch_size(batch_size, each * self.layout.length, len(rows))
+        seed_key(seed)  # says now, and not with the first batch, that there is no such seed
         self._say_of_guidance(sampling)
 
         def batches() -> Iterator[np.ndarray]:
             for index, own in _batches(len(rows), batch_size):
-                tokens, own_keys = self._with_bare(
-                    [rows[i] for i in index], keys[index], kept, sampling
-                )
+                keys = sample_keys(seed, [prompts[i] for i in index], [indices[i] for i in index])
+                tokens, own_keys = self._with_bare([rows[i] for i in index], keys, kept, sampling)
                 tokens, valid = left_padded(tokens, longest)
                 # Those of one prompt share its cache.
                 _, unlike, place = np.unique(tokens, axis=0, return_index=True, return_inverse=True)
@@ -348,26 +379,39 @@ class CogView:
                 )
                 before = [rows[i][len(rows[i]) - kept :] for i in index[:own]]
                 codes = np.concatenate([np.stack(before), to_host(drawn)[:own]], axis=1)
+                trim_heap()  # what programs were compiled in, and their caches
                 yield codes.reshape(own, image.grid, image.grid)
 
         return batches()
 
-    def batch_size(self, given: int | None, tokens: int) -> int:
+    def batch_size(self, given: int | None, tokens: int, count: int | None = None) -> int:
         """Rows of a batch: those given, or as many as free memory has room for, at most BATCH.
 
-        tokens: slots of the key/value cache that a row takes. InputError for less than one row.
+        Args:
+            given: by the user.
+            tokens: slots of the key/value cache that a row takes.
+            count: how many rows there are, where memory is to be looked at whatever is given.
+
+        Raises:
+            InputError: less than one row, more than MOST_ROWS, or a batch whose cache alone takes
+                more than all free memory.
         """
-        if given is not None:
-            if given < 1:
-                raise InputError(f"batch_size {given}: expected at least 1")
-            return given
         config, free = self.model.config, free_memory(jax.local_devices()[0])
-        if free is None:
-            return BATCH
         width = np.dtype(self.model.policy.compute).itemsize
         row = 2 * config.layers * config.width * tokens * width
-        fits = max(1, int(CACHE_SHARE * free / row))
-        return min(BATCH, 1 << (fits.bit_length() - 1))
+        if given is not None:
+            need_count("batch_size", given, MOST_ROWS)
+            takes = min(given, count or 1) * row
+            room = None if free is None else free * jax.device_count()
+            if room is not None and takes > max(room, row):
+                raise InputError(
+                    f"batch_size {given}: its cache takes {takes / 2**30:.0f} GiB, but"
+                    f" {room / 2**30:.0f} GiB are free"
+                )
+            return given
+        if free is None:
+            return BATCH
+        return _power(CACHE_SHARE * free / row)
 
     def _with_bare(
         self, rows: Sequence[np.ndarray], keys: jax.Array, kept: int, config: SamplingConfig
@@ -423,7 +467,7 @@ class CogView:
         self.need_task("caption")
         if not len(images):
             raise InputError("caption got no image")
-        batch_size = self.batch_size(batch_size, self.layout.length)
+        batch_size = self.batch_size(batch_size, self.layout.length, len(images))
         # The end of a text, [PAD], is the id behind the last piece.
         first, end = self.layout.allowed("text")
         room = self.layout.region("text").length + 1
@@ -464,7 +508,9 @@ class CogView:
                 f"encode got {images.dtype} {images.shape}, expected uint8 [b, {size}, {size}, 3]"
             )
         part = self.codec_part
-        return to_host(self._encode(part.params, part.codebook, images))
+        return _in_few_sizes(
+            lambda some: self._encode(part.params, part.codebook, some), images, self._at_a_time()
+        )
 
     def decode(self, codes: np.ndarray, grid: int | None = None) -> np.ndarray:
         """Codes int32 [b, grid, grid] -> uint8 images [b, h, w, 3]; the codec's grid by default."""
@@ -480,12 +526,22 @@ class CogView:
                 f"decode got codes from {codes.min()} to {codes.max()}, expected 0 to"
                 f" {config.codebook - 1}"
             )
-        return self._pictures(codes)
+        return _in_few_sizes(self._pixels, codes, self._at_a_time())
 
-    def _pictures(self, codes: np.ndarray) -> np.ndarray:
+    def _at_a_time(self) -> int:
+        """Pictures that the codec handles at a time: what free memory has room for, at most BATCH.
+
+        A picture takes about three times what its largest layer has: as many values as pixels and
+        channels.
+        """
+        config, free = self.codec.config, free_memory(jax.local_devices()[0])
+        picture = 3 * 4 * config.image_size**2 * config.level_channels[0]
+        return BATCH if free is None else _power(CACHE_SHARE * free / picture)
+
+    def _pixels(self, codes: np.ndarray) -> jax.Array:
         """Codes of the codebook, int [b, rows, columns] -> uint8 images [b, h, w, 3]."""
         part = self.codec_part
-        return to_host(self._decode(part.params, part.codebook, codes.astype(np.int32)))
+        return self._decode(part.params, part.codebook, codes.astype(np.int32))
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """int32 tokens [b, t] at positions 0..t-1 -> float32 [b, t, vocabulary]."""
@@ -504,7 +560,15 @@ class CogView:
                 f"logits got tokens from {tokens.min()} to {tokens.max()}, expected 0 to"
                 f" {vocabulary - 1}"
             )
-        return np.asarray(self._logits(self.transformer_part.params, tokens.astype(np.int32)))
+        if self.model.config.official:
+            return np.asarray(self._logits(tokens))  # a row has a say in what others become
+        return _in_few_sizes(self._logits, tokens, LOGITS)
+
+    def _logits(self, tokens: np.ndarray) -> jax.Array:
+        tokens = tokens.astype(np.int32)
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        hidden = whole_forward(self.model, self._layers, tokens, positions)
+        return logits_of(without_blocks(self._layers), hidden, model=self.model)
 
     def fill(
         self,
@@ -539,11 +603,8 @@ class CogView:
                 picture that cannot be read, or asks for too many samples.
         """
         self.need("transformer", "text")
-        if samples < 1:
-            raise InputError(f"samples {samples}: expected at least 1")
-        if samples > SAMPLES:
-            raise InputError(f"samples {samples}: expected at most {SAMPLES}")
-        vocabulary = self.transformer_part.vocabulary
+        need_count("samples", samples, SAMPLES)
+        vocabulary = self._transformer.vocabulary
         tokens = parse_query(
             query,
             vocabulary,
@@ -632,8 +693,7 @@ class CogView:
         rounds = back_projection
         if rounds is None:
             rounds = 0 if self.model.config.official else ROUNDS
-        if rounds < 0:
-            raise InputError(f"back_projection {rounds}: expected 0 or more rounds")
+        need_count("back_projection", rounds, MOST_ROUNDS, 0)
 
         def batches() -> Iterator[list[np.ndarray]]:
             done = 0
@@ -675,12 +735,12 @@ class CogView:
         if candidates is None:
             alike = self.model.config.official or config.temperature == 0
             candidates = 1 if alike else CANDIDATES
-        if candidates < 1:
-            raise InputError(f"window_candidates {candidates}: expected 1 or more")
+        need_count("window_candidates", candidates, MOST_CANDIDATES)
         # What takes memory is a row, and every candidate is one.
-        batch_size = max(1, self.batch_size(batch_size, self.layout.length) // candidates)
+        rows = candidates * len(images)
+        batch_size = max(1, self.batch_size(batch_size, self.layout.length, rows) // candidates)
         plan, vocabulary = self.magnification(images.shape[1]), self.layout.vocabulary
-        pieces = [self.pieces(text) for text in texts]
+        pieces = self._pieces_of(texts)
         size, longest = size_command(plan.grid), self.layout.prompt_length("image")
         if self.model.config.official:
             # Up to the first picture the rows of pretraining and of super-resolution are the same.
@@ -705,7 +765,7 @@ class CogView:
                 keys = sample_keys(seed, names, [*range(candidates)] * len(codes))
                 larger = magnify(
                     self._layers,
-                    lambda i, source, index=index: head(pieces[index[i]], source),
+                    lambda i, source, index=index: head(pieces[texts[index[i]]], source),
                     longest,
                     codes,
                     keys.reshape(len(codes), candidates),
@@ -724,7 +784,7 @@ class CogView:
         """Chooses the candidate that, reduced, is nearest to its part of its picture."""
 
         def choose(window: Window, drawn: np.ndarray) -> np.ndarray:
-            pictures = self._pictures(drawn.reshape(-1, *drawn.shape[2:]))
+            pictures = to_host(self._pixels(drawn.reshape(-1, *drawn.shape[2:])))
             pictures = pictures.reshape(*drawn.shape[:2], *pictures.shape[1:])
             given = images[:, None, *window.pixels(images.shape[1] // plan.grid)]
             return misfits(pictures, given).argmin(axis=1)
@@ -774,7 +834,7 @@ class CogView:
 
     def _window(self) -> int:
         """Rows and columns of the codes that one sequence of super-resolution enlarges."""
-        return self.transformer_part.layout.grid // 2
+        return self._transformer.layout.grid // 2
 
     def _codes_of(
         self, name: str, images: str | Path | Callable[[str], Any] | None, size: int | None
@@ -816,8 +876,9 @@ class CogView:
         self.need_task("caption")
         if isinstance(texts, str) or len(texts) != len(images):
             raise InputError(f"score got {len(images)} images and {len(texts)} texts")
-        batch_size = self.batch_size(batch_size, self.layout.length)
-        pieces = [self.pieces(text) for text in texts]
+        batch_size = self.batch_size(batch_size, self.layout.length, len(texts))
+        found = self._pieces_of(texts)
+        pieces = [found[text] for text in texts]
         vocabulary = self.layout.vocabulary
         scores = np.zeros(len(texts), np.float32)
         # Texts of one length at a time: none is padded.
@@ -833,7 +894,7 @@ class CogView:
                 ]
                 tokens = np.stack(rows)
                 log_probs = token_log_probs(
-                    self.transformer_part.params,
+                    self._layers,
                     tokens,
                     np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape),
                     model=self.model,
@@ -850,30 +911,62 @@ class CogView:
         """The sequence before the first code: int32 [at most the layout's prompt length].
 
         Raises:
-            InputError: the prompt is blank or longer than the text region.
+            InputError: as `pieces` does.
         """
+        return self._prompt_rows([prompt])[prompt]
+
+    def _prompt_rows(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """`prompt_tokens` of every prompt."""
         self.need("transformer", "text")
         self.need_task("text_to_image")
-        return self.layout.tokens({"text": self.pieces(prompt)})
+        found = self._pieces_of(prompts)
+        return {prompt: self.layout.tokens({"text": found[prompt]}) for prompt in found}
 
     def pieces(self, text: str) -> list[int]:
         """The pieces of a text, counted from 0; none for a model that has learned without text.
 
+        Of a text with more than the text region holds, its first ones, as in training; standard
+        error says so. With `long_prompts` "refuse" there are none.
+
         Raises:
-            InputError: the text is blank or longer than the text region.
+            InputError: the text is blank, has more than MOST_CHARACTERS, is no Unicode, or is
+                longer than the region and to be refused.
         """
-        region = self.layout.region("text")
-        if not region.length:
-            return []
-        pieces = self.text.encode(text)
-        if not pieces:
-            raise InputError(f"prompt {text!r} holds no text")
-        if len(pieces) > region.length:
-            raise InputError(
-                f"prompt {text[:60]!r} has {len(pieces)} tokens, but the text region holds"
-                f" {region.length}: shorten it"
-            )
-        return pieces
+        return self._pieces_of([text])[text]
+
+    def refused(self, texts: Sequence[str]) -> dict[str, str]:
+        """Those of the texts that `pieces` refuses, each with the reason."""
+        found = {}
+        for text in dict.fromkeys(texts):
+            try:
+                self._encoded(text)
+            except InputError as error:
+                found[text] = str(error)
+        return found
+
+    def _encoded(self, text: str) -> tuple[list[int], str | None]:
+        """`pieces` of a text, and what to say where some are cut off."""
+        length = self.layout.region("text").length
+        need_text(text, blank=not length)
+        pieces = self.text.encode(text) if length else []
+        if length and not pieces:
+            raise InputError(f"prompt {shown(text)} holds no text")
+        if len(pieces) <= length:
+            return pieces, None
+        says = f"prompt {shown(text)} has {len(pieces)} tokens, but the text region holds {length}"
+        if self.long_prompts == "refuse":
+            raise InputError(f"{says}: shorten it")
+        return pieces[:length], says
+
+    def _pieces_of(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        """`pieces` of every text, and one notice of all that are cut for the first time."""
+        found = {text: self._encoded(text) for text in dict.fromkeys(texts)}
+        new = [says for text, (_, says) in found.items() if says and text not in self._cut]
+        self._cut |= {text for text, (_, says) in found.items() if says}
+        if new:
+            more = f"; {len(new) - 1} more prompts too" if new[1:] else ""
+            print(f"{new[0]}: it is cut there, as captions are in training{more}", file=sys.stderr)
+        return {text: pieces for text, (pieces, _) in found.items()}
 
     def need_task(self, task: str) -> None:
         """InputError where the transformer was trained for another task than `task`."""
@@ -882,19 +975,45 @@ class CogView:
                 f"the bundle's transformer was trained for {self.layout.task}, this needs {task}"
             )
 
-    def _full_logits(self, params: Any, tokens: jax.Array) -> jax.Array:
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden = self.model.apply({"params": params}, tokens, positions)
-        return self.model.apply({"params": params}, hidden, method=self.model.logits)
-
-    def need(self, *parts: str) -> None:
-        """InputError that names what is missing of the parts codec, text and transformer."""
+    @property
+    def parts(self) -> set[str]:
+        """Which there are of codec, text and transformer."""
         have = {
             "codec": self.codec_part,
             "text": self.text,
-            "transformer": self.transformer_part,
+            "transformer": self._transformer,
         }
-        missing = [part for part in parts if have[part] is None]
+        return {name for name, part in have.items() if part is not None}
+
+    def __repr__(self) -> str:
+        """The parts, their sizes, the task, the type of the arithmetic, and the devices."""
+        lines = []
+        if self._transformer is not None:
+            model, layout = self._transformer.config, self._transformer.layout
+            lines.append(
+                f"transformer: {layout.task}, {model.layers} layers of width {model.width},"
+                f" {model.heads} heads, {_count(self._layers):,} parameters; {layout.text_length}"
+                f" text tokens, {layout.grid} x {layout.grid} codes"
+            )
+        if self.codec_part is not None:
+            codec = self.codec_part.config
+            lines.append(
+                f"codec: {codec.image_size} x {codec.image_size} pixels, {codec.grid} x"
+                f" {codec.grid} codes of {codec.codebook:,},"
+                f" {_count(self.codec_part.params):,} parameters"
+            )
+        if self.text is not None:
+            lines.append(f"text: {len(self.text):,} pieces")
+        arrays = jax.tree.leaves((self._layers, self.codec_part and self.codec_part.params))
+        devices = {device for array in arrays for device in _devices(array)}
+        kinds = sorted({device.device_kind for device in devices})
+        where = f" on {len(devices)} x {', '.join(kinds)}" if devices else ""
+        lines.append(f"arithmetic: {self.policy.name}{where}")
+        return "\n  ".join(["CogView", *lines])
+
+    def need(self, *parts: str) -> None:
+        """InputError that names what is missing of the parts codec, text and transformer."""
+        missing = [part for part in parts if part not in self.parts]
         if missing:
             raise InputError(f"the bundle has no {' and no '.join(missing)}, which this needs")
 
@@ -936,6 +1055,35 @@ def _batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
         yield index, min(batch_size, count - start)
 
 
+def _power(fit: float) -> int:
+    """The largest power of two that is no more than `fit`, but 1 to BATCH."""
+    return min(BATCH, 1 << (max(1, int(fit)).bit_length() - 1))
+
+
+def _in_few_sizes(
+    work: Callable[[np.ndarray], jax.Array], rows: np.ndarray, most: int
+) -> np.ndarray:
+    """`work(rows)` in batches of few sizes, each of which is compiled once.
+
+    Args:
+        work: of rows [b, ...] that are independent of each other, to [b, ...].
+        rows: any number of them.
+        most: rows of a batch.
+    """
+    if not len(rows):
+        return to_host(work(rows))
+    done = [to_host(work(rows[index]))[:own] for index, own in _batches(len(rows), most)]
+    return done[0] if len(done) == 1 else np.concatenate(done)
+
+
+def _count(params: Any) -> int:
+    return sum(array.size for array in jax.tree.leaves(params))
+
+
+def _devices(array: Any) -> set[jax.Device]:
+    return array.devices() if isinstance(array, jax.Array) else {jax.local_devices()[0]}
+
+
 def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> CogView:
     """Reads a bundle: every part it has.
 
@@ -950,11 +1098,14 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> Cog
     Raises:
         InputError: there is no bundle, or its parts do not belong together or are damaged.
     """
+    enable_compilation_cache()
     bundle, compute = Bundle(path), policy_of(dtype).compute
     bundle.check_fit()
     return CogView(
         codec=bundle.codec(mesh) if "codec" in bundle.parts else None,
         text=bundle.text() if "text" in bundle.parts else None,
-        transformer=bundle.transformer(mesh, compute) if "transformer" in bundle.parts else None,
+        transformer=(
+            bundle.layered_transformer(mesh, compute) if "transformer" in bundle.parts else None
+        ),
         dtype=dtype,
     )

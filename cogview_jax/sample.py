@@ -26,6 +26,13 @@ score where there is one) and OUT/grid.png; captions to OUT/captions.jsonl; scor
 is better) to OUT/scores.jsonl. The same seed gives the same pictures whatever the batch size or the
 other prompts. A job that was interrupted goes on when it is started again: its pictures wait in
 OUT/unfinished, and what earlier jobs left in OUT stays until all are there.
+
+A prompt with more tokens than the model's text region holds is cut, as captions are in training,
+and standard error says so; --long_prompts refuse takes it for bad input. Blank prompts, such with
+more than 4,096 characters, and what is no text always are. To text_to_image a bad prompt in the
+file --prompts is one prompt: it is named on standard error and left out, the others are drawn, and
+the exit status is 2. The pictures' file names count all prompts that are not blank, so that they
+are the same once it is mended.
 """
 
 from absl import flags
@@ -43,7 +50,15 @@ OUT = flags.DEFINE_string("out", None, "the folder to write to", required=True)
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "a prompt; super_resolution needs one where its model has learned with text"
 )
-PROMPTS = flags.DEFINE_string("prompts", None, "a UTF-8 file with one prompt a line")
+PROMPTS = flags.DEFINE_string(
+    "prompts", None, "a UTF-8 file, or a pipe such as /dev/stdin, with one prompt a line"
+)
+LONG_PROMPTS = flags.DEFINE_enum(
+    "long_prompts",
+    "cut",
+    ["cut", "refuse"],
+    "what becomes of prompts that are longer than the model's text region",
+)
 IMAGE = flags.DEFINE_multi_string(
     "image",
     [],
@@ -95,15 +110,19 @@ PRECISION = flags.DEFINE_enum(
 )
 
 
-def main() -> None:
-    """Flags in, one job, which has OUT for itself."""
+def main() -> int:
+    """Flags in, one job, which has OUT for itself.
+
+    Returns:
+        The exit status, which says whether a prompt of the file was bad.
+    """
     from cogview_jax.jobs.sample_output import held_output
 
     with held_output(OUT.value):
-        _sample()
+        return _sample()
 
 
-def _sample() -> None:
+def _sample() -> int:
     from cogview_jax.jobs import describe, sample
     from cogview_jax.jobs.sample_input import Draws, read_prompts
     from cogview_jax.runtime.errors import InputError
@@ -119,6 +138,7 @@ def _sample() -> None:
         SamplingConfig(temperature, TOP_K.value, TOP_P.value, GUIDANCE.value),
         BATCH_SIZE.value,
         PRECISION.value,
+        LONG_PROMPTS.value,
     )
     others = ("complete", "super_resolution", "caption", "rerank")
     for flag, tasks in (
@@ -142,7 +162,7 @@ def _sample() -> None:
         if PROMPT.value or PROMPTS.value:
             raise InputError("--task caption finds the text itself: it takes no prompt")
         describe.caption(BUNDLE.value, OUT.value, images, draws)
-        return
+        return 0
     # Whether super-resolution needs text is known with its bundle.
     prompts = read_prompts(PROMPT.value, PROMPTS.value, needed=task != "super_resolution")
     if task == "complete":
@@ -156,10 +176,12 @@ def _sample() -> None:
         describe.rerank(BUNDLE.value, OUT.value, images, prompts, draws)
     else:
         best = sample.Reranking(RERANK_WITH.value, KEEP.value) if RERANK_WITH.value else None
-        sample.text_to_image(
+        bad = sample.text_to_image(
             *(BUNDLE.value, OUT.value, prompts, draws),
-            *(best, MAGNIFY_WITH.value, enlarging),
+            *(best, MAGNIFY_WITH.value, enlarging, len(PROMPT.value)),
         )
+        return door.BAD_INPUT if bad else 0
+    return 0
 
 
 if __name__ == "__main__":

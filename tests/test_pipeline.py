@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 import reference
-from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart, write_bundle
 from cogview_jax.data.shapes import drawing
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
-from cogview_jax.pipeline import GREY, CogView
+from cogview_jax.pipeline import GREY, CogView, load
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.back_projection import ROUNDS, back_projected
@@ -211,15 +211,100 @@ def test_logits_are_those_of_the_plain_transformer(parts, model):
         np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
-def test_the_longest_prompt_is_drawn_for_and_a_longer_one_refused(parts, model):
-    longest = "a red circle" * 20
+def test_a_prompt_that_is_too_long_is_cut_or_refused(parts, capsys):
+    model, longest = CogView(**parts), "a red circle" * 20
     pieces = parts["text"].encode(longest)
     prompts = [parts["text"].decode(pieces[:count]) for count in (12, 13)]
     assert [len(parts["text"].encode(prompt)) for prompt in prompts] == [12, 13]
-    assert len(model.prompt_tokens(prompts[0])) == 15
-    model.generate_codes(prompts[:1], 1, 7, sampling=SAMPLING, batch_size=4)
-    with pytest.raises(InputError, match="has 13 tokens, but the text region holds 12: shorten"):
+    rows = [model.prompt_tokens(prompt) for prompt in prompts]
+    assert len(rows[0]) == 15
+    np.testing.assert_array_equal(*rows)
+    says = "has 13 tokens, but the text region holds 12"
+    drawn = model.generate_codes([prompts[1], "a red circle"], 1, 7, sampling=SAMPLING)
+    (key,) = sample_keys(7, [prompts[1]], [0])
+    expected = reference.generate(
+        parts["transformer"].params, MODEL, rows[0].tolist(), key, 16, (0, 30), SAMPLING
+    )
+    assert drawn[0].ravel().tolist() == expected
+    assert capsys.readouterr().err.count(f"{says}: it is cut") == 1, "once, not with every call"
+    model.long_prompts = "refuse"
+    with pytest.raises(InputError, match=f"{says}: shorten"):
         model.generate(["a red circle", prompts[1]])
+    assert list(model.refused([*prompts, "a", ""])) == [prompts[1], ""]
+
+
+def test_one_prompt_is_a_list_of_one(model):
+    ((alone,),) = model.generate("a red circle", seed=2, sampling=SAMPLING)
+    ((listed,),) = model.generate(["a red circle"], seed=2, sampling=SAMPLING)
+    np.testing.assert_array_equal(np.asarray(alone), np.asarray(listed))
+
+
+def test_fewer_rows_are_padded_to_what_is_compiled(parts, model):
+    """Three rows compile nothing that four have not, and are what each is alone."""
+    compiled = []
+
+    def listen(event, seconds, **_):
+        compiled.append(event) if event.endswith("backend_compile_duration") else None
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    codes, tokens = rng.integers(0, 30, (4, 4, 4)), rng.integers(0, 400, (4, 7))
+    prompts = [*PROMPTS, "a star"]
+    layout = dataclasses.replace(LAYOUT, task="caption")
+    part = dataclasses.replace(parts["transformer"], layout=layout)
+    teller = CogView(**parts | {"transformer": part})
+    calls = {
+        "generate": lambda n: model.generate_codes(prompts[:n], 1, 7, sampling=SAMPLING),
+        "pictures": lambda n: np.stack(model.generate(prompts[:n], 1, 7, sampling=SAMPLING)),
+        "encode": lambda n: model.encode(images[:n]),
+        "decode": lambda n: model.decode(codes[:n]),
+        "logits": lambda n: model.logits(tokens[:n]),
+        "caption": lambda n: teller.caption(images[:n]),
+        "score": lambda n: teller.score(images[:n], ["a star"] * n),
+    }
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for name, call in calls.items():
+            four = call(4)
+            compiled.clear()
+            three = call(3)
+            assert not compiled, name
+            if name == "caption":
+                assert three == four[:3]
+            else:
+                np.testing.assert_array_equal(three, four[:3], err_msg=name)
+        jax.jit(lambda x: x * 3 + 1)(tokens)
+        assert compiled, "nothing is heard of compilations"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    alone = np.concatenate([model.decode(row[None]) for row in codes])
+    assert np.abs(alone.astype(int) - model.decode(codes)).max() <= 1
+
+
+def test_a_loaded_bundle_holds_its_weights_once(parts, model, tmp_path):
+    write_bundle(tmp_path / "bundle", **parts)
+    before = {id(array) for array in jax.live_arrays()}
+    loaded = load(tmp_path / "bundle")
+    new = sum(array.nbytes for array in jax.live_arrays() if id(array) not in before)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(parts["transformer"].params))
+    held += sum(leaf.nbytes for leaf in jax.tree.leaves(parts["codec"].params))
+    held += sum(leaf.nbytes for leaf in parts["codec"].codebook)
+    assert held <= new <= 1.05 * held
+    jax.tree.map(
+        np.testing.assert_array_equal, loaded.transformer_part.params, parts["transformer"].params
+    )
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY.size, (2, 10))
+    np.testing.assert_array_equal(loaded.logits(tokens), model.logits(tokens))
+
+
+def test_a_model_says_what_it_is(parts, model):
+    count = sum(leaf.size for leaf in jax.tree.leaves(parts["transformer"].params))
+    text = repr(model)
+    for part in ("text_to_image, 2 layers of width 32, 4 heads", f"{count:,} parameters"):
+        assert part in text
+    for part in ("16 x 16 pixels", "codes of 30", f"{len(parts['text'])} pieces", "float32 on 1"):
+        assert part in text
+    assert "transformer" not in repr(CogView(text=parts["text"]))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +312,16 @@ def test_the_longest_prompt_is_drawn_for_and_a_longer_one_refused(parts, model):
     [
         (lambda m: m.generate([" \n"]), r"prompt ' \\n' holds no text"),
         (lambda m: m.generate([]), "a list of at least one prompt"),
-        (lambda m: m.generate("a red circle"), "a list of at least one prompt"),
+        (lambda m: m.generate(["a\0b"]), r"prompt 'a\\x00b' holds a NUL character"),
+        (lambda m: m.generate(["\udcff"]), r"prompt '\\udcff' is no Unicode text"),
+        (lambda m: m.generate(["a" * 4097]), "has 4097 characters, expected at most 4096"),
+        (lambda m: m.generate(["a"], 10**12), "num_images 1000000000000: expected at most 1000000"),
+        (lambda m: m.generate(["a"], batch_size=10**9), "batch_size 1000000000: expected at most"),
+        (
+            lambda m: m.complete(np.zeros((16, 16, 3), np.uint8), 2, "a", 10**12),
+            "num_images 1000000000000: expected at most 1000000",
+        ),
+        (lambda m: m.fill("[BOI1] [MASK]", samples=10**9), "samples 1000000000: expected at most"),
         (lambda m: m.generate(["a"], 0), "num_images 0: expected at least 1"),
         (lambda m: m.generate(["a"], batch_size=0), "batch_size 0: expected at least 1"),
         (lambda m: m.generate(["a"], seed=-1), "seed -1"),
@@ -622,9 +716,9 @@ def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, 
     assert {*chosen} == {0, 1}
     with pytest.raises(InputError, match="no transformer"):
         CogView(codec=parts["codec"], text=parts["text"]).super_resolve(images, PROMPTS)
-    with pytest.raises(InputError, match="back_projection -1: expected 0 or more rounds"):
+    with pytest.raises(InputError, match="back_projection -1: expected at least 0"):
         model.super_resolve(images, PROMPTS, back_projection=-1)
-    with pytest.raises(InputError, match="window_candidates 0: expected 1 or more"):
+    with pytest.raises(InputError, match="window_candidates 0: expected at least 1"):
         model.super_resolve(images, PROMPTS, window_candidates=0)
     with pytest.raises(InputError, match="pictures of 16 pixels: the bundle enlarges those of 8"):
         model.super_resolve(np.zeros((1, 16, 16, 3), np.uint8), PROMPTS[:1])
@@ -637,7 +731,10 @@ def test_a_batch_has_as_many_rows_as_memory_has_room_for(model, monkeypatch, fre
     """A row of 20 tokens: keys and values of 2 layers, 32 floats each, so 10,240 bytes."""
     monkeypatch.setattr("cogview_jax.pipeline.free_memory", lambda device: free)
     assert model.batch_size(None, 20) == rows
-    assert model.batch_size(100, 20) == 100
+    assert model.batch_size(100, 20) == model.batch_size(100, 20, 1) == 100
+    if free == 0:
+        with pytest.raises(InputError, match="batch_size 100: its cache takes"):
+            model.batch_size(100, 20, 99)
 
 
 def test_candidates_of_one_prompt_are_prefilled_once(model, monkeypatch):

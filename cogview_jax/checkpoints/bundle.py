@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from cogview_jax.checkpoints.description import FORMAT, NAME, check_fit, read_description
 from cogview_jax.checkpoints.stored_tree import (
     check_shapes,
+    restore_each,
     restore_tree,
     save_tree,
     sizes,
@@ -27,7 +28,7 @@ from cogview_jax.checkpoints.stored_tree import (
     stored_tree,
 )
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer
+from cogview_jax.models.transformer import Transformer, layered
 from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
@@ -71,7 +72,9 @@ class CodecPart:
 class TransformerPart:
     """A transformer: its sizes, the sequence it was trained on, and its parameters.
 
-    drop_captions: the share of rows that were trained without their text, None where nobody says.
+    drop_captions is the share of rows that were trained without their text, None where nobody says.
+    The parameters are stacked by layer, as training has them and `write_bundle` takes them, or in
+    the form of `models.transformer.layered`.
     """
 
     config: TransformerConfig
@@ -153,13 +156,30 @@ class Bundle:
         self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
     ) -> TransformerPart:
         """The transformer: on one device, or split over `mesh`; as `dtype` if given."""
+        path, part, shapes = self._transformer_to_read(mesh, dtype)
+        return dataclasses.replace(part, params=restore_tree(path, shapes))
+
+    def layered_transformer(
+        self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
+    ) -> TransformerPart:
+        """What `transformer` gives, its parameters in the form of `layered`, and in no other.
+
+        Array after array takes that form, so that there are never two of all.
+        """
+        path, part, shapes = self._transformer_to_read(mesh, dtype)
+        return dataclasses.replace(part, params=layered(restore_each(path, shapes)))
+
+    def _transformer_to_read(
+        self, mesh: jax.sharding.Mesh | None, dtype: Any
+    ) -> tuple[Path, TransformerPart, Any]:
+        """Where the parameters lie, the rest, and what they are to be: shape, type, sharding."""
         path, model = self._stored_as("transformer", self._transformer_shapes)
         shapes = sharded_shapes(transformer_shapes(model), mesh)
         if dtype is not None:
             shapes = jax.tree.map(
                 lambda s: jax.ShapeDtypeStruct(s.shape, dtype, sharding=s.sharding), shapes
             )
-        return self._transformer_part(restore_tree(path, shapes))
+        return path, self._transformer_part({}), shapes
 
     def stored_transformer(self) -> TransformerPart:
         """The transformer as it lies on disk: every array a `Deferred`, in its own type."""

@@ -6,7 +6,7 @@ for. What a tree says of its arrays is held against the bytes that are there bef
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,29 @@ def restore_tree(path: Path, shapes: Mapping[str, Any]) -> Any:
         raise _unreadable(path, error) from error
 
 
+def restore_each(path: Path, shapes: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The arrays that `restore_tree` gives, each with its keys, one at a time, the largest first.
+
+    Whoever turns each into another form before asking for the next never holds both forms of a
+    whole tree. Every process of a run iterates.
+
+    Raises:
+        InputError: they are not there, or of other shapes.
+    """
+    check_shapes(path, stored_shapes(path), sizes(shapes))
+    wanted = jax.tree_util.tree_leaves_with_path(shapes)
+    wanted.sort(key=lambda pair: (-math.prod(pair[1].shape), jax.tree_util.keystr(pair[0])))
+    try:
+        with _reader() as reader:
+            for keys, shape in wanted:
+                how = ocp.ArrayRestoreArgs(
+                    sharding=shape.sharding, global_shape=shape.shape, dtype=shape.dtype
+                )
+                yield tuple(key.key for key in keys), _only(reader, path, keys, how)
+    except (ValueError, OSError, KeyError) as error:
+        raise _unreadable(path, error) from error
+
+
 def stored_tree(path: Path) -> dict[str, Any]:
     """The arrays at `path` in their own types, each a `Deferred` that reads it alone."""
     return jax.tree_util.tree_map_with_path(
@@ -135,14 +158,21 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 def _read(path: Path, keys: Sequence[Any]) -> np.ndarray:
     """The one array at `keys`."""
-    item, how = 0, ocp.RestoreArgs(restore_type=np.ndarray)
+    with _reader() as reader:
+        return _only(reader, path, keys, ocp.RestoreArgs(restore_type=np.ndarray))
+
+
+def _only(
+    reader: ocp.Checkpointer, path: Path, keys: Sequence[Any], how: ocp.RestoreArgs
+) -> np.ndarray | jax.Array:
+    """The one array at `keys`, restored as `how` says."""
+    item: Any = 0
     for key in reversed(keys):
         item, how = {key.key: item}, {key.key: how}
     args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
 
-    def read() -> np.ndarray:
-        with _reader() as reader:
-            return jax.tree.leaves(reader.restore(path, args=args))[0]
+    def read() -> np.ndarray | jax.Array:
+        return jax.tree.leaves(reader.restore(path, args=args))[0]
 
     return from_disk(read, path)
 

@@ -16,7 +16,7 @@ from cogview_jax.jobs.sample_input import (
 )
 from cogview_jax.jobs.sample_output import write_grid, write_lines
 from cogview_jax.jobs.unfinished import AGAIN
-from cogview_jax.pipeline import CogView, load
+from cogview_jax.pipeline import CogView
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.progress import Progress
 
@@ -36,7 +36,7 @@ def caption(bundle: str, out: str, images: Sequence[str], draws: Draws) -> None:
     """
     need_images(images, "caption")
     need_one_each(draws, "caption")
-    model = load(bundle, dtype=draws.precision)
+    model = draws.load(bundle)
     model.need("transformer", "text", "codec")
     model.need_task("caption")
     pixels = read_images(images, model.codec.config.image_size)
@@ -95,7 +95,7 @@ def rerank(
 
 def load_scorer(bundle: str, prompts: Sequence[str], draws: Draws) -> CogView:
     """A caption bundle that can score these prompts: found out before anything is drawn."""
-    scorer = load(bundle, dtype=draws.precision)
+    scorer = draws.load(bundle)
     scorer.need("transformer", "text", "codec")
     scorer.need_task("caption")
     for prompt in prompts:

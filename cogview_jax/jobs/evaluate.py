@@ -9,14 +9,24 @@ import numpy as np
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.evaluation.shapes_captions import captions_report
 from cogview_jax.evaluation.shapes_enlarged import enlarged_report
+from cogview_jax.evaluation.shapes_fresh import fresh_scenes
+from cogview_jax.evaluation.shapes_judge import judge
 from cogview_jax.evaluation.shapes_report import shapes_report, table
 from cogview_jax.jobs.describe import load_scorer, scores_of
 from cogview_jax.jobs.sample_input import Draws
-from cogview_jax.pipeline import CogView, load
+from cogview_jax.pipeline import MOST_CANDIDATES, CogView
+from cogview_jax.runtime.bounds import need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import check_file_output, write_json
 from cogview_jax.runtime.progress import Progress
+
+#: Pictures of each split at most, candidates counted: by then a share is known to within .2%.
+MOST_PROMPTS = 100_000
+#: Bytes of pictures that a report may hold at once.
+MOST_BYTES = 16 << 30
+#: True drawings of which the judge must recognise some through the image tokenizer.
+TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -27,8 +37,7 @@ class Candidates:
     count: int = 8
 
     def __post_init__(self):
-        if self.count < 1:
-            raise InputError(f"--candidates {self.count}: expected at least 1")
+        need_count("--candidates", self.count, MOST_CANDIDATES)
 
 
 def shapes(
@@ -63,11 +72,20 @@ def shapes(
     check_file_output(out, "--out")
     if prompts < 2:
         raise InputError(f"--num_prompts {prompts}: expected at least 2, one a language")
-    model = load(bundle, dtype=draws.precision)
-    if model.codec_part is None or model.transformer_part is None:
+    each = 1 if candidates is None else candidates.count
+    need_count("--num_prompts", prompts, MOST_PROMPTS // each)
+    model = draws.load(bundle)
+    if not {"codec", "transformer"} <= model.parts:
         raise InputError(f"bundle {bundle} needs a transformer and a codec to be evaluated")
     model.need("text")
-    task = model.layout.task
+    task, size = model.layout.task, model.codec.config.image_size
+    drawn = prompts * each * size**2 * 3
+    if drawn > MOST_BYTES:
+        raise InputError(
+            f"--num_prompts {prompts}: pictures of {size} pixels, {each} for each prompt, take"
+            f" {drawn / 2**30:.0f} GiB at once, expected at most {MOST_BYTES >> 30}"
+        )
+    _say_if_unknown(model, bundle)
     if temperature is None and task == "super_resolution":
         temperature = model.super_resolution_sampling.temperature
     elif temperature is None:
@@ -94,6 +112,33 @@ def shapes(
     with at_work("the report is not kept, but the table above is what it says"):
         write_json(out, {"benchmark": "shapes", "task": task, "settings": settings} | report)
     print(f"report in {out}", file=sys.stderr)
+
+
+def _say_if_unknown(model: CogView, bundle: str) -> None:
+    """Says so where captioned shapes are nothing the bundle has learned: the report is then idle.
+
+    The judge has to recognise at least some true drawings once they went through the image
+    tokenizer, and the text tokenizer must have pieces for what their captions say.
+    """
+    size, codec = model.codec.config.image_size, model.codec.config
+    fresh = list(fresh_scenes(TRIED, 0))
+    scenes = [scene for each in fresh for scene in each.scenes]
+    pictures = model.decode(model.encode(np.concatenate([each.drawings(size) for each in fresh])))
+    right = sum(judge(*pair).all for pair in zip(pictures, scenes, strict=True))
+    whys = []
+    if not right:
+        whys.append(
+            f"of {len(scenes)} true drawings its codec ({codec.image_size} pixels,"
+            f" {codec.codebook} codes) leaves none that the judge recognises"
+        )
+    if unknown := [text for each in fresh for text in each.texts if model.text.lacks(text)]:
+        whys.append(f"its text tokenizer has no pieces for such captions as {unknown[0]!r}")
+    if whys:
+        print(
+            f"{bundle} has not learned captioned shapes: {', and '.join(whys)}. The benchmark says"
+            " little of it",
+            file=sys.stderr,
+        )
 
 
 def _drawn(model: CogView, prompts: int, draws: Draws, candidates: Candidates | None) -> dict:

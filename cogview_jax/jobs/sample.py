@@ -10,10 +10,17 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.jobs.describe import load_scorer, scores_of
-from cogview_jax.jobs.sample_input import Draws, need_one_each, paired, read_images
+from cogview_jax.jobs.sample_input import (
+    Draws,
+    good_prompts,
+    need_one_each,
+    paired,
+    read_images,
+)
 from cogview_jax.jobs.sample_output import write_pictures
 from cogview_jax.jobs.unfinished import Unfinished
-from cogview_jax.pipeline import CogView, load
+from cogview_jax.pipeline import MOST_CANDIDATES, MOST_ROUNDS, CogView
+from cogview_jax.runtime.bounds import MOST_PICTURES, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import SamplingConfig
 
@@ -42,10 +49,10 @@ class Enlarging:
     back_projection: int | None = None
 
     def __post_init__(self):
-        for name, least in {"window_candidates": 1, "back_projection": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"--{name} {value}: expected {least} or more")
+        bounds = {"window_candidates": (MOST_CANDIDATES, 1), "back_projection": (MOST_ROUNDS, 0)}
+        for name, (most, least) in bounds.items():
+            if getattr(self, name) is not None:
+                need_count(f"--{name}", getattr(self, name), most, least)
 
 
 def text_to_image(
@@ -56,7 +63,8 @@ def text_to_image(
     reranking: Reranking | None = None,
     magnify_with: str | None = None,
     enlarging: Enlarging = Enlarging(),
-) -> None:
+    needed: int | None = None,
+) -> int:
     """Draws pictures into OUT/images/ and describes them in OUT/samples.jsonl and OUT/grid.png.
 
     With `reranking` a prompt's pictures come the best first, those beyond `keep` are dropped, and
@@ -65,10 +73,28 @@ def text_to_image(
     with the same seed and `enlarging`; what they were lies in OUT/small/. Everything is
     checked before the first file is written, samples.jsonl is written last, and a job that was
     killed goes on.
+
+    Args:
+        bundle, out, reranking, magnify_with, enlarging: see above.
+        prompts: what to draw.
+        draws: how.
+        needed: how many of the first prompts have to be good; all where None. Bad ones behind them
+            are named on standard error and left out. The pictures of the others keep the numbers,
+            and so the file names, that they would have beside them.
+
+    Returns:
+        How many prompts were left out.
+
+    Raises:
+        InputError: a bundle, a number or a prompt that is needed is wrong.
     """
-    model, scorer, magnifier = load(bundle, dtype=draws.precision), None, None
+    need_count("number of pictures", len(prompts) * draws.num_images, MOST_PICTURES, 0)
+    model, scorer, magnifier = draws.load(bundle), None, None
+    model.need("transformer", "text", "codec")
+    model.need_task("text_to_image")
+    given, good = len(prompts), good_prompts(model, prompts, needed)
+    numbers, prompts = [number for number, _ in good], [prompt for _, prompt in good]
     if reranking is not None:
-        model.need("transformer", "text", "codec")
         scorer = load_scorer(reranking.bundle, prompts, draws)
         if reranking.keep is not None and reranking.keep > draws.num_images:
             raise InputError(
@@ -81,11 +107,10 @@ def text_to_image(
                 f" of {read_size}"
             )
     if magnify_with is not None:
-        model.need("transformer", "text", "codec")
         magnifier = _load_magnifier(magnify_with, prompts, draws, model.codec.config.image_size)
     job = _job("text_to_image", bundle, draws) | {"prompts": list(prompts)}
     pictures = Unfinished(Path(out) / "unfinished", job)
-    lines = _lines([{"prompt": prompt} for prompt in prompts], draws)
+    lines = _lines([{"prompt": prompt} for prompt in prompts], draws, numbers)
 
     def batches(which: list[int], told: Callable[[int], None]) -> Iterator[np.ndarray]:
         return _decoded(
@@ -117,6 +142,7 @@ def text_to_image(
         lines = [line | {"small": f"small/{Path(line['file']).name}"} for line in lines]
     write_pictures(out, pictures, lines, scored, larger)
     pictures.remove()
+    return given - len(prompts)
 
 
 def complete(
@@ -139,7 +165,7 @@ def complete(
         InputError: an image cannot be read, or the prompts are not as many as the images.
     """
     texts = paired(images, prompts, "complete")
-    model = load(bundle, dtype=draws.precision)
+    model = draws.load(bundle)
     model.need("transformer", "text", "codec")
     size, grid = model.codec.config.image_size, model.codec.config.grid
     rows = grid // 2 if keep_rows is None else keep_rows
@@ -228,7 +254,7 @@ def super_resolution(
 
 def _load_magnifier(bundle: str, prompts: Sequence[str], draws: Draws, size: int | None) -> CogView:
     """A bundle of super-resolution that takes these prompts, and pictures of `size` if given."""
-    model = load(bundle, dtype=draws.precision)
+    model = draws.load(bundle)
     model.need("transformer", "text", "codec")
     for prompt in prompts:
         model.pieces(prompt)
@@ -275,8 +301,15 @@ def _decoded(
         told(len(codes))
 
 
-def _lines(given: Sequence[Mapping[str, Any]], draws: Draws) -> list[dict[str, Any]]:
-    """The lines of samples.jsonl, num_images for each of what is given."""
+def _lines(
+    given: Sequence[Mapping[str, Any]], draws: Draws, numbers: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """The lines of samples.jsonl, num_images for each of what is given.
+
+    numbers: of what is given, in the names of the files; 0, 1 and so on where None.
+    """
+    need_count("number of pictures", len(given) * draws.num_images, MOST_PICTURES, 0)
+    numbers = range(len(given)) if numbers is None else numbers
     return [
         {
             **fields,
@@ -284,7 +317,7 @@ def _lines(given: Sequence[Mapping[str, Any]], draws: Draws) -> list[dict[str, A
             "seed": draws.seed,
             "file": f"images/{number:05d}_{index:03d}.png",
         }
-        for number, fields in enumerate(given)
+        for number, fields in zip(numbers, given, strict=True)
         for index in range(draws.num_images)
     ]
 

@@ -53,12 +53,13 @@ STREAMS = "streams"
 MOST_PARTS = 8
 
 
+@jax.jit
 def streams(kernel: jax.Array) -> tuple[jax.Array]:
     """A kernel [D, *F] as [F, D], the form in which XLA's CPU backend multiplies few rows fastest.
 
     In a tuple, since `side_by_side` may cut it.
     """
-    return (jnp.array(jnp.asarray(kernel).reshape(kernel.shape[0], -1).T),)
+    return (kernel.reshape(kernel.shape[0], -1).T,)
 
 
 def cut(matrix: jax.Array, rows: int) -> list[jax.Array]:

@@ -1,13 +1,15 @@
 """CogView's transformer: embeddings, a stack of blocks, and a head tied to the embeddings.
 
 The stack has two forms of one computation: scanned over parameters stacked by layer, which compiles
-in constant time and rematerialises, for training; and unrolled over one set of parameters a layer
-with a key/value cache, which streams each weight once, for sampling (see `cached_forward`).
+in constant time and rematerialises, for training; and over one set of parameters a layer, for all
+that is done with a trained model: unrolled with a key/value cache, which streams each weight once,
+for sampling (see `cached_forward`), and layer after layer for whole sequences (`whole_forward`).
 
 Legend: B batch, T positions, D width, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -31,6 +33,7 @@ from cogview_jax.models.sparse_attention import (
 )
 from cogview_jax.models.token_step import has_token_step, token_step
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.heap import trim_heap
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -107,12 +110,15 @@ class Transformer(nn.Module):
         Padding on the right needs no mask: causality hides it.
         """
         if seen is None:
-            if self.config.sparse:
-                seen = draw_regions(self.config, self.ids, tokens)
-            elif not self._fuses():
-                seen = causal_mask(tokens.shape[1])
+            seen = self.what_is_seen(tokens)
         x, _ = self.blocks(self.embed(tokens, positions), seen)
         return self.final_norm(x)
+
+    def what_is_seen(self, tokens: jax.Array) -> jax.Array | ThreeRegions | None:
+        """What each query of int32 [B, T] sees where nobody says more; None: left to a kernel."""
+        if self.config.sparse:
+            return draw_regions(self.config, self.ids, tokens)
+        return None if self._fuses() else causal_mask(tokens.shape[1])
 
     def _fuses(self) -> bool:
         """Whether causal attention runs as a fused kernel, which shows nobody its scores."""
@@ -175,6 +181,127 @@ def _streamed(params: Any) -> Any:
     kernels = {STREAMS: streams(params["kernel"])} if "kernel" in params else {}
     rest = {name: _streamed(value) for name, value in params.items() if name != "kernel"}
     return kernels | rest
+
+
+def layered(arrays: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
+    """`for_decoding(unstack_layers(params))` of arrays that come one at a time.
+
+    Only one of them is there in both forms, provided that nobody else holds them.
+
+    Args:
+        arrays: keys and array of every parameter, stacked by layer (`stacked_arrays`, or
+            `checkpoints.stored_tree.restore_each`).
+    """
+    params: Any = {}
+    for keys, array in arrays:
+        tree = array
+        for key in reversed(keys):
+            tree = {key: tree}
+        params = _merged(params, for_decoding(unstack_layers(tree) if "blocks" in tree else tree))
+        del array, tree
+        trim_heap()
+    return params
+
+
+def stacked_arrays(params: Mapping[str, Any]) -> Iterable[tuple[Sequence[str], Any]]:
+    """Keys and array of every parameter, as `layered` reads them."""
+    for keys, array in jax.tree_util.tree_leaves_with_path(params):
+        yield tuple(key.key for key in keys), array
+
+
+def stacked(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of `layered` or `unstack_layers` stacked by layer again, as new arrays."""
+
+    def with_kernels(tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        if STREAMS in tree:
+            # A kernel has the axes of its bias behind the first.
+            kernel = tree[STREAMS][0].T.reshape(-1, *tree["bias"].shape)
+            return {"kernel": kernel, "bias": tree["bias"]}
+        return {name: with_kernels(value) for name, value in tree.items()}
+
+    layers = [with_kernels(layer) for layer in params["blocks"]]
+    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    return {**params, "blocks": {"block": blocks}}
+
+
+def _merged(one: Any, other: Any) -> Any:
+    """Two trees of the same layers, each with arrays that the other lacks, as one."""
+    if not one:
+        return other
+    if isinstance(one, tuple):
+        return tuple(_merged(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+    both = {key: _merged(one[key], other[key]) for key in one.keys() & other.keys()}
+    return {**one, **other, **both}
+
+
+def whole_forward(
+    model: Transformer,
+    params: Mapping[str, Any],
+    tokens: jax.Array,
+    positions: jax.Array,
+    counted: jax.Array | None = None,
+) -> jax.Array:
+    """What `model` computes of whole sequences, from parameters of `layered`: [B, T, D].
+
+    One layer is compiled and run again and again, so compiling takes as long as for one that is
+    scanned. Without dropout.
+
+    Args:
+        model: the transformer of `params`.
+        params: from `unstack_layers` or `layered`.
+        tokens: int32 [B, T].
+        positions: int32 [B, T].
+        counted: bool [B, T], see `LayerNorm`; all True where no sequence is to have a say in what
+            becomes of another.
+    """
+    outside = without_blocks(params)
+    x, seen = _embedded(outside, tokens, positions, model=model)
+    for i, layer in enumerate(params["blocks"]):
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], seen) if model.config.sparse else seen
+        x = _through_block(layer, x, own, counted, model=model)
+    return _normalised(outside, x, counted, model=model)
+
+
+def without_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters around the stack: the tables and the final norm."""
+    return {name: value for name, value in params.items() if name != "blocks"}
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _embedded(params: Any, tokens: jax.Array, positions: jax.Array, *, model: Transformer) -> tuple:
+    variables = {"params": params}
+    seen = model.apply(variables, tokens, method=model.what_is_seen)
+    return model.apply(variables, tokens, positions, method=model.embed), seen
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _through_block(
+    params: Any, x: jax.Array, seen: Any, counted: jax.Array | None, *, model: Transformer
+) -> jax.Array:
+    block = Block(model.config, model.policy)
+    return block.apply({"params": params}, x, seen, None, 0, counted)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "first", "last"))
+def logits_of(
+    params: Mapping[str, Any],
+    hidden: jax.Array,
+    *,
+    model: Transformer,
+    first: int = 0,
+    last: int | None = None,
+) -> jax.Array:
+    """`Transformer.logits` of hidden states [..., D], from what `without_blocks` gives."""
+    return model.apply({"params": params}, hidden, first, last, method=model.logits)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _normalised(
+    params: Any, x: jax.Array, counted: jax.Array | None, *, model: Transformer
+) -> jax.Array:
+    return model.apply({"params": params}, x, counted, method=model.normalise)
 
 
 def empty_cache(

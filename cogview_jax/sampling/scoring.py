@@ -6,15 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cogview_jax.models.transformer import Transformer
+from cogview_jax.models.transformer import Transformer, whole_forward, without_blocks
 
 
-@functools.partial(jax.jit, static_argnames=("model", "count", "first", "last"))
 def token_log_probs(
     params: Mapping[str, Any],
-    tokens: jax.Array,
-    positions: jax.Array,
+    tokens: np.ndarray,
+    positions: np.ndarray,
     *,
     model: Transformer,
     count: int,
@@ -28,7 +28,7 @@ def token_log_probs(
     sums them.
 
     Args:
-        params: of the transformer, stacked by layer.
+        params: of the transformer, from `unstack_layers` or `layered`.
         tokens: int32 [B, T].
         positions: int32 [B, T].
         model: the transformer.
@@ -39,12 +39,19 @@ def token_log_probs(
     Returns:
         float32 [B, count].
     """
-    variables = {"params": params}
+    before = tokens[:, :-1]
+    counted = np.ones(before.shape, bool)
+    hidden = whole_forward(model, params, before, positions[:, :-1], counted)
+    outside, judged = without_blocks(params), tokens[:, -count:] - first
+    return _log_probs(outside, hidden, judged, model=model, first=first, last=last)
 
-    def of_row(tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        hidden = model.apply(variables, tokens[None, :-1], positions[None, :-1])[0, -count:]
-        logits = model.apply(variables, hidden, first, last, method=model.logits)
-        chosen = tokens[-count:, None] - first
-        return jnp.take_along_axis(jax.nn.log_softmax(logits), chosen, axis=-1)[:, 0]
 
-    return jax.vmap(of_row)(tokens, positions)
+@functools.partial(jax.jit, static_argnames=("model", "first", "last"))
+def _log_probs(
+    params: Any, hidden: jax.Array, chosen: jax.Array, *, model: Transformer, first: int, last: int
+) -> jax.Array:
+    """log p of the ids `first` + chosen [B, C] after the last C of hidden [B, T, D]."""
+    hidden = hidden[:, -chosen.shape[1] :]
+    logits = model.apply({"params": params}, hidden, first, last, method=model.logits)
+    shares = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(shares, chosen[..., None], axis=-1)[..., 0]

@@ -62,6 +62,10 @@ class TextTokenizer:
         """The pieces of `text`."""
         return self._processor.EncodeAsIds(text)
 
+    def lacks(self, text: str) -> bool:
+        """Whether some of `text` is neither in a piece nor in bytes, and so lost."""
+        return self._processor.unk_id() in self.encode(text)
+
     def written(self, text: str) -> list[str]:
         """The pieces of `text` as they are written, with ▁ for a space."""
         return self._processor.EncodeAsPieces(text)

@@ -8,7 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cogview_jax.checkpoints.stored_tree import Deferred, restore_tree, save_tree, stored_tree
+from cogview_jax.checkpoints.stored_tree import (
+    Deferred,
+    restore_each,
+    restore_tree,
+    save_tree,
+    stored_tree,
+)
 from cogview_jax.runtime.errors import InputError
 
 DTYPES = ("float16", ml_dtypes.bfloat16, "float32", "float64", "int32")
@@ -95,3 +101,33 @@ def test_another_shape_is_refused_in_one_line(tree, tmp_path):
     with pytest.raises(InputError, match=r"x cannot be read as bundle\.json describes it") as error:
         restore_tree(tmp_path / "x", {"other": jax.ShapeDtypeStruct((1,), "float32")})
     assert "\n" not in str(error.value)
+
+
+def test_arrays_come_one_at_a_time_in_the_type_asked_for(tmp_path):
+    rng = np.random.default_rng(0)
+    tree = {"a": {"b": rng.standard_normal((2, 3)).astype(np.float32)}, "c": np.arange(50.0)}
+    save_tree(tmp_path / "tree", jax.tree.map(np.float32, tree))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+
+    def shapes(dtype, **shape):
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                shape.get("shape", leaf.shape), dtype, sharding=place
+            ),
+            tree,
+        )
+
+    for dtype in ("float32", "bfloat16"):
+        arrays = list(restore_each(tmp_path / "tree", shapes(dtype)))
+        assert [keys for keys, _ in arrays] == [("c",), ("a", "b")], "the largest first"
+        expected = restore_tree(tmp_path / "tree", shapes(dtype))
+        assert_same(arrays[0][1], expected["c"])
+        assert_same(arrays[1][1], expected["a"]["b"])
+        assert {array.sharding for _, array in arrays} == {place}
+    for wrong, message in (
+        (shapes("float32", shape=(2, 3)), r"\['c'\] has shape \(50,\), expected \(2, 3\)"),
+        ({"c": shapes("float32")["c"]}, r"\['a'\]\['b'\] has shape \(2, 3\), expected none"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            next(restore_each(tmp_path / "tree", wrong))
+        assert "\n" not in str(error.value)

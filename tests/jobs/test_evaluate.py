@@ -1,18 +1,22 @@
 """Evaluation of each task, and what it refuses; the door is run in tests/test_doors.py."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from cogview_jax import load
 from cogview_jax.evaluation.shapes_captions import captions_report
 from cogview_jax.evaluation.shapes_enlarged import enlarged_report
+from cogview_jax.evaluation.shapes_fresh import fresh_scenes
 from cogview_jax.evaluation.shapes_report import shapes_report
-from cogview_jax.jobs.evaluate import Candidates, shapes
+from cogview_jax.jobs.evaluate import Candidates, _say_if_unknown, shapes
 from cogview_jax.jobs.sample_input import Draws
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.tokenizers.text import TextTokenizer
 from doors import retold
 
 
@@ -88,6 +92,7 @@ def test_the_best_of_candidates_is_that_of_the_caption_bundle(chain, captioner, 
     ("bundle", "settings", "message"),
     [
         ("run", {"prompts": 1}, "--num_prompts 1: expected at least 2"),
+        ("run", {"prompts": 10**12}, "--num_prompts 1000000000000: expected at most 100000"),
         ("codec", {"prompts": 4}, "needs a transformer and a codec to be evaluated"),
         ("run", {"candidates": "run"}, "was trained for text_to_image, this needs caption"),
         ("captioner", {"candidates": "captioner"}, "is for a bundle of text_to_image, not of"),
@@ -116,3 +121,31 @@ def test_a_report_never_takes_the_place_of_a_folder(tmp_path):
     with pytest.raises(InputError, match=r"--out \S*run is a folder: expected the name of a file"):
         shapes("nowhere", str(tmp_path / "run"), prompts=2, draws=Draws())
     assert (tmp_path / "run" / "checkpoints" / "weights").read_text() == "weeks"
+
+
+def test_a_bundle_that_has_not_learned_shapes_is_told(chain, tmp_path, capsys, monkeypatch):
+    """This codec has trained for 12 steps; one that gives drawings back could be judged."""
+    bundle, told = f"{chain.run}/bundle", "has not learned captioned shapes: of 16 true drawings"
+    shapes(bundle, str(tmp_path / "report.json"), prompts=2, draws=Draws())
+    said = capsys.readouterr().err
+    assert said.count(told) == 1
+    assert "its codec (16 pixels, 16 codes) leaves none" in said
+    model = load(bundle)
+    _say_if_unknown(model, bundle)
+    assert told in capsys.readouterr().err
+    perfect = np.concatenate([fresh.drawings(16) for fresh in fresh_scenes(8, 0)])
+    monkeypatch.setattr(model, "decode", lambda codes: perfect)
+    _say_if_unknown(model, bundle)
+    assert capsys.readouterr().err == ""
+    # A tokenizer without bytes that has seen one language alone.
+    proto = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(["a red circle"] * 9),
+        model_writer=proto,
+        vocab_size=14,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    model.text = TextTokenizer(proto.getvalue())
+    _say_if_unknown(model, bundle)
+    assert "its text tokenizer has no pieces for such captions as" in capsys.readouterr().err

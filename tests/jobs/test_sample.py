@@ -46,6 +46,39 @@ def test_mistakes_are_found_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_bad_prompts_of_a_file_are_left_out_and_the_others_drawn(chain, tmp_path, capsys):
+    """The others keep their numbers, and are what they are without the bad ones."""
+    prompts = ["a star", "red " * 1025, "a ring", "a\0b", "caf\udce9", "red " * 60]
+    bundle, out = f"{chain.run}/bundle", tmp_path / "out"
+    draws = Draws(seed=5, long_prompts="refuse")
+    assert text_to_image(bundle, str(out), prompts, draws, needed=1) == 4
+    said = capsys.readouterr().err
+    for number, reason in (
+        (2, "has 4100 characters, expected at most 4096"),
+        (4, "holds a NUL character"),
+        (5, "is no Unicode text"),
+        (6, "but the text region holds 40: shorten it"),
+    ):
+        (line,) = [line for line in said.splitlines() if f"number {number} of 6" in line]
+        assert line.startswith("left out")
+        assert reason in line
+    assert [(line["prompt"], line["file"]) for line in lines_of(out / "samples.jsonl")] == [
+        ("a star", "images/00000_000.png"),
+        ("a ring", "images/00002_000.png"),
+    ]
+    ((expected,),) = load(bundle).generate(["a ring"], seed=5)
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(out / "images" / "00002_000.png")), np.asarray(expected)
+    )
+    with pytest.raises(InputError, match="has 4100 characters"):
+        text_to_image(bundle, f"{tmp_path}/none", prompts, draws, needed=2)
+    with pytest.raises(InputError, match="has 4100 characters"):
+        text_to_image(bundle, f"{tmp_path}/none", prompts[1:2], draws, needed=0)
+    with pytest.raises(InputError, match="number of pictures 3000000: expected at most 1000000"):
+        text_to_image(bundle, f"{tmp_path}/none", ["a"] * 3, Draws(num_images=10**6))
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """Two files, one of them larger than the codec's pictures and no square, and one broken."""
@@ -182,7 +215,10 @@ def test_bundles_of_the_wrong_task_and_bad_pairs_leave_nothing(
         (lambda: rerank(base, out, a, ["x"], Draws()), "for text_to_image, this needs caption"),
         (lambda: rerank(captioner, out, a, ["x", "y"], Draws()), "1 images and 2 prompts"),
         (lambda: rerank(captioner, out, a, [" "], Draws()), "prompt ' ' holds no text"),
-        (lambda: rerank(captioner, out, a, ["red " * 90], Draws()), "shorten it"),
+        (
+            lambda: rerank(captioner, out, a, ["red " * 90], Draws(long_prompts="refuse")),
+            "shorten it",
+        ),
         (lambda: Reranking(captioner, keep=0), "--keep 0: expected at least 1"),
         (
             lambda: text_to_image(base, out, ["x"], several, Reranking(captioner, keep=3)),

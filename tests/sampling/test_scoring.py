@@ -5,6 +5,7 @@ import pytest
 
 import official
 import reference
+from cogview_jax.models.transformer import unstack_layers
 from cogview_jax.sampling.scoring import token_log_probs
 
 SCORES = 5e-4  # absolute, as FIXTURES.md has it
@@ -13,7 +14,7 @@ SCORES = 5e-4  # absolute, as FIXTURES.md has it
 def log_probs(model, params, rows, count, first):
     positions = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
     scores = token_log_probs(
-        params,
+        unstack_layers(params),
         rows.astype(np.int32),
         positions,
         model=model,

@@ -1,0 +1,18 @@
+"""Bounds of counts that users give: what is asked for is made only if it can be held."""
+
+from cogview_jax.runtime.errors import InputError
+
+#: Pictures of one job or call: what is listed of so many takes about a gigabyte of memory. The
+#: paper's largest evaluation is 60 candidates for each of 30,000 captions, two such jobs.
+MOST_PICTURES = 1_000_000
+#: Rows of one batch: 64 times the number from which on more gain little (bench/RESULTS.md). Logits
+#: and caches of so many are gigabytes even of a small model.
+MOST_ROWS = 4096
+
+
+def need_count(name: str, value: int, most: int, least: int = 1) -> None:
+    """InputError for a number below `least` or above `most`, by its name."""
+    if value < least:
+        raise InputError(f"{name} {value}: expected at least {least}")
+    if value > most:
+        raise InputError(f"{name} {value}: expected at most {most}")
