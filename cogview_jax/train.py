@@ -24,7 +24,7 @@ from cogview_jax.runtime.distributed import distributed_flags
 from cogview_jax.runtime.errors import InputError
 
 CONFIG = config_flag()
-WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run; all hosts share it")
+WORKDIR = door.path_flag("workdir", "the folder of the run; all hosts share it")
 START = distributed_flags()
 STALL_TIMEOUT = flags.DEFINE_float(
     "stall_timeout", 1800, "seconds without a finished step after which the run ends; 0: never"

@@ -24,6 +24,7 @@ from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import replace_tree, sha256_file, sha256_tree, write_json
+from cogview_jax.runtime.paths import local_path
 from cogview_jax.runtime.sharding import sharded_shapes
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
@@ -70,7 +71,7 @@ class Bundle:
             InputError: there is none, it is of another format, or its transformer was trained with
                 another codec or text tokenizer than the bundle holds.
         """
-        self.path = Path(path).absolute()
+        self.path = local_path(path, "bundle").absolute()
         file = self.path / "bundle.json"
         if not file.is_file():
             raise InputError(f"{path} is no bundle: there is no {file.name} in it")

@@ -5,7 +5,9 @@ from typing import Protocol, TypeVar
 
 from cogview_jax.data.folder import FolderSource
 from cogview_jax.data.records import Record
+from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.paths import require_paths
 
 KINDS = ("shapes", "tfds", "folder")
 SHAPES_CAPTIONS = ("caption_en", "caption_zh")
@@ -58,6 +60,12 @@ class SourceConfig:
     train_count: int = 10_000
     held_out_count: int = 500
     seed: int = 0
+
+    def __post_init__(self):
+        require_paths(self, "path")
+        require_range(self, "size", at_least=16, at_most=2**14)
+        require_range(self, "train_count", "held_out_count", at_least=1)
+        require_range(self, "seed", at_least=0, below=2**32)
 
 
 def open_source(config: SourceConfig) -> Source[Record]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import sentencepiece
 
+from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path
 
@@ -27,6 +28,10 @@ class TextConfig:
     pieces: int = 50_000
     algorithm: Literal["unigram", "bpe"] = "unigram"
     character_coverage: float = 0.9995
+
+    def __post_init__(self):
+        require_range(self, "pieces", at_least=1, at_most=2**24)
+        require_range(self, "character_coverage", at_least=0.98, at_most=1)
 
 
 class TextTokenizer:
