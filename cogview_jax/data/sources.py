@@ -1,10 +1,12 @@
 """What a source of records is, and how a config names one."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 from cogview_jax.data.folder import FolderSource
-from cogview_jax.data.records import Record
+from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.paths import require_paths
@@ -97,6 +99,14 @@ def open_source(config: SourceConfig) -> Source[Record]:
         caption_keys=config.caption_keys or captions,
         require_captions=config.require_captions,
     )
+
+
+def readable(source: Source[Item]) -> Iterator[Item]:
+    """The records of a source in their order; those that cannot be used are passed over."""
+    for i in range(len(source)):
+        with contextlib.suppress(BadRecord):
+            record = source[i]
+            yield record
 
 
 def _draw_shapes(config: SourceConfig):

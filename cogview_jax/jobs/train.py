@@ -1,7 +1,7 @@
 """Training either stage: one way from a config to a bundle."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from PIL import Image
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.checkpoints.retention import Retention
-from cogview_jax.data.pipeline import batches, check_seed
+from cogview_jax.data.pipeline import batches
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources import Source
@@ -60,6 +60,9 @@ class Job(Protocol):
     def transform(self, record: Any, generator: np.random.Generator) -> dict[str, np.ndarray]:
         """One row of a batch."""
 
+    def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The fields of a row, as `transform` gives them for any record."""
+
     def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
         """`state` with the weights of another bundle, or as a run without one starts."""
 
@@ -88,15 +91,23 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
     workdir.check(experiment)
     config, mesh = experiment.train, make_mesh(experiment.mesh)
     check_batch(config, mesh)
-    check_seed(experiment.seed)
     job = make_job(experiment, workdir)
     source = first_alone(job.source, "source opened")
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     rate = schedule(experiment.optimizer, config.steps)
     loss_scale = experiment.loss_scale if policy(experiment.precision).scales else None
+    step = make_step(
+        job.objective,
+        optimizer,
+        rate,
+        seed=experiment.seed,
+        accumulate=config.accumulate,
+        loss_scale=loss_scale,
+    )
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         shapes = state_shapes(job.objective, optimizer, mesh, loss_scale)
+        check_best(config, step, shapes, job.row_shapes())
         checkpointer = stack.enter_context(
             Checkpointer(
                 workdir.checkpoints,
@@ -169,14 +180,6 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
                     with atomic_path(workdir.samples / f"step_{step:08d}.png") as temporary:
                         Image.fromarray(picture).save(temporary)
 
-        step = make_step(
-            job.objective,
-            optimizer,
-            rate,
-            seed=experiment.seed,
-            accumulate=config.accumulate,
-            loss_scale=loss_scale,
-        )
         state = train(
             state,
             compiled_together(jax.jit(step, donate_argnums=0)),
@@ -245,6 +248,33 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
         say(
             f"train.accumulate = {config.accumulate} leaves {rows} rows at a time, which {ways}"
             " devices cannot share: each computes them all"
+        )
+
+
+def check_best(
+    config: TrainConfig,
+    step: Step,
+    state: TrainState,
+    row: Mapping[str, jax.ShapeDtypeStruct],
+) -> None:
+    """InputError where the best checkpoints are to be kept by what a step does not measure.
+
+    Args:
+        config: names the metric; where none are kept by it, nothing is looked at.
+        step: what measures. It is traced and not run.
+        state: the shapes of its state.
+        row: the fields of one row of its batch.
+    """
+    if not config.keep_best:
+        return
+    shapes = {n: (config.global_batch, *leaf.shape) for n, leaf in row.items()}
+    batch = {n: jax.ShapeDtypeStruct(shapes[n], leaf.dtype) for n, leaf in row.items()}
+    _, metrics = jax.eval_shape(step, state, batch)
+    measured = sorted(metrics.keys() - {"stuck"})
+    if config.best_metric not in measured:
+        raise InputError(
+            f"train.best_metric = {config.best_metric!r} is not measured: choose from"
+            f" {', '.join(measured)}"
         )
 
 

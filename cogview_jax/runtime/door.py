@@ -106,10 +106,9 @@ def _run(main: Callable[[], int | None]) -> NoReturn:
             _fail(traceback.format_exc(), 1)
         _fail(f"error: {error.filename}: {error.strerror}", BAD_INPUT)
     except Exception as error:
-        if missing := re.match(r"Unable to initialize backend '(.*?)': (.*)", str(error)):
-            asked = os.environ.get("JAX_PLATFORMS", "")
-            reason = f"there is no platform {missing[1]!r} here ({missing[2]})"
-            _fail(f"error: JAX_PLATFORMS={asked}: {reason}", BAD_INPUT)
+        if _lacks_platform():
+            asked = os.environ["JAX_PLATFORMS"]
+            _fail(f"error: JAX_PLATFORMS={asked}: there is no such platform here", BAD_INPUT)
         if "RESOURCE_EXHAUSTED" in str(error):  # jax's own type is known only once jax is loaded
             reason = str(error).strip().splitlines()[0]
             advice = "raise train.accumulate, or draw fewer pictures at a time (--batch_size)"
@@ -192,6 +191,18 @@ def _compute_in_32_bits() -> None:
     os.environ["JAX_ENABLE_X64"] = "0"
     if jax := sys.modules.get("jax"):  # it has read its environment already
         jax.config.update("jax_enable_x64", False)
+
+
+def _lacks_platform() -> bool:
+    """Whether jax has no devices of the platform that the environment asks for."""
+    jax = sys.modules.get("jax")
+    if jax is None or not os.environ.get("JAX_PLATFORMS"):
+        return False
+    try:
+        jax.devices()
+    except Exception:  # mostly a RuntimeError; where a plugin finds no device, an AssertionError
+        return True
+    return False
 
 
 def _open_streams() -> None:

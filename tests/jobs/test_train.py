@@ -167,11 +167,12 @@ def test_what_does_not_fit_leaves_no_trace(chain, transformer, tmp_path):
     wrong = {
         "needs 3 devices, but there are 8": change("mesh", data=3),
         "train.global_batch = 12 cannot be split over mesh.data": change("train", global_batch=12),
-        "precision 'half' is unknown": dataclasses.replace(transformer, precision="half"),
         "nowhere is no bundle": dataclasses.replace(transformer, init_from="nowhere"),
         "does not fit the config": dataclasses.replace(change("model", layers=1), **start),
-        "seed=-1: expected 0 to": dataclasses.replace(transformer, seed=-1),
         "no token store": change("data", store=f"{tmp_path}/none"),
+        "train.best_metric = 'lsos' is not measured: choose from grad_norm, image_loss": change(
+            "train", keep_best=1, best_metric="lsos"
+        ),
         "cannot be split 8 ways over tensor": dataclasses.replace(
             change("model", width=36), mesh=MeshConfig(data=1, tensor=8)
         ),
