@@ -160,7 +160,10 @@ def _text_plan(data: TokenData) -> dict | str:
     """What the text tokenizer of a store depends on: its file, or how it was trained."""
     if data.text_tokenizer:
         return TextTokenizer.load(data.text_tokenizer).sha256
-    return asdict(data.text) | {"records": data.text_records}
+    settings = asdict(data.text)
+    if data.text.byte_fallback:
+        del settings["byte_fallback"]  # stores of before it could be chosen do not say it
+    return settings | {"records": data.text_records}
 
 
 def _captions(source: Source[Record], records: int) -> list[str]:

@@ -120,7 +120,7 @@ def test_what_is_allowed_is_allowed(name):
         (TransformerExperiment, "optimizer.beta2", 1.0, "at least 0 and below 1"),
         (TransformerExperiment, "optimizer.epsilon", 0.0, "at least 1e-30"),
         (TransformerExperiment, "data.text.character_coverage", 1.01, "0.98 to 1"),
-        (TransformerExperiment, "data.text.pieces", 0, "1 to 16777216"),
+        (TransformerExperiment, "data.text.pieces", 0, "4 to 16777216"),
         (TransformerExperiment, "data.encode_batch", 0, "1 to 65536"),
         (TransformerExperiment, "data.shard_size", 0, "at least 1"),
         (TransformerExperiment, "seed", 2**32, "at least 0 and below 4294967296"),
