@@ -18,6 +18,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import free_memory
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy_of
+from cogview_jax.runtime.progress import waiting
 from cogview_jax.sampling.back_projection import ROUNDS, back_projected, misfits
 from cogview_jax.sampling.decode import generate, in_parts, least_rows, sample_keys
 from cogview_jax.sampling.fill import fill, seeded_choice
@@ -873,6 +874,7 @@ def _batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
         yield index, min(batch_size, count - start)
 
 
+@waiting("loading the bundle")
 def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> CogView:
     """Reads a bundle: every part it has.
 

@@ -13,13 +13,14 @@ from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources import Source, open_source
 from cogview_jax.data.token_writer import write_store
 from cogview_jax.data.transforms import center_crop
+from cogview_jax.jobs.announce import described
 from cogview_jax.jobs.experiment import TokenData, TransformerExperiment
 from cogview_jax.jobs.workdir import Workdir
 from cogview_jax.pipeline import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.progress import Progress
-from cogview_jax.tokenizers.text import TextTokenizer, train_text_tokenizer
+from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_tokenizer
 
 #: Within a store: the tokenizer-only bundle its tokens were made with.
 TOKENIZERS = "tokenizers"
@@ -45,6 +46,7 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
         )
     given = given_codec(experiment)
     source = open_source(data.source)
+    print(f"token store {path}: {described(source)}; codec of {given.path}", file=sys.stderr)
     tokenizers = _tokenizers(experiment, given, source, path)
     dtype = policy(experiment.precision).compute
     model = CogView(codec=tokenizers.codec(), text=tokenizers.text(), dtype=dtype)
@@ -139,7 +141,7 @@ def _tokenizers(
         text = (
             TextTokenizer.load(data.text_tokenizer)
             if data.text_tokenizer
-            else train_text_tokenizer(_captions(source, data.text_records), data.text)
+            else _trained(_captions(source, data.text_records), data.text)
         )
         if len(text) > experiment.vocabulary.text:
             raise InputError(
@@ -154,6 +156,16 @@ def _tokenizers(
             f" {given.sha256('codec')[:12]}: choose another store, or delete this one"
         )
     return own
+
+
+def _trained(captions: list[str], config: TextConfig) -> TextTokenizer:
+    # At once: no thread could say so while the library trains.
+    print(
+        f"training a text tokenizer of {config.pieces:,} pieces on {len(captions):,} captions",
+        file=sys.stderr,
+        flush=True,
+    )
+    return train_text_tokenizer(captions, config)
 
 
 def _text_plan(data: TokenData) -> dict | str:

@@ -16,6 +16,7 @@ from cogview_jax.data.pipeline import batches
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources import Source
+from cogview_jax.jobs.announce import StepsUnderWay, announcement
 from cogview_jax.jobs.experiment import CodecExperiment, Experiment, TrainConfig
 from cogview_jax.jobs.image_tokenizer import ImageTokenizerJob
 from cogview_jax.jobs.transformer import TransformerJob
@@ -150,9 +151,19 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
         placed = Prefetched(place_batch(batch, mesh) for batch in local)
         stack.enter_context(contextlib.closing(placed))
         writer = stack.enter_context(MetricsWriter(workdir.metrics))
+        for line in announcement(experiment, source, state, mesh, start):
+            say(f"{workdir.path.name}: {line}")
+        under_way = StepsUnderWay()
         progress = stack.enter_context(
-            Progress(config.steps, workdir.path.name, start=start, shown=is_first())
+            Progress(
+                config.steps,
+                workdir.path.name,
+                start=start,
+                shown=is_first(),
+                ask=under_way.finished,
+            )
         )
+        progress.doing("waiting for the first batch")
         profiler = ProfilerWindow(experiment.profile, workdir.profile)
         stack.enter_context(contextlib.closing(profiler))
         watchdog = stack.enter_context(
@@ -167,7 +178,7 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
                 goodput.record(measured.step, seconds)
                 writer.scalars(measured.step, metrics | {"goodput": goodput.share})
             shown = {n: metrics[n] for n in ("loss", "tokens_per_second")}
-            progress.update(measured.step - progress.done, **shown)
+            progress.reach(measured.step, **shown)
 
         def save(step: int, state: TrainState, metrics: dict[str, float]) -> None:
             checkpointer.save(step, state, metrics)
@@ -182,7 +193,7 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
 
         state = train(
             state,
-            compiled_together(jax.jit(step, donate_argnums=0)),
+            compiled_together(jax.jit(step, donate_argnums=0), progress),
             placed,
             steps=config.steps,
             log_every=config.log_every,
@@ -195,6 +206,7 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
             watchdog=watchdog,
             profiler=profiler,
             stop=stop.reached,
+            started=under_way.started if is_first() else lambda step, metrics: None,
         )
         done = int(state.position)
         if done < config.steps:
@@ -213,8 +225,8 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
     return 0
 
 
-def compiled_together(step: Any) -> Step:
-    """A jitted step that no process runs before all have compiled it.
+def compiled_together(step: Any, progress: Progress) -> Step:
+    """A jitted step that no process runs before all have compiled it; `progress` shows it.
 
     Compiling takes minutes and not everywhere as many; the first collective of a step, once begun,
     may wait for seconds only (30 on CPUs).
@@ -224,8 +236,11 @@ def compiled_together(step: Any) -> Step:
     def call(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         nonlocal compiled
         if compiled is None:
+            say("compiling the step")
+            progress.doing("compiling")
             compiled = step.lower(state, batch).compile()
             Agreement(COMPILE_SECONDS).exchange("compiled", True)
+            progress.doing("first step")
         return compiled(state, batch)
 
     return call

@@ -56,6 +56,7 @@ def train(
     watchdog: Watchdog,
     profiler: ProfilerWindow,
     stop: Callable[[int], bool] = lambda done: False,
+    started: Callable[[int, dict[str, jax.Array]], None] = lambda step, metrics: None,
 ) -> TrainState:
     """Trains until `steps` steps are done, or until it is to stop, and returns the last state.
 
@@ -76,6 +77,7 @@ def train(
         profiler: sees every step.
         stop: asked after every step; True ends the loop there. The state is checked, but no hook
             is called.
+        started: called with every step once it is started, and the metrics that it will have.
 
     Raises:
         InputError: a loss or gradient was not finite, or the loss scale sits at its floor; the
@@ -102,6 +104,7 @@ def train(
         goodput.enter(STEP)
         done += 1
         profiler.after(done, metrics)
+        started(done, metrics)
         pending.append((done, metrics))
         stopping = stop(done) and done < steps
         due = [hook for hook in hooks if hook.due(done, steps) and not stopping]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -58,7 +59,7 @@ def test_a_run_begun_on_one_device_goes_on_on_eight(chain, codec, tmp_path):
         )
 
 
-def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path):
+def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path, capfd):
     experiment = dataclasses.replace(
         transformer,
         init_from=f"{chain.run}/bundle",
@@ -73,6 +74,23 @@ def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path)
     # The first loss is that of a trained model.
     assert logged(tmp_path / "run")[0]["loss"] < logged(chain.run)[0]["loss"]
     assert not (tmp_path / "run" / "samples").exists()
+
+    # What it will do is said before it begins, in this order.
+    said = capfd.readouterr().err
+    data, model, devices, steps, compiling = re.findall(
+        r"^(?:run: (?:data|model|devices|steps): |compiling).*$", said, flags=re.MULTILINE
+    )
+    assert data == (
+        f"run: data: 32 examples, 64 captions in {chain.store}; 0 records were skipped when it was"
+        " prepared"
+    )
+    count = sum(leaf.size for leaf in jax.tree.leaves(theirs.params))
+    assert model.endswith(f"(up to 40 of text, 4 x 4 codes), 512 ids; {count:,} parameters")
+    assert devices.endswith(
+        "(mesh.data 8, mesh.fsdp 1, mesh.tensor 1); precision float32, attention dense"
+    )
+    assert steps == "run: steps: 0 of 1 done; 8 rows a step"
+    assert compiling == "compiling the step"
 
 
 def test_a_run_starts_from_fewer_positions_and_another_type(chain, transformer, tmp_path, capfd):

@@ -39,7 +39,7 @@ class Run:
         self.step, self.reports, self.seen = step, [], {every: [] for every in hooks}
         self.goodput = Goodput(Path("nowhere"), writes=False)
 
-    def train(self, log_every=4, hooks=(), stop=lambda done: False):
+    def train(self, log_every=4, hooks=(), stop=lambda done: False, started=lambda *step: None):
         """Returns the parameter after the last step."""
         hooks += tuple(
             Hook(
@@ -64,11 +64,18 @@ class Run:
                 watchdog=Watchdog(0, "this test"),
                 profiler=ProfilerWindow(ProfileConfig(), Path("nowhere")),
                 stop=stop,
+                started=started,
             )
         return float(state.params)
 
     def logged(self):
         return [report.step for report in self.reports]
+
+
+def test_every_step_is_told_when_it_is_started():
+    losses = []
+    Run(start=2).train(started=lambda number, metrics: losses.append((number, metrics["loss"])))
+    assert losses == list(enumerate(BATCHES, 1))[2:]
 
 
 def test_reports_and_hooks_come_when_due_and_after_the_last_step():
