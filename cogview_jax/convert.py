@@ -17,11 +17,9 @@ from cogview_jax.runtime import door
 
 SOURCE = flags.DEFINE_enum("source", None, ["official"], "what to read; the bundle is --out")
 TARGET = flags.DEFINE_enum("target", None, ["official"], "what to write of --bundle, into --out")
-TRANSFORMER = flags.DEFINE_string(
-    "transformer", None, "the folder with latest_checkpointed_iteration.txt"
-)
-IMAGE_TOKENIZER = flags.DEFINE_string("image_tokenizer", None, "the image tokenizer's torch file")
-TEXT_TOKENIZER = flags.DEFINE_string("text_tokenizer", None, "the SentencePiece model")
+TRANSFORMER = door.path_flag("transformer", "the folder with latest_checkpointed_iteration.txt")
+IMAGE_TOKENIZER = door.path_flag("image_tokenizer", "the image tokenizer's torch file")
+TEXT_TOKENIZER = door.path_flag("text_tokenizer", "the SentencePiece model")
 NUM_HEADS = flags.DEFINE_integer("num_heads", None, "the transformer's heads; 40 in the released")
 CODES = flags.DEFINE_integer(
     "codes", None, "image codes of the vocabulary, if --image_tokenizer is left out"
@@ -37,8 +35,8 @@ GRID = flags.DEFINE_integer(
 LAYOUT_TASK = flags.DEFINE_string(
     "layout_task", None, "what the transformer was trained for, unless text_to_image"
 )
-BUNDLE = flags.DEFINE_string("bundle", None, "the bundle to give back")
-OUT = flags.DEFINE_string("out", None, "the bundle, or the folder, to write", required=True)
+BUNDLE = door.path_flag("bundle", "the bundle to give back")
+OUT = door.path_flag("out", "the bundle, or the folder, to write", required=True)
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ from absl import flags
 
 from cogview_jax.runtime import door
 
-BUNDLE = flags.DEFINE_string("bundle", None, "the bundle's folder", required=True)
-OUT = flags.DEFINE_string("out", None, "the JSON file to write", required=True)
+BUNDLE = door.path_flag("bundle", "the bundle's folder", required=True)
+OUT = door.path_flag("out", "the JSON file to write", required=True)
 BENCHMARK = flags.DEFINE_enum("benchmark", "shapes", ["shapes"], "what to measure")
 NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 300, "prompts of each split")
 SEED = flags.DEFINE_integer("seed", 0, "of the prompts and the random draws")
@@ -34,7 +34,7 @@ GUIDANCE = flags.DEFINE_float(
     1.0,
     "above 1 follows the prompt more closely, for models trained with drop_captions",
 )
-RERANK_WITH = flags.DEFINE_string("rerank_with", None, "a caption bundle that chooses the best")
+RERANK_WITH = door.path_flag("rerank_with", "a caption bundle that chooses the best")
 CANDIDATES = flags.DEFINE_integer("candidates", 8, "pictures for each prompt to choose from")
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "pictures at a time; by default what free memory has room for"

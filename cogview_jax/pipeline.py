@@ -34,6 +34,7 @@ from cogview_jax.runtime.heap import trim_heap
 from cogview_jax.runtime.inside import inside
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy_of
+from cogview_jax.runtime.progress import waiting
 from cogview_jax.sampling.back_projection import ROUNDS, back_projected, misfits
 from cogview_jax.sampling.decode import generate, in_parts, least_rows, sample_keys, seed_key
 from cogview_jax.sampling.fill import SAMPLES, fill, seeded_choice
@@ -1084,6 +1085,7 @@ def _devices(array: Any) -> set[jax.Device]:
     return array.devices() if isinstance(array, jax.Array) else {jax.local_devices()[0]}
 
 
+@waiting("loading the bundle")
 def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> CogView:
     """Reads a bundle: every part it has.
 

@@ -9,14 +9,12 @@ command continues; finished, it does nothing.
       --config.data.source.path=my_pictures --config.data.image_tokenizer=runs/codec/bundle
 """
 
-from absl import flags
-
 from cogview_jax.runtime import door
 from cogview_jax.runtime.config_flag import config_flag
 from cogview_jax.runtime.errors import InputError
 
 CONFIG = config_flag()
-WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run", required=True)
+WORKDIR = door.path_flag("workdir", "the folder of the run", required=True)
 
 
 def main() -> None:

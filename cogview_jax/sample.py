@@ -39,19 +39,19 @@ from absl import flags
 
 from cogview_jax.runtime import door
 
-BUNDLE = flags.DEFINE_string("bundle", None, "the bundle's folder", required=True)
+BUNDLE = door.path_flag("bundle", "the bundle's folder", required=True)
 TASK = flags.DEFINE_enum(
     "task",
     "text_to_image",
     ["text_to_image", "complete", "super_resolution", "caption", "rerank"],
     "what to do",
 )
-OUT = flags.DEFINE_string("out", None, "the folder to write to", required=True)
+OUT = door.path_flag("out", "the folder to write to", required=True)
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "a prompt; super_resolution needs one where its model has learned with text"
 )
-PROMPTS = flags.DEFINE_string(
-    "prompts", None, "a UTF-8 file, or a pipe such as /dev/stdin, with one prompt a line"
+PROMPTS = door.path_flag(
+    "prompts", "a UTF-8 file, or a pipe such as /dev/stdin, with one prompt a line"
 )
 LONG_PROMPTS = flags.DEFINE_enum(
     "long_prompts",
@@ -59,18 +59,17 @@ LONG_PROMPTS = flags.DEFINE_enum(
     ["cut", "refuse"],
     "what becomes of prompts that are longer than the model's text region",
 )
-IMAGE = flags.DEFINE_multi_string(
+IMAGE = door.paths_flag(
     "image",
-    [],
     "a picture to complete, enlarge, describe or score; one prompt each, or one for all",
 )
 KEEP_ROWS = flags.DEFINE_integer("keep_rows", None, "rows of codes to keep of it; half by default")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "pictures for each prompt")
 SEED = flags.DEFINE_integer("seed", 0, "of the random draws")
-RERANK_WITH = flags.DEFINE_string("rerank_with", None, "a caption bundle that orders the pictures")
+RERANK_WITH = door.path_flag("rerank_with", "a caption bundle that orders the pictures")
 KEEP = flags.DEFINE_integer("keep", None, "pictures of each prompt that stay; all by default")
-MAGNIFY_WITH = flags.DEFINE_string(
-    "magnify_with", None, "a bundle of super-resolution that enlarges the pictures that stay"
+MAGNIFY_WITH = door.path_flag(
+    "magnify_with", "a bundle of super-resolution that enlarges the pictures that stay"
 )
 TEMPERATURE = flags.DEFINE_float(
     "temperature",

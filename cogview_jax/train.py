@@ -24,11 +24,15 @@ from cogview_jax.runtime.distributed import distributed_flags
 from cogview_jax.runtime.errors import InputError
 
 CONFIG = config_flag()
-WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run; all hosts share it")
+WORKDIR = door.path_flag("workdir", "the folder of the run; all hosts share it")
 START = distributed_flags()
 STALL_TIMEOUT = flags.DEFINE_float(
-    "stall_timeout", 1800, "seconds without a finished step after which the run ends; 0: never"
+    "stall_timeout",
+    1800,
+    "seconds without a finished step after which the run ends; 0: never",
 )
+#: Of a stall, as long as timers of the system count.
+MOST_SECONDS = 10**6
 DRY_RUN = flags.DEFINE_boolean("dry_run", False, "compile for the mesh and say what it takes")
 DEVICES = flags.DEFINE_integer("devices", None, "of a dry run: how many devices to suppose")
 ACCELERATOR = flags.DEFINE_string("accelerator", "", "of a dry run: what they are, such as H100")
@@ -39,6 +43,10 @@ def main() -> int | None:
     from cogview_jax.jobs.experiment import read_experiment
 
     experiment = read_experiment(CONFIG.value)
+    if not 0 <= STALL_TIMEOUT.value <= MOST_SECONDS:
+        raise InputError(
+            f"--stall_timeout={STALL_TIMEOUT.value}: expected 0 to {MOST_SECONDS} seconds"
+        )
     if DRY_RUN.value:
         from cogview_jax.jobs import dry_run
 

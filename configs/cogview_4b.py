@@ -86,6 +86,7 @@ def get_config() -> ConfigDict:
     config.data.text.pieces = 50_000
     config.data.text.algorithm = "unigram"
     config.data.text.character_coverage = 0.9995
+    config.data.text.byte_fallback = True
     config.data.text_records = 1_000_000
     config.data.encode_batch = 64
     config.data.encode_precision = "float32"

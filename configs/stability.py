@@ -117,6 +117,7 @@ def get_config(variant: str) -> ConfigDict:
     config.data.text.pieces = 512
     config.data.text.algorithm = "bpe"
     config.data.text.character_coverage = 1.0
+    config.data.text.byte_fallback = True
     config.data.text_records = 4000
     config.data.encode_batch = 64
     config.data.encode_precision = "float32"

@@ -4,13 +4,13 @@
 #   export TPU_NAME=cogview ZONE=us-east5-a TYPE=v5p-256 RUNTIME=v2-alpha-tpuv5
 #   launch/tpu_pod.sh create            # SPOT=1 for a spot slice
 #   launch/tpu_pod.sh setup             # copies the repository, installs jax[tpu]
-#   launch/tpu_pod.sh run --config configs/cogview_4b.py --workdir gs-or-nfs/run
+#   launch/tpu_pod.sh run --config configs/cogview_4b.py --workdir /mnt/shared/run
 #   launch/tpu_pod.sh logs | stop | delete
 #
 # `run` starts the supervisor on all hosts in the background: it goes on when this shell is closed,
 # and restarts the training when it fails. A preempted spot slice is gone: `create`, `setup` and
-# `run` again, and the run continues from the workdir, which has to outlive the slice (a mounted
-# Filestore or bucket, at the same path on every host).
+# `run` again, and the run continues from the workdir, which has to outlive the slice: a Filestore, or
+# a bucket that gcsfuse mounts, at the same path on every host. An address (gs://...) is refused.
 set -euo pipefail
 
 usage() {

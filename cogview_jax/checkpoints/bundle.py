@@ -42,6 +42,7 @@ from cogview_jax.runtime.files import (
 )
 from cogview_jax.runtime.inside import check_tree, inside
 from cogview_jax.runtime.leftovers import remove, temporary_path
+from cogview_jax.runtime.paths import local_path
 from cogview_jax.runtime.random_key import random_key
 from cogview_jax.runtime.sealed import sealed
 from cogview_jax.runtime.sharding import sharded_shapes, unbox
@@ -100,7 +101,7 @@ class Bundle:
             InputError: there is none, it is of another format, or its transformer was trained with
                 another codec or text tokenizer than the bundle holds.
         """
-        self.path = Path(path).absolute()
+        self.path = local_path(path, "bundle").absolute()
         self._described = read_description(self.path)
         self.description = self._described.raw
         self.parts: dict[str, dict] = self.description["parts"]

@@ -1,13 +1,16 @@
 """What a source of records is, and how a config names one."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 from cogview_jax.data.folder import FolderSource
 from cogview_jax.data.images import MAX_PIXELS, check_max_pixels
-from cogview_jax.data.records import Record
-from cogview_jax.runtime.distributed import is_first, say
+from cogview_jax.data.records import BadRecord, Record
+from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.paths import require_paths
 
 KINDS = ("shapes", "tfds", "folder")
 SHAPES_CAPTIONS = ("caption_en", "caption_zh")
@@ -67,13 +70,15 @@ class SourceConfig:
     seed: int = 0
 
     def __post_init__(self):
+        require_paths(self, "path")
+        require_range(self, "size", at_least=16, at_most=2**14)
+        require_range(self, "train_count", "held_out_count", at_least=1)
+        require_range(self, "seed", at_least=0, below=2**32)
         check_max_pixels(self.max_pixels)
 
 
 def open_source(config: SourceConfig) -> Source[Record]:
     """The source that `config` describes. Shapes that are not there yet are drawn first.
-
-    Process 0 says on standard error what a folder holds, and what of it is ignored.
 
     Raises:
         InputError: unknown kind, split or feature; nothing at the path.
@@ -85,12 +90,9 @@ def open_source(config: SourceConfig) -> Source[Record]:
                 "data.source.path is empty: name the folder of pictures, such as"
                 " --config.data.source.path=my_pictures"
             )
-        source = FolderSource(
+        return FolderSource(
             config.path, require_captions=config.require_captions, max_pixels=config.max_pixels
         )
-        if is_first():  # it may take a while
-            say(f"{config.path}: {source.describe()}")
-        return source
     if config.kind not in KINDS:
         raise InputError(f"kind={config.kind!r}: choices are {', '.join(KINDS)}")
     # TFDS takes a second to import and is absent from many GPU images: only who reads it pays.
@@ -108,6 +110,14 @@ def open_source(config: SourceConfig) -> Source[Record]:
         require_captions=config.require_captions,
         max_pixels=config.max_pixels,
     )
+
+
+def readable(source: Source[Item]) -> Iterator[Item]:
+    """The records of a source in their order; those that cannot be used are passed over."""
+    for i in range(len(source)):
+        with contextlib.suppress(BadRecord):
+            record = source[i]
+            yield record
 
 
 def _draw_shapes(config: SourceConfig):

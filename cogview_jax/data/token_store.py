@@ -60,6 +60,14 @@ class TokenStore:
         """The number of examples."""
         return self._ends[-1] if self._ends else 0
 
+    def describe(self) -> str:
+        """Its examples, their captions, and the records that `prepare` could not use."""
+        counts = {name: self.manifest.get(name, 0) for name in ("captions", "skipped")}
+        return (
+            f"{len(self):,} examples, {counts['captions']:,} captions in {self._path};"
+            f" {counts['skipped']:,} records were skipped when it was prepared"
+        )
+
     def key(self, i: int) -> str:
         """The name of the record that example `i` was made from."""
         return self[i].key

@@ -18,6 +18,8 @@ from cogview_jax.training.plan import Plan, make_plan
 
 #: The share of a device's memory that programs can use.
 USABLE = 0.94
+#: How many devices are simulated at most.
+MOST_DEVICES = 16384
 
 
 def run(experiment: Experiment, devices: int | None, name: str | None) -> int:
@@ -40,7 +42,11 @@ def run(experiment: Experiment, devices: int | None, name: str | None) -> int:
 
 def plan_run(experiment: Experiment, devices: int | None) -> Plan:
     """The plan of an experiment on so many simulated devices; see `run`."""
-    _simulate(_wanted(experiment.mesh) if devices is None else devices)
+    count = _wanted(experiment.mesh) if devices is None else devices
+    if not 1 <= count <= MOST_DEVICES:
+        asked = f"--devices {count}" if devices is not None else f"a mesh of {count} devices"
+        raise InputError(f"{asked}: a dry run supposes 1 to {MOST_DEVICES}")
+    _simulate(count)
     here = jax.devices()[:devices] if devices else None
     mesh, config = make_mesh(experiment.mesh, here), experiment.train
     check_batch(config, mesh)

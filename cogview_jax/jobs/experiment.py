@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from cogview_jax.data.sources import SourceConfig
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.runtime.config import build
+from cogview_jax.runtime.config import build, require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
+from cogview_jax.runtime.paths import require_paths
+from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.profiler import ProfileConfig
 from cogview_jax.tokenizers.codec import CodecConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
@@ -41,10 +43,8 @@ class TrainConfig:
 
     def __post_init__(self):
         positive = ("steps", "global_batch", "accumulate", "log_every", "checkpoint_every", "keep")
-        for name in (*positive, "sample_every", "keep_every", "keep_best"):
-            least = 1 if name in positive else 0
-            if getattr(self, name) < least:
-                raise InputError(f"{name} = {getattr(self, name)}: expected at least {least}")
+        require_range(self, *positive, at_least=1)
+        require_range(self, "sample_every", "keep_every", "keep_best", at_least=0)
         if self.global_batch % self.accumulate:
             raise InputError(
                 f"global_batch {self.global_batch} cannot be cut into accumulate ="
@@ -65,6 +65,10 @@ class PictureData:
     flip: bool = False
     max_skipped: float = 0.05
 
+    def __post_init__(self):
+        require_range(self, "smallest_crop", above=0, at_most=1)
+        require_range(self, "max_skipped", at_least=0, at_most=1)
+
 
 @dataclass(frozen=True)
 class CodecLoss:
@@ -73,6 +77,10 @@ class CodecLoss:
     commitment: float = 0.25
     decay: float = 0.99
     revive_below: float = 0.03
+
+    def __post_init__(self):
+        require_range(self, "commitment", at_least=0)
+        require_range(self, "decay", "revive_below", at_least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,11 @@ class CodecExperiment:
     profile: ProfileConfig = ProfileConfig()
     seed: int = 0
     init_from: str = ""
+
+    def __post_init__(self):
+        require_range(self, "seed", at_least=0, below=2**32)
+        require_paths(self, "init_from")
+        policy(self.precision)
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,11 @@ class TokenData:
     max_skipped: float = 0.05
 
     def __post_init__(self):
+        require_paths(self, "store", "image_tokenizer", "text_tokenizer")
+        require_range(self, "text_records", "shard_size", at_least=1)
+        require_range(self, "encode_batch", at_least=1, at_most=2**16)
+        require_range(self, "picture_grid", at_least=0, at_most=2**10)
+        require_range(self, "max_skipped", at_least=0, at_most=1)
         if not self.source.require_captions:
             raise InputError(
                 "source.require_captions is False, but a transformer learns from captions"
@@ -171,10 +189,17 @@ class TransformerExperiment:
                 f"data.picture_grid {whole} with layout.grid {window}: expected at least that, and"
                 " an even number for super_resolution, or 0 for the same"
             )
-        if not 0 <= self.drop_captions <= 1:
-            raise InputError(f"drop_captions {self.drop_captions}: expected 0 to 1")
-        if self.prompt_weight < 0:
-            raise InputError(f"prompt_weight {self.prompt_weight}: expected 0 or more")
+        require_range(self, "drop_captions", at_least=0, at_most=1)
+        require_range(self, "text_weight", "prompt_weight", at_least=0)
+        require_range(self, "seed", at_least=0, below=2**32)
+        require_paths(self, "init_from")
+        policy(self.precision)
+        make_layout(self.layout, self.vocabulary)
+        if self.text_weight == self.prompt_weight == 0 and self.layout.task == "caption":
+            raise InputError(
+                "text_weight and prompt_weight are both 0: nothing of a caption model is learned;"
+                " expected one above 0"
+            )
         if self.drop_captions and self.layout.task == "caption":
             raise InputError(
                 f"drop_captions {self.drop_captions}: a caption model learns nothing without them;"

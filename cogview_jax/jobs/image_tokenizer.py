@@ -1,5 +1,6 @@
 """Stage 1 as a job: what training an image tokenizer reads, draws and leaves."""
 
+import itertools
 from pathlib import Path
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, write_bundle
 from cogview_jax.data.records import Record
-from cogview_jax.data.sources import Source, open_source
+from cogview_jax.data.sources import Source, open_source, readable
 from cogview_jax.data.transforms import SquareView
 from cogview_jax.jobs.experiment import CodecExperiment
 from cogview_jax.jobs.workdir import Workdir
@@ -68,11 +69,12 @@ class ImageTokenizerJob:
         return state.replace(params=params, extras=extras)
 
     def draw(self, state: TrainState, source: Source[Record]) -> np.ndarray:
-        """The first pictures above their reconstructions: uint8 [h, w, 3]."""
+        """The first pictures that can be read, above their reconstructions: uint8 [h, w, 3]."""
         still = SquareView(self.experiment.model.image_size)
         rng = np.random.default_rng(0)
-        count = min(DRAWN, len(source))
-        pictures = np.stack([still(source[i].image, rng) for i in range(count)])
+        records = itertools.islice(readable(source), DRAWN)
+        pictures = np.stack([still(record.image, rng) for record in records])
+        count = len(pictures)
         model = CogView(codec=self._part(state))
         decoded = model.decode(model.encode(pictures))
         labels = ["picture"] * count + ["reconstruction"] * count

@@ -15,6 +15,7 @@ from cogview_jax.data.sources import Source, SourceConfig, open_source
 from cogview_jax.data.token_shards import MANIFEST, PLAN
 from cogview_jax.data.token_writer import write_store
 from cogview_jax.data.transforms import center_crop
+from cogview_jax.jobs.announce import described
 from cogview_jax.jobs.experiment import TokenData, TransformerExperiment
 from cogview_jax.jobs.workdir import Workdir
 from cogview_jax.pipeline import CogView
@@ -23,7 +24,7 @@ from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sealed import read_sealed
-from cogview_jax.tokenizers.text import TextTokenizer, train_text_tokenizer
+from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_tokenizer
 
 #: Within a store: the tokenizer-only bundle its tokens were made with.
 TOKENIZERS = "tokenizers"
@@ -55,6 +56,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
     encoding = _encoding(data, path)
     given = given_codec(experiment)
     source = open_source(data.source)
+    print(f"token store {path}: {described(source)}; codec of {given.path}", file=sys.stderr)
     tokenizers = _tokenizers(experiment, given, source, path)
     model = CogView(
         codec=tokenizers.codec(), text=tokenizers.text(), encode_dtype=data.encode_precision
@@ -197,7 +199,7 @@ def _tokenizers(
         text = (
             TextTokenizer.load(data.text_tokenizer)
             if data.text_tokenizer
-            else train_text_tokenizer(_captions(source, data.text_records), data.text)
+            else _trained(_captions(source, data.text_records), data.text)
         )
         if len(text) > experiment.vocabulary.text:
             raise InputError(
@@ -223,11 +225,24 @@ def _source_plan(source: SourceConfig) -> dict:
     return plan
 
 
+def _trained(captions: list[str], config: TextConfig) -> TextTokenizer:
+    # At once: no thread could say so while the library trains.
+    print(
+        f"training a text tokenizer of {config.pieces:,} pieces on {len(captions):,} captions",
+        file=sys.stderr,
+        flush=True,
+    )
+    return train_text_tokenizer(captions, config)
+
+
 def _text_plan(data: TokenData) -> dict | str:
     """What the text tokenizer of a store depends on: its file, or how it was trained."""
     if data.text_tokenizer:
         return TextTokenizer.load(data.text_tokenizer).sha256
-    return asdict(data.text) | {"records": data.text_records}
+    settings = asdict(data.text)
+    if data.text.byte_fallback:
+        del settings["byte_fallback"]  # stores of before it could be chosen do not say it
+    return settings | {"records": data.text_records}
 
 
 def _captions(source: Source[Record], records: int) -> list[str]:

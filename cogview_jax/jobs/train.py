@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,10 +14,11 @@ from PIL import Image
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.checkpoints.retention import Retention
-from cogview_jax.data.pipeline import batches, check_seed
+from cogview_jax.data.pipeline import batches
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources import Source
+from cogview_jax.jobs.announce import StepsUnderWay, announcement
 from cogview_jax.jobs.experiment import CodecExperiment, Experiment, TrainConfig
 from cogview_jax.jobs.image_tokenizer import ImageTokenizerJob
 from cogview_jax.jobs.transformer import TransformerJob
@@ -64,6 +65,9 @@ class Job(Protocol):
     def transform(self, record: Any, generator: np.random.Generator) -> dict[str, np.ndarray]:
         """One row of a batch."""
 
+    def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The fields of a row, as `transform` gives them for any record."""
+
     def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
         """`state` with the weights of another bundle, or as a run without one starts."""
 
@@ -97,15 +101,23 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     workdir.check(experiment)
     config, mesh = experiment.train, make_mesh(experiment.mesh)
     check_batch(config, mesh)
-    check_seed(experiment.seed)
     job = make_job(experiment, workdir)
     source = first_alone(job.source, "source opened")
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     rate = schedule(experiment.optimizer, config.steps)
     loss_scale = experiment.loss_scale if policy(experiment.precision).scales else None
+    step = make_step(
+        job.objective,
+        optimizer,
+        rate,
+        seed=experiment.seed,
+        accumulate=config.accumulate,
+        loss_scale=loss_scale,
+    )
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         shapes = state_shapes(job.objective, optimizer, mesh, loss_scale)
+        check_best(config, step, shapes, job.row_shapes())
         checkpointer = stack.enter_context(
             Checkpointer(
                 workdir.checkpoints,
@@ -151,9 +163,19 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         placed = Prefetched(place_batch(batch, mesh) for batch in local)
         stack.enter_context(contextlib.closing(placed))
         writer = stack.enter_context(MetricsWriter(workdir.metrics))
+        for line in announcement(experiment, source, state, mesh, start):
+            say(f"{workdir.path.name}: {line}")
+        under_way = StepsUnderWay()
         progress = stack.enter_context(
-            Progress(config.steps, workdir.path.name, start=start, shown=is_first())
+            Progress(
+                config.steps,
+                workdir.path.name,
+                start=start,
+                shown=is_first(),
+                ask=under_way.finished,
+            )
         )
+        progress.doing("waiting for the first batch")
         profiler = ProfilerWindow(experiment.profile, workdir.profile)
         stack.enter_context(contextlib.closing(profiler))
         watchdog = stack.enter_context(
@@ -172,7 +194,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             if isinstance(experiment, CodecExperiment):
                 # What counts as its tokens is nothing that people think of.
                 shown = {"loss": shown["loss"], "images_per_second": config.global_batch / seconds}
-            progress.update(measured.step - progress.done, **shown)
+            progress.reach(measured.step, **shown)
 
         def notes() -> dict[str, Any]:
             return {"machine": machine(), "means": means.sums}
@@ -188,17 +210,9 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                     with atomic_path(workdir.samples / f"step_{step:08d}.png") as temporary:
                         Image.fromarray(picture).save(temporary)
 
-        step = make_step(
-            job.objective,
-            optimizer,
-            rate,
-            seed=experiment.seed,
-            accumulate=config.accumulate,
-            loss_scale=loss_scale,
-        )
         state = train(
             state,
-            compiled_together(jax.jit(step, donate_argnums=0)),
+            compiled_together(jax.jit(step, donate_argnums=0), progress),
             placed,
             steps=config.steps,
             log_every=config.log_every,
@@ -213,6 +227,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             means=means,
             stop=stop.reached,
             stop_waiting=stop.waiting,
+            started=under_way.started if is_first() else lambda step, metrics: None,
         )
         done = int(state.position)
         if done < config.steps:
@@ -252,8 +267,8 @@ def say_what_moved(workdir: Path, before: dict[str, Any]) -> None:
         )
 
 
-def compiled_together(step: Any) -> Step:
-    """A jitted step that no process runs before all have compiled it.
+def compiled_together(step: Any, progress: Progress) -> Step:
+    """A jitted step that no process runs before all have compiled it; `progress` shows it.
 
     Compiling takes minutes and not everywhere as many; the first collective of a step, once begun,
     may wait for seconds only (30 on CPUs).
@@ -263,8 +278,11 @@ def compiled_together(step: Any) -> Step:
     def call(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         nonlocal compiled
         if compiled is None:
+            say("compiling the step")
+            progress.doing("compiling")
             compiled = step.lower(state, batch).compile()
             Agreement(COMPILE_SECONDS).exchange("compiled", True)
+            progress.doing("first step")
         return compiled(state, batch)
 
     return call
@@ -287,6 +305,33 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
         say(
             f"train.accumulate = {config.accumulate} leaves {rows} rows at a time, which {ways}"
             " devices cannot share: each computes them all"
+        )
+
+
+def check_best(
+    config: TrainConfig,
+    step: Step,
+    state: TrainState,
+    row: Mapping[str, jax.ShapeDtypeStruct],
+) -> None:
+    """InputError where the best checkpoints are to be kept by what a step does not measure.
+
+    Args:
+        config: names the metric; where none are kept by it, nothing is looked at.
+        step: what measures. It is traced and not run.
+        state: the shapes of its state.
+        row: the fields of one row of its batch.
+    """
+    if not config.keep_best:
+        return
+    shapes = {n: (config.global_batch, *leaf.shape) for n, leaf in row.items()}
+    batch = {n: jax.ShapeDtypeStruct(shapes[n], leaf.dtype) for n, leaf in row.items()}
+    _, metrics = jax.eval_shape(step, state, batch)
+    measured = sorted(metrics.keys() - {"stuck"})
+    if config.best_metric not in measured:
+        raise InputError(
+            f"train.best_metric = {config.best_metric!r} is not measured: choose from"
+            f" {', '.join(measured)}"
         )
 
 

@@ -1,6 +1,5 @@
 """Stage 2 as a job: what training a transformer reads, draws and leaves."""
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator
@@ -12,8 +11,7 @@ import numpy as np
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, write_bundle
 from cogview_jax.data.code_windows import code_grids, random_window
 from cogview_jax.data.compact_binary import CompactBinary
-from cogview_jax.data.records import BadRecord
-from cogview_jax.data.sources import Source
+from cogview_jax.data.sources import Source, readable
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_store import TokenStore
 from cogview_jax.jobs.experiment import TransformerExperiment
@@ -270,8 +268,6 @@ class TransformerJob:
 
 
 def _captions(source: Source[TokenRecord]) -> Iterator[np.ndarray]:
-    """One caption of each record that can be read."""
-    for i in range(len(source)):
-        with contextlib.suppress(BadRecord):
-            captions = source[i].captions
-            yield captions[i % len(captions)]
+    """One caption of each record that can be read, by turns the first, the second, ..."""
+    for i, record in enumerate(readable(source)):
+        yield record.captions[i % len(record.captions)]

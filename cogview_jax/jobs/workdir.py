@@ -15,6 +15,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import check_folder_output, read_json, write_json
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
+from cogview_jax.runtime.paths import local_path
 
 #: What may differ when a run is resumed: where it runs, how long, and what it reports.
 RESUMABLE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every")
@@ -30,7 +31,7 @@ class Workdir:
 
     def __init__(self, path: str | Path):
         """Names the files of the run in `path`; nothing is made yet."""
-        self.path = Path(path).absolute()
+        self.path = local_path(path, "--workdir").absolute()
         self.config = self.path / "config.json"
         self.checkpoints = self.path / "checkpoints"
         self.damaged = self.path / "damaged"

@@ -1,8 +1,8 @@
 """Sizes and switches of the transformer."""
 
-import math
 from dataclasses import dataclass
 
+from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
 
 REMAT = ("none", "dots", "save-attention", "full")
@@ -55,27 +55,16 @@ class TransformerConfig:
 
     def __post_init__(self):
         sizes = ("layers", "width", "heads", "mlp_ratio", "unroll")
-        for name in (*sizes, "window", "window_blocks", "pivots"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model {name} {getattr(self, name)}: expected at least 1")
+        require_range(self, *sizes, "window", "window_blocks", "pivots", at_least=1, at_most=2**20)
+        require_range(self, "dropout", "attention_dropout", at_least=0, below=1)
+        require_range(self, "alpha", "init_deviation", above=0)
+        require_range(self, "embedding_gradient", above=0, at_most=1)
+        # Smaller ones are 0 in float32, and a token without deviation is divided by it.
+        require_range(self, "epsilon", at_least=1e-30, at_most=1)
+        require_range(self, "sandwich_scale", at_least=0)
         if self.width % self.heads:
             raise InputError(
                 f"model width {self.width} with {self.heads} heads: expected a multiple of them"
-            )
-        for name in ("alpha", "epsilon"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"model {name} {getattr(self, name)}: expected above 0 and finite")
-        for name in ("init_deviation", "sandwich_scale"):
-            if not math.isfinite(getattr(self, name)):
-                raise InputError(f"model {name} {getattr(self, name)}: expected a finite number")
-        for name in ("dropout", "attention_dropout"):
-            rate = getattr(self, name)
-            if rate is not None and not 0 <= rate < 1:
-                raise InputError(f"model {name} {rate}: expected at least 0 and below 1")
-        if not 0 < self.embedding_gradient <= 1:
-            raise InputError(
-                f"model embedding_gradient {self.embedding_gradient}: expected above 0 and at most"
-                " 1"
             )
         if self.remat not in REMAT:
             raise InputError(f"model remat {self.remat!r}: choose from {', '.join(REMAT)}")

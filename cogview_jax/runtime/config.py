@@ -7,6 +7,7 @@ no default hides in a `.get`.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any, TypeVar
@@ -14,6 +15,53 @@ from typing import Any, TypeVar
 from cogview_jax.runtime.errors import InputError
 
 T = TypeVar("T")
+
+#: The largest float32; settings beyond it are infinite to a device.
+_LARGEST = float.fromhex("0x1.fffffep+127")
+
+
+class SettingError(InputError):
+    """A setting that is out of its range; the message begins with the name of its field."""
+
+
+def require_range(
+    settings: Any,
+    *names: str,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+    at_most: float = math.inf,
+) -> None:
+    """Refuses a dataclass whose fields `names` are not all within the bounds.
+
+    Whatever the bounds, a number is finite in float32, and a whole number without an upper bound
+    has at most 31 bits, as devices count. Of a tuple every value is checked; None passes.
+
+    Raises:
+        SettingError: the first field that is not, its value, and what was expected.
+    """
+    for name in names:
+        whole = getattr(settings, name)
+        for value in whole if isinstance(whole, (tuple, list)) else (whole,):
+            if value is None:
+                continue
+            limit = at_most
+            if isinstance(value, int) and below == at_most == math.inf:
+                limit = 2**31 - 1
+            inside = above < value < below and at_least <= value <= limit
+            if not (inside and abs(value) <= _LARGEST):
+                shown = limit if value > limit else at_most
+                expected = _bounds(above, at_least, below, shown)
+                raise SettingError(f"{name} = {whole!r}: expected {expected}")
+
+
+def _bounds(above: float, at_least: float, below: float, at_most: float) -> str:
+    """Bounds in words: "at least 1", "above 0 and at most 1", "0 to 1"."""
+    if math.isfinite(at_least) and math.isfinite(at_most):
+        return f"{at_least} to {at_most}"
+    given = {"above": above, "at least": at_least, "below": below, "at most": at_most}
+    words = [f"{word} {bound}" for word, bound in given.items() if math.isfinite(bound)]
+    return " and ".join(words) or "a finite number"
 
 
 def build(cls: type[T], mapping: Any, where: str = "config") -> T:
@@ -52,6 +100,8 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
     }
     try:
         return cls(**values)
+    except SettingError as error:
+        raise InputError(f"{where}.{error}") from None
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -104,6 +154,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
 def _convert_union(value: Any, kinds: tuple, where: str) -> Any:
     if value is None and type(None) in kinds:
         return None
+    if isinstance(value, tuple) and len(value) == 1 and {int, float} & set(kinds):
+        value = value[0]  # what a command line's single number is where the config has a list
     others = [kind for kind in kinds if kind is not type(None)]
     if len(others) == 1:
         return _convert(value, others[0], where)

@@ -90,10 +90,16 @@ def check_overrides(name: str, config: ConfigDict, spec: str, arguments: list[st
                 raise InputError(f"--{name}.{match[1]}: {spec} has no {place}.{part}; {advice}")
             if not isinstance(node, (ConfigDict, list, tuple)):
                 raise InputError(f"--{name}.{match[1]}: {place} is a value, not a section")
+            holder = node
             try:
-                node = node[part]
+                node = holder[part]
             except (IndexError, TypeError):
                 raise InputError(f"--{name}.{match[1]}: {place} has no item {part!r}") from None
+            if isinstance(holder, tuple):
+                raise InputError(
+                    f"--{name}.{match[1]}: an item of a list cannot be changed by itself; give the"
+                    f" whole list, such as --{place}={','.join(map(str, holder))}"
+                )
             place = f"{place}[{part}]" if isinstance(part, int) else f"{place}.{part}"
 
 

@@ -72,8 +72,8 @@ class Timeouts:
 
     def __post_init__(self):
         for name, seconds in vars(self).items():
-            if seconds < 1:
-                raise InputError(f"--{name}_timeout={seconds}: expected at least 1 second")
+            if not 1 <= seconds <= 10**6:
+                raise InputError(f"--{name}_timeout={seconds}: expected 1 to 1000000 seconds")
 
 
 def distributed_flags() -> Callable[[], None]:

@@ -15,20 +15,25 @@ what is heavy inside `main`, so that `--help` and mistakes answer at once.
 import inspect
 import os
 import re
+import select
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from absl import flags, logging
 
+from cogview_jax.runtime.compilation_cache import enable_compilation_cache
 from cogview_jax.runtime.config import closest
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import is_fault, reason, system_error
+from cogview_jax.runtime.paths import path_problem
 
-BAD_INPUT, INTERRUPTED = 2, 130
+flags.disclaim_key_flags()  # a flag belongs to the door that asks for it
+
+#: The last is what a shell says of a program that SIGPIPE has ended.
+BAD_INPUT, INTERRUPTED, UNREAD = 2, 130, 141
 
 _METAVARS = {
     "config file": "FILE.py[:variant]",
@@ -44,7 +49,44 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Parses the command line, calls `main()`, and exits with its status (None is 0)."""
+    """Parses the command line, calls `main()`, and exits with its status (None is 0).
+
+    Where nobody reads what it prints any more (`| head -1`), it ends silently with status 141.
+    """
+    _open_streams()
+    try:
+        _run(main)
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        with open(os.devnull, "wb") as nowhere:
+            for descriptor in (1, 2):  # what is left in buffers has to go somewhere
+                os.dup2(nowhere.fileno(), descriptor)
+        _leave(UNREAD)
+
+
+def path_flag(name: str, help: str, *, required: bool = False) -> flags.FlagHolder:
+    """Defines `--NAME PATH`: a text that is the path of a file or folder; None by default."""
+    parser, serializer = _PathParser(), flags.ArgumentSerializer()
+    return flags.DEFINE(parser, name, None, help, serializer=serializer, required=required)
+
+
+def paths_flag(name: str, help: str) -> flags.FlagHolder:
+    """Defines `--NAME PATH`, which may be repeated; its value is a list, empty by default."""
+    return flags.DEFINE_multi(_PathParser(), flags.ArgumentSerializer(), name, [], help)
+
+
+class _PathParser(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        if problem := path_problem(argument):
+            raise ValueError(problem)
+        return argument
+
+    def flag_type(self) -> str:
+        return "string"
+
+
+def _run(main: Callable[[], int | None]) -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's C++ log: warnings, no chatter
     try:
         if {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
@@ -52,8 +94,12 @@ def run(main: Callable[[], int | None]) -> None:
             status = 0
         else:
             _parse(sys.argv)
-            _enable_compilation_cache()
+            enable_compilation_cache()
+            _compute_in_32_bits()
             status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
     except InputError as error:
         _fail(f"error: {error}", BAD_INPUT)
     except KeyboardInterrupt:
@@ -61,11 +107,14 @@ def run(main: Callable[[], int | None]) -> None:
     except SystemFault as error:
         _fail(f"error: {error}", 1)
     except Exception as error:
+        if _lacks_platform():
+            asked = os.environ["JAX_PLATFORMS"]
+            _fail(f"error: JAX_PLATFORMS={asked}: there is no such platform here", BAD_INPUT)
         _fail_in_a_line(error)
         if "RESOURCE_EXHAUSTED" in str(error):  # jax's own type is known only once jax is loaded
-            reason = str(error).strip().splitlines()[0]
+            line = str(error).strip().splitlines()[0]
             advice = "raise train.accumulate, or draw fewer pictures at a time (--batch_size)"
-            _fail(f"error: the device has too little memory ({reason}): {advice}", 1)
+            _fail(f"error: the device has too little memory ({line}): {advice}", 1)
         _fail(traceback.format_exc(), 1)
     sys.exit(status)
 
@@ -134,18 +183,56 @@ def _explain(error: flags.Error) -> str:
     return text
 
 
-def _enable_compilation_cache() -> None:
-    """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where (or "")."""
-    cache = Path.home() / ".cache" / "cogview_jax" / "xla"
-    cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+def _compute_in_32_bits() -> None:
+    """Whatever JAX_ENABLE_X64 says: in 64 bits, pictures would not be those of others."""
+    os.environ["JAX_ENABLE_X64"] = "0"
     if jax := sys.modules.get("jax"):  # it has read its environment already
-        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_enable_x64", False)
+
+
+def _lacks_platform() -> bool:
+    """Whether jax has no devices of the platform that the environment asks for."""
+    jax = sys.modules.get("jax")
+    if jax is None or not os.environ.get("JAX_PLATFORMS"):
+        return False
+    try:
+        jax.devices()
+    except Exception:  # mostly a RuntimeError; where a plugin finds no device, an AssertionError
+        return True
+    return False
+
+
+def _open_streams() -> None:
+    """Opens nothing in place of a standard stream that was closed before the program began.
+
+    A file that is opened later would otherwise get its number, and what libraries print.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # It gets the lowest number that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _is_unread() -> bool:
+    """Whether standard output or error is a pipe that nobody reads."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _fail(message: str, status: int) -> NoReturn:
     """Prints `message` on standard error and leaves with `status`."""
     sys.stdout.flush()
     print(message.rstrip(), file=sys.stderr, flush=True)
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         # A regular exit waits in a barrier for peers that wait for this process: leave at once.

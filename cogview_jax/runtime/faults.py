@@ -26,7 +26,7 @@ _PASSING = {
     for name in (
         *("EIO", "EREMOTEIO", "ESTALE", "EAGAIN", "EBUSY", "EINTR", "ENOLCK", "EDEADLK"),
         *("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"),
-        *("ETIMEDOUT", "ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "EPIPE"),
+        *("ETIMEDOUT", "ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN"),
         *("ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENOLINK", "ECOMM"),
         *("ESHUTDOWN", "EPROTO"),
     )
@@ -95,7 +95,7 @@ def at_work(kept: str) -> Iterator[None]:
         yield
     except Exception as error:
         system = error if isinstance(error, MemoryError) else system_error(error)
-        if system is None or isinstance(error, (InputError, SystemFault)):
+        if system is None or isinstance(error, (BrokenPipeError, InputError, SystemFault)):
             raise
         where = f"{system.filename}: " if getattr(system, "filename", None) else ""
         raise SystemFault(f"{where}{reason(system)}; {kept}") from error

@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
+from cogview_jax.runtime.config import SettingError
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import spec
 
@@ -25,6 +26,14 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
 
+    def __post_init__(self):
+        for name, size in vars(self).items():
+            if size < 1 and size != -1:
+                raise SettingError(
+                    f"{name} = {size}: expected at least 1, or -1 for all devices that the others"
+                    " leave"
+                )
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh (`data`, `fsdp`, `tensor`) over `devices` (all devices when None).
@@ -35,8 +44,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     names = tuple(field.name for field in fields(config))
     sizes = [getattr(config, name) for name in names]
     given = ", ".join(f"mesh.{name}={size}" for name, size in zip(names, sizes, strict=True))
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise InputError(f"{given}: sizes are positive and at most one is -1 (the rest)")
+    if sizes.count(-1) > 1:
+        raise InputError(f"{given}: at most one is -1 (the rest)")
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(1, len(devices) // math.prod(s for s in sizes if s != -1))
     if math.prod(sizes) != len(devices):

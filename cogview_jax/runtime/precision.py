@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -45,7 +46,17 @@ POLICIES = {
 
 
 def policy(name: str) -> Policy:
-    """The policy called `name`; InputError with the choices where there is none."""
+    """The policy called `name`.
+
+    Raises:
+        InputError: there is none, with the choices; or jax was told to compute in 64 bits, in which
+            pictures would not be those of others.
+    """
+    if jax.config.jax_enable_x64:
+        raise InputError(
+            "jax_enable_x64 is on, but this program computes in 32 bits or fewer: switch it off, or"
+            " leave JAX_ENABLE_X64 unset"
+        )
     if name not in POLICIES:
         raise InputError(f"precision {name!r} is unknown; choose from {', '.join(POLICIES)}")
     return POLICIES[name]

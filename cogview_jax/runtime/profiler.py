@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.config import require_range
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,7 @@ class ProfileConfig:
     steps: int = 0
 
     def __post_init__(self):
-        if self.after < 0 or self.steps < 0:
-            raise InputError(
-                f"profile after {self.after} and steps {self.steps}: both are 0 or more"
-            )
+        require_range(self, "after", "steps", at_least=0)
 
 
 class ProfilerWindow:

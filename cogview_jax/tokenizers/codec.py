@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from cogview_jax.runtime.config import SettingError, require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import constrain
 from cogview_jax.tokenizers.quantiser import Codebook, nearest
@@ -42,19 +43,16 @@ class CodecConfig:
     deviation: tuple[float, float, float] = (0.30379, 0.32279, 0.32800)
 
     def __post_init__(self):
-        least = {"image_size": 1, "residual_blocks": 0, "codebook": 1, "code_width": 1}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise InputError(
-                    f"codec {name} {getattr(self, name)}: expected at least {smallest}"
-                )
-        if self.image_size > LARGEST_IMAGE:
-            raise InputError(
-                f"codec image_size {self.image_size}: expected at most {LARGEST_IMAGE}"
-            )
+        require_range(self, "image_size", at_least=1, at_most=LARGEST_IMAGE)
+        require_range(self, "code_width", "channels", at_least=1, at_most=2**16)
+        require_range(self, "codebook", at_least=1, at_most=2**24)
+        require_range(self, "residual_blocks", at_least=0, at_most=2**10)
+        require_range(self, "mean")
+        # Pixels are divided by it, in float32 and in narrower types.
+        require_range(self, "deviation", at_least=1e-4)
         if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
-            raise InputError(
-                f"codec downsampling {self.downsampling}: expected a power of two, at least 2"
+            raise SettingError(
+                f"downsampling = {self.downsampling}: expected a power of two, at least 2"
             )
         if self.image_size % self.downsampling:
             raise InputError(
@@ -66,9 +64,6 @@ class CodecConfig:
                 f"codec channels {self.channels}: expected one number or {self.levels}, one for"
                 " each halving"
             )
-        for name, values in (("channels", self.level_channels), ("deviation", self.deviation)):
-            if min(values) <= 0:
-                raise InputError(f"codec {name} {getattr(self, name)}: expected above 0")
 
     @property
     def levels(self) -> int:

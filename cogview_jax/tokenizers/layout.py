@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.vocabulary import Vocabulary, token_ids
 
@@ -215,6 +216,10 @@ class LayoutConfig:
     text_length: int = 61
     grid: int = 32
 
+    def __post_init__(self):
+        require_range(self, "text_length", at_least=0, at_most=2**20)
+        require_range(self, "grid", at_least=1, at_most=2**10)
+
 
 def size_command(grid: int) -> str:
     """The command that announces a grid x grid image: the smallest size that holds it."""
@@ -289,10 +294,10 @@ def make_layout(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
     if config.task not in TASKS:
         raise InputError(f"layout task {config.task!r} is unknown; choose from {', '.join(TASKS)}")
     least = 0 if config.task == "super_resolution" else 1
-    if config.text_length < least or config.grid < 1:
+    if config.text_length < least:
         raise InputError(
-            f"layout {config.task} with text_length {config.text_length} and grid {config.grid}:"
-            f" they start at {least} and 1"
+            f"layout.text_length = {config.text_length}: layout.task {config.task} expects at least"
+            f" {least}"
         )
     if config.task == "super_resolution" and config.grid % 2:
         raise InputError(f"layout super_resolution with grid {config.grid}: expected an even one")

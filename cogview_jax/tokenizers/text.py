@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Literal
 
 import sentencepiece
 
+from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path
+
+#: Captions of more bytes are not trained on. They are few, and training cuts them anyway.
+LONGEST = 4192
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,20 @@ class TextConfig:
     pieces: at most this many; small data gives fewer. algorithm: "unigram" for natural text; "bpe"
     merges by frequency, which keeps the words of formulaic captions apart where unigram makes
     pieces of whole phrases. character_coverage: of the characters in the captions, the share with a
-    piece; every other character is written in bytes.
+    piece. byte_fallback: every other character is written in bytes, for which 256 pieces are set
+    aside, and any text can be told from its pieces; without it all of them are one and the same
+    unknown piece.
     """
 
     pieces: int = 50_000
     algorithm: Literal["unigram", "bpe"] = "unigram"
     character_coverage: float = 0.9995
+    byte_fallback: bool = True
+
+    def __post_init__(self):
+        # Three are not text: unknown, beginning and end.
+        require_range(self, "pieces", at_least=4, at_most=2**24)
+        require_range(self, "character_coverage", at_least=0.98, at_most=1)
 
 
 class TextTokenizer:
@@ -81,32 +94,69 @@ class TextTokenizer:
 
 
 def train_text_tokenizer(captions: Iterable[str], config: TextConfig) -> TextTokenizer:
-    """Trains a SentencePiece model with byte fallback on `captions`; deterministic.
+    """Trains a SentencePiece model on `captions`; the same captions give the same bytes.
 
-    Small data may not give `config.pieces` pieces: then as many as it gives. Raises InputError
-    where there is no text to train on, and where its characters alone need more pieces than asked
-    for.
+    Small data may not give `config.pieces` pieces: then as many as it gives. Captions of more than
+    `LONGEST` bytes are left out, and counted on standard error.
+
+    Raises:
+        InputError: there is no text to train on, its characters alone need more pieces than asked
+            for, or a caption is no Unicode.
     """
     captions = [caption for caption in captions if caption.strip()]
     if not captions:
         raise InputError("no text tokenizer can be trained: there are no captions")
+    short = [caption for caption in captions if len(_encoded(caption)) <= LONGEST]
+    left_out = len(captions) - len(short)
+    if not short:
+        raise InputError(
+            f"no text tokenizer can be trained: each of the {left_out} captions is longer than"
+            f" {LONGEST} bytes, which are left out"
+        )
+    if left_out:
+        print(
+            f"text tokenizer: {left_out} of {len(captions)} captions are longer than {LONGEST}"
+            " bytes and are left out of its training",
+            file=sys.stderr,
+        )
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(captions),
+            sentence_iterator=iter(short),
             model_writer=model,
             model_type=config.algorithm,
             vocab_size=config.pieces,
             character_coverage=config.character_coverage,
-            byte_fallback=True,
+            max_sentence_length=LONGEST,
+            byte_fallback=config.byte_fallback,
             hard_vocab_limit=False,
             num_threads=1,
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = re.sub(r"^.*\]\s*", "", str(error).strip(), flags=re.DOTALL)
         raise InputError(
-            f"no text tokenizer of {config.pieces} pieces can be trained on {len(captions)}"
-            f" captions: {reason}"
+            f"no text tokenizer of {config.pieces} pieces can be trained on {len(short)} captions:"
+            f" {_reason(str(error), config)}"
         ) from error
     return TextTokenizer(model.getvalue())
+
+
+def _encoded(caption: str) -> bytes:
+    try:
+        return caption.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the caption {caption[:80]!r} is no Unicode: {error.reason}") from None
+
+
+def _reason(complaint: str, config: TextConfig) -> str:
+    """SentencePiece's complaint in terms of our settings; its own words where it is a new one."""
+    if sizes := re.search(r"required_chars\. \d+ vs (\d+)", complaint):
+        fallback = ", or do without the 256 of data.text.byte_fallback" * config.byte_fallback
+        return (
+            f"data.text.pieces = {config.pieces}, but single characters take {sizes[1]}: raise it"
+            " (and vocabulary.text), lower data.text.character_coverage"
+            f" ({config.character_coverage}, at least 0.98){fallback}"
+        )
+    if "all_chars_count" in complaint:
+        return "no character is left of them once spaces and what is not printed are taken away"
+    return " ".join(complaint.split())

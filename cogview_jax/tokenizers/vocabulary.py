@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
 
 #: In the order of the released model; their ids follow the text pieces.
@@ -28,10 +29,7 @@ class Vocabulary:
     text: int = 50_000
 
     def __post_init__(self):
-        if self.codes < 1 or self.text < 1:
-            raise InputError(
-                f"vocabulary of {self.codes} codes and {self.text} pieces: both start at 1"
-            )
+        require_range(self, "codes", "text", at_least=1, at_most=2**24)
 
     @property
     def size(self) -> int:

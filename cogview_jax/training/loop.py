@@ -62,6 +62,7 @@ def train(
     means: MetricMeans | None = None,
     stop: Callable[[int], bool] = lambda done: False,
     stop_waiting: Callable[[], bool] = lambda: False,
+    started: Callable[[int, dict[str, jax.Array]], None] = lambda step, metrics: None,
 ) -> TrainState:
     """Trains until `steps` steps are done, or until it is to stop, and returns the last state.
 
@@ -86,6 +87,7 @@ def train(
             is called.
         stop_waiting: asked again and again while the next batch is not there; True ends the loop
             as `stop` does, without that batch.
+        started: called with every step once it is started, and the metrics that it will have.
 
     Raises:
         InputError: a loss or gradient was not finite, or the loss scale sits at its floor; the
@@ -120,6 +122,7 @@ def train(
         goodput.enter(STEP)
         done += 1
         profiler.after(done, metrics)
+        started(done, metrics)
         pending.append((done, metrics))
         stopping = stop(done) and done < steps
         due = [hook for hook in hooks if hook.due(done, steps) and not stopping]

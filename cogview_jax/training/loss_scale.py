@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
 
 #: What the scale is multiplied or divided by when it moves.
@@ -36,14 +37,13 @@ class LossScaleConfig:
     patience: int = 100
 
     def __post_init__(self):
-        if not 0 < self.minimum <= self.initial:
+        require_range(self, "initial", "minimum", above=0, at_most=2.0**126)
+        require_range(self, "window", "hysteresis", "patience", at_least=1)
+        if self.minimum > self.initial:
             raise InputError(
-                f"loss_scale initial {self.initial} and minimum {self.minimum}: expected a minimum"
-                " above 0 and at most initial"
+                f"loss_scale minimum {self.minimum} and initial {self.initial}: expected a minimum"
+                " of at most initial"
             )
-        for name in ("window", "hysteresis", "patience"):
-            if getattr(self, name) < 1:
-                raise InputError(f"loss_scale {name} {getattr(self, name)}: expected at least 1")
 
 
 class LossScale(NamedTuple):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
 
 #: Parameters that are not decayed: LayerNorm's and every bias (the official grouping).
@@ -39,13 +40,12 @@ class OptimizerConfig:
             raise InputError(
                 f"optimizer schedule {self.schedule!r}: choose from {', '.join(SCHEDULES)}"
             )
-        if self.lr <= 0 or self.clip <= 0:
-            raise InputError(f"optimizer lr {self.lr} and clip {self.clip}: both are above 0")
-        if not (0 <= self.warmup < 1 and 0 <= self.floor <= 1):
-            raise InputError(
-                f"optimizer warmup {self.warmup} and floor {self.floor}: both are shares between 0"
-                " and 1"
-            )
+        require_range(self, "lr", "clip", above=0)
+        require_range(self, "beta1", "beta2", "warmup", at_least=0, below=1)
+        # Smaller ones are 0 in float32, and where a gradient is 0 the update is not a number.
+        require_range(self, "epsilon", at_least=1e-30)
+        require_range(self, "weight_decay", at_least=0)
+        require_range(self, "floor", at_least=0, at_most=1)
 
 
 def cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:

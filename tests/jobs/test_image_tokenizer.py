@@ -6,9 +6,11 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import cogview_jax
 from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.data.folder import FolderSource
 from cogview_jax.data.records import Record
 from cogview_jax.jobs.experiment import read_experiment
 from cogview_jax.jobs.image_tokenizer import ImageTokenizerJob
@@ -18,6 +20,7 @@ from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.sampling.grid import caption_grid
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import state_shapes
+from doors import draw_picture
 
 
 @pytest.fixture
@@ -65,6 +68,22 @@ def test_a_start_from_another_codec_is_refused(chain, experiment):
     started = job(dataclasses.replace(experiment, model=other), chain.codec)
     with pytest.raises(InputError, match=r"init_from .* codebook=16.* the config says .*=32"):
         started.initial(Bundle(chain.codec / "bundle"), shapes_of(started))
+
+
+def test_unreadable_pictures_are_passed_over(chain, experiment, tmp_path):
+    """Of ten files the first and the fifth are none: the preview shows the other eight."""
+    for number in range(10):
+        draw_picture(tmp_path / f"{number}.png", number)
+    for number in (0, 4):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    good = [np.asarray(Image.open(tmp_path / f"{n}.png")) for n in (1, 2, 3, 5, 6, 7, 8, 9)]
+    drawing = job(experiment, chain.codec)
+    state = drawing.initial(Bundle(chain.codec / "bundle"), shapes_of(drawing))
+    source = FolderSource(tmp_path, require_captions=False)
+    model = cogview_jax.load(chain.codec / "bundle")
+    decoded = model.decode(model.encode(np.stack(good)))
+    expected = caption_grid([*good, *decoded], ["picture"] * 8 + ["reconstruction"] * 8, columns=8)
+    np.testing.assert_array_equal(drawing.draw(state, source), np.asarray(expected))
 
 
 def test_pictures_are_drawn_above_their_reconstructions(chain, experiment):

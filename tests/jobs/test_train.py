@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 
 import jax
@@ -68,7 +69,7 @@ def test_a_run_begun_on_one_device_goes_on_on_eight(chain, codec, tmp_path, capf
         )
 
 
-def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path):
+def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path, capfd):
     experiment = dataclasses.replace(
         transformer,
         init_from=f"{chain.run}/bundle",
@@ -83,6 +84,23 @@ def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path)
     # The first loss is that of a trained model.
     assert logged(tmp_path / "run")[0]["loss"] < logged(chain.run)[0]["loss"]
     assert not (tmp_path / "run" / "samples").exists()
+
+    # What it will do is said before it begins, in this order.
+    said = capfd.readouterr().err
+    data, model, devices, steps, compiling = re.findall(
+        r"^(?:run: (?:data|model|devices|steps): |compiling).*$", said, flags=re.MULTILINE
+    )
+    assert data == (
+        f"run: data: 32 examples, 64 captions in {chain.store}; 0 records were skipped when it was"
+        " prepared"
+    )
+    count = sum(leaf.size for leaf in jax.tree.leaves(theirs.params))
+    assert model.endswith(f"(up to 40 of text, 4 x 4 codes), 512 ids; {count:,} parameters")
+    assert devices.endswith(
+        "(mesh.data 8, mesh.fsdp 1, mesh.tensor 1); precision float32, attention dense"
+    )
+    assert steps == "run: steps: 0 of 1 done; 8 rows a step"
+    assert compiling == "compiling the step"
 
 
 def test_a_run_starts_from_fewer_positions_and_another_type(chain, transformer, tmp_path, capfd):
@@ -180,11 +198,12 @@ def test_what_does_not_fit_leaves_no_trace(chain, transformer, tmp_path):
     wrong = {
         "needs 3 devices, but there are 8": change("mesh", data=3),
         "train.global_batch = 12 cannot be split over mesh.data": change("train", global_batch=12),
-        "precision 'half' is unknown": dataclasses.replace(transformer, precision="half"),
         "nowhere is no bundle": dataclasses.replace(transformer, init_from="nowhere"),
         "does not fit the config": dataclasses.replace(change("model", layers=1), **start),
-        "seed=-1: expected 0 to": dataclasses.replace(transformer, seed=-1),
         "no token store": change("data", store=f"{tmp_path}/none"),
+        "train.best_metric = 'lsos' is not measured: choose from grad_norm, image_loss": change(
+            "train", keep_best=1, best_metric="lsos"
+        ),
         "cannot be split 8 ways over tensor": dataclasses.replace(
             change("model", width=36), mesh=MeshConfig(data=1, tensor=8)
         ),

@@ -93,6 +93,11 @@ def test_mistakes_in_files(spec, message):
         ("--config.train.steps.x=2", "config.train.steps is a value, not a section"),
         ("--config.init_from.x=2", "config.init_from is a value, not a section"),
         ("--config.train.betas[7]=2", "config.train.betas has no item 7"),
+        (
+            "--config.train.betas[1]=2",
+            "--config.train.betas[1]: an item of a list cannot be changed by itself; give the whole"
+            " list, such as --config.train.betas=0.9,0.95",
+        ),
         ("--config.train.betas.x=2", "config.train.betas has no item 'x'"),
         ("--config.train.a-b=2", "'train.a-b' is not the name of a setting"),
         ("--config.=2", "'' is not the name of a setting"),
@@ -106,5 +111,5 @@ def test_mistakes_in_overrides(argument, message):
 
 
 def test_good_overrides_pass():
-    arguments = ["--config.train.steps=1", "--config.train.betas[1]=1", "--configs.x=2", "x"]
+    arguments = ["--config.train.steps=1", "--config.train.betas=1,2", "--configs.x=2", "x"]
     check_overrides("config", load_config("cfg.py"), "cfg.py", arguments)

@@ -42,10 +42,11 @@ FAULTS = {
     "stayed": SystemFault("wall.png: Input/output error (6 tries)"),
 }
 CONFIG = config_flag()
-WORKDIR = flags.DEFINE_string("workdir", None, "where the wall stands", required=True)
+WORKDIR = door.path_flag("workdir", "where the wall stands", required=True)
 COATS = flags.DEFINE_integer("coats", 2, "how many coats of paint", lower_bound=1)
 SHEEN = flags.DEFINE_float("sheen", None, "how much it shines")
 COLOUR = flags.DEFINE_enum("colour", "red", ["red", "blue"], "which paint")
+PHOTO = door.paths_flag("photo", "how it looks")
 NOTE = flags.DEFINE_multi_string("note", [], "what to write on it")
 DRY = flags.DEFINE_bool("dry", False, "let it dry")
 
@@ -69,7 +70,9 @@ def main():
 
     absl_logging.info("absl chatter")
     logging.getLogger("jax").info("jax chatter")
-    result = CONFIG.value.to_dict()
+    if WORKDIR.value == "devices":
+        jax.devices()
+    result = CONFIG.value.to_dict() | {"x64": jax.config.jax_enable_x64}
     print(json.dumps(result | {"cache": jax.config.jax_compilation_cache_dir}))
 
 
@@ -101,22 +104,22 @@ def call(tmp_path, root):
     environment = os.environ | {"PYTHONPATH": str(root), "HOME": str(tmp_path)}
     del environment["JAX_COMPILATION_CACHE_DIR"]
 
-    def start(*arguments):
+    def start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **variables):
         return subprocess.Popen(
             [sys.executable, "paint.py", *arguments],
             cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            env=environment | variables,
+            stdout=stdout,
+            stderr=stderr,
             text=True,
         )
 
-    def run(*arguments):
-        process = start(*arguments)
+    def run(*arguments, **variables):
+        process = start(*arguments, **variables)
         stdout, stderr = process.communicate(timeout=60)
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
-    run.start = start
+    run.start, run.environment = start, environment
     return run
 
 
@@ -170,6 +173,9 @@ GOOD = ("--config=cfg.py", "--workdir=w")
         ((*GOOD, "--config.names=b"), "--config.names cannot be given here: change it in the"),
         (("--config.train.steps=2", *GOOD), "Found --config.train.steps=2 in argv before"),
         (("--config=cfg.py", "--workdir=bad"), "workdir = 'bad': expected a wall; choices: north"),
+        (("--config=cfg.py", "--workdir="), "--workdir=: expected a path, this is empty"),
+        (("--config=cfg.py", "--workdir=gs://b/w"), "--workdir=gs://b/w: expected the path of a"),
+        ((*GOOD, "--photo=a.png", "--photo=s3://b/x"), "--photo=s3://b/x: expected the path of a"),
         (("--config=cfg.py", "--workdir=file"), "/nowhere/at/all: No such file or directory"),
     ],
 )
@@ -200,6 +206,51 @@ def test_what_the_machine_fails_in_is_one_line_and_worth_a_restart(
     workdir, *coats = arguments.split()
     result = call("--config=cfg.py", f"--workdir={workdir}", *coats)
     assert (result.returncode, result.stderr) == (status, f"error: {message}\n")
+
+
+def test_a_platform_that_is_not_there_is_one_line(call):
+    result = call("--config=cfg.py", "--workdir=devices", JAX_PLATFORMS="abacus")
+    assert "error: JAX_PLATFORMS=abacus: there is no such platform here\n" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.returncode == 2
+
+
+def test_without_a_home_nothing_is_kept_and_arithmetic_is_in_32_bits_whatever_is_said(call):
+    told = settings(call(*GOOD, HOME="/dev/null/nobody", JAX_ENABLE_X64="1"))
+    assert told["cache"] in ("", None)
+    assert told["x64"] is False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, as root alone may")
+def test_a_user_without_home_and_name(root):
+    unknown = ("setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups")
+    command = (*unknown, sys.executable, "-m", "cogview_jax.train", "--config=configs/demo.py")
+    environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert result.stderr.startswith("error: --workdir TEXT is missing")
+    assert result.returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--coats=0",)], ids=str)
+def test_a_reader_that_leaves_ends_the_door_silently(call, arguments):
+    """As in `... | head -1`: what goes on to be written meets a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        process = call.start(*arguments, stdout=writing)
+        _, error = process.communicate(timeout=60)
+        mistake = arguments == ("--coats=0",)
+        assert process.returncode == (2 if mistake else 141)
+        assert error.count("\n") == mistake
+        process = call.start(*arguments, stdout=writing, stderr=writing)
+        assert process.wait(timeout=60) == 141
+    finally:
+        os.close(writing)
+
+
+def test_standard_streams_that_were_closed_before_are_none_of_its_files(call, tmp_path):
+    command = f"exec {sys.executable} paint.py {' '.join(GOOD)} <&- >&- 2>&-"
+    assert subprocess.run(command, shell=True, cwd=tmp_path, env=call.environment).returncode == 0
 
 
 def test_our_own_defect_keeps_its_traceback(call):
@@ -238,6 +289,8 @@ flags:
       how much it shines
   --colour red|blue
       which paint (default: red)
+  --photo TEXT
+      how it looks (may be repeated)
   --note TEXT
       what to write on it (may be repeated)
   --[no]dry

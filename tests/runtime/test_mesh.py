@@ -38,13 +38,17 @@ def test_some_of_the_devices():
         (MeshConfig(data=-1, fsdp=3), "mesh.data=-1, mesh.fsdp=3.* needs 6 .* there are 8"),
         (MeshConfig(data=-1, tensor=16), "needs 16 devices, but there are 8"),
         (MeshConfig(data=-1, fsdp=-1), "at most one is -1"),
-        (MeshConfig(data=0), "sizes are positive"),
-        (MeshConfig(data=-2), "sizes are positive"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(config, message):
     with pytest.raises(InputError, match=message):
         make_mesh(config)
+
+
+@pytest.mark.parametrize("size", [0, -2])
+def test_an_axis_has_at_least_one_device(size):
+    with pytest.raises(InputError, match=f"fsdp = {size}: expected at least 1, or -1"):
+        MeshConfig(fsdp=size)
 
 
 def test_rows_go_to_the_devices_of_data_and_fsdp():

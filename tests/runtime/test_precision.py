@@ -98,3 +98,12 @@ def test_gradients_of_biases_and_scales_are_sums_in_float32(name):
 
         gradient = jax.jit(jax.grad(loss))(params)["bias"]
         np.testing.assert_array_equal(gradient, np.full(4, positions * share))
+
+
+def test_64_bits_are_refused():
+    jax.config.update("jax_enable_x64", True)
+    try:
+        with pytest.raises(InputError, match="jax_enable_x64 is on, but this program computes in"):
+            policy_of(jnp.float32)
+    finally:
+        jax.config.update("jax_enable_x64", False)

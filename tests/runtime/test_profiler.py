@@ -39,5 +39,5 @@ def test_the_steps_of_the_window_are_traced(config, start, expected, tmp_path):
 
 
 def test_no_negative_window():
-    with pytest.raises(InputError, match="profile after -1 and steps 2: both are 0 or more"):
+    with pytest.raises(InputError, match="after = -1: expected at least 0"):
         ProfileConfig(after=-1, steps=2)

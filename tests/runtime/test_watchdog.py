@@ -49,6 +49,22 @@ def test_what_goes_on_or_may_take_long_is_left_alone(then):
     assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
 
 
+def test_code_that_holds_the_interpreter_lock_is_ended_too():
+    """No thread of Python runs meanwhile: PyDLL keeps the lock while the function of C sleeps."""
+    program = PROGRAM.replace('gpu007")', 'gpu007", grace=0.2)').replace(
+        "{then}", "import ctypes; reading = ctypes.PyDLL(None).sleep; reading(20)"
+    )
+    began = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50
+    )
+    assert result.returncode == 1
+    assert time.monotonic() - began < 15
+    assert "Timeout (0:00:00.8" in result.stderr
+    assert "line 12 in <module>" in result.stderr
+    assert "done" not in result.stdout
+
+
 def test_no_timeout_is_no_watch():
     result, _ = run("")
     assert result.returncode == 0

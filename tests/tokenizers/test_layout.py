@@ -189,12 +189,9 @@ def test_size_commands():
     ("setting", "message"),
     [
         ({"task": "text_to_video"}, "'text_to_video' is unknown; choose from text_to_image"),
-        ({"text_length": 0}, "text_to_image with text_length 0 and grid 32: they start at 1 and 1"),
-        (
-            {"task": "super_resolution", "text_length": -1},
-            "super_resolution with text_length -1 and grid 32: they start at 0 and 1",
-        ),
-        ({"grid": 0}, "text_length 61 and grid 0"),
+        ({"text_length": 0}, "text_length = 0: layout.task text_to_image expects at least 1"),
+        ({"task": "super_resolution", "text_length": -1}, "text_length = -1: expected 0 to"),
+        ({"grid": 0}, "grid = 0: expected 1 to"),
         (
             {"task": "super_resolution", "grid": 9},
             "layout super_resolution with grid 9: expected an even one",

@@ -1,6 +1,8 @@
 """The text tokenizer: what goes in comes out, and what cannot be trained or read says so."""
 
 import json
+import subprocess
+import sys
 import unicodedata
 
 import pytest
@@ -99,3 +101,63 @@ def test_official_model_gives_the_official_ids(fixtures, official_text):
         assert [piece + tables["img_vocab"] for piece in pieces] == case["ids"]
         assert tokenizer.written(case["text"]) == case["pieces"]
         assert tokenizer.decode(pieces) == case["decoded"]
+
+
+def test_without_byte_fallback_other_characters_are_one_unknown_piece():
+    config = TextConfig(80, byte_fallback=False)
+    tokenizer = train_text_tokenizer(CAPTIONS, config)
+    assert len(tokenizer) <= 80  # with it, 256 would be bytes
+    text = "a small red circle"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    zebra, quagga = tokenizer.encode("龘"), tokenizer.encode("靐")
+    assert zebra == quagga
+    assert "龘" not in tokenizer.decode(zebra)
+
+
+SOME = ["a red cat on a mat", "two blue dogs"] * 5
+
+
+@pytest.mark.parametrize(
+    ("captions", "settings", "message"),
+    [
+        (["word " * 2000] * 3, {}, "each of the 3 captions is longer than 4192 bytes"),
+        (["圆" * 1500], {}, "each of the 1 captions is longer than 4192 bytes"),
+        (["\u200b"] * 9, {}, "on 9 captions: no character is left of them"),
+        (["a \udce9 b"], {}, r"the caption 'a \\udce9 b' is no Unicode: surrogates not allowed"),
+        (
+            SOME,
+            {"pieces": 100},
+            r"data.text.pieces = 100, but single characters take 275: raise it \(and"
+            r" vocabulary.text\), lower data.text.character_coverage \(0.9995, at least 0.98\), or"
+            " do without the 256 of data.text.byte_fallback$",
+        ),
+        (SOME, {"pieces": 10, "byte_fallback": False}, r"take 19: raise it .* at least 0.98\)$"),
+        (SOME, {"pieces": 0}, "pieces = 0: expected 4 to"),
+        (SOME, {"character_coverage": 0.5}, "character_coverage = 0.5: expected 0.98 to 1"),
+    ],
+    ids=repr,
+)
+def test_why_none_can_be_trained_is_said_in_our_words(captions, settings, message):
+    with pytest.raises(InputError, match=message):
+        train_text_tokenizer(captions, TextConfig(**{"pieces": 400} | settings))
+
+
+def test_captions_that_are_left_out_are_counted(capfd):
+    # The limit is in bytes: 1,398 characters of three bytes more than reach it.
+    tokenizer = train_text_tokenizer([*SOME, "圆" * 1397, "方" * 1398], TextConfig(400))
+    assert tokenizer.written("圆")[-1].endswith("圆")
+    assert tokenizer.written("方")[-1].startswith("<0x")
+    assert capfd.readouterr().err == (
+        "text tokenizer: 1 of 12 captions are longer than 4192 bytes and are left out of its"
+        " training\n"
+    )
+
+
+def test_another_process_trains_the_same_bytes(root):
+    program = (
+        "from cogview_jax.tokenizers.text import *\n"
+        f"print(train_text_tokenizer({CAPTIONS!r}, TextConfig(420)).sha256)"
+    )
+    command = [sys.executable, "-c", program]
+    told = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert told.strip() == train_text_tokenizer(CAPTIONS, TextConfig(420)).sha256

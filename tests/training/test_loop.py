@@ -76,6 +76,12 @@ class Run:
         return [report.step for report in self.reports]
 
 
+def test_every_step_is_told_when_it_is_started():
+    losses = []
+    Run(start=2).train(started=lambda number, metrics: losses.append((number, metrics["loss"])))
+    assert losses == list(enumerate(BATCHES, 1))[2:]
+
+
 def test_reports_and_hooks_come_when_due_and_after_the_last_step():
     run = Run(hooks=(3, 5, 0, 100))
     assert run.train() == sum(BATCHES)

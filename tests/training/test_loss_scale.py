@@ -69,11 +69,11 @@ def test_overflows_at_the_floor_are_counted_by_hand():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"minimum": 0.0}, "minimum 0.0: expected a minimum above 0"),
-        ({"initial": 0.5}, "initial 0.5 and minimum 1.0"),
-        ({"window": 0}, "window 0: expected at least 1"),
-        ({"hysteresis": 0}, "hysteresis 0"),
-        ({"patience": 0}, "patience 0"),
+        ({"minimum": 0.0}, "minimum = 0.0: expected above 0"),
+        ({"initial": 0.5}, "minimum 1.0 and initial 0.5: expected a minimum"),
+        ({"window": 0}, "window = 0: expected at least 1"),
+        ({"hysteresis": 0}, "hysteresis = 0"),
+        ({"patience": 0}, "patience = 0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):

@@ -187,11 +187,11 @@ def test_the_decayed_parameters_are_those_of_the_release(fixtures):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lr": 0.0}, "lr 0.0 and clip 1.0: both are above 0"),
-        ({"clip": -1.0}, "clip -1.0: both are above 0"),
-        ({"warmup": 1.0}, "warmup 1.0 .* shares between 0 and 1"),
+        ({"lr": 0.0}, "lr = 0.0: expected above 0"),
+        ({"clip": -1.0}, "clip = -1.0: expected above 0"),
+        ({"warmup": 1.0}, "warmup = 1.0: expected at least 0 and below 1"),
         ({"schedule": "step"}, "schedule 'step': choose from cosine, official_cosine, official_l"),
-        ({"floor": 2.0}, "floor 2.0: both are shares between 0 and 1"),
+        ({"floor": 2.0}, "floor = 2.0: expected 0 to 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
