@@ -62,7 +62,7 @@ def stored_metadata(path: Path) -> Any:
 def _check_names(path: Path) -> None:
     """Refuses arrays whose names would be paths: some forms of the format make folders of them."""
     try:
-        described = read_json(path / "_METADATA")
+        described = retried(lambda: read_json(path / "_METADATA"), str(path))
         keys = [
             key["key"]
             for entry in described["tree_metadata"].values()
