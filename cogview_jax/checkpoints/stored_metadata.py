@@ -29,7 +29,7 @@ def stored_metadata(path: Path) -> Any:
     """What is known of the arrays of a tree, each with `shape` and `dtype`, once it can be true.
 
     Raises:
-        ValueError: it is damaged, or its arrays are larger than the bytes on disk can be.
+        ValueError: it is damaged, or keeps an array in pieces that are far larger than it.
         OSError: it cannot be read.
         SystemFault: the machine cannot read it, and could not when it was tried again.
     """
@@ -41,28 +41,44 @@ def stored_metadata(path: Path) -> Any:
 
     try:
         found = from_disk(read, path)
-        leaves = jax.tree.leaves(found)
-        chunks = [leaf.storage.chunk_shape if leaf.storage else leaf.shape for leaf in leaves]
-        arrays = sum(_bytes(leaf.shape, leaf.dtype) for leaf in leaves)
-        # A chunk is taken whole into memory, however small the array.
-        whole = max(_bytes(c, leaf.dtype) for c, leaf in zip(chunks, leaves, strict=True))
+        for leaf in jax.tree.leaves(found):
+            piece = leaf.storage.chunk_shape if leaf.storage else leaf.shape
+            # A piece is taken whole into memory, however small the array.
+            if _bytes(piece, leaf) > max(SPARE, _bytes(leaf.shape, leaf)):
+                raise ValueError(f"an array of shape {leaf.shape} is kept in pieces of {piece}")
     except (SystemFault, OSError):
         raise
     except Exception as error:  # a damaged description can end in any of them
         raise ValueError(str(error) or type(error).__name__) from error
-    there = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    if max(arrays, whole) > (most := SPARE + UNPACKED * there):
-        raise ValueError(
-            f"its arrays take {arrays} bytes, in pieces of up to {whole}, but its files"
-            f" have {there} bytes: expected arrays of at most {most}"
-        )
     return found
+
+
+def check_room(path: Path, found: Any) -> None:
+    """Refuses arrays that are larger than the bytes on disk can be.
+
+    Parameters alone are held to that: moments of an optimizer that has made no step are zeros, and
+    shrink to nothing.
+
+    Args:
+        path: the tree.
+        found: from `stored_metadata`.
+
+    Raises:
+        ValueError: the arrays' bytes, and those of the files.
+    """
+    arrays = sum(_bytes(leaf.shape, leaf) for leaf in jax.tree.leaves(found))
+    there = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if arrays > (most := SPARE + UNPACKED * there):
+        raise ValueError(
+            f"its arrays take {arrays} bytes, but its files have {there}: expected arrays of at"
+            f" most {most}"
+        )
 
 
 def _check_names(path: Path) -> None:
     """Refuses arrays whose names would be paths: some forms of the format make folders of them."""
     try:
-        described = read_json(path / "_METADATA")
+        described = retried(lambda: read_json(path / "_METADATA"), str(path))
         keys = [
             key["key"]
             for entry in described["tree_metadata"].values()
@@ -77,8 +93,8 @@ def _check_names(path: Path) -> None:
             raise ValueError(f"an array called {repr(key)[:60]}, which is no name")
 
 
-def _bytes(shape: Sequence[int], dtype: Any) -> int:
-    return math.prod(map(int, shape)) * np.dtype(dtype).itemsize
+def _bytes(shape: Sequence[int], leaf: Any) -> int:
+    return math.prod(map(int, shape)) * np.dtype(leaf.dtype).itemsize
 
 
 def from_disk(work: Callable[[], T], path: Path) -> T:

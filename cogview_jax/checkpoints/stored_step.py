@@ -110,7 +110,7 @@ def check_sizes(folder: Path, params: Any) -> None:
 
 def read_tree(folder: Path, name: str, shapes: Any) -> Any:
     """One item, with the shapes, types and shardings of `shapes`; every process reads its part."""
-    stored_metadata(folder / name)  # refuses arrays that are larger than their files can be
+    stored_metadata(folder / name)  # refuses pieces that are larger than their arrays
     handler = ocp.StandardCheckpointHandler()
     return from_disk(
         lambda: handler.restore(folder / name, args=ocp.args.StandardRestore(shapes)), folder / name

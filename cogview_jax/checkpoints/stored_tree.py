@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cogview_jax.checkpoints.orbax_noise import silence
-from cogview_jax.checkpoints.stored_metadata import from_disk, stored_metadata
+from cogview_jax.checkpoints.stored_metadata import check_room, from_disk, stored_metadata
 from cogview_jax.runtime.errors import InputError
 
 
@@ -146,7 +146,9 @@ def check_shapes(
 
 def _metadata(path: Path) -> Any:
     try:
-        return stored_metadata(path)
+        found = stored_metadata(path)
+        check_room(path, found)
+        return found
     except (ValueError, OSError) as error:
         raise _unreadable(path, error) from error
 

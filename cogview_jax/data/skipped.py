@@ -5,8 +5,8 @@ import sys
 import threading
 from pathlib import Path
 
+from cogview_jax.runtime import faults
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.faults import reason
 from cogview_jax.runtime.files import read_regular
 from cogview_jax.runtime.set_aside import set_aside
 
@@ -87,7 +87,8 @@ class SkippedLog:
                 self._prefix = ""
             except OSError as error:
                 if not self._told:
-                    _say(f"{self.path}: {reason(error)}: what is skipped is counted, not listed")
+                    why = faults.reason(error)
+                    _say(f"{self.path}: {why}: what is skipped is counted, not listed")
                 self._told = True
 
     def check(self, *, final: bool = False) -> None:
@@ -114,7 +115,7 @@ def _written(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        _say(f"{path}: {reason(error)}: what earlier runs have listed is not known")
+        _say(f"{path}: {faults.reason(error)}: what earlier runs have listed is not known")
         return b""
     except InputError as error:
         set_aside(path, str(error).removeprefix(f"{path}: "))

@@ -1,7 +1,7 @@
 """From captioned pictures to a token store, with the tokenizers that made it beside it."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
@@ -28,6 +28,25 @@ from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_to
 
 #: Within a store: the tokenizer-only bundle its tokens were made with.
 TOKENIZERS = "tokenizers"
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What a store says of itself to readers.
+
+    layout: the task it was made for. grid: rows and columns of the codes, of the larger picture
+    where there are two. grids: of all pictures of a record; None in stores of before there were
+    several. codebook, pieces: how many codes and text pieces there are. codec, text: the hashes of
+    the tokenizers.
+    """
+
+    grid: int
+    codebook: int
+    pieces: int
+    codec: str
+    text: str
+    grids: list[int] | None = None
+    layout: str | None = None
 
 
 def store_path(data: TokenData, workdir: Workdir) -> Path:

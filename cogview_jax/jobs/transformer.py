@@ -15,12 +15,13 @@ from cogview_jax.data.sources import Source, readable
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_store import TokenStore
 from cogview_jax.jobs.experiment import TransformerExperiment
-from cogview_jax.jobs.prepare import TOKENIZERS, given_codec, store_path
+from cogview_jax.jobs.prepare import TOKENIZERS, StoreMeta, given_codec, store_path
 from cogview_jax.jobs.workdir import Workdir
 from cogview_jax.models.code_embeddings import code_embeddings
 from cogview_jax.models.fused_attention import has_kernel
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline import CogView
+from cogview_jax.runtime.config import build
 from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
@@ -74,7 +75,8 @@ class TransformerJob:
             return self._compact_binary()
         store, experiment = TokenStore(self._store), self.experiment
         grids = experiment.picture_grids
-        has = store.meta.get("grids", [store.meta["grid"]])
+        meta = build(StoreMeta, store.meta, f"{self._store}: meta")
+        has = [meta.grid] if meta.grids is None else meta.grids
         if len(has) != len(grids):
             raise InputError(
                 f"the token store {self._store} holds codes of grids {has}, but a layout of task"
@@ -88,18 +90,18 @@ class TransformerJob:
         whole = "data.picture_grid" if experiment.data.picture_grid else "layout.grid"
         names = {"grid": whole, "codebook": "vocabulary.codes"}
         for key, value in wanted.items():
-            if store.meta[key] != value:
+            if (own := getattr(meta, key)) != value:
                 raise InputError(
-                    f"the token store {self._store} has {key} {store.meta[key]}, but the config has"
-                    f" {names[key]} = {value}: pass --config.{names[key]}={store.meta[key]}"
+                    f"the token store {self._store} has {key} {own}, but the config has"
+                    f" {names[key]} = {value}: pass --config.{names[key]}={own}"
                 )
-        if store.meta["pieces"] > experiment.vocabulary.text:
+        if meta.pieces > experiment.vocabulary.text:
             raise InputError(
-                f"the token store {self._store} has {store.meta['pieces']} text pieces, but the"
+                f"the token store {self._store} has {meta.pieces} text pieces, but the"
                 f" config has vocabulary.text = {experiment.vocabulary.text}"
             )
         for part in ("codec", "text"):
-            made, there = store.meta[part], Bundle(self._store / TOKENIZERS).sha256(part)
+            made, there = getattr(meta, part), Bundle(self._store / TOKENIZERS).sha256(part)
             if made != there:
                 raise InputError(
                     f"the token store {self._store} was made with {part} {made[:12]}, but the"

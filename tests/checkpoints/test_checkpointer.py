@@ -321,3 +321,16 @@ def test_the_best_are_remembered_by_the_run_that_goes_on(tmp_path):
             checkpointer.save(7, small(7), {"loss": 1.0})
         checkpointer.save(7, small(7))  # asked to stop: nothing was measured
     assert names(tmp_path / "c") == ["7"]
+
+
+def test_moments_that_are_all_zeros_are_no_bomb(tmp_path):
+    """They shrink to nothing on disk, as an optimizer's do that has made no step."""
+    zeros = jnp.zeros((4096, 8192))
+    state = TrainState(jnp.int32(3), {"kernel": jnp.ones(4)}, (zeros,), ())
+    with Checkpointer(tmp_path / "c") as checkpointer:
+        checkpointer.save(3, state)
+        assert checkpointer.wait()
+        found = checkpointer.restore(shapes_of(state))
+    on_disk = sum(file.stat().st_size for file in (tmp_path / "c").rglob("*") if file.is_file())
+    assert on_disk < zeros.nbytes / 1000
+    assert found.opt_state[0].shape == zeros.shape

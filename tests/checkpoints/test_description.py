@@ -220,20 +220,18 @@ def array(path, name, **metadata):
 
 
 @pytest.mark.parametrize(
-    "metadata",
+    ("metadata", "words"),
     [
-        {"shape": [10**6, 10**6], "chunks": [10, 10]},
-        {"shape": [8, 4], "chunks": [10**5, 10**5]},
+        ({"shape": [10**6, 10**6], "chunks": [10, 10]}, "its arrays take 4000000000000 bytes"),
+        ({"shape": [8, 4], "chunks": [10**5, 10**5]}, "kept in pieces of (100000, 100000)"),
     ],
     ids=["shape", "chunks"],
 )
-def test_an_array_larger_than_its_file_can_be_is_not_read(tmp_path, metadata):
+def test_an_array_larger_than_its_file_can_be_is_not_read(tmp_path, metadata, words):
     save_tree(tmp_path / "x", {"a": np.zeros((8, 4), np.float32)})
     array(tmp_path / "x", "a", **metadata)
     shapes = {"a": jax.ShapeDtypeStruct(metadata["shape"], "float32")}
-    refused(
-        lambda: restore_tree(tmp_path / "x", shapes), "its arrays take", "expected arrays of at"
-    )
+    refused(lambda: restore_tree(tmp_path / "x", shapes), words)
 
 
 @pytest.mark.parametrize("key", ["../../a", "/a", "..", "", 5])

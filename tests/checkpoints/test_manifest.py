@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import os
+import resource
 
 import pytest
 
 from cogview_jax.checkpoints.manifest import NAME, find_damage, has_manifest, write_manifest
+from cogview_jax.checkpoints.manifest import _text as manifest_text
+from cogview_jax.runtime import faults
+from cogview_jax.runtime.errors import SystemFault
 
 FILES = {"a": b"1", "b/c": b"22" * 1000, "b/d/e": b"", "f": b"4444"}
 
@@ -87,3 +92,57 @@ def test_processes_share_the_work_and_leave_nothing_out(folder, parts):
     assert len(whole) == len(FILES) + 1
     assert sorted(line for lines in found for line in lines) == sorted(whole)
     assert max(map(len, found)) <= 1 + -(-len(FILES) // parts)
+
+
+def rewrite(folder, files):
+    """A manifest that fits itself, as an attacker writes one."""
+    (folder / NAME).write_text(manifest_text(files))
+
+
+@pytest.mark.parametrize("name", ["../outside", "/dev/zero", "link", "up/outside"])
+def test_a_manifest_opens_nothing_outside_its_folder(folder, name):
+    (folder.parent / "outside").write_bytes(b"1")
+    (folder / "link").symlink_to(folder.parent / "outside")
+    (folder / "up").symlink_to(folder.parent)
+    rewrite(folder, {name: [1, hashlib.sha256(b"1").hexdigest()]})
+    assert f"{name}: leads out of the folder" in find_damage(folder)
+
+
+def test_a_pipe_is_not_waited_for(folder):
+    (folder / "a").unlink()
+    os.mkfifo(folder / "a")
+    assert find_damage(folder) == ["a: is no file"]
+
+
+@pytest.mark.parametrize(
+    "files", [{"a": 3}, {"a": ["1", "x"]}, {"a": [1]}, {"a": [1, 2]}, {"a": None}]
+)
+def test_types_of_a_manifest_are_checked(folder, files):
+    rewrite(folder, files)
+    assert find_damage(folder) == [f"{NAME}: was changed"]
+
+
+def test_a_deep_manifest_is_damage(folder):
+    (folder / NAME).write_text('{"files": ' + "[" * 100_000)
+    assert find_damage(folder) == [f"{NAME}: was changed"]
+
+
+def test_what_file_managers_leave_is_no_damage(folder):
+    for name in (".DS_Store", "b/._c", "b/d/Thumbs.db", "desktop.ini", ".directory"):
+        (folder / name).write_text("left")
+    assert find_damage(folder) == []
+    (folder / "unknown").write_text("left")
+    assert find_damage(folder) == [f"unknown: is not in {NAME}"]
+
+
+def test_a_machine_that_cannot_read_a_file_says_nothing_of_it(folder, monkeypatch):
+    """So the checkpoint is not moved away as damaged."""
+    monkeypatch.setattr(faults, "PAUSES", (0.0,))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(SystemFault, match="Too many open files"):
+            find_damage(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert find_damage(folder) == []

@@ -46,3 +46,25 @@ def test_an_error_is_one_line():
     assert one_line(KeyError()) == "KeyError"
     assert one_line(TimeoutError()) == "it took too long"
     assert len(one_line(ValueError("x" * 1000))) == 300
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        *({"updates": "3"}, {"updates": -1}, {"updates": 2**80}, {"step": True}),
+        *({"metrics": [1]}, {"metrics": {"loss": "low"}}, {"next_batch": None}),
+    ],
+)
+def test_types_of_what_is_recorded_are_checked(tmp_path, meta):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "metadata").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="meta/metadata has"):
+        read_meta(tmp_path)
+
+
+def test_a_deep_record_is_damage(tmp_path):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "metadata").write_text("[" * 100_000)
+    ((line,), known) = examine(tmp_path, 0, 1)
+    assert "nested too deeply" in line
+    assert known

@@ -104,3 +104,39 @@ def test_many_threads_write_whole_lines_once(tmp_path):
 def test_a_limit_that_is_no_share_is_refused(tmp_path, share):
     with pytest.raises(InputError, match=f"max_skipped={share}"):
         SkippedLog(tmp_path, max_skipped=share)
+
+
+DEEP = b"[" * 100_000
+DAMAGED = [b"[]", b"3", b'{"key": [1]}', b'{"reason": "x"}', b"\xff\xfe", b'{"key', DEEP]
+
+
+def test_damaged_lines_stop_no_run_and_are_said(tmp_path, capsys):
+    SkippedLog(tmp_path).add("1.png", "unreadable")
+    path = tmp_path / "skipped.jsonl"
+    before = path.read_bytes() + b"".join(line + b"\n" for line in DAMAGED)
+    path.write_bytes(before)
+    log = SkippedLog(tmp_path)
+    log.add("1.png", "unreadable")
+    log.add("2.png", "unreadable")
+    assert path.read_bytes() == before + b'{"key": "2.png", "reason": "unreadable"}\n'
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{path}: 7 of its 8 lines are damaged, and passed over"]
+
+
+def test_what_is_no_log_is_set_aside(tmp_path, capsys):
+    (tmp_path / "skipped.jsonl").mkdir()
+    (tmp_path / "skipped.jsonl.damaged").write_text("of before")
+    SkippedLog(tmp_path).add("1.png", "unreadable")
+    assert [line["key"] for line in lines(tmp_path)] == ["1.png"]
+    assert (tmp_path / "skipped.jsonl.damaged-2").is_dir()
+    assert "moved to skipped.jsonl.damaged-2, and begun anew" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_written_stops_no_run(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    log = SkippedLog(tmp_path / "file" / "folder")
+    log.add("1.png", "unreadable")
+    log.add("2.png", "unreadable")
+    assert log.skipped == 2
+    (said,) = capsys.readouterr().err.splitlines()[-1:]
+    assert said.endswith("what is skipped is counted, not listed")

@@ -1,6 +1,7 @@
 """The record of a resumed run is the record of the unbroken one."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -97,3 +98,26 @@ def test_a_full_disk_costs_time_and_nothing_else(tmp_path, root):
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 60))
     found = [(e.step, v.simple_value) for e in events(tmp_path) for v in e.summary.value]
     assert [step for step, _ in found] == list(range(1, 60))
+
+
+def test_damaged_lines_are_set_aside_and_the_good_ones_stay(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    good = [b'{"step": 1, "loss": 1.0}', b'{"step": 2, "loss": 0.5}']
+    deep = b"[" * 100_000
+    damaged = [b"[]", b'{"loss": 1}', b'{"step": "3"}', b"\xff", b'{"step": 1', deep, b""]
+    whole = b"".join(line + b"\n" for line in (good[0], *damaged, good[1]))
+    path.write_bytes(whole)
+    with MetricsWriter(tmp_path) as writer:
+        writer.scalars(3, {"loss": 0.25})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == whole
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"{path}: 7 of its 9 lines are damaged: moved to metrics.jsonl.damaged")
+
+
+def test_what_is_no_log_of_metrics_is_set_aside(tmp_path, capsys):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with MetricsWriter(tmp_path) as writer:
+        writer.scalars(3, {"loss": 0.25})
+    assert [line["step"] for line in lines(tmp_path)] == [3]
+    assert "expected a file, but this is a pipe: moved to" in capsys.readouterr().err

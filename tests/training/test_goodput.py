@@ -81,10 +81,21 @@ def test_steps_done_again_are_lost_and_the_time_between_starts_is_down(tmp_path)
     assert sum(goodput.seconds.values()) == clock.now - 1000
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"seconds": {"step": 1.0}}'])
-def test_a_broken_ledger_is_begun_anew(tmp_path, text):
+WHOLE = {"goodput": 1.0, "position": 1, "seconds_per_step": 1.0, "at": 1.0, "seconds": {}}
+DAMAGED = [
+    *("", "{", "[]", '{"seconds": {"step": 1.0}}', "[" * 100_000),
+    *(json.dumps(WHOLE | {"seconds": seconds}) for seconds in ([], {"step": "1"}, {"step": 1e999})),
+    *(json.dumps(WHOLE | changes) for changes in ({"at": None}, {"position": 1.5})),
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_broken_ledger_is_begun_anew(tmp_path, text, capsys):
     (tmp_path / "goodput.json").write_text(text)
     goodput = Goodput(tmp_path / "goodput.json", clock=Clock())
+    assert (tmp_path / "goodput.json.damaged").read_text() == text
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"{tmp_path / 'goodput.json'}: ")
     assert goodput.seconds == {}
     goodput.resume(0)
     goodput.record(0, 0.0)

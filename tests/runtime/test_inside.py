@@ -1,0 +1,54 @@
+"""Names out of files stay in the folder that was named."""
+
+import os
+
+import pytest
+
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.inside import check_tree, inside
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "root"
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "file").write_text("x")
+    (tmp_path / "outside").write_text("x")
+    return folder
+
+
+def test_names_within_stay(root):
+    (root / "link").symlink_to(root / "a")
+    (root / "a" / "near").symlink_to("file")
+    for name in ("a/file", "link/file", "a/near", "not there", "a/./file", "...", "a/..b"):
+        assert inside(root, name) == root / name
+    (root.parent / "other").symlink_to(root)  # the folder itself may be a link
+    assert inside(root.parent / "other", "a/file").read_text() == "x"
+
+
+OUTSIDE = ["../outside", "a/../../outside", "a/..", "..", "out", "up/outside", "/etc/hosts"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_what_leads_out_is_refused(root, name):
+    (root / "out").symlink_to("../outside")
+    (root / "up").symlink_to("..")
+    with pytest.raises(InputError, match="leads out of this folder, and nothing outside it"):
+        inside(root, name)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", None, 3, ["a"], "x" * 256, "a/" + "x" * 256])
+def test_what_is_no_name_is_refused(root, name):
+    with pytest.raises(InputError, match=r"is no name of a file|longer than names"):
+        inside(root, name)
+
+
+def test_a_tree_with_something_else_than_files_is_refused(root):
+    check_tree(root)
+    os.mkfifo(root / "a" / "pipe")
+    with pytest.raises(InputError, match="a/pipe: expected a file or a folder"):
+        check_tree(root)
+    (root / "a" / "pipe").unlink()
+    (root / "a" / "out").symlink_to(root.parent)
+    with pytest.raises(InputError, match="leads out of this folder"):
+        check_tree(root)
