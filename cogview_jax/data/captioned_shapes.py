@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -51,9 +51,10 @@ class Settings:
 
 
 class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
-    """The TFDS builder of one setting, as DATA_DIR/captioned_shapes/NAME/1.0.0."""
+    """The TFDS builder of one setting, as DATA_DIR/captioned_shapes/NAME/1.0.1."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.0.1")
+    RELEASE_NOTES: ClassVar = {"1.0.1": "Captions say an orange star, and no longer a orange star."}
     url_infos = None  # nothing is downloaded, so TFDS need not look for checksums
 
     def __init__(self, *, settings: Settings, data_dir: str | os.PathLike):

@@ -148,7 +148,8 @@ def caption(scene: Scene, language: str) -> str:
             return f"a {scene.size} {colour} {shape} {POSITIONS[scene.position][1]} {end}"
         if scene.kind == "many":
             return f"{COUNTS[scene.count][1]} {colour} {SHAPES[shape][1]} {end}"
-        return f"a {colour} {shape} {scene.relation} a {' '.join(scene.things[1])} {end}"
+        first, second = (f"{_article(c)} {c} {s}" for c, s in scene.things)
+        return f"{first} {scene.relation} {second} {end}"
     names = [COLOURS[c][0] + SHAPES[s][0] for c, s in scene.things]
     end = f"，{BACKGROUNDS[scene.background][0]}背景"
     if scene.kind == "one":
@@ -156,6 +157,11 @@ def caption(scene: Scene, language: str) -> str:
     if scene.kind == "many":
         return f"{COUNTS[scene.count][0]}{names[0]}{end}"
     return f"{names[0]}在{names[1]}的{RELATIONS[scene.relation][0]}{end}"
+
+
+def _article(word: str) -> str:
+    """The indefinite article of an English word."""
+    return "an" if word[0] in "aeiou" else "a"
 
 
 @functools.cache
@@ -185,7 +191,8 @@ def _grammar() -> tuple[tuple[str, re.Pattern], ...]:
     forms = (
         ("one", f"a {words('size', SIZES)} {en(0)} {where}{en_end}"),
         ("many", f"{words('count', column(COUNTS, 1))} {plural}{en_end}"),
-        ("two", f"a {en(0)} {relation} a {en(1)}{en_end}"),
+        # Models of before the article followed the sound say "a orange star".
+        ("two", f"an? {en(0)} {relation} an? {en(1)}{en_end}"),
         ("one", f"{zh_where}的一个{words('size', column(SIZES, 0))}{zh(0)}{zh_end}"),
         ("many", f"{words('count', column(COUNTS, 0))}{zh(0)}{zh_end}"),
         ("two", f"{zh(0)}在{zh(1)}的{zh_relation}{zh_end}"),

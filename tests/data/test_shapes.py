@@ -41,6 +41,14 @@ def test_captions_are_the_references(references):
         assert caption(scene, "zh") == reference["zh"]
 
 
+def test_captions_of_before_the_article_followed_the_sound_are_understood():
+    now = "an orange star above an orange ring on a white background"
+    before = now.replace("an orange", "a orange")
+    scene = shapes.parse_caption(before)
+    assert shapes.parse_caption(now) == scene
+    assert caption(scene, "en") == now
+
+
 def test_reference_splits_follow_the_held_out_rule(references):
     for reference in references:
         held_out = [
