@@ -14,9 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cogview_jax.runtime.errors import SystemFault
-from cogview_jax.runtime.faults import is_passing, reason, retried
+from cogview_jax.runtime.faults import is_passing, raise_faults, reason, retried
 from cogview_jax.runtime.files import read_json
-from cogview_jax.runtime.library_errors import raise_faults
 
 T = TypeVar("T")
 

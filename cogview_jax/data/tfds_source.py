@@ -11,7 +11,6 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from cogview_jax.data.array_record_faults import passing_fault
 from cogview_jax.data.images import MAX_PIXELS, decode_image
 from cogview_jax.data.records import BadRecord, Record, clean_captions
 from cogview_jax.data.tfds_description import check_description
@@ -169,8 +168,8 @@ class TfdsSource:
         try:
             return self._records[i]
         except RuntimeError as error:
-            fault = passing_fault(error)
-            if fault is not None:
+            fault = faults.system_error(error)
+            if fault is not None and faults.is_passing(fault):
                 self._records = self._opened()  # a reader that has failed once goes on failing
                 raise fault from error
             raise BadRecord(key, f"damaged file: {_first_line(error)}") from error

@@ -12,9 +12,8 @@ from array_record.python.array_record_module import ArrayRecordReader
 from cogview_jax.data.token_records import Place, TokenRecord, decode_record
 from cogview_jax.data.token_shards import MANIFEST, PLAN, read_manifest, store_bytes
 from cogview_jax.runtime.errors import InputError, SystemFault
-from cogview_jax.runtime.faults import retried
+from cogview_jax.runtime.faults import raise_faults, retried
 from cogview_jax.runtime.inside import inside
-from cogview_jax.runtime.library_errors import raise_faults
 
 #: Records are read at random: nothing is read ahead.
 _OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32_768}
@@ -88,9 +87,7 @@ class TokenStore:
         place = self._store and Place(self._store, shard, index)
         file = self._files[shard]
         try:
-            data = retried(
-                lambda: raise_faults(lambda: self._reader(shard).read([index])[0]), str(file)
-            )
+            data = retried(lambda: self._read(shard, index), str(file))
             return decode_record(data, place)
         except SystemFault:
             raise
@@ -99,6 +96,14 @@ class TokenStore:
                 f"{file}: example {i} is damaged ({str(error).splitlines()[0]});"
                 " expected the files that prepare wrote: prepare the store again"
             ) from error
+
+    def _read(self, shard: int, index: int) -> bytes:
+        try:
+            return raise_faults(lambda: self._reader(shard).read([index])[0])
+        except OSError:
+            with self._lock:  # a reader that has failed once may go on failing
+                self._readers.pop(shard, None)
+            raise
 
     def _reader(self, shard: int) -> ArrayRecordReader:
         """The open file of a shard, once it is known to hold what the manifest says."""

@@ -33,6 +33,8 @@ _PASSING = {
     if hasattr(errno, name)
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_CODE = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
+_WORDS = {os.strerror(code): code for code in errno.errorcode}
 
 
 def is_passing(error: BaseException) -> bool:
@@ -62,20 +64,32 @@ def reason(error: BaseException) -> str:
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """The system's error that an exception of another library tells of in its text, if any.
+    """The OSError that a library met, as it is or out of its message; None where it met none.
 
-    Tensorstore says it in the midst of pages about an array, array_record in a line.
+    Tensorstore writes `os_error_code='5'` or `OS error 5` in the midst of pages about an array,
+    array_record the words of the system: `pread() failed: Input/output error`.
     """
-    if isinstance(error, OSError) and error.errno is not None:
-        return error
+    if isinstance(error, OSError):
+        return None if error.errno is None else error  # without a number it is a library's own
     text = str(error)
-    if numbered := re.search(r"os_error_code='(\d+)'|OS error (\d+)", text):
-        code = int(numbered[1] or numbered[2])
+    if found := _CODE.search(text):
+        code = int(found[1] or found[2])
         return OSError(code, os.strerror(code))
-    for code in sorted(_PASSING | _FULL):
-        if os.strerror(code) in text:
-            return OSError(code, os.strerror(code))
+    for words in re.findall(r"failed: ([^;\[\n]+)", text):
+        if code := _WORDS.get(words.strip()):
+            return OSError(code, words.strip())
     return None
+
+
+def raise_faults(work: Callable[[], T]) -> T:
+    """`work()`; where a library fails because the machine did, that is the OSError raised."""
+    try:
+        return work()
+    except Exception as error:
+        found = system_error(error)
+        if found is not None and found is not error and is_passing(found):
+            raise found from error
+        raise
 
 
 @contextlib.contextmanager

@@ -337,12 +337,13 @@ def test_shapes_are_drawn_when_they_are_missing(tmp_path):
                                  held_out_count=4, seed=5))  # fmt: skip
 
 
-def test_a_folder(tmp_path, capfd):
+def test_a_folder(tmp_path):
     (tmp_path / "1.png").write_bytes(png(9))
     config = {"kind": "folder", "path": str(tmp_path), "require_captions": False}
-    record = open_source(build(SourceConfig, config))[0]
+    source = open_source(build(SourceConfig, config))
+    record = source[0]
     assert (record.key, record.captions, int(record.image[0, 0, 0])) == ("1.png", (), 9)
-    assert capfd.readouterr().err == f"{tmp_path}: 1 images; nothing ignored\n"
+    assert source.describe() == "1 images; nothing ignored"
     with pytest.raises(BadRecord, match="at most 47 are read"):
         open_source(build(SourceConfig, config | {"max_pixels": 47}))[0]
     with pytest.raises(InputError, match="gone"):

@@ -8,7 +8,14 @@ import pytest
 
 from cogview_jax.runtime import faults
 from cogview_jax.runtime.errors import InputError, SystemFault
-from cogview_jax.runtime.faults import at_work, is_fault, retried, system_error
+from cogview_jax.runtime.faults import (
+    at_work,
+    is_fault,
+    is_passing,
+    raise_faults,
+    retried,
+    system_error,
+)
 
 
 @pytest.fixture
@@ -52,12 +59,39 @@ def test_what_does_not_pass_is_raised_at_once(pauses):
     assert pauses == []
 
 
-def test_a_system_error_is_found_in_the_words_of_libraries():
-    full = RuntimeError("INTERNAL: append failed: No space left on device; path: x")
-    assert system_error(full).errno == errno.ENOSPC
-    tensor = ValueError("DATA_LOSS [tensorstore_spec=...] [os_error_code='5'] [source ...]")
-    assert system_error(tensor).errno == errno.EIO
-    assert system_error(ValueError("five")) is None
+SAID = {
+    "pread() failed: Input/output error; reading /a; at byte 9289; Could not read": errno.EIO,
+    "open() failed: Too many open files; opening /a": errno.EMFILE,
+    "pread() failed: Stale file handle; reading /a": errno.ESTALE,
+    "UNAVAILABLE: [os_error_code='12'] reading": errno.ENOMEM,
+    "write() failed: No space left on device; writing /a; at byte 262144": errno.ENOSPC,
+    "NOT_FOUND: [OS error 2: No such file or directory]": errno.ENOENT,
+}
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_what_the_system_said_is_found(text):
+    assert system_error(RuntimeError(text)).errno == SAID[text]
+
+
+def test_damage_is_no_error_of_the_system():
+    text = "Corrupted Riegeli/records file: block header hash mismatch; at byte 65560"
+    assert system_error(RuntimeError(text)) is None
+    assert system_error(ValueError("failed: to be anything")) is None
+
+
+@pytest.mark.parametrize(
+    "text", [text for text, code in SAID.items() if is_passing(OSError(code, ""))]
+)
+def test_only_what_may_pass_is_raised_as_an_error_of_the_system(text):
+    def fail(text):
+        raise RuntimeError(text)
+
+    with pytest.raises(OSError, match=r".") as caught:
+        raise_faults(lambda: fail(text))
+    assert caught.value.errno == SAID[text]
+    with pytest.raises(RuntimeError, match="OS error 2"):
+        raise_faults(lambda: fail("[OS error 2: No such file or directory]"))
     assert not is_fault(FileNotFoundError(errno.ENOENT, "No such file", "x"))
 
 
