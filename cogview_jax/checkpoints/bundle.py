@@ -149,8 +149,8 @@ class Bundle:
 
     def stored_codec(self) -> CodecPart:
         """The image tokenizer as it lies on disk: every array a `Deferred`, in its own type."""
-        path, config = self._stored_as("codec", self._codec_shapes)
-        saved = stored_tree(path)
+        saved = stored_tree(self.verified("codec"))
+        config = self._described.codec.config
         return CodecPart(config, saved["params"], Codebook(**saved["codebook"]))
 
     def transformer(
@@ -184,8 +184,7 @@ class Bundle:
 
     def stored_transformer(self) -> TransformerPart:
         """The transformer as it lies on disk: every array a `Deferred`, in its own type."""
-        path, _ = self._stored_as("transformer", self._transformer_shapes)
-        return self._transformer_part(stored_tree(path))
+        return self._transformer_part(stored_tree(self.verified("transformer")))
 
     def stored_type(self, part: str) -> np.dtype:
         """The type in which the arrays of a part lie on disk."""
