@@ -15,6 +15,7 @@ the squared error of its pictures, beside those of usual ways to enlarge them.
 from absl import flags
 
 from cogview_jax.runtime import door
+from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, MOST_ROWS, need_flag
 
 BUNDLE = door.path_flag("bundle", "the bundle's folder", required=True)
 OUT = door.path_flag("out", "the JSON file to write", required=True)
@@ -46,6 +47,10 @@ PRECISION = flags.DEFINE_enum(
 
 def main() -> None:
     """Flags in, one job."""
+    # Before the libraries are loaded that take seconds.
+    need_flag(NUM_PROMPTS, MOST_PROMPTS)
+    need_flag(CANDIDATES, MOST_CANDIDATES)
+    need_flag(BATCH_SIZE, MOST_ROWS)
     from cogview_jax.jobs import evaluate
     from cogview_jax.jobs.sample_input import Draws
     from cogview_jax.runtime.errors import InputError

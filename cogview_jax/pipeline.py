@@ -23,7 +23,13 @@ from cogview_jax.models.transformer import (
     whole_forward,
     without_blocks,
 )
-from cogview_jax.runtime.bounds import MOST_PICTURES, MOST_ROWS, need_count
+from cogview_jax.runtime.bounds import (
+    MOST_CANDIDATES,
+    MOST_PICTURES,
+    MOST_ROUNDS,
+    MOST_ROWS,
+    need_count,
+)
 from cogview_jax.runtime.compilation_cache import enable_compilation_cache
 from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError
@@ -63,8 +69,6 @@ GREY = 128
 QUERY_STRETCHES = 8
 #: Of a picture that a query names, the most bytes that are read.
 QUERY_PICTURE_BYTES = 256 << 20
-#: Candidates of a window, and rounds of back-projection: far more than gain anything.
-MOST_CANDIDATES, MOST_ROUNDS = 1024, 1024
 
 
 class CogView:

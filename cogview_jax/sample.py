@@ -38,6 +38,13 @@ are the same once it is mended.
 from absl import flags
 
 from cogview_jax.runtime import door
+from cogview_jax.runtime.bounds import (
+    MOST_CANDIDATES,
+    MOST_PICTURES,
+    MOST_ROUNDS,
+    MOST_ROWS,
+    need_flag,
+)
 
 BUNDLE = door.path_flag("bundle", "the bundle's folder", required=True)
 TASK = flags.DEFINE_enum(
@@ -115,6 +122,11 @@ def main() -> int:
     Returns:
         The exit status, which says whether a prompt of the file was bad.
     """
+    # Before the libraries are loaded that take seconds.
+    need_flag(NUM_IMAGES, MOST_PICTURES)
+    need_flag(BATCH_SIZE, MOST_ROWS)
+    need_flag(WINDOW_CANDIDATES, MOST_CANDIDATES)
+    need_flag(BACK_PROJECTION, MOST_ROUNDS, least=0)
     from cogview_jax.jobs.sample_output import held_output
 
     with held_output(OUT.value):

@@ -14,15 +14,13 @@ from cogview_jax.evaluation.shapes_judge import judge
 from cogview_jax.evaluation.shapes_report import shapes_report, table
 from cogview_jax.jobs.describe import load_scorer, scores_of
 from cogview_jax.jobs.sample_input import Draws
-from cogview_jax.pipeline import MOST_CANDIDATES, CogView
-from cogview_jax.runtime.bounds import need_count
+from cogview_jax.pipeline import CogView
+from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import check_file_output, write_json
 from cogview_jax.runtime.progress import Progress
 
-#: Pictures of each split at most, candidates counted: by then a share is known to within .2%.
-MOST_PROMPTS = 100_000
 #: Bytes of pictures that a report may hold at once.
 MOST_BYTES = 16 << 30
 #: True drawings of which the judge must recognise some through the image tokenizer.

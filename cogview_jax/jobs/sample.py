@@ -19,8 +19,8 @@ from cogview_jax.jobs.sample_input import (
 )
 from cogview_jax.jobs.sample_output import write_pictures
 from cogview_jax.jobs.unfinished import Unfinished
-from cogview_jax.pipeline import MOST_CANDIDATES, MOST_ROUNDS, CogView
-from cogview_jax.runtime.bounds import MOST_PICTURES, need_count
+from cogview_jax.pipeline import CogView
+from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PICTURES, MOST_ROUNDS, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import SamplingConfig
 

@@ -15,11 +15,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cogview_jax.data.images import decode_image
+from cogview_jax.data.images import decode_image, read_image_file
 from cogview_jax.data.records import BadRecord
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.faults import at_work, retried
-from cogview_jax.runtime.files import atomic_path, check_folder_output, write_file, write_json
+from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.files import (
+    atomic_path,
+    check_folder_output,
+    read_json,
+    write_file,
+    write_json,
+)
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.progress import Progress
@@ -74,8 +80,7 @@ class Unfinished:
 
     def read(self, name: str) -> np.ndarray:
         """The picture of a name: uint8 [h, w, 3]."""
-        file = self._file(name)
-        return decode_image(retried(file.read_bytes, str(file)), name)
+        return decode_image(read_image_file(self._file(name)), name)
 
     def draw(
         self,
@@ -134,9 +139,9 @@ class Unfinished:
                 " another --out"
             )
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = read_json(file)
             keys = sorted(key for key in self.job if found.get(key) != self.job[key])
-        except (ValueError, AttributeError):
+        except (InputError, AttributeError):
             keys = [f"{JOB}, which cannot be read"]
         if keys:
             print(
@@ -151,6 +156,6 @@ class Unfinished:
             return False
         try:
             self.read(name)
-        except (FileNotFoundError, BadRecord):
+        except (FileNotFoundError, BadRecord, InputError):
             return False
         return True

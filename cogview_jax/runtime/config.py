@@ -16,6 +16,8 @@ from cogview_jax.runtime.errors import InputError
 
 T = TypeVar("T")
 
+#: Characters of a value that a message shows.
+SHOWN = 200
 #: The largest float32; settings beyond it are infinite to a device.
 _LARGEST = float.fromhex("0x1.fffffep+127")
 
@@ -85,7 +87,9 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
         return mapping
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     if not hasattr(mapping, "keys"):
-        raise InputError(f"{where} = {mapping!r}: expected a section with {', '.join(fields)}")
+        raise InputError(
+            f"{where} = {_shown(mapping)}: expected a section with {', '.join(fields)}"
+        )
     for key in mapping:
         if key not in fields:
             raise InputError(f"{where}.{key}: no such setting; {closest(key, fields)}")
@@ -129,13 +133,13 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value in args:
             return value
-        raise InputError(f"{where} = {value!r}: choices are {', '.join(map(repr, args))}")
+        raise InputError(f"{where} = {_shown(value)}: choices are {', '.join(map(repr, args))}")
     if dataclasses.is_dataclass(kind):
         return build(kind, value, where)
     if origin is tuple and isinstance(value, (list, tuple)):
         kinds = [args[0]] * len(value) if args[1:] == (...,) else args
         if len(value) != len(kinds):
-            raise InputError(f"{where} = {value!r}: expected {len(kinds)} values")
+            raise InputError(f"{where} = {_shown(value)}: expected {len(kinds)} values")
         return tuple(
             _convert(v, k, f"{where}[{i}]")
             for i, (v, k) in enumerate(zip(value, kinds, strict=True))
@@ -148,7 +152,9 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value
-    raise InputError(f"{where} = {value!r}: expected {_describe(kind)}, got {_article(value)}")
+    raise InputError(
+        f"{where} = {_shown(value)}: expected {_describe(kind)}, got {_article(value)}"
+    )
 
 
 def _convert_union(value: Any, kinds: tuple, where: str) -> Any:
@@ -164,7 +170,13 @@ def _convert_union(value: Any, kinds: tuple, where: str) -> Any:
             return _convert(value, kind, where)
         except InputError:
             continue
-    raise InputError(f"{where} = {value!r}: expected {' or '.join(map(_describe, kinds))}")
+    raise InputError(f"{where} = {_shown(value)}: expected {' or '.join(map(_describe, kinds))}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: a line of some length, whatever it is."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _describe(kind: Any) -> str:

@@ -13,10 +13,13 @@ import sentencepiece
 
 from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import atomic_path
+from cogview_jax.runtime.faults import retried
+from cogview_jax.runtime.files import atomic_path, read_regular
 
 #: Captions of more bytes are not trained on. They are few, and training cuts them anyway.
 LONGEST = 4192
+#: Bytes of a model that are read; those of a million pieces have about 20 million.
+MODEL_LIMIT = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,11 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> "TextTokenizer":
-        """The tokenizer in the file `path` (*.model)."""
+        """The tokenizer in the file `path` (*.model), of at most `MODEL_LIMIT` bytes."""
         path = Path(path)
         if not path.is_file():
             raise InputError(f"no text tokenizer at {path}")
-        return cls(path.read_bytes())
+        return cls(retried(lambda: read_regular(path, MODEL_LIMIT), str(path)))
 
     @property
     def sha256(self) -> str:
