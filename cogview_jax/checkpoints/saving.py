@@ -21,6 +21,9 @@ from cogview_jax.runtime.faults import system_error
 from cogview_jax.runtime.files import replace_tree
 from cogview_jax.runtime.leftovers import remove_leftovers, temporary_path
 
+#: Of this process. A write that has failed may go on for a while after its folder was removed.
+_given_up: set[Path] = set()
+
 
 class Saving:
     """Writes a checkpoint beside its final name, lists it in its manifest, and gives it the name.
@@ -106,9 +109,10 @@ class Saving:
         self._temporary = temporary_path(self._folder)
         try:
             self._folder.parent.mkdir(parents=True, exist_ok=True)
-            # A write that had failed may have gone on for a while after its folder was removed.
             with contextlib.suppress(OSError):
                 remove_leftovers(self._folder.parent)
+            for folder in _given_up:
+                shutil.rmtree(folder, ignore_errors=True)
             free = shutil.disk_usage(self._folder.parent).free
             if free < size:
                 return "", f"it needs {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
@@ -171,6 +175,7 @@ class Saving:
         return failed[0] + f" (and {len(failed) - 1} more)" * (len(failed) > 1) if failed else ""
 
     def _remove(self) -> None:
+        _given_up.add(self._temporary)
         if self._first:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
