@@ -87,6 +87,7 @@ def get_config() -> ConfigDict:
     config.data.source = ConfigDict()
     config.data.source.kind = "shapes"
     config.data.source.path = "runs/demo/data"
+    config.data.source.max_pixels = 100_000_000
     config.data.source.split = "train"
     config.data.source.size = 32
     config.data.source.train_count = 20_000

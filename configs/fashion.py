@@ -109,6 +109,7 @@ def get_config(variant: str) -> ConfigDict:
     config.data.source = ConfigDict()
     config.data.source.kind = "folder"
     config.data.source.path = ""
+    config.data.source.max_pixels = 100_000_000
     config.data.source.name = ""
     config.data.source.split = ""
     config.data.source.image_key = "image"
@@ -141,6 +142,7 @@ def _make_small(config: ConfigDict) -> None:
     config.data.source = ConfigDict()
     config.data.source.kind = "shapes"
     config.data.source.path = "runs/fashion/data"
+    config.data.source.max_pixels = 100_000_000
     config.data.source.split = "train"
     config.data.source.size = 252
     config.data.source.train_count = 400

@@ -94,6 +94,7 @@ def get_config() -> ConfigDict:
     config.data.source = ConfigDict()
     config.data.source.kind = "folder"
     config.data.source.path = ""
+    config.data.source.max_pixels = 100_000_000
     config.data.source.name = ""
     config.data.source.split = ""
     config.data.source.image_key = "image"

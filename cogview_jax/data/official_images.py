@@ -4,11 +4,10 @@ It differs from `data/images.py` and `transforms.center_crop` in the filter (bil
 after scaling, and in dropping an alpha channel where we show white paper.
 """
 
-import io
-
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from cogview_jax.data.images import load_image
 from cogview_jax.data.records import BadRecord
 from cogview_jax.runtime.errors import InputError
 
@@ -17,16 +16,11 @@ def official_pixels(data: bytes, key: str) -> np.ndarray:
     """The pixels of an encoded image as they are stored: uint8 [h, w, 3], or [h, w, 4] with alpha.
 
     Raises:
-        BadRecord: no image, or one of another mode (grey, palette), at which the release fails too.
+        BadRecord: no image, or one of another mode (grey, palette), at which the release fails too;
+            see `decode_image`.
+        SystemFault: there is too little memory.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            file.load()
-            image = file.copy()
-    except UnidentifiedImageError as error:  # whose text is an address in memory
-        raise BadRecord(key, "unreadable image: of no known format") from error
-    except Exception as error:  # Pillow's decoders let many kinds escape on damaged files
-        raise BadRecord(key, f"unreadable image: {' '.join(str(error).split())}") from error
+    image = load_image(data, key)
     if image.mode not in ("RGB", "RGBA"):
         raise BadRecord(key, f"image of mode {image.mode}: the release reads RGB and RGBA only")
     return np.asarray(image)

@@ -26,21 +26,46 @@ class BadRecord(Exception):
 
     Large data sets always hold some. Whoever reads decides: training takes the next record,
     preparing leaves it out, and both write it down in a `SkippedLog`.
+
+    It is about the data alone. What the machine gets wrong, such as a disk or too little memory, is
+    a `SystemFault`, which nobody counts.
     """
 
     def __init__(self, key: str, reason: str):
-        """`reason` is one line for people."""
+        """`reason` is one line for people; both are made `printable`."""
+        key, reason = printable(key), printable(reason)
         super().__init__(f"{key}: {reason}")
         self.key, self.reason = key, reason
+
+
+def printable(text: str) -> str:
+    r"""`text` on one line and valid Unicode, so that any file can hold it.
+
+    The names of files may be any bytes, and JSON may hold half a surrogate pair: Python keeps both
+    in strings that no encoding can write. They become escapes, as "\udc80"; so do ends of lines.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write `text`: it holds no lone surrogate."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def clean_captions(texts: Iterable[str], key: str, *, required: bool) -> tuple[str, ...]:
     """The captions among `texts` that say something, without outer white space.
 
     Raises:
-        BadRecord: none is left although one is `required`.
+        BadRecord: one is no Unicode, or none is left although one is `required`.
     """
     captions = tuple(text.strip() for text in texts if text.strip())
+    if not all(is_unicode(caption) for caption in captions):
+        raise BadRecord(key, "caption is no Unicode text: it holds a lone surrogate")
     if required and not captions:
         raise BadRecord(key, "empty caption")
     return captions

@@ -1,12 +1,18 @@
 """The records that were left out, written down, and the limit to how many may be."""
 
 import json
+import sys
 import threading
 from pathlib import Path
 
+from cogview_jax.data.records import printable
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import reason as why
+from cogview_jax.runtime.files import read_regular
 
 FILE = "skipped.jsonl"
+#: Of a file of earlier runs, the most bytes that are read.
+LIMIT = 1 << 30
 
 
 class SkippedLog:
@@ -16,6 +22,8 @@ class SkippedLog:
     and training on the rest would hide it. The share is counted over distinct records that this
     process has met, so neither epochs nor restarts distort it. Safe to use from many threads; the
     processes of one run may share the file (each appends whole lines).
+
+    The file is only a log: one that cannot be read or written is said once, and stops no run.
     """
 
     def __init__(self, directory: str | Path, *, max_skipped: float = 0.05, at_least: int = 20):
@@ -38,10 +46,11 @@ class SkippedLog:
         self._seen = 0
         self._skipped: set[str] = set()
         self._last = ""
-        written = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        self._written = {key for line in written.split("\n") if (key := _key(line)) is not None}
+        self._failing = False
+        written = self._read()
+        self._written = {key for line in written.split(b"\n") if (key := _key(line)) is not None}
         # A run killed while writing leaves half a line, which must not swallow the next one.
-        self._prefix = "" if not written or written.endswith("\n") else "\n"
+        self._prefix = "" if not written or written.endswith(b"\n") else "\n"
 
     @property
     def seen(self) -> int:
@@ -63,17 +72,22 @@ class SkippedLog:
 
     def add(self, key: str, reason: str) -> None:
         """The record `key` could not be used."""
+        key, reason = printable(key), printable(reason)
         with self._lock:
             self._skipped.add(key)
             self._last = f"{key}: {reason}"
             if key in self._written:
                 return
-            self._written.add(key)
             line = json.dumps({"key": key, "reason": reason}, ensure_ascii=False)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{self._prefix}{line}\n")
-            self._prefix = ""
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(f"{self._prefix}{line}\n")
+            except OSError as error:
+                self._fails("written", error)
+                return
+            self._written.add(key)
+            self._prefix, self._failing = "", False
 
     def check(self, *, final: bool = False) -> None:
         """Raises InputError if too large a share was skipped.
@@ -91,9 +105,26 @@ class SkippedLog:
                 f" all are in {self.path}"
             )
 
+    def _read(self) -> bytes:
+        """What earlier runs have written."""
+        try:
+            return read_regular(self.path, LIMIT)
+        except FileNotFoundError:
+            return b""
+        except (InputError, OSError) as error:
+            self._fails("read", error)
+            return b""
 
-def _key(line: str) -> str | None:
+    def _fails(self, what: str, error: Exception) -> None:
+        if not self._failing:
+            print(f"{self.path} cannot be {what} ({why(error)}): going on", file=sys.stderr)
+        self._failing = True
+
+
+def _key(line: bytes) -> str | None:
+    """The record that a line names; None for half a line of a killed run, and for a damaged one."""
     try:
-        return json.loads(line)["key"]
-    except json.JSONDecodeError:  # the half line of a killed run
+        key = json.loads(line)["key"]
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
+    return key if isinstance(key, str) else None

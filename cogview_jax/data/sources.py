@@ -4,7 +4,9 @@ import dataclasses
 from typing import Protocol, TypeVar
 
 from cogview_jax.data.folder import FolderSource
+from cogview_jax.data.images import MAX_PIXELS, check_max_pixels
 from cogview_jax.data.records import Record
+from cogview_jax.runtime.distributed import is_first, say
 from cogview_jax.runtime.errors import InputError
 
 KINDS = ("shapes", "tfds", "folder")
@@ -22,7 +24,10 @@ class Source(Protocol[Item]):
         """The name of record `i`, without reading it."""
 
     def __getitem__(self, i: int) -> Item:
-        """Reads record `i`; raises BadRecord if it cannot be used."""
+        """Reads record `i`.
+
+        Raises BadRecord if it cannot be used, SystemFault if the machine cannot read it.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,7 @@ class SourceConfig:
             sequences of them; a slash goes into a feature, as in "captions/text". shapes: both
             languages if empty.
         require_captions: a record without a caption is bad. An image tokenizer needs none.
+        max_pixels: an image of more is bad; it is not decoded, so this bounds the memory of one.
         size: shapes: the side of a drawing in pixels.
         train_count: shapes: drawings in "train".
         held_out_count: shapes: drawings in "held_out".
@@ -54,17 +60,24 @@ class SourceConfig:
     image_key: str = "image"
     caption_keys: tuple[str, ...] = ()
     require_captions: bool = True
+    max_pixels: int = MAX_PIXELS
     size: int = 64
     train_count: int = 10_000
     held_out_count: int = 500
     seed: int = 0
 
+    def __post_init__(self):
+        check_max_pixels(self.max_pixels)
+
 
 def open_source(config: SourceConfig) -> Source[Record]:
     """The source that `config` describes. Shapes that are not there yet are drawn first.
 
+    Process 0 says on standard error what a folder holds, and what of it is ignored.
+
     Raises:
         InputError: unknown kind, split or feature; nothing at the path.
+        SystemFault: the machine cannot read it.
     """
     if config.kind == "folder":
         if not config.path:
@@ -72,7 +85,12 @@ def open_source(config: SourceConfig) -> Source[Record]:
                 "data.source.path is empty: name the folder of pictures, such as"
                 " --config.data.source.path=my_pictures"
             )
-        return FolderSource(config.path, require_captions=config.require_captions)
+        source = FolderSource(
+            config.path, require_captions=config.require_captions, max_pixels=config.max_pixels
+        )
+        if is_first():  # it may take a while
+            say(f"{config.path}: {source.describe()}")
+        return source
     if config.kind not in KINDS:
         raise InputError(f"kind={config.kind!r}: choices are {', '.join(KINDS)}")
     # TFDS takes a second to import and is absent from many GPU images: only who reads it pays.
@@ -88,13 +106,12 @@ def open_source(config: SourceConfig) -> Source[Record]:
         image_key=config.image_key,
         caption_keys=config.caption_keys or captions,
         require_captions=config.require_captions,
+        max_pixels=config.max_pixels,
     )
 
 
 def _draw_shapes(config: SourceConfig):
-    import tensorflow_datasets as tfds
-
-    from cogview_jax.data import captioned_shapes
+    from cogview_jax.data import captioned_shapes, tfds_source
 
     directory = captioned_shapes.prepare(
         config.path,
@@ -103,4 +120,4 @@ def _draw_shapes(config: SourceConfig):
         held_out_count=config.held_out_count,
         seed=config.seed,
     )
-    return tfds.builder_from_directory(directory)
+    return tfds_source.open_builder(directory)

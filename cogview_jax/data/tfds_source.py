@@ -6,13 +6,17 @@ does not. So a set is found by its files, not by the code that made it.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from cogview_jax.data.images import decode_image
+from cogview_jax.data.array_record_faults import passing_fault
+from cogview_jax.data.images import MAX_PIXELS, decode_image
 from cogview_jax.data.records import BadRecord, Record, clean_captions
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.data.tfds_description import check_description
+from cogview_jax.runtime import faults
+from cogview_jax.runtime.errors import InputError, SystemFault
 
 Builder = tfds.core.DatasetBuilder
 
@@ -25,10 +29,10 @@ def find_builder(name: str, data_dir: str | os.PathLike) -> Builder:
         data_dir: the folder of prepared sets; empty for TFDS's own (TFDS_DATA_DIR).
 
     Raises:
-        InputError: no such set there.
+        InputError: no such set there, or one that is damaged or names classes of others.
     """
     try:
-        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir or None)
+        folder = _find_folder(name, data_dir or None)
     except tfds.core.DatasetNotFoundError:
         where = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         raise InputError(
@@ -40,6 +44,40 @@ def find_builder(name: str, data_dir: str | os.PathLike) -> Builder:
         raise InputError(
             f"name={name!r}: expected the name of a TFDS data set, as in"
             f" 'coco_captions' or 'coco_captions/2014:1.1.0' ({_first_line(error)})"
+        ) from error
+    return open_builder(folder)
+
+
+def _find_folder(name: str, data_dir: str | os.PathLike | None) -> Path:
+    """Where TFDS finds a prepared set.
+
+    Its public function opens what it finds at once, and would import what that names.
+    """
+    from tensorflow_datasets.core import read_only_builder
+    from tensorflow_datasets.core.utils import error_utils
+
+    with error_utils.reraise_with_context(tfds.core.DatasetNotFoundError):
+        folder = read_only_builder._find_builder_dir(name, data_dir=data_dir)
+        if folder is None:
+            raise tfds.core.DatasetNotFoundError(name)
+    return Path(folder)
+
+
+def open_builder(folder: str | os.PathLike) -> Builder:
+    """The prepared data set in a folder, the one of its version.
+
+    Raises:
+        InputError: its description is damaged, or names classes that are not TFDS's own.
+        SystemFault: the machine cannot read it.
+    """
+    check_description(folder)
+    try:
+        return faults.retried(lambda: tfds.builder_from_directory(folder), str(folder))
+    except SystemFault:
+        raise
+    except Exception as error:  # as many kinds as there are ways to damage it
+        raise InputError(
+            f"{folder}: not readable as a prepared TFDS data set: {_first_line(error)}"
         ) from error
 
 
@@ -54,6 +92,7 @@ class TfdsSource:
         image_key: str = "image",
         caption_keys: tuple[str, ...] = (),
         require_captions: bool = True,
+        max_pixels: int = MAX_PIXELS,
     ):
         """Opens the split; reads no record.
 
@@ -63,10 +102,11 @@ class TfdsSource:
             image_key: the image feature. Keys go into nested features by slashes.
             caption_keys: the text features, or sequences of texts; a record gets all captions.
             require_captions: whether a record without a caption is bad.
+            max_pixels: images of more are bad records.
 
         Raises:
-            InputError: unknown or empty split, unknown feature or one of the wrong kind, or
-                files that cannot be read without TensorFlow.
+            InputError: unknown or empty split, unknown feature or one of the wrong kind, files that
+                cannot be read without TensorFlow, that are missing, or that lie elsewhere.
         """
         image, text = tfds.features.Image, tfds.features.Text
         _require(builder, "image_key", image_key, image)
@@ -76,23 +116,25 @@ class TfdsSource:
             raise InputError(f"caption_keys is empty: choices are {_choices(builder, text)}")
         self._name = f"{builder.info.full_name}/{split}"
         self._image, self._captions = image_key, caption_keys
-        self._required = require_captions
+        self._required, self._max_pixels = require_captions, max_pixels
+        self._builder, self._split = builder, split
         _check_split(builder, split)
-        decoders: Any = tfds.decode.SkipDecoding()
-        for part in reversed(image_key.split("/")):
-            decoders = {part: decoders}
         try:
-            # Images stay encoded: `decode_image` treats all sources alike.
-            self._records = builder.as_data_source(split, decoders=decoders)
+            self._records = self._opened()
         except NotImplementedError:
             raise InputError(
                 f"{builder.data_dir}: prepared as {builder.info.file_format.value}, which needs"
                 " TensorFlow to read; prepare it with --file_format=array_record"
             ) from None
+        _check_files(builder, split)
 
     def __len__(self) -> int:
         """The number of records."""
         return len(self._records)
+
+    def describe(self) -> str:
+        """One line: how many records there are, and of what."""
+        return f"{len(self)} records of {self._name}"
 
     def key(self, i: int) -> str:
         """NAME/VERSION/SPLIT/i."""
@@ -104,18 +146,34 @@ class TfdsSource:
         Raises:
             BadRecord: the file is damaged there, the image cannot be decoded, or a caption is
                 needed and there is none.
+            SystemFault: the machine cannot read it.
         """
         key = self.key(i)
-        try:
-            example = self._records[i]
-        except RuntimeError as error:
-            raise BadRecord(key, f"damaged file: {str(error).splitlines()[0]}") from error
+        example = faults.retried(lambda: self._read(i, key), key)
         try:
             texts = [text for path in self._captions for text in _texts(_at(example, path))]
         except UnicodeDecodeError:
             raise BadRecord(key, "caption is not UTF-8") from None
         captions = clean_captions(texts, key, required=self._required)
-        return Record(key, decode_image(_at(example, self._image), key), captions)
+        image = decode_image(_at(example, self._image), key, max_pixels=self._max_pixels)
+        return Record(key, image, captions)
+
+    def _opened(self) -> Any:
+        decoders: Any = tfds.decode.SkipDecoding()
+        for part in reversed(self._image.split("/")):
+            decoders = {part: decoders}
+        # Images stay encoded: `decode_image` treats all sources alike.
+        return self._builder.as_data_source(self._split, decoders=decoders)
+
+    def _read(self, i: int, key: str) -> Any:
+        try:
+            return self._records[i]
+        except RuntimeError as error:
+            fault = passing_fault(error)
+            if fault is not None:
+                self._records = self._opened()  # a reader that has failed once goes on failing
+                raise fault from error
+            raise BadRecord(key, f"damaged file: {_first_line(error)}") from error
 
 
 def _check_split(builder: Builder, split: str) -> None:
@@ -132,6 +190,20 @@ def _check_split(builder: Builder, split: str) -> None:
             f" {', '.join(builder.info.splits)}, or a part that holds records, as 'train[:90%]'"
             + why
         )
+
+
+def _check_files(builder: Builder, split: str) -> None:
+    """InputError unless the files of a split lie in the folder of the data set.
+
+    Its description says how they are called.
+    """
+    folder = os.path.abspath(builder.data_dir)
+    for path in {part.filename for part in builder.info.splits[split].file_instructions}:
+        path = os.path.join(folder, path)
+        if os.path.dirname(os.path.abspath(path)) != folder:
+            raise InputError(f"{folder}: the data of split {split!r} lie elsewhere, in {path}")
+        if not os.path.isfile(path):
+            raise InputError(f"{path}: a file of split {split!r} is missing")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """From captioned pictures to a token store, with the tokenizers that made it beside it."""
 
-import contextlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -8,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, write_bundle
+from cogview_jax.data.images import MAX_PIXELS
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
-from cogview_jax.data.sources import Source, open_source
+from cogview_jax.data.sources import Source, SourceConfig, open_source
 from cogview_jax.data.token_writer import write_store
 from cogview_jax.data.transforms import center_crop
 from cogview_jax.jobs.experiment import TokenData, TransformerExperiment
@@ -82,7 +82,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
             source,
             encode,
             plan={
-                "source": asdict(data.source),
+                "source": _source_plan(data.source),
                 "text_tokenizer": _text_plan(data),
                 **identity,
                 # A store of one picture a record says nothing of it: so did those of before.
@@ -165,6 +165,14 @@ def _tokenizers(
     return own
 
 
+def _source_plan(source: SourceConfig) -> dict:
+    """What a store depends on of its source; stores of before `max_pixels` do not mention it."""
+    plan = asdict(source)
+    if source.max_pixels == MAX_PIXELS:
+        del plan["max_pixels"]
+    return plan
+
+
 def _text_plan(data: TokenData) -> dict | str:
     """What the text tokenizer of a store depends on: its file, or how it was trained."""
     if data.text_tokenizer:
@@ -173,12 +181,21 @@ def _text_plan(data: TokenData) -> dict | str:
 
 
 def _captions(source: Source[Record], records: int) -> list[str]:
-    """All captions of the first `records` records; those that cannot be read are passed over."""
+    """All captions of the first `records` records; those that cannot be read are passed over.
+
+    Raises:
+        InputError: there is no caption.
+    """
     captions: list[str] = []
+    bad: BadRecord | None = None
     count = min(records, len(source))
     with Progress(count, "captions", unit="record") as progress:
         for i in range(count):
-            with contextlib.suppress(BadRecord):  # counted and listed when it is encoded
+            try:
                 captions += source[i].captions
+            except BadRecord as error:  # counted and listed when it is encoded
+                bad = error
             progress.update()
+    if not captions:
+        raise InputError(f"no caption in the first {count} records; the last of them: {bad}")
     return captions

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cogview_jax.data.images import decode_image
-from cogview_jax.data.records import BadRecord
+from cogview_jax.data.images import decode_image, read_image_file
+from cogview_jax.data.records import BadRecord, printable
 from cogview_jax.data.transforms import center_crop
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import reason
 from cogview_jax.sampling.filters import SamplingConfig
 
 
@@ -70,12 +71,20 @@ def need_one_each(draws: Draws, task: str) -> None:
 
 
 def read_images(files: Sequence[str], size: int) -> np.ndarray:
-    """The centred squares of picture files, uint8 [n, size, size, 3]; InputError for a bad one."""
+    """The centred squares of picture files, uint8 [n, size, size, 3].
+
+    Raises:
+        InputError: one is no regular file, or no picture that can be read.
+        SystemFault: the machine cannot read one.
+    """
     return np.stack([_read_image(file, size) for file in files])
 
 
 def _read_image(file: str, size: int) -> np.ndarray:
     try:
-        return center_crop(decode_image(Path(file).read_bytes(), file), size)
-    except (OSError, BadRecord) as error:
-        raise InputError(f"--image {file} cannot be read: {error}") from error
+        return center_crop(decode_image(read_image_file(file), file), size)
+    except OSError as error:
+        why = reason(error)
+    except (InputError, BadRecord) as error:
+        why = str(error).removeprefix(f"{file}: ")
+    raise InputError(f"--image {printable(file)} cannot be read: {why}")

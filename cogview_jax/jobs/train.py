@@ -1,6 +1,8 @@
 """Training either stage: one way from a config to a bundle."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -200,15 +202,22 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             watchdog=watchdog,
             profiler=profiler,
             stop=stop.reached,
+            stop_waiting=stop.waiting,
         )
         done = int(state.position)
         if done < config.steps:
-            checkpointer.save(done, state)
+            if done > start:
+                checkpointer.save(done, state)
             fate = "which is saved" if checkpointer.wait() else "which could not be saved"
             say(
                 f"{workdir.path}: asked to stop after step {done} of {config.steps}, {fate}; run"
                 " the same command again to continue"
             )
+            if stop.waited:
+                # The thread that reads may wait for ever, and a regular exit waits for it.
+                stack.close()
+                sys.stdout.flush()
+                os._exit(PREEMPTED)
             return PREEMPTED
         with goodput.phase("write"):
             job.write(state, workdir.bundle)

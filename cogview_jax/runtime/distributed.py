@@ -194,6 +194,8 @@ class StopRequest:
     def __init__(self):
         """Asks for nothing yet."""
         self._asked = False
+        #: Whether the run was told to stop while it waited.
+        self.waited = False
         self._before: Any = None
 
     def __enter__(self) -> "StopRequest":
@@ -218,6 +220,14 @@ class StopRequest:
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(step)
+
+    def waiting(self) -> bool:
+        """Whether to stop although the step that comes next has not begun, for lack of data.
+
+        In a run of one process only: several agree after a step.
+        """
+        self.waited = self._asked and not self._together
+        return self.waited
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = True

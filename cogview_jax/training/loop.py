@@ -56,6 +56,7 @@ def train(
     watchdog: Watchdog,
     profiler: ProfilerWindow,
     stop: Callable[[int], bool] = lambda done: False,
+    stop_waiting: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Trains until `steps` steps are done, or until it is to stop, and returns the last state.
 
@@ -76,6 +77,8 @@ def train(
         profiler: sees every step.
         stop: asked after every step; True ends the loop there. The state is checked, but no hook
             is called.
+        stop_waiting: asked again and again while the next batch is not there; True ends the loop
+            as `stop` does, without that batch.
 
     Raises:
         InputError: a loss or gradient was not finite, or the loss scale sits at its floor; the
@@ -89,10 +92,17 @@ def train(
         # What runs on the devices meanwhile is no loss.
         idle = not pending or pending[-1][1]["loss"].is_ready()
         goodput.enter("data" if idle else STEP)
+        if stop_waiting():
+            raise _StopWaiting
 
     while done < steps:
         watchdog.beat(f"waiting for the batch of step {done + 1}")
-        batch = batches.get(waiting)
+        try:
+            batch = batches.get(waiting)
+        except _StopWaiting:
+            if pending:
+                check_finite(pending)
+            break
         profiler.before(done)
         if done == start:
             watchdog.rest()  # compiles
@@ -127,6 +137,10 @@ def train(
         # What hooks and reports cost does not count as training.
         since += time.monotonic() - reached
     return state
+
+
+class _StopWaiting(Exception):
+    """The batch that is waited for is not wanted any more."""
 
 
 def check_finite(pending: list[tuple[int, Any]]) -> dict[str, float]:

@@ -104,3 +104,51 @@ def test_many_threads_write_whole_lines_once(tmp_path):
 def test_a_limit_that_is_no_share_is_refused(tmp_path, share):
     with pytest.raises(InputError, match=f"max_skipped={share}"):
         SkippedLog(tmp_path, max_skipped=share)
+
+
+def test_lines_that_are_damaged_stop_no_run(tmp_path):
+    log = SkippedLog(tmp_path)
+    log.add("1.png", "unreadable")
+    odd = [b"[]", b"7", b"{}", b'{"key": [1]}', b"\xff", b"[" * 99_999, b'{"key": "2.png"}', b"{"]
+    with log.path.open("ab") as file:
+        file.write(b"\n".join(odd))
+    log = SkippedLog(tmp_path)
+    for key in ("1.png", "2.png", "3.png"):
+        log.add(key, "unreadable")
+    whole = log.path.read_bytes().split(b"\n")
+    assert whole[0] == b'{"key": "1.png", "reason": "unreadable"}'
+    assert whole[1:-2] == odd
+    assert whole[-2:] == [b'{"key": "3.png", "reason": "unreadable"}', b""]
+
+
+def test_a_log_that_cannot_be_read_or_written_is_said_once(tmp_path, capfd):
+    (tmp_path / "skipped.jsonl").mkdir()
+    log = SkippedLog(tmp_path, max_skipped=0.1)
+    for index in range(30):
+        log.see(index)
+        log.add(f"{index}.png", "unreadable")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "skipped.jsonl cannot be read" in line
+    with pytest.raises(InputError, match="30 of 30 records"):
+        log.check()
+
+
+def test_a_full_disk_costs_lines_and_no_run(tmp_path, capfd):
+    log = SkippedLog(tmp_path)
+    (tmp_path / "skipped.jsonl").symlink_to("/dev/full")
+    log.add("1.png", "unreadable")
+    log.add("2.png", "unreadable")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "skipped.jsonl cannot be written (No space left on device): going on" in line
+    (tmp_path / "skipped.jsonl").unlink()
+    log.add("2.png", "unreadable")
+    assert [line["key"] for line in lines(tmp_path)] == ["2.png"]
+    assert log.skipped == 2
+
+
+def test_any_key_can_be_written(tmp_path):
+    log = SkippedLog(tmp_path)
+    log.add("\udcff\n.png", "a\ud800")
+    assert lines(tmp_path) == [{"key": "\\udcff\\n.png", "reason": "a\\ud800"}]
+    SkippedLog(tmp_path).add("\udcff\n.png", "a\ud800")
+    assert len(lines(tmp_path)) == 1

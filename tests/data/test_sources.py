@@ -1,6 +1,11 @@
 """Sources from configs: each kind, and one clear line for everything that can be wrong."""
 
+import contextlib
 import io
+import json
+import os
+import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +16,10 @@ from PIL import Image
 from cogview_jax.data import shapes
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.sources import SourceConfig, open_source
+from cogview_jax.data.tfds_source import open_builder
+from cogview_jax.runtime import faults
 from cogview_jax.runtime.config import build
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.errors import InputError, SystemFault
 
 
 def png(value: int) -> bytes:
@@ -165,6 +172,140 @@ def test_where_it_looked_is_said(data_dir, tmp_path, monkeypatch):
         tiny("")
 
 
+def copied(data_dir, tmp_path):
+    """A copy of the data set that may be changed."""
+    folder = tmp_path / "tiny_captions" / "1.2.0"
+    shutil.copytree(data_dir / "tiny_captions" / "1.2.0", folder)
+    return folder
+
+
+OWN = "tensorflow_datasets.core.features."
+#: Where a description can name a class: as it is written today, in the spelling of protocol
+#: buffers, in a sequence, as it was written once, and as JSON within a text.
+NAMED = {
+    "today": lambda text: {"pythonClassName": text, "text": {}},
+    "spelling": lambda text: {"python_class_name": text, "text": {}},
+    "sequence": lambda text: {
+        "pythonClassName": OWN + "sequence_feature.Sequence",
+        "sequence": {"feature": {"pythonClassName": text, "text": {}}, "length": "-1"},
+    },
+    "within a text": lambda text: {
+        "pythonClassName": OWN + "features_dict.FeaturesDict",
+        "jsonFeature": {"json": json.dumps({"a": {"type": text, "content": {}}})},
+    },
+}
+
+
+@pytest.mark.parametrize("named", NAMED)
+@pytest.mark.parametrize("place", ["features.json", "dataset_info.json", "once"])
+def test_classes_of_others_are_never_imported(data_dir, tmp_path, monkeypatch, named, place):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = f"elsewhere_{'_'.join((named, place)).replace('.', '_').replace(' ', '_')}"
+    (tmp_path / f"{module}.py").write_text(
+        f"open({str(tmp_path / 'imported')!r}, 'w')\n"
+        "import tensorflow_datasets as tfds\n"
+        "class Text(tfds.features.Text): pass\n"
+    )
+    folder = copied(data_dir, tmp_path)
+    feature = NAMED[named](f"{module}.Text")
+    if place == "features.json":
+        features = json.loads((folder / place).read_text())
+        features["featuresDict"]["features"]["title"] = feature
+    elif place == "once":
+        content = json.dumps({"features": {"title": feature}})
+        proto = "tensorflow_datasets.FeaturesDict"
+        features = {"type": OWN + "features_dict.FeaturesDict", "content": content}
+        features["proto_cls"] = proto
+    if place == "dataset_info.json":
+        info = json.loads((folder / place).read_text()) | {"features": feature}
+        (folder / place).write_text(json.dumps(info))
+    else:
+        (folder / "features.json").write_text(json.dumps(features))
+    for read in (lambda: tiny(tmp_path), lambda: open_builder(folder)):
+        with pytest.raises(InputError, match=f"json: features of '{module}.Text': only class"):
+            read()
+    assert not (tmp_path / "imported").exists()
+    # It is this check that keeps it out: TFDS follows the name.
+    with contextlib.suppress(Exception):
+        tfds.builder_from_directory(folder)
+    assert (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("dataset_info.json", "[]", "expected a JSON object"),
+        ("dataset_info.json", "{}", "not readable as a prepared TFDS data set: Invalid version"),
+        ("dataset_info.json", '{"version": "1.2.0", ', "damaged: not readable as JSON"),
+        ("dataset_info.json", '{"version": [1]}', "not readable as a prepared TFDS data set"),
+        ("features.json", "[]", "expected a JSON object"),
+        ("features.json", "{}", "not readable as a prepared TFDS data set"),
+        ("features.json", '{"a":' * 20_000, "damaged: nested too deeply"),
+        ("features.json", "\xff", "damaged: not readable as JSON"),
+    ],
+)
+def test_descriptions_that_are_damaged(data_dir, tmp_path, file, text, message):
+    folder = copied(data_dir, tmp_path)
+    (folder / file).write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=message) as caught:
+        tiny(tmp_path)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["name", "filepathTemplate"])
+def test_a_description_opens_no_data_elsewhere(data_dir, tmp_path, key):
+    folder = copied(data_dir, tmp_path)
+    train = next(folder.glob("*train*"))
+    train.rename(tmp_path / train.name)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    if key == "name":
+        info["name"] = f"../../{info['name']}"
+    else:
+        info["splits"][0][key] = f"../../{info['splits'][0][key]}"
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match="the data of split 'train' lie elsewhere"):
+        tiny(tmp_path)
+
+
+def test_a_missing_file_is_said_at_once(data_dir, tmp_path):
+    next(copied(data_dir, tmp_path).glob("*train*")).unlink()
+    with pytest.raises(InputError, match=r"train.*-of-00001: a file of split 'train' is missing"):
+        tiny(tmp_path)
+
+
+def test_a_data_set_behind_a_link_is_read(data_dir, tmp_path):
+    (tmp_path / "link").symlink_to(data_dir)
+    assert tiny(tmp_path / "link")[4].captions == ("caption 4.0", "caption 4.1")
+
+
+def test_too_many_open_files_are_no_bad_record(data_dir, monkeypatch):
+    monkeypatch.setattr(faults, "PAUSES", (0.0,))
+    source = tiny(data_dir)
+    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(SystemFault, match=r"train/0: Too many open files \(2 tries\)"):
+            source[0]
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert source[0].captions == ("caption 0.0", "caption 0.1")
+
+
+def test_the_limit_of_pixels_is_a_setting(data_dir):
+    assert tiny(data_dir, max_pixels=48)[0].image.shape == (8, 6, 3)
+    with pytest.raises(BadRecord, match="6 x 8 = 48 pixels: at most 47 are read"):
+        tiny(data_dir, max_pixels=47)[0]
+    for wrong in (0, 2**40):
+        with pytest.raises(InputError, match=f"max_pixels = {wrong}: expected 1 to"):
+            tiny(data_dir, max_pixels=wrong)
+
+
 def test_files_that_need_tensorflow_are_refused(data_dir, tmp_path):
     folder = tmp_path / "tiny_captions" / "1.2.0"
     folder.mkdir(parents=True)
@@ -188,11 +329,14 @@ def test_shapes_are_drawn_when_they_are_missing(tmp_path):
                                  held_out_count=4, seed=5))  # fmt: skip
 
 
-def test_a_folder(tmp_path):
+def test_a_folder(tmp_path, capfd):
     (tmp_path / "1.png").write_bytes(png(9))
     config = {"kind": "folder", "path": str(tmp_path), "require_captions": False}
     record = open_source(build(SourceConfig, config))[0]
     assert (record.key, record.captions, int(record.image[0, 0, 0])) == ("1.png", (), 9)
+    assert capfd.readouterr().err == f"{tmp_path}: 1 images; nothing ignored\n"
+    with pytest.raises(BadRecord, match="at most 47 are read"):
+        open_source(build(SourceConfig, config | {"max_pixels": 47}))[0]
     with pytest.raises(InputError, match="gone"):
         open_source(SourceConfig("folder", str(tmp_path / "gone")))
 

@@ -95,6 +95,23 @@ def test_tokenizers_of_other_sizes_are_refused(experiment, tmp_path, section, ch
     assert not (tmp_path / "tokens").exists()
 
 
+def test_a_store_of_before_the_limit_of_pixels_fits(chain, experiment):
+    plan = json.loads((chain.store / "plan.json").read_text())
+    assert "max_pixels" not in plan["source"]
+    source = experiment().data.source
+    with pytest.raises(InputError, match="max_pixels"):
+        prepare(experiment(source=dataclasses.replace(source, max_pixels=100)), chain.store)
+
+
+def test_captions_that_cannot_be_read_are_said(experiment, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    (tmp_path / "captions.jsonl").write_text('{"file": "1.png", "text": "no caption"}\n')
+    source = dataclasses.replace(experiment().data.source, path=str(tmp_path))
+    message = r"no caption in the first 1 records; the last of them: 1\.png: empty caption"
+    with pytest.raises(InputError, match=message):
+        prepare(experiment(source=source), tmp_path / "tokens")
+
+
 def test_a_store_made_otherwise_is_refused(chain, experiment, tmp_path):
     store = shutil.copytree(chain.store, tmp_path / "tokens")
     # Other text settings would leave another text tokenizer, which the copy has not.

@@ -1,9 +1,15 @@
-"""Prompts from flags and files."""
+"""Prompts from flags and files, and images from files."""
 
+import errno
+import os
+
+import numpy as np
 import pytest
+from PIL import Image
 
-from cogview_jax.jobs.sample_input import read_prompts
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.jobs.sample_input import read_images, read_prompts
+from cogview_jax.runtime import faults
+from cogview_jax.runtime.errors import InputError, SystemFault
 
 
 def test_prompts_of_the_flags_come_before_those_of_the_file(tmp_path):
@@ -27,3 +33,34 @@ def test_files_without_prompts_are_refused(tmp_path):
         with pytest.raises(InputError, match=message) as error:
             read_prompts(given, file and str(tmp_path / file))
         assert "\n" not in str(error.value)
+
+
+def test_images_are_read_as_centred_squares(tmp_path):
+    Image.new("RGB", (6, 4), (9, 8, 7)).save(tmp_path / "a.gif")
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "b.png")
+    read = read_images([str(tmp_path / "a.gif"), str(tmp_path / "b.png")], 4)
+    colours = np.array([(9, 8, 7), (1, 2, 3)], np.uint8)
+    np.testing.assert_array_equal(read, np.broadcast_to(colours[:, None, None], (2, 4, 4, 3)))
+
+
+def test_files_that_are_no_image_are_one_line(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "text.png").write_text("no image")
+    for file, why in (
+        ("pipe.png", "expected a file, but this is a pipe"),
+        ("/dev/zero", "expected a file, but this is a device"),
+        ("gone.png", "No such file or directory"),
+        ("text.png", "unreadable image: of no known format (PNG, JPEG, WEBP, BMP, GIF, TIFF"),
+    ):
+        path = str(tmp_path / file)
+        with pytest.raises(InputError) as error:
+            read_images([path], 4)
+        assert str(error.value).startswith(f"--image {path} cannot be read: {why}")
+    monkeypatch.setattr(faults, "PAUSES", ())
+
+    def failing(path, *_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(SystemFault, match="Input/output error"):
+        read_images([path], 4)

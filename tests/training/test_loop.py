@@ -1,6 +1,7 @@
 """When hooks and reports are due, what a loss that is not finite does, and what counts as time."""
 
 import contextlib
+import threading
 import time
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Run:
         self.step, self.reports, self.seen = step, [], {every: [] for every in hooks}
         self.goodput = Goodput(Path("nowhere"), writes=False)
 
-    def train(self, log_every=4, hooks=(), stop=lambda done: False):
+    def train(self, log_every=4, hooks=(), **stops):
         """Returns the parameter after the last step."""
         hooks += tuple(
             Hook(
@@ -63,7 +64,7 @@ class Run:
                 goodput=self.goodput,
                 watchdog=Watchdog(0, "this test"),
                 profiler=ProfilerWindow(ProfileConfig(), Path("nowhere")),
-                stop=stop,
+                **stops,
             )
         return float(state.params)
 
@@ -107,6 +108,41 @@ def test_a_run_that_is_asked_to_stop_stops_there():
     assert run.seen == {3: [(3, 8.0)], 5: [(5, 14.0)]}
     # After the last step there is nothing to stop.
     assert Run().train(stop=lambda done: done == 10) == sum(BATCHES)
+
+
+class Stuck:
+    """The batches of a loader that waits for ever after them, until somebody has asked."""
+
+    def __init__(self, batches):
+        self.batches, self.asks = batches, 0
+        self.waits, self.asked = threading.Event(), threading.Event()
+
+    def __iter__(self):
+        yield from self.batches
+        self.waits.set()
+        self.asked.wait(60)
+
+    def stop(self):
+        """Whether it waits by now, and the last batch has been taken: so at the second asking."""
+        self.asks += self.waits.is_set()
+        if self.asks < 2:
+            return False
+        self.asked.set()
+        return True
+
+
+def test_a_run_that_is_asked_to_stop_while_it_waits_stops_too():
+    for count in (0, 3):
+        run = Run(BATCHES[:count], hooks=(3,))
+        loader = Stuck(run.batches)
+        run.batches = iter(loader)
+        assert run.train(stop_waiting=loader.stop) == sum(BATCHES[:count])
+        assert run.seen == {3: [(3, 8.0)] if count else []}
+    run = Run((1.0, float("nan")))
+    loader = Stuck(run.batches)
+    run.batches = iter(loader)
+    with pytest.raises(InputError, match="the loss of step 2 is nan"):
+        run.train(stop_waiting=loader.stop)
 
 
 def test_a_state_that_is_not_finite_is_not_left_behind_by_stopping():

@@ -1,0 +1,165 @@
+"""What lies in a folder and below it: images, captions, and everything that is neither."""
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cogview_jax.data.images import SUFFIXES
+from cogview_jax.data.records import printable
+from cogview_jax.runtime import faults
+from cogview_jax.runtime.errors import InputError
+
+LISTING = "captions.jsonl"
+#: How many reasons for ignoring something are named.
+_REASONS = 8
+# Files of these endings may hold captions: their names are worth more than those of others.
+_TEXTS = tuple(f"of ending {ending}" for ending in (".json", ".jsonl", ".csv", ".tsv", ".parquet"))
+
+
+@dataclass
+class Ignored:
+    """What is no record, by reason: how many there are, and the first of them."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, name: str, count: int = 1) -> None:
+        """Counts `name`, the first of `count` alike."""
+        if count:
+            self.counts[reason] += count
+            self.first.setdefault(reason, name)
+
+    def __str__(self) -> str:
+        """One line: `ignored 13: 9 of ending .heic (such as a/1.heic), 4 hidden (such as ...)`."""
+        if not self.counts:
+            return "nothing ignored"
+        reasons = sorted(
+            self.counts, key=lambda reason: (_is_common(reason), -self.counts[reason], reason)
+        )
+        parts = [
+            f"{self.counts[reason]} {reason}"
+            f" ({'such as ' if self.counts[reason] > 1 else ''}{printable(self.first[reason])})"
+            for reason in reasons[:_REASONS]
+        ]
+        if rest := sum(self.counts[reason] for reason in reasons[_REASONS:]):
+            parts.append(f"{rest} of other endings")
+        return f"ignored {self.counts.total()}: {', '.join(parts)}"
+
+
+def _is_common(reason: str) -> bool:
+    """Whether a reason is that of any file of no use: the others are named first."""
+    return reason.startswith("of ending") and reason not in _TEXTS
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """The contents of a folder.
+
+    Attributes:
+        images: paths of the images within the folder, sorted, with slashes.
+        texts: as many of them have a file with the same name and the ending .txt beside them.
+        ignored: everything else.
+    """
+
+    images: list[str]
+    texts: int
+    ignored: Ignored
+
+
+def scan_folder(root: str) -> FolderScan:
+    """Lists a folder and all below it; opens no file.
+
+    What has the ending of an image and no leading dot is one: "._1.png" is what macOS leaves beside
+    "1.png". Links to folders are followed, wherever they lead, since only who made the folder can
+    have made them; each real folder is listed once, under its own name rather than a link's, so
+    that links in a circle end.
+
+    Raises:
+        InputError: the folder itself cannot be listed.
+        SystemFault: the machine cannot list one of the folders.
+    """
+    images: list[str] = []
+    texts, ignored, listed = 0, Ignored(), set()
+    links = [""]
+    while links:
+        found: list[str] = []
+        for link in links:
+            for folder in _tree(root, link, found, listed, ignored):
+                texts += _sort(*folder, images, ignored)
+        links = sorted(found)
+    return FolderScan(sorted(images), texts, ignored)
+
+
+def _tree(
+    root: str, top: str, links: list[str], listed: set[str], ignored: Ignored
+) -> Iterator[tuple[str, list[str]]]:
+    """Each folder from `top` on that is not yet `listed`, and the names of its files."""
+    stack = [top]
+    while stack:
+        folder = stack.pop()
+        path = os.path.join(root, folder) if folder else root
+        real = os.path.realpath(path)
+        if real in listed:
+            ignored.add("linked folders that are there already", folder)
+            continue
+        listed.add(real)
+        try:
+            files, folders, linked = faults.retried(lambda path=path: _entries(path), path)
+        except OSError as error:
+            if not folder:
+                raise InputError(f"{root}: cannot be listed: {faults.reason(error)}") from None
+            ignored.add(f"folders that cannot be listed: {faults.reason(error)}", folder)
+            continue
+        yield folder, files
+        links += [os.path.join(folder, name) for name in linked]
+        stack += [os.path.join(folder, name) for name in folders]
+
+
+def _entries(path: str) -> tuple[list[str], list[str], list[str]]:
+    """The names of the files, the folders and the linked folders in a folder."""
+    files, folders, linked = [], [], []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if not _is_folder(entry):
+                files.append(entry.name)
+            elif entry.is_symlink():
+                linked.append(entry.name)
+            else:
+                folders.append(entry.name)
+    return files, folders, linked
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EACCES, errno.ENOTDIR):  # a link that leads nowhere
+            return False
+        raise
+
+
+def _sort(folder: str, files: list[str], images: list[str], ignored: Ignored) -> int:
+    """Adds the images of a folder to `images`, the rest to `ignored`; how many have texts."""
+    shown = [name for name in sorted(files) if not name.startswith(".")]
+    own = [name for name in shown if _ending(name).lower() in SUFFIXES]
+    stems = {name[: -len(_ending(name))] for name in own}
+    images += [os.path.join(folder, name) for name in own]
+    texts = set()
+    for name in sorted({*files} - {*own}):
+        ending, path = _ending(name), os.path.join(folder, name)
+        if ending == ".txt" and name[:-4] in stems:
+            texts.add(name[:-4])
+        elif name.startswith("."):
+            ignored.add("hidden", path)
+        elif name == LISTING:
+            if folder:
+                ignored.add(f"{LISTING} of sub folders", path)
+        else:
+            ignored.add(f"of ending {ending}" if ending else "without an ending", path)
+    return sum(name[: -len(_ending(name))] in texts for name in own)
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1]

@@ -1,0 +1,61 @@
+"""What a prepared TFDS folder says of itself, checked before TFDS follows it.
+
+A description names a Python class for each feature, and TFDS imports the modules of those it does
+not know: a folder from elsewhere would choose what is run.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import reason, retried
+from cogview_jax.runtime.files import read_json
+
+_FILES = ("features.json", "dataset_info.json")
+_OWN = "tensorflow_datasets."
+# As TFDS writes them today, as protocol buffers may spell them, and as TFDS wrote them once.
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+
+
+def check_description(folder: str | os.PathLike) -> None:
+    """Refuses a folder whose features are not all of TFDS's own classes, before any import.
+
+    Raises:
+        InputError: a feature is of another class, or the description is damaged.
+        SystemFault: the machine cannot read it.
+    """
+    for path in (Path(folder) / name for name in _FILES):
+        try:
+            description = retried(lambda path=path: read_json(path), str(path))
+            foreign = {name for name in _class_names(description) if not name.startswith(_OWN)}
+        except OSError as error:
+            raise InputError(f"{path}: {reason(error)}") from None
+        except RecursionError:
+            raise InputError(f"{path}: damaged: nested too deeply") from None
+        if not isinstance(description, dict):
+            raise InputError(f"{path}: damaged: expected a JSON object")
+        if foreign:
+            raise InputError(
+                f"{path}: features of {', '.join(map(repr, sorted(foreign)))}: only classes of"
+                f" {_OWN.rstrip('.')} itself are imported"
+            )
+
+
+def _class_names(value: Any) -> Iterator[str]:
+    """Every name of a class in a description, however deep; also in the JSON that texts hold."""
+    stack = [value]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            yield from (value[k] for k in _CLASS_KEYS if isinstance(value.get(k), str))
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+        elif isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            try:
+                stack.append(json.loads(value))
+            except ValueError:  # a text that only begins like JSON
+                continue
