@@ -73,9 +73,11 @@ class DiskSoak(Soak):
         return self._run.step
 
     def _eio_for_seconds(self) -> int:
-        step = self._run.step
+        run, lines, step = self._run, len(self._run.output), self._run.step
         with self._disk.fails(BROKEN, self._everything):
             time.sleep(SECONDS)
+        if not run.said("Input/output error", lines):
+            raise AssertionError(f"nobody met the failing disk:\n{run.tail()}")
         return step
 
     def _eio_until_restarts(self) -> int:
@@ -85,16 +87,25 @@ class DiskSoak(Soak):
             self._wait_for_failures(3, "Input/output error")
         return step
 
+    def _eio_at_restore(self) -> int:
+        """No checkpoint can be read when the run starts again; none may count as damaged."""
+        with self._disk.fails(BROKEN, f"{self._run.workdir}/checkpoints/"):
+            step = self._signal(signal.SIGKILL, self._run.children())
+            self._wait_for_failures(1, "Input/output error")
+        if (self._run.workdir / "damaged").exists():
+            raise AssertionError(f"a failing disk made checkpoints damaged:\n{self._run.tail()}")
+        return step
+
     def _wait_for_failures(self, count: int, reason: str) -> None:
         """So many ends with status 1, each after one line with the reason."""
         run, lines = self._run, len(self._run.output)
         run.wait_for(lambda: run.said("exited with 1 (failure)", lines) >= count, reason)
-        if run.said("Traceback", lines) or run.said(f"{reason}", lines) < count:
+        if run.said("Traceback", lines) or run.said(reason, lines) < count:
             raise AssertionError(f"expected one line, {reason}:\n{run.tail()}")
 
 
 #: Every kind, the one that comes when the steps are done last.
 KINDS = (
     *("full_metrics", "full_events", "full_ledger", "full_samples", "full_checkpoints"),
-    *("full_config", "eio_for_seconds", "eio_until_restarts", "full_bundle"),
+    *("full_config", "eio_for_seconds", "eio_until_restarts", "eio_at_restore", "full_bundle"),
 )

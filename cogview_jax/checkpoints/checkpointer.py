@@ -21,7 +21,8 @@ from cogview_jax.checkpoints.stored_step import (
 )
 from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.distributed import say
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.runtime.faults import is_fault, system_error
 from cogview_jax.training.state import TrainState
 
 
@@ -184,10 +185,13 @@ class Checkpointer:
             yield
         except (ValueError, OSError, KeyError) as error:
             failed = error
+        system = failed and system_error(failed)
+        fault = system is not None and is_fault(system)
         topic = f"{self._agreement.number()}/read"
-        lines = self._agreement.exchange(topic, failed and one_line(failed))
+        said = self._agreement.exchange(topic, [failed and one_line(system or failed), fault])
         if isinstance(failed, InputError):
             raise failed
-        reason = next((line for line in lines if line), None)
-        if reason:
-            raise InputError(f"checkpoint {folder} cannot be restored: {reason}") from failed
+        for reason, fault in said:
+            if reason:
+                kind = SystemFault if fault else InputError
+                raise kind(f"checkpoint {folder} cannot be restored: {reason}") from failed

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import sha256_file, sync
 
 FORMAT = 1
@@ -48,6 +49,9 @@ def find_damage(folder: Path, part: int = 0, parts: int = 1) -> list[str]:
 
     Returns:
         One "NAME: WHAT IS WRONG" for every file that is not as it was written.
+
+    Raises:
+        SystemFault: the disk fails, which says nothing of what was written.
     """
     try:
         files = _read(folder / NAME)
@@ -76,7 +80,7 @@ def _difference(path: Path, size: int, sha256: str) -> str | None:
         found = path.stat().st_size
         if found != size:
             return f"has {found} bytes, expected {size}"
-        digest = sha256_file(path)
+        digest = retried(lambda: sha256_file(path), str(path))
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
@@ -99,7 +103,7 @@ def _text(files: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, tuple[int, str]]:
-    text = path.read_bytes().decode(errors="replace")
+    text = retried(path.read_bytes, str(path)).decode(errors="replace")
     try:
         found = json.loads(text)
         files, written = found["files"], found["format"]

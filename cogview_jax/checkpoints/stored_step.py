@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from cogview_jax.checkpoints.manifest import find_damage, has_manifest
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import retried
 from cogview_jax.training.state import TrainState
 
 #: The parts of a state, kept apart so that one can be read without the others.
@@ -61,11 +62,14 @@ def examine(folder: Path, part: int, parts: int) -> tuple[list[str], bool]:
     Args:
         folder: the checkpoint.
         part: the share of this process in the work of `parts`.
+
+    Raises:
+        SystemFault: the disk fails, which says nothing of what was written.
     """
     if has_manifest(folder):
         return find_damage(folder, part, parts), True
     try:
-        earlier = "format" not in read_meta(folder)
+        earlier = "format" not in retried(lambda: read_meta(folder), str(folder / _META))
     except (OSError, ValueError) as error:
         return [f"{_META}: {one_line(error)}"], True
     return ([], False) if earlier else (find_damage(folder, part, parts), True)

@@ -62,9 +62,10 @@ def reason(error: BaseException) -> str:
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """The system's error that an exception of another library tells of in its text, if any.
+    """The system's error that an exception of another library tells of, if any.
 
-    Tensorstore says it in the midst of pages about an array, array_record in a line.
+    Tensorstore says it in the midst of pages about an array, array_record in a line;
+    tensorflow_datasets has an error of its own for it, raised from that of the system.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error
@@ -75,7 +76,8 @@ def system_error(error: BaseException) -> OSError | None:
     for code in sorted(_PASSING | _FULL):
         if os.strerror(code) in text:
             return OSError(code, os.strerror(code))
-    return None
+    cause = error.__cause__ and system_error(error.__cause__)
+    return cause if cause and is_fault(cause) else None
 
 
 @contextlib.contextmanager
