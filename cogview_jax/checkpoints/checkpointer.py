@@ -118,6 +118,7 @@ class Checkpointer:
 
         Raises:
             InputError: the checkpoint is of another model or cannot be read, or all are damaged.
+            SystemFault: the disk fails while it is read.
         """
         self.wait()
         step, damage = self._directory.newest_whole(self._agreement)

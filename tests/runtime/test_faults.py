@@ -58,6 +58,10 @@ def test_a_system_error_is_found_in_the_words_of_libraries():
     tensor = ValueError("DATA_LOSS [tensorstore_spec=...] [os_error_code='5'] [source ...]")
     assert system_error(tensor).errno == errno.EIO
     assert system_error(ValueError("five")) is None
+    for code, found in ((errno.EIO, True), (errno.ENOENT, False)):
+        wrapped = ValueError("could not read dataset info")
+        wrapped.__cause__ = OSError(code, os.strerror(code), "dataset_info.json")
+        assert (system_error(wrapped) is wrapped.__cause__) == found
     assert not is_fault(FileNotFoundError(errno.ENOENT, "No such file", "x"))
 
 
