@@ -89,18 +89,20 @@ class DiskSoak(Soak):
 
     def _eio_at_restore(self) -> int:
         """No checkpoint can be read when the run starts again; none may count as damaged."""
-        with self._disk.fails(BROKEN, f"{self._run.workdir}/checkpoints/"):
-            step = self._signal(signal.SIGKILL, self._run.children())
+        run, lines = self._run, len(self._run.output)
+        with self._disk.fails(BROKEN, f"{run.workdir}/checkpoints/"):
+            step = self._signal(signal.SIGKILL, run.children())
             self._wait_for_failures(1, "Input/output error")
-        if (self._run.workdir / "damaged").exists():
-            raise AssertionError(f"a failing disk made checkpoints damaged:\n{self._run.tail()}")
+        if run.said("is damaged", lines):
+            raise AssertionError(f"a failing disk made checkpoints damaged:\n{run.tail()}")
         return step
 
     def _wait_for_failures(self, count: int, reason: str) -> None:
         """So many ends with status 1, each after one line with the reason."""
         run, lines = self._run, len(self._run.output)
-        run.wait_for(lambda: run.said("exited with 1 (failure)", lines) >= count, reason)
-        if run.said("Traceback", lines) or run.said(reason, lines) < count:
+        ends = ("exited with 1 (failure)", reason)
+        run.wait_for(lambda: all(run.said(words, lines) >= count for words in ends), reason)
+        if run.said("Traceback", lines):
             raise AssertionError(f"expected one line, {reason}:\n{run.tail()}")
 
 
