@@ -33,6 +33,8 @@ _PASSING = {
     if hasattr(errno, name)
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+#: What libraries say in other words than the system: Gloo, of a process that has gone.
+_IN_WORDS = {errno.ECONNRESET: "Connection closed by peer"}
 
 
 def is_passing(error: BaseException) -> bool:
@@ -74,7 +76,7 @@ def system_error(error: BaseException) -> OSError | None:
         code = int(numbered[1] or numbered[2])
         return OSError(code, os.strerror(code))
     for code in sorted(_PASSING | _FULL):
-        if os.strerror(code) in text:
+        if os.strerror(code) in text or _IN_WORDS.get(code, "\0") in text:
             return OSError(code, os.strerror(code))
     cause = error.__cause__ and system_error(error.__cause__)
     return cause if cause and is_fault(cause) else None

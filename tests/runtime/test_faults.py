@@ -57,6 +57,8 @@ def test_a_system_error_is_found_in_the_words_of_libraries():
     assert system_error(full).errno == errno.ENOSPC
     tensor = ValueError("DATA_LOSS [tensorstore_spec=...] [os_error_code='5'] [source ...]")
     assert system_error(tensor).errno == errno.EIO
+    peer = RuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [::1]:5")
+    assert system_error(peer).errno == errno.ECONNRESET
     assert system_error(ValueError("five")) is None
     for code, found in ((errno.EIO, True), (errno.ENOENT, False)):
         wrapped = ValueError("could not read dataset info")
