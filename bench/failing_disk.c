@@ -13,6 +13,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -45,7 +47,7 @@ static int fails(const char *path, int use)
 
 static int fails_at(int folder, const char *name, int use)
 {
-    char link[64], path[2 * PATH_MAX] = "";
+    char link[64], path[2 * PATH_MAX + 2] = "";
     if (folder != AT_FDCWD && (!name || name[0] != '/')) {
         int before = errno;
         snprintf(link, sizeof link, "/proc/self/fd/%d", folder);
@@ -64,7 +66,7 @@ static int use_of(int flags) { return flags & (O_CREAT | O_TRUNC) ? WRITES : REA
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 #define PASS_ON(failing, failed, name, ...)           \
-    do {                                              \
+    do {                                                \
         static __typeof__(&name) real;                \
         real = real ? real : REAL(name);              \
         return (failing) ? (failed) : real(__VA_ARGS__); \
@@ -102,19 +104,29 @@ OPENAT(openat64)
 FOPEN(fopen)
 FOPEN(fopen64)
 
-#define MOVES(name, use, result, file, parameters, ...)                  \
-    result name parameters { PASS_ON(fails_at(file, NULL, use), -1, name, __VA_ARGS__); }
+#define MOVES(use, result, name, parameters, file, ...) \
+    result name parameters { PASS_ON(fails_at(file, NULL, use), -1, name, file, __VA_ARGS__); }
 
-MOVES(read, READS, ssize_t, file, (int file, void *data, size_t size), file, data, size)
-MOVES(pread, READS, ssize_t, file, (int file, void *data, size_t size, off_t at), file, data, size, at)
-MOVES(pread64, READS, ssize_t, file, (int file, void *data, size_t size, off64_t at), file, data, size, at)
-MOVES(readv, READS, ssize_t, file, (int file, const struct iovec *parts, int n), file, parts, n)
-MOVES(write, WRITES, ssize_t, file, (int file, const void *data, size_t size), file, data, size)
-MOVES(pwrite, WRITES, ssize_t, file, (int file, const void *data, size_t size, off_t at), file, data, size, at)
-MOVES(pwrite64, WRITES, ssize_t, file, (int file, const void *data, size_t size, off64_t at), file, data, size, at)
-MOVES(writev, WRITES, ssize_t, file, (int file, const struct iovec *parts, int n), file, parts, n)
-MOVES(fsync, WRITES, int, file, (int file), file)
-MOVES(sendfile64, WRITES, ssize_t, to, (int to, int from, off64_t *at, size_t size), to, from, at, size)
+#define TYPES(bytes) (int file, bytes data, size_t size)
+#define TYPES_AT(bytes, place) (int file, bytes data, size_t size, place at)
+#define TYPES_OF_PARTS (int file, const struct iovec *parts, int count)
+
+MOVES(READS, ssize_t, read, TYPES(void *), file, data, size)
+MOVES(READS, ssize_t, readv, TYPES_OF_PARTS, file, parts, count)
+MOVES(READS, ssize_t, pread, TYPES_AT(void *, off_t), file, data, size, at)
+MOVES(READS, ssize_t, pread64, TYPES_AT(void *, off64_t), file, data, size, at)
+MOVES(WRITES, ssize_t, write, TYPES(const void *), file, data, size)
+MOVES(WRITES, ssize_t, writev, TYPES_OF_PARTS, file, parts, count)
+MOVES(WRITES, ssize_t, pwrite, TYPES_AT(const void *, off_t), file, data, size, at)
+MOVES(WRITES, ssize_t, pwrite64, TYPES_AT(const void *, off64_t), file, data, size, at)
+
+int fsync(int file) { PASS_ON(fails_at(file, NULL, WRITES), -1, fsync, file); }
+
+ssize_t sendfile64(int to, int from, off64_t *at, size_t size)
+{
+    int failing = fails_at(from, NULL, READS) || fails_at(to, NULL, WRITES);
+    PASS_ON(failing, -1, sendfile64, to, from, at, size);
+}
 
 int mkdir(const char *path, mode_t mode) { PASS_ON(fails(path, WRITES), -1, mkdir, path, mode); }
 
@@ -125,11 +137,12 @@ int rename(const char *from, const char *to)
 
 int renameat(int old, const char *from, int new, const char *to)
 {
-    PASS_ON(fails_at(old, from, WRITES) || fails_at(new, to, WRITES), -1, renameat, old, from, new, to);
+    int failing = fails_at(old, from, WRITES) || fails_at(new, to, WRITES);
+    PASS_ON(failing, -1, renameat, old, from, new, to);
 }
 
 int renameat2(int old, const char *from, int new, const char *to, unsigned flags)
 {
-    PASS_ON(fails_at(old, from, WRITES) || fails_at(new, to, WRITES), -1, renameat2, old, from, new,
-            to, flags);
+    int failing = fails_at(old, from, WRITES) || fails_at(new, to, WRITES);
+    PASS_ON(failing, -1, renameat2, old, from, new, to, flags);
 }
