@@ -22,7 +22,7 @@ from cogview_jax.checkpoints.stored_step import (
 from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError, SystemFault
-from cogview_jax.runtime.faults import is_fault
+from cogview_jax.runtime.faults import is_fault, system_error
 from cogview_jax.training.state import TrainState
 
 
@@ -125,6 +125,7 @@ class Checkpointer:
 
         Raises:
             InputError: the checkpoint is of another model or cannot be read, or all are damaged.
+            SystemFault: the disk fails while it is read.
         """
         self.wait()
         step, damage = self._directory.newest_whole(self._agreement)
@@ -193,12 +194,13 @@ class Checkpointer:
             yield
         except (ValueError, OSError, KeyError, SystemFault) as error:
             failed = error
+        system = failed and system_error(failed)
+        fault = isinstance(failed, SystemFault) or (system is not None and is_fault(system))
         topic = f"{self._agreement.number()}/read"
-        fault = failed is not None and is_fault(failed)
-        said = self._agreement.exchange(topic, failed and [one_line(failed), fault])
+        said = self._agreement.exchange(topic, [failed and one_line(system or failed), fault])
         if isinstance(failed, (InputError, SystemFault)):
             raise failed
-        if reasons := [found for found in said if found]:
-            # What the machine did is told apart on all of them: a restart may mend it.
-            kind = SystemFault if any(fault for _, fault in reasons) else InputError
-            raise kind(f"checkpoint {folder} cannot be restored: {reasons[0][0]}") from failed
+        for reason, fault in said:
+            if reason:
+                kind = SystemFault if fault else InputError
+                raise kind(f"checkpoint {folder} cannot be restored: {reason}") from failed

@@ -13,7 +13,7 @@ from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.checkpoints.stored_step import examine, one_line, read_meta
 from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.distributed import say
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.leftovers import remove, remove_leftovers, temporary_path
 
 
@@ -75,16 +75,23 @@ class StepDirectory:
 
         Raises:
             InputError: there are some, and all are damaged.
+            SystemFault: the disk fails: the newest that may be whole is not given up for that.
         """
         number, damage = agreement.number(), {}
         for step in agreement.first(f"{number}/steps", self.steps):
-            wrong, known = examine(self.folder(step), jax.process_index(), jax.process_count())
-            said = agreement.exchange(f"{number}/{step}", [wrong[:1], len(wrong), known])
-            if first := [line for lines, _, _ in said for line in lines]:
-                more = sum(count for _, count, _ in said) - 1
+            fault, wrong, known = "", [], True
+            try:
+                wrong, known = examine(self.folder(step), jax.process_index(), jax.process_count())
+            except SystemFault as error:
+                fault = str(error)
+            said = agreement.exchange(f"{number}/{step}", [wrong[:1], len(wrong), known, fault])
+            if faults := [fault for *_, fault in said if fault]:
+                raise SystemFault(f"{faults[0]}; if that stays, move {self.folder(step)} away")
+            if first := [line for lines, *_ in said for line in lines]:
+                more = sum(count for _, count, *_ in said) - 1
                 damage[step] = first[0] + f", and {more} more" * (more > 0)
                 continue
-            if not all(known for _, _, known in said):
+            if not all(known for _, _, known, _ in said):
                 say(
                     f"checkpoint {self.folder(step)} is of an earlier version, without"
                     " manifest.json: whether it is whole could not be verified"

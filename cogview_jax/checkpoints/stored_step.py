@@ -86,11 +86,14 @@ def examine(folder: Path, part: int, parts: int) -> tuple[list[str], bool]:
     Args:
         folder: the checkpoint.
         part: the share of this process in the work of `parts`.
+
+    Raises:
+        SystemFault: the disk fails, which says nothing of what was written.
     """
     if has_manifest(folder):
         return find_damage(folder, part, parts), True
     try:
-        earlier = "format" not in read_meta(folder)
+        earlier = "format" not in retried(lambda: read_meta(folder), str(folder / _META))
     except (OSError, ValueError) as error:
         return [f"{_META}: {one_line(error)}"], True
     return ([], False) if earlier else (find_damage(folder, part, parts), True)

@@ -187,8 +187,9 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         def report(measured: Measured) -> None:
             seconds = measured.seconds_per_step
             metrics = measured.metrics | per_second(seconds) | device_memory()
-            with going_on("metrics", measured.step):
+            with going_on("the ledger", measured.step):
                 goodput.record(measured.step, seconds)
+            with going_on("metrics", measured.step):
                 writer.scalars(measured.step, metrics | {"goodput": goodput.share})
             shown = {n: metrics[n] for n in ("loss", "tokens_per_second")}
             if isinstance(experiment, CodecExperiment):
@@ -204,11 +205,12 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
 
         def sample(step: int, state: TrainState, metrics: dict[str, float]) -> None:
             picture = job.draw(state, source)
-            with going_on("the sample", step):
+            with going_on("metrics", step):
                 writer.images(step, "samples", picture)
-                if is_first():
-                    with atomic_path(workdir.samples / f"step_{step:08d}.png") as temporary:
-                        Image.fromarray(picture).save(temporary)
+            if is_first():
+                file = workdir.samples / f"step_{step:08d}.png"
+                with going_on("the sample", step), atomic_path(file) as temporary:
+                    Image.fromarray(picture).save(temporary)
 
         state = train(
             state,

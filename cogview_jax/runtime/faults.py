@@ -35,6 +35,8 @@ _PASSING = {
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CODE = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
 _WORDS = {os.strerror(code): code for code in errno.errorcode}
+#: What Gloo says of a process that has gone.
+_WORDS["Connection closed by peer"] = errno.ECONNRESET
 
 
 def is_passing(error: BaseException) -> bool:
@@ -67,7 +69,8 @@ def system_error(error: BaseException) -> OSError | None:
     """The OSError that a library met, as it is or out of its message; None where it met none.
 
     Tensorstore writes `os_error_code='5'` or `OS error 5` in the midst of pages about an array,
-    array_record the words of the system: `pread() failed: Input/output error`.
+    array_record the words of the system: `pread() failed: Input/output error`. tensorflow_datasets
+    has an error of its own for it, raised from that of the system.
     """
     if isinstance(error, OSError):
         return None if error.errno is None else error  # without a number it is a library's own
@@ -78,7 +81,8 @@ def system_error(error: BaseException) -> OSError | None:
     for words in re.findall(r"failed: ([^;\[\n]+)", text):
         if code := _WORDS.get(words.strip()):
             return OSError(code, words.strip())
-    return None
+    cause = error.__cause__ and system_error(error.__cause__)
+    return cause if cause and is_fault(cause) else None
 
 
 def raise_faults(work: Callable[[], T]) -> T:

@@ -1,9 +1,12 @@
 """What a run measures, step by step: TensorBoard events, and JSON lines for other programs."""
 
 import contextlib
+import io
 import json
 import math
 import os
+import socket
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +14,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import image, scalar
 
 from cogview_jax.runtime.errors import InputError
@@ -32,41 +35,47 @@ class MetricsWriter:
     the file of a resumed run is the file of the unbroken one (but for timings).
 
     What cannot be written, on a disk that is full, raises OSError, stays in memory, and is written
-    with what comes next once there is room. Events are written as they come rather than through
-    tensorboardX's SummaryWriter: its thread would die of such an error, and the run with it.
+    with what comes next once there is room. So events are framed here: tensorboardX's writers keep
+    what fits their buffer, lose the rest, and leave the file unreadable.
     """
 
     def __init__(self, directory: str | os.PathLike):
         self.directory = Path(directory)
         self._writes = jax.process_index() == 0
-        self._lines = self._events = None
+        self._lines = _Appended(self.directory / "metrics.jsonl")
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._events = _Appended(self.directory / name)
+        self._first: int | None = None
+        self._dropped = False
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Records numbers (Python, numpy or jax scalars) measured at `step`."""
         if not self._writes:
             return
-        self._open(step)
+        self._begin(step)
         numbers = {name: np.asarray(value).item() for name, value in values.items()}
         finite = {name: n if math.isfinite(n) else None for name, n in numbers.items()}
-        self._lines.write(json.dumps({"step": int(step)} | finite) + "\n")
+        self._lines.add(json.dumps({"step": int(step)} | finite).encode() + b"\n")
         for name, number in finite.items():
             if number is not None:
-                self._add(step, scalar(name, number))
-        self._lines.flush()
-        self._events.flush()
+                self._add(step=int(step), summary=scalar(name, number))
+        self._write()
 
     def images(self, step: int, name: str, picture: np.ndarray) -> None:
         """Records one picture, uint8 [h, w, 3], for TensorBoard."""
         if self._writes:
-            self._open(step)
-            self._add(step, image(name, picture, dataformats="HWC"))
-            self._events.flush()
+            self._begin(step)
+            self._add(step=int(step), summary=image(name, picture, dataformats="HWC"))
+            self._write()
 
     def close(self) -> None:
         """Writes out what is pending; OSError where that cannot be."""
-        if self._lines is not None:
-            self._events.close()
+        try:
+            if self._first is not None:
+                self._write()
+        finally:
             self._lines.close()
+            self._events.close()
 
     def __enter__(self) -> "MetricsWriter":
         """The block closes it."""
@@ -77,23 +86,54 @@ class MetricsWriter:
         with contextlib.suppress(OSError):
             self.close()
 
-    def _add(self, step: int, summary: Any) -> None:
-        event = Event(wall_time=time.time(), step=int(step), summary=summary)
-        self._events.write_event(event)
-
-    def _open(self, step: int) -> None:
-        if self._lines is None:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            path = self.directory / "metrics.jsonl"
-            _drop_from(path, step)
-            lines = path.open("a", encoding="utf-8")
-            self._events = EventsWriter(str(self.directory / "events"))
+    def _begin(self, step: int) -> None:
+        if self._first is None:
+            self._first = step
+            self._add(file_version="brain.Event:2")
             # Tells TensorBoard to forget the same steps.
-            start = SessionLog(status=SessionLog.START)
-            self._events.write_event(
-                Event(wall_time=time.time(), step=int(step), session_log=start)
-            )
-            self._lines = lines
+            self._add(step=int(step), session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, **event: Any) -> None:
+        """An event, as TFRecord files hold it: size, payload, and checksums of both."""
+        payload = Event(wall_time=time.time(), **event).SerializeToString()
+        size = struct.pack("<Q", len(payload))
+        for data in (size, payload):
+            self._events.add(data + struct.pack("<I", masked_crc32c(data)))
+
+    def _write(self) -> None:
+        if not self._dropped:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            _drop_from(self._lines.path, self._first)
+            self._dropped = True
+        self._lines.write()
+        self._events.write()
+
+
+class _Appended:
+    """Bytes at the end of a file; those that could not be written yet are kept, in their order."""
+
+    def __init__(self, path: Path):
+        """The file is made when something is written."""
+        self.path = path
+        self._pending = bytearray()
+        self._file: io.FileIO | None = None
+
+    def add(self, data: bytes) -> None:
+        """To be written."""
+        self._pending += data
+
+    def write(self) -> None:
+        """Writes what is pending; OSError where not all of it can be."""
+        if self._file is None:
+            # Without a buffer, which would lose what it cannot write.
+            self._file = self.path.open("ab", buffering=0)
+        while self._pending:
+            del self._pending[: self._file.write(self._pending)]
+
+    def close(self) -> None:
+        """Forgets what is pending."""
+        if self._file is not None:
+            self._file.close()
 
 
 def _drop_from(path: Path, step: int) -> None:

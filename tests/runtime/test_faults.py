@@ -65,6 +65,7 @@ SAID = {
     "pread() failed: Stale file handle; reading /a": errno.ESTALE,
     "UNAVAILABLE: [os_error_code='12'] reading": errno.ENOMEM,
     "write() failed: No space left on device; writing /a; at byte 262144": errno.ENOSPC,
+    "UNKNOWN: Gloo AllGather failed: Connection closed by peer [::1]:5": errno.ECONNRESET,
     "NOT_FOUND: [OS error 2: No such file or directory]": errno.ENOENT,
 }
 
@@ -92,6 +93,13 @@ def test_only_what_may_pass_is_raised_as_an_error_of_the_system(text):
     assert caught.value.errno == SAID[text]
     with pytest.raises(RuntimeError, match="OS error 2"):
         raise_faults(lambda: fail("[OS error 2: No such file or directory]"))
+
+
+def test_a_system_error_is_found_behind_that_of_a_library():
+    for code, found in ((errno.EIO, True), (errno.ENOENT, False)):
+        wrapped = ValueError("could not read dataset info")
+        wrapped.__cause__ = OSError(code, os.strerror(code), "dataset_info.json")
+        assert (system_error(wrapped) is wrapped.__cause__) == found
     assert not is_fault(FileNotFoundError(errno.ENOENT, "No such file", "x"))
 
 

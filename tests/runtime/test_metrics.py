@@ -7,6 +7,7 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
@@ -77,12 +78,13 @@ from cogview_jax.runtime.metrics import MetricsWriter
 
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 failed = []
+others = {f"metric_{i}": 1 / 3 for i in range(12)}  # lines as long as those of a run
 with MetricsWriter(sys.argv[1]) as writer:
-    for step in range(1, 61):
-        full = 20 <= step < 50 or step == 60
+    for step in range(1, 91):
+        full = step < 5 or 20 <= step < 80 or step == 90
         resource.setrlimit(resource.RLIMIT_FSIZE, (100 if full else most, most))
         try:
-            writer.scalars(step, {"loss": 1 / step})
+            writer.scalars(step, {"loss": 1 / step} | others)
         except OSError:
             failed.append(step)
 print(failed)
@@ -94,10 +96,26 @@ def test_a_full_disk_costs_time_and_nothing_else(tmp_path, root):
     command = [sys.executable, "-c", FULL, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=60)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == [*range(20, 50), 60]
-    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 60))
-    found = [(e.step, v.simple_value) for e in events(tmp_path) for v in e.summary.value]
-    assert [step for step, _ in found] == list(range(1, 60))
+    assert json.loads(result.stdout) == [*range(1, 5), *range(20, 80), 90]
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text.count("\n") == 89
+    steps = [json.loads(line)["step"] for line in text.splitlines()[:89]]
+    assert steps == list(range(1, 90))
+    found = [e.step for e in events(tmp_path) for v in e.summary.value if v.tag == "loss"]
+    assert found == list(range(1, 90))
+
+
+def test_where_no_file_can_be_made_nothing_is_lost(tmp_path):
+    folder = tmp_path / "metrics"
+    folder.write_text("no folder can be made here yet")
+    with MetricsWriter(folder) as writer:
+        for step in (1, 2):
+            with pytest.raises(OSError, match="exists"):
+                writer.scalars(step, {"loss": step})
+        folder.unlink()
+        writer.scalars(3, {"loss": 3})
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3]
+    assert [e.step for e in events(folder) if e.HasField("summary")] == [1, 2, 3]
 
 
 def test_damaged_lines_are_set_aside_and_the_good_ones_stay(tmp_path, capsys):
