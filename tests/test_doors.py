@@ -213,10 +213,12 @@ def test_a_bundle_older_than_the_last_checkpoint_is_written_again(chain):
     file = again / "bundle" / "bundle.json"
     description = json.loads(file.read_text())
     assert description["step"] == STEPS
-    file.write_text(json.dumps(description | {"step": STEPS - 4}))
-    trained = chain.succeed("train", *chain.train_codec("again")).stderr
-    assert f"{STEPS} steps done, bundle written" in trained
-    assert json.loads(file.read_text())["step"] == STEPS
+    for older in (sealed(description | {"step": STEPS - 4}), description | {"step": STEPS - 4}):
+        file.write_text(json.dumps(older))
+        trained = chain.succeed("train", *chain.train_codec("again")).stderr
+        assert f"{STEPS} steps done, bundle written" in trained
+        assert json.loads(file.read_text()) == description
+    assert f"{file}: damaged: it was changed after it was written" in trained
     expected, found = Bundle(chain.codec / "bundle").codec(), Bundle(again / "bundle").codec()
     assert_equal((found.params, found.codebook), (expected.params, expected.codebook))
 

@@ -137,7 +137,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             say(f"{workdir.path}: continues after step {start} of {config.steps}")
             say_what_moved(workdir.path, checkpointer.notes.get("machine", {}))
         # The bundle of a run that was made longer since is older than its checkpoint.
-        written = workdir.bundle.exists() and Bundle(workdir.bundle).step == start
+        written = _bundle_step(workdir) == start
         if start >= config.steps and written:
             say(f"{workdir.path}: all {start} steps were done before")
             return 0
@@ -252,6 +252,17 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             goodput.record(done)
     say(f"{workdir.path}: {config.steps} steps done, bundle written; {goodput.summary()}")
     return 0
+
+
+def _bundle_step(workdir: Workdir) -> int | None:
+    """After how many steps the workdir's bundle was written; None where there is none to use."""
+    if not workdir.bundle.exists():
+        return None
+    try:
+        return Bundle(workdir.bundle).step
+    except InputError as error:  # the checkpoint has all that the bundle is made of
+        say(f"{error}: it will be written again")
+        return None
 
 
 def say_what_moved(workdir: Path, before: dict[str, Any]) -> None:

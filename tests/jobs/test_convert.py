@@ -25,7 +25,8 @@ from cogview_jax.jobs.convert import Official, convert, from_official, to_offici
 from cogview_jax.jobs.experiment import read_experiment
 from cogview_jax.jobs.train import run
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import sha256_tree
+from cogview_jax.runtime.files import sha256_tree, write_json
+from cogview_jax.runtime.sealed import sealed
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.tokenizers.codec import denormalise
 from cogview_jax.tokenizers.quantiser import nearest
@@ -449,7 +450,7 @@ def test_a_record_that_could_not_have_been_read_is_refused(bundle, tmp_path, par
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     described = json.loads((copy / "bundle.json").read_text())
     described["parts"][part]["official"] = record
-    (copy / "bundle.json").write_text(json.dumps(described))
+    write_json(copy / "bundle.json", sealed(described))
     with pytest.raises(InputError, match=message):
         to_official(str(copy), str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -460,7 +461,7 @@ def test_pixels_normalised_otherwise_are_pointed_out(given, tmp_path, capsys):
     file = tmp_path / "bundle" / "bundle.json"
     described = json.loads(file.read_text())
     described["parts"]["codec"]["config"]["mean"] = [0.5, 0.5, 0.5]
-    file.write_text(json.dumps(described))
+    write_json(file, sealed(described))
     capsys.readouterr()
     to_official(str(tmp_path / "bundle"), str(tmp_path / "out"))
     said = capsys.readouterr().err
