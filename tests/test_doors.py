@@ -17,6 +17,7 @@ import cogview_jax
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.evaluation.shapes_report import shapes_report, table
 from cogview_jax.runtime.files import sha256_file, sha256_tree
+from cogview_jax.runtime.sealed import sealed
 from cogview_jax.sampling.filters import SamplingConfig
 from doors import STEPS, call, draw_picture, kill_when, start
 
@@ -217,7 +218,7 @@ def test_a_bundle_older_than_the_last_checkpoint_is_written_again(chain):
         file.write_text(json.dumps(older))
         trained = chain.succeed("train", *chain.train_codec("again")).stderr
         assert f"{STEPS} steps done, bundle written" in trained
-        assert json.loads(file.read_text()) == description
+        assert Bundle(again / "bundle").step == STEPS
     assert f"{file}: damaged: it was changed after it was written" in trained
     expected, found = Bundle(chain.codec / "bundle").codec(), Bundle(again / "bundle").codec()
     assert_equal((found.params, found.codebook), (expected.params, expected.codebook))
