@@ -9,6 +9,8 @@ _JPEG = b"\xff\xd8"
 _START_OF_SCAN = 0xDA
 # APP1 to APP13, APP15 and comments. APP0 and APP14 say what the colours mean.
 _JPEG_METADATA = {*range(0xE1, 0xEE), 0xEF, 0xFE}
+#: Bytes of these two segments, without which they say nothing.
+_SHORTEST = {0xE0: 16, 0xEE: 14}
 _EXIF = b"Exif\0\0"
 
 
@@ -56,7 +58,7 @@ def _bare_jpeg(data: bytes) -> tuple[bytes, bytes] | None:
             return None
         if kind == _START_OF_SCAN:
             return b"".join([*kept, data[at:]]), exif
-        if kind not in _JPEG_METADATA:
+        if kind not in _JPEG_METADATA and length >= _SHORTEST.get(kind, 0):
             kept.append(data[at:end])
         elif data.startswith(_EXIF, at + 4):
             exif = data[at + 4 : end]

@@ -224,7 +224,9 @@ Experiment = CodecExperiment | TransformerExperiment
 
 def read_experiment(config: Mapping[str, Any]) -> Experiment:
     """The experiment a config describes; InputError names an unknown, missing or wrong key."""
+    if not hasattr(config, "keys"):
+        raise InputError(f"config is a {type(config).__name__}, expected a section with a stage")
     stage = config.get("stage")
-    if stage not in STAGES:
-        raise InputError(f"config.stage = {stage!r}: choose from {', '.join(STAGES)}")
+    if not isinstance(stage, str) or stage not in STAGES:
+        raise InputError(f"config.stage = {repr(stage)[:60]}: choose from {', '.join(STAGES)}")
     return build(STAGES[stage], config)

@@ -35,6 +35,8 @@ class Draws:
 
     def __post_init__(self):
         need_count("--num_images", self.num_images, MOST_PICTURES)
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
         if self.batch_size is not None:
             need_count("--batch_size", self.batch_size, MOST_ROWS)
 

@@ -11,13 +11,15 @@ import numpy as np
 
 from cogview_jax.jobs.unfinished import AGAIN, Unfinished
 from cogview_jax.runtime.faults import at_work
-from cogview_jax.runtime.files import check_folder_output, write_file
+from cogview_jax.runtime.files import check_file_output, check_folder_output, write_file
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 from cogview_jax.sampling.grid import caption_grid
 
 #: The grid for people shows at most this many pictures.
 SHOWN = 64
+_FILES = ("grid.png", "samples.jsonl", "scores.jsonl", "captions.jsonl")
+_FOLDERS = ("images", "small")
 
 
 @contextlib.contextmanager
@@ -25,10 +27,14 @@ def held_output(out: str) -> Iterator[None]:
     """Keeps other jobs out of the folder `out` in the block, and drops what killed ones left.
 
     Raises:
-        InputError: another job writes there, or it is a file.
+        InputError: another job writes there, it is a file, or what it holds is in the way.
     """
     folder = Path(out)
     check_folder_output(folder, "--out")
+    for name in _FILES:
+        check_file_output(folder / name)
+    for name in _FOLDERS:
+        check_folder_output(folder / name)
     with locked(folder / ".sample.lock", f"the folder {folder}", "choose another --out"):
         remove_leftovers(folder, owned=True)
         yield

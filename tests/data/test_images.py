@@ -245,6 +245,13 @@ def test_a_jpeg_whose_exif_block_is_broken_keeps_pixels_and_orientation():
     np.testing.assert_array_equal(decode_image(jpeg_with_exif(b"II*\0\x08"), "x"), plain)
 
 
+@pytest.mark.parametrize("segment", [b"\xff\xe0\0\x06JFIF", b"\xff\xee\0\x07Adobe"])
+def test_a_jpeg_with_a_segment_that_is_cut_short_keeps_its_pixels(segment):
+    data = encoded(Image.fromarray(noise(2, 3, 3)), "JPEG", quality=95)
+    broken = data[:2] + segment + data[2:]
+    np.testing.assert_array_equal(decode_image(broken, "x"), decode_image(data, "x"))
+
+
 def test_metadata_that_is_left_out_does_not_change_colours():
     # APP14 says that the four channels are inverted, and must stay.
     text = struct.pack("<HHI4s", 0x11A, 2, 2, b"1\0\0\0")

@@ -62,6 +62,7 @@ def test_what_is_said_is_read_and_the_rest_has_its_default():
     [
         ("stage", "diffusion", "config.stage = 'diffusion': choose from image_tokenizer, transf"),
         ("stage", None, "config.stage = None: choose from"),
+        ("stage", ["transformer"], "config.stage = ['transformer']: choose from"),
         ("model.widht", 3, "config.model.widht: no such setting; did you mean width"),
         ("seeds", 3, "config.seeds: no such setting; did you mean seed"),
         ("train.steps", None, "config.train lacks steps"),

@@ -467,6 +467,19 @@ def test_one_job_at_a_time_draws_into_a_folder(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["samples.jsonl", "grid.png"])
+def test_a_folder_in_the_place_of_a_file_is_found_before_any_work(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{name} is a folder"), held_output(str(tmp_path)):
+        raise AssertionError("the work began")
+
+
+def test_a_file_in_the_place_of_the_pictures_is_found_before_any_work(tmp_path):
+    (tmp_path / "images").write_text("mine")
+    with pytest.raises(InputError, match="images is a file"), held_output(str(tmp_path)):
+        raise AssertionError("the work began")
+
+
 def test_a_folder_of_something_else_is_left_alone(chain, tmp_path):
     mine = tmp_path / "out" / "unfinished" / "novel.txt"
     mine.parent.mkdir(parents=True)

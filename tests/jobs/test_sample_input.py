@@ -107,6 +107,8 @@ def test_files_that_are_no_prompts_are_one_line(tmp_path):
         ({"num_images": 10**12}, "--num_images 1000000000000: expected at most 1000000"),
         ({"batch_size": 10**9}, "--batch_size 1000000000: expected at most 4096"),
         ({"batch_size": 0}, "--batch_size 0: expected at least 1"),
+        ({"seed": -1}, "--seed -1: expected 0 to 4294967295"),
+        ({"seed": 2**32}, "--seed 4294967296: expected 0 to 4294967295"),
     ],
 )
 def test_numbers_are_bounded(numbers, message):

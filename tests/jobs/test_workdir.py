@@ -72,6 +72,12 @@ def test_another_config_is_refused_and_the_difference_named(workdir, section, ch
     assert workdir.config.read_bytes() == before
 
 
+def test_a_config_that_is_no_section_is_one_line(workdir):
+    workdir.config.write_text("[]")
+    with pytest.raises(InputError, match=r"config\.json is of another program .* config is a list"):
+        workdir.check(EXPERIMENT)
+
+
 def test_the_other_stage_is_refused(workdir):
     other = read_experiment(
         {

@@ -123,6 +123,11 @@ def test_outputs_are_checked_before_work(tmp_path):
         check_folder_output(tmp_path / "file", "--out")
     with pytest.raises(InputError, match=r"^.*link is a file"):
         check_folder_output(tmp_path / "link")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"^--out .*pipe is a pipe"):
+        check_file_output(tmp_path / "pipe", "--out")
+    with pytest.raises(InputError, match=r"^/dev/null is a device"):
+        check_file_output("/dev/null")
     for check in (check_file_output, check_folder_output):
         with pytest.raises(InputError, match=r"file is a file, expected a folder"):
             check(tmp_path / "file" / "a" / "b")
