@@ -137,3 +137,11 @@ def test_python_face_needs_no_data_libraries():
 def test_doors_open_without_jax(file):
     module = file.removesuffix(".py").replace("/", ".")
     run(ABSENT.format(names=["jax", "tensorflow"]) + f"import {module}\n")
+
+
+def test_the_public_names_are_listed_and_there():
+    import cogview_jax
+
+    for name in ("CogView", "InputError", "SamplingConfig", "load"):
+        assert name in dir(cogview_jax)
+        assert getattr(cogview_jax, name).__name__ == name

@@ -103,7 +103,7 @@ class SkippedLog:
         if share > self._max_skipped:
             raise InputError(
                 f"{self.skipped} of {self._seen} records could not be used ({share:.1%}), more than"
-                f" max_skipped={self._max_skipped:g} allows; the last was {self._last};"
+                f" data.max_skipped={self._max_skipped:g} allows; the last was {self._last};"
                 f" all are in {self.path}"
             )
 

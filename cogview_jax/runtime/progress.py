@@ -95,7 +95,8 @@ class Progress:
     def line(self, now: float) -> str:
         """The report at the time `now` of `time.monotonic`."""
         since, start = self._first
-        elapsed, count = now - since, self.done - start
+        # What comes after the last unit does not slow the units down.
+        elapsed, count = (now if self.done < self.total else self._last) - since, self.done - start
         rate = count / elapsed if elapsed > 0 else 0.0
         parts = [f"{self.label}  {self.unit} {self.done}/{self.total}"]
         if rate:

@@ -17,6 +17,10 @@ from cogview_jax.training.metric_means import MetricMeans
 from cogview_jax.training.state import TrainState
 from cogview_jax.training.step import Step
 
+#: Steps that may be started and not finished: the devices always have the next one, and a run that
+#: is asked to stop waits for few, however slow they are.
+IN_FLIGHT = 2
+
 
 @dataclass(frozen=True)
 class Hook:
@@ -66,9 +70,9 @@ def train(
 ) -> TrainState:
     """Trains until `steps` steps are done, or until it is to stop, and returns the last state.
 
-    Metrics stay on the device until a log point or a due hook, so the device is never waited for
-    in between. A loss or gradient that is not finite is found there, before any hook sees the
-    state; one that a loss scale has skipped is no harm.
+    Metrics stay on the device until a log point or a due hook; in between, at most `IN_FLIGHT`
+    steps wait for the device. A loss or gradient that is not finite is found there, before any hook
+    sees the state; one that a loss scale has skipped is no harm.
 
     Args:
         state: where to start; `batches` begins with the batch of its position. It is donated.
@@ -124,6 +128,10 @@ def train(
         profiler.after(done, metrics)
         started(done, metrics)
         pending.append((done, metrics))
+        if len(pending) >= IN_FLIGHT:
+            number, metrics = pending[-IN_FLIGHT]
+            watchdog.beat(f"waiting for the devices to finish step {number}")
+            jax.block_until_ready(metrics)
         stopping = stop(done) and done < steps
         due = [hook for hook in hooks if hook.due(done, steps) and not stopping]
         log = done % log_every == 0 or done == steps

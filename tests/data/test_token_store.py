@@ -198,7 +198,7 @@ def test_another_plan_is_refused_with_what_differs(tmp_path):
 
 
 def test_too_many_skipped_records_leave_the_store_unfinished(tmp_path):
-    with pytest.raises(InputError, match=r"more than max_skipped=0.1 allows"):
+    with pytest.raises(InputError, match=r"more than data.max_skipped=0.1 allows"):
         write(tmp_path, max_skipped=0.1)
     with pytest.raises(InputError, match="unfinished"):
         TokenStore(tmp_path / "store")

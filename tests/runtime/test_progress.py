@@ -54,6 +54,17 @@ def test_rate_forgets_the_first_unit_and_what_a_resumed_run_had_done(monkeypatch
     assert job.line(now) == "train  step 511/1000  4 step/s  0:02:02 left"
 
 
+def test_what_comes_after_the_last_unit_does_not_slow_the_units_down(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    job = Progress(5, "train", stream=io.StringIO())
+    for _ in range(5):
+        now += 2.0
+        job.update()
+    now += 100.0  # drawing samples, writing the bundle
+    assert job.line(now) == "train  step 5/5  2 s/step"
+
+
 def test_slow_units_are_counted_by_the_minute(monkeypatch):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

@@ -157,6 +157,25 @@ def test_a_run_that_is_asked_to_stop_while_it_waits_stops_too():
         run.train(stop_waiting=loader.stop)
 
 
+def test_few_steps_are_started_before_the_devices_have_finished_them():
+    @jax.jit
+    def slow_step(state, batch):
+        square = jax.lax.fori_loop(0, 200, lambda _, x: jnp.tanh(x @ x), jnp.ones((200, 200)))
+        loss = batch["x"] + square.sum() * state.params
+        metrics = {"loss": loss, "grad_norm": batch["slope"]}
+        return TrainState(state.step + 1, loss * 0 + 1, (), ()), metrics
+
+    losses, unfinished = [], []
+
+    def started(number, metrics):
+        losses.append(metrics["loss"])
+        unfinished.append(sum(not loss.is_ready() for loss in losses))
+
+    Run(step=slow_step).train(log_every=10, started=started)
+    assert len(losses) == 10
+    assert max(unfinished) <= 2
+
+
 def test_a_state_that_is_not_finite_is_not_left_behind_by_stopping():
     run = Run((1.0, float("nan"), *BATCHES[2:]))
     with pytest.raises(InputError, match="the loss of step 2 is nan"):
