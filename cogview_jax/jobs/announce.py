@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -10,6 +11,8 @@ from cogview_jax.data.sources import Source
 from cogview_jax.jobs.experiment import CodecExperiment, Experiment, TransformerExperiment
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.fused_attention import has_kernel
+from cogview_jax.runtime.distributed import say
+from cogview_jax.runtime.hardware import machine
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.training.state import TrainState
@@ -79,6 +82,21 @@ def _attention(model: TransformerConfig, experiment: TransformerExperiment) -> s
     types = policy(experiment.precision)
     kernel = has_kernel(types.compute, model.head_width) and types.reductions == jax.numpy.float32
     return "dense (fused kernel)" if kernel and not model.drop_rates[1] else "dense"
+
+
+def say_what_moved(workdir: Path, before: dict[str, Any]) -> None:
+    """One line where a run goes on with other cores, devices or another jax than it was saved with.
+
+    before: what `machine()` said then; empty for checkpoints that do not say.
+    """
+    now = machine()
+    names = [name for name, was in before.items() if was != now.get(name)]
+    moved = [f"{name} {before[name]} -> {now.get(name, 'unknown')}" for name in names]
+    if moved:
+        say(
+            f"{workdir}: goes on with {', '.join(moved)}: the last bits of its numbers may no"
+            " longer be those of the unbroken run"
+        )
 
 
 class StepsUnderWay:

@@ -18,7 +18,7 @@ from cogview_jax.data.pipeline import batches
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources import Source
-from cogview_jax.jobs.announce import StepsUnderWay, announcement
+from cogview_jax.jobs.announce import StepsUnderWay, announcement, say_what_moved
 from cogview_jax.jobs.experiment import CodecExperiment, Experiment, TrainConfig
 from cogview_jax.jobs.image_tokenizer import ImageTokenizerJob
 from cogview_jax.jobs.transformer import TransformerJob
@@ -263,21 +263,6 @@ def _bundle_step(workdir: Workdir) -> int | None:
     except InputError as error:  # the checkpoint has all that the bundle is made of
         say(f"{error}: it will be written again")
         return None
-
-
-def say_what_moved(workdir: Path, before: dict[str, Any]) -> None:
-    """One line where a run goes on with other cores, devices or another jax than it was saved with.
-
-    before: what `machine()` said then; empty for checkpoints that do not say.
-    """
-    now = machine()
-    names = [name for name, was in before.items() if was != now.get(name)]
-    moved = [f"{name} {before[name]} -> {now.get(name, 'unknown')}" for name in names]
-    if moved:
-        say(
-            f"{workdir}: goes on with {', '.join(moved)}: the last bits of its numbers may no"
-            " longer be those of the unbroken run"
-        )
 
 
 def compiled_together(step: Any, progress: Progress) -> Step:
