@@ -14,7 +14,6 @@ from PIL import Image, UnidentifiedImageError, features
 from cogview_jax.data.bare_images import bare_image
 from cogview_jax.data.pixel_modes import rgb_pixels
 from cogview_jax.data.records import BadRecord
-from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import read_regular
 
@@ -163,9 +162,3 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return pixels
-
-
-def check_max_pixels(max_pixels: int) -> None:
-    """InputError unless images of so many pixels can be allowed."""
-    if not 1 <= max_pixels <= MOST_PIXELS:
-        raise InputError(f"max_pixels = {max_pixels}: expected 1 to {MOST_PIXELS}")

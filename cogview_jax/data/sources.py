@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 from cogview_jax.data.folder import FolderSource
-from cogview_jax.data.images import MAX_PIXELS, check_max_pixels
+from cogview_jax.data.images import MAX_PIXELS, MOST_PIXELS
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
@@ -74,7 +74,7 @@ class SourceConfig:
         require_range(self, "size", at_least=16, at_most=2**14)
         require_range(self, "train_count", "held_out_count", at_least=1)
         require_range(self, "seed", at_least=0, below=2**32)
-        check_max_pixels(self.max_pixels)
+        require_range(self, "max_pixels", at_least=1, at_most=MOST_PIXELS)
 
 
 def open_source(config: SourceConfig) -> Source[Record]:
