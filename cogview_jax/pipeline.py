@@ -1107,6 +1107,7 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> Cog
     enable_compilation_cache()
     bundle, compute = Bundle(path), policy_of(dtype).compute
     bundle.check_fit()
+    jax.devices()  # where there are none of the platform asked for, that is no fault of the bundle
     return CogView(
         codec=bundle.codec(mesh) if "codec" in bundle.parts else None,
         text=bundle.text() if "text" in bundle.parts else None,

@@ -19,6 +19,7 @@ from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import atomic_path, check_folder_output
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
+from cogview_jax.runtime.paths import local_path
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
@@ -71,6 +72,7 @@ def convert(
     if source is not None and bundle is not None:
         raise InputError("--bundle belongs to --target official: a new bundle is --out")
     check_folder_output(out, "--out")
+    local_path(out, "--out")
     path = Path(out).absolute()
     lock = path.with_name(f".{path.name}.convert.lock")
     with locked(lock, f"the output {out}", "choose another --out"):

@@ -20,7 +20,11 @@ def inside(root: str | os.PathLike, name: str) -> Path:
     if not isinstance(name, str) or not name or "\0" in name:
         raise InputError(f"{root}: {shown} is no name of a file")
     parts = Path(name).parts
-    if max((len(os.fsencode(part)) for part in parts), default=0) > _LONGEST:
+    try:
+        longest = max((len(os.fsencode(part)) for part in parts), default=0)
+    except UnicodeEncodeError:
+        raise InputError(f"{root}: {shown} is no name of a file") from None
+    if longest > _LONGEST:
         raise InputError(f"{root}: {shown} is longer than names of files can be")
     outside = f"{root}: {shown} leads out of this folder, and nothing outside it is opened"
     if os.path.isabs(name) or ".." in parts:

@@ -1,5 +1,6 @@
 """Which paths are taken: those of a mounted file system, and no addresses."""
 
+import os
 import re
 from pathlib import Path
 
@@ -18,9 +19,13 @@ def local_path(path: str | Path, name: str = "") -> Path:
         name: of the flag or setting, for the message; the path alone where it is empty.
 
     Raises:
-        InputError: an address, an empty text, or a text that no file system takes.
+        InputError: an address, an empty text, a text that no file system takes, or one that is no
+            UTF-8.
     """
-    if problem := path_problem(str(path)):
+    problem = path_problem(str(path))
+    if not problem and not _is_unicode(os.path.abspath(path)):
+        problem = "expected a path of UTF-8 characters, which arrays are stored under"
+    if problem:
         raise InputError(f"{name or 'path'} = {str(path)!r}: {problem}")
     return Path(path)
 

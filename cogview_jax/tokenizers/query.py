@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cogview_jax.data.records import is_unicode
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.layout import size_command
 from cogview_jax.tokenizers.text import TextTokenizer
@@ -146,6 +147,8 @@ def interlaced(sequence: np.ndarray, samples: int, period: int) -> np.ndarray:
 
 def text_ids(words: str, vocabulary: Vocabulary, text: TextTokenizer) -> list[int]:
     """The ids of a text in the vocabulary; InputError where it holds too few pieces for them."""
+    if not is_unicode(words) or "\0" in words:
+        raise InputError(f"{words[:60]!r} is no text: expected Unicode without surrogates and NUL")
     pieces = text.encode(words)
     if pieces and max(pieces) >= vocabulary.text:
         raise InputError(

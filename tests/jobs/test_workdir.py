@@ -78,6 +78,11 @@ def test_a_config_that_is_no_section_is_one_line(workdir):
         workdir.check(EXPERIMENT)
 
 
+def test_a_path_that_is_no_utf8_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"--workdir = .*: expected a path of UTF-8 characters"):
+        Workdir(tmp_path / "caf\udce9")
+
+
 def test_the_other_stage_is_refused(workdir):
     other = read_experiment(
         {

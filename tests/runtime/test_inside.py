@@ -37,7 +37,9 @@ def test_what_leads_out_is_refused(root, name):
         inside(root, name)
 
 
-@pytest.mark.parametrize("name", ["", "a\0b", None, 3, ["a"], "x" * 256, "a/" + "x" * 256])
+@pytest.mark.parametrize(
+    "name", ["", "a\0b", "\ud800", None, 3, ["a"], "x" * 256, "a/" + "x" * 256]
+)
 def test_what_is_no_name_is_refused(root, name):
     with pytest.raises(InputError, match=r"is no name of a file|longer than names"):
         inside(root, name)

@@ -163,6 +163,12 @@ def test_a_query_is_not_expanded_beyond_what_it_may_stand_for(small_text, query,
     assert parse_query("[MASK]*50", SMALL, small_text, list, 50).tolist() == [OPEN] * 50
 
 
+@pytest.mark.parametrize("query", ["a \ud800 dot", "a\0dot [MASK]"])
+def test_what_is_no_text_is_refused(small_text, query):
+    with pytest.raises(InputError, match="is no text: expected Unicode"):
+        parse_query(query, SMALL, small_text, list)
+
+
 def test_more_digits_than_any_picture_has_codes_are_all_codes(small_text):
     assert parse(f"[Image{'9' * 5000}]x", small_text) == [1, 3, 1, 2]
 
