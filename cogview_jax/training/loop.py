@@ -114,8 +114,8 @@ def train(
         try:
             batch = batches.get(waiting)
         except _StopWaiting:
-            if pending:
-                check_finite(pending)
+            for metrics in check_finite(pending):
+                means.add(metrics)
             break
         profiler.before(done)
         if done == start:

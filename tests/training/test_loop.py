@@ -145,11 +145,13 @@ class Stuck:
 
 def test_a_run_that_is_asked_to_stop_while_it_waits_stops_too():
     for count in (0, 3):
-        run = Run(BATCHES[:count], hooks=(3,))
+        run, means = Run(BATCHES[:count], hooks=(2,)), MetricMeans()
         loader = Stuck(run.batches)
         run.batches = iter(loader)
-        assert run.train(stop_waiting=loader.stop) == sum(BATCHES[:count])
-        assert run.seen == {3: [(3, 8.0)] if count else []}
+        assert run.train(stop_waiting=loader.stop, means=means) == sum(BATCHES[:count])
+        assert run.seen == {2: [(2, sum(BATCHES[:2]))] if count else []}
+        # The run that goes on from here logs the mean of all steps since the last log point.
+        assert means.sums.get("loss", (0, 0)) == (sum(BATCHES[:count]), count)
     run = Run((1.0, float("nan")))
     loader = Stuck(run.batches)
     run.batches = iter(loader)
