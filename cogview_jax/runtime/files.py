@@ -88,6 +88,8 @@ def replace_tree(new: Path, path: Path) -> None:
 
 def check_file_output(path: str | os.PathLike, flag: str = "") -> None:
     """InputError unless a file can be written to `path`; `flag`, if any, is named with it."""
+    if os.fspath(path).endswith(os.sep):
+        raise InputError(f"{_named(path, flag)} names a folder: expected the name of a file")
     path = Path(path)
     if path.exists() and not path.is_file():
         kind = _kind(path.stat().st_mode)  # a new file would take the place of a device too

@@ -9,6 +9,8 @@ _SHOWN = 60
 
 def need_text(prompt: str, *, blank: bool = False) -> None:
     """InputError for what no text tokenizer should get; `blank`: whether it may hold nothing."""
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt {repr(prompt)[:_SHOWN]}: expected a text")
     if len(prompt) > MOST_CHARACTERS:
         raise InputError(
             f"prompt {shown(prompt)} has {len(prompt)} characters, expected at most"

@@ -117,6 +117,8 @@ def test_outputs_are_checked_before_work(tmp_path):
     check_file_output(tmp_path / "new" / "deep" / "file")
     check_folder_output(tmp_path / "folder")
     check_folder_output(tmp_path / "new" / "deep")
+    with pytest.raises(InputError, match=r"^--out .*/new/ names a folder"):
+        check_file_output(f"{tmp_path}/new/", "--out")
     with pytest.raises(InputError, match=r"^--out .*folder is a folder"):
         check_file_output(tmp_path / "folder", "--out")
     with pytest.raises(InputError, match=r"^--out .*file is a file"):
