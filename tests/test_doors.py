@@ -344,9 +344,14 @@ def mistakes(chain, tmp_path_factory):
         "negative guidance": ("sample", bundle, prompt, out, "--guidance=-1"),
         "unknown task": ("sample", bundle, prompt, out, "--task=paint"),
     }
+    # A folder each: two commands at a time must not wait for each other's lock.
+    own = [
+        [f"{part}{number}" if part == out else part for part in command]
+        for number, command in enumerate(commands.values())
+    ]
     before = contents(chain.folder)
     with ThreadPoolExecutor(2) as pool:
-        results = pool.map(lambda command: call(chain.root, *command), commands.values())
+        results = pool.map(lambda command: call(chain.root, *command), own)
         results = dict(zip(commands, results, strict=True))
     assert contents(chain.folder) == before
     written = sorted(path.name for path in folder.iterdir())
@@ -358,7 +363,7 @@ SAID = {
     "missing config": "config file configs/nowhere.py does not exist; configs has",
     "unknown override": "has no config.train.stepz; did you mean steps?",
     "unknown key": "config.train.stepz: no such setting; did you mean steps",
-    "empty folder": "expected captions.jsonl with a line an image (there is none), or images",
+    "empty folder": "or a captions.jsonl that lists them, and there is neither; nothing ignored",
     "other config": "holds a run with model.codebook = 16, but the config says 8",
     "codec to prepare": "this config trains an image tokenizer, which needs no token store",
     "no bundle": "none is no bundle: there is no bundle.json in it",
@@ -386,7 +391,7 @@ SAID = {
     ),
     "rows of nothing": "--keep_rows is for --task complete, not text_to_image",
     "candidates for nobody": "--candidates needs a bundle to choose by: --rerank_with BUNDLE",
-    "negative guidance": "guidance -1.0: expected 0 (no text) or above",
+    "negative guidance": "guidance -1.0: expected 0 (no text) to 1000000",
     "unknown task": (
         "--task=paint: value should be one of"
         " <text_to_image|complete|super_resolution|caption|rerank>"
