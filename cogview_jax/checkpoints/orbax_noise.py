@@ -5,6 +5,8 @@ import logging
 import sys
 from typing import Any
 
+from cogview_jax.runtime.faults import system_error
+
 
 @functools.cache
 def silence() -> None:
@@ -25,7 +27,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _was_asked_for(record: logging.LogRecord) -> bool:
-    failed = isinstance(record.exc_info[1], OSError) if record.exc_info else False
+    error = record.exc_info[1] if record.exc_info else None
+    failed = error is not None and system_error(error) is not None
     return not (failed and "exception was never retrieved" in record.getMessage())
 
 

@@ -307,9 +307,9 @@ def test_flops_count_the_keys_that_a_query_can_see():
     ("changes", "message"),
     [
         ({"attention": "spare"}, "model attention 'spare': choose from dense, sparse"),
-        ({"window": 0}, "model window 0: expected at least 1"),
-        ({"window_blocks": 0}, "model window_blocks 0: expected at least 1"),
-        ({"pivots": 0}, "model pivots 0: expected at least 1"),
+        ({"window": 0}, "window = 0: expected 1 to"),
+        ({"window_blocks": 0}, "window_blocks = 0: expected 1 to"),
+        ({"pivots": 0}, "pivots = 0: expected 1 to"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, message):
