@@ -430,7 +430,7 @@ class CogView:
 
     def _say_of_guidance(self, config: SamplingConfig) -> None:
         """One line, once, where guidance compares with what the model may not have learned."""
-        dropped = self.transformer_part.drop_captions
+        dropped = self._transformer.drop_captions
         if config.guidance == 1 or dropped or self._said_of_guidance:
             return
         self._said_of_guidance = True

@@ -297,6 +297,14 @@ def test_a_loaded_bundle_holds_its_weights_once(parts, model, tmp_path):
     np.testing.assert_array_equal(loaded.logits(tokens), model.logits(tokens))
 
 
+def test_sampling_never_stacks_the_weights_again(model, monkeypatch):
+    """Once more they would take as much memory as the model."""
+    monkeypatch.setattr(CogView, "transformer_part", property(lambda self: pytest.fail("stacked")))
+    guided = SamplingConfig(guidance=2.0)
+    for sampling in (SamplingConfig(), guided):
+        model.generate_codes(["a red circle"], 1, 0, sampling=sampling)
+
+
 def test_a_model_says_what_it_is(parts, model):
     count = sum(leaf.size for leaf in jax.tree.leaves(parts["transformer"].params))
     text = repr(model)
