@@ -198,8 +198,8 @@ def _check_files(builder: Builder, split: str) -> None:
     """
     folder = os.path.abspath(builder.data_dir)
     for path in {part.filename for part in builder.info.splits[split].file_instructions}:
-        path = os.path.join(folder, path)
-        if os.path.dirname(os.path.abspath(path)) != folder:
+        path = os.path.abspath(path)  # a relative data_dir is in it already
+        if os.path.dirname(path) != folder:
             raise InputError(f"{folder}: the data of split {split!r} lie elsewhere, in {path}")
         if not os.path.isfile(path):
             raise InputError(f"{path}: a file of split {split!r} is missing")

@@ -282,6 +282,21 @@ def test_a_missing_file_is_said_at_once(data_dir, tmp_path):
         tiny(tmp_path)
 
 
+def test_a_data_set_is_read_by_a_relative_path(data_dir, monkeypatch):
+    monkeypatch.chdir(data_dir.parent)
+    assert tiny(data_dir.name)[4].captions == ("caption 4.0", "caption 4.1")
+
+
+@pytest.mark.parametrize("folder", [".", "drawings", "a/b"])
+def test_shapes_are_drawn_and_read_in_a_relative_folder(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    config = SourceConfig(
+        kind="shapes", path=folder, split="train", size=16, train_count=3, held_out_count=1
+    )
+    assert open_source(config)[2].image.shape == (16, 16, 3)
+    assert list((tmp_path / folder / "captioned_shapes").iterdir())
+
+
 def test_a_data_set_behind_a_link_is_read(data_dir, tmp_path):
     (tmp_path / "link").symlink_to(data_dir)
     assert tiny(tmp_path / "link")[4].captions == ("caption 4.0", "caption 4.1")
