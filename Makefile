@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is built from the requirements files when it is missing or stale.
+# Everything runs in .venv, which is built from requirements.txt and pyproject.toml when it is missing or stale.
 # Another interpreter: make PYTHON=/path/to/python3.12 .venv
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
@@ -73,13 +73,13 @@ clean:
 
 .venv: .venv/.stamp
 
-# The stamp is written last, so an environment whose installation was killed has none and is rebuilt.
-.venv/.stamp: requirements.txt requirements-dev.txt
+# The project itself is installed too, editable, so that `cogview` works from any folder. The stamp is
+# written last: an environment whose installation was killed has none and is rebuilt.
+.venv/.stamp: requirements.txt pyproject.toml
 	@'$(PYTHON)' -c '$(SUPPORTED)' 2>/dev/null || { \
 		echo "error: PYTHON='$(PYTHON)': expected Python 3.11 to 3.13 (make PYTHON=/path/to/python ...)" >&2; \
 		exit 2; }
 	@echo 'installing the requirements into .venv: a minute or so'
 	@test -f $@ || '$(PYTHON)' -m venv --clear .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt -r requirements-dev.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

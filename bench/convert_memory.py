@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cogview_jax.checkpoints.torch_file import read_torch, write_torch
-from cogview_jax.checkpoints.torch_pickle import Slot
-from cogview_jax.jobs.convert import Official, from_official, to_official
+from cogview_jax.interop.conversion import Official, from_official, to_official
+from cogview_jax.interop.torch_format.file import read_torch, write_torch
+from cogview_jax.interop.torch_format.pickle import Slot
 from cogview_jax.runtime.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "convert_memory.json"

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import jax
 
-from cogview_jax.jobs.dry_run import plan_run
-from cogview_jax.jobs.experiment import read_experiment
+from cogview_jax.dry_run.report import plan_run
 from cogview_jax.runtime.files import write_json
+from cogview_jax.tasks.experiment import read_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "hosts.json"

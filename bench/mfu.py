@@ -25,14 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.kernels import kernels
-from cogview_jax.jobs.experiment import TransformerExperiment, read_experiment
-from cogview_jax.jobs.train import device_memory, make_job
-from cogview_jax.jobs.workdir import Workdir
 from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.hardware import measured_matmul_peak, peak_flops
 from cogview_jax.runtime.mesh import make_mesh
 from cogview_jax.runtime.precision import policy
+from cogview_jax.tasks.experiment import TransformerExperiment, read_experiment
+from cogview_jax.tasks.training import device_memory, make_job
+from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.state import TrainState, make_state, state_shapes
 from cogview_jax.training.step import make_step

@@ -14,13 +14,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogview_jax.jobs.dry_run import fits, least_seconds, plan_run
-from cogview_jax.jobs.experiment import Experiment, read_experiment
+from cogview_jax.dry_run.report import fits, least_seconds, plan_run
 from cogview_jax.models.config import REMAT
 from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.files import atomic_path, write_json
 from cogview_jax.runtime.hardware import accelerator
 from cogview_jax.runtime.mesh import MeshConfig
+from cogview_jax.tasks.experiment import Experiment, read_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "scaling.json"

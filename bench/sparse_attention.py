@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogview_jax.jobs.experiment import read_experiment
 from cogview_jax.models.attention import Attention, KeyValues, causal_mask
 from cogview_jax.models.pivots import draw_pivots
 from cogview_jax.models.sparse_attention import (
@@ -32,6 +31,7 @@ from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.sharding import unbox
+from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.training.sequence_objective import SequenceObjective
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cogview_jax.runtime.distributed import PREEMPTED
+from cogview_jax.runtime.processes import PREEMPTED
 
 ROOT = Path(__file__).resolve().parents[1]
 HEARTBEAT = 6

@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 import cogview_jax
-from cogview_jax.data.shapes import caption, drawing
+from cogview_jax.evaluation.contact_sheet import caption_grid, titled
 from cogview_jax.evaluation.shapes_enlarged import RESAMPLING, resampled
-from cogview_jax.pipeline import GREY, CogView
+from cogview_jax.pipeline.cogview import GREY, CogView
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.sampling.filters import SamplingConfig
-from cogview_jax.sampling.grid import caption_grid, titled
+from cogview_jax.shapes.scenes import caption, drawing
 
 COLUMNS = 8
 PROMPTS = (

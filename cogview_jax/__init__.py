@@ -9,15 +9,15 @@ __version__ = "0.1.0"
 
 
 _HOMES = {
-    "load": "pipeline",
-    "CogView": "pipeline",
+    "load": "pipeline.cogview",
+    "CogView": "pipeline.cogview",
     "SamplingConfig": "sampling.filters",
     "InputError": "runtime.errors",
 }
 
 
 def __getattr__(name: str):
-    """The public names, imported when first used: the doors answer `--help` without jax."""
+    """The public names, imported when first used: the commands answer `--help` without jax."""
     if name in _HOMES:
         from importlib import import_module
 

@@ -1,60 +1,7 @@
-"""Converts checkpoints of the official PyTorch release to a bundle, and back, without torch.
+"""`python -m cogview_jax.convert`, which is `cogview convert`."""
 
-  python -m cogview_jax.convert --source official --transformer cogview-base --num_heads 40 \\
-      --image_tokenizer vqvae_hard_biggerset_011.pt --text_tokenizer cog-pretrain.model \\
-      --out bundles/base
-  python -m cogview_jax.convert --target official --bundle bundles/base --out official
-
-Each of the three inputs may be left out: the bundle is then without that part, and what it would
-have told is assumed and said. Weights keep their type and their bits. A transformer that was read
-so computes as the release does (compat "official"). Back, OUT gets transformer/ (the tracker file
-and ITERATION/mp_rank_00_model_states.pt), image_tokenizer.pt and text_tokenizer.model.
-"""
-
-from absl import flags
-
-from cogview_jax.runtime import door
-
-SOURCE = flags.DEFINE_enum("source", None, ["official"], "what to read; the bundle is --out")
-TARGET = flags.DEFINE_enum("target", None, ["official"], "what to write of --bundle, into --out")
-TRANSFORMER = door.path_flag("transformer", "the folder with latest_checkpointed_iteration.txt")
-IMAGE_TOKENIZER = door.path_flag("image_tokenizer", "the image tokenizer's torch file")
-TEXT_TOKENIZER = door.path_flag("text_tokenizer", "the SentencePiece model")
-NUM_HEADS = flags.DEFINE_integer("num_heads", None, "the transformer's heads; 40 in the released")
-CODES = flags.DEFINE_integer(
-    "codes", None, "image codes of the vocabulary, if --image_tokenizer is left out"
-)
-PIECES = flags.DEFINE_integer(
-    "pieces", None, "text pieces of the vocabulary, if --text_tokenizer is left out"
-)
-GRID = flags.DEFINE_integer(
-    "grid",
-    None,
-    "rows and columns of a picture's codes, unless the largest that the positions hold",
-)
-LAYOUT_TASK = flags.DEFINE_string(
-    "layout_task", None, "what the transformer was trained for, unless text_to_image"
-)
-BUNDLE = door.path_flag("bundle", "the bundle to give back")
-OUT = door.path_flag("out", "the bundle, or the folder, to write", required=True)
-
-
-def main() -> None:
-    """Flags in, one job."""
-    from cogview_jax.jobs import convert
-
-    official = convert.Official(
-        transformer=TRANSFORMER.value,
-        image_tokenizer=IMAGE_TOKENIZER.value,
-        text_tokenizer=TEXT_TOKENIZER.value,
-        num_heads=NUM_HEADS.value,
-        codes=CODES.value,
-        pieces=PIECES.value,
-        grid=GRID.value,
-        layout_task=LAYOUT_TASK.value,
-    )
-    convert.convert(SOURCE.value, TARGET.value, official, BUNDLE.value, OUT.value)
-
+from cogview_jax.commands import convert
+from cogview_jax.runtime.command_line import run
 
 if __name__ == "__main__":
-    door.run(main)
+    run(convert)

@@ -1,63 +1,7 @@
-"""Trains what a config describes: an image tokenizer or a transformer.
+"""`python -m cogview_jax.train`, which is `cogview train`."""
 
-A run lives in --workdir: config.json, checkpoints/, metrics/ (TensorBoard, and metrics.jsonl for
-programs), samples/, and on completion bundle/. The same command again continues an interrupted run
-exactly where its last checkpoint stands, on any mesh and number of hosts, and does nothing for a
-finished one.
-
-  python -m cogview_jax.train --config configs/demo_codec.py --workdir runs/codec
-
-On several hosts every process runs the same command (see launch/README.md). SIGTERM to any of them
-makes all of them save and exit with status 75. With --dry_run nothing is trained and no data is
-needed: the step is compiled, for as many devices as the mesh asks for, and what it would take is
-printed.
-
-  python -m cogview_jax.train --config configs/cogview_4b.py --dry_run --devices 64 \\
-      --accelerator H100
-"""
-
-from absl import flags
-
-from cogview_jax.runtime import door
-from cogview_jax.runtime.config_flag import config_flag
-from cogview_jax.runtime.distributed import distributed_flags
-from cogview_jax.runtime.errors import InputError
-
-CONFIG = config_flag()
-WORKDIR = door.path_flag("workdir", "the folder of the run; all hosts share it")
-START = distributed_flags()
-STALL_TIMEOUT = flags.DEFINE_float(
-    "stall_timeout",
-    1800,
-    "seconds without a finished step after which the run ends; 0: never",
-)
-#: Of a stall, as long as timers of the system count.
-MOST_SECONDS = 10**6
-DRY_RUN = flags.DEFINE_boolean("dry_run", False, "compile for the mesh and say what it takes")
-DEVICES = flags.DEFINE_integer("devices", None, "of a dry run: how many devices to suppose")
-ACCELERATOR = flags.DEFINE_string("accelerator", "", "of a dry run: what they are, such as H100")
-
-
-def main() -> int | None:
-    """Flags in, one job."""
-    from cogview_jax.jobs.experiment import read_experiment
-
-    experiment = read_experiment(CONFIG.value)
-    if not 0 <= STALL_TIMEOUT.value <= MOST_SECONDS:
-        raise InputError(
-            f"--stall_timeout={STALL_TIMEOUT.value}: expected 0 to {MOST_SECONDS} seconds"
-        )
-    if DRY_RUN.value:
-        from cogview_jax.jobs import dry_run
-
-        return dry_run.run(experiment, DEVICES.value, ACCELERATOR.value or None)
-    if not WORKDIR.value:
-        raise InputError(f"--workdir TEXT is missing: {flags.FLAGS['workdir'].help}")
-    START()
-    from cogview_jax.jobs import train
-
-    return train.run(experiment, WORKDIR.value, STALL_TIMEOUT.value)
-
+from cogview_jax.commands import train
+from cogview_jax.runtime.command_line import run
 
 if __name__ == "__main__":
-    door.run(main)
+    run(train)

@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402  (it reads the environment above)
 
-import doors  # noqa: E402
+import command_runs as doors  # noqa: E402
 
 # Only here, and not in the environment: the doors that tests start see one device, as users do.
 jax.config.update("jax_num_cpu_devices", 8)

@@ -12,11 +12,11 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from cogview_jax.jobs.experiment import TransformerExperiment, read_experiment
-from cogview_jax.jobs.train import check_batch, make_job
-from cogview_jax.jobs.workdir import Workdir
 from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.precision import policy
+from cogview_jax.tasks.experiment import TransformerExperiment, read_experiment
+from cogview_jax.tasks.training import check_batch, make_job
+from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.state import state_shapes

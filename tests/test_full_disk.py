@@ -6,13 +6,13 @@ Checkpoints on a full disk are in checkpoints/test_saving.py: training goes on w
 import shutil
 
 import pytest
-from jobs.test_sample import contents
+from commands.test_sample_images import contents
 
 from cogview_jax.checkpoints.bundle import Bundle
-from cogview_jax.jobs.sample import text_to_image
-from cogview_jax.jobs.sample_input import Draws
+from cogview_jax.commands.sample_images import text_to_image
+from cogview_jax.commands.sample_inputs import Draws
 from cogview_jax.runtime.errors import SystemFault
-from doors import call
+from command_runs import call
 
 
 def fill(disk, left):

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 import tiny
-from cogview_jax.data.pipeline import batches
+from cogview_jax.data.loader import batches
 from cogview_jax.data.skipped import SkippedLog
-from cogview_jax.runtime.distributed import Timeouts, find_place, is_first, start
 from cogview_jax.runtime.mesh import MeshConfig, local_parts, make_mesh, place_batch
+from cogview_jax.runtime.processes import Timeouts, find_place, is_first, start
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.state import state_shapes
 from cogview_jax.training.step import make_step

@@ -9,11 +9,12 @@ not run again.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from absl import flags
 
-from cogview_jax.runtime import door
+from cogview_jax.runtime import command_line
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/stability", "the folder of the runs")
 OUT = flags.DEFINE_string("out", "docs/stability", "the folder of the figures and the table")
@@ -29,8 +30,8 @@ def main() -> None:
     flag = "--xla_allow_excess_precision=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     from bench.stability.runs import run
-    from cogview_jax.jobs.experiment import read_experiment
     from cogview_jax.runtime.config_flag import load_config
+    from cogview_jax.tasks.experiment import read_experiment
 
     names = [f"{name}_1024" for name in NAMES] if WIDE.value else NAMES
     experiments = {name: read_experiment(load_config(f"{CONFIG}:{name}")) for name in names}
@@ -38,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    command_line.run(sys.modules[__name__])

@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cogview_jax.jobs.experiment import TransformerExperiment
-from cogview_jax.models.extremes import EXTREMES, layer_extremes
+from cogview_jax.models.activation_max import EXTREMES, layer_extremes
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sharding import unbox
+from cogview_jax.tasks.experiment import TransformerExperiment
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import initial_state

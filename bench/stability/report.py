@@ -10,8 +10,8 @@ import numpy as np
 
 from bench.stability.failures import Failure, failures
 from bench.stability.recording import EXTREME, METRICS, Record
-from cogview_jax.jobs.experiment import TransformerExperiment
 from cogview_jax.runtime.files import atomic_path, write_json
+from cogview_jax.tasks.experiment import TransformerExperiment
 
 #: The table stands in README.md between these lines; what surrounds them is left alone.
 BEGIN, END = "<!-- table: written by make stability -->", "<!-- end of table -->"

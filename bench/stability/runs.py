@@ -11,11 +11,11 @@ import numpy as np
 from bench.stability import figures, recording
 from bench.stability.constant import constant_losses
 from bench.stability.report import report
-from cogview_jax.data.pipeline import batches
+from cogview_jax.data.loader import batches
 from cogview_jax.data.skipped import SkippedLog
-from cogview_jax.jobs.experiment import TransformerExperiment
-from cogview_jax.jobs.transformer import TransformerJob
-from cogview_jax.jobs.workdir import Workdir
+from cogview_jax.tasks.experiment import TransformerExperiment
+from cogview_jax.tasks.transformer import TransformerJob
+from cogview_jax.tasks.workdir import Workdir
 
 
 def run(

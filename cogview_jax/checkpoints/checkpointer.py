@@ -20,9 +20,9 @@ from cogview_jax.checkpoints.stored_step import (
     write_meta,
 )
 from cogview_jax.runtime.agreement import Agreement
-from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import is_fault, system_error
+from cogview_jax.runtime.processes import say
 from cogview_jax.training.state import TrainState
 
 

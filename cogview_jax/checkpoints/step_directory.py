@@ -12,9 +12,9 @@ import jax
 from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.checkpoints.stored_step import examine, one_line, read_meta
 from cogview_jax.runtime.agreement import Agreement
-from cogview_jax.runtime.distributed import say
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.leftovers import remove, remove_leftovers, temporary_path
+from cogview_jax.runtime.processes import say
 
 
 class StepDirectory:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cogview_jax.data.shapes import Scene, parse_caption
-from cogview_jax.evaluation.shapes_fresh import fresh_scenes
-from cogview_jax.evaluation.shapes_judge import Verdict, shares
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.shapes.fresh import fresh_scenes
+from cogview_jax.shapes.judge import Verdict, shares
+from cogview_jax.shapes.scenes import Scene, parse_caption
 
 
 def captions_report(

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from cogview_jax.evaluation.shapes_fresh import fresh_scenes
 from cogview_jax.sampling.back_projection import ROUNDS, back_projected
+from cogview_jax.shapes.fresh import fresh_scenes
 
 #: What needs no model.
 RESAMPLING = {

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from cogview_jax.evaluation.shapes_fresh import LANGUAGES, fresh_scenes
-from cogview_jax.evaluation.shapes_judge import Verdict, judge, shares
+from cogview_jax.shapes.fresh import LANGUAGES, fresh_scenes
+from cogview_jax.shapes.judge import Verdict, judge, shares
 
 
 def shapes_report(

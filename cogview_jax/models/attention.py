@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
-from cogview_jax.models.cached_attention import Filled, cached_attention
+from cogview_jax.models.activation_max import observe
 from cogview_jax.models.dropout import dropout
-from cogview_jax.models.extremes import observe
-from cogview_jax.models.fused_attention import fused_attention
+from cogview_jax.models.kernels.cached_attention import Filled, cached_attention
+from cogview_jax.models.kernels.fused_attention import fused_attention
 from cogview_jax.models.linear import Linear
 from cogview_jax.models.remat import ATTENDED, READ, named
 from cogview_jax.runtime.precision import FLOAT32, Policy

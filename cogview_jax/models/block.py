@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from cogview_jax.models.activation_max import observe
 from cogview_jax.models.attention import Attention, KeyValues
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.dropout import dropout
-from cogview_jax.models.extremes import observe
 from cogview_jax.models.layernorm import LayerNorm
 from cogview_jax.models.linear import Linear
 from cogview_jax.runtime.precision import FLOAT32, Policy

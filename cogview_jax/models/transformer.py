@@ -16,13 +16,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cogview_jax.models.activation_max import EXTREMES
 from cogview_jax.models.attention import KeyValues, causal_mask
 from cogview_jax.models.block import Block, make_norm
-from cogview_jax.models.cached_attention import Filled, has_cache_kernel
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.dropout import dropout
-from cogview_jax.models.extremes import EXTREMES
-from cogview_jax.models.fused_attention import has_kernel
+from cogview_jax.models.kernels.cached_attention import Filled, has_cache_kernel
+from cogview_jax.models.kernels.fused_attention import has_kernel
+from cogview_jax.models.kernels.token_step import has_token_step, token_step
 from cogview_jax.models.linear import STREAMS, on_cpu, product, streams
 from cogview_jax.models.pivots import draw_regions
 from cogview_jax.models.remat import kept
@@ -31,7 +32,6 @@ from cogview_jax.models.sparse_attention import (
     PivotCache,
     ThreeRegions,
 )
-from cogview_jax.models.token_step import has_token_step, token_step
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.heap import trim_heap
 from cogview_jax.runtime.precision import FLOAT32, Policy

@@ -1,1 +1,1 @@
-"""What every other package stands on: configuration, files, the mesh, metrics, command lines."""
+"""What everything stands on: errors, files, configs, commands; meshes, precision; processes."""

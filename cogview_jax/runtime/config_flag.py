@@ -1,4 +1,4 @@
-"""The flag `--config FILE.py[:variant]` and the overrides `--config.a.b=value`.
+"""The flag `--config FILE.py[:variant]`, or `--config NAME` of a shipped one, and its overrides.
 
 A config file holds `get_config()`, or `get_config(variant)` where it describes several experiments,
 and returns a `ConfigDict`. Loading is ours rather than ml_collections' own, so that each mistake in
@@ -23,12 +23,18 @@ from ml_collections.config_flags import config_path
 from cogview_jax.runtime.config import closest
 from cogview_jax.runtime.errors import InputError
 
-flags.disclaim_key_flags()  # the flag belongs to the door that asks for it
+flags.disclaim_key_flags()  # the flag belongs to the command that asks for it
+
+#: The experiments that come with the package.
+SHIPPED = Path(__file__).parents[1] / "configs"
 
 
 def config_flag(name: str = "config", required: bool = True) -> flags.FlagHolder:
-    """Defines `--NAME FILE.py[:variant]`; the holder's `.value` is the locked ConfigDict."""
-    text = f"the experiment; --{name}.KEY=VALUE changes one setting, such as --{name}.train.steps=9"
+    """Defines `--NAME FILE_OR_NAME[:variant]`; the holder's `.value` is the locked ConfigDict."""
+    text = (
+        "the experiment: a file, or the name of a shipped one, such as demo;"
+        f" --{name}.KEY=VALUE changes one setting, such as --{name}.train.steps=9"
+    )
     holder = config_flags.DEFINE_config_file(name, help_string=text)
     flags.FLAGS[name].parser = _ConfigParser(name)
     if required:
@@ -37,7 +43,7 @@ def config_flag(name: str = "config", required: bool = True) -> flags.FlagHolder
 
 
 def load_config(spec: str) -> ConfigDict:
-    """The unlocked config of `FILE.py` or `FILE.py:variant`.
+    """The unlocked config of `FILE.py` or `FILE.py:variant`, or of a shipped NAME.
 
     Settings that are None become placeholders, which an override may give any value.
 
@@ -45,9 +51,7 @@ def load_config(spec: str) -> ConfigDict:
         InputError: there is no such file or variant, or the file's own code fails.
     """
     file, colon, variant = spec.partition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise InputError(f"config file {file} does not exist{_neighbours(path)}")
+    path = config_path_of(file)
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     if module_spec is None:
         raise InputError(f"config file {file}: expected a Python file (.py)")
@@ -71,6 +75,20 @@ def load_config(spec: str) -> ConfigDict:
         raise InputError(f"config {spec}: get_config() gave {config!r}, expected a ConfigDict")
     _open_placeholders(config)
     return config
+
+
+def config_path_of(file: str) -> Path:
+    """The file that is meant: `file` itself, or the shipped experiment of that name."""
+    path, shipped = Path(file), SHIPPED / f"{file}.py"
+    if path.is_file():
+        return path
+    if not file.isidentifier():
+        raise InputError(f"config file {file} does not exist{_neighbours(path)}")
+    if not shipped.is_file():
+        names = [other.stem for other in SHIPPED.glob("*.py")]
+        advice = closest(file, names)
+        raise InputError(f"there is no shipped config {file!r}, and no such file; {advice}")
+    return shipped
 
 
 def check_overrides(name: str, config: ConfigDict, spec: str, arguments: list[str]) -> None:

@@ -18,6 +18,8 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.random_key import random_key
 from cogview_jax.sampling.filters import SamplingConfig, draw, guided
 
+#: In a row of tokens: this one is to be sampled.
+OPEN = -1
 #: Slots of the smallest cache that a larger one follows, and tokens drawn with one at least.
 SMALLEST, FEWEST = 256, 64
 

@@ -8,11 +8,10 @@ import numpy as np
 
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.mesh import to_host
-from cogview_jax.sampling.decode import generate
+from cogview_jax.sampling.decode import OPEN, generate
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.magnify import MagnifyPlan, Window
 from cogview_jax.tokenizers.layout import left_padded
-from cogview_jax.tokenizers.query import OPEN
 
 #: Picture's number, a window's source codes -> what stands before its target, and the positions.
 Head = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]

@@ -10,10 +10,10 @@ import jax
 
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.profiler import ProfilerWindow
 from cogview_jax.runtime.watchdog import Watchdog
 from cogview_jax.training.goodput import STEP, Goodput
 from cogview_jax.training.metric_means import MetricMeans
+from cogview_jax.training.profiler import ProfilerWindow
 from cogview_jax.training.state import TrainState
 from cogview_jax.training.step import Step
 

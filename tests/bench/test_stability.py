@@ -16,7 +16,6 @@ from bench.stability.figures import SMOOTH, smoothed
 from bench.stability.recording import EXTREME, METRICS, Record
 from bench.stability.report import BEGIN, END
 from bench.stability.runs import run
-from cogview_jax.jobs.experiment import read_experiment
 from cogview_jax.models.attention import causal_mask
 from cogview_jax.models.block import Block
 from cogview_jax.models.config import TransformerConfig
@@ -24,6 +23,7 @@ from cogview_jax.models.transformer import Transformer, unstack_layers
 from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox
+from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.optimizer import make_optimizer, schedule

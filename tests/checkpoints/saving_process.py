@@ -20,8 +20,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.checkpoints.retention import Retention
-from cogview_jax.runtime.distributed import Timeouts, find_place, start
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.runtime.processes import Timeouts, find_place, start
 from cogview_jax.training.state import TrainState
 
 #: Item and name -> size, and the mesh axes that split it.

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from cogview_jax.data.pipeline import batches
+from cogview_jax.data.loader import batches
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.token_store import TokenStore

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from cogview_jax.data.shapes import Scene, caption, draw, parse_caption
 from cogview_jax.evaluation.shapes_captions import captions_report, said
-from cogview_jax.evaluation.shapes_fresh import fresh_scenes
-from cogview_jax.evaluation.shapes_judge import Verdict, judge
+from cogview_jax.shapes.fresh import fresh_scenes
+from cogview_jax.shapes.judge import Verdict, judge
+from cogview_jax.shapes.scenes import Scene, caption, draw, parse_caption
 
 COUNT, SIZE = 12, 48
 ONE = Scene("one", (("red", "star"),), "white", size="large", position="center")

@@ -9,7 +9,7 @@ from cogview_jax.evaluation.shapes_enlarged import (
     resampled,
     squared_error,
 )
-from cogview_jax.evaluation.shapes_fresh import fresh_scenes
+from cogview_jax.shapes.fresh import fresh_scenes
 
 COUNT = 6
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cogview_jax.data.shapes import draw, drawing, is_held_out, parse_caption
 from cogview_jax.evaluation.shapes_report import shapes_report, table
+from cogview_jax.shapes.scenes import draw, drawing, is_held_out, parse_caption
 
 SIZE, PROMPTS = 48, 12
 ATTRIBUTES = ["background", "count", "position", "size", "colour", "shape", "all"]

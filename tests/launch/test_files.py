@@ -18,7 +18,7 @@ def test_shell_scripts_are_clean(script):
     subprocess.run(["bash", "-n", LAUNCH / script], check=True)
     beside = Path(sys.executable).parent / "shellcheck"
     checker = str(beside) if beside.exists() else shutil.which("shellcheck")
-    assert checker, "shellcheck comes with requirements-dev.txt"
+    assert checker, "shellcheck comes with the extra [dev]"
     found = subprocess.run([checker, LAUNCH / script], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 

@@ -11,6 +11,7 @@ import pytest
 import cogview_jax
 import reference
 from cogview_jax.checkpoints.bundle import TransformerPart, write_bundle
+from cogview_jax.interop.official.fill import fill
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_regions, draw_slots
 from cogview_jax.models.sparse_attention import PivotCache
@@ -24,7 +25,6 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh, place_batch
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import generate, sample_keys
-from cogview_jax.sampling.fill import fill
 from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, left_padded, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary

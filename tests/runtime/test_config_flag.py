@@ -49,6 +49,13 @@ def test_file_and_variant():
     assert load_config("needy.py:plain").model.size == 4
 
 
+def test_a_shipped_experiment_has_a_name():
+    assert load_config("demo").layout.task == "text_to_image"
+    assert load_config("fashion:small").model.layers == 4
+    with pytest.raises(InputError, match=r"no shipped config 'dmo', .* did you mean demo\?"):
+        load_config("dmo")
+
+
 def test_what_is_none_takes_any_value_later():
     config = load_config("cfg.py")
     assert config.to_dict()["train"]["resume"] is None

@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import reference
+from cogview_jax.interop.official.fill import filtered, seeded_choice
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
-from cogview_jax.sampling.fill import filtered, seeded_choice
 from cogview_jax.sampling.filters import SamplingConfig, draw, guided, keep_top_k, keep_top_p
 
 

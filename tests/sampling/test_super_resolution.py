@@ -7,6 +7,7 @@ import pytest
 
 import official
 import reference
+from cogview_jax.interop.official.positions import sampling_positions
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer, unstack_layers
 from cogview_jax.runtime.sharding import unbox
@@ -15,7 +16,6 @@ from cogview_jax.sampling.filters import SamplingConfig
 from cogview_jax.sampling.magnify import MagnifyPlan, released_head
 from cogview_jax.sampling.super_resolution import magnify
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
-from cogview_jax.tokenizers.official_positions import sampling_positions
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 GREEDY = SamplingConfig(temperature=0.0)

@@ -13,11 +13,11 @@ import pytest
 
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.profiler import ProfileConfig, ProfilerWindow
 from cogview_jax.runtime.watchdog import Watchdog
 from cogview_jax.training.goodput import Goodput
 from cogview_jax.training.loop import Hook, train
 from cogview_jax.training.metric_means import MetricMeans
+from cogview_jax.training.profiler import ProfileConfig, ProfilerWindow
 from cogview_jax.training.state import TrainState
 
 BATCHES = (3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0, 5.0, 3.0)

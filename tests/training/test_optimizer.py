@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from cogview_jax.checkpoints.official import flat, sources
-from cogview_jax.checkpoints.official_transformer import RULES, OfficialTransformer
+from cogview_jax.interop.official.names import flat, sources
+from cogview_jax.interop.official.transformer import RULES, OfficialTransformer
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError

@@ -1,0 +1,1 @@
+"""A run's checkpoints, manifests, and bundles."""

@@ -1,0 +1,125 @@
+"""Pictures put into words, and words held against pictures: captions and CapLoss into a folder."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogview_jax.commands.resumable_output import AGAIN
+from cogview_jax.commands.sample_inputs import (
+    Draws,
+    need_images,
+    need_one_each,
+    paired,
+    read_images,
+)
+from cogview_jax.commands.sample_outputs import write_grid, write_lines
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.progress import Progress
+
+
+def caption(bundle: str, out: str, images: Sequence[str], draws: Draws) -> None:
+    """Says what pictures show: OUT/captions.jsonl, a line an image, and OUT/grid.png.
+
+    Args:
+        bundle: of a transformer trained for captions.
+        out: the folder to write to.
+        images: files; their centred square is read.
+        draws: the seed, the sampling, the batch and the precision.
+
+    Raises:
+        InputError: an image cannot be read, more than one caption each is asked for, or the bundle
+            is of another task.
+    """
+    need_images(images, "caption")
+    need_one_each(draws, "caption")
+    model = draws.load(bundle)
+    model.need("transformer", "text", "codec")
+    model.need_task("caption")
+    pixels = read_images(images, model.codec.config.image_size)
+    with Progress(len(images), "caption", unit="image", per_minute=True) as progress:
+        texts = model.caption(
+            pixels,
+            draws.seed,
+            sampling=draws.sampling,
+            batch_size=draws.batch_size,
+            progress=progress.update,
+        )
+    lines = [
+        {"image": file, "caption": text, "seed": draws.seed}
+        for file, text in zip(images, texts, strict=True)
+    ]
+    _write(Path(out), "captions", lines, pixels, texts)
+
+
+def rerank(
+    bundle: str, out: str, images: Sequence[str], prompts: Sequence[str], draws: Draws
+) -> None:
+    """Scores pictures by their texts' CapLoss: OUT/scores.jsonl, and OUT/grid.png by rank.
+
+    A line has image, prompt, score, and rank among the pictures of the same prompt, from 1 for the
+    best. Lines stand in the order of the images.
+
+    Args:
+        bundle: of a transformer trained for captions.
+        out: the folder to write to.
+        images: files; their centred square is read.
+        prompts: what each shows, or one for all.
+        draws: the batch and the precision.
+
+    Raises:
+        InputError: an image cannot be read, the prompts are not as many as the images or do not
+            fit, the bundle is of another task, or what only drawing has is asked for.
+    """
+    texts = paired(images, prompts, "rerank")
+    need_one_each(draws, "rerank")
+    draws.sampling.need_no_guidance("a score")
+    scorer = load_scorer(bundle, prompts, draws)
+    pixels = read_images(images, scorer.codec.config.image_size)
+    scores = scores_of(scorer, pixels, texts, draws)
+    ranks = np.zeros(len(texts), int)
+    for text in set(texts):
+        alike = np.array([i for i, each in enumerate(texts) if each == text])
+        ranks[alike[np.argsort(scores[alike], kind="stable")]] = np.arange(1, len(alike) + 1)
+    lines = [
+        {"image": file, "prompt": text, "score": float(score), "rank": int(rank)}
+        for file, text, score, rank in zip(images, texts, scores, ranks, strict=True)
+    ]
+    order = np.argsort(ranks, kind="stable")
+    captions = [f"{lines[i]['rank']}: {lines[i]['score']:.3f} {texts[i]}" for i in order]
+    _write(Path(out), "scores", lines, pixels[order], captions)
+
+
+def load_scorer(bundle: str, prompts: Sequence[str], draws: Draws) -> CogView:
+    """A caption bundle that can score these prompts: found out before anything is drawn."""
+    scorer = draws.load(bundle)
+    scorer.need("transformer", "text", "codec")
+    scorer.need_task("caption")
+    for prompt in prompts:
+        scorer.pieces(prompt)
+    return scorer
+
+
+def scores_of(
+    scorer: CogView, pictures: np.ndarray, texts: Sequence[str], draws: Draws
+) -> np.ndarray:
+    """CapLoss of each pair, float32 [b], of uint8 pictures [b, h, w, 3]; says how far it is."""
+    with Progress(len(texts), "rerank", unit="image", per_minute=True) as progress:
+        return scorer.score(pictures, texts, batch_size=draws.batch_size, progress=progress.update)
+
+
+def _write(
+    folder: Path,
+    what: str,
+    lines: Sequence[Mapping[str, Any]],
+    pictures: np.ndarray,
+    captions: Sequence[str],
+) -> None:
+    """FOLDER/WHAT.jsonl, and FOLDER/grid.png of the pictures and what is said of them."""
+    with at_work(f"no {what} are kept: {AGAIN}"):
+        write_grid(folder, pictures, captions)
+        write_lines(folder / f"{what}.jsonl", lines)
+    print(f"{len(lines)} {what} in {folder}/{what}.jsonl", file=sys.stderr)

@@ -1,0 +1,195 @@
+"""Samples from a bundle.
+
+  python -m cogview_jax.sample --bundle runs/demo/bundle --task text_to_image --out pictures \\
+      --prompt "a large red circle in the center on a white background" --num_images 4
+
+  python -m cogview_jax.sample --bundle runs/demo/bundle --task complete --out completed \\
+      --image upper_half.png --keep_rows 4 --prompt "a large red circle on a white background"
+
+  python -m cogview_jax.sample --bundle runs/base/bundle --task text_to_image --out best \\
+      --prompt "a red star" --num_images 60 --rerank_with runs/caption/bundle --keep 4
+
+  python -m cogview_jax.sample --bundle runs/base/bundle --task text_to_image --out large \\
+      --prompt "a red star" --num_images 60 --rerank_with runs/caption/bundle --keep 4 \\
+      --magnify_with runs/superres/bundle
+
+  python -m cogview_jax.sample --bundle runs/superres/bundle --task super_resolution --out large \\
+      --image small.png --prompt "a red star"
+
+  python -m cogview_jax.sample --bundle runs/caption/bundle --task caption --out said --image a.png
+
+  python -m cogview_jax.sample --bundle runs/caption/bundle --task rerank --out scored \\
+      --image a.png --image b.png --prompt "a red star"
+
+Pictures go to OUT/images/*.png, OUT/samples.jsonl (prompt, index, seed and file of each, and its
+score where there is one) and OUT/grid.png; captions to OUT/captions.jsonl; scores (CapLoss, lower
+is better) to OUT/scores.jsonl. The same seed gives the same pictures whatever the batch size or the
+other prompts. A job that was interrupted goes on when it is started again: its pictures wait in
+OUT/unfinished, and what earlier jobs left in OUT stays until all are there.
+
+A prompt with more tokens than the model's text region holds is cut, as captions are in training,
+and standard error says so; --long_prompts refuse takes it for bad input. Blank prompts, such with
+more than 4,096 characters, and what is no text always are. To text_to_image a bad prompt in the
+file --prompts is one prompt: it is named on standard error and left out, the others are drawn, and
+the exit status is 2. The pictures' file names count all prompts that are not blank, so that they
+are the same once it is mended.
+"""
+
+from absl import flags
+
+from cogview_jax.runtime import command_line
+from cogview_jax.runtime.bounds import (
+    MOST_CANDIDATES,
+    MOST_PICTURES,
+    MOST_ROUNDS,
+    MOST_ROWS,
+    need_flag,
+)
+
+BUNDLE = command_line.path_flag("bundle", "the bundle's folder", required=True)
+TASK = flags.DEFINE_enum(
+    "task",
+    "text_to_image",
+    ["text_to_image", "complete", "super_resolution", "caption", "rerank"],
+    "what to do",
+)
+OUT = command_line.path_flag("out", "the folder to write to", required=True)
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "a prompt; super_resolution needs one where its model has learned with text"
+)
+PROMPTS = command_line.path_flag(
+    "prompts", "a UTF-8 file, or a pipe such as /dev/stdin, with one prompt a line"
+)
+LONG_PROMPTS = flags.DEFINE_enum(
+    "long_prompts",
+    "cut",
+    ["cut", "refuse"],
+    "what becomes of prompts that are longer than the model's text region",
+)
+IMAGE = command_line.paths_flag(
+    "image",
+    "a picture to complete, enlarge, describe or score; one prompt each, or one for all",
+)
+KEEP_ROWS = flags.DEFINE_integer("keep_rows", None, "rows of codes to keep of it; half by default")
+NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "pictures for each prompt")
+SEED = flags.DEFINE_integer("seed", 0, "of the random draws")
+RERANK_WITH = command_line.path_flag("rerank_with", "a caption bundle that orders the pictures")
+KEEP = flags.DEFINE_integer("keep", None, "pictures of each prompt that stay; all by default")
+MAGNIFY_WITH = command_line.path_flag(
+    "magnify_with", "a bundle of super-resolution that enlarges the pictures that stay"
+)
+TEMPERATURE = flags.DEFINE_float(
+    "temperature",
+    None,
+    "0 takes the likeliest token; by default 1, for captions 0, for super_resolution 0.7 or, with"
+    " released weights, 1.02",
+)
+TOP_K = flags.DEFINE_integer("top_k", 200, "only the k likeliest tokens; 0 for all")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "only the likeliest tokens that reach this probability")
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size",
+    None,
+    "pixels a side at which super_resolution reads --image; by default what its codec has learned",
+)
+WINDOW_CANDIDATES = flags.DEFINE_integer(
+    "window_candidates",
+    None,
+    "how often each window of an enlarged picture is drawn, of which what is nearest to the given"
+    " picture stays; by default 1 for released weights and at temperature 0, else 16",
+)
+BACK_PROJECTION = flags.DEFINE_integer(
+    "back_projection",
+    None,
+    "rounds in which enlarged pictures are brought back to the given ones, 0 for what codes alone"
+    " draw; by default 0 for released weights, else 8",
+)
+GUIDANCE = flags.DEFINE_float(
+    "guidance",
+    1.0,
+    "above 1 follows the prompt more closely, for models trained with drop_captions",
+)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "pictures drawn at a time; by default what free memory has room for"
+)
+PRECISION = flags.DEFINE_enum(
+    "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
+)
+
+
+def main() -> int:
+    """Flags in, one job, which has OUT for itself.
+
+    Returns:
+        The exit status, which says whether a prompt of the file was bad.
+    """
+    # Before the libraries are loaded that take seconds.
+    need_flag(NUM_IMAGES, MOST_PICTURES)
+    need_flag(BATCH_SIZE, MOST_ROWS)
+    need_flag(WINDOW_CANDIDATES, MOST_CANDIDATES)
+    need_flag(BACK_PROJECTION, MOST_ROUNDS, least=0)
+    from cogview_jax.commands.sample_outputs import held_output
+
+    with held_output(OUT.value):
+        return _sample()
+
+
+def _sample() -> int:
+    from cogview_jax.commands import describe_images, sample_images
+    from cogview_jax.commands.sample_inputs import Draws, read_prompts
+    from cogview_jax.runtime.errors import InputError
+    from cogview_jax.sampling.filters import SamplingConfig
+
+    task, images = TASK.value, IMAGE.value
+    temperature = TEMPERATURE.value
+    if temperature is None:
+        temperature = 0.0 if task == "caption" else 1.0
+    draws = Draws(
+        NUM_IMAGES.value,
+        SEED.value,
+        SamplingConfig(temperature, TOP_K.value, TOP_P.value, GUIDANCE.value),
+        BATCH_SIZE.value,
+        PRECISION.value,
+        LONG_PROMPTS.value,
+    )
+    others = ("complete", "super_resolution", "caption", "rerank")
+    for flag, tasks in (
+        (IMAGE, others),
+        (IMAGE_SIZE, ("super_resolution",)),
+        (KEEP_ROWS, ("complete",)),
+        (RERANK_WITH, ("text_to_image",)),
+        (MAGNIFY_WITH, ("text_to_image",)),
+        (WINDOW_CANDIDATES, ("super_resolution", "text_to_image")),
+        (BACK_PROJECTION, ("super_resolution", "text_to_image")),
+    ):
+        if flag.value != flag.default and task not in tasks:
+            raise InputError(f"--{flag.name} is for --task {', '.join(tasks)}, not {task}")
+    if KEEP.value is not None and not RERANK_WITH.value:
+        raise InputError("--keep needs a bundle to choose by: --rerank_with BUNDLE")
+    for flag in (WINDOW_CANDIDATES, BACK_PROJECTION):
+        if task == "text_to_image" and flag.value is not None and not MAGNIFY_WITH.value:
+            raise InputError(f"--{flag.name} needs a bundle that enlarges: --magnify_with BUNDLE")
+    enlarging = sample_images.Enlarging(WINDOW_CANDIDATES.value, BACK_PROJECTION.value)
+    if task == "caption":
+        if PROMPT.value or PROMPTS.value:
+            raise InputError("--task caption finds the text itself: it takes no prompt")
+        describe_images.caption(BUNDLE.value, OUT.value, images, draws)
+        return 0
+    # Whether super-resolution needs text is known with its bundle.
+    prompts = read_prompts(PROMPT.value, PROMPTS.value, needed=task != "super_resolution")
+    if task == "complete":
+        sample_images.complete(BUNDLE.value, OUT.value, images, prompts, KEEP_ROWS.value, draws)
+    elif task == "super_resolution":
+        sample_images.super_resolution(
+            *(BUNDLE.value, OUT.value, images, prompts, draws),
+            *(IMAGE_SIZE.value, TEMPERATURE.value, enlarging),
+        )
+    elif task == "rerank":
+        describe_images.rerank(BUNDLE.value, OUT.value, images, prompts, draws)
+    else:
+        best = sample_images.Reranking(RERANK_WITH.value, KEEP.value) if RERANK_WITH.value else None
+        bad = sample_images.text_to_image(
+            *(BUNDLE.value, OUT.value, prompts, draws),
+            *(best, MAGNIFY_WITH.value, enlarging, len(PROMPT.value)),
+        )
+        return command_line.BAD_INPUT if bad else 0
+    return 0

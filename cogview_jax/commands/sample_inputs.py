@@ -1,0 +1,159 @@
+"""What sampling is given: prompts, pictures, and how to draw."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from cogview_jax.data.images import decode_image, read_image_file
+from cogview_jax.data.records import BadRecord, printable
+from cogview_jax.data.transforms import center_crop
+from cogview_jax.pipeline.cogview import CogView, load
+from cogview_jax.runtime.bounds import MOST_PICTURES, MOST_ROWS, need_count
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import is_fault, reason
+from cogview_jax.runtime.text_lines import text_lines
+from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.tokenizers.prompt import need_text
+
+#: Bytes of a file of prompts that are read at most: a million prompts of the usual length.
+PROMPTS_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How pictures are drawn, whatever of: see the flags of the door."""
+
+    num_images: int = 1
+    seed: int = 0
+    sampling: SamplingConfig = SamplingConfig()
+    batch_size: int | None = None
+    precision: str = "float32"
+    long_prompts: Literal["cut", "refuse"] = "cut"
+
+    def __post_init__(self):
+        need_count("--num_images", self.num_images, MOST_PICTURES)
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
+        if self.batch_size is not None:
+            need_count("--batch_size", self.batch_size, MOST_ROWS)
+
+    def load(self, bundle: str) -> CogView:
+        """The bundle, computing in the `precision`, and treating prompts as `long_prompts` says."""
+        model = load(bundle, dtype=self.precision)
+        model.long_prompts = self.long_prompts
+        return model
+
+
+def read_prompts(given: Sequence[str], file: str | None, needed: bool = True) -> list[str]:
+    """Prompts from flags, then from a file with one a line; blank lines are passed over.
+
+    The file may be a pipe, such as /dev/stdin: it is read up to its end or to PROMPTS_LIMIT.
+
+    Raises:
+        InputError: a flag's prompt is no text, the file cannot be read or is no UTF-8, there are
+            more prompts than MOST_PICTURES, or none at all though some is `needed`.
+    """
+    prompts = list(given)
+    for prompt in prompts:
+        need_text(prompt)
+    if file:
+        try:
+            data = _read_prompts(file)
+            need_count(f"--prompts {file}: number of lines", data.count(b"\n"), MOST_PICTURES, 0)
+            lines = text_lines(data)
+        except (OSError, ValueError) as error:
+            if is_fault(error):
+                raise
+            raise InputError(
+                f"--prompts {file} cannot be read as UTF-8 text: {reason(error)}"
+            ) from error
+        prompts += [line.strip() for line in lines if line.strip()]
+    if needed and not prompts:
+        raise InputError("no prompt: give --prompt TEXT (repeatable) or --prompts FILE")
+    need_count("number of prompts", len(prompts), MOST_PICTURES, 0)
+    return prompts
+
+
+def _read_prompts(file: str) -> bytes:
+    """The bytes of a file or pipe, if they are no more than PROMPTS_LIMIT."""
+    if "\0" in file:
+        raise ValueError("a name of a file holds no NUL")
+    with open(file, "rb") as opened:
+        data = opened.read(PROMPTS_LIMIT + 1)
+    if len(data) > PROMPTS_LIMIT:
+        raise ValueError(f"it is larger than {PROMPTS_LIMIT} bytes")
+    return data
+
+
+def good_prompts(
+    model: CogView, prompts: Sequence[str], needed: int | None = None
+) -> list[tuple[int, str]]:
+    """The prompts that the model can be given, each with its number; says which it cannot.
+
+    Args:
+        model: a prompt is good if `CogView.pieces` takes it.
+        prompts: numbered from 0, bad ones included.
+        needed: how many of the first ones have to be good; all where None.
+
+    Raises:
+        InputError: one that is needed is bad, or all are.
+    """
+    refused, good = model.refused(prompts), []
+    needed = len(prompts) if needed is None or len(refused) == len(set(prompts)) else needed
+    for number, prompt in enumerate(prompts):
+        if prompt not in refused:
+            good.append((number, prompt))
+        elif number < needed:
+            raise InputError(refused[prompt])
+        else:
+            print(
+                f"left out, number {number + 1} of {len(prompts)}: {refused[prompt]}",
+                file=sys.stderr,
+            )
+    return good
+
+
+def paired(images: Sequence[str], prompts: Sequence[str], task: str) -> list[str]:
+    """A text for each image, of as many or of one for all; InputError for other numbers."""
+    need_images(images, task)
+    if len(prompts) not in (1, len(images)):
+        raise InputError(
+            f"{len(images)} images and {len(prompts)} prompts: expected one prompt for each, or one"
+            " for all"
+        )
+    return list(prompts) * (len(images) // len(prompts))
+
+
+def need_images(images: Sequence[str], task: str) -> None:
+    """InputError where there is no image."""
+    if not images:
+        raise InputError(f"--task {task} needs a picture: --image FILE (repeatable)")
+
+
+def need_one_each(draws: Draws, task: str) -> None:
+    """InputError where more than one result is asked for an image."""
+    if draws.num_images != 1:
+        raise InputError(f"--num_images {draws.num_images}: --task {task} writes one line an image")
+
+
+def read_images(files: Sequence[str], size: int) -> np.ndarray:
+    """The centred squares of picture files, uint8 [n, size, size, 3].
+
+    Raises:
+        InputError: one is no regular file, or no picture that can be read.
+        SystemFault: the machine cannot read one.
+    """
+    return np.stack([_read_image(file, size) for file in files])
+
+
+def _read_image(file: str, size: int) -> np.ndarray:
+    try:
+        return center_crop(decode_image(read_image_file(file), file), size)
+    except OSError as error:
+        why = reason(error)
+    except (InputError, BadRecord) as error:
+        why = str(error).removeprefix(f"{file}: ")
+    raise InputError(f"--image {printable(file)} cannot be read: {why}")

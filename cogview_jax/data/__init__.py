@@ -1,0 +1,1 @@
+"""Records, images, transforms, sources, the loader, and token stores."""

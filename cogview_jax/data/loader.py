@@ -1,0 +1,113 @@
+"""The chain from a source to training batches: source, shuffle, repeat, map, batch.
+
+Row r of the global batch of step k sits at position k * global_batch + r of one endless stream, and
+everything about it (the record, its augmentation) follows from the seed and that position. So the
+step is the whole state of the data: a resumed run, on any number of hosts, reads on exactly where
+the unbroken one would have.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from cogview_jax.data.records import BadRecord
+from cogview_jax.data.skipped import SkippedLog
+from cogview_jax.data.sources.source import Source
+from cogview_jax.runtime.errors import InputError
+
+Transform = Callable[[Any, np.random.Generator], dict[str, np.ndarray]]
+
+
+def check_seed(seed: int) -> None:
+    """InputError for a seed of rows that is negative or has more than 32 bits."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed}: expected 0 to {2**32 - 1}")
+
+
+def batches(
+    source: Source,
+    *,
+    global_batch: int,
+    seed: int,
+    transform: Transform,
+    skipped: SkippedLog,
+    start: int = 0,
+    parts: Sequence[int] = (0,),
+    ways: int = 1,
+    threads: int = 2,
+) -> grain.DatasetIterator:
+    """An endless iterator over this host's rows of the global batches, in a new order each epoch.
+
+    Args:
+        source: where records come from; `TokenStore` is one too. One that cannot be read is
+            replaced by the next readable one in the source, and noted in `skipped`.
+        global_batch: rows of a step over all hosts (b); `ways` must divide it.
+        seed: 0 to 2**32 - 1.
+        transform: record, generator -> dict of arrays of fixed shapes. The generator depends on
+            the seed and the position in the stream only.
+        skipped: notes what was skipped, and stops the run if that is too much.
+        start: the step whose batch comes first.
+        parts: which parts of the rows are this host's, ascending: part i of n has rows i*b/n to
+            (i+1)*b/n. Hosts that hold the same rows of the mesh pass the same parts.
+        ways: the number of parts, n.
+        threads: batches that are made at a time, ahead of the training step.
+
+    Returns:
+        An iterator of dicts of arrays [len(parts) * b/n, ...]; its `close()` stops the threads.
+
+    Raises:
+        InputError: the batch cannot be divided, the seed is out of range; while iterating, too
+            many records were skipped.
+    """
+    if global_batch % ways:
+        raise InputError(
+            f"global_batch={global_batch}: expected a multiple of the {ways} parts it is cut into"
+        )
+    check_seed(seed)
+    rows = (
+        grain.MapDataset.source(_Readable(source, skipped))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(transform)
+    )
+    # Neighbouring parts are cut as one where that gives the same rows.
+    run = len(parts)
+    if list(parts) == list(range(parts[0], parts[0] + run)) and ways % run == parts[0] % run == 0:
+        parts, ways = (parts[0] // run,), ways // run
+    cut = rows.batch(global_batch // ways, drop_remainder=True)
+    mine = [cut[part::ways] for part in parts]
+    stream = mine[0] if len(mine) == 1 else grain.experimental.ZipMapDataset(mine).map(_joined)
+    # Threads only: the decoders and the store release the interpreter lock, and worker processes
+    # would outlive a killed run.
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    iterator = iter(stream.to_iter_dataset(reading))
+    iterator.set_state({"next_index": start})
+    return iterator
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+class _Readable:
+    """A source whose every index gives a record: its own, or the next one that can be read."""
+
+    def __init__(self, source: Source, skipped: SkippedLog):
+        self._source, self._skipped = source, skipped
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Any:
+        count = len(self._source)
+        for i in range(index, index + count):
+            self._skipped.see(i % count)
+            try:
+                return self._source[i % count]
+            except BadRecord as error:
+                self._skipped.add(error.key, error.reason)
+                self._skipped.check()
+        raise InputError(f"none of the {count} records can be read; see {self._skipped.path}")

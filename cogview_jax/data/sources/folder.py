@@ -1,0 +1,195 @@
+"""A folder of images with captions, as a source."""
+
+import json
+import os
+from pathlib import Path
+
+from cogview_jax.data.images import MAX_PIXELS, SUFFIXES, decode_image, read_image_file
+from cogview_jax.data.records import BadRecord, Record, clean_captions, is_unicode
+from cogview_jax.data.sources.folder_scan import LISTING, FolderScan, scan_folder
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import reason, retried
+from cogview_jax.runtime.files import read_regular
+from cogview_jax.runtime.text_lines import text_lines
+
+#: The most bytes of a listing, and of what it says of one image; of a caption file.
+LISTING_LIMIT, LINE_LIMIT, TEXT_LIMIT = 8 << 30, 1 << 20, 1 << 20
+
+
+class FolderSource:
+    """The images of a folder, in one of two forms.
+
+    With a `captions.jsonl` directly in the folder, its lines are the records, in their order:
+    `{"file": "a/1.png", "caption": "a cat"}`, or `"captions": [...]` for several. Images it does
+    not list are no part of the data. A file is a path within the folder: an absolute one, one with
+    "..", and one that a link leads out of the folder are bad records, so that a listing opens
+    nothing but what lies in the folder. Without a listing, every image in the folder and below it
+    is a record, in the order of the paths, and `1.txt` beside `1.png` holds a caption a line;
+    linked sub folders count (see `scan_folder`).
+
+    Listing reads no image and no caption, so it is quick and cannot fail on a bad record.
+    """
+
+    def __init__(
+        self, path: str | Path, *, require_captions: bool = True, max_pixels: int = MAX_PIXELS
+    ):
+        """Lists the folder.
+
+        Args:
+            path: the folder.
+            require_captions: without, images that have no caption are records too (an image
+                tokenizer trains on those).
+            max_pixels: images of more are bad records.
+
+        Raises:
+            InputError: no such folder, or no image or no caption in it.
+            SystemFault: the machine cannot read it.
+        """
+        self._root, self._required, self._max_pixels = os.fspath(path), require_captions, max_pixels
+        if not os.path.isdir(self._root):
+            raise InputError(f"path={str(path)!r}: expected a folder of images, there is none")
+        self._real = os.path.realpath(self._root)
+        self._lines: list[tuple[int, bytes]] = []
+        self._scan: FolderScan | None = None
+        listing = os.path.join(self._root, LISTING)
+        if os.path.lexists(listing):
+            lines = enumerate(_read_listing(listing), 1)
+            self._lines = [(n, line) for n, line in lines if line.strip()]
+            if not self._lines:
+                raise InputError(
+                    f"path={str(path)!r}: expected {LISTING} with a line an image, it has no line"
+                )
+            return
+        self._scan = scan_folder(self._root)
+        given, ignored = f"path={str(path)!r}: ", self._scan.ignored
+        if not self._scan.images:
+            raise InputError(
+                f"{given}expected images ({', '.join(SUFFIXES)}) in it or below, or a {LISTING}"
+                f" that lists them, and there is neither; {ignored}"
+            )
+        if require_captions and not self._scan.texts:
+            raise InputError(
+                f"{given}{len(self._scan.images)} images and no caption: expected a {LISTING} with"
+                f" a line an image, or a NAME.txt beside each NAME.png; {ignored}"
+            )
+
+    def __len__(self) -> int:
+        """The number of records, good and bad."""
+        return len(self._scan.images if self._scan else self._lines)
+
+    def describe(self) -> str:
+        """One line: how many records there are, and what in the folder is none of them.
+
+        With a listing this lists the folder, which takes a while on a slow disk.
+        """
+        if self._scan:
+            texts = f", {self._scan.texts} with a caption file" if self._required else ""
+            return f"{len(self)} images{texts}; {self._scan.ignored}"
+        scan, listed = scan_folder(self._root), {self.key(i) for i in range(len(self))}
+        unlisted = [file for file in scan.images if file not in listed]
+        if unlisted:
+            scan.ignored.add(f"that {LISTING} does not list", unlisted[0], len(unlisted))
+        return f"{len(self)} lines of {LISTING}; {scan.ignored}"
+
+    def key(self, i: int) -> str:
+        """The image's path within the folder; for a line that cannot be read, the line."""
+        try:
+            return self._parsed(i)[0]
+        except BadRecord as error:
+            return error.key
+
+    def __getitem__(self, i: int) -> Record:
+        """Reads record `i`.
+
+        Raises:
+            BadRecord: a malformed line; no caption; a missing or unreadable image, or one that
+                lies elsewhere.
+            SystemFault: the machine cannot read it.
+        """
+        key, texts = self._parsed(i)
+        path = os.path.join(self._root, key)
+        if self._scan:
+            texts = self._beside(key)
+        elif not _within(os.path.realpath(path), self._real):
+            raise BadRecord(key, f"a link leads out of the folder of {LISTING}")
+        captions = clean_captions(texts, key, required=self._required)
+        try:
+            data = read_image_file(path)
+        except (InputError, OSError) as error:
+            raise BadRecord(key, _why("image", path, error)) from None
+        return Record(key, decode_image(data, key, max_pixels=self._max_pixels), captions)
+
+    def _parsed(self, i: int) -> tuple[str, list[str]]:
+        """The path of record `i`, and its captions where a listing has them."""
+        if not self._scan:
+            return _parse(*self._lines[i])
+        file = self._scan.images[i]
+        if not is_unicode(file):
+            raise BadRecord(file, "the name of the file is not UTF-8")
+        return file, []
+
+    def _beside(self, file: str) -> list[str]:
+        """The lines of the text file beside an image."""
+        path = os.path.splitext(os.path.join(self._root, file))[0] + ".txt"
+        try:
+            data = retried(lambda: read_regular(path, TEXT_LIMIT), path)
+        except FileNotFoundError as error:
+            if not self._required:
+                return []
+            raise BadRecord(file, _why("caption", path, error)) from None
+        except (InputError, OSError) as error:
+            raise BadRecord(file, _why("caption", path, error)) from None
+        try:
+            return text_lines(data)
+        except ValueError:
+            raise BadRecord(file, f"caption file {os.path.basename(path)} is not UTF-8") from None
+
+
+def _read_listing(path: str) -> list[bytes]:
+    """The lines of a listing, not decoded yet: one that is no UTF-8 costs no other."""
+    try:
+        data = retried(lambda: read_regular(path, LISTING_LIMIT), path)
+    except OSError as error:
+        raise InputError(f"{path}: {reason(error)}") from None
+    return data.removeprefix(b"\xef\xbb\xbf").splitlines()
+
+
+def _why(what: str, path: str, error: Exception) -> str:
+    """Why the file of an image or of its captions cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        why = "not found"
+    elif isinstance(error, InputError):  # which begins with the path
+        why = str(error).removeprefix(f"{path}: ")
+    else:
+        why = reason(error)
+    return f"{what} file {os.path.basename(path)}: {why}"
+
+
+def _within(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
+
+
+def _parse(number: int, line: bytes) -> tuple[str, list[str]]:
+    """The file and captions of a line of the listing."""
+    where = f"{LISTING}:{number}"
+    if len(line) > LINE_LIMIT:
+        raise BadRecord(where, f"a line of {len(line)} bytes: expected at most {LINE_LIMIT}")
+    try:
+        entry = json.loads(line)
+    except RecursionError:
+        raise BadRecord(where, "malformed line: nested too deeply") from None
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise BadRecord(where, f"malformed line: {error}") from None
+    if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+        raise BadRecord(where, 'expected an object with "file", the path of an image')
+    file = entry["file"]
+    if "\0" in file or not is_unicode(file):
+        raise BadRecord(where, f'"file" {file!r} is no name of a file')
+    if os.path.isabs(file) or os.pardir in file.split("/"):
+        raise BadRecord(
+            file, f'"file" leads out of the folder: expected a path within that of {LISTING}'
+        )
+    texts = entry.get("captions", [entry.get("caption", "")])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadRecord(file, '"caption" must be a text, "captions" a list of texts')
+    return file, texts

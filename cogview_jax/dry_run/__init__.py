@@ -1,0 +1,1 @@
+"""Memory, communication and arithmetic of a training step that is not run."""

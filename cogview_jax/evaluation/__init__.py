@@ -1,0 +1,1 @@
+"""How good a bundle is: benchmarks, reports, contact sheets."""

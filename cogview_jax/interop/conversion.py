@@ -1,0 +1,271 @@
+"""From the official release's files to a bundle, and back."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart, write_bundle
+from cogview_jax.checkpoints.stored_tree import Deferred
+from cogview_jax.interop.official import codec as official_codec
+from cogview_jax.interop.official import transformer as official_transformer
+from cogview_jax.interop.official.codec import OfficialCodec
+from cogview_jax.interop.official.sizes import infer_layout, infer_vocabulary
+from cogview_jax.interop.official.transformer import OfficialTransformer
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.files import atomic_path, check_folder_output
+from cogview_jax.runtime.leftovers import remove_leftovers
+from cogview_jax.runtime.lock import locked
+from cogview_jax.runtime.paths import local_path
+from cogview_jax.runtime.progress import Progress
+from cogview_jax.tokenizers.layout import make_layout
+from cogview_jax.tokenizers.text import TextTokenizer
+
+Part = TypeVar("Part", CodecPart, TransformerPart, None)
+
+#: What lies in the folder that is given back.
+TRANSFORMER, IMAGE_TOKENIZER = "transformer", "image_tokenizer.pt"
+TEXT_TOKENIZER = "text_tokenizer.model"
+#: What is kept where the machine fails.
+NOTHING_WRITTEN = "{} is as it was, and the same command starts anew"
+#: What is taken where nothing tells: the released image tokenizer's grid, the pretraining task.
+GRID, TASK = 32, "text_to_image"
+
+
+@dataclasses.dataclass(frozen=True)
+class Official:
+    """Official files, and what they do not tell; None is what was not given.
+
+    transformer: the folder with the tracker file. image_tokenizer: the torch file. text_tokenizer:
+    the SentencePiece model. num_heads: of the transformer. codes: image codes in its vocabulary,
+    where no image tokenizer tells. pieces: text pieces in it, where no text tokenizer does. grid:
+    rows and columns of a picture's codes. layout_task: the sequence the transformer was trained on.
+    """
+
+    transformer: str | None = None
+    image_tokenizer: str | None = None
+    text_tokenizer: str | None = None
+    num_heads: int | None = None
+    codes: int | None = None
+    pieces: int | None = None
+    grid: int | None = None
+    layout_task: str | None = None
+
+
+#: Settings that say something of a transformer alone.
+OF_A_TRANSFORMER = ("num_heads", "codes", "pieces", "layout_task")
+
+
+def convert(
+    source: str | None, target: str | None, official: Official, bundle: str | None, out: str
+) -> None:
+    """Goes in the direction that was asked for: see `from_official` and `to_official`.
+
+    Raises:
+        InputError: none or both were asked for, or a setting belongs to the other one.
+    """
+    if (source is None) == (target is None):
+        raise InputError("expected either --source official or --target official")
+    if source is not None and bundle is not None:
+        raise InputError("--bundle belongs to --target official: a new bundle is --out")
+    check_folder_output(out, "--out")
+    local_path(out, "--out")
+    path = Path(out).absolute()
+    lock = path.with_name(f".{path.name}.convert.lock")
+    with locked(lock, f"the output {out}", "choose another --out"):
+        remove_leftovers(path.parent)
+        if source is not None:
+            from_official(official, out)
+        else:
+            _give_back(official, bundle, out)
+
+
+def _give_back(official: Official, bundle: str | None, out: str) -> None:
+    given = [name for name, value in dataclasses.asdict(official).items() if value is not None]
+    if given:
+        raise InputError(f"--{given[0]} belongs to --source official, not to --target official")
+    if bundle is None:
+        raise InputError("--bundle TEXT is missing: the bundle that --target official gives back")
+    to_official(bundle, out)
+
+
+def from_official(official: Official, out: str) -> None:
+    """Writes the bundle `out` from one, two or three official parts, in the types they have.
+
+    What is assumed of a part that is not given is said on standard error, and so is what is
+    dropped. A bundle that is at `out` is replaced.
+
+    Raises:
+        InputError: a file cannot be read, or is of another model; the parts do not fit each other;
+            something else than a bundle is at `out`.
+    """
+    path = Path(out)
+    if not _free(path) and not (path / "bundle.json").is_file():
+        raise InputError(f"--out {out} exists and is no bundle: choose another, or delete it")
+    _check(official)
+    text = TextTokenizer.load(official.text_tokenizer) if official.text_tokenizer else None
+    codec = OfficialCodec.open(official.image_tokenizer) if official.image_tokenizer else None
+    records, grid, transformer = {}, official.grid, None
+    if official.transformer:
+        opened = OfficialTransformer.open(official.transformer)
+        transformer = _transformer_part(official, opened, codec, text)
+        grid = transformer.layout.grid
+        records["transformer"] = {"iteration": opened.iteration}
+    if codec is not None:
+        records["codec"] = {"prefix": codec.prefix}
+    parts = {
+        "codec": _codec_part(codec, grid) if codec is not None else None,
+        "transformer": transformer,
+    }
+    with at_work(NOTHING_WRITTEN.format(out)), _progress(*parts.values()) as progress:
+        parts = {name: _reporting(part, progress) for name, part in parts.items()}
+        write_bundle(path, text=text, official=records, **parts)
+    _say(f"bundle {out}: {', '.join(Bundle(path).parts)}")
+
+
+def to_official(bundle: str, out: str) -> None:
+    """Writes the parts of a bundle as official files into the folder `out`; whole or not at all.
+
+    The transformer becomes OUT/transformer/ with its tracker file, the image tokenizer
+    OUT/image_tokenizer.pt, the text tokenizer OUT/text_tokenizer.model, in the types they lie in;
+    what came from official files gets the names and the iteration it had. What the official code
+    computes otherwise than the bundle was trained to is said on standard error.
+
+    Raises:
+        InputError: the official code cannot hold an architecture, or `out` is not empty.
+    """
+    opened, path = Bundle(bundle), Path(out)
+    if not _free(path):
+        raise InputError(f"--out {out} exists and is not empty: choose another, or delete it")
+    differences: dict[str, list[str]] = {}
+    with at_work(NOTHING_WRITTEN.format(out)), atomic_path(path) as folder:
+        folder.mkdir()
+        if "codec" in opened.parts:
+            codec, prefix = opened.stored_codec(), opened.official("codec").get("prefix", "")
+            with _progress(codec) as progress:
+                reported = _reporting(codec, progress)
+                official_codec.write_codec(folder / IMAGE_TOKENIZER, reported, prefix)
+            differences["codec"] = official_codec.differences(codec.config)
+        if "transformer" in opened.parts:
+            part = opened.stored_transformer()
+            iteration = opened.official("transformer").get("iteration", str(opened.step or 0))
+            with _progress(part) as progress:
+                reported = _reporting(part, progress)
+                official_transformer.write_transformer(folder / TRANSFORMER, reported, iteration)
+            differences["transformer"] = official_transformer.differences(part.config)
+        if "text" in opened.parts:
+            text = opened.text()
+            text.save(folder / TEXT_TOKENIZER)
+            if "transformer" in opened.parts and len(text) != part.vocabulary.text:
+                differences["transformer"].append(
+                    f"its command tokens follow the {len(text)} pieces of the text tokenizer, but"
+                    f" this learned them after {part.vocabulary.text}"
+                )
+        written = sorted(entry.name for entry in folder.iterdir())
+    for name, list_ in differences.items():
+        for difference in list_:
+            _say(f"note: the official code does not compute the {name} as trained: {difference}")
+    _say(f"{out}: {', '.join(written)}")
+
+
+def _check(official: Official) -> None:
+    """Refuses settings that do not belong together, before a file is read."""
+    if not (official.transformer or official.image_tokenizer or official.text_tokenizer):
+        raise InputError(
+            "nothing to convert: give --transformer, --image_tokenizer or --text_tokenizer"
+        )
+    if official.transformer and official.num_heads is None:
+        raise InputError(
+            "--num_heads N is missing: the weights of a transformer do not tell it (the released"
+            " ones have 40)"
+        )
+    for name in OF_A_TRANSFORMER:
+        if not official.transformer and getattr(official, name) is not None:
+            raise InputError(f"--{name} belongs to --transformer, which is not given")
+
+
+def _transformer_part(
+    official: Official,
+    opened: OfficialTransformer,
+    codec: OfficialCodec | None,
+    text: TextTokenizer | None,
+) -> TransformerPart:
+    """The transformer with the vocabulary and the layout that it and its companions tell."""
+    if codec is not None and official.codes not in (None, codec.codes):
+        raise InputError(
+            f"--codes {official.codes}, but {codec.file} has a codebook of {codec.codes}"
+        )
+    if text is not None and official.pieces not in (None, len(text)):
+        raise InputError(
+            f"--pieces {official.pieces}, but {official.text_tokenizer} has {len(text)}"
+        )
+    codes = official.codes if codec is None else codec.codes
+    pieces = official.pieces if text is None else len(text)
+    vocabulary = infer_vocabulary(opened.vocabulary_size, codes, pieces)
+    task = TASK if official.layout_task is None else official.layout_task
+    layout = infer_layout(opened.positions, official.grid, task)
+    make_layout(layout, vocabulary)  # refuses a task it does not know
+    part = opened.part(official.num_heads, vocabulary, layout)
+    config = part.config
+    _say(
+        f"transformer: {config.layers} layers of width {config.width}, {config.heads} heads,"
+        f" {opened.positions} positions"
+    )
+    if codes is None:
+        _say(f"no image tokenizer: assumed {vocabulary.codes} codes (--codes)")
+    if pieces is None:
+        _say(f"no text tokenizer: assumed {vocabulary.text} pieces (--pieces)")
+    if official.grid is None:
+        _say(
+            f"assumed {layout.grid} x {layout.grid} codes and {layout.text_length} of text (--grid)"
+        )
+    if opened.dropped:
+        _say(f"dropped from {opened.file}: {', '.join(opened.dropped)}")
+    return part
+
+
+def _codec_part(codec: OfficialCodec, grid: int | None) -> CodecPart:
+    if grid is None:
+        _say(f"no transformer: assumed pictures of {GRID} x {GRID} codes (--grid)")
+    part = codec.part(GRID if grid is None else grid)
+    config = part.config
+    _say(
+        f"image tokenizer: {config.codebook} codes of width {config.code_width}, pictures of"
+        f" {config.image_size} pixels"
+    )
+    return part
+
+
+def _progress(*parts: CodecPart | TransformerPart | None) -> Progress:
+    """Counts the arrays of some parts."""
+    count = sum(len(jax.tree.leaves(part.params)) for part in parts if part is not None)
+    return Progress(count, "convert", unit="array")
+
+
+def _reporting(part: Part, progress: Progress) -> Part:
+    """The part, every array of which reports that it is made."""
+    if part is None:
+        return None
+
+    def reporting(array: Deferred) -> Deferred:
+        def make() -> np.ndarray:
+            made = array.make()
+            progress.update()
+            return made
+
+        return dataclasses.replace(array, make=make)
+
+    return dataclasses.replace(part, params=jax.tree.map(reporting, part.params))
+
+
+def _free(path: Path) -> bool:
+    """Whether nothing would be lost there."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,1 @@
+"""The CogView release: names, sizes, queries, rows of its training files."""

@@ -1,0 +1,179 @@
+"""Filling the gaps of a sequence, as the release's sampler does: its query language in action.
+
+A query is a row of ids in which -N stands for a token to be drawn for N samples at once. Tokens
+given in the middle are taken as they are. Whenever the number of samples changes, the likeliest
+sample so far alone goes on. The text-to-image path is `sampling.decode.generate`; this serves any
+other pattern of given and drawn tokens.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cogview_jax.interop.official.positions import sampling_positions
+from cogview_jax.models.attention import KeyValues
+from cogview_jax.models.pivots import draw_slots
+from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.random_key import random_key
+from cogview_jax.sampling.decode import seed_key
+from cogview_jax.sampling.filters import SamplingConfig, keep_top_k, keep_top_p, tempered
+from cogview_jax.tokenizers.vocabulary import Vocabulary, token_ids
+
+#: The most samples of a query: each takes a cache of its own.
+SAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One drawn place of a query.
+
+    place: its index. fed: the index from which tokens are given to the model to get there.
+    samples: N. first, last: the ids that may be drawn, [first, last).
+    """
+
+    place: int
+    fed: int
+    samples: int
+    first: int
+    last: int
+
+
+def plan(query: Sequence[int], vocabulary: Vocabulary) -> list[Draw]:
+    """The places to draw, in order; which ids are possible follows from what is given before them.
+
+    At first everything but image codes; after [BOI1] or [BOI2] image codes; after [EOI1] or [EOI2]
+    text. Drawn tokens and other commands change nothing.
+    """
+    image = (0, vocabulary.codes)
+    ranges = {vocabulary.command(name): image for name in ("BOI1", "BOI2")}
+    text = (vocabulary.text_start, vocabulary.commands_start)
+    ranges |= {vocabulary.command(name): text for name in ("EOI1", "EOI2")}
+    possible, fed, draws = (vocabulary.codes, vocabulary.size), 0, []
+    for place, token in enumerate(query):
+        if token < 0:
+            draws.append(Draw(place, fed, -int(token), *possible))
+            fed = place
+        possible = ranges.get(int(token), possible)
+    return draws
+
+
+def filtered(logits: jax.Array, config: SamplingConfig, first: int, last: int) -> jax.Array:
+    """The distribution a token is drawn from: float [B, V] -> [B, V], 0 outside [first, last)."""
+    inside = keep_top_k(tempered(logits[:, first:last], config.temperature or 1.0), config.top_k)
+    if config.temperature == 0:
+        inside = keep_top_k(inside, 1)
+    shares = jax.nn.softmax(keep_top_p(inside, config.top_p), axis=-1)
+    return jnp.pad(shares, ((0, 0), (first, logits.shape[1] - last)))
+
+
+#: Chooses a token for each of N samples: (float [rows, V], N) -> int [N]. There are N rows, or one
+#: for all, where the samples part.
+Choose = Callable[[np.ndarray, int], np.ndarray]
+
+
+def seeded_choice(seed: int) -> Choose:
+    """Draws by the given shares, reproducibly; InputError for a seed of more than 32 bits."""
+    root, numbers = seed_key(seed), itertools.count()
+
+    def choose(shares: np.ndarray, samples: int) -> np.ndarray:
+        key = jax.random.fold_in(root, next(numbers))
+        logits = jnp.log(jnp.asarray(shares, jnp.float32))
+        logits = jnp.broadcast_to(logits, (samples, shares.shape[1]))
+        return np.asarray(jax.random.categorical(key, logits, mode="low"))
+
+    return choose
+
+
+def fill(
+    model: Transformer,
+    params: Mapping[str, Any],
+    query: Sequence[int],
+    vocabulary: Vocabulary,
+    config: SamplingConfig,
+    choose: Choose,
+) -> np.ndarray:
+    """The query with its gaps filled: int32 [samples, length].
+
+    Args:
+        model: the transformer of `params`.
+        params: from `unstack_layers`.
+        query: ids, -N where a token is to be drawn for N samples. Positions restart at [ROI2] as
+            the release's sampler has them.
+        vocabulary: of the ids.
+        config: temperature and filters.
+        choose: see `Choose`.
+
+    Raises:
+        InputError: the query begins with a gap, is longer than the learned positions, or asks for
+            too many samples; `config` has guidance.
+    """
+    config.need_no_guidance("a query")
+    query = token_ids(query, "a query")
+    draws = plan(query, vocabulary)
+    if (most := max((draw.samples for draw in draws), default=0)) > SAMPLES:
+        raise InputError(f"a query with {most} samples of a token: expected at most {SAMPLES}")
+    positions = np.concatenate([*sampling_positions(query, vocabulary), [0]])
+    if positions.max() >= model.positions:
+        raise InputError(
+            f"a query of {len(query)} tokens reaches position {positions.max()}; the model has"
+            f" {model.positions}"
+        )
+    rows, scores = query[None].copy(), np.zeros(1)
+    cache = empty_cache(model, 1, len(query), _pivots(model, query, draws))
+    for draw in draws:
+        if len(rows) > 1 and (draw.samples != len(rows) or draw.place - draw.fed > 1):
+            best = int(np.argmax(scores))
+            rows, scores = rows[best : best + 1], np.zeros(1)
+            cache = _rows(cache, np.array([best]))
+        fed = slice(draw.fed, draw.place)
+        at = np.broadcast_to(positions[fed], rows[:, fed].shape)
+        logits, cache = _advance(params, rows[:, fed], at, cache, draw.fed, model=model)
+        shares = np.asarray(filtered(logits, config, draw.first, draw.last))
+        chosen = choose(shares, draw.samples)
+        if len(rows) < draw.samples:
+            spread = np.zeros(draw.samples, int)
+            rows, scores, shares = rows[spread], scores[spread], shares[spread]
+            cache = _rows(cache, spread)
+        rows[:, draw.place] = chosen
+        scores = scores + np.log(shares[np.arange(len(rows)), chosen])
+    if (query[-1] >= 0) and len(rows) > 1:
+        rows = rows[[int(np.argmax(scores))]]
+    return rows
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
+def _advance(
+    params: Mapping[str, Any],
+    tokens: jax.Array,
+    positions: jax.Array,
+    cache: tuple[KeyValues, ...],
+    index: jax.Array | int,
+    *,
+    model: Transformer,
+) -> tuple[jax.Array, tuple[KeyValues, ...]]:
+    """Logits [B, V] after tokens [B, T], and the cache with them."""
+    visible = jnp.ones((tokens.shape[0], cache[0].keys.shape[2]), bool)
+    hidden, cache = cached_forward(model, params, tokens, positions, visible, cache, index)
+    return model.apply({"params": params}, hidden[:, -1], method=model.logits), cache
+
+
+def _pivots(model: Transformer, query: np.ndarray, draws: Sequence[Draw]) -> jax.Array | None:
+    """The slots of sparse attention's pivots, always the same for a query; None if it is dense."""
+    if not model.config.sparse:
+        return None
+    kinds = query.copy()
+    for draw in draws:
+        kinds[draw.place] = draw.first  # a token of the kind that will be drawn
+    valid, key = np.ones((1, len(query)), bool), random_key(0)
+    return draw_slots(model.config, model.ids, kinds[None], valid, key[None])
+
+
+def _rows(cache: tuple[KeyValues, ...], index: np.ndarray) -> tuple[KeyValues, ...]:
+    return jax.tree.map(lambda leaf: leaf[index], cache)

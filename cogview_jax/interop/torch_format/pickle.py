@@ -1,0 +1,262 @@
+"""The pickle inside a torch file, read and written without torch.
+
+Reading builds tensors and plain containers and nothing else. What a training run leaves beside its
+weights (random states, arguments, optimizers) becomes inert: an object of ours that takes whatever
+is put into it and does nothing. Everything else a pickle may ask for is refused by its name, so no
+file can make this program run anything. What it may take of memory is bounded by `torch_opcodes`
+and by the bytes that are there.
+"""
+
+import io
+import math
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from cogview_jax.interop.torch_format.opcodes import examined
+from cogview_jax.runtime.errors import InputError
+
+#: How often the numbers of a storage may be shown by its tensors: tied weights share them.
+VIEWS = 64
+#: Axes of a tensor.
+AXES = 32
+#: torch's name of a storage -> the type of its numbers.
+STORAGES = {
+    "HalfStorage": np.dtype("float16"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "FloatStorage": np.dtype("float32"),
+    "DoubleStorage": np.dtype("float64"),
+    "CharStorage": np.dtype("int8"),
+    "ShortStorage": np.dtype("int16"),
+    "IntStorage": np.dtype("int32"),
+    "LongStorage": np.dtype("int64"),
+    "ByteStorage": np.dtype("uint8"),
+    "BoolStorage": np.dtype("bool"),
+}
+#: Types that have no storage of their own: their tensors name them over a storage of bytes.
+LATER_TYPES = {name: np.dtype(name) for name in ("uint16", "uint32", "uint64")}
+#: Packages whose objects lie beside the weights of real checkpoints.
+INERT = ("numpy", "torch", "deepspeed", "apex", "fp16", "mpu")
+INERT_NAMES = (
+    *(("argparse", "Namespace"), ("_codecs", "encode"), ("collections", "defaultdict")),
+    *((module, name) for module in ("builtins", "__builtin__") for name in ("dict", "list")),
+)
+
+
+class Storage(NamedTuple):
+    """A flat run of numbers in the file: its name there, their type, and how many."""
+
+    key: str
+    dtype: np.dtype
+    size: int
+
+
+class View(NamedTuple):
+    """A tensor: a shape laid over a storage, with offset and strides in numbers, not bytes."""
+
+    storage: Storage
+    dtype: np.dtype
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def load(file: BinaryIO, tensor: Callable[[View], Any]) -> Any:
+    """The tree in the next pickle of a file, which then stands behind it.
+
+    dict, list, tuple, set, str, numbers, and what `tensor` makes of views.
+
+    Raises:
+        InputError: the pickle is damaged, or asks for something else.
+    """
+    data, instructions = examined(file)
+    try:
+        return _Unpickler(io.BytesIO(data), tensor, instructions).load()
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle can end in any of them
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"its pickle cannot be read ({type(error).__name__}: {reason})") from error
+
+
+class _Inert:
+    """Stands for an object this program has no use for; does nothing with what it is given."""
+
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def _ignore(self, *_, **__) -> None:
+        pass
+
+    __setstate__ = __setitem__ = __call__ = append = extend = add = _ignore
+
+
+class _Ordered(dict):
+    """An OrderedDict without the attributes that may be set on one (torch keeps versions there)."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the few functions and types that tensors are made of.
+
+    It hands out bound methods, and classes made for one file: a pickle can change neither what they
+    do nor what the next file gets.
+    """
+
+    def __init__(self, file: BinaryIO, tensor: Callable[[View], Any], instructions: int):
+        super().__init__(file, encoding="utf-8")
+        self._tensor = tensor
+        self._inert: dict[tuple[str, str], type] = {}
+        self._shown: dict[str, int] = {}  # storage -> bytes that its tensors show
+        self._copied, self._most_copied = 0, instructions
+        self._known: dict[tuple[str, str], Any] = {
+            ("torch._utils", "_rebuild_tensor_v2"): self._rebuild,
+            ("torch._utils", "_rebuild_tensor_v3"): self._rebuild_later,
+            ("torch._utils", "_rebuild_parameter"): self._parameter,
+            ("torch.storage", "UntypedStorage"): _Type(np.dtype("uint8")),
+            ("collections", "OrderedDict"): self._ordered,
+        }
+        for name, dtype in (STORAGES | LATER_TYPES).items():
+            self._known["torch", name] = _Type(dtype)
+        for module in ("builtins", "__builtin__"):
+            self._known[module, "set"] = self._set
+            self._known[module, "frozenset"] = self._frozenset
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a pickle may have under a name."""
+        if (module, name) in self._known:
+            return self._known[module, name]
+        if module.partition(".")[0] in INERT or (module, name) in INERT_NAMES:
+            kind = type(name[:60], (_Inert,), {})
+            return self._inert.setdefault((module, name), kind)
+        asked = f"{module}.{name}"[:200]
+        raise InputError(
+            f"its pickle asks for {asked}: expected tensors and plain containers, and nothing of it"
+            " was run"
+        )
+
+    def persistent_load(self, pid: Any) -> Storage:
+        """The storage a tensor lies in."""
+        # Files of before torch 1.6 have a sixth part, for storages that are parts of others.
+        kind, type_, key, _, size, *part = pid
+        readable = isinstance(type_, _Type) and isinstance(key, str) and part in ([], [None])
+        if kind != "storage" or not readable:
+            raise InputError(
+                f"its pickle holds storage {repr(pid)[:200]}, of a type this program cannot read"
+            )
+        return Storage(key, type_.dtype, size)
+
+    def _rebuild(self, storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Any:
+        return self._view(storage, storage.dtype, offset, shape, strides)
+
+    def _rebuild_later(self, storage, offset, shape, strides, _, __, type_, *___) -> Any:
+        size = storage.size // type_.dtype.itemsize
+        return self._view(
+            storage._replace(dtype=type_.dtype, size=size), type_.dtype, offset, shape, strides
+        )
+
+    def _view(self, storage: Storage, dtype: np.dtype, offset: int, shape, strides) -> Any:
+        numbers = (storage.size, offset, *shape[: AXES + 1], *strides[: AXES + 1])
+        # Products of these are still small numbers.
+        if any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers) or not (
+            len(shape) == len(strides) <= AXES
+        ):
+            laid = f"shape {repr(shape)[:100]} over strides {repr(strides)[:100]}"
+            raise InputError(f"its pickle lays {laid}")
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if math.prod(shape) and last >= storage.size:
+            raise InputError(
+                f"its tensor of shape {shape} reaches to number {last} of storage {storage.key},"
+                f" which has {storage.size}"
+            )
+        if math.prod(shape) > storage.size:
+            raise InputError(
+                f"its tensor of shape {shape} and strides {strides} shows numbers again and again:"
+                f" storage {storage.key} has {storage.size}"
+            )
+        shown = self._shown.get(storage.key, 0) + math.prod(shape) * dtype.itemsize
+        if shown > VIEWS * storage.size * storage.dtype.itemsize:
+            raise InputError(f"its tensors show storage {storage.key} more than {VIEWS} times")
+        self._shown[storage.key] = shown
+        return self._tensor(View(storage, dtype, offset, tuple(shape), tuple(strides)))
+
+    def _parameter(self, tensor: Any, *_: Any) -> Any:
+        return tensor
+
+    def _ordered(self, *items: Any) -> _Ordered:
+        return _Ordered(*map(self._counted, items))
+
+    def _set(self, items: Any = ()) -> set:
+        return set(self._counted(items))
+
+    def _frozenset(self, items: Any = ()) -> frozenset:
+        return frozenset(self._counted(items))
+
+    def _counted(self, items: Any) -> Any:
+        """What is about to be copied: all together no more than there are instructions."""
+        self._copied += len(items)
+        if self._copied > self._most_copied:
+            raise InputError("its pickle copies the same values again and again")
+        return items
+
+
+class _Type(NamedTuple):
+    """A type's name in a pickle, without the methods a numpy type has."""
+
+    dtype: np.dtype
+
+
+class Slot:
+    """A place for a tensor in a tree that is to be written: its shape and type."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
+        """`dtype` is one that torch has a storage for."""
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+
+    def __repr__(self) -> str:
+        return f"Slot({self.shape}, {self.dtype})"
+
+
+def dump(tree: Any, keys: Mapping[Slot, str]) -> bytes:
+    """The pickle (protocol 2) of dicts, plain values and slots; `keys` name their storages."""
+    return b"".join((pickle.PROTO, b"\x02", *_opcodes(tree, keys), pickle.STOP))
+
+
+def _opcodes(value: Any, keys: Mapping[Slot, str]):
+    """The instructions that put `value` on the reader's stack."""
+    if isinstance(value, dict):
+        yield from (pickle.EMPTY_DICT, pickle.MARK)
+        for key, entry in value.items():
+            yield from (*_opcodes(key, keys), *_opcodes(entry, keys))
+        yield pickle.SETITEMS
+    elif isinstance(value, Slot):
+        yield from _tensor_opcodes(value, keys[value])
+    else:
+        yield pickle.dumps(value, protocol=2)[2:-1]  # without its own header and end
+
+
+def _tensor_opcodes(slot: Slot, key: str):
+    """A call of torch's function for a tensor that lies row by row over its own storage."""
+    name = next(name for name, dtype in STORAGES.items() if dtype == slot.dtype)
+    strides = tuple(math.prod(slot.shape[axis + 1 :]) for axis in range(len(slot.shape)))
+    yield from (_global("torch._utils", "_rebuild_tensor_v2"), pickle.MARK)
+    yield from (pickle.MARK, *_opcodes("storage", {}), _global("torch", name))
+    for plain in (key, "cpu", math.prod(slot.shape)):
+        yield from _opcodes(plain, {})
+    yield from (pickle.TUPLE, pickle.BINPERSID)
+    for plain in (0, slot.shape, strides, False):
+        yield from _opcodes(plain, {})
+    yield from (_global("collections", "OrderedDict"), pickle.EMPTY_TUPLE, pickle.REDUCE)
+    yield from (pickle.TUPLE, pickle.REDUCE)
+
+
+def _global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()

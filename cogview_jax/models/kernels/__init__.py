@@ -1,0 +1,1 @@
+"""Parts of the transformer as kernels for GPUs."""

@@ -1,0 +1,1 @@
+"""A bundle in memory, task by task."""

@@ -1,0 +1,268 @@
+"""How every command starts, explains itself, and fails.
+
+A command is a module with a docstring, absl flags, and a `main()`, given to `run`.
+
+What the user did wrong is one line on standard error and exit status 2; a file that cannot be
+opened counts as such, unless the work had begun (`faults.at_work`). What the machine did wrong, a
+disk that is full or fails, is one line and exit status 1. Our own defects keep their traceback, and
+exit status 1 too. Commands import what is heavy inside `main`, so that `--help` and mistakes answer
+at once.
+"""
+
+import inspect
+import os
+import re
+import select
+import sys
+import textwrap
+import traceback
+from types import ModuleType
+from typing import NoReturn
+
+from absl import flags, logging
+
+from cogview_jax.runtime.compilation_cache import enable_compilation_cache
+from cogview_jax.runtime.config import closest
+from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.runtime.faults import is_fault, reason, system_error
+from cogview_jax.runtime.paths import path_problem
+
+flags.disclaim_key_flags()  # a flag belongs to the command that asks for it
+
+#: The last is what a shell says of a program that SIGPIPE has ended.
+BAD_INPUT, INTERRUPTED, UNREAD = 2, 130, 141
+
+_METAVARS = {
+    "config file": "FILE_OR_NAME[:variant]",
+    "string": "TEXT",
+    "multi string": "TEXT",
+    "int": "N",
+    "multi int": "N",
+    "float": "X",
+    "multi float": "X",
+    "comma separated list of strings": "A,B",
+}
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def run(command: ModuleType) -> None:
+    """Parses the command line, calls `command.main()`, and exits with its status (None is 0).
+
+    Where nobody reads what it prints any more (`| head -1`), it ends silently with status 141.
+    """
+    _open_streams()
+    try:
+        _run(command)
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        with open(os.devnull, "wb") as nowhere:
+            for descriptor in (1, 2):  # what is left in buffers has to go somewhere
+                os.dup2(nowhere.fileno(), descriptor)
+        _leave(UNREAD)
+
+
+def path_flag(name: str, help: str, *, required: bool = False) -> flags.FlagHolder:
+    """Defines `--NAME PATH`: a text that is the path of a file or folder; None by default."""
+    parser, serializer = _PathParser(), flags.ArgumentSerializer()
+    return flags.DEFINE(parser, name, None, help, serializer=serializer, required=required)
+
+
+def paths_flag(name: str, help: str) -> flags.FlagHolder:
+    """Defines `--NAME PATH`, which may be repeated; its value is a list, empty by default."""
+    return flags.DEFINE_multi(_PathParser(), flags.ArgumentSerializer(), name, [], help)
+
+
+class _PathParser(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        if problem := path_problem(argument):
+            raise ValueError(problem)
+        return argument
+
+    def flag_type(self) -> str:
+        return "string"
+
+
+def _run(command: ModuleType) -> NoReturn:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's C++ log: warnings, no chatter
+    try:
+        if {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
+            print(help_page(command))
+            status = 0
+        else:
+            _parse(sys.argv, command)
+            enable_compilation_cache()
+            _compute_in_32_bits()
+            status = command.main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except InputError as error:
+        _fail(f"error: {error}", BAD_INPUT)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to continue", INTERRUPTED)
+    except SystemFault as error:
+        _fail(f"error: {error}", 1)
+    except Exception as error:
+        if _lacks_platform():
+            asked = os.environ["JAX_PLATFORMS"]
+            _fail(f"error: JAX_PLATFORMS={asked}: there is no such platform here", BAD_INPUT)
+        _fail_in_a_line(error)
+        if "RESOURCE_EXHAUSTED" in str(error):  # jax's own type is known only once jax is loaded
+            line = str(error).strip().splitlines()[0]
+            advice = "raise train.accumulate, or draw fewer pictures at a time (--batch_size)"
+            _fail(f"error: the device has too little memory ({line}): {advice}", 1)
+        _fail(traceback.format_exc(), 1)
+    sys.exit(status)
+
+
+def _fail_in_a_line(error: Exception) -> None:
+    """Leaves if the system refused something: 2 where it may be a name that the user gave, or 1."""
+    system = error if isinstance(error, MemoryError) else system_error(error)
+    if system is None:
+        return
+    where = f"{system.filename}: " if getattr(system, "filename", None) else ""
+    if is_fault(system):
+        _fail(f"error: {where}{reason(system)}", 1)
+    if where:
+        _fail(f"error: {where}{reason(system)}", BAD_INPUT)
+
+
+def help_page(command: ModuleType) -> str:
+    """A command's docstring and its own flags; those of absl and jax are left out."""
+    own = _own_flags(command)
+    needed = [_synopsis(flag) for flag in own if _required(flag)]
+    usage = " ".join([_program(command), *needed, "[flags]"])
+    lines = [inspect.cleandoc(command.__doc__ or ""), "", f"usage: {usage}", "", "flags:"]
+    indent = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
+    for flag in own:
+        lines.append(f"  {_synopsis(flag)}")
+        # absl puts the choices of an enum in front, and a remark behind what may be repeated.
+        text = re.sub(r"^<.*?>: |;\s+repeat this option.*", "", flag.help)
+        lines += textwrap.wrap(f"{text}{_default(flag)}", 92, **indent)
+    return "\n".join(lines)
+
+
+def _parse(argv: list[str], command: ModuleType) -> None:
+    """Parses `argv` into absl's FLAGS; InputError on every mistake in it."""
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise InputError(_explain(error, command)) from None
+    if rest[1:]:
+        raise InputError(
+            f"unexpected argument {rest[1]!r}: everything is given by flags, see --help"
+        )
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)
+
+
+def _explain(error: flags.Error, command: ModuleType) -> str:
+    """absl's complaint in words for someone who knows the command but not absl."""
+    text = " ".join(str(error).split())
+    if isinstance(error.__context__, InputError):  # from a config file
+        return str(error.__context__)
+    if missing := re.search(r"Flag --(\S+) must have a value other than None", text):
+        flag = flags.FLAGS[missing[1]]
+        return f"{_synopsis(flag)} is missing: {flag.help}"
+    if unsupported := re.search(r"Type (.*) of field (\S+) is not supported", text):
+        return f"--{unsupported[2]} cannot be given here: change it in the config file"
+    if unknown := re.match(r"Unknown command line flag '(.*?)'", text):
+        advice = closest(unknown[1], [flag.name for flag in _own_flags(command)])
+        return f"there is no flag --{unknown[1]}; {advice}"
+    if illegal := re.match(r"flag --([^=]+)=(.*?): (.*)", text):
+        name, value, reason = illegal.groups()
+        kind = _KINDS.get(flags.FLAGS[name].flag_type())
+        if kind and re.search(r"invalid literal|could not convert|Non-boolean", reason):
+            reason = f"expected {kind}"
+        return f"--{name}={value}: {reason}"
+    return text
+
+
+def _compute_in_32_bits() -> None:
+    """Whatever JAX_ENABLE_X64 says: in 64 bits, pictures would not be those of others."""
+    os.environ["JAX_ENABLE_X64"] = "0"
+    if jax := sys.modules.get("jax"):  # it has read its environment already
+        jax.config.update("jax_enable_x64", False)
+
+
+def _lacks_platform() -> bool:
+    """Whether jax has no devices of the platform that the environment asks for."""
+    jax = sys.modules.get("jax")
+    if jax is None or not os.environ.get("JAX_PLATFORMS"):
+        return False
+    try:
+        jax.devices()
+    except Exception:  # mostly a RuntimeError; where a plugin finds no device, an AssertionError
+        return True
+    return False
+
+
+def _open_streams() -> None:
+    """Opens nothing in place of a standard stream that was closed before the program began.
+
+    A file that is opened later would otherwise get its number, and what libraries print.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # It gets the lowest number that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _is_unread() -> bool:
+    """Whether standard output or error is a pipe that nobody reads."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    """Prints `message` on standard error and leaves with `status`."""
+    sys.stdout.flush()
+    print(message.rstrip(), file=sys.stderr, flush=True)
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        # A regular exit waits in a barrier for peers that wait for this process: leave at once.
+        os._exit(status)
+    sys.exit(status)
+
+
+def _own_flags(command: ModuleType) -> list[flags.Flag]:
+    """The flags that a command defines: absl files those of `__main__` under argv[0]."""
+    name = command.__name__
+    return flags.FLAGS.get_key_flags_for_module(sys.argv[0] if name == "__main__" else name)
+
+
+def _program(command: ModuleType) -> str:
+    """How the command is called: `cogview NAME`, or of a program of its own, by python."""
+    spec = command.__spec__
+    if command.__name__ != "__main__" and spec is not None:
+        return f"cogview {spec.name.rpartition('.')[2]}"
+    return f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
+
+
+def _required(flag: flags.Flag) -> bool:
+    return any("value other than None" in validator.message for validator in flag.validators)
+
+
+def _synopsis(flag: flags.Flag) -> str:
+    if flag.boolean:
+        return f"--[no]{flag.name}"
+    values = getattr(flag.parser, "enum_values", None)
+    return f"--{flag.name} {'|'.join(values) if values else _METAVARS[flag.flag_type()]}"
+
+
+def _default(flag: flags.Flag) -> str:
+    if _required(flag):
+        return " (required)"
+    repeat = " (may be repeated)" if flag.flag_type().startswith("multi") else ""
+    return repeat if flag.default in (None, [], "") else f" (default: {flag.default}){repeat}"

@@ -1,0 +1,1 @@
+"""From logits to tokens: filters, jitted decoding, super-resolution windows, scoring."""

@@ -1,0 +1,285 @@
+"""From captioned pictures to a token store, with the tokenizers that made it beside it."""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cogview_jax.checkpoints.bundle import Bundle, write_bundle
+from cogview_jax.data.images import MAX_PIXELS
+from cogview_jax.data.records import BadRecord, Record
+from cogview_jax.data.skipped import SkippedLog
+from cogview_jax.data.sources.source import Source, SourceConfig, open_source
+from cogview_jax.data.token_shards import MANIFEST, PLAN
+from cogview_jax.data.token_writer import write_store
+from cogview_jax.data.transforms import center_crop
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.lock import locked
+from cogview_jax.runtime.progress import Progress
+from cogview_jax.runtime.sealed import read_sealed
+from cogview_jax.tasks.announcement import described
+from cogview_jax.tasks.experiment import TokenData, TransformerExperiment
+from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_tokenizer
+
+#: Within a store: the tokenizer-only bundle its tokens were made with.
+TOKENIZERS = "tokenizers"
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What a store says of itself to readers.
+
+    layout: the task it was made for. grid: rows and columns of the codes, of the larger picture
+    where there are two. grids: of all pictures of a record; None in stores of before there were
+    several. codebook, pieces: how many codes and text pieces there are. codec, text: the hashes of
+    the tokenizers.
+    """
+
+    grid: int
+    codebook: int
+    pieces: int
+    codec: str
+    text: str
+    grids: list[int] | None = None
+    layout: str | None = None
+
+
+def store_path(data: TokenData, workdir: Workdir) -> Path:
+    """Where the token store of a run lies: `data.store`, or tokens/ in the workdir."""
+    return Path(data.store).absolute() if data.store else workdir.path / "tokens"
+
+
+def prepare(experiment: TransformerExperiment, path: Path) -> None:
+    """Fills the token store at `path`; goes on where an earlier run stopped.
+
+    Raises:
+        InputError: the data, the codec or the text tokenizer does not fit the config, or too many
+            records cannot be read.
+    """
+    if path.is_file():
+        raise InputError(
+            f"data.store {path} is a file: a compact binary is trained on as it is, there is"
+            " nothing to prepare"
+        )
+    with locked(path / ".prepare.lock", f"the token store {path}", "choose another --workdir"):
+        _prepare(experiment, path)
+
+
+def _prepare(experiment: TransformerExperiment, path: Path) -> None:
+    data = experiment.data
+    encoding = _encoding(data, path)
+    given = given_codec(experiment)
+    source = open_source(data.source)
+    print(f"token store {path}: {described(source)}; codec of {given.path}", file=sys.stderr)
+    tokenizers = _tokenizers(experiment, given, source, path)
+    model = CogView(
+        codec=tokenizers.codec(), text=tokenizers.text(), encode_dtype=data.encode_precision
+    )
+    grids = experiment.picture_grids
+    sizes = [grid * model.codec.config.downsampling for grid in grids]
+    batch, longer = data.encode_batch, 0
+
+    def encode(records: list[Record]) -> list[tuple[list[np.ndarray], np.ndarray]]:
+        nonlocal longer
+        # One shape a size: compiled once.
+        pictures = [np.zeros((batch, size, size, 3), np.uint8) for size in sizes]
+        texts = []
+        for i, record in enumerate(records):
+            for of_size, size in zip(pictures, sizes, strict=True):
+                of_size[i] = center_crop(record.image, size)
+            texts.append([np.asarray(model.text.encode(t), np.int32) for t in record.captions])
+            longer += sum(len(text) > experiment.layout.text_length for text in texts[-1])
+        codes = [
+            model.encode(of_size, grid).reshape(batch, -1)
+            for of_size, grid in zip(pictures, grids, strict=True)
+        ]
+        return list(zip(texts, np.concatenate(codes, axis=1), strict=False))
+
+    identity = {part: tokenizers.sha256(part) for part in ("codec", "text")}
+    kept = f"the shards in {path} that are whole are kept: run the same command again to go on"
+    worked = at_work(kept)(write_store)(
+        path,
+        source,
+        encode,
+        plan={
+            "source": _source_plan(data.source),
+            "text_tokenizer": _text_plan(data),
+            **identity,
+            **encoding,
+            # A store of one picture a record says nothing of it: so did those of before.
+            **({"grids": grids} if len(grids) > 1 else {}),
+        },
+        meta={
+            "layout": experiment.layout.task,
+            "grid": data.picture_grid or experiment.layout.grid,
+            "grids": grids,
+            "codebook": model.codec.config.codebook,
+            "pieces": len(model.text),
+            **identity,
+        },
+        batch_size=batch,
+        shard_size=data.shard_size,
+        skipped=SkippedLog(path, max_skipped=data.max_skipped),
+    )
+    if longer and experiment.layout.text_length:  # 0 reads no text at all
+        print(
+            f"{longer} captions are longer than layout.text_length ="
+            f" {experiment.layout.text_length}: training will cut them",
+            file=sys.stderr,
+        )
+    state = "finished" if worked else "was finished before: nothing to do"
+    print(f"token store {path}: {state}", file=sys.stderr)
+
+
+def _encoding(data: TokenData, path: Path) -> dict[str, str]:
+    """What the codes of a store depend on besides pictures and codec, for its plan.
+
+    Devices of another kind round otherwise, and so find another code here and there; a store that
+    is finished has nothing left for them to find. One that was begun before plans had these entries
+    is finished without them.
+
+    Raises:
+        InputError: the store at `path` was begun in another precision, or on another kind of
+            device.
+    """
+    device = jax.devices()[0]
+    here = {
+        "precision": data.encode_precision,
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+    }
+    if not (path / PLAN).exists():
+        return here
+    begun = read_sealed(path / PLAN)
+    there = {name: begun[name] for name in here if name in begun}
+    finished = (path / MANIFEST).exists()
+    if not there:
+        if not finished:
+            print(
+                f"{path} does not say how it was begun; the rest of it is encoded in"
+                f" {data.encode_precision} on {device.device_kind}",
+                file=sys.stderr,
+            )
+        return {}
+    if there["precision"] != data.encode_precision:
+        raise InputError(
+            f"{path} was begun with codes found in {there['precision']}, but the config has"
+            f" data.encode_precision = {data.encode_precision}: pass"
+            f" --config.data.encode_precision={there['precision']}, or choose another data.store"
+        )
+    if not finished and there != here:
+        was, now = (f"{x['platform']} ({x['device_kind']})" for x in (there, here))
+        raise InputError(
+            f"{path} was begun on {was}, and this is {now}, which finds other codes here and there:"
+            " finish it there, choose another data.store, or delete it to begin anew"
+        )
+    return there
+
+
+def given_codec(experiment: TransformerExperiment) -> Bundle:
+    """The bundle in `data.image_tokenizer`, once its codec is known to fit the config."""
+    if not experiment.data.image_tokenizer:
+        raise InputError(
+            "data.image_tokenizer is empty: name the bundle of an image tokenizer, such as"
+            " --config.data.image_tokenizer=runs/codec/bundle"
+        )
+    given = Bundle(experiment.data.image_tokenizer)
+    codec = given.codec().config
+    window, whole = experiment.layout.grid, experiment.data.picture_grid
+    # Either picture of super-resolution may be of the size that the codec has learned.
+    learned = codec.grid in experiment.picture_grids
+    wanted = {
+        "data.picture_grid" if whole else "layout.grid": (
+            whole or window,
+            (whole or window) if learned else codec.grid,
+        ),
+        "vocabulary.codes": (experiment.vocabulary.codes, codec.codebook),
+    }
+    for name, (said, has) in wanted.items():
+        if said != has:
+            raise InputError(
+                f"the codec of {given.path} has {has}, but the config has {name} = {said}:"
+                f" pass --config.{name}={has}, or another data.image_tokenizer"
+            )
+    return given
+
+
+def _tokenizers(
+    experiment: TransformerExperiment, given: Bundle, source: Source[Record], path: Path
+) -> Bundle:
+    """The store's own copy of its tokenizers, made when it is missing."""
+    data, place = experiment.data, path / TOKENIZERS
+    if not (place / "bundle.json").exists():
+        text = (
+            TextTokenizer.load(data.text_tokenizer)
+            if data.text_tokenizer
+            else _trained(_captions(source, data.text_records), data.text)
+        )
+        if len(text) > experiment.vocabulary.text:
+            raise InputError(
+                f"the text tokenizer has {len(text)} pieces, but the config has vocabulary.text ="
+                f" {experiment.vocabulary.text}"
+            )
+        with at_work(f"no record was encoded yet, and {path} can be begun again"):
+            write_bundle(place, codec=given, text=text)
+    own = Bundle(place)
+    if own.sha256("codec") != given.sha256("codec"):
+        raise InputError(
+            f"{path} was begun with codec {own.sha256('codec')[:12]}, but {given.path} is"
+            f" {given.sha256('codec')[:12]}: choose another store, or delete this one"
+        )
+    return own
+
+
+def _source_plan(source: SourceConfig) -> dict:
+    """What a store depends on of its source; stores of before `max_pixels` do not mention it."""
+    plan = asdict(source)
+    if source.max_pixels == MAX_PIXELS:
+        del plan["max_pixels"]
+    return plan
+
+
+def _trained(captions: list[str], config: TextConfig) -> TextTokenizer:
+    # At once: no thread could say so while the library trains.
+    print(
+        f"training a text tokenizer of {config.pieces:,} pieces on {len(captions):,} captions",
+        file=sys.stderr,
+        flush=True,
+    )
+    return train_text_tokenizer(captions, config)
+
+
+def _text_plan(data: TokenData) -> dict | str:
+    """What the text tokenizer of a store depends on: its file, or how it was trained."""
+    if data.text_tokenizer:
+        return TextTokenizer.load(data.text_tokenizer).sha256
+    settings = asdict(data.text)
+    if data.text.byte_fallback:
+        del settings["byte_fallback"]  # stores of before it could be chosen do not say it
+    return settings | {"records": data.text_records}
+
+
+def _captions(source: Source[Record], records: int) -> list[str]:
+    """All captions of the first `records` records; those that cannot be read are passed over.
+
+    Raises:
+        InputError: there is no caption.
+    """
+    captions: list[str] = []
+    bad: BadRecord | None = None
+    count = min(records, len(source))
+    with Progress(count, "captions", unit="record") as progress:
+        for i in range(count):
+            try:
+                captions += source[i].captions
+            except BadRecord as error:  # counted and listed when it is encoded
+                bad = error
+            progress.update()
+    if not captions:
+        raise InputError(f"no caption in the first {count} records; the last of them: {bad}")
+    return captions

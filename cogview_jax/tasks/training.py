@@ -1,0 +1,391 @@
+"""Training either stage: one way from a config to a bundle."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from PIL import Image
+
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.checkpointer import Checkpointer
+from cogview_jax.checkpoints.retention import Retention
+from cogview_jax.data.loader import batches
+from cogview_jax.data.prefetch import Prefetched
+from cogview_jax.data.skipped import SkippedLog
+from cogview_jax.data.sources.source import Source
+from cogview_jax.runtime.agreement import Agreement
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.files import atomic_path
+from cogview_jax.runtime.hardware import known, machine, peak_flops
+from cogview_jax.runtime.mesh import local_parts, make_mesh, place_batch
+from cogview_jax.runtime.precision import policy
+from cogview_jax.runtime.processes import (
+    PREEMPTED,
+    StopRequest,
+    first_alone,
+    host_name,
+    is_first,
+    say,
+)
+from cogview_jax.runtime.progress import Progress
+from cogview_jax.runtime.watchdog import Watchdog
+from cogview_jax.tasks.announcement import StepsUnderWay, announcement, say_what_moved
+from cogview_jax.tasks.codec import ImageTokenizerJob
+from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TrainConfig
+from cogview_jax.tasks.transformer import TransformerJob
+from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.training.goodput import Goodput
+from cogview_jax.training.loop import Hook, Measured, train
+from cogview_jax.training.metric_means import MetricMeans
+from cogview_jax.training.metrics import MetricsWriter
+from cogview_jax.training.objective import Objective
+from cogview_jax.training.optimizer import make_optimizer, schedule
+from cogview_jax.training.profiler import ProfilerWindow
+from cogview_jax.training.state import TrainState, make_state, state_shapes
+from cogview_jax.training.step import Batch, Step, make_step
+
+#: How much longer one process may take to compile than another.
+COMPILE_SECONDS = 1800
+
+
+class Job(Protocol):
+    """What the two stages differ in."""
+
+    objective: Objective
+
+    def source(self) -> Source:
+        """The records, checked against the config."""
+
+    def transform(self, record: Any, generator: np.random.Generator) -> dict[str, np.ndarray]:
+        """One row of a batch."""
+
+    def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The fields of a row, as `transform` gives them for any record."""
+
+    def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
+        """`state` with the weights of another bundle, or as a run without one starts."""
+
+    def draw(self, state: TrainState, source: Source) -> np.ndarray:
+        """A picture that shows what the model can do, uint8 [h, w, 3]."""
+
+    def write(self, state: TrainState, path: Path) -> None:
+        """Writes the bundle."""
+
+
+def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> int:
+    """Trains what `experiment` describes in a workdir, or goes on with what it holds.
+
+    Every process of the run calls it.
+
+    Args:
+        experiment: what to train.
+        directory: the workdir, on a file system that all processes share.
+        stall_timeout: seconds without a finished step after which the process ends, 0 for never.
+
+    Returns:
+        0 when all steps are done, or PREEMPTED when SIGTERM came before; the state is saved then.
+    """
+    workdir = Workdir(directory)
+    with workdir.held():
+        return _run(experiment, workdir, stall_timeout)
+
+
+def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
+    goodput = Goodput(workdir.metrics / "goodput.json", writes=is_first())
+    workdir.check(experiment)
+    config, mesh = experiment.train, make_mesh(experiment.mesh)
+    check_batch(config, mesh)
+    job = make_job(experiment, workdir)
+    source = first_alone(job.source, "source opened")
+    optimizer = make_optimizer(experiment.optimizer, config.steps)
+    rate = schedule(experiment.optimizer, config.steps)
+    loss_scale = experiment.loss_scale if policy(experiment.precision).scales else None
+    step = make_step(
+        job.objective,
+        optimizer,
+        rate,
+        seed=experiment.seed,
+        accumulate=config.accumulate,
+        loss_scale=loss_scale,
+    )
+    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        shapes = state_shapes(job.objective, optimizer, mesh, loss_scale)
+        check_best(config, step, shapes, job.row_shapes())
+        checkpointer = stack.enter_context(
+            Checkpointer(
+                workdir.checkpoints,
+                Retention(config.keep, config.keep_every, config.keep_best, config.best_metric),
+                damaged=workdir.damaged,
+            )
+        )
+        with goodput.phase("restore"):
+            state = checkpointer.restore(shapes)
+        if state is None:
+            state = make_state(job.objective, optimizer, shapes, experiment.seed, loss_scale)
+            bundle = Bundle(experiment.init_from) if experiment.init_from else None
+            state = job.initial(bundle, state)
+        start = int(state.position)
+        goodput.resume(start)
+        if start:
+            say(f"{workdir.path}: continues after step {start} of {config.steps}")
+            say_what_moved(workdir.path, checkpointer.notes.get("machine", {}))
+        # The bundle of a run that was made longer since is older than its checkpoint.
+        written = _bundle_step(workdir) == start
+        if start >= config.steps and written:
+            say(f"{workdir.path}: all {start} steps were done before")
+            return 0
+        parts, ways = local_parts(mesh)
+        local = stack.enter_context(
+            contextlib.closing(
+                batches(
+                    source,
+                    global_batch=config.global_batch,
+                    seed=experiment.seed,
+                    transform=job.transform,
+                    skipped=SkippedLog(workdir.path, max_skipped=experiment.data.max_skipped),
+                    start=start,
+                    parts=parts,
+                    ways=ways,
+                )
+            )
+        )
+        # Nothing the user may have got wrong is left.
+        workdir.claim(experiment)
+        kept = f"what {workdir.checkpoints} holds is kept: run the same command again to go on"
+        stack.enter_context(at_work(kept))
+        placed = Prefetched(place_batch(batch, mesh) for batch in local)
+        stack.enter_context(contextlib.closing(placed))
+        writer = stack.enter_context(MetricsWriter(workdir.metrics))
+        for line in announcement(experiment, source, state, mesh, start):
+            say(f"{workdir.path.name}: {line}")
+        under_way = StepsUnderWay()
+        progress = stack.enter_context(
+            Progress(
+                config.steps,
+                workdir.path.name,
+                start=start,
+                shown=is_first(),
+                ask=under_way.finished,
+            )
+        )
+        progress.doing("waiting for the first batch")
+        profiler = ProfilerWindow(experiment.profile, workdir.profile)
+        stack.enter_context(contextlib.closing(profiler))
+        watchdog = stack.enter_context(
+            Watchdog(stall_timeout, f"process {jax.process_index()} on {host_name()}")
+        )
+        per_second, going_on = throughput(job.objective, experiment), GoingOn()
+        means = MetricMeans(checkpointer.notes.get("means"))
+
+        def report(measured: Measured) -> None:
+            seconds = measured.seconds_per_step
+            metrics = measured.metrics | per_second(seconds) | device_memory()
+            with going_on("the ledger", measured.step):
+                goodput.record(measured.step, seconds)
+            with going_on("metrics", measured.step):
+                writer.scalars(measured.step, metrics | {"goodput": goodput.share})
+            shown = {n: metrics[n] for n in ("loss", "tokens_per_second")}
+            if isinstance(experiment, CodecExperiment):
+                # What counts as its tokens is nothing that people think of.
+                shown = {"loss": shown["loss"], "images_per_second": config.global_batch / seconds}
+            progress.reach(measured.step, **shown)
+
+        def notes() -> dict[str, Any]:
+            return {"machine": machine(), "means": means.sums}
+
+        def save(step: int, state: TrainState, metrics: dict[str, float]) -> None:
+            checkpointer.save(step, state, metrics, notes())
+
+        def sample(step: int, state: TrainState, metrics: dict[str, float]) -> None:
+            picture = job.draw(state, source)
+            with going_on("metrics", step):
+                writer.images(step, "samples", picture)
+            if is_first():
+                file = workdir.samples / f"step_{step:08d}.png"
+                with going_on("the sample", step), atomic_path(file) as temporary:
+                    Image.fromarray(picture).save(temporary)
+
+        state = train(
+            state,
+            compiled_together(jax.jit(step, donate_argnums=0), progress),
+            placed,
+            steps=config.steps,
+            log_every=config.log_every,
+            report=report,
+            hooks=(
+                Hook("checkpoint", config.checkpoint_every, save),
+                Hook("draw", config.sample_every, sample),
+            ),
+            goodput=goodput,
+            watchdog=watchdog,
+            profiler=profiler,
+            means=means,
+            stop=stop.reached,
+            stop_waiting=stop.waiting,
+            started=under_way.started if is_first() else lambda step, metrics: None,
+        )
+        done = int(state.position)
+        if done < config.steps:
+            if done > start:
+                checkpointer.save(done, state, notes=notes())
+            fate = "which is saved" if checkpointer.wait() else "which could not be saved"
+            say(
+                f"{workdir.path}: asked to stop after step {done} of {config.steps}, {fate}; run"
+                " the same command again to continue"
+            )
+            if stop.waited:
+                # The thread that reads may wait for ever, and a regular exit waits for it.
+                stack.close()
+                sys.stdout.flush()
+                os._exit(PREEMPTED)
+            return PREEMPTED
+        with goodput.phase("write"):
+            job.write(state, workdir.bundle)
+        with going_on("the ledger", done):
+            goodput.record(done)
+    say(f"{workdir.path}: {config.steps} steps done, bundle written; {goodput.summary()}")
+    return 0
+
+
+def _bundle_step(workdir: Workdir) -> int | None:
+    """After how many steps the workdir's bundle was written; None where there is none to use."""
+    if not workdir.bundle.exists():
+        return None
+    try:
+        return Bundle(workdir.bundle).step
+    except InputError as error:  # the checkpoint has all that the bundle is made of
+        say(f"{error}: it will be written again")
+        return None
+
+
+def compiled_together(step: Any, progress: Progress) -> Step:
+    """A jitted step that no process runs before all have compiled it; `progress` shows it.
+
+    Compiling takes minutes and not everywhere as many; the first collective of a step, once begun,
+    may wait for seconds only (30 on CPUs).
+    """
+    compiled = None
+
+    def call(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        nonlocal compiled
+        if compiled is None:
+            say("compiling the step")
+            progress.doing("compiling")
+            compiled = step.lower(state, batch).compile()
+            Agreement(COMPILE_SECONDS).exchange("compiled", True)
+            progress.doing("first step")
+        return compiled(state, batch)
+
+    return call
+
+
+def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
+    """InputError where a batch cannot be split evenly over the mesh.
+
+    The parts of an accumulated batch may be smaller than the mesh: every device then computes all
+    of a part, which is said on standard error because it is slow.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.global_batch % ways:
+        raise InputError(
+            f"train.global_batch = {config.global_batch} cannot be split over mesh.data x mesh.fsdp"
+            f" = {ways} devices: choose a multiple of {ways}"
+        )
+    rows = config.global_batch // config.accumulate
+    if rows % ways:
+        say(
+            f"train.accumulate = {config.accumulate} leaves {rows} rows at a time, which {ways}"
+            " devices cannot share: each computes them all"
+        )
+
+
+def check_best(
+    config: TrainConfig,
+    step: Step,
+    state: TrainState,
+    row: Mapping[str, jax.ShapeDtypeStruct],
+) -> None:
+    """InputError where the best checkpoints are to be kept by what a step does not measure.
+
+    Args:
+        config: names the metric; where none are kept by it, nothing is looked at.
+        step: what measures. It is traced and not run.
+        state: the shapes of its state.
+        row: the fields of one row of its batch.
+    """
+    if not config.keep_best:
+        return
+    shapes = {n: (config.global_batch, *leaf.shape) for n, leaf in row.items()}
+    batch = {n: jax.ShapeDtypeStruct(shapes[n], leaf.dtype) for n, leaf in row.items()}
+    _, metrics = jax.eval_shape(step, state, batch)
+    measured = sorted(metrics.keys() - {"stuck"})
+    if config.best_metric not in measured:
+        raise InputError(
+            f"train.best_metric = {config.best_metric!r} is not measured: choose from"
+            f" {', '.join(measured)}"
+        )
+
+
+def make_job(experiment: Experiment, workdir: Workdir) -> Job:
+    """The stage an experiment is of."""
+    if isinstance(experiment, CodecExperiment):
+        return ImageTokenizerJob(experiment, workdir)
+    return TransformerJob(experiment, workdir)
+
+
+def throughput(objective: Objective, experiment: Experiment):
+    """A function from seconds a step to tokens_per_second and mfu.
+
+    tokens_per_second: of sequences; of an image tokenizer the codes of its pictures. mfu: model
+    FLOPs a second over the peak of all devices (see `runtime.hardware`).
+    """
+    rows, device = experiment.train.global_batch, jax.devices()[0]
+    peak = peak_flops(device, policy(experiment.precision).compute) * jax.device_count()
+
+    def measure(seconds: float) -> dict[str, float]:
+        nonlocal peak
+        rate = rows * objective.flops_per_row / seconds
+        if known(device.device_kind) is None:
+            peak = max(peak, rate)  # it was only measured
+        return {
+            "tokens_per_second": rows * objective.tokens_per_row / seconds,
+            "mfu": rate / peak,
+        }
+
+    return measure
+
+
+def device_memory() -> dict[str, float]:
+    """device_memory: the most bytes that this process's first device held; nothing on CPUs."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {"device_memory": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
+
+
+class GoingOn:
+    """A full disk loses what a block writes, and not the run; it is said once until it works again.
+
+    with going_on("metrics", step):
+        ...
+    """
+
+    def __init__(self):
+        """Everything can be written."""
+        self._failing: set[str] = set()
+
+    @contextlib.contextmanager
+    def __call__(self, what: str, step: int) -> Iterator[None]:
+        """`what` is written in the block, after `step`."""
+        try:
+            yield
+            self._failing.discard(what)
+        except OSError as error:
+            if what not in self._failing:
+                say(f"step {step}: {what} could not be written ({error}); training goes on")
+            self._failing.add(what)

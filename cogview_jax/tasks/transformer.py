@@ -1,0 +1,275 @@
+"""Stage 2 as a job: what training a transformer reads, draws and leaves."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, write_bundle
+from cogview_jax.data.code_windows import code_grids, random_window
+from cogview_jax.data.sources.source import Source, readable
+from cogview_jax.data.token_records import TokenRecord
+from cogview_jax.data.token_store import TokenStore
+from cogview_jax.evaluation.contact_sheet import caption_grid
+from cogview_jax.interop.official.compact_binary import CompactBinary
+from cogview_jax.models.code_embeddings import code_embeddings
+from cogview_jax.models.kernels.fused_attention import has_kernel
+from cogview_jax.models.transformer import Transformer
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.runtime.config import build
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.mesh import to_host
+from cogview_jax.runtime.precision import policy
+from cogview_jax.runtime.processes import say
+from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.tasks.experiment import TransformerExperiment
+from cogview_jax.tasks.preparation import TOKENIZERS, StoreMeta, given_codec, store_path
+from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tokenizers.layout import make_layout
+from cogview_jax.tokenizers.text import TextTokenizer
+from cogview_jax.training.sequence_objective import SequenceObjective
+from cogview_jax.training.state import TrainState
+
+#: Settings of a model that change nothing about what its weights mean.
+INDIFFERENT = (
+    "dropout",
+    "attention_dropout",
+    "init_deviation",
+    "sandwich_scale",
+    "remat",
+    "unroll",
+)
+#: Pictures drawn for captions of the store.
+DRAWN = 8
+
+
+class TransformerJob:
+    """A transformer in training; the interface is `jobs.train.Job`."""
+
+    def __init__(self, experiment: TransformerExperiment, workdir: Workdir):
+        """Composes the model, its layout and objective; the data is opened by `source`."""
+        self.experiment = experiment
+        self.layout = make_layout(experiment.layout, experiment.vocabulary)
+        self.model = Transformer(
+            experiment.model,
+            experiment.vocabulary.size,
+            self.layout.positions,
+            policy(experiment.precision),
+            experiment.vocabulary,
+        )
+        self.objective = SequenceObjective(self.model, self.layout, experiment.text_weight)
+        rate, dtype = experiment.model.drop_rates[1], self.model.policy.compute
+        if rate and not experiment.model.sparse and has_kernel(dtype, experiment.model.head_width):
+            say(
+                f"attention_dropout {rate} keeps attention from being a fused kernel; 0 makes a"
+                " step of the 4B model twice as fast on an H200"
+            )
+        self._store, self._grids = store_path(experiment.data, workdir), experiment.picture_grids
+
+    def source(self) -> Source[TokenRecord]:
+        """The token store or compact binary, once it is known to fit the config."""
+        if self._store.is_file():
+            return self._compact_binary()
+        store, experiment = TokenStore(self._store), self.experiment
+        grids = experiment.picture_grids
+        meta = build(StoreMeta, store.meta, f"{self._store}: meta")
+        has = [meta.grid] if meta.grids is None else meta.grids
+        if len(has) != len(grids):
+            raise InputError(
+                f"the token store {self._store} holds codes of grids {has}, but a layout of task"
+                f" {experiment.layout.task} reads {grids}: prepare another with this config, or"
+                " choose another data.store"
+            )
+        wanted = {
+            "grid": experiment.data.picture_grid or experiment.layout.grid,
+            "codebook": experiment.vocabulary.codes,
+        }
+        whole = "data.picture_grid" if experiment.data.picture_grid else "layout.grid"
+        names = {"grid": whole, "codebook": "vocabulary.codes"}
+        for key, value in wanted.items():
+            if (own := getattr(meta, key)) != value:
+                raise InputError(
+                    f"the token store {self._store} has {key} {own}, but the config has"
+                    f" {names[key]} = {value}: pass --config.{names[key]}={own}"
+                )
+        if meta.pieces > experiment.vocabulary.text:
+            raise InputError(
+                f"the token store {self._store} has {meta.pieces} text pieces, but the"
+                f" config has vocabulary.text = {experiment.vocabulary.text}"
+            )
+        for part in ("codec", "text"):
+            made, there = getattr(meta, part), Bundle(self._store / TOKENIZERS).sha256(part)
+            if made != there:
+                raise InputError(
+                    f"the token store {self._store} was made with {part} {made[:12]}, but the"
+                    f" {part} in its {TOKENIZERS} is {there[:12]}: prepare it again"
+                )
+        return store
+
+    def transform(
+        self, record: TokenRecord, generator: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """One of the record's captions, or none, and its codes or a window of them, as a row."""
+        caption = record.captions[generator.integers(len(record.captions))]
+        if generator.random() < self.experiment.drop_captions:
+            caption = caption[:0]
+        windows = random_window(
+            code_grids(record.codes, self._grids),
+            [region.grid for region in self.layout.images],
+            generator,
+        )
+        pictures = zip(self.layout.images, windows, strict=True)
+        codes = {region.name: window.ravel() for region, window in pictures}
+        parts = {"text": caption} | codes
+        return self.layout.example(parts, self.experiment.prompt_weight)._asdict()
+
+    def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The fields of a row, as `transform` gives them for any record."""
+        parts = {region.name: [0] * region.length for region in self.layout.regions}
+        example = self.layout.example(parts)
+        return {
+            name: jax.ShapeDtypeStruct(field.shape, field.dtype)
+            for name, field in example._asdict().items()
+        }
+
+    def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
+        """`state` with the parameters of another bundle, or with embeddings as the config says.
+
+        The bundle's model is of the same sizes, but may have learned another number of positions:
+        those that both have are taken over, further ones start as they are. Weights of any type
+        become the master weights' float32. Says on standard error what this run changes: positions,
+        types, and where it computes otherwise than the weights were trained.
+        """
+        if bundle is None:
+            return self._with_code_embeddings(state)
+        part, experiment = bundle.transformer(state.step.sharding.mesh), self.experiment
+        table = "position_embedding"
+        params = dict(part.params)
+        there, here = params.pop(table), state.params[table]
+        rest = {name: tree for name, tree in state.params.items() if name != table}
+        shapes = jax.tree.map(lambda leaf: leaf.shape, (params, rest))
+        if (
+            shapes[0] != shapes[1]
+            or there.shape[1:] != here.shape[1:]
+            or part.vocabulary != experiment.vocabulary
+        ):
+            raise InputError(
+                f"init_from {bundle.path} holds a transformer with {part.config} over"
+                f" {part.vocabulary}, which does not fit the config"
+            )
+        changed = [
+            f"{name} {before} -> {now}"
+            for name, before in dataclasses.asdict(part.config).items()
+            if (now := getattr(experiment.model, name)) != before and name not in INDIFFERENT
+        ]
+        changes = [f"model {', '.join(changed)}"] if changed else []
+        known = min(len(there), len(here))
+        if len(there) != len(here):
+            fate = "those beyond are left out" if known == len(here) else "new ones start afresh"
+            changes.append(f"positions {len(there)} -> {len(here)} ({fate})")
+            there = jax.jit(
+                lambda here, there: here.at[:known].set(there[:known]),
+                out_shardings=here.sharding,
+            )(here, there)
+        stored = bundle.stored_type("transformer")
+        if stored != here.dtype:
+            changes.append(f"weights {stored} -> {here.dtype}")
+        if changes:
+            say(f"init_from {bundle.path}: this run changes {', '.join(changes)}")
+        return state.replace(params=params | {table: there})
+
+    def draw(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:
+        """Pictures for the first captions of the store: uint8 [h, w, 3]."""
+        model = CogView(
+            codec=self._codec().codec(state.step.sharding.mesh),
+            text=self._text(),
+            transformer=self._part(state),
+        )
+        longest = self.layout.region("text").length
+        captions = itertools.islice(_captions(source), DRAWN)
+        prompts = [model.text.decode(pieces[:longest]) for pieces in captions]
+        codes = model.generate_codes(
+            prompts, 1, seed=0, sampling=SamplingConfig(), batch_size=len(prompts)
+        )
+        pictures = model.decode(codes[:, 0])
+        return np.asarray(caption_grid(list(pictures), prompts))
+
+    def write(self, state: TrainState, path: Path) -> None:
+        """Leaves a bundle with the transformer and the tokenizers it was trained with."""
+        write_bundle(
+            path,
+            codec=self._codec(),
+            text=self._text(),
+            transformer=self._part(state),
+            step=int(state.position),
+        )
+
+    def _with_code_embeddings(self, state: TrainState) -> TrainState:
+        """`state` whose codes start from the codec's vectors, where the config says so."""
+        experiment, name = self.experiment, "word_embedding"
+        if experiment.code_embeddings == "normal":
+            return state
+        codec, model = self._codec().codec(state.step.sharding.mesh), experiment.model
+        vectors = to_host(codec.codebook.codes)
+        rows = code_embeddings(vectors, model.width, model.init_deviation, experiment.seed)
+        table = state.params[name]
+        # The codes are the first ids.
+        replace = jax.jit(lambda here: here.at[: len(rows)].set(rows), out_shardings=table.sharding)
+        return state.replace(params=state.params | {name: replace(table)})
+
+    def _part(self, state: TrainState) -> TransformerPart:
+        experiment = self.experiment
+        return TransformerPart(
+            experiment.model,
+            experiment.vocabulary,
+            experiment.layout,
+            state.params,
+            experiment.drop_captions,
+        )
+
+    def _compact_binary(self) -> CompactBinary:
+        """The file of rows, which says nothing of itself: its sizes are those of the config."""
+        experiment, text = self.experiment, self._text()
+        if len(self.layout.images) != 1:
+            raise InputError(
+                f"data.store {self._store} is a compact binary, whose rows hold one picture each; a"
+                f" layout of task {experiment.layout.task} needs a store that prepare made"
+            )
+        given_codec(experiment)  # refuses one of other sizes
+        if len(text) > experiment.vocabulary.text:
+            raise InputError(
+                f"the text tokenizer has {len(text)} pieces, but the config has vocabulary.text ="
+                f" {experiment.vocabulary.text}"
+            )
+        return CompactBinary(
+            self._store,
+            image_length=self._grids[0] ** 2,
+            codes=experiment.vocabulary.codes,
+            pieces=len(text),
+        )
+
+    def _codec(self) -> Bundle:
+        """The bundle that holds the codec of the data."""
+        if self._store.is_file():
+            return given_codec(self.experiment)
+        return Bundle(self._store / TOKENIZERS)
+
+    def _text(self) -> TextTokenizer:
+        """The text tokenizer of the data."""
+        if not self._store.is_file():
+            return Bundle(self._store / TOKENIZERS).text()
+        if not self.experiment.data.text_tokenizer:
+            raise InputError(
+                f"data.text_tokenizer is empty: name the SentencePiece model that {self._store} was"
+                " made with, such as --config.data.text_tokenizer=cog-pretrain.model"
+            )
+        return TextTokenizer.load(self.experiment.data.text_tokenizer)
+
+
+def _captions(source: Source[TokenRecord]) -> Iterator[np.ndarray]:
+    """One caption of each record that can be read, by turns the first, the second, ..."""
+    for i, record in enumerate(readable(source)):
+        yield record.captions[i % len(record.captions)]

@@ -1,0 +1,108 @@
+"""The folder of a run: which config it belongs to and where its files lie."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import check_folder_output, read_json, write_json
+from cogview_jax.runtime.leftovers import remove_leftovers
+from cogview_jax.runtime.lock import locked
+from cogview_jax.runtime.paths import local_path
+from cogview_jax.runtime.processes import barrier, host_name, is_first
+from cogview_jax.tasks.experiment import Experiment, read_experiment
+
+#: What may differ when a run is resumed: where it runs, how long, and what it reports.
+RESUMABLE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every")
+RESUMABLE += ("train.keep", "train.keep_every", "train.keep_best", "train.best_metric")
+RESUMABLE += ("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps")
+
+
+class Workdir:
+    """DIR/config.json, checkpoints/, metrics/, samples/, and on completion bundle/.
+
+    Where something went wrong or was asked for: damaged/ (checkpoints), skipped.jsonl, profile/.
+    """
+
+    def __init__(self, path: str | Path):
+        """Names the files of the run in `path`; nothing is made yet."""
+        self.path = local_path(path, "--workdir").absolute()
+        self.config = self.path / "config.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.damaged = self.path / "damaged"
+        self.metrics = self.path / "metrics"
+        self.samples = self.path / "samples"
+        self.profile = self.path / "profile"
+        self.bundle = self.path / "bundle"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other runs out of the folder in the block; every process of this run enters it.
+
+        Raises:
+            InputError: another run is at work there, or it is a file.
+        """
+        check_folder_output(self.path, "--workdir")
+        if not is_first():
+            yield
+            return
+        lock, what = self.path / ".train.lock", f"the workdir {self.path}"
+        with locked(lock, what, "choose another --workdir"):
+            yield
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuses a folder that is not this experiment's.
+
+        Raises:
+            InputError: the folder holds a run of another config; the message names what differs.
+        """
+        if not self.config.exists():
+            return
+        found = read_json(self.config)
+        try:
+            # A run of before a setting existed has its default.
+            found = _resolved(read_experiment(found))
+        except InputError as error:
+            raise InputError(f"{self.config} is of another program or version: {error}") from error
+        there, here = dict(_flat(found)), dict(_flat(_resolved(experiment)))
+        for name in sorted({*there, *here} - set(RESUMABLE)):
+            if there.get(name) != here.get(name):
+                raise InputError(
+                    f"{self.path} holds a run with {name} = {there.get(name)!r}, but the config"
+                    f" says {here.get(name)!r}: choose another --workdir, or the same config"
+                )
+
+    def claim(self, experiment: Experiment) -> None:
+        """Makes the folder this experiment's, once everything else about it is known to fit.
+
+        Every process of a run calls it. Raises InputError where one does not see the folder.
+        """
+        if is_first():
+            self.path.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.path, owned=True)
+            write_json(self.config, _resolved(experiment))
+        barrier("workdir claimed")
+        if not self.config.exists():
+            raise InputError(
+                f"process {jax.process_index()} on {host_name()} does not see {self.config}, which"
+                " process 0 wrote: --workdir must be on a file system that all hosts share"
+            )
+
+
+def _resolved(experiment: Experiment) -> dict[str, Any]:
+    """Every setting, as JSON has them."""
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every setting."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,1 @@
+"""Text and images as ids: vocabulary, layouts, SentencePiece, image codecs."""

@@ -1,0 +1,1 @@
+"""Objectives, state, the step, the loop, the optimizer, and what is measured of them."""

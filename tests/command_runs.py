@@ -1,0 +1,132 @@
+"""Doors run as users run them, and the chain of runs from pictures to a bundle, small and once."""
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from cogview_jax.checkpoints.bundle import Bundle, write_bundle
+from cogview_jax.shapes.scenes import caption, drawing
+
+STEPS, PICTURES = 12, 32
+
+
+def start(root: Path, door: str, *arguments: str) -> subprocess.Popen:
+    """The door, running in the repository; its output is text in pipes."""
+    command = [sys.executable, "-m", f"cogview_jax.{door}", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=root, stdout=pipe, stderr=pipe, text=True)
+
+
+def call(root: Path, door: str, *arguments: str) -> subprocess.CompletedProcess:
+    """The door, run to its end."""
+    process = start(root, door, *arguments)
+    stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def kill_when(ready: Callable[[], bool], process: subprocess.Popen) -> None:
+    """SIGKILL as soon as `ready()`; the process must not have ended by itself."""
+    deadline = time.monotonic() + 300
+    while not ready():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "it never came to where it was to be killed"
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9
+
+
+def draw_picture(path: Path, number: int) -> list[str]:
+    """Writes a drawing; returns its captions."""
+    scene, picture = drawing(0, "train", number, 16)
+    Image.fromarray(picture).save(path, "png")
+    return [caption(scene, "en"), caption(scene, "zh")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A codec, a token store, and a transformer, each made when it is first asked for."""
+
+    root: Path
+    folder: Path
+
+    def train_codec(self, name: str) -> tuple[str, ...]:
+        """Arguments of the first run, with its workdir called `name`."""
+        return (
+            *("--config=configs/demo_codec.py", f"--workdir={self.folder / name}"),
+            *(f"--config.data.source.path={self.folder / 'drawings'}", *TRAINING),
+            *("--config.data.source.size=16", "--config.data.source.train_count=64"),
+            *("--config.model.image_size=16", "--config.model.channels=(8,16)"),
+            *("--config.model.codebook=16", "--config.model.code_width=8"),
+            "--config.model.residual_blocks=0",
+        )
+
+    def transformer(self, name: str) -> tuple[str, ...]:
+        """Arguments of `prepare` and of the second run, with their workdir called `name`."""
+        return (
+            *("--config=configs/demo.py", f"--workdir={self.folder / name}", *TRAINING),
+            *("--config.data.source.kind=folder", f"--config.data.source.path={self.pictures}"),
+            *("--config.data.shard_size=8", f"--config.data.image_tokenizer={self.codec}/bundle"),
+            *("--config.vocabulary.codes=16", "--config.vocabulary.text=400"),
+            *("--config.data.text.pieces=400", "--config.layout.text_length=40"),
+            *("--config.layout.grid=4", "--config.model.layers=2", "--config.model.width=32"),
+        )
+
+    def succeed(self, door: str, *arguments: str) -> subprocess.CompletedProcess:
+        """Runs a door that must not fail."""
+        result = call(self.root, door, *arguments)
+        assert result.returncode == 0, result.stderr
+        return result
+
+    @functools.cached_property
+    def pictures(self) -> Path:
+        """A folder of captioned pictures."""
+        folder = self.folder / "pictures"
+        folder.mkdir()
+        files = [f"{number}.png" for number in range(PICTURES)]
+        texts = [draw_picture(folder / file, number) for number, file in enumerate(files)]
+        lines = [json.dumps({"file": f, "captions": t}) for f, t in zip(files, texts, strict=True)]
+        (folder / "captions.jsonl").write_text("\n".join(lines))
+        return folder
+
+    @functools.cached_property
+    def codec(self) -> Path:
+        """The workdir of a finished codec."""
+        self.succeed("train", *self.train_codec("codec"))
+        return self.folder / "codec"
+
+    @functools.cached_property
+    def store(self) -> Path:
+        """The token store of `run`."""
+        self.succeed("prepare", *self.transformer("run"))
+        return self.folder / "run" / "tokens"
+
+    @functools.cached_property
+    def run(self) -> Path:
+        """The workdir of a finished transformer."""
+        assert self.store.is_dir()
+        self.succeed("train", *self.transformer("run"))
+        return self.folder / "run"
+
+
+TRAINING = (
+    *(f"--config.train.steps={STEPS}", "--config.train.global_batch=8"),
+    *("--config.train.log_every=2", "--config.train.checkpoint_every=4"),
+    "--config.train.sample_every=6",
+)
+
+
+def retold(chain: Chain, path: Path, task: str) -> str:
+    """The chain's weights, told to be of another task: what they do is nonsense, but they do it."""
+    base = Bundle(chain.run / "bundle")
+    part = base.transformer()
+    part = dataclasses.replace(part, layout=dataclasses.replace(part.layout, task=task))
+    write_bundle(path, codec=base, text=base.text(), transformer=part)
+    return str(path)

@@ -1,0 +1,370 @@
+"""Sources from configs: each kind, and one clear line for everything that can be wrong."""
+
+import contextlib
+import io
+import json
+import os
+import resource
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+from PIL import Image
+
+from cogview_jax.data.records import BadRecord
+from cogview_jax.data.sources.source import SourceConfig, open_source
+from cogview_jax.data.sources.tfds import open_builder
+from cogview_jax.runtime import faults
+from cogview_jax.runtime.config import build
+from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.shapes import scenes as shapes
+
+
+def png(value: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (6, 8), (value, 1, 2)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+class TinyCaptions(tfds.core.GeneratorBasedBuilder):
+    """Laid out like coco_captions. Record 2 is a broken image, record 3 has no caption."""
+
+    VERSION = tfds.core.Version("1.2.0")
+    url_infos = None  # nothing is downloaded, so TFDS need not look for checksums
+
+    def _info(self):
+        text = tfds.features.Text()
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "captions": tfds.features.Sequence({"id": np.int64, "text": text}),
+                    "names": tfds.features.Sequence(text),
+                    "title": text,
+                    "nested": {"image": tfds.features.Image(shape=(None, None, 3))},
+                    "label": tfds.features.ClassLabel(names=["a", "b"]),
+                }
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(6), "val": self._generate_examples(2)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            captions = [{"id": n, "text": f"caption {i}.{n}"} for n in range(2)]
+            yield (
+                i,
+                {
+                    "image": png(i)[:30] if i == 2 else png(i),
+                    "captions": [] if i == 3 else captions,
+                    "names": [f"name {i}", "名字"],
+                    "title": f"title {i}",
+                    "nested": {"image": png(100 + i)},
+                    "label": "a",
+                },
+            )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    builder = TinyCaptions(data_dir=str(folder), file_format="array_record")
+    builder.download_and_prepare()
+    return folder
+
+
+def tiny(data_dir, **settings):
+    defaults = {
+        "kind": "tfds",
+        "path": str(data_dir),
+        "name": "tiny_captions",
+        "split": "train",
+        "caption_keys": ("captions/text",),
+    }
+    return open_source(build(SourceConfig, ConfigDict({**defaults, **settings})))
+
+
+@pytest.mark.parametrize("name", ["tiny_captions", "tiny_captions:1.2.0"])
+def test_a_prepared_data_set_is_read_by_name(data_dir, name):
+    source = tiny(data_dir, name=name)
+    assert len(source) == 6
+    assert source.key(4) == source[4].key == "tiny_captions/1.2.0/train/4"
+    assert source[4].captions == ("caption 4.0", "caption 4.1")
+    np.testing.assert_array_equal(source[4].image, np.full((8, 6, 3), (4, 1, 2), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("keys", "captions"),
+    [
+        (("title",), ("title 5",)),
+        (("names",), ("name 5", "名字")),
+        (("title", "captions/text"), ("title 5", "caption 5.0", "caption 5.1")),
+    ],
+)
+def test_captions_from_texts_and_sequences(data_dir, keys, captions):
+    assert tiny(data_dir, caption_keys=keys)[5].captions == captions
+
+
+def test_nested_image_and_part_of_a_split(data_dir):
+    source = tiny(data_dir, image_key="nested/image", split="train[50%:]")
+    assert len(source) == 3
+    assert source[1].image[0, 0, 0] == 104
+
+
+def test_bad_records_are_reported_when_read(data_dir):
+    source = tiny(data_dir)
+    with pytest.raises(BadRecord, match=r"tiny_captions/1.2.0/train/2: unreadable image"):
+        source[2]
+    with pytest.raises(BadRecord, match="train/3: empty caption"):
+        source[3]
+    assert tiny(data_dir, require_captions=False)[3].captions == ()
+    assert tiny(data_dir, require_captions=False, caption_keys=())[4].captions == ()
+
+
+def test_a_damaged_file_gives_bad_records(data_dir, tmp_path):
+    folder = tmp_path / "tiny_captions" / "1.2.0"
+    folder.mkdir(parents=True)
+    for path in (data_dir / "tiny_captions" / "1.2.0").iterdir():
+        data = bytearray(path.read_bytes())
+        if "train" in path.name:
+            data[200] ^= 1  # within the first record
+        (folder / path.name).write_bytes(data)
+    source = tiny(tmp_path)
+    with pytest.raises(BadRecord, match="train/0: damaged file"):
+        source[0]
+    assert source[1].captions == ("caption 1.0", "caption 1.1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "coco_captions"}, r"'coco_captions': no such prepared .*tfds build coco_capt"),
+        ({"name": "tiny_captions:9.9.9"}, "no such prepared data set in"),
+        ({"name": ""}, "expected the name of a TFDS data set"),
+        ({"name": "a b"}, "'a b': expected the name"),
+        ({"split": "test"}, r"split='test': choices .* are train, val"),
+        ({"split": ""}, r"split='': choices .* are train, val"),
+        ({"split": "val[2:]"}, r"split='val\[2:\]': .*a part that holds records"),
+        ({"image_key": "img"}, "image_key: 'img' .*choices are image, nested/image"),
+        ({"image_key": "title"}, "'title' .*is a Text.*choices are image, nested/image"),
+        ({"caption_keys": ("text",)}, "'text' .*choices are captions/text, names, title"),
+        ({"caption_keys": ("label",)}, "'label' .*is a ClassLabel"),
+        ({"caption_keys": ("captions",)}, "'captions' .*no such feature"),
+        ({"caption_keys": ()}, "caption_keys is empty: choices are captions/text, names, title"),
+    ],
+)
+def test_what_a_data_set_does_not_have(data_dir, settings, message):
+    with pytest.raises(InputError, match=message) as caught:
+        tiny(data_dir, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_where_it_looked_is_said(data_dir, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=f"in '{tmp_path}'.*--data_dir={tmp_path}"):
+        tiny(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "usual"))
+    with pytest.raises(InputError, match=f"in '{tmp_path / 'usual'}'"):
+        tiny("")
+
+
+def copied(data_dir, tmp_path):
+    """A copy of the data set that may be changed."""
+    folder = tmp_path / "tiny_captions" / "1.2.0"
+    shutil.copytree(data_dir / "tiny_captions" / "1.2.0", folder)
+    return folder
+
+
+OWN = "tensorflow_datasets.core.features."
+#: Where a description can name a class: as it is written today, in the spelling of protocol
+#: buffers, in a sequence, as it was written once, and as JSON within a text.
+NAMED = {
+    "today": lambda text: {"pythonClassName": text, "text": {}},
+    "spelling": lambda text: {"python_class_name": text, "text": {}},
+    "sequence": lambda text: {
+        "pythonClassName": OWN + "sequence_feature.Sequence",
+        "sequence": {"feature": {"pythonClassName": text, "text": {}}, "length": "-1"},
+    },
+    "within a text": lambda text: {
+        "pythonClassName": OWN + "features_dict.FeaturesDict",
+        "jsonFeature": {"json": json.dumps({"a": {"type": text, "content": {}}})},
+    },
+}
+
+
+@pytest.mark.parametrize("named", NAMED)
+@pytest.mark.parametrize("place", ["features.json", "dataset_info.json", "once"])
+def test_classes_of_others_are_never_imported(data_dir, tmp_path, monkeypatch, named, place):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = f"elsewhere_{'_'.join((named, place)).replace('.', '_').replace(' ', '_')}"
+    (tmp_path / f"{module}.py").write_text(
+        f"open({str(tmp_path / 'imported')!r}, 'w')\n"
+        "import tensorflow_datasets as tfds\n"
+        "class Text(tfds.features.Text): pass\n"
+    )
+    folder = copied(data_dir, tmp_path)
+    feature = NAMED[named](f"{module}.Text")
+    if place == "features.json":
+        features = json.loads((folder / place).read_text())
+        features["featuresDict"]["features"]["title"] = feature
+    elif place == "once":
+        content = json.dumps({"features": {"title": feature}})
+        proto = "tensorflow_datasets.FeaturesDict"
+        features = {"type": OWN + "features_dict.FeaturesDict", "content": content}
+        features["proto_cls"] = proto
+    if place == "dataset_info.json":
+        info = json.loads((folder / place).read_text()) | {"features": feature}
+        (folder / place).write_text(json.dumps(info))
+    else:
+        (folder / "features.json").write_text(json.dumps(features))
+    for read in (lambda: tiny(tmp_path), lambda: open_builder(folder)):
+        with pytest.raises(InputError, match=f"json: features of '{module}.Text': only class"):
+            read()
+    assert not (tmp_path / "imported").exists()
+    # It is this check that keeps it out: TFDS follows the name.
+    with contextlib.suppress(Exception):
+        tfds.builder_from_directory(folder)
+    assert (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("dataset_info.json", "[]", "expected a JSON object"),
+        ("dataset_info.json", "{}", "not readable as a prepared TFDS data set: Invalid version"),
+        ("dataset_info.json", '{"version": "1.2.0", ', "damaged: not readable as JSON"),
+        ("dataset_info.json", '{"version": [1]}', "not readable as a prepared TFDS data set"),
+        ("features.json", "[]", "expected a JSON object"),
+        ("features.json", "{}", "not readable as a prepared TFDS data set"),
+        ("features.json", '{"a":' * 20_000, "damaged: nested too deeply"),
+        ("features.json", "\xff", "damaged: not readable as JSON"),
+    ],
+)
+def test_descriptions_that_are_damaged(data_dir, tmp_path, file, text, message):
+    folder = copied(data_dir, tmp_path)
+    (folder / file).write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=message) as caught:
+        tiny(tmp_path)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["name", "filepathTemplate"])
+def test_a_description_opens_no_data_elsewhere(data_dir, tmp_path, key):
+    folder = copied(data_dir, tmp_path)
+    train = next(folder.glob("*train*"))
+    train.rename(tmp_path / train.name)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    if key == "name":
+        info["name"] = f"../../{info['name']}"
+    else:
+        info["splits"][0][key] = f"../../{info['splits'][0][key]}"
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match="the data of split 'train' lie elsewhere"):
+        tiny(tmp_path)
+
+
+def test_a_pipe_in_a_data_set_is_waited_for_by_nobody(data_dir, tmp_path):
+    file = copied(data_dir, tmp_path) / "label.labels.txt"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(InputError, match=r"labels\.txt: expected files and folders only"):
+        tiny(tmp_path)
+
+
+def test_a_missing_file_is_said_at_once(data_dir, tmp_path):
+    next(copied(data_dir, tmp_path).glob("*train*")).unlink()
+    with pytest.raises(InputError, match=r"train.*-of-00001: a file of split 'train' is missing"):
+        tiny(tmp_path)
+
+
+def test_a_data_set_is_read_by_a_relative_path(data_dir, monkeypatch):
+    monkeypatch.chdir(data_dir.parent)
+    assert tiny(data_dir.name)[4].captions == ("caption 4.0", "caption 4.1")
+
+
+@pytest.mark.parametrize("folder", [".", "drawings", "a/b"])
+def test_shapes_are_drawn_and_read_in_a_relative_folder(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    config = SourceConfig(
+        kind="shapes", path=folder, split="train", size=16, train_count=3, held_out_count=1
+    )
+    assert open_source(config)[2].image.shape == (16, 16, 3)
+    assert list((tmp_path / folder / "captioned_shapes").iterdir())
+
+
+def test_a_data_set_behind_a_link_is_read(data_dir, tmp_path):
+    (tmp_path / "link").symlink_to(data_dir)
+    assert tiny(tmp_path / "link")[4].captions == ("caption 4.0", "caption 4.1")
+
+
+def test_too_many_open_files_are_no_bad_record(data_dir, monkeypatch):
+    monkeypatch.setattr(faults, "PAUSES", (0.0,))
+    source = tiny(data_dir)
+    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(SystemFault, match=r"train/0: Too many open files \(2 tries\)"):
+            source[0]
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert source[0].captions == ("caption 0.0", "caption 0.1")
+
+
+def test_the_limit_of_pixels_is_a_setting(data_dir):
+    assert tiny(data_dir, max_pixels=48)[0].image.shape == (8, 6, 3)
+    with pytest.raises(BadRecord, match="6 x 8 = 48 pixels: at most 47 are read"):
+        tiny(data_dir, max_pixels=47)[0]
+    for wrong in (0, 2**40):
+        with pytest.raises(InputError, match=f"max_pixels = {wrong}: expected 1 to"):
+            tiny(data_dir, max_pixels=wrong)
+
+
+def test_files_that_need_tensorflow_are_refused(data_dir, tmp_path):
+    folder = tmp_path / "tiny_captions" / "1.2.0"
+    folder.mkdir(parents=True)
+    for path in (data_dir / "tiny_captions" / "1.2.0").glob("*.json"):
+        (folder / path.name).write_text(path.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(InputError, match=r"prepared as tfrecord.*--file_format=array_record"):
+        tiny(tmp_path)
+
+
+def test_shapes_are_drawn_when_they_are_missing(tmp_path):
+    config = SourceConfig(
+        "shapes", str(tmp_path), split="held_out", size=24, train_count=3, held_out_count=4, seed=5
+    )
+    source = open_source(config)
+    assert len(source) == 4
+    scene, picture = shapes.drawing(5, "held_out", 2, 24)
+    np.testing.assert_array_equal(source[2].image, picture)
+    assert source[2].captions == (shapes.caption(scene, "en"), shapes.caption(scene, "zh"))
+    with pytest.raises(InputError, match=r"choices .* are train, held_out"):
+        open_source(SourceConfig("shapes", str(tmp_path), size=24, train_count=3,
+                                 held_out_count=4, seed=5))  # fmt: skip
+
+
+def test_a_folder(tmp_path):
+    (tmp_path / "1.png").write_bytes(png(9))
+    config = {"kind": "folder", "path": str(tmp_path), "require_captions": False}
+    source = open_source(build(SourceConfig, config))
+    record = source[0]
+    assert (record.key, record.captions, int(record.image[0, 0, 0])) == ("1.png", (), 9)
+    assert source.describe() == "1 images; nothing ignored"
+    with pytest.raises(BadRecord, match="at most 47 are read"):
+        open_source(build(SourceConfig, config | {"max_pixels": 47}))[0]
+    with pytest.raises(InputError, match="gone"):
+        open_source(SourceConfig("folder", str(tmp_path / "gone")))
+
+
+def test_an_unknown_kind():
+    with pytest.raises(InputError, match="kind='webdata': choices are shapes, tfds, folder"):
+        open_source(SourceConfig("webdata"))

@@ -1,0 +1,59 @@
+"""The kernel that reads a cache, against attention written out; without a GPU, interpreted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gpu_lowering
+import reference
+import tiny
+from cogview_jax.models.kernels.cached_attention import Filled, cached_attention
+
+B, N, S, H = 3, 2, 700, 64
+INTERPRETED = jax.default_backend() != "gpu"
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 3e-6), (jnp.bfloat16, 8e-3)])
+@pytest.mark.parametrize(
+    ("index", "starts"), [(0, [0, 0, 0]), (300, [0, 5, 299]), (S - 1, [0, 300, 512])]
+)
+def test_it_is_softmax_attention_to_what_is_filled(index, starts, dtype, error):
+    """What lies outside is poison."""
+    generator = np.random.default_rng(index)
+    queries = jnp.asarray(2 * generator.standard_normal((B, N, 1, H)), dtype)
+    keys, values = generator.standard_normal((2, B, N, S, H))
+    outside = (np.arange(S) > index) | (np.arange(S) < np.array(starts)[:, None])
+    poison = np.where(outside[:, None, :, None], np.nan, 0)
+    keys, values = (jnp.asarray(x + poison, dtype) for x in (keys, values))
+    seen = Filled(jnp.array(starts), jnp.int32(index))
+    y = np.asarray(cached_attention(queries, keys, values, seen, INTERPRETED), np.float64)
+    for b, n in np.ndindex(B, N):
+        filled = slice(starts[b], index + 1)
+        q, k, v = (
+            reference.float64(x) for x in (queries[b, n], keys[b, n, filled], values[b, n, filled])
+        )
+        weights = reference.attention_weights(q, k, np.ones((1, len(k)), bool))
+        np.testing.assert_allclose(y[b, :, n], weights @ v, atol=error)
+
+
+def test_a_gpu_is_given_it():
+    """With slots that no number of blocks makes up."""
+    x = jax.ShapeDtypeStruct((B, N, 1, H), jnp.bfloat16)
+    cached = jax.ShapeDtypeStruct((B, N, S, H), jnp.bfloat16)
+    seen = Filled(jnp.zeros(B, jnp.int32), jnp.int32(0))
+    assert gpu_lowering.kernels(cached_attention, x, cached, cached, seen) == 1
+
+
+def test_decoding_with_it_draws_the_same(monkeypatch):
+    expected, calls = tiny.draw(12), []
+
+    def interpreted(*arguments):
+        calls.append(arguments)
+        return cached_attention(*arguments, interpret=True)
+
+    monkeypatch.setattr("cogview_jax.models.transformer.has_cache_kernel", lambda *_: True)
+    monkeypatch.setattr("cogview_jax.models.attention.cached_attention", interpreted)
+    # Another count: what was compiled before is not used again.
+    np.testing.assert_array_equal(tiny.draw(11), expected[:, :11])
+    assert len(calls) >= 2  # layers

@@ -1,0 +1,161 @@
+"""The judge: it passes true drawings, refuses wrong captions, and is as tolerant as a person."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from cogview_jax.shapes import scenes as shapes
+from cogview_jax.shapes.judge import ATTRIBUTES, Verdict, compare, judge, shares
+from cogview_jax.shapes.reading import read
+from cogview_jax.shapes.scenes import Scene, drawing, parse_caption
+
+
+def drawings(count: int, size: int) -> list[tuple[Scene, np.ndarray]]:
+    return [drawing(11, shapes.SPLITS[i % 2], i, size) for i in range(count)]
+
+
+def wrong_scenes(scene: Scene) -> Iterator[tuple[str, Scene]]:
+    """(attribute, scene) for every scene that differs in that attribute of one object."""
+    tables = {
+        "background": ("background", shapes.BACKGROUNDS),
+        "size": ("size", shapes.SIZES),
+        "position": ("position", shapes.POSITIONS),
+        "count": ("count", shapes.COUNTS),
+        "relation": ("position", shapes.RELATIONS),
+    }
+    for field, (attribute, choices) in tables.items():
+        now = getattr(scene, field)
+        for other in set(choices) - {now} if now is not None else ():
+            yield attribute, dataclasses.replace(scene, **{field: other})
+    for i, (colour, shape) in enumerate(scene.things):
+        others = [("colour", (other, shape)) for other in shapes.COLOURS if other != colour]
+        others += [("shape", (colour, other)) for other in shapes.SHAPES if other != shape]
+        for attribute, thing in others:
+            things = (*scene.things[:i], thing, *scene.things[i + 1 :])
+            yield attribute, dataclasses.replace(scene, things=things)
+    if scene.kind == "two":
+        yield "position", dataclasses.replace(scene, things=scene.things[::-1])
+
+
+@pytest.mark.parametrize("size", [64, 32])
+def test_reference_drawings_pass(shared, size):
+    folder = shared / "shapes"
+    references = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
+    verdicts = []
+    for reference in references:
+        picture = Image.open(folder / reference["file"]).convert("RGB")
+        picture = np.asarray(picture.resize((size, size), Image.BOX))
+        verdicts.append(judge(picture, parse_caption(reference["en"])))
+    assert len(verdicts) == 240
+    assert min(shares(verdicts).values()) > 0.99
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_true_drawings_pass_and_wrong_captions_do_not(size):
+    rng = np.random.default_rng(2)
+    passed, accepted, wrong = 0, 0, 0
+    for scene, picture in drawings(200, size):
+        reading = read(picture)
+        passed += compare(reading, scene).all
+        for _, other in wrong_scenes(scene):
+            wrong += 1
+            accepted += compare(reading, other).all
+        for other in (shapes.sample_scene(rng, held_out=bool(i % 2)) for i in range(20)):
+            wrong += other != scene
+            accepted += other != scene and compare(reading, other).all
+    assert passed / 200 > 0.99
+    assert wrong > 8000
+    assert accepted / wrong < 0.005
+
+
+def test_one_wrong_attribute_leaves_the_others_right():
+    for scene, picture in drawings(60, 64):
+        reading = read(picture)
+        for attribute, other in wrong_scenes(scene):
+            if attribute == "count":
+                continue  # then nobody can say which object is which
+            verdict = compare(reading, other)
+            assert [name for name in ATTRIBUTES if not getattr(verdict, name)] == [attribute]
+
+
+@pytest.mark.parametrize(("size", "blur"), [(32, 0.8), (64, 1.2)])
+def test_blurred_and_faded_pictures_pass(size, blur):
+    """At about the error of a good tokenizer, 0.004 of pixels in [-1, 1]."""
+    rng = np.random.default_rng(8)
+    verdicts, errors = [], []
+    for scene, picture in drawings(150, size):
+        hazy = ndimage.gaussian_filter(picture.astype(float), (blur, blur, 0))
+        hazy += rng.normal(0, 5, (1, 1, 3)) + rng.normal(0, 3, picture.shape)
+        hazy = hazy.clip(0, 255).astype(np.uint8)
+        errors.append(np.mean((hazy / 127.5 - picture / 127.5) ** 2))
+        verdicts.append(judge(hazy, scene))
+    assert np.mean(errors) > 0.004
+    assert shares(verdicts)["all"] > 0.98
+
+
+def test_larger_pictures_are_judged_too():
+    assert all(judge(picture, scene).all for scene, picture in drawings(20, 256))
+
+
+def picture_of(scene: Scene) -> np.ndarray:
+    return shapes.draw(scene, 64, np.random.default_rng(0))
+
+
+RED_SQUARE = Scene("one", (("red", "square"),), "white", size="large", position="center")
+
+
+def test_an_empty_picture_shows_only_its_background():
+    verdict = judge(np.full((64, 64, 3), 255, np.uint8), RED_SQUARE)
+    assert verdict == Verdict(True, False, False, False, False, False)
+
+
+def test_noise_is_refused():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    verdict = judge(noise, RED_SQUARE)
+    assert not verdict.background
+    assert not verdict.count
+    assert not verdict.all
+
+
+def test_a_bitten_object_has_no_shape():
+    picture = picture_of(RED_SQUARE)
+    assert judge(picture, RED_SQUARE).all
+    picture[32:, 32:] = 255
+    verdict = judge(picture, RED_SQUARE)
+    assert verdict.colour
+    assert not verdict.shape
+
+
+def test_one_object_too_many_is_a_wrong_count():
+    """Colour and shape can still be said: everything in the picture is a red square."""
+    two = Scene("many", (("red", "square"),), "white", count=2)
+    three = dataclasses.replace(two, count=3)
+    verdict = judge(picture_of(three), two)
+    assert verdict == Verdict(True, False, False, True, True, True)
+
+
+def test_specks_and_smudges_are_overlooked():
+    picture = picture_of(RED_SQUARE)
+    picture[3:5, 3:5] = 0
+    picture[50:60, 4:14] = 190
+    assert judge(picture, RED_SQUARE).all
+
+
+def test_touching_objects_are_told_apart():
+    """A bridge of two thirds of the contrast joins two red squares."""
+    scene = Scene("many", (("red", "square"),), "white", count=2)
+    picture = picture_of(scene)
+    picture[31:33, 20:44] = np.minimum(picture[31:33, 20:44], (232, 112, 112))
+    assert judge(picture, scene).all
+
+
+def test_shares_are_by_attribute():
+    right = Verdict(True, True, True, True, True, True)
+    verdicts = [right, dataclasses.replace(right, colour=False), right, right]
+    expected = {name: 1.0 for name in ATTRIBUTES} | {"colour": 0.75, "all": 0.75}
+    assert shares(verdicts) == expected

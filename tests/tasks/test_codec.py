@@ -1,0 +1,97 @@
+"""What the codec sees of a picture, what is drawn of it, and starting from another bundle."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import cogview_jax
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.data.records import Record
+from cogview_jax.data.sources.folder import FolderSource
+from cogview_jax.evaluation.contact_sheet import caption_grid
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.tasks.codec import ImageTokenizerJob
+from cogview_jax.tasks.experiment import read_experiment
+from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.training.optimizer import make_optimizer
+from cogview_jax.training.state import state_shapes
+from command_runs import draw_picture
+
+
+@pytest.fixture
+def experiment(chain):
+    return read_experiment(json.loads((chain.codec / "config.json").read_text()))
+
+
+def job(experiment, workdir):
+    return ImageTokenizerJob(experiment, Workdir(workdir))
+
+
+def shapes_of(job):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    return state_shapes(job.objective, make_optimizer(job.experiment.optimizer, 1), mesh)
+
+
+def test_a_row_is_the_picture_augmented_as_the_config_says(experiment, tmp_path):
+    picture = np.random.default_rng(0).integers(256, size=(16, 16, 3)).astype(np.uint8)
+    record, rng = Record("x", picture, ()), np.random.default_rng(0)
+    plain = job(experiment, tmp_path).transform(record, rng)
+    assert list(plain) == ["image"]
+    np.testing.assert_array_equal(plain["image"], picture)
+
+    data = dataclasses.replace(experiment.data, flip=True)
+    flipping = job(dataclasses.replace(experiment, data=data), tmp_path)
+    rows = [flipping.transform(record, rng)["image"] for _ in range(20)]
+    flipped = [np.array_equal(row, picture[:, ::-1]) for row in rows]
+    assert 0 < sum(flipped) < 20
+    assert all(f or np.array_equal(row, picture) for f, row in zip(flipped, rows, strict=True))
+
+
+def test_a_start_from_a_bundle_has_its_parameters_and_codebook(chain, experiment):
+    started = job(experiment, chain.codec)
+    shapes = shapes_of(started)
+    state = started.initial(Bundle(chain.codec / "bundle"), shapes)
+    expected = cogview_jax.load(chain.codec / "bundle").codec_part
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
+    jax.tree.map(np.testing.assert_array_equal, state.extras, expected.codebook)
+    placed = jax.tree.map(lambda a, b: a.sharding == b.sharding, state.params, shapes.params)
+    assert all(jax.tree.leaves(placed))
+
+
+def test_a_start_from_another_codec_is_refused(chain, experiment):
+    other = dataclasses.replace(experiment.model, codebook=32)
+    started = job(dataclasses.replace(experiment, model=other), chain.codec)
+    with pytest.raises(InputError, match=r"init_from .* codebook=16.* the config says .*=32"):
+        started.initial(Bundle(chain.codec / "bundle"), shapes_of(started))
+
+
+def test_unreadable_pictures_are_passed_over(chain, experiment, tmp_path):
+    """Of ten files the first and the fifth are none: the preview shows the other eight."""
+    for number in range(10):
+        draw_picture(tmp_path / f"{number}.png", number)
+    for number in (0, 4):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    good = [np.asarray(Image.open(tmp_path / f"{n}.png")) for n in (1, 2, 3, 5, 6, 7, 8, 9)]
+    drawing = job(experiment, chain.codec)
+    state = drawing.initial(Bundle(chain.codec / "bundle"), shapes_of(drawing))
+    source = FolderSource(tmp_path, require_captions=False)
+    model = cogview_jax.load(chain.codec / "bundle")
+    decoded = model.decode(model.encode(np.stack(good)))
+    expected = caption_grid([*good, *decoded], ["picture"] * 8 + ["reconstruction"] * 8, columns=8)
+    np.testing.assert_array_equal(drawing.draw(state, source), np.asarray(expected))
+
+
+def test_pictures_are_drawn_above_their_reconstructions(chain, experiment):
+    drawing = job(experiment, chain.codec)
+    state = drawing.initial(Bundle(chain.codec / "bundle"), shapes_of(drawing))
+    source = drawing.source()
+    model = cogview_jax.load(chain.codec / "bundle")
+    pictures = np.stack([source[i].image for i in range(8)])
+    rows = [*pictures, *model.decode(model.encode(pictures))]
+    expected = caption_grid(rows, ["picture"] * 8 + ["reconstruction"] * 8, columns=8)
+    np.testing.assert_array_equal(drawing.draw(state, source), np.asarray(expected))

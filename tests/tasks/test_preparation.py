@@ -1,0 +1,241 @@
+"""A token store against the tokenizers that made it; what does not fit is refused."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cogview_jax
+from cogview_jax.data.token_store import TokenStore
+from cogview_jax.runtime import lock
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.lock import locked
+from cogview_jax.runtime.sealed import SEAL
+from cogview_jax.tasks.experiment import read_experiment
+from cogview_jax.tasks.preparation import prepare, store_path
+from cogview_jax.tasks.transformer import TransformerJob
+from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tokenizers.text import TextConfig
+
+
+@pytest.fixture
+def experiment(chain):
+    """That of the chain's store, with changes to its data."""
+    base = read_experiment(json.loads((chain.run / "config.json").read_text()))
+
+    def change(**data):
+        return dataclasses.replace(base, data=dataclasses.replace(base.data, **data))
+
+    return change
+
+
+def test_records_are_the_codes_and_pieces_of_their_pictures(chain):
+    store, model = TokenStore(chain.store), cogview_jax.load(chain.store / "tokenizers")
+    lines = [json.loads(x) for x in (chain.pictures / "captions.jsonl").read_text().splitlines()]
+    assert len(store) == len(lines)
+    pictures = np.stack([np.asarray(Image.open(chain.pictures / line["file"])) for line in lines])
+    codes = model.encode(pictures).reshape(len(lines), -1)
+    for i, line in enumerate(lines):
+        record = store[i]
+        assert record.key == line["file"]
+        np.testing.assert_array_equal(record.codes, codes[i])
+        for ids, caption in zip(record.captions, line["captions"], strict=True):
+            assert ids.tolist() == model.text.encode(caption)
+        assert model.text.decode(record.captions[0]) == line["captions"][0]
+    assert store.meta["grid"] == 4
+    assert store.meta["codebook"] == 16
+    assert store.meta["pieces"] == len(model.text)
+
+
+def test_one_prepare_at_a_time_fills_a_store(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    with locked(tmp_path / "tokens" / ".prepare.lock", "it", "wait"):
+        with pytest.raises(InputError, match=r"token store \S+tokens is in use by process"):
+            prepare(experiment(), tmp_path / "tokens")
+        assert [path.name for path in (tmp_path / "tokens").iterdir()] == [".prepare.lock"]
+
+
+def test_a_store_lies_in_the_workdir_or_where_the_config_says(experiment, tmp_path):
+    assert store_path(experiment().data, Workdir(tmp_path)) == tmp_path / "tokens"
+    elsewhere = experiment(store=f"{tmp_path}/store").data
+    assert store_path(elsewhere, Workdir(tmp_path / "run")) == tmp_path / "store"
+
+
+def test_a_given_text_tokenizer_is_used(chain, experiment, tmp_path):
+    model = chain.store / "tokenizers" / "text.model"
+    prepare(experiment(text_tokenizer=str(model)), tmp_path / "tokens")
+    assert (tmp_path / "tokens" / "tokenizers" / "text.model").read_bytes() == model.read_bytes()
+    # Every record says of which store it is, so the shards' bytes are others.
+    ours, theirs = TokenStore(tmp_path / "tokens"), TokenStore(chain.store)
+    for i in range(max(len(ours), len(theirs))):
+        assert ours[i].key == theirs[i].key
+        np.testing.assert_array_equal(ours[i].codes, theirs[i].codes)
+        for one, other in zip(ours[i].captions, theirs[i].captions, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"image_tokenizer": ""}, "data.image_tokenizer is empty: name the bundle"),
+        ({"image_tokenizer": "runs/none"}, "runs/none is no bundle"),
+        ({"text_tokenizer": "runs/none.model"}, "no text tokenizer at runs/none.model"),
+        ({"text": TextConfig(pieces=40)}, "no text tokenizer of 40 pieces can be trained on 64"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_written(
+    experiment, tmp_path, data, message
+):
+    with pytest.raises(InputError, match=message):
+        prepare(experiment(**data), tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("layout", {"grid": 8}, "has 4, but the config has layout.grid = 8: pass --config.layout"),
+        ("vocabulary", {"codes": 32}, "has 16, but the config has vocabulary.codes = 32"),
+        ("vocabulary", {"text": 300}, r"has \d+ pieces, but the config has vocabulary.text = 300"),
+    ],
+)
+def test_tokenizers_of_other_sizes_are_refused(experiment, tmp_path, section, changes, message):
+    base = experiment()
+    part = dataclasses.replace(getattr(base, section), **changes)
+    with pytest.raises(InputError, match=message):
+        prepare(dataclasses.replace(base, **{section: part}), tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a_store_of_before_the_limit_of_pixels_fits(chain, experiment):
+    plan = json.loads((chain.store / "plan.json").read_text())
+    assert "max_pixels" not in plan["source"]
+    source = experiment().data.source
+    with pytest.raises(InputError, match="max_pixels"):
+        prepare(experiment(source=dataclasses.replace(source, max_pixels=100)), chain.store)
+
+
+def test_captions_that_cannot_be_read_are_said(experiment, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    (tmp_path / "captions.jsonl").write_text('{"file": "1.png", "text": "no caption"}\n')
+    source = dataclasses.replace(experiment().data.source, path=str(tmp_path))
+    message = r"no caption in the first 1 records; the last of them: 1\.png: empty caption"
+    with pytest.raises(InputError, match=message):
+        prepare(experiment(source=source), tmp_path / "tokens")
+
+
+def begun(chain, tmp_path, **changes):
+    """The chain's store without its last shard, and with other entries in its plan."""
+    store = shutil.copytree(chain.store, tmp_path / "tokens")
+    for name in ("manifest.json", "tokens-00003.array_record", "tokens-00003.json"):
+        (store / name).unlink()
+    plan = json.loads((store / "plan.json").read_text())
+    changes[SEAL] = None  # plans of earlier versions have none
+    plan = {name: value for name, value in {**plan, **changes}.items() if value is not None}
+    (store / "plan.json").write_text(json.dumps(plan))
+    return store
+
+
+def test_pictures_are_encoded_in_float32_whatever_trains(chain, experiment, tmp_path):
+    store = begun(chain, tmp_path)
+    prepare(dataclasses.replace(experiment(), precision="bfloat16"), store)
+    for name in ("manifest.json", "tokens-00003.array_record"):
+        assert (store / name).read_bytes() == (chain.store / name).read_bytes()
+    plan = TokenStore(store).manifest["plan"]
+    assert [plan[n] for n in ("precision", "platform", "device_kind")] == ["float32", "cpu", "cpu"]
+
+
+def test_a_store_is_finished_in_the_precision_and_on_the_kind_of_device_of_its_beginning(
+    chain, experiment, tmp_path
+):
+    gpu = {"platform": "gpu", "device_kind": "NVIDIA H200"}
+    store = begun(chain, tmp_path, **gpu)
+    line = r"begun on gpu \(NVIDIA H200\), and this is cpu \(cpu\), .*: finish it there, choose"
+    with pytest.raises(InputError, match=line):
+        prepare(experiment(), store)
+    line = r"found in float32, but the config has data\.encode_precision = bfloat16: pass --config"
+    with pytest.raises(InputError, match=line):
+        prepare(experiment(encode_precision="bfloat16"), store)
+    # What is finished finds no more codes.
+    shutil.copy(chain.store / "manifest.json", store)
+    prepare(experiment(), store)
+
+
+def test_a_store_that_was_begun_before_plans_said_so_is_finished(
+    chain, experiment, tmp_path, capsys
+):
+    store = begun(chain, tmp_path, precision=None, platform=None, device_kind=None)
+    prepare(experiment(), store)
+    assert "does not say how it was begun; the rest of it is encoded in float32 on cpu" in (
+        capsys.readouterr().err
+    )
+    name = "tokens-00003.array_record"
+    assert (store / name).read_bytes() == (chain.store / name).read_bytes()
+    assert "device_kind" not in TokenStore(store).manifest["plan"]
+
+
+def test_a_store_made_otherwise_is_refused(chain, experiment, tmp_path):
+    store = shutil.copytree(chain.store, tmp_path / "tokens")
+    # Other text settings would leave another text tokenizer, which the copy has not.
+    with pytest.raises(InputError, match="made from something else: text_tokenizer was"):
+        prepare(experiment(text=TextConfig(pieces=390, algorithm="bpe")), store)
+    with pytest.raises(InputError, match=r"made from something else: shard_size was 8, is 16"):
+        prepare(experiment(shard_size=16), store)
+
+
+def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experiment, tmp_path):
+    base = experiment()
+    layout = dataclasses.replace(base.layout, task="super_resolution", grid=8)
+    text = str(chain.store / "tokenizers" / "text.model")
+    train = dataclasses.replace(base.train, sample_every=0)
+    large = dataclasses.replace(experiment(text_tokenizer=text), layout=layout, train=train)
+    prepare(large, tmp_path / "tokens")
+    store, model = TokenStore(tmp_path / "tokens"), cogview_jax.load(chain.store / "tokenizers")
+    assert store.meta["grids"] == [4, 8]
+    picture = np.asarray(Image.open(chain.pictures / store[3].key))
+    twice = np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC))
+    source, image = np.split(store[3].codes, [16])
+    np.testing.assert_array_equal(source, model.encode(picture[None]).ravel())
+    np.testing.assert_array_equal(image, model.encode(twice[None], 8).ravel())
+
+    # A transformer reads the stores of its own task alone.
+    job = TransformerJob(experiment(store=str(tmp_path / "tokens")), Workdir(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"holds codes of grids \[4, 8\], but a layout of task"):
+        job.source()
+    store_of_its_own = dataclasses.replace(
+        large, data=dataclasses.replace(large.data, store=str(tmp_path / "tokens"))
+    )
+    job = TransformerJob(store_of_its_own, Workdir(tmp_path / "run"))
+    row = job.transform(job.source()[3], np.random.default_rng(0))
+    codes = row["tokens"][row["tokens"] < base.vocabulary.codes]
+    np.testing.assert_array_equal(codes, store[3].codes)
+    assert row["positions"].max() == job.model.positions - 1 == 3 + 64
+
+    # Windows of the same pictures: the store is the same, the rows are parts of it.
+    windows = dataclasses.replace(
+        store_of_its_own,
+        layout=dataclasses.replace(layout, grid=4),
+        data=dataclasses.replace(store_of_its_own.data, picture_grid=8),
+    )
+    prepare(windows, tmp_path / "tokens")  # finds it finished
+    job = TransformerJob(windows, Workdir(tmp_path / "run"))
+    record, whole = job.source()[3], image.reshape(8, 8)
+    for seed in range(5):
+        row = job.transform(record, np.random.default_rng(seed))
+        codes = row["tokens"][row["tokens"] < base.vocabulary.codes]
+        small, large = codes[:4].reshape(2, 2), codes[4:].reshape(4, 4)
+        assert any(
+            np.array_equal(small, source.reshape(4, 4)[y : y + 2, x : x + 2])
+            and np.array_equal(large, whole[2 * y : 2 * y + 4, 2 * x : 2 * x + 4])
+            for y in range(3)
+            for x in range(3)
+        )
+    for grid in (3, 5):
+        with pytest.raises(InputError, match=rf"data.picture_grid {grid} with layout.grid 4"):
+            dataclasses.replace(windows, data=dataclasses.replace(windows.data, picture_grid=grid))
+    other = dataclasses.replace(windows, data=dataclasses.replace(windows.data, picture_grid=16))
+    with pytest.raises(InputError, match=r"pass --config.data.picture_grid=8"):
+        TransformerJob(other, Workdir(tmp_path / "run")).source()

@@ -1,0 +1,255 @@
+"""Whether a token store fits a config, what a row is, and starting from another bundle."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import cogview_jax
+from cogview_jax.checkpoints.bundle import Bundle, write_bundle
+from cogview_jax.data.records import BadRecord
+from cogview_jax.data.token_records import TokenRecord
+from cogview_jax.data.token_store import TokenStore
+from cogview_jax.models.code_embeddings import code_embeddings
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.tasks import training as train
+from cogview_jax.tasks.experiment import read_experiment
+from cogview_jax.tasks.preparation import prepare
+from cogview_jax.tasks.transformer import TransformerJob
+from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.training.optimizer import make_optimizer
+from cogview_jax.training.state import make_state, state_shapes
+
+
+@pytest.fixture
+def experiment(chain):
+    return read_experiment(json.loads((chain.run / "config.json").read_text()))
+
+
+def job(experiment, workdir):
+    return TransformerJob(experiment, Workdir(workdir))
+
+
+def test_a_row_is_one_of_the_captions_and_the_codes(chain, experiment):
+    layout = job(experiment, chain.run).layout
+    record = TokenRecord("x", (np.array([5, 6]), np.array([7])), np.arange(16) % 5)
+    expected = [layout.example({"text": ids, "image": record.codes}) for ids in record.captions]
+    drawn = [
+        job(experiment, chain.run).transform(record, np.random.default_rng(seed))
+        for seed in range(20)
+    ]
+    seen = set()
+    for row in drawn:
+        match = [np.array_equal(row["tokens"], example.tokens) for example in expected]
+        assert sum(match) == 1
+        seen.add(match.index(True))
+        for name, array in row.items():
+            np.testing.assert_array_equal(array, getattr(expected[match.index(True)], name))
+    assert seen == {0, 1}
+
+
+def test_a_row_s_prompt_weighs_as_the_config_says(chain, experiment):
+    record = TokenRecord("x", (np.array([5, 6]),), np.arange(16) % 5)
+    own = job(dataclasses.replace(experiment, prompt_weight=0.25), chain.run)
+    row = own.transform(record, np.random.default_rng(0))
+    expected = own.layout.example({"text": [5, 6], "image": record.codes}, 0.25)
+    # Two pieces and two commands stand before the codes, one command behind them.
+    assert sorted(row["text_weights"][row["text_weights"] > 0]) == [0.25] * 4 + [1]
+    for name, array in row.items():
+        np.testing.assert_array_equal(array, getattr(expected, name))
+
+
+def test_captions_are_dropped_as_often_as_asked(chain, experiment):
+    record = TokenRecord("x", (np.array([5, 6]),), np.arange(16) % 5)
+    rows = {}
+    for share in (0.0, 0.25, 1.0):
+        own = job(dataclasses.replace(experiment, drop_captions=share), chain.run)
+        rng = np.random.default_rng(0)
+        rows[share] = [own.transform(record, rng)["tokens"].tolist() for _ in range(2000)]
+    layout = job(experiment, chain.run).layout
+    kept, bare = (
+        layout.example({"text": text, "image": record.codes}).tokens.tolist()
+        for text in (record.captions[0], [])
+    )
+    assert all(row == kept for row in rows[0.0])
+    assert all(row == bare for row in rows[1.0])
+    dropped = [row == bare for row in rows[0.25]]
+    assert all(row in (kept, bare) for row in rows[0.25])
+    # Four standard deviations of a share of 2,000.
+    assert np.mean(dropped) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("layout", {"grid": 8}, "has grid 4, but the config has layout.grid = 8: pass --config"),
+        ("vocabulary", {"codes": 8}, "has codebook 16, but the config has vocabulary.codes = 8"),
+        ("vocabulary", {"text": 64}, r"has \d+ text pieces, but the config has vocabulary.text = "),
+    ],
+)
+def test_a_store_of_other_sizes_is_refused(chain, experiment, section, changes, message):
+    part = dataclasses.replace(getattr(experiment, section), **changes)
+    other = dataclasses.replace(experiment, **{section: part})
+    with pytest.raises(InputError, match=f"the token store {chain.store} {message}"):
+        job(other, chain.run).source()
+    assert len(job(experiment, chain.run).source()) == 32
+
+
+def test_a_store_beside_other_tokenizers_is_refused(chain, experiment, tmp_path):
+    shutil.copytree(chain.store, tmp_path / "tokens")
+    own = Bundle(chain.store / "tokenizers")
+    part = own.codec()
+    other = dataclasses.replace(part, params=jax.tree.map(lambda leaf: 2 * leaf, part.params))
+    write_bundle(tmp_path / "tokens" / "tokenizers", codec=other, text=own)
+    there = Bundle(tmp_path / "tokens" / "tokenizers").sha256("codec")
+    message = f"made with codec {own.sha256('codec')[:12]}, but .* is {there[:12]}"
+    with pytest.raises(InputError, match=message):
+        job(experiment, tmp_path).source()
+
+
+@pytest.fixture
+def binary(chain, experiment, tmp_path):
+    """The chain's records as a compact binary, one of which is damaged, and a config of it."""
+    vocabulary, rows = experiment.vocabulary, []
+    for i, record in enumerate(map(TokenStore(chain.store).__getitem__, range(32))):
+        text = np.full(64, -1)
+        ids = record.captions[i % 2] + vocabulary.text_start
+        text[: len(ids)] = ids
+        rows.append(np.concatenate([text, record.codes]))
+    rows[1][64] = vocabulary.codes
+    np.array(rows, "<i4").tofile(tmp_path / "rows.bin")
+    tokenizers = chain.store / "tokenizers"
+    data = dataclasses.replace(
+        experiment.data,
+        store=str(tmp_path / "rows.bin"),
+        image_tokenizer=str(tokenizers),
+        text_tokenizer=str(tokenizers / "text.model"),
+    )
+    return dataclasses.replace(experiment, data=data)
+
+
+def test_a_compact_binary_holds_the_records_of_the_store(chain, binary, tmp_path):
+    source, store = job(binary, tmp_path).source(), TokenStore(chain.store)
+    assert len(source) == len(store)
+    for i in (0, 2, 31):
+        assert source[i].captions[0].tolist() == store[i].captions[i % 2].tolist()
+        assert source[i].codes.tolist() == store[i].codes.tolist()
+    with pytest.raises(BadRecord, match=r"rows\.bin:1: image ids from"):
+        source[1]
+
+
+def test_a_compact_binary_trains_to_a_bundle_with_the_tokenizers_named(chain, binary, tmp_path):
+    config = dataclasses.replace(binary.train, steps=2, sample_every=2)
+    train.run(dataclasses.replace(binary, train=config), str(tmp_path / "run"))
+    made, named = Bundle(tmp_path / "run" / "bundle"), Bundle(chain.store / "tokenizers")
+    assert made.step == 2
+    assert made.transformer().config == binary.model
+    for part in ("codec", "text"):
+        assert made.sha256(part) == named.sha256(part)
+    assert (tmp_path / "run" / "samples" / "step_00000002.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_tokenizer": ""}, r"data.text_tokenizer is empty: name the SentencePiece model"),
+        ({"text_tokenizer": "none.model"}, "no text tokenizer at none.model"),
+        ({"image_tokenizer": ""}, "data.image_tokenizer is empty"),
+    ],
+)
+def test_a_compact_binary_needs_its_tokenizers_named(binary, tmp_path, changes, message):
+    data = dataclasses.replace(binary.data, **changes)
+    with pytest.raises(InputError, match=message):
+        job(dataclasses.replace(binary, data=data), tmp_path).source()
+
+
+def test_a_compact_binary_of_other_sizes_is_refused(binary, tmp_path):
+    few = dataclasses.replace(binary.vocabulary, text=10)
+    with pytest.raises(
+        InputError, match=r"has \d+ pieces, but the config has vocabulary.text = 10"
+    ):
+        job(dataclasses.replace(binary, vocabulary=few), tmp_path).source()
+    grid = dataclasses.replace(binary.layout, grid=8)
+    with pytest.raises(InputError, match=r"has 4, but the config has layout.grid = 8"):
+        job(dataclasses.replace(binary, layout=grid), tmp_path).source()
+    with pytest.raises(InputError, match=r"data.store .*rows.bin is a file: a compact binary is"):
+        prepare(binary, tmp_path / "rows.bin")
+
+
+def shapes_of(job):
+    """A state's shapes on a mesh; enough to be given parameters."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    optimizer = make_optimizer(job.experiment.optimizer, 1)
+    return state_shapes(job.objective, optimizer, mesh)
+
+
+def test_a_start_from_a_bundle_has_its_parameters_where_the_state_is(chain, experiment):
+    started = job(experiment, chain.run)
+    shapes = shapes_of(started)
+    state = started.initial(Bundle(chain.run / "bundle"), shapes)
+    expected = cogview_jax.load(chain.run / "bundle").transformer_part.params
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected)
+    placed = jax.tree.map(lambda a, b: a.sharding == b.sharding, state.params, shapes.params)
+    assert all(jax.tree.leaves(placed))
+    assert state.opt_state is shapes.opt_state
+
+
+def test_a_fresh_start_may_embed_codes_as_the_codec_s_vectors(chain, experiment):
+    """On any mesh the same, where the state is; all else is left as it was made."""
+    fresh, plain = (
+        job(dataclasses.replace(experiment, code_embeddings=start), chain.run)
+        for start in ("codec", "normal")
+    )
+    vectors = cogview_jax.load(chain.run / "bundle").codec_part.codebook.codes
+    config, codes = experiment.model, experiment.vocabulary.codes
+    expected = code_embeddings(vectors, config.width, config.init_deviation, experiment.seed)
+    optimizer = make_optimizer(experiment.optimizer, 1)
+    for sizes in (MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=8)):
+        mesh = make_mesh(sizes)
+        with jax.set_mesh(mesh):
+            shapes = state_shapes(fresh.objective, optimizer, mesh)
+            made = make_state(fresh.objective, optimizer, shapes, experiment.seed)
+            state = fresh.initial(None, made)
+            assert plain.initial(None, made) is made
+        table, before = state.params["word_embedding"], made.params["word_embedding"]
+        assert table.sharding == before.sharding
+        np.testing.assert_array_equal(table[:codes], expected)
+        np.testing.assert_array_equal(table[codes:], before[codes:])
+        for name in set(made.params) - {"word_embedding"}:
+            assert state.params[name] is made.params[name]
+
+
+def test_a_start_from_another_model_is_refused(chain, experiment):
+    wider = dataclasses.replace(experiment.model, width=64)
+    other = job(dataclasses.replace(experiment, model=wider), chain.run)
+    with pytest.raises(InputError, match=r"init_from .* holds .*width=32.* does not fit"):
+        other.initial(Bundle(chain.run / "bundle"), shapes_of(other))
+
+
+def test_a_start_from_another_division_of_the_vocabulary_is_refused(chain, experiment):
+    """As many ids, but what was a piece of text would be a code."""
+    codes, text = experiment.vocabulary.codes, experiment.vocabulary.text
+    shifted = dataclasses.replace(experiment.vocabulary, codes=codes + 1, text=text - 1)
+    other = job(dataclasses.replace(experiment, vocabulary=shifted), chain.run)
+    with pytest.raises(InputError, match=r"init_from .* does not fit the config"):
+        other.initial(Bundle(chain.run / "bundle"), shapes_of(other))
+
+
+def test_what_finetuning_changes_about_released_weights_is_said(
+    chain, experiment, tmp_path, capsys
+):
+    started = job(experiment, chain.run)
+    part = Bundle(chain.run / "bundle").transformer()
+    official = {"pb_relax_attention": False, "embedding_gradient": 1.0, "compat": "official"}
+    config = dataclasses.replace(part.config, **official)
+    write_bundle(tmp_path / "released", transformer=dataclasses.replace(part, config=config))
+    capsys.readouterr()
+    started.initial(Bundle(chain.run / "bundle"), shapes_of(started))
+    assert capsys.readouterr().err == ""
+    started.initial(Bundle(tmp_path / "released"), shapes_of(started))
+    said = capsys.readouterr().err
+    assert "model pb_relax_attention False -> True, compat official -> none" in said
