@@ -8,7 +8,8 @@ import official
 from cogview_jax.interop.official.fill import Draw, fill, filtered, plan, seeded_choice
 from cogview_jax.models.transformer import unstack_layers
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.filters import SamplingConfig, keep_top_k, keep_top_p
+from cogview_jax.sampling.filters import keep_top_k, keep_top_p
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 SHARES = 2e-5  # absolute, as FIXTURES.md has it
