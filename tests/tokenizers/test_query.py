@@ -191,7 +191,7 @@ def test_text_must_fit_the_vocabulary_and_the_tokenizer(small_text):
 
 
 def test_marks_of_interlaced_samples_are_the_official_ones(fixtures):
-    """The cases as FIXTURES.md describes them."""
+    """The cases as fixtures/README.md describes them."""
     table = np.load(fixtures / "sampling_traces.npz")
     cases = {"a": (20, 4, 5), "b": (13, 3, 4), "c": (10, 12, 3000)}
     assert {f"beam_marks_{name}" for name in cases} == {n for n in table if "beam_marks" in n}
