@@ -12,6 +12,7 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer, unstack_layers
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import generate, sample_keys
+from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.sampling.super_resolution import upsampled_codes
 from cogview_jax.sampling.windows import WindowPlan, released_head
@@ -45,11 +46,11 @@ def test_text_to_image_ends_in_the_official_codes(fixtures, released, table):
         tokens,
         valid,
         sample_keys(0, ["a", "b"], [0, 0]),
+        row_settings([GREEDY] * 2),
         model=model,
         count=len(table["text2image:codes"]),
         first=0,
         last=vocabulary.codes,
-        config=GREEDY,
     )
     np.testing.assert_array_equal(codes[0], table["text2image:codes"])
     assert not np.array_equal(codes[0], codes[1])
