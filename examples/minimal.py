@@ -8,7 +8,7 @@ predict the next token of `[ROI1] caption [TINY] [BOI1] codes [EOI1]`. To genera
 are sampled one by one after a caption, and the VQ-VAE decodes them to pixels. `cogview_jax` does
 the same at any size on many devices; tests/examples/test_minimal.py holds both to equal numbers.
 
-B batch, T positions, D width, N heads, H head width, K codes, C code width, V token ids.
+B batch, T positions, D width, N heads, H head width, K codes, C code width, V vocabulary.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from PIL import Image, ImageDraw
 from cogview_jax.data.shapes import caption, drawing
 
 SEED, INIT, BATCH, SAMPLE = 0, 0, 1, 2  # the seed, and the streams of random numbers
-DRAWINGS, SIZE, ROWS = 4096, 32, 32  # training images, their side in pixels, images in a batch
+DRAWINGS, SIZE, ROWS = 4096, 32, 16  # training images, their side in pixels, images in a batch
 CODES, CODE_WIDTH, CELLS = 256, 4, 64  # of the VQ-VAE; an image is a grid of 8x8 codes
-LAYERS, WIDTH, HEADS = 4, 128, 4  # of the transformer
+LAYERS, WIDTH, HEADS, LENGTH = 4, 128, 4, 80  # of the transformer; captions have up to 12 words
 ALPHA, BRANCH = 32.0, 0.2  # of PB-relax; first scale of a branch (1 in the paper's longer runs)
 COMMANDS = ("[ROI1]", "[TINY]", "[BOI1]", "[EOI1]", "[PAD]")
 PROMPTS, SAMPLES, TOP_K = 6, 6, 50  # captions in the figure, images of each; codes to choose from
@@ -99,11 +99,10 @@ class Transformer(nn.Module):
     """Logits of the next token: int32 [B, T] -> float32 [B, T, V], through a tied head."""
 
     vocab_size: int
-    length: int
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        words, positions = nn.Embed(self.vocab_size, WIDTH), nn.Embed(self.length, WIDTH)
+        words, positions = nn.Embed(self.vocab_size, WIDTH), nn.Embed(LENGTH, WIDTH)
         x = words(tokens) + positions(jnp.arange(tokens.shape[1]))
         for _ in range(LAYERS):  # Sandwich-LN: x + LN(f(LN(x))), a norm at both ends of a branch
             x = x + norm(attention(norm(x)), BRANCH)
@@ -116,29 +115,25 @@ class Transformer(nn.Module):
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return jnp.mean(losses, where=targets != self.vocab_size - 1)  # [PAD] is the last
 
+    def sample(self, params: dict, tokens: jax.Array, at: jax.Array, key: jax.Array) -> jax.Array:
+        """Codes [64] sampled in place of what a sequence int32 [T] has from position `at` on."""
+
+        def add_code(i: jax.Array, tokens: jax.Array) -> jax.Array:
+            # Nothing sees what comes later. All is computed anew; `cogview_jax` caches keys, values.
+            logits = self.apply(params, tokens[None])[0, at + i - 1, :CODES]
+            logits = jnp.where(logits < jax.lax.top_k(logits, TOP_K)[0][-1], -jnp.inf, logits)
+            code = jax.random.categorical(jax.random.fold_in(key, i), logits)
+            return tokens.at[at + i].set(code)
+
+        return jax.lax.fori_loop(0, CELLS, add_code, tokens)[at + jnp.arange(CELLS)]
+
 
 def make_tokens(ids: dict, captions: list[str], codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sequences int32 [B, T], padded on the right, and the places [B] of their first codes."""
     prompts = [[ids[word] for word in f"[ROI1] {c} [TINY] [BOI1]".split()] for c in captions]
     rows = [[*prompt, *row, ids["[EOI1]"]] for prompt, row in zip(prompts, codes, strict=True)]
-    tokens = itertools.zip_longest(*rows, fillvalue=ids["[PAD]"])
-    return np.array([*tokens], np.int32).T, np.array([len(prompt) for prompt in prompts])
-
-
-@jax.jit(static_argnames=("model", "top_k"))
-def sample(model, params: dict, tokens: jax.Array, first: jax.Array, keys: jax.Array, top_k: int):
-    """Sampled codes int32 [B, 64] of sequences [B, T] from places `first` [B] on; a key a row."""
-    rows = jnp.arange(len(tokens))
-
-    def add_code(i: jax.Array, tokens: jax.Array) -> jax.Array:
-        # The whole sequence is computed for every code; `cogview_jax` caches keys and values.
-        logits = model.apply(params, tokens)[rows, first + i - 1, :CODES]
-        logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][:, -1:], -jnp.inf, logits)
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        return tokens.at[rows, first + i].set(jax.vmap(jax.random.categorical)(step_keys, logits))
-
-    tokens = jax.lax.fori_loop(0, CELLS, add_code, tokens)
-    return tokens[rows[:, None], first[:, None] + jnp.arange(CELLS)]
+    tokens = np.array([row + [ids["[PAD]"]] * (LENGTH - len(row)) for row in rows], np.int32)
+    return tokens, np.array([len(prompt) for prompt in prompts], np.int32)
 
 
 def train(name: str, loss, params: dict, data: np.ndarray, lr: float, steps: int) -> tuple:
@@ -165,23 +160,26 @@ def train(name: str, loss, params: dict, data: np.ndarray, lr: float, steps: int
 
 
 def main(steps: int, out: Path) -> None:
-    """Trains both stages, and draws the figure."""
+    """Trains both stages and draws the figure."""
     drawings = [drawing(SEED, "train", i, SIZE) for i in range(DRAWINGS + PROMPTS)]
     captions, images = [caption(s, "en") for s, _ in drawings], np.stack([x for _, x in drawings])
 
     start = {"encoder": ENCODER.init(random_key(INIT, 0), images[:1] / 255)}
     start["decoder"] = DECODER.init(random_key(INIT, 1), CODEBOOK[None, None, :1])
     codec, _ = train("image tokenizer", codec_loss, start, images[:DRAWINGS], 2e-3, steps // 2)
+
     codes = np.asarray(encode(codec, images)[1]).reshape(-1, CELLS)
     words = sorted({word for text in captions for word in text.split()})
-    ids = {name: CODES + i for i, name in enumerate([*words, *COMMANDS])}
+    ids = {name: CODES + i for i, name in enumerate([*words, *COMMANDS])}  # after the codes' ids
     tokens, first = make_tokens(ids, captions, codes)
-    model = Transformer(CODES + len(ids), tokens.shape[1])
+    model = Transformer(CODES + len(ids))
     start = model.init(random_key(INIT, 2), tokens[:1])
     params, _ = train("transformer", model.loss, start, tokens[:DRAWINGS], 3e-3, steps)
-    rows = np.repeat(np.arange(DRAWINGS, len(tokens)), SAMPLES)
+
+    rows = np.repeat(np.arange(DRAWINGS, len(tokens)), SAMPLES)  # drawings that nothing trained on
     keys = jax.vmap(random_key, (None, 0))(SAMPLE, jnp.arange(len(rows)))
-    samples = sample(model, params, tokens[rows], first[rows], keys, TOP_K)
+    sample = jax.jit(jax.vmap(model.sample, (None, 0, 0, 0)))
+    samples = sample(params, tokens[rows], first[rows], keys)
     shown = np.concatenate([codes[-PROMPTS:, None], samples.reshape(PROMPTS, SAMPLES, CELLS)], 1)
     pixels = DECODER.apply(codec["decoder"], CODEBOOK[shown.reshape(-1, 8, 8)])
     pixels = np.asarray(jnp.clip((pixels + 1) * 127.5, 0, 255), np.uint8).repeat(3, 1).repeat(3, 2)
@@ -196,6 +194,6 @@ def main(steps: int, out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Trains and samples a tiny CogView.")
-    parser.add_argument("--steps", type=int, default=1000, help="of the transformer")
+    parser.add_argument("--steps", type=int, default=1200, help="of the transformer")
     parser.add_argument("--out", type=Path, default=Path("runs/minimal.png"), help="the figure")
     main(**vars(parser.parse_args()))
