@@ -119,7 +119,7 @@ class Transformer(nn.Module):
         """Codes [64] sampled in place of what a sequence int32 [T] has from position `at` on."""
 
         def add_code(i: jax.Array, tokens: jax.Array) -> jax.Array:
-            # Nothing sees what comes later. All is computed anew; `cogview_jax` caches keys, values.
+            # Code i sees nothing that follows. All is computed again; `cogview_jax` has a cache.
             logits = self.apply(params, tokens[None])[0, at + i - 1, :CODES]
             logits = jnp.where(logits < jax.lax.top_k(logits, TOP_K)[0][-1], -jnp.inf, logits)
             code = jax.random.categorical(jax.random.fold_in(key, i), logits)
