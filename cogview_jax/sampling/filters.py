@@ -78,6 +78,7 @@ def scaled(
     return logits * _rows(scale, logits)[..., None]
 
 
+@jax.jit
 def keep_top_k(logits: Float[Array, "*B V"], k: ArrayLike) -> Float[Array, "*B V"]:
     """Excludes what is below the k-th largest logit; all that equal it stay. 0 keeps all."""
     logits = logits.astype(jnp.float32)
@@ -96,6 +97,7 @@ def keep_top_k(logits: Float[Array, "*B V"], k: ArrayLike) -> Float[Array, "*B V
     return jax.lax.cond(jnp.any(k < size), kept, lambda: logits)
 
 
+@jax.jit
 def keep_top_p(logits: Float[Array, "*B V"], p: ArrayLike) -> Float[Array, "*B V"]:
     """Excludes all but the most likely tokens whose probabilities first reach p together.
 
@@ -120,12 +122,14 @@ def keep_top_p(logits: Float[Array, "*B V"], p: ArrayLike) -> Float[Array, "*B V
     return jax.lax.cond(jnp.any(p < 1), kept, lambda: logits)
 
 
+@jax.jit
 def filtered(logits: Float[Array, "*B V"], settings: RowSettings) -> Float[Array, "*B V"]:
     """Logits of the distribution that tokens are sampled from, by temperature, top-k and top-p."""
     logits = scaled(logits, settings.scale, settings.sharp)
     return keep_top_p(keep_top_k(logits, settings.top_k), settings.top_p)
 
 
+@jax.jit
 def sample_token(
     logits: Float[Array, "B V"], keys: Key[Array, " B"], settings: RowSettings
 ) -> Int[Array, " B"]:

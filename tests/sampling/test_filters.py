@@ -153,7 +153,7 @@ def test_rows_of_different_settings_are_sampled_as_alone(logits):
 
 
 def test_no_new_value_of_a_setting_compiles_anything(logits):
-    sample = jax.jit(sample_token)
+    sample = jax.jit(lambda *rows: sample_token(*rows))
     keys = jax.random.split(jax.random.key(2), 4)
     for config in (SamplingConfig(), SamplingConfig(0.0), SamplingConfig(0.9, 17, 0.4, 3.0)):
         sample(logits, keys, row_settings([config] * 4))
