@@ -1,15 +1,18 @@
-"""Writes the two reference pages that follow from the code: commands.md and config.md.
+"""Writes what follows from the code: commands.md, config.md, and the tree in architecture.md.
 
     .venv/bin/python docs/reference/generate.py
 
 commands.md holds what `cogview NAME --help` prints, for every command. config.md lists the fields
-of the dataclasses that a config is checked against, with their types, defaults and meanings. A
-test fails while either page differs from what this script would write.
+of the dataclasses that a config is checked against, with their types, defaults and meanings. The
+tree lists the files of the package with the first line of their docstrings. A test fails while a
+page differs from what this script would write.
 """
 
+import ast
 import dataclasses
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 import types
@@ -205,13 +208,62 @@ def _own_docstring(kind: type) -> str:
     return "" if text.startswith(f"{kind.__name__}(") else text
 
 
-PAGES = {"commands.md": commands_page, "config.md": config_page}
+# ---- the tree in architecture.md
+
+BEGIN, END = "<!-- The tree: written by docs/reference/generate.py -->", "<!-- End of the tree -->"
+
+
+def architecture_page() -> str:
+    """The page about the architecture, its tree written anew and the rest as it is."""
+    text = (ROOT / ARCHITECTURE).read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    tree = "\n".join(["```text", *_tree(), "```"])
+    return f"{before}{BEGIN}\n\n{tree}\n\n{END}{after}"
+
+
+def _tree() -> Iterator[str]:
+    """The files of the package, folder by folder in the order of the imports."""
+    package = ROOT / "cogview_jax"
+    yield "cogview_jax/"
+    order = runpy.run_path(str(ROOT / "tests" / "test_imports.py"))["WAY"]
+    for name in order:
+        yield _entry(package / name, "  ")
+        yield from _contents(package / name, "    ")
+    for file in sorted(package.glob("*.py")):
+        if file.name != "__init__.py":
+            yield _entry(file, "  ")
+
+
+def _contents(folder: Path, indent: str) -> Iterator[str]:
+    for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
+        if path.is_dir() and (path / "__init__.py").exists():
+            yield _entry(path, indent)
+            yield from _contents(path, f"{indent}  ")
+        elif path.suffix == ".py" and path.name != "__init__.py":
+            yield _entry(path, indent)
+
+
+def _entry(path: Path, indent: str) -> str:
+    """A line of the tree: the name, and what the docstring's first line says."""
+    source = path / "__init__.py" if path.is_dir() else path
+    said = (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").split("\n")[0]
+    name = f"{indent}{path.name}{'/' * path.is_dir()}"
+    return f"{name:<28} {said.rstrip('.')}".rstrip()
+
+
+ARCHITECTURE = "docs/explanations/architecture.md"
+PAGES = {
+    "docs/reference/commands.md": commands_page,
+    "docs/reference/config.md": config_page,
+    ARCHITECTURE: architecture_page,
+}
 
 
 def main() -> None:
-    """Writes both pages."""
+    """Writes the pages."""
     for name, page in PAGES.items():
-        (FOLDER / name).write_text(page(), encoding="utf-8")
+        (ROOT / name).write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
