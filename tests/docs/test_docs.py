@@ -326,10 +326,10 @@ def test_the_example_of_a_task(examples):
 def test_the_example_of_a_loss(examples):
     inner = tiny.transformer_objective()
     objective = examples["Penalised"](inner, 0.01)
-    state, batch = tiny.start(inner), tiny.sequences(0)
+    state, batch, sgd = tiny.start(inner), tiny.sequences(0), optax.sgd(1.0)
+    state = state.replace(opt_state=sgd.init(state.params))
     losses = []
     for one, parts in ((inner, 1), (objective, 1), (objective, 2)):
-        sgd = optax.sgd(1.0)
         step = jax.jit(make_step(one, sgd, optax.constant_schedule(1.0), seed=0, accumulate=parts))
         losses.append(step(state, batch)[1])
     squares = sum(float(np.sum(np.square(p))) for p in jax.tree.leaves(state.params))
@@ -342,6 +342,7 @@ def test_the_example_of_a_quantiser(examples):
     moving = tiny.codec_objective()
     fixed = examples["FixedCodebook"](moving.codec, global_batch=tiny.BATCH, revive_below=0.5)
     state, batch, sgd = tiny.start(moving), tiny.pictures(0), optax.sgd(0.1)
+    state = state.replace(opt_state=sgd.init(state.params))
     after = {}
     for name, objective in (("moving", moving), ("fixed", fixed)):
         step = jax.jit(make_step(objective, sgd, optax.constant_schedule(0.1), seed=0))
