@@ -54,7 +54,7 @@ def main() -> None:
     from cogview_jax.commands import evaluate_bundle
     from cogview_jax.commands.sample_inputs import Draws
     from cogview_jax.runtime.errors import InputError
-    from cogview_jax.sampling.filters import SamplingConfig
+    from cogview_jax.sampling.options import SamplingConfig
 
     if CANDIDATES.value != CANDIDATES.default and not RERANK_WITH.value:
         raise InputError("--candidates needs a bundle to choose by: --rerank_with BUNDLE")

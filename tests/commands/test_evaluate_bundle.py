@@ -14,7 +14,7 @@ from cogview_jax.evaluation.shapes_captions import captions_report
 from cogview_jax.evaluation.shapes_enlarged import enlarged_report
 from cogview_jax.evaluation.shapes_report import shapes_report
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.shapes.fresh import fresh_scenes
 from cogview_jax.tokenizers.text import TextTokenizer
 from command_runs import retold
