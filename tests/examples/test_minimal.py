@@ -12,7 +12,8 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer, for_decoding, unstack_layers
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import generate
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.filters import row_settings
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.codec import Codec, CodecConfig, decode_codes, encode_images
 from cogview_jax.tokenizers.layout import LayoutConfig, left_padded, make_layout
 from cogview_jax.tokenizers.quantiser import Codebook
@@ -242,11 +243,11 @@ def test_samples_are_those_of_the_cached_decoder(trained, monkeypatch, top_k, te
         tokens,
         valid,
         keys,
+        row_settings([SamplingConfig(temperature=temperature, top_k=top_k)] * 3),
         model=THEIRS,
         count=minimal.CELLS,
         first=0,
         last=minimal.CODES,
-        config=SamplingConfig(temperature=temperature, top_k=top_k),
     )
     monkeypatch.setattr(minimal, "TOP_K", top_k)
     sample = jax.jit(jax.vmap(MINE.sample, (None, 0, 0, 0)))
