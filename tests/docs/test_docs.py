@@ -22,6 +22,7 @@ import cogview_jax
 import tiny
 from cogview_jax.__main__ import COMMANDS
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.sampling.options import SamplingKeywords
 from cogview_jax.tokenizers import layout as layouts
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -220,6 +221,17 @@ def test_the_checks_of_commands_find_what_is_wrong():
 # ---- Python
 
 
+#: Without any part, but with all methods.
+MODEL = CogView()
+
+
+def parameters(called):
+    """The names of what a function takes, the keywords of sampling among them."""
+    found = inspect.signature(called).parameters
+    more = SamplingKeywords.__annotations__ if "keywords" in found else ()
+    return [*(name for name in found if name != "keywords"), *more]
+
+
 def complaints(code):
     """What a block of Python imports, or calls on a model that it loads, that does not exist."""
     tree, models = ast.parse(code), set()
@@ -238,20 +250,19 @@ def complaints(code):
             models |= {target.id for target in node.targets}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            owner = {"cogview_jax": cogview_jax, **dict.fromkeys(models, CogView)}.get(
-                node.value.id
-            )
-            if owner is not None and not hasattr(owner, node.attr):
+            owners = {"cogview_jax": cogview_jax, **dict.fromkeys(models, MODEL)}
+            owner = owners.get(node.value.id)
+            if owner is not None and node.attr not in dir(owner):
                 yield f"{node.value.id} has no {node.attr}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             method, holder = node.func.attr, ast.unparse(node.func.value)
-            if holder in models and hasattr(CogView, method):
-                called = getattr(CogView, method)
+            if holder in models and method in dir(MODEL):
+                called = getattr(MODEL, method)
             elif holder == "cogview_jax" and method in ("load", "SamplingConfig"):
                 called = getattr(cogview_jax, method)
             else:
                 continue
-            known = inspect.signature(called).parameters
+            known = parameters(called)
             yield from (f"{method} takes no {k.arg}" for k in node.keywords if k.arg not in known)
 
 
@@ -275,8 +286,10 @@ def test_python_of_the_reference_has_the_signatures_of_the_code():
     assert {"generate", "complete", "caption", "score", "super_resolve"} <= {m for m, _ in rows}
     for method, arguments in rows:
         named = [a.partition("=")[0] for a in arguments.split(", ") if a != "*"]
-        own = list(inspect.signature(getattr(CogView, method)).parameters)[1:]
-        assert named == own[: len(named)], method
+        own = parameters(getattr(MODEL, method))
+        assert set(named) <= set(own), method
+        positional = [a.partition("=")[0] for a in arguments.partition(", *")[0].split(", ")]
+        assert positional == own[: len(positional)], method
     fields = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", page, re.MULTILINE)
     assert {name: float(value) for name, value in fields} == vars(cogview_jax.SamplingConfig())
 
