@@ -137,9 +137,11 @@ def _sections(schema: type, path: str) -> Iterator[tuple[str, type]]:
 
 
 def _dataclasses(kind: Any) -> list[type]:
-    """The dataclasses that an annotation allows."""
+    """The dataclasses that an annotation allows: of a family of kinds, those of the package."""
     if dataclasses.is_dataclass(kind):
-        return [kind]
+        family = getattr(kind, "kinds", {}) if getattr(kind, "is_head", bool)() else {}
+        own = [one for one in family.values() if one.__module__.startswith("cogview_jax.")]
+        return own or [kind]
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return [one for each in typing.get_args(kind) for one in _dataclasses(each)]
     return []
@@ -182,9 +184,19 @@ def _documentation(kind: type) -> tuple[str, dict[str, str]]:
     """
     fields = [field for field in dataclasses.fields(kind) if field.init]
     meanings = {f.name: f.metadata["doc"] for f in fields if "doc" in f.metadata}
+    about, said = _of_docstring(kind, [field.name for field in fields])
+    for parent in kind.__mro__[1:]:  # what a family says of the settings that its kinds share
+        if dataclasses.is_dataclass(parent):
+            said = _of_docstring(parent, [field.name for field in fields])[1] | said
+    return about, said | meanings
+
+
+def _of_docstring(kind: type, fields: list[str]) -> tuple[str, dict[str, str]]:
+    """What stands before the first field in a docstring, and what it says of each field."""
+    meanings: dict[str, str] = {}
     text = " ".join(inspect.cleandoc(_own_docstring(kind)).split())
     text = re.sub(r"\bAttributes: ", "", text)
-    names = "|".join(sorted((re.escape(f.name) for f in fields), key=len, reverse=True))
+    names = "|".join(sorted(map(re.escape, fields), key=len, reverse=True))
     # A name, or several with commas, then a colon: at the start or after the end of a sentence.
     start = re.compile(rf"(?:^|(?<=[.;)] ))((?:{names})(?:, (?:{names}))*): ")
     matches = list(start.finditer(text)) if names else []
