@@ -211,7 +211,7 @@ def _of_docstring(kind: type, fields: list[str]) -> tuple[str, dict[str, str]]:
 def _sentence(text: str) -> str:
     """A meaning as a sentence, unless it begins with what it is about ("folder: ...")."""
     text = text.rstrip(";")
-    return text if re.match(r"[\w ]+: ", text) else text[:1].upper() + text[1:]
+    return text if re.match(r"\w+( \w+){0,2}: ", text) else text[:1].upper() + text[1:]
 
 
 def _own_docstring(kind: type) -> str:

@@ -388,6 +388,13 @@ def test_generated_pages_are_current():
         assert current, f"{name} is not what docs/reference/generate.py writes: run it"
 
 
+def test_every_setting_has_a_meaning():
+    page = (ROOT / "docs" / "reference" / "config.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (.*?) *\|$", page, re.MULTILINE)
+    assert len(rows) > 50
+    assert [name for name, meaning in rows if not meaning] == []
+
+
 def test_every_experiment_is_listed():
     folder = ROOT / "docs" / "experiments"
     listed = (folder / "README.md").read_text()
