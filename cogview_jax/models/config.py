@@ -12,7 +12,7 @@ ATTENTION = ("dense", "sparse")
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes and switches of a transformer; the defaults are the paper's model (4 billion parameters).
+    """Sizes and switches of a transformer; the defaults are those of the paper (4 billion).
 
     Attributes:
         layers: how many layers there are.
