@@ -1,9 +1,10 @@
-"""What the 4B model takes on the machines people have: the table of docs/scaling.md.
+"""What the 4B model takes on the machines people have: the table of docs/explanations/scaling.md.
 
     python -m bench.scaling
 
 Each row is a `train --dry_run` in a process of its own, since a process simulates one number of
-devices. Rewrites the tables in docs/scaling.md and writes bench/results/scaling.json; ten minutes.
+devices. Rewrites the tables in docs/explanations/scaling.md and writes bench/results/scaling.json;
+ten minutes.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from cogview_jax.tasks.experiment import Experiment, read_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "scaling.json"
-PAGE = ROOT / "docs" / "scaling.md"
+PAGE = ROOT / "docs" / "explanations" / "scaling.md"
 
 
 @dataclass(frozen=True)

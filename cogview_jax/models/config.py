@@ -12,23 +12,39 @@ ATTENTION = ("dense", "sparse")
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The defaults are the paper's 4-billion-parameter model.
+    """Sizes and switches of a transformer; the defaults are those of the paper (4 billion).
 
-    mlp_ratio: width of the MLP over the model's. dropout: of the embeddings and of what each branch
-    adds; attention_dropout: of attention's weights, None for the same. Where it is 0 and the device
-    has one, dense attention is a fused kernel (`models.fused_attention`). sandwich_ln,
-    pb_relax_norm, pb_relax_attention: the paper's stabilisers, each by itself; alpha belongs to the
-    last. embedding_gradient: share of the gradient that reaches the word embeddings through the
-    layers (1: all). init_deviation: of the normal that matrices and embeddings start from; 0.02 is
-    about 1 / sqrt(width) at the paper's width, and a narrow model wants more. sandwich_scale: what
-    the scale of the LayerNorm that closes a branch starts from; at 1 (the paper's) a new branch
-    outweighs the embeddings, which a short run has no time to mend. remat: what the backward pass
-    computes again instead of keeping it, see `models.remat`. unroll: layers compiled as one body of
-    the scan; all of them saves a small model copies. attention: "sparse" is the three-region form
-    (`models.sparse_attention`): a query sees its own block of `window` tokens, the window_blocks -
-    1 blocks before it, and of what lies further back the row's `pivots` tokens, all text among
-    them; the defaults are the paper's 768 and 768. compat: "official" computes as the released
-    PyTorch code does, for weights that were trained with it (see `official`).
+    Attributes:
+        layers: how many layers there are.
+        width: numbers of a token's vector.
+        heads: attention heads, which divide the width.
+        mlp_ratio: width of the MLP over the model's.
+        dropout: rate of dropout of the embeddings and of what each branch adds.
+        attention_dropout: rate of dropout of attention's weights; None for the same. Where it is 0
+            and the device has one, dense attention is a fused kernel (`kernels.fused_attention`).
+        sandwich_ln: a LayerNorm at both ends of each branch (Sandwich-LN), not at the first alone.
+        pb_relax_norm: LayerNorm divides by the largest value first (PB-relax).
+        pb_relax_attention: attention scores are divided by alpha before their product (PB-relax).
+        alpha: belongs to pb_relax_attention.
+        embedding_gradient: share of the gradient that reaches the word embeddings through the
+            layers; 1 for all.
+        epsilon: added to the variance in LayerNorm.
+        init_deviation: standard deviation of the normal that matrices and embeddings start from.
+            0.02 is about 1 / sqrt(width) at the paper's width; a narrow model wants more.
+        sandwich_scale: start of the scale of the LayerNorm that closes a branch. At 1, the paper's,
+            a new branch outweighs the embeddings, which a short run has no time to mend.
+        remat: what the backward pass computes again instead of keeping it: "none", "dots",
+            "save-attention" or "full" (`models.remat`).
+        unroll: layers per scan iteration (`nn.scan(unroll=...)`); unrolling all of them avoids
+            parameter copies in small models.
+        compat: "official" computes as the released PyTorch code does, for weights that were trained
+            with it (see `official`).
+        attention: "dense", or "sparse" for the three-region form (`models.sparse_attention`): a
+            query sees its own block of `window` tokens, the window_blocks - 1 blocks before it, and
+            of what lies further back the row's pivots.
+        window: tokens of a block of sparse attention.
+        window_blocks: blocks of the window of sparse attention, a query's own among them.
+        pivots: pivots of a row in sparse attention, all text among them.
     """
 
     layers: int = 48

@@ -2,8 +2,8 @@
 
 The random bits of dropout need no more than to look independent. `jax.random` has them from a
 cipher, at some hundred instructions each; on a CPU the weights of attention then take ten times as
-long to drop (bench/RESULTS.md). Here bit i of a mask is a hash of i and the key: the same on any
-mesh and any number of devices, and on every backend.
+long to drop (docs/experiments/2026-11-26_training_4b_h200.md). Here bit i of a mask is a hash of i
+and the key: the same on any mesh and any number of devices, and on every backend.
 """
 
 import jax

@@ -7,8 +7,8 @@ from cogview_jax.runtime.errors import InputError
 #: Pictures of one job or call: what is listed of so many takes about a gigabyte of memory. The
 #: paper's largest evaluation is 60 candidates for each of 30,000 captions, two such jobs.
 MOST_PICTURES = 1_000_000
-#: Rows of one batch: 64 times the number from which on more gain little (bench/RESULTS.md). Logits
-#: and caches of so many are gigabytes even of a small model.
+#: Rows of one batch: 64 times the number from which on more gain little (docs/benchmarks.md).
+#: Logits and caches of so many are gigabytes even of a small model.
 MOST_ROWS = 4096
 #: Candidates of a window, and rounds of back-projection: far more than gain anything.
 MOST_CANDIDATES, MOST_ROUNDS = 1024, 1024

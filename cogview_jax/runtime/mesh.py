@@ -18,8 +18,10 @@ from cogview_jax.runtime.sharding import spec
 class MeshConfig:
     """Sizes of the mesh axes; one may be -1: all devices that the others leave.
 
-    data: copies of the model, each with a part of the batch. fsdp: the batch and the parameters are
-    both split. tensor: heads, MLP and vocabulary are split within a layer.
+    Attributes:
+        data: copies of the model, each with a part of the batch.
+        fsdp: the batch and the parameters are both split.
+        tensor: heads, MLP and vocabulary are split within a layer.
     """
 
     data: int = -1

@@ -22,12 +22,19 @@ from cogview_jax.training.profiler import ProfileConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and in what portions.
+    """How long a run is, and in what portions it computes, reports and saves.
 
-    accumulate: into how many parts a batch is cut, one after the other on the device.
-    sample_every: steps between drawings into samples/, 0 for none. keep: how many of the newest
-    checkpoints stay; besides those every keep_every-th step (0: none) and the keep_best with the
-    lowest best_metric, a name in metrics.jsonl.
+    Attributes:
+        steps: how many steps the run has.
+        global_batch: rows of a step, over all devices and hosts.
+        accumulate: into how many parts a batch is cut, which a device computes one after another.
+        log_every: steps between two lines of metrics.
+        checkpoint_every: steps between two checkpoints.
+        sample_every: steps between two samples in samples/; 0 for none.
+        keep: how many of the newest checkpoints are kept.
+        keep_every: checkpoints of every so many steps are kept for good; 0 for none.
+        keep_best: how many checkpoints with the lowest `best_metric` are kept.
+        best_metric: a name in metrics.jsonl.
     """
 
     steps: int
@@ -54,10 +61,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class PictureData:
-    """Pictures for the image tokenizer.
+    """Images for the image tokenizer.
 
-    smallest_crop, flip: augmentation, see `SquareView`. max_skipped: the share of records that may
-    be unreadable.
+    Attributes:
+        source: where they come from.
+        smallest_crop: 1 takes the central square of an image; a smaller share takes random squares
+            whose side is between this share and the whole of the shorter side.
+        flip: mirror half of the images. Off by default, since captions say left and right.
+        max_skipped: the share of records that may be unreadable.
     """
 
     source: SourceConfig
@@ -72,7 +83,14 @@ class PictureData:
 
 @dataclass(frozen=True)
 class CodecLoss:
-    """See `CodecObjective`."""
+    """The loss of an image tokenizer, and how its codebook moves; see `CodecObjective`.
+
+    Attributes:
+        commitment: weight of the squared distance between the encoder's vectors and their codes.
+        decay: of the codebook's moving averages.
+        revive_below: a code that is used less than this share of the mean use is moved onto a
+            vector of the batch.
+    """
 
     commitment: float = 0.25
     decay: float = 0.99
@@ -85,7 +103,22 @@ class CodecLoss:
 
 @dataclass(frozen=True)
 class CodecExperiment:
-    """Stage 1: an image tokenizer from pictures."""
+    """Stage 1: an image tokenizer from images.
+
+    Attributes:
+        stage: says that this is an image tokenizer.
+        train: steps, batch, checkpoints.
+        data: the images.
+        model: sizes of the image tokenizer.
+        optimizer: rate, schedule, decay.
+        loss: weights of the loss.
+        mesh: how devices are divided.
+        precision: types of the arithmetic: float32, bfloat16, float16 or float16_pure.
+        loss_scale: used only with float16 policies.
+        profile: which steps are profiled.
+        seed: of all random numbers of the run, 0 to 2^32 - 1.
+        init_from: the bundle whose image tokenizer training starts from; empty for none.
+    """
 
     stage: Literal["image_tokenizer"]
     train: TrainConfig
@@ -110,14 +143,22 @@ class CodecExperiment:
 class TokenData:
     """Where a transformer's tokens come from, and how `prepare` makes them.
 
-    store: the token store; empty is WORKDIR/tokens. A file is a compact binary of the release
-    (`data.compact_binary`), trained on as it is with the two tokenizers named here. source: the
-    captioned pictures. image_tokenizer: the bundle whose codec reads them. text_tokenizer: a
-    SentencePiece model; empty trains one, as `text` says, on the captions of the first
-    `text_records` records. picture_grid: rows and columns of the codes of whole pictures, of the
-    larger one where there are two, if training is to cut windows of layout.grid out of them; 0
-    where pictures are of layout.grid. encode_precision: of the codec's encoder, whatever the
-    training's precision is; another one finds other codes.
+    Attributes:
+        source: the captioned images.
+        store: the token store; empty for WORKDIR/tokens. A file is a compact binary of the CogView
+            release, which is trained on as it is, with the two tokenizers named here.
+        image_tokenizer: the bundle whose image tokenizer encodes the images.
+        text_tokenizer: a SentencePiece model; empty trains one, as `text` says.
+        text: how a text tokenizer is trained.
+        text_records: it is trained on the captions of the first so many records.
+        encode_batch: images encoded at a time.
+        encode_precision: type of the encoder's arithmetic, whatever the precision of training;
+            another type finds other codes.
+        picture_grid: rows and columns of the codes of a whole image (of the larger one where a
+            record has two), if training cuts random windows of `layout.grid` out of it; 0 where
+            images have `layout.grid`.
+        shard_size: records of a shard of the store.
+        max_skipped: the share of records that may be unreadable or without a caption.
     """
 
     source: SourceConfig
@@ -148,12 +189,27 @@ class TokenData:
 class TransformerExperiment:
     """Stage 2: a transformer over captions and codes.
 
-    text_weight: what a text token weighs in the loss, an image token being 1. prompt_weight: what
-    tokens before the sequence's last part weigh beside those from there on; with 0 only what
-    sampling draws is learned. drop_captions: the share of rows whose text is left out, so that
-    guidance has something to compare with. code_embeddings: what those of the image codes start
-    from in a run without init_from: "normal", as all others do, or "codec", its own vectors
-    (`models.code_embeddings`).
+    Attributes:
+        stage: says that this is a transformer.
+        train: steps, batch, checkpoints.
+        data: the captioned images and their token store.
+        model: sizes and switches of the transformer.
+        vocabulary: how many codes and text pieces there are.
+        layout: the task, and the sizes of its sequence.
+        optimizer: rate, schedule, decay.
+        text_weight: weight of a text token in the loss; an image token has 1.
+        prompt_weight: weight of the tokens before the last part of the sequence; those from there
+            on have 1. With 0, only what is sampled later is learned.
+        drop_captions: the share of rows whose text is left out, so that guidance has something to
+            compare with.
+        code_embeddings: what the embeddings of image codes start from in a run without init_from:
+            "normal", as all others do, or "codec", the image tokenizer's own vectors.
+        mesh: how devices are divided.
+        precision: types of the arithmetic: float32, bfloat16, float16 or float16_pure.
+        loss_scale: used only with float16 policies.
+        profile: which steps are profiled.
+        seed: of all random numbers of the run, 0 to 2^32 - 1.
+        init_from: the bundle whose transformer training starts from; empty for none.
     """
 
     stage: Literal["transformer"]

@@ -29,8 +29,15 @@ LARGEST_IMAGE = 1 << 14
 class CodecConfig:
     """Sizes of an image tokenizer; the defaults are the paper's.
 
-    channels: one number, or one a level from the pixels inwards. mean, deviation: of the pixels in
-    [0, 1], by channel.
+    Attributes:
+        image_size: height and width of an image in pixels.
+        downsampling: pixels along a side of a code, a power of two.
+        channels: of the convolutions: one number, or one for each halving from the pixels inwards.
+        residual_blocks: residual blocks at the code grid, in encoder and decoder.
+        codebook: how many codes there are.
+        code_width: numbers of a code's vector.
+        mean: of the pixels in [0, 1], by channel.
+        deviation: standard deviation of the pixels in [0, 1], by channel.
     """
 
     image_size: int = 256

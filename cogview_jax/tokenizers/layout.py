@@ -208,8 +208,10 @@ def left_padded(rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np
 class LayoutConfig:
     """What a config says of its layout.
 
-    text_length: pieces of the longest text; 0 for super-resolution from the picture alone. grid:
-    rows and columns of the code grid; of the larger one where there are two.
+    Attributes:
+        task: text_to_image, caption or super_resolution.
+        text_length: pieces of the longest text; 0 for super-resolution from the image alone.
+        grid: rows and columns of the code grid; of the larger one where there are two.
     """
 
     task: str = "text_to_image"

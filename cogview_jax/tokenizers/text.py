@@ -26,12 +26,14 @@ MODEL_LIMIT = 256 << 20
 class TextConfig:
     """How to train a text tokenizer.
 
-    pieces: at most this many; small data gives fewer. algorithm: "unigram" for natural text; "bpe"
-    merges by frequency, which keeps the words of formulaic captions apart where unigram makes
-    pieces of whole phrases. character_coverage: of the characters in the captions, the share with a
-    piece. byte_fallback: every other character is written in bytes, for which 256 pieces are set
-    aside, and any text can be told from its pieces; without it all of them are one and the same
-    unknown piece.
+    Attributes:
+        pieces: at most this many; small data gives fewer.
+        algorithm: "unigram" for natural text; "bpe" merges by frequency, which keeps the words of
+            formulaic captions apart where unigram makes pieces of whole phrases.
+        character_coverage: of the characters in the captions, the share that gets a piece.
+        byte_fallback: every other character is written in bytes, for which 256 pieces are set
+            aside, so that any text can be told from its pieces. Without it all of them are one and
+            the same unknown piece.
     """
 
     pieces: int = 50_000

@@ -20,9 +20,12 @@ COMMANDS = (
 class Vocabulary:
     """Ids: image codes, then text pieces, then the 27 commands, padded to a multiple of 128.
 
-    codes and text are capacities: a text tokenizer with fewer pieces leaves ids unused. The padding
-    does not depend on the mesh, so a checkpoint has the same shapes on any number of devices. The
-    paper's: 8192 + 50000 + 27 -> 58240.
+    The padding does not depend on the mesh, so a checkpoint has the same shapes on any number of
+    devices. The paper's: 8192 + 50000 + 27 -> 58240.
+
+    Attributes:
+        codes: how many image codes there are.
+        text: room for text pieces; a text tokenizer with fewer leaves ids unused.
     """
 
     codes: int = 8192

@@ -20,13 +20,17 @@ FACTOR = 2.0
 
 @dataclass(frozen=True)
 class LossScaleConfig:
-    """For precisions that need a loss scale; others take no notice of it.
+    """The dynamic loss scale; used only with float16 policies.
 
-    initial: the scale before the first step (the release starts from 2^32, which costs about twenty
-    skipped steps). window: steps without overflow after which it doubles. minimum: the floor.
-    hysteresis: how many overflows it takes until the scale falls; used up until the scale next
-    rises, or, with `consecutive_hysteresis`, until a step without overflow. patience: a run stops
-    that has overflowed in so many steps with its scale at the floor.
+    Attributes:
+        initial: the scale before the first step (the release starts from 2^32, which costs about
+            twenty skipped steps).
+        window: steps without overflow after which the scale doubles.
+        minimum: the floor of the scale.
+        hysteresis: how many overflows it takes until the scale falls. They are counted until the
+            scale next rises.
+        consecutive_hysteresis: count overflows only until the next step without one.
+        patience: a run stops that has overflowed in so many steps with its scale at the floor.
     """
 
     initial: float = 65536.0

@@ -18,11 +18,18 @@ UNDECAYED = ("scale", "bias")
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The defaults are the paper's (stage 2).
+    """AdamW; the defaults are the paper's (stage 2).
 
-    schedule: how the rate falls, see `schedule`. warmup: share of the steps over which the rate
-    rises linearly from 0. floor: the rate at the end of a cosine, as a share of the peak `lr`.
-    clip: largest norm of the whole gradient.
+    Attributes:
+        lr: the peak learning rate.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: added to the root of the second moment.
+        weight_decay: of all parameters but biases and the scales of LayerNorm.
+        warmup: share of the steps over which the rate rises linearly from 0.
+        floor: the rate at the end of a cosine, as a share of the peak `lr`.
+        clip: largest norm of the whole gradient.
+        schedule: how the rate falls: a name in `SCHEDULES`.
     """
 
     lr: float = 3e-4

@@ -11,9 +11,12 @@ from cogview_jax.runtime.config import require_range
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """Which steps are profiled: `steps` of them (0: none), from the one after `after` steps.
+    """Which steps are profiled. The first step of a start compiles.
 
-    The first step of a start compiles; `after` counts from the beginning of the run.
+    Attributes:
+        after: the first profiled step comes after so many steps, counted from the beginning of the
+            run.
+        steps: how many steps are profiled; 0 for none.
     """
 
     after: int = 10

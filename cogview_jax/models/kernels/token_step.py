@@ -45,7 +45,7 @@ class Tiles(NamedTuple):
     stages: int
 
 
-#: Of a block's four products; chosen on an H200 (bench/RESULTS.md).
+#: Of a block's four products; chosen on an H200: docs/experiments/2026-11-27_decoding_4b_h200.md.
 TILES = {
     "qkv": Tiles(64, 2, 64, 4, 6),
     "out": Tiles(64, 4, 128, 4, 4),
