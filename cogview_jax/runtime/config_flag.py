@@ -22,7 +22,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_dict, config_flags
@@ -126,9 +126,20 @@ def load_config(spec: str) -> ConfigDict:
     return config
 
 
+class Filled(NamedTuple):
+    """What `fill` did, in dotted names.
+
+    missing: settings without a default that the file lacks; they are there as None. dropped: what
+    the file says of a kind that an override has exchanged.
+    """
+
+    missing: list[str]
+    dropped: list[str]
+
+
 def fill(
     config: ConfigDict, schema: type, overrides: Mapping[str, str] | None = None, prefix: str = ""
-) -> list[str]:
+) -> Filled:
     """Adds to `config` every setting of a dataclass that it lacks, with its default.
 
     Settings of the file stay as they are, references included, but get the type that the dataclass
@@ -144,22 +155,23 @@ def fill(
         overrides: text by dotted name, as on the command line.
         prefix: the place of `config` in the whole, with a dot at its end.
 
-    Returns:
-        The settings without a default that the file lacks; they are there as None.
-
     Raises:
         InputError: there is no such kind.
     """
-    hints, missing = typing.get_type_hints(schema), []
+    hints, done = typing.get_type_hints(schema), Filled([], [])
     for field in dataclasses.fields(schema):
         name, kind, place = field.name, hints[field.name], f"{prefix}{field.name}"
         if dataclasses.is_dataclass(kind):
             if issubclass(kind, Tagged) and kind.is_head():
-                kind = _kind(config, name, kind, (overrides or {}).get(f"{place}.kind"), place)
+                override = (overrides or {}).get(f"{place}.kind")
+                kind, dropped = _kind(config, name, kind, override, place)
+                done.dropped.extend(f"{place}.{key}" for key in dropped)
             if kind is not None and name not in config:
                 config[name] = ConfigDict()
             if kind is not None and isinstance(config[name], ConfigDict):
-                missing += fill(config[name], kind, overrides, f"{place}.")
+                within = fill(config[name], kind, overrides, f"{place}.")
+                done.missing.extend(within.missing)
+                done.dropped.extend(within.dropped)
         elif name in config:
             _retype(config, name, kind)
         elif field.default_factory is not dataclasses.MISSING:
@@ -169,24 +181,30 @@ def fill(
             _retype(config, name, kind)
         else:
             config[name] = config_dict.placeholder(_type(kind))
-            missing.append(place)
-    return missing
+            done.missing.append(place)
+    return done
 
 
 def _kind(
     config: ConfigDict, name: str, family: type[Tagged], override: str | None, place: str
-) -> type | None:
-    """The kind of section `config.NAME`, which gets the overridden one; None if it has none."""
-    section = config.get(name, ConfigDict())
+) -> tuple[type | None, set[str]]:
+    """The kind of section `config.NAME`, which gets the overridden one, and what that drops.
+
+    The kind is None where neither the file nor an override says it.
+    """
+    section, dropped = config.get(name, ConfigDict()), set()
     if not isinstance(section, ConfigDict):
-        return None
+        return None, dropped
     if override is not None and override != section.get("kind"):
         family.of_kind(override, f"config.{place}")
-        for key in family.unshared() & set(section):
+        dropped = family.unshared() & set(section)
+        for key in dropped:
             del section[key]
         section.kind = override
         config[name] = section
-    return family.of_kind(section.kind, f"config.{place}") if "kind" in section else None
+    if "kind" not in section:
+        return None, dropped
+    return family.of_kind(section.kind, f"config.{place}"), dropped
 
 
 def _retype(config: ConfigDict, name: str, kind: Any) -> None:
@@ -198,13 +216,16 @@ def _retype(config: ConfigDict, name: str, kind: Any) -> None:
             # In place, since other settings may share it; the library has no other way.
             reference._field_type = wanted
         return
-    with config.ignore_type():
-        if wanted is object:
-            config[name] = FieldReference(value, field_type=object)
-        elif wanted is float and type(value) is int:
-            config[name] = float(value)
-        elif wanted is tuple and isinstance(value, list):
-            config[name] = tuple(value)
+    if wanted is object:
+        value = FieldReference(value, field_type=object)
+    elif wanted is float and type(value) is int:
+        value = float(value)
+    elif wanted is tuple and isinstance(value, list):
+        value = tuple(value)
+    else:
+        return
+    del config[name]  # or the new value would be of the old one's type
+    config[name] = value
 
 
 def _type(kind: Any) -> type:
@@ -292,10 +313,11 @@ class _ConfigParser(flags.ArgumentParser):
         config, arguments = load_config(argument), sys.argv[1:]
         self.written = frozenset(key for key, _ in _flat(config))
         overrides = _overrides(self.name, arguments)
-        missing = fill(config, self.schema(config), overrides) if self.schema else []
+        filled = fill(config, self.schema(config), overrides) if self.schema else Filled([], [])
+        self.written -= set(filled.dropped)
         # Here, because the library's own look-up of an unknown setting ends in a bare KeyError.
         check_overrides(self.name, config, argument, arguments)
-        for place in missing:
+        for place in filled.missing:
             if place not in overrides:  # for the command to complain of
                 *sections, key = place.split(".")
                 del functools.reduce(operator.getitem, sections, config)[key]
