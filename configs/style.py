@@ -6,8 +6,8 @@
     python -m cogview_jax.sample --bundle runs/oil/bundle --task text_to_image \\
         --prompt "A lion of oil painting style" --out lions
 
-The paper (Style Learning) takes 1,000 images for each of four styles, the variants `chinese`, `oil`,
-`sketch` and `cartoon`, learns a model for each with the text "An image of {style} style", and
+The paper (Style Learning) takes 1,000 images of each of four styles, the variants `chinese`, `oil`,
+`sketch` and `cartoon`, trains one model a style with the text "An image of {style} style", and
 samples with "A {object} of {style} style". Rate, batch and steps are our choice. Another style:
 `--config.data.source.caption="An image of pixel art style"`.
 """

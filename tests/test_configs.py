@@ -66,7 +66,7 @@ def flat(tree, prefix=""):
 
 
 def test_every_setting_can_be_overridden(spec, experiment):
-    """Filled with the defaults, a config has the keys of the contract, and all of its experiment."""
+    """Filled, a config has the keys of the contract and every setting of its experiment."""
     config = load_config(spec)
     assert fill(config, experiment_type(config)) == ([], [])
     assert flat(config) == flat(dataclasses.asdict(experiment))

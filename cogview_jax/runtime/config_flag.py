@@ -1,11 +1,11 @@
 """The flag `--config FILE.py[:variant]`, or `--config NAME` of a shipped one, and its overrides.
 
 A config file holds `get_config()`, or `get_config(variant)` where it describes several experiments,
-and returns a `ConfigDict` of what differs from the defaults. `fill` adds the other settings from the
-dataclass that the command names, so that any of them can be overridden. Loading is ours rather than
-ml_collections' own, so that each mistake in a file, a variant or an override is one line that names
-it; parsing and applying the overrides is theirs (`ml_collections.config_flags`). Overrides are
-applied after `get_config` returns: a value computed from another one follows it only through a
+and returns a `ConfigDict` of what differs from the defaults. `fill` adds the other settings from
+the dataclass that the command names, so that any of them can be overridden. Loading is ours rather
+than ml_collections' own, so that each mistake in a file, a variant or an override is one line that
+names it; parsing and applying the overrides is theirs (`ml_collections.config_flags`). Overrides
+are applied after `get_config` returns: a value computed from another one follows it only through a
 `FieldReference`.
 """
 

@@ -71,7 +71,8 @@ class Workdir:
         except InputError as error:
             raise InputError(f"{self.config} is of another program or version: {error}") from error
         there, here = dict(_flat(found)), dict(_flat(_resolved(experiment)))
-        for name in sorted({*there, *here} - set(RESUMABLE)):
+        names = sorted({*there, *here} - set(RESUMABLE))
+        for name in sorted(names, key=lambda name: not name.endswith(".kind")):  # says the most
             if there.get(name) != here.get(name):
                 raise InputError(
                     f"{self.path} holds a run with {name} = {there.get(name)!r}, but the config"

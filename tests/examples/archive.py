@@ -2,12 +2,12 @@
 
 import zipfile
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Literal
 
 from cogview_jax.data.images import decode_image
 from cogview_jax.data.records import Record, clean_captions
 from cogview_jax.data.sources.source import Source, SourceConfig
+from cogview_jax.runtime.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,8 @@ class Archive(SourceConfig):
     path: str = ""
 
     def open(self) -> Source[Record]:
+        if not zipfile.is_zipfile(self.path):
+            raise InputError(f"data.source.path = {self.path!r}: expected a ZIP file")
         return ArchiveSource(zipfile.ZipFile(self.path), self)
 
 
@@ -33,6 +35,6 @@ class ArchiveSource:
 
     def __getitem__(self, i: int) -> Record:
         key, config = self._names[i], self._config
-        captions = clean_captions([PurePosixPath(key).stem], key, required=config.require_captions)
+        captions = clean_captions([key.rpartition(".")[0]], key, required=config.require_captions)
         image = decode_image(self._archive.read(key), key, max_pixels=config.max_pixels)
         return Record(key, image, captions)

@@ -177,6 +177,26 @@ def test_a_store_that_was_begun_before_plans_said_so_is_finished(
     assert "device_kind" not in TokenStore(store).manifest["plan"]
 
 
+def test_a_store_of_before_kinds_of_sources_had_their_own_settings_is_finished(
+    chain, experiment, tmp_path
+):
+    former = {
+        **{"kind": "folder", "path": str(chain.pictures), "name": "", "split": "train"},
+        **{"image_key": "image", "caption_keys": [], "require_captions": True, "size": 32},
+        **{"train_count": 20_000, "held_out_count": 500, "seed": 0},  # and no max_pixels
+    }
+    store = begun(chain, tmp_path, source=former)
+    for change in ({"caption": "a wall"}, {"max_pixels": 99}):
+        source = dataclasses.replace(experiment().data.source, **change)
+        with pytest.raises(InputError, match="made from something else: source was"):
+            prepare(experiment(source=source), store)
+    prepare(experiment(), store)
+    name = "tokens-00003.array_record"
+    assert (store / name).read_bytes() == (chain.store / name).read_bytes()
+    assert TokenStore(store).manifest["plan"]["source"] == former
+    prepare(experiment(), store)  # finds it finished
+
+
 def test_a_store_made_otherwise_is_refused(chain, experiment, tmp_path):
     store = shutil.copytree(chain.store, tmp_path / "tokens")
     # Other text settings would leave another text tokenizer, which the copy has not.
