@@ -110,14 +110,6 @@ def test_tokenizers_of_other_sizes_are_refused(experiment, tmp_path, section, ch
     assert not (tmp_path / "tokens").exists()
 
 
-def test_a_store_of_before_the_limit_of_pixels_fits(chain, experiment):
-    plan = json.loads((chain.store / "plan.json").read_text())
-    assert "max_pixels" not in plan["source"]
-    source = experiment().data.source
-    with pytest.raises(InputError, match="max_pixels"):
-        prepare(experiment(source=dataclasses.replace(source, max_pixels=100)), chain.store)
-
-
 def test_captions_that_cannot_be_read_are_said(experiment, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
     (tmp_path / "captions.jsonl").write_text('{"file": "1.png", "text": "no caption"}\n')
@@ -177,7 +169,7 @@ def test_a_store_that_was_begun_before_plans_said_so_is_finished(
     assert "device_kind" not in TokenStore(store).manifest["plan"]
 
 
-def test_a_store_of_before_kinds_of_sources_had_their_own_settings_is_finished(
+def test_a_store_of_before_limits_of_pixels_and_settings_of_a_kind_is_finished(
     chain, experiment, tmp_path
 ):
     former = {
