@@ -42,94 +42,45 @@ def get_config(variant: str) -> ConfigDict:
         raise ValueError(f"variant {variant!r}: choose from {', '.join(VARIANTS)}")
     wide = variant.endswith(WIDE)
     sandwich_ln, pb_relax_norm, pb_relax_attention = SWITCHES[variant.removesuffix(WIDE)]
-    config = ConfigDict()
-    config.stage = "transformer"
-    config.seed = 0
-    config.precision = "float16_pure"
-    config.init_from = ""
-
-    config.train = ConfigDict()
-    config.train.steps = 150
-    config.train.global_batch = 16 if wide else 4
-    config.train.accumulate = 1
-    config.train.log_every = 10
-    config.train.checkpoint_every = 150
-    config.train.keep = 1
-    config.train.keep_every = 0
-    config.train.keep_best = 0
-    config.train.best_metric = "loss"
-    config.train.sample_every = 0
-
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.profile = ConfigDict({"after": 10, "steps": 0})
-
-    config.optimizer = ConfigDict()
-    # What a step adds to a product grows with width x rate: the same product for both widths.
-    config.optimizer.lr = 0.01 if wide else 0.08
-    config.optimizer.beta1 = 0.9
-    config.optimizer.beta2 = 0.95
-    config.optimizer.weight_decay = 4e-2
-    config.optimizer.warmup = 0.1
-    config.optimizer.floor = 0.1
-    config.optimizer.schedule = "cosine"
-    config.optimizer.clip = 1.0
-
-    # Few skipped steps before the first, and few after the last: a dead run soon sits at the floor.
-    config.loss_scale = ConfigDict()
-    config.loss_scale.initial = 4096.0
-    config.loss_scale.window = 50
-    config.loss_scale.minimum = 1.0
-    config.loss_scale.hysteresis = 1
-    config.loss_scale.consecutive_hysteresis = False
-    config.loss_scale.patience = 5
-
-    config.vocabulary = ConfigDict({"codes": 512, "text": 512})
-    config.layout = ConfigDict({"task": "text_to_image", "text_length": 13, "grid": 8})
-    config.text_weight = 1.0
-    config.prompt_weight = 1.0
-    config.drop_captions = 0.0
-    config.code_embeddings = "normal"
-
-    config.model = ConfigDict()
-    config.model.layers = 64
-    config.model.width = 1024 if wide else 128
-    # Of 64, as the paper's are.
-    config.model.heads = 16 if wide else 2
-    config.model.mlp_ratio = 4
-    config.model.dropout = 0.0
-    config.model.sandwich_ln = sandwich_ln
-    config.model.pb_relax_norm = pb_relax_norm
-    config.model.pb_relax_attention = pb_relax_attention
-    config.model.alpha = 32.0
-    config.model.embedding_gradient = 0.1
-    config.model.epsilon = 1e-5
-    # About 1 / sqrt(width).
-    config.model.init_deviation = 0.03 if wide else 0.09
-    config.model.sandwich_scale = 1.0
-    config.model.remat = "none"
-    config.model.unroll = 1
-
-    config.data = ConfigDict()
-    config.data.store = ""
-    config.data.image_tokenizer = "runs/stability/codec/bundle"
-    config.data.text_tokenizer = ""
-    config.data.text = ConfigDict()
-    config.data.text.pieces = 512
-    config.data.text.algorithm = "bpe"
-    config.data.text.character_coverage = 1.0
-    config.data.text.byte_fallback = True
-    config.data.text_records = 4000
-    config.data.encode_batch = 64
-    config.data.encode_precision = "float32"
-    config.data.picture_grid = 0
-    config.data.shard_size = 2000
-    config.data.max_skipped = 0.05
-    config.data.source = ConfigDict()
-    config.data.source.kind = "shapes"
-    config.data.source.path = "runs/stability/data"
-    config.data.source.max_pixels = 100_000_000
-    config.data.source.split = "train"
-    config.data.source.size = 32
-    config.data.source.train_count = 2000
-    config.data.source.seed = 0
-    return config
+    return ConfigDict(
+        {
+            "stage": "transformer",
+            "precision": "float16_pure",
+            "train": {
+                "steps": 150,
+                "global_batch": 16 if wide else 4,
+                "checkpoint_every": 150,
+                "keep": 1,
+            },
+            # What a step adds to a product grows with width x rate: the same product for both.
+            "optimizer": {"lr": 0.01 if wide else 0.08, "warmup": 0.1},
+            # Few skipped steps before the first, few after the last: a dead run soon is at the
+            # floor.
+            "loss_scale": {"initial": 4096.0, "window": 50, "hysteresis": 1, "patience": 5},
+            "vocabulary": {"codes": 512, "text": 512},
+            "layout": {"text_length": 13, "grid": 8},
+            "model": {
+                "layers": 64,
+                "width": 1024 if wide else 128,
+                "heads": 16 if wide else 2,  # heads of width 64, as the paper's are
+                "dropout": 0.0,
+                "sandwich_ln": sandwich_ln,
+                "pb_relax_norm": pb_relax_norm,
+                "pb_relax_attention": pb_relax_attention,
+                "init_deviation": 0.03 if wide else 0.09,  # about 1 / sqrt(width)
+                "remat": "none",
+            },
+            "data": {
+                "image_tokenizer": "runs/stability/codec/bundle",
+                "text": {"pieces": 512, "algorithm": "bpe", "character_coverage": 1.0},
+                "text_records": 4000,
+                "shard_size": 2000,
+                "source": {
+                    "kind": "shapes",
+                    "path": "runs/stability/data",
+                    "size": 32,
+                    "train_count": 2000,
+                },
+            },
+        }
+    )

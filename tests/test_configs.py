@@ -1,6 +1,8 @@
-"""Every experiment in configs/: readable, complete, buildable, and light to import."""
+"""Every experiment in configs/: readable, short, buildable, and light to import."""
 
+import dataclasses
 import functools
+import os
 import re
 import runpy
 import subprocess
@@ -12,9 +14,13 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from cogview_jax.runtime.config_flag import load_config
+from cogview_jax.runtime.config_flag import fill, load_config
 from cogview_jax.runtime.precision import policy
-from cogview_jax.tasks.experiment import TransformerExperiment, read_experiment
+from cogview_jax.tasks.experiment import (
+    TransformerExperiment,
+    experiment_type,
+    read_experiment,
+)
 from cogview_jax.tasks.training import check_batch, make_job
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import make_layout
@@ -49,11 +55,162 @@ def experiment(spec):
     return read_experiment(load_config(spec))
 
 
-def test_the_keys_of_the_contract_are_there(spec):
+def flat(tree, prefix=""):
+    """{dotted name: value} of every setting."""
+    found = {}
+    for name in tree:
+        whole = f"{prefix}{name}"
+        section = hasattr(tree[name], "keys")
+        found |= flat(tree[name], f"{whole}.") if section else {whole: tree[name]}
+    return found
+
+
+def test_every_setting_can_be_overridden(spec, experiment):
+    """Filled, a config has the keys of the contract and every setting of its experiment."""
     config = load_config(spec)
+    assert fill(config, experiment_type(config)) == ([], [])
+    assert flat(config) == flat(dataclasses.asdict(experiment))
     for key in KEYS:
         *sections, name = key.split(".")
         assert name in functools.reduce(getitem, sections, config), key
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_file_names_what_it_changes(file):
+    """No setting has the default in every variant, unless the file builds upon another one."""
+    needless, by_hand = {}, "cogview_jax.configs import" not in file.read_text()
+    for spec in specs(file):
+        config = load_config(spec)
+        plain = type(config)({"stage": config.stage})
+        plain.data = {"source": {"kind": config.data.source.kind}}
+        fill(plain, experiment_type(plain))
+        default = flat(plain)
+        for key, value in flat(config).items():
+            if key not in ("stage", "data.source.kind"):
+                needless[key] = needless.get(key, True) and default[key] == value
+    assert not by_hand or [key for key, is_needless in needless.items() if is_needless] == []
+
+
+def sections_of(experiment, names):
+    """The values of some sections of an experiment, by dotted name."""
+    settings = flat(dataclasses.asdict(experiment))
+    return {key: value for key, value in settings.items() if key.startswith(names)}
+
+
+def test_the_paper_is_what_the_defaults_and_the_file_say_together(root):
+    """The settings of stage 2 in the paper's own numbers, and of the release where it has none."""
+    paper = read_experiment(load_config("cogview_4b"))
+    sizes = {"layers": 48, "width": 2560, "heads": 40, "mlp_ratio": 4, "dropout": 0.1}
+    stability = {"sandwich_ln": True, "pb_relax_norm": True, "pb_relax_attention": True}
+    stability |= {"alpha": 32.0, "embedding_gradient": 0.1, "sandwich_scale": 1.0}
+    rest = {"attention_dropout": 0.1, "epsilon": 1e-5, "init_deviation": 0.02, "compat": "none"}
+    sparse = {"attention": "dense", "window": 128, "window_blocks": 6, "pivots": 768}
+    machine = {"remat": "full", "unroll": 1}
+    assert dataclasses.asdict(paper.model) == sizes | stability | rest | sparse | machine
+    assert dataclasses.asdict(paper.optimizer) == {
+        **{"lr": 3e-4, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 4e-2},
+        **{"warmup": 0.02, "schedule": "cosine", "floor": 0.1, "clip": 1.0},
+    }
+    assert (paper.train.steps, paper.train.global_batch) == (144_000, 6144)
+    assert dataclasses.asdict(paper.vocabulary) == {"codes": 8192, "text": 50_000}
+    assert dataclasses.asdict(paper.layout) == {
+        **{"task": "text_to_image", "text_length": 61, "grid": 32}
+    }
+    assert (paper.text_weight, paper.prompt_weight, paper.drop_captions) == (1.0, 1.0, 0.0)
+    assert paper.data.text.pieces == 50_000
+
+    codec = read_experiment(load_config("codec_vqvae"))
+    assert dataclasses.asdict(codec.model) == {
+        **{"image_size": 256, "downsampling": 8, "channels": 512, "residual_blocks": 0},
+        **{"codebook": 8192, "code_width": 256},
+        **{"mean": (0.79093, 0.76271, 0.75340), "deviation": (0.30379, 0.32279, 0.32800)},
+    }
+    assert dataclasses.asdict(codec.loss) == {
+        **{"commitment": 0.25, "decay": 0.99, "revive_below": 0.03}
+    }
+
+    tutorial = read_experiment(load_config("tutorial"))
+    assert (tutorial.model.layers, tutorial.model.width, tutorial.model.heads) == (12, 1024, 16)
+    assert (tutorial.optimizer.lr, tutorial.optimizer.weight_decay) == (4e-4, 1e-2)
+    assert (tutorial.optimizer.warmup, tutorial.text_weight) == (0.1, 5.0)
+
+
+def test_the_demo_is_the_one_that_was_measured():
+    demo = read_experiment(load_config("demo"))
+    wanted = {"steps": 4000, "global_batch": 16, "accumulate": 1}
+    assert sections_of(demo, ("train.steps", "train.global", "train.accum")) == {
+        f"train.{name}": value for name, value in wanted.items()
+    }
+    assert dataclasses.asdict(demo.model) == {
+        **{"layers": 4, "width": 128, "heads": 4, "mlp_ratio": 4, "dropout": 0.0},
+        **{"attention_dropout": 0.0, "sandwich_ln": True, "pb_relax_norm": True},
+        **{"pb_relax_attention": True, "alpha": 32.0, "embedding_gradient": 1.0},
+        **{"epsilon": 1e-5, "init_deviation": 0.09, "sandwich_scale": 0.2, "remat": "none"},
+        **{"unroll": 4, "compat": "none", "attention": "dense", "window": 128},
+        **{"window_blocks": 6, "pivots": 768},
+    }
+    assert dataclasses.asdict(demo.optimizer) == {
+        **{"lr": 3e-3, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 1e-2},
+        **{"warmup": 0.05, "schedule": "cosine", "floor": 0.1, "clip": 1.0},
+    }
+    assert (demo.precision, demo.seed, demo.code_embeddings) == ("float32", 0, "codec")
+    assert sections_of(demo, "data.source") == {
+        **{"data.source.kind": "shapes", "data.source.path": "runs/demo/data"},
+        **{"data.source.split": "train", "data.source.size": 32, "data.source.seed": 0},
+        **{"data.source.train_count": 20_000, "data.source.held_out_count": 500},
+        **{"data.source.caption_keys": (), "data.source.require_captions": True},
+        "data.source.max_pixels": 100_000_000,
+    }
+
+
+def test_finetuning_differs_from_the_demo_in_what_its_file_says():
+    demo = flat(dataclasses.asdict(read_experiment(load_config("demo"))))
+    for name, changed in {
+        "demo_caption": {"layout.task", "text_weight", "data.store"},
+        "demo_superres": {
+            *("layout.task", "layout.text_length", "prompt_weight", "data.text_tokenizer"),
+            *("data.picture_grid", "data.source.size", "data.source.train_count"),
+        },
+    }.items():
+        other = flat(dataclasses.asdict(read_experiment(load_config(name))))
+        differs = {key for key in other if other[key] != demo[key]}
+        assert {key for key in differs if not key.startswith("train.")} == changed | {"init_from"}
+
+
+def test_a_style_is_learned_with_one_text():
+    """Text and number of models of the paper's Style Learning."""
+    for variant in ("chinese", "oil", "sketch", "cartoon"):
+        style = read_experiment(load_config(f"style:{variant}"))
+        assert re.fullmatch(r"An image of [\w ]+ style", style.data.source.caption)
+        assert style.init_from
+    assert "oil painting" in read_experiment(load_config("style:oil")).data.source.caption
+
+
+def test_print_config_needs_neither_data_nor_a_workdir(root, tmp_path):
+    command = [sys.executable, "-m", "cogview_jax.train", "--config=demo_caption"]
+    command += ["--print_config", "--config.mesh.data=3", "--config.data.source.kind=folder"]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = dict(line.split("=", 1) for line in result.stdout.splitlines())
+    said = {key.strip(): rest.split("# ") for key, rest in lines.items()}
+    said = {key: (value.strip(), origin) for key, (value, origin) in said.items()}
+    assert said["text_weight"] == ("10.0", "demo_caption")
+    assert said["mesh.data"] == ("3", "--config.mesh.data")
+    assert said["optimizer.clip"] == ("1.0", "default")
+    assert said["data.source.kind"] == ("'folder'", "--config.data.source.kind")
+    # Of the other kind: gone, and not taken for the folder.
+    assert said["data.source.path"] == ("''", "default")
+    assert "data.source.train_count" not in said
+    assert len(said) > 80
+    assert list(tmp_path.iterdir()) == []
 
 
 def mesh_of(config, rest):

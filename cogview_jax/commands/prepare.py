@@ -9,11 +9,11 @@ command continues; finished, it does nothing.
       --config.data.source.path=my_pictures --config.data.image_tokenizer=runs/codec/bundle
 """
 
+from cogview_jax.commands.experiment_flag import experiment_flag
 from cogview_jax.runtime import command_line
-from cogview_jax.runtime.config_flag import config_flag
 from cogview_jax.runtime.errors import InputError
 
-CONFIG = config_flag()
+CONFIG = experiment_flag()
 WORKDIR = command_line.path_flag("workdir", "the folder of the run", required=True)
 
 

@@ -7,6 +7,9 @@ finished one.
 
   python -m cogview_jax.train --config configs/demo_codec.py --workdir runs/codec
 
+A config says what it changes of the defaults, and --config.KEY=VALUE changes any setting, named by
+the config or not; --print_config shows them all.
+
 On several hosts every process runs the same command (see launch/README.md). SIGTERM to any of them
 makes all of them save and exit with status 75. With --dry_run nothing is trained and no data is
 needed: the step is compiled, for as many devices as the mesh asks for, and what it would take is
@@ -16,14 +19,17 @@ printed.
       --accelerator H100
 """
 
+import dataclasses
+
 from absl import flags
 
+from cogview_jax.commands.experiment_flag import experiment_flag
 from cogview_jax.runtime import command_line
-from cogview_jax.runtime.config_flag import config_flag
+from cogview_jax.runtime.config_flag import settings_page
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import distributed_flags
 
-CONFIG = config_flag()
+CONFIG = experiment_flag()
 WORKDIR = command_line.path_flag("workdir", "the folder of the run; all hosts share it")
 START = distributed_flags()
 STALL_TIMEOUT = flags.DEFINE_float(
@@ -33,6 +39,9 @@ STALL_TIMEOUT = flags.DEFINE_float(
 )
 #: Of a stall, as long as timers of the system count.
 MOST_SECONDS = 10**6
+PRINT_CONFIG = flags.DEFINE_boolean(
+    "print_config", False, "print every setting, with where its value comes from, and end"
+)
 DRY_RUN = flags.DEFINE_boolean("dry_run", False, "compile for the mesh and say what it takes")
 DEVICES = flags.DEFINE_integer("devices", None, "of a dry run: how many devices to suppose")
 ACCELERATOR = flags.DEFINE_string("accelerator", "", "of a dry run: what they are, such as H100")
@@ -43,6 +52,9 @@ def main() -> int | None:
     from cogview_jax.tasks.experiment import read_experiment
 
     experiment = read_experiment(CONFIG.value)
+    if PRINT_CONFIG.value:
+        print(settings_page(dataclasses.asdict(experiment)))
+        return 0
     if not 0 <= STALL_TIMEOUT.value <= MOST_SECONDS:
         raise InputError(
             f"--stall_timeout={STALL_TIMEOUT.value}: expected 0 to {MOST_SECONDS} seconds"

@@ -90,9 +90,9 @@ def _run(command: ModuleType) -> NoReturn:
             print(help_page(command))
             status = 0
         else:
-            _parse(sys.argv, command)
             enable_compilation_cache()
             _compute_in_32_bits()
+            _parse(sys.argv, command)
             status = command.main()
         sys.stdout.flush()
     except BrokenPipeError:

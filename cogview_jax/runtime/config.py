@@ -10,7 +10,7 @@ import difflib
 import math
 import types
 import typing
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from cogview_jax.runtime.errors import InputError
 
@@ -24,6 +24,63 @@ _LARGEST = float.fromhex("0x1.fffffep+127")
 
 class SettingError(InputError):
     """A setting that is out of its range; the message begins with the name of its field."""
+
+
+class Tagged:
+    """The base of a family of dataclasses of which a config chooses one by its setting `kind`.
+
+    The class directly below is the head of the family: the annotation under which `build` chooses,
+    with the settings that all kinds share. Every class below the head is a kind; it says which as
+    `kind: Literal["..."] = "..."`, and is known to configs once it is defined.
+    """
+
+    #: The kinds of a family by name; each head has its own.
+    kinds: ClassVar[dict[str, type]] = {}
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        if cls.is_head():
+            cls.kinds = {}
+            return
+        kind = vars(cls).get("kind")
+        if not isinstance(kind, str):
+            raise TypeError(f'{cls.__name__} needs kind: Literal["NAME"] = "NAME"')
+        other = cls.kinds.get(kind)
+        # A config file that is loaded twice defines its kinds twice.
+        if other and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"kind {kind!r} is taken by {other.__module__}.{other.__qualname__}")
+        cls.kinds[kind] = cls
+
+    @classmethod
+    def is_head(cls) -> bool:
+        """Whether this class stands for its family and is no kind itself."""
+        return Tagged in cls.__bases__
+
+    @classmethod
+    def of_kind(cls, kind: Any, where: str) -> type:
+        """The class of a kind; `where` is the place of the section, for the error.
+
+        Raises:
+            InputError: there is no such kind.
+        """
+        if not isinstance(kind, str) or kind not in cls.kinds:
+            choices = ", ".join(sorted(cls.kinds))
+            raise InputError(f"{where}.kind = {_shown(kind)}: choices are {choices}")
+        return cls.kinds[kind]
+
+    @classmethod
+    def foreign(cls, kind: str) -> set[str]:
+        """Names of the settings that other kinds have and `kind` has not."""
+        return set().union(*map(_names, cls.kinds.values())) - _names(cls.kinds[kind])
+
+    @classmethod
+    def unshared(cls) -> set[str]:
+        """Names of the settings that are not common to all kinds."""
+        return set().union(*map(_names, cls.kinds.values())) - _names(cls)
+
+
+def _names(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
 
 
 def require_range(
@@ -71,8 +128,8 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
 
     Understood annotations: `int`, `float` (an int is welcome), `str`, `bool`, `Literal[...]`,
     `X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `list[X]`, `dict[str, X]`, `Any`, and other
-    dataclasses, which are built recursively. A value that is an instance of the wanted dataclass
-    already is taken as it is.
+    dataclasses, which are built recursively; of the head of a `Tagged` family the kind that the
+    section names. A value that is an instance of the wanted dataclass already is taken as it is.
 
     Args:
         cls: a dataclass; its `__post_init__` may raise InputError for values that do not fit
@@ -90,9 +147,16 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
         raise InputError(
             f"{where} = {_shown(mapping)}: expected a section with {', '.join(fields)}"
         )
+    if issubclass(cls, Tagged) and cls.is_head():
+        if "kind" not in mapping:
+            raise InputError(f"{where} lacks kind; choices are {', '.join(sorted(cls.kinds))}")
+        return build(cls.of_kind(mapping["kind"], where), mapping, where)
     for key in mapping:
         if key not in fields:
-            raise InputError(f"{where}.{key}: no such setting; {closest(key, fields)}")
+            advice = f"no such setting; {closest(key, fields)}"
+            if issubclass(cls, Tagged):
+                advice = f"kind {cls.kind!r} has no such setting; it has {', '.join(fields)}"
+            raise InputError(f"{where}.{key}: {advice}")
     missing = [name for name, field in fields.items() if name not in mapping and _required(field)]
     if missing:
         raise InputError(f"{where} lacks {', '.join(missing)}; it needs a value for each")

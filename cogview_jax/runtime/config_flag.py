@@ -1,26 +1,34 @@
 """The flag `--config FILE.py[:variant]`, or `--config NAME` of a shipped one, and its overrides.
 
 A config file holds `get_config()`, or `get_config(variant)` where it describes several experiments,
-and returns a `ConfigDict`. Loading is ours rather than ml_collections' own, so that each mistake in
-a file, a variant or an override is one line that names it; parsing and applying the overrides is
-theirs (`ml_collections.config_flags`). Overrides are applied after `get_config` returns: a value
-computed from another one follows it only through a `FieldReference`.
+and returns a `ConfigDict` of what differs from the defaults. `fill` adds the other settings from
+the dataclass that the command names, so that any of them can be overridden. Loading is ours rather
+than ml_collections' own, so that each mistake in a file, a variant or an override is one line that
+names it; parsing and applying the overrides is theirs (`ml_collections.config_flags`). Overrides
+are applied after `get_config` returns: a value computed from another one follows it only through a
+`FieldReference`.
 """
 
+import dataclasses
 import difflib
+import functools
 import importlib.util
 import inspect
+import operator
 import re
 import sys
 import traceback
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict, config_dict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_dict, config_flags
 from ml_collections.config_flags import config_path
 
-from cogview_jax.runtime.config import closest
+from cogview_jax.runtime.config import Tagged, closest
 from cogview_jax.runtime.errors import InputError
 
 flags.disclaim_key_flags()  # the flag belongs to the command that asks for it
@@ -29,17 +37,58 @@ flags.disclaim_key_flags()  # the flag belongs to the command that asks for it
 SHIPPED = Path(__file__).parents[1] / "configs"
 
 
-def config_flag(name: str = "config", required: bool = True) -> flags.FlagHolder:
-    """Defines `--NAME FILE_OR_NAME[:variant]`; the holder's `.value` is the locked ConfigDict."""
+#: The dataclass whose settings a config has; InputError where the config does not say which.
+Schema = Callable[[ConfigDict], type]
+
+
+def config_flag(
+    name: str = "config", required: bool = True, schema: Schema | None = None
+) -> flags.FlagHolder:
+    """Defines `--NAME FILE_OR_NAME[:variant]`; the holder's `.value` is the locked ConfigDict.
+
+    Args:
+        name: of the flag.
+        required: whether the command line must have it.
+        schema: gives the dataclass with the settings of a loaded config and their defaults, which
+            the config then has all. It is called once a file was loaded, so what it imports costs
+            `--help` nothing. Without it a config has the settings of its file.
+    """
     text = (
         "the experiment: a file, or the name of a shipped one, such as demo;"
         f" --{name}.KEY=VALUE changes one setting, such as --{name}.train.steps=9"
     )
     holder = config_flags.DEFINE_config_file(name, help_string=text)
-    flags.FLAGS[name].parser = _ConfigParser(name)
+    flags.FLAGS[name].parser = _ConfigParser(name, schema)
     if required:
         flags.mark_flag_as_required(name)
     return holder
+
+
+def settings_page(settings: Mapping[str, Any], name: str = "config") -> str:
+    """Every setting on a line, with its value and where that comes from, section by section.
+
+    Args:
+        settings: what became of the config of flag `--NAME`, sections as mappings.
+        name: of the flag, which has been parsed.
+
+    Returns:
+        Lines as "train.steps = 9  # --config.train.steps"; the origin is that, the config file, or
+        "default".
+    """
+    flag = flags.FLAGS[name]
+    overridden, written = flag.override_values, flag.parser.written
+    rows = []
+    for key, value in _flat(settings):
+        sections = [key, *(key[:i] for i, letter in enumerate(key) if letter == ".")]
+        override = next((place for place in sections if place in overridden), None)
+        origin = flag.config_filename if key in written else "default"
+        rows.append((key, repr(value), f"--{name}.{override}" if override else origin))
+    width = max(len(key) for key, _, _ in rows)
+    # A long value moves no other line's origin.
+    widest = max((len(value) for _, value, _ in rows if len(value) <= 40), default=0)
+    return "\n".join(
+        f"{key:<{width}} = {value:<{widest}}  # {origin}" for key, value, origin in rows
+    )
 
 
 def load_config(spec: str) -> ConfigDict:
@@ -75,6 +124,116 @@ def load_config(spec: str) -> ConfigDict:
         raise InputError(f"config {spec}: get_config() gave {config!r}, expected a ConfigDict")
     _open_placeholders(config)
     return config
+
+
+class Filled(NamedTuple):
+    """What `fill` did, in dotted names.
+
+    missing: settings without a default that the file lacks; they are there as None. dropped: what
+    the file says of a kind that an override has exchanged.
+    """
+
+    missing: list[str]
+    dropped: list[str]
+
+
+def fill(
+    config: ConfigDict, schema: type, overrides: Mapping[str, str] | None = None, prefix: str = ""
+) -> Filled:
+    """Adds to `config` every setting of a dataclass that it lacks, with its default.
+
+    Settings of the file stay as they are, references included, but get the type that the dataclass
+    says, which decides what an override may be: 1 for a float becomes 1.0, and a setting of several
+    types, such as `float | None`, takes any value.
+
+    Of a `Tagged` family a section has the settings of its kind. Where an override exchanges the
+    kind, what the file says of the other one goes, but for settings that all kinds share.
+
+    Args:
+        config: unlocked; is changed.
+        schema: a dataclass.
+        overrides: text by dotted name, as on the command line.
+        prefix: the place of `config` in the whole, with a dot at its end.
+
+    Raises:
+        InputError: there is no such kind.
+    """
+    hints, done = typing.get_type_hints(schema), Filled([], [])
+    for field in dataclasses.fields(schema):
+        name, kind, place = field.name, hints[field.name], f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(kind):
+            if issubclass(kind, Tagged) and kind.is_head():
+                override = (overrides or {}).get(f"{place}.kind")
+                kind, dropped = _kind(config, name, kind, override, place)
+                done.dropped.extend(f"{place}.{key}" for key in dropped)
+            if kind is not None and name not in config:
+                config[name] = ConfigDict()
+            if kind is not None and isinstance(config[name], ConfigDict):
+                within = fill(config[name], kind, overrides, f"{place}.")
+                done.missing.extend(within.missing)
+                done.dropped.extend(within.dropped)
+        elif name in config:
+            _retype(config, name, kind)
+        elif field.default_factory is not dataclasses.MISSING:
+            config[name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            config[name] = field.default
+            _retype(config, name, kind)
+        else:
+            config[name] = config_dict.placeholder(_type(kind))
+            done.missing.append(place)
+    return done
+
+
+def _kind(
+    config: ConfigDict, name: str, family: type[Tagged], override: str | None, place: str
+) -> tuple[type | None, set[str]]:
+    """The kind of section `config.NAME`, which gets the overridden one, and what that drops.
+
+    The kind is None where neither the file nor an override says it.
+    """
+    section, dropped = config.get(name, ConfigDict()), set()
+    if not isinstance(section, ConfigDict):
+        return None, dropped
+    if override is not None and override != section.get("kind"):
+        family.of_kind(override, f"config.{place}")
+        dropped = family.unshared() & set(section)
+        for key in dropped:
+            del section[key]
+        section.kind = override
+        config[name] = section
+    if "kind" not in section:
+        return None, dropped
+    return family.of_kind(section.kind, f"config.{place}"), dropped
+
+
+def _retype(config: ConfigDict, name: str, kind: Any) -> None:
+    """Gives a setting the type that its annotation `kind` says, where an override depends on it."""
+    wanted, value = _type(kind), config[name]
+    reference = dict(config.items(preserve_field_references=True))[name]
+    if isinstance(reference, FieldReference):
+        if wanted is object or (wanted is float and reference.get_type() is int):
+            # In place, since other settings may share it; the library has no other way.
+            reference._field_type = wanted
+        return
+    if wanted is object:
+        value = FieldReference(value, field_type=object)
+    elif wanted is float and type(value) is int:
+        value = float(value)
+    elif wanted is tuple and isinstance(value, list):
+        value = tuple(value)
+    else:
+        return
+    del config[name]  # or the new value would be of the old one's type
+    config[name] = value
+
+
+def _type(kind: Any) -> type:
+    """The type of the values that an annotation allows; object where there are several."""
+    origin = typing.get_origin(kind)
+    if kind is Any or origin in (typing.Union, types.UnionType):
+        return object
+    return type(typing.get_args(kind)[0]) if origin is typing.Literal else origin or kind
 
 
 def config_path_of(file: str) -> Path:
@@ -121,16 +280,47 @@ def check_overrides(name: str, config: ConfigDict, spec: str, arguments: list[st
             place = f"{place}[{part}]" if isinstance(part, int) else f"{place}.{part}"
 
 
+def _overrides(name: str, arguments: list[str]) -> dict[str, str]:
+    """The text of each argument `--NAME.a.b=TEXT`, or that after `--NAME.a.b`, by dotted name."""
+    found = {}
+    for i, argument in enumerate(arguments):
+        if match := re.fullmatch(rf"--?{re.escape(name)}\.([^=]*)(?:=(.*))?", argument, re.DOTALL):
+            following = arguments[i + 1] if i + 1 < len(arguments) else ""
+            found[match[1]] = following if match[2] is None else match[2]
+    return found
+
+
+def _flat(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every setting; those of sub-sections come last."""
+    whole = [(f"{prefix}{key}", section[key]) for key in section]
+    for key, value in whole:
+        if not hasattr(value, "keys"):
+            yield key, value
+    for key, value in whole:
+        if hasattr(value, "keys"):
+            yield from _flat(value, f"{key}.")
+
+
 class _ConfigParser(flags.ArgumentParser):
     """What absl calls with the text after `--config`."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, schema: Schema | None):
+        self.name, self.schema = name, schema
+        #: The settings that the file has written itself.
+        self.written: frozenset[str] = frozenset()
 
     def parse(self, argument: str) -> ConfigDict:
-        config = load_config(argument)
+        config, arguments = load_config(argument), sys.argv[1:]
+        self.written = frozenset(key for key, _ in _flat(config))
+        overrides = _overrides(self.name, arguments)
+        filled = fill(config, self.schema(config), overrides) if self.schema else Filled([], [])
+        self.written -= set(filled.dropped)
         # Here, because the library's own look-up of an unknown setting ends in a bare KeyError.
-        check_overrides(self.name, config, argument, sys.argv[1:])
+        check_overrides(self.name, config, argument, arguments)
+        for place in filled.missing:
+            if place not in overrides:  # for the command to complain of
+                *sections, key = place.split(".")
+                del functools.reduce(operator.getitem, sections, config)[key]
         return config.lock()
 
     def flag_type(self) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, write_bundle
 from cogview_jax.data.records import Record
-from cogview_jax.data.sources.source import Source, open_source, readable
+from cogview_jax.data.sources.source import Source, readable
 from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.pipeline.cogview import CogView
@@ -43,7 +43,7 @@ class ImageTokenizerJob:
 
     def source(self) -> Source[Record]:
         """The pictures."""
-        return open_source(self.experiment.data.source)
+        return self.experiment.data.source.open()
 
     def transform(self, record: Record, generator: np.random.Generator) -> dict[str, np.ndarray]:
         """A picture as the codec sees it."""

@@ -123,8 +123,8 @@ class CodecExperiment:
     stage: Literal["image_tokenizer"]
     train: TrainConfig
     data: PictureData
-    model: CodecConfig
-    optimizer: OptimizerConfig
+    model: CodecConfig = CodecConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
     loss: CodecLoss = CodecLoss()
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
@@ -215,10 +215,10 @@ class TransformerExperiment:
     stage: Literal["transformer"]
     train: TrainConfig
     data: TokenData
-    model: TransformerConfig
-    vocabulary: Vocabulary
-    layout: LayoutConfig
-    optimizer: OptimizerConfig
+    model: TransformerConfig = TransformerConfig()
+    vocabulary: Vocabulary = Vocabulary()
+    layout: LayoutConfig = LayoutConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
     text_weight: float = 1.0
     prompt_weight: float = 1.0
     drop_captions: float = 0.0
@@ -278,11 +278,20 @@ STAGES = {"image_tokenizer": CodecExperiment, "transformer": TransformerExperime
 Experiment = CodecExperiment | TransformerExperiment
 
 
-def read_experiment(config: Mapping[str, Any]) -> Experiment:
-    """The experiment a config describes; InputError names an unknown, missing or wrong key."""
+def experiment_type(config: Mapping[str, Any]) -> type[Experiment]:
+    """The class of experiment that a config describes, which has the settings and their defaults.
+
+    Raises:
+        InputError: the config is no section, or has no known stage.
+    """
     if not hasattr(config, "keys"):
         raise InputError(f"config is a {type(config).__name__}, expected a section with a stage")
     stage = config.get("stage")
     if not isinstance(stage, str) or stage not in STAGES:
         raise InputError(f"config.stage = {repr(stage)[:60]}: choose from {', '.join(STAGES)}")
-    return build(STAGES[stage], config)
+    return STAGES[stage]
+
+
+def read_experiment(config: Mapping[str, Any]) -> Experiment:
+    """The experiment a config describes; InputError names an unknown, missing or wrong key."""
+    return build(experiment_type(config), config)

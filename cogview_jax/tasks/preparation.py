@@ -1,17 +1,17 @@
 """From captioned pictures to a token store, with the tokenizers that made it beside it."""
 
+import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, write_bundle
-from cogview_jax.data.images import MAX_PIXELS
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
-from cogview_jax.data.sources.source import Source, SourceConfig, open_source
+from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.data.token_shards import MANIFEST, PLAN
 from cogview_jax.data.token_writer import write_store
 from cogview_jax.data.transforms import center_crop
@@ -74,7 +74,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
     data = experiment.data
     encoding = _encoding(data, path)
     given = given_codec(experiment)
-    source = open_source(data.source)
+    source = data.source.open()
     print(f"token store {path}: {described(source)}; codec of {given.path}", file=sys.stderr)
     tokenizers = _tokenizers(experiment, given, source, path)
     model = CogView(
@@ -107,7 +107,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
         source,
         encode,
         plan={
-            "source": _source_plan(data.source),
+            "source": _source_plan(data.source, path),
             "text_tokenizer": _text_plan(data),
             **identity,
             **encoding,
@@ -236,12 +236,23 @@ def _tokenizers(
     return own
 
 
-def _source_plan(source: SourceConfig) -> dict:
-    """What a store depends on of its source; stores of before `max_pixels` do not mention it."""
-    plan = asdict(source)
-    if source.max_pixels == MAX_PIXELS:
-        del plan["max_pixels"]
-    return plan
+def _source_plan(source: SourceConfig, path: Path) -> dict:
+    """What the store at `path` depends on of its source.
+
+    A store that was begun before a setting existed has its default, and one of before each kind had
+    its own settings may mention those of other kinds: where nothing else differs, its own words
+    stay.
+    """
+    plan = json.loads(json.dumps(asdict(source)))
+    if not (path / PLAN).exists():
+        return plan
+    begun = read_sealed(path / PLAN).get("source")
+    if not isinstance(begun, dict) or begun.get("kind") != source.kind:
+        return plan
+    foreign = SourceConfig.foreign(source.kind)
+    own = {name: value for name, value in begun.items() if name not in foreign}
+    defaults = {f.name: f.default for f in fields(source) if f.default is not MISSING}
+    return begun if json.loads(json.dumps(defaults)) | own == plan else plan
 
 
 def _trained(captions: list[str], config: TextConfig) -> TextTokenizer:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from cogview_jax.data.sources.source import SourceConfig
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import check_folder_output, read_json, write_json
 from cogview_jax.runtime.leftovers import remove_leftovers
@@ -66,11 +67,12 @@ class Workdir:
         found = read_json(self.config)
         try:
             # A run of before a setting existed has its default.
-            found = _resolved(read_experiment(found))
+            found = _resolved(read_experiment(_without_foreign(found)))
         except InputError as error:
             raise InputError(f"{self.config} is of another program or version: {error}") from error
         there, here = dict(_flat(found)), dict(_flat(_resolved(experiment)))
-        for name in sorted({*there, *here} - set(RESUMABLE)):
+        names = sorted({*there, *here} - set(RESUMABLE))
+        for name in sorted(names, key=lambda name: not name.endswith(".kind")):  # says the most
             if there.get(name) != here.get(name):
                 raise InputError(
                     f"{self.path} holds a run with {name} = {there.get(name)!r}, but the config"
@@ -97,6 +99,20 @@ class Workdir:
 def _resolved(experiment: Experiment) -> dict[str, Any]:
     """Every setting, as JSON has them."""
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def _without_foreign(config: Any) -> Any:
+    """`config` without settings that only other kinds of sources have.
+
+    Every config.json has them that was written before each kind had its own settings.
+    """
+    try:
+        source = dict(config["data"]["source"])
+        foreign = SourceConfig.foreign(source["kind"])
+    except (KeyError, TypeError, ValueError):  # for `read_experiment` to complain of
+        return config
+    own = {name: value for name, value in source.items() if name not in foreign}
+    return config | {"data": config["data"] | {"source": own}}
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import ml_collections
 import pytest
 
-from cogview_jax.runtime.config import build, closest
+from cogview_jax.runtime.config import Tagged, build, closest
 from cogview_jax.runtime.errors import InputError
 
 
@@ -111,6 +111,72 @@ def test_mistakes_are_named(change, message):
     with pytest.raises(InputError, match=message) as caught:
         build(Settings, {"optimizer": {"lr": 0.1}} | change)
     assert "\n" not in str(caught.value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Paint(Tagged):
+    kind: str
+    coats: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Oil(Paint):
+    kind: Literal["oil"] = "oil"
+    gloss: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chalk(Paint):
+    kind: Literal["chalk"] = "chalk"
+    colour: str = "white"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wall:
+    paint: Paint
+
+
+def test_a_section_is_of_the_kind_that_it_names():
+    assert build(Wall, {"paint": {"kind": "oil", "gloss": 1, "coats": 2}}) == Wall(
+        Oil(coats=2, gloss=1.0)
+    )
+    assert build(Wall, {"paint": {"kind": "chalk"}}).paint == Chalk()
+    assert build(Wall, {"paint": Chalk(colour="red")}).paint.colour == "red"
+    assert build(Chalk, {"colour": "red"}) == Chalk(colour="red")
+    assert Paint.foreign("oil") == {"colour"}
+    assert Paint.unshared() == {"gloss", "colour"}
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"coats": 2}, "config.paint lacks kind; choices are chalk, oil"),
+        ({"kind": "lime"}, "config.paint.kind = 'lime': choices are chalk, oil"),
+        ({"kind": ["oil"]}, "config.paint.kind = ['oil']: choices are chalk, oil"),
+        (
+            {"kind": "oil", "colour": "red"},
+            "config.paint.colour: kind 'oil' has no such setting; it has kind, coats, gloss",
+        ),
+        ({"kind": "oil", "gloss": "much"}, "config.paint.gloss = 'much': expected a number"),
+        ("oil", "config.paint = 'oil': expected a section with kind, coats"),
+    ],
+)
+def test_mistakes_in_a_section_of_a_kind(section, message):
+    with pytest.raises(InputError) as error:
+        build(Wall, {"paint": section})
+    assert str(error.value).startswith(message)
+
+
+def test_a_kind_is_defined_once_and_has_a_name():
+    with pytest.raises(TypeError, match=r'Water needs kind: Literal\["NAME"\]'):
+        type("Water", (Paint,), {})
+    with pytest.raises(TypeError, match=r"kind 'oil' is taken by .*test_config\.Oil"):
+        type("Water", (Paint,), {"kind": "oil"})
+    assert set(Paint.kinds) == {"oil", "chalk"}
+    # The file of a config may be loaded twice.
+    again = type("Chalk", (Paint,), {"kind": "chalk", "__module__": __name__})
+    assert Paint.kinds["chalk"] is again
+    Paint.kinds["chalk"] = Chalk
 
 
 def test_where_names_the_place():

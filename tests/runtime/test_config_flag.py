@@ -1,8 +1,15 @@
-"""Config files, variants and overrides: what loads, and what each mistake is called."""
+"""Config files, variants, defaults and overrides: what loads, and what each mistake is called."""
+
+import dataclasses
+import subprocess
+import sys
+from typing import Literal
 
 import pytest
+from ml_collections import ConfigDict
 
-from cogview_jax.runtime.config_flag import check_overrides, load_config
+from cogview_jax.runtime.config import Tagged, build
+from cogview_jax.runtime.config_flag import check_overrides, fill, load_config
 from cogview_jax.runtime.errors import InputError
 
 CONFIG = """
@@ -50,7 +57,7 @@ def test_file_and_variant():
 
 
 def test_a_shipped_experiment_has_a_name():
-    assert load_config("demo").layout.task == "text_to_image"
+    assert load_config("demo").layout.grid == 8
     assert load_config("fashion:small").model.layers == 4
     with pytest.raises(InputError, match=r"no shipped config 'dmo', .* did you mean demo\?"):
         load_config("dmo")
@@ -120,3 +127,197 @@ def test_mistakes_in_overrides(argument, message):
 def test_good_overrides_pass():
     arguments = ["--config.train.steps=1", "--config.train.betas=1,2", "--configs.x=2", "x"]
     check_overrides("config", load_config("cfg.py"), "cfg.py", arguments)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Paint(Tagged):
+    kind: str
+    coats: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Oil(Paint):
+    kind: Literal["oil"] = "oil"
+    name: str = "linseed"
+    gloss: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chalk(Paint):
+    kind: Literal["chalk"] = "chalk"
+    name: str = "white"
+
+
+@dataclasses.dataclass(frozen=True)
+class Brush:
+    width: float
+    hairs: int | tuple[int, ...] = 100
+    sizes: tuple[int, ...] = (1, 2)
+    drip: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Wall:
+    steps: int
+    brush: Brush
+    paint: Paint
+    labels: list[str] = dataclasses.field(default_factory=list)
+    dry: bool = False
+    side: Literal["north", "south"] = "north"
+
+
+def test_what_a_file_leaves_out_has_its_default():
+    config = ConfigDict({"brush": {"hairs": 7}, "paint": {"kind": "oil", "coats": 3}})
+    assert fill(config, Wall) == (["steps", "brush.width"], [])
+    assert config.to_dict() == {
+        "steps": None,
+        "brush": {"width": None, "hairs": 7, "sizes": (1, 2), "drip": None},
+        "paint": {"kind": "oil", "coats": 3, "name": "linseed", "gloss": 0.5},
+        "labels": [],
+        "dry": False,
+        "side": "north",
+    }
+    config.lock()
+    config.update({"steps": 2, "dry": True, "brush": {"width": 3}})
+    # What has several types, or None for a default, takes any value.
+    for value in ((1, 2), 5, None):
+        config.brush.hairs = value
+    config.brush.drip = 0.5
+    assert build(Wall, {**config, "brush": {**config.brush, "hairs": 5}}) == Wall(
+        2, Brush(3.0, 5, drip=0.5), Oil(coats=3), dry=True
+    )
+
+
+def test_a_number_of_the_file_has_the_type_of_its_field():
+    """An override is parsed as what the config holds: 0.5 would be refused for a whole number."""
+    config = ConfigDict({"steps": 3, "brush": {"width": 1, "sizes": [4], "drip": 2.0}})
+    fill(config, Wall)
+    assert [config.brush.get_type(name) for name in ("width", "sizes", "drip")] == [
+        *(float, tuple, object)
+    ]
+    assert (config.brush.width, config.brush.sizes, config.get_type("steps")) == (1.0, (4,), int)
+    config.brush.width = 0.5
+
+
+def test_references_of_the_file_stay():
+    config = ConfigDict({"steps": 3, "brush": {"width": 1}, "paint": {"kind": "oil"}})
+    config.paint.coats = config.get_ref("steps")
+    config.paint.gloss = config.brush.get_ref("width") * 2
+    config.brush.drip = config.brush.get_ref("width")
+    fill(config, Wall)
+    config.lock()
+    config.steps, config.brush.width = 5, 0.5
+    assert (config.paint.coats, config.paint.gloss, config.brush.drip) == (5, 1.0, 0.5)
+
+
+def test_an_override_exchanges_the_kind():
+    written = {"kind": "oil", "coats": 3, "name": "walnut", "gloss": 1.0}
+    config = ConfigDict({"paint": written})
+    filled = fill(config, Wall, {"paint.kind": "chalk"})
+    assert sorted(filled.dropped) == ["paint.gloss", "paint.name"]
+    # `coats` is common to all kinds; `name` may mean something else.
+    assert config.paint.to_dict() == {"kind": "chalk", "coats": 3, "name": "white"}
+    config = ConfigDict({"paint": written})
+    fill(config, Wall, {"paint.kind": "oil", "paint.coats": "4"})
+    assert config.paint.to_dict() == written
+    config = ConfigDict()
+    fill(config, Wall, {"paint.kind": "chalk"})
+    assert config.paint.to_dict() == {"kind": "chalk", "coats": 1, "name": "white"}
+    config = ConfigDict()
+    fill(config, Wall)
+    assert "paint" not in config
+    with pytest.raises(InputError, match=r"^config.paint.kind = 'lime': choices are chalk, oil$"):
+        fill(ConfigDict({"paint": written}), Wall, {"paint.kind": "lime"})
+    with pytest.raises(InputError, match=r"^config.paint.kind = 'lime': choices are chalk, oil$"):
+        fill(ConfigDict({"paint": {"kind": "lime"}}), Wall)
+
+
+def test_what_the_dataclass_does_not_know_is_left_for_it_to_refuse():
+    config = ConfigDict({"steps": 1, "stepz": 2, "brush": 3, "paint": {"kind": "oil", "hue": 1}})
+    fill(config, Wall)
+    assert (config.stepz, config.brush, config.paint.hue) == (2, 3, 1)
+    with pytest.raises(InputError, match=r"config.stepz: no such setting; did you mean steps"):
+        build(Wall, config)
+
+
+COMMAND = '''
+"""Paints a wall."""
+import dataclasses, sys
+from cogview_jax.runtime import command_line
+from cogview_jax.runtime.config import build
+from cogview_jax.runtime.config_flag import config_flag, settings_page
+
+def schema(config):
+    print("schema asked", file=sys.stderr)
+    from wall import Wall
+    return Wall
+
+CONFIG = config_flag(schema=schema)
+
+def main():
+    from wall import Wall
+    print(settings_page(dataclasses.asdict(build(Wall, CONFIG.value))))
+
+if __name__ == "__main__":
+    command_line.run(sys.modules[__name__])
+'''
+WALL = """
+import dataclasses
+@dataclasses.dataclass(frozen=True)
+class Brush:
+    width: float
+    drip: float | None = None
+@dataclasses.dataclass(frozen=True)
+class Wall:
+    brush: Brush
+    steps: int
+    name: str = "a wall"
+"""
+
+
+@pytest.fixture
+def paint(root, tmp_path):
+    """Calls a command whose schema is `Wall`."""
+    (tmp_path / "paint.py").write_text(COMMAND)
+    (tmp_path / "wall.py").write_text(WALL)
+    (tmp_path / "low.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(size='s'):\n    return ConfigDict({'brush': {'width': 1}})\n"
+    )
+
+    def run(*arguments):
+        command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r})\n"]
+        command[-1] += f"sys.argv = {['paint.py', *arguments]!r}\n"
+        command[-1] += "import runpy; runpy.run_path('paint.py', run_name='__main__')"
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def test_every_setting_is_printed_with_its_origin(paint):
+    result = paint(
+        *("--config=low.py:s", "--config.steps=3", "--config.brush.drip", "--config.brush.drip=.5")
+    )
+    assert result.stdout.splitlines() == [
+        "steps       = 3         # --config.steps",
+        "name        = 'a wall'  # default",
+        "brush.width = 1.0       # low.py:s",
+        "brush.drip  = 0.5       # --config.brush.drip",
+    ], result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "asked"),
+    [
+        (("--config=low.py",), "error: config lacks steps; it needs a value for each", True),
+        (("--config=low.py", "--config.step=3"), "has no config.step; did you mean steps?", True),
+        (("--config=low.py", "--config.steps=a"), "--config.steps=a: expected a whole", True),
+        (("--config=nowhere.py",), "config file nowhere.py does not exist", False),
+        (("--help",), "", False),
+    ],
+)
+def test_the_schema_is_asked_for_once_there_is_a_config(paint, arguments, message, asked):
+    result = paint(*arguments)
+    assert message in result.stderr
+    assert ("schema asked" in result.stderr) == asked
+    assert len(result.stderr.splitlines()) == asked + bool(message)

@@ -110,14 +110,6 @@ def test_tokenizers_of_other_sizes_are_refused(experiment, tmp_path, section, ch
     assert not (tmp_path / "tokens").exists()
 
 
-def test_a_store_of_before_the_limit_of_pixels_fits(chain, experiment):
-    plan = json.loads((chain.store / "plan.json").read_text())
-    assert "max_pixels" not in plan["source"]
-    source = experiment().data.source
-    with pytest.raises(InputError, match="max_pixels"):
-        prepare(experiment(source=dataclasses.replace(source, max_pixels=100)), chain.store)
-
-
 def test_captions_that_cannot_be_read_are_said(experiment, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
     (tmp_path / "captions.jsonl").write_text('{"file": "1.png", "text": "no caption"}\n')
@@ -175,6 +167,26 @@ def test_a_store_that_was_begun_before_plans_said_so_is_finished(
     name = "tokens-00003.array_record"
     assert (store / name).read_bytes() == (chain.store / name).read_bytes()
     assert "device_kind" not in TokenStore(store).manifest["plan"]
+
+
+def test_a_store_of_before_limits_of_pixels_and_settings_of_a_kind_is_finished(
+    chain, experiment, tmp_path
+):
+    former = {
+        **{"kind": "folder", "path": str(chain.pictures), "name": "", "split": "train"},
+        **{"image_key": "image", "caption_keys": [], "require_captions": True, "size": 32},
+        **{"train_count": 20_000, "held_out_count": 500, "seed": 0},  # and no max_pixels
+    }
+    store = begun(chain, tmp_path, source=former)
+    for change in ({"caption": "a wall"}, {"max_pixels": 99}):
+        source = dataclasses.replace(experiment().data.source, **change)
+        with pytest.raises(InputError, match="made from something else: source was"):
+            prepare(experiment(source=source), store)
+    prepare(experiment(), store)
+    name = "tokens-00003.array_record"
+    assert (store / name).read_bytes() == (chain.store / name).read_bytes()
+    assert TokenStore(store).manifest["plan"]["source"] == former
+    prepare(experiment(), store)  # finds it finished
 
 
 def test_a_store_made_otherwise_is_refused(chain, experiment, tmp_path):

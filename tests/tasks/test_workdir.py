@@ -118,6 +118,48 @@ def test_a_run_of_before_a_setting_existed_goes_on_with_its_default(workdir):
         workdir.check(EXPERIMENT)
 
 
+#: What `train` once wrote of any source: the settings of all kinds, whatever the kind was.
+FORMER_SOURCE = {
+    **{"kind": "folder", "path": "图片", "name": "", "split": "", "image_key": "image"},
+    **{"caption_keys": ["captions/text"], "require_captions": True, "max_pixels": 100_000_000},
+    **{"size": 64, "train_count": 10_000, "held_out_count": 500, "seed": 0},
+}
+
+
+def test_a_run_of_before_kinds_of_sources_had_their_own_settings_goes_on(workdir):
+    written = json.loads(workdir.config.read_text())
+
+    def write(**changes):
+        written["data"]["source"] = FORMER_SOURCE | changes
+        workdir.config.write_text(json.dumps(written))
+
+    write()
+    workdir.check(EXPERIMENT)
+    # What only other kinds read may have been anything.
+    write(name="coco_captions", size=32)
+    workdir.check(EXPERIMENT)
+    write(path="elsewhere")
+    with pytest.raises(InputError, match=r"data.source.path = 'elsewhere', but the config says"):
+        workdir.check(EXPERIMENT)
+    write(kind="shapes")
+    with pytest.raises(
+        InputError, match=r"data.source.kind = 'shapes', but the config says 'folder"
+    ):
+        workdir.check(EXPERIMENT)
+    for changes, message in (
+        ({"later": 1}, "data.source.later: kind 'folder' has no such setting"),
+        ({"kind": "webdata"}, "data.source.kind = 'webdata': choices are folder"),
+        ({"kind": ["folder"]}, "data.source.kind = "),
+    ):
+        write(**changes)
+        with pytest.raises(InputError, match=f"is of another program or version: .*{message}"):
+            workdir.check(EXPERIMENT)
+    written["data"] = 3
+    workdir.config.write_text(json.dumps(written))
+    with pytest.raises(InputError, match=r"is of another program or version: config.data = 3"):
+        workdir.check(EXPERIMENT)
+
+
 def test_one_run_at_a_time_has_a_workdir(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 0.0)
     path = tmp_path / "run"

@@ -1,19 +1,56 @@
-"""A folder of images with captions, as a source."""
+"""The kind `folder`: a folder of images with captions."""
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cogview_jax.data.images import MAX_PIXELS, SUFFIXES, decode_image, read_image_file
 from cogview_jax.data.records import BadRecord, Record, clean_captions, is_unicode
 from cogview_jax.data.sources.folder_scan import LISTING, FolderScan, scan_folder
+from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason, retried
 from cogview_jax.runtime.files import read_regular
+from cogview_jax.runtime.paths import require_paths
 from cogview_jax.runtime.text_lines import text_lines
 
 #: The most bytes of a listing, and of what it says of one image; of a caption file.
 LISTING_LIMIT, LINE_LIMIT, TEXT_LIMIT = 8 << 30, 1 << 20, 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder(SourceConfig):
+    """A folder of images with captions; `FolderSource` says in which forms.
+
+    Attributes:
+        kind: "folder".
+        path: the folder.
+        caption: the caption of every image, instead of captions from files; empty for those.
+    """
+
+    kind: Literal["folder"] = "folder"
+    path: str = ""
+    caption: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_paths(self, "path")
+
+    def open(self) -> Source[Record]:
+        """Lists the folder; see `SourceConfig.open`."""
+        if not self.path:
+            raise InputError(
+                "data.source.path is empty: name the folder of pictures, such as"
+                " --config.data.source.path=my_pictures"
+            )
+        return FolderSource(
+            self.path,
+            require_captions=self.require_captions,
+            max_pixels=self.max_pixels,
+            caption=self.caption,
+        )
 
 
 class FolderSource:
@@ -31,7 +68,12 @@ class FolderSource:
     """
 
     def __init__(
-        self, path: str | Path, *, require_captions: bool = True, max_pixels: int = MAX_PIXELS
+        self,
+        path: str | Path,
+        *,
+        require_captions: bool = True,
+        max_pixels: int = MAX_PIXELS,
+        caption: str = "",
     ):
         """Lists the folder.
 
@@ -40,12 +82,14 @@ class FolderSource:
             require_captions: without, images that have no caption are records too (an image
                 tokenizer trains on those).
             max_pixels: images of more are bad records.
+            caption: the caption of every image; captions in files are not read then.
 
         Raises:
             InputError: no such folder, or no image or no caption in it.
             SystemFault: the machine cannot read it.
         """
         self._root, self._required, self._max_pixels = os.fspath(path), require_captions, max_pixels
+        self._caption = caption.strip()
         if not os.path.isdir(self._root):
             raise InputError(f"path={str(path)!r}: expected a folder of images, there is none")
         self._real = os.path.realpath(self._root)
@@ -67,7 +111,7 @@ class FolderSource:
                 f"{given}expected images ({', '.join(SUFFIXES)}) in it or below, or a {LISTING}"
                 f" that lists them, and there is neither; {ignored}"
             )
-        if require_captions and not self._scan.texts:
+        if require_captions and not self._caption and not self._scan.texts:
             raise InputError(
                 f"{given}{len(self._scan.images)} images and no caption: expected a {LISTING} with"
                 f" a line an image, or a NAME.txt beside each NAME.png; {ignored}"
@@ -84,6 +128,7 @@ class FolderSource:
         """
         if self._scan:
             texts = f", {self._scan.texts} with a caption file" if self._required else ""
+            texts = f", each captioned {self._caption!r}" if self._caption else texts
             return f"{len(self)} images{texts}; {self._scan.ignored}"
         scan, listed = scan_folder(self._root), {self.key(i) for i in range(len(self))}
         unlisted = [file for file in scan.images if file not in listed]
@@ -109,9 +154,10 @@ class FolderSource:
         key, texts = self._parsed(i)
         path = os.path.join(self._root, key)
         if self._scan:
-            texts = self._beside(key)
+            texts = [] if self._caption else self._beside(key)
         elif not _within(os.path.realpath(path), self._real):
             raise BadRecord(key, f"a link leads out of the folder of {LISTING}")
+        texts = [self._caption] if self._caption else texts
         captions = clean_captions(texts, key, required=self._required)
         try:
             data = read_image_file(path)

@@ -1,166 +1,63 @@
-"""The data set `captioned_shapes`: drawings of `data.shapes`, prepared once and read through TFDS.
+"""The kind `shapes`: the embedded drawings of coloured shapes, with captions in two languages."""
 
-Each record holds the encoded picture, both captions and the number of the drawing. Record i of a
-split is `shapes.drawing(seed, split, i, size)`, so the data are the same wherever they are
-prepared. No TensorFlow: pictures are yielded as PNG bytes and records lie in ArrayRecord files.
-"""
+from dataclasses import dataclass
+from typing import Literal
 
-import contextlib
-import dataclasses
-import io
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, ClassVar
+from cogview_jax.data.records import Record
+from cogview_jax.data.sources.source import Source, SourceConfig
+from cogview_jax.runtime.config import require_range
+from cogview_jax.runtime.paths import require_paths
 
-import numpy as np
-import tensorflow_datasets as tfds
-from absl import logging
-from PIL import Image
-
-from cogview_jax.data.sources.tfds_description import check_description
-from cogview_jax.runtime import faults
-from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.progress import Progress
-from cogview_jax.shapes import scenes as shapes
+CAPTION_KEYS = ("caption_en", "caption_zh")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the data depend on: the side of a picture, the drawings of each split, the seed."""
+@dataclass(frozen=True, kw_only=True)
+class Shapes(SourceConfig):
+    """The embedded drawings. They are drawn when the source is first opened.
 
-    size: int
-    train_count: int
-    held_out_count: int
-    seed: int
+    Attributes:
+        kind: "shapes".
+        path: the folder where the drawings are kept.
+        split: "train", "held_out", or a part such as "train[:90%]".
+        caption_keys: which captions a record gets, "caption_en" or "caption_zh"; both if empty.
+        size: height and width of a drawing in pixels.
+        train_count: the number of drawings in "train".
+        held_out_count: the number of drawings in "held_out".
+        seed: what the drawings are sampled from.
+    """
+
+    kind: Literal["shapes"] = "shapes"
+    path: str = ""
+    split: str = "train"
+    caption_keys: tuple[str, ...] = ()
+    size: int = 64
+    train_count: int = 10_000
+    held_out_count: int = 500
+    seed: int = 0
 
     def __post_init__(self):
-        least = {"size": 16, "train_count": 1, "held_out_count": 1, "seed": 0}
-        for field, low in least.items():
-            if getattr(self, field) < low:
-                raise InputError(
-                    f"captioned shapes: {field} {getattr(self, field)}: expected at least {low}"
-                )
+        super().__post_init__()
+        require_paths(self, "path")
+        require_range(self, "size", at_least=16, at_most=2**14)
+        require_range(self, "train_count", "held_out_count", at_least=1)
+        require_range(self, "seed", at_least=0, below=2**32)
 
-    @property
-    def name(self) -> str:
-        """Names the folder of these settings: other settings lie elsewhere."""
-        return f"px{self.size}_n{self.train_count}_h{self.held_out_count}_s{self.seed}"
+    def open(self) -> Source[Record]:
+        """Opens a split; see `SourceConfig.open`."""
+        # TFDS takes a second to import and is absent from many GPU images: only its readers pay.
+        from cogview_jax.data.sources import captioned_shapes, tfds_split
 
-
-class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
-    """The TFDS builder of one setting, as DATA_DIR/captioned_shapes/NAME/1.0.1."""
-
-    VERSION = tfds.core.Version("1.0.1")
-    RELEASE_NOTES: ClassVar = {"1.0.1": "Captions say an orange star, and no longer a orange star."}
-    url_infos = None  # nothing is downloaded, so TFDS need not look for checksums
-
-    def __init__(self, *, settings: Settings, data_dir: str | os.PathLike):
-        """Names the data set under `data_dir`; nothing is drawn yet."""
-        self.settings = settings
-        super().__init__(
-            data_dir=os.fspath(data_dir),
-            config=tfds.core.BuilderConfig(name=settings.name),
-            file_format="array_record",
+        directory = captioned_shapes.prepare(
+            self.path,
+            size=self.size,
+            train_count=self.train_count,
+            held_out_count=self.held_out_count,
+            seed=self.seed,
         )
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        size = self.settings.size
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Drawings of coloured shapes with exact captions in English and Chinese.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
-                    "caption_en": tfds.features.Text(),
-                    "caption_zh": tfds.features.Text(),
-                    "index": tfds.features.Scalar(np.int64),
-                }
-            ),
-            disable_shuffling=True,  # record i is drawing i; readers shuffle
+        return tfds_split.TfdsSource(
+            tfds_split.open_builder(directory),
+            self.split,
+            caption_keys=self.caption_keys or CAPTION_KEYS,
+            require_captions=self.require_captions,
+            max_pixels=self.max_pixels,
         )
-
-    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        counts = (self.settings.train_count, self.settings.held_out_count)
-        return {
-            split: self._generate_examples(split, count)
-            for split, count in zip(shapes.SPLITS, counts, strict=True)
-        }
-
-    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        with Progress(count, f"captioned shapes, {split}", unit="drawing") as progress:
-            for index in range(count):
-                scene, picture = shapes.drawing(
-                    self.settings.seed, split, index, self.settings.size
-                )
-                encoded = io.BytesIO()
-                Image.fromarray(picture).save(encoded, "png", compress_level=1)
-                yield (
-                    index,
-                    {
-                        "image": encoded.getvalue(),
-                        "caption_en": shapes.caption(scene, "en"),
-                        "caption_zh": shapes.caption(scene, "zh"),
-                        "index": index,
-                    },
-                )
-                progress.update()
-
-
-def prepare(
-    data_dir: str | os.PathLike, *, size: int, train_count: int, held_out_count: int, seed: int
-) -> Path:
-    """Draws the data set, unless that was done before, and returns its folder.
-
-    Read it with `tfds.builder_from_directory(folder).as_data_source("train")`; the splits are
-    `train` and `held_out`, captions come back as UTF-8 bytes. The folder appears whole or not at
-    all; what a killed run left is removed. One process at a time: on many hosts with one file
-    system, process 0 prepares and the others wait.
-
-    Raises:
-      InputError: a size, a count or the seed is too small, or what was drawn before is damaged.
-    """
-    settings = Settings(
-        size=size, train_count=train_count, held_out_count=held_out_count, seed=seed
-    )
-    with _quiet_tfds(), tempfile.TemporaryDirectory() as downloads:
-        builder = _builder(settings, data_dir)
-        folder = Path(builder.data_dir)
-        if not builder.is_prepared():
-            for leftover in folder.parent.glob("incomplete.*"):
-                shutil.rmtree(leftover)
-            # TFDS makes a folder for downloads even where there are none: not among the data.
-            builder.download_and_prepare(download_dir=downloads)
-    return folder
-
-
-def _builder(settings: Settings, data_dir: str | os.PathLike) -> CaptionedShapes:
-    """The builder, which reads the description of what was drawn before."""
-    folder = Path(data_dir) / "captioned_shapes" / settings.name / str(CaptionedShapes.VERSION)
-    if folder.exists():
-        check_description(folder)
-    try:
-        return CaptionedShapes(settings=settings, data_dir=data_dir)
-    except Exception as error:  # as many kinds as there are ways to damage it
-        if faults.is_fault(error):
-            raise
-        raise InputError(
-            f"{folder}: not readable as the drawings it held ({faults.reason(error)}): delete it,"
-            " and they are drawn again"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """Keeps TFDS from printing announcements, bars, and a warning that a config is our own."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.enable_progress_bar()
-        logging.set_verbosity(verbosity)

@@ -1,11 +1,14 @@
 """Sources from configs: each kind, and one clear line for everything that can be wrong."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,8 +17,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from cogview_jax.data.records import BadRecord
-from cogview_jax.data.sources.source import SourceConfig, open_source
-from cogview_jax.data.sources.tfds import open_builder
+from cogview_jax.data.sources.folder import Folder
+from cogview_jax.data.sources.shapes import Shapes
+from cogview_jax.data.sources.source import SourceConfig
+from cogview_jax.data.sources.tfds import Tfds
+from cogview_jax.data.sources.tfds_split import open_builder
 from cogview_jax.runtime import faults
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError, SystemFault
@@ -86,7 +92,7 @@ def tiny(data_dir, **settings):
         "split": "train",
         "caption_keys": ("captions/text",),
     }
-    return open_source(build(SourceConfig, ConfigDict({**defaults, **settings})))
+    return build(SourceConfig, ConfigDict({**defaults, **settings})).open()
 
 
 @pytest.mark.parametrize("name", ["tiny_captions", "tiny_captions:1.2.0"])
@@ -290,10 +296,8 @@ def test_a_data_set_is_read_by_a_relative_path(data_dir, monkeypatch):
 @pytest.mark.parametrize("folder", [".", "drawings", "a/b"])
 def test_shapes_are_drawn_and_read_in_a_relative_folder(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
-    config = SourceConfig(
-        kind="shapes", path=folder, split="train", size=16, train_count=3, held_out_count=1
-    )
-    assert open_source(config)[2].image.shape == (16, 16, 3)
+    config = Shapes(path=folder, size=16, train_count=3, held_out_count=1)
+    assert config.open()[2].image.shape == (16, 16, 3)
     assert list((tmp_path / folder / "captioned_shapes").iterdir())
 
 
@@ -339,32 +343,87 @@ def test_files_that_need_tensorflow_are_refused(data_dir, tmp_path):
 
 
 def test_shapes_are_drawn_when_they_are_missing(tmp_path):
-    config = SourceConfig(
-        "shapes", str(tmp_path), split="held_out", size=24, train_count=3, held_out_count=4, seed=5
-    )
-    source = open_source(config)
-    assert len(source) == 4
+    config = Shapes(path=str(tmp_path), size=24, train_count=3, held_out_count=4, seed=5)
+    source = dataclasses.replace(config, split="held_out").open()
+    assert (len(config.open()), len(source)) == (3, 4)
     scene, picture = shapes.drawing(5, "held_out", 2, 24)
     np.testing.assert_array_equal(source[2].image, picture)
-    assert source[2].captions == (shapes.caption(scene, "en"), shapes.caption(scene, "zh"))
+    captions = {language: shapes.caption(scene, language) for language in ("en", "zh")}
+    assert source[2].captions == (captions["en"], captions["zh"])
+    chinese = dataclasses.replace(config, split="held_out", caption_keys=("caption_zh",)).open()
+    assert chinese[2].captions == (captions["zh"],)
     with pytest.raises(InputError, match=r"choices .* are train, held_out"):
-        open_source(SourceConfig("shapes", str(tmp_path), size=24, train_count=3,
-                                 held_out_count=4, seed=5))  # fmt: skip
+        dataclasses.replace(config, split="val").open()
 
 
 def test_a_folder(tmp_path):
     (tmp_path / "1.png").write_bytes(png(9))
     config = {"kind": "folder", "path": str(tmp_path), "require_captions": False}
-    source = open_source(build(SourceConfig, config))
+    source = build(SourceConfig, config).open()
     record = source[0]
     assert (record.key, record.captions, int(record.image[0, 0, 0])) == ("1.png", (), 9)
     assert source.describe() == "1 images; nothing ignored"
     with pytest.raises(BadRecord, match="at most 47 are read"):
-        open_source(build(SourceConfig, config | {"max_pixels": 47}))[0]
+        build(SourceConfig, config | {"max_pixels": 47}).open()[0]
     with pytest.raises(InputError, match="gone"):
-        open_source(SourceConfig("folder", str(tmp_path / "gone")))
+        Folder(path=str(tmp_path / "gone")).open()
+    with pytest.raises(InputError, match=r"data.source.path is empty: name the folder"):
+        Folder().open()
 
 
-def test_an_unknown_kind():
-    with pytest.raises(InputError, match="kind='webdata': choices are shapes, tfds, folder"):
-        open_source(SourceConfig("webdata"))
+@pytest.mark.parametrize("listing", [True, False])
+def test_one_caption_for_all_images_of_a_folder(tmp_path, listing):
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    if listing:
+        lines = [json.dumps({"file": f"{i}.png", "caption": f"its own {i}"}) for i in range(2)]
+        (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    source = Folder(path=str(tmp_path), caption="An image of sketch style ").open()
+    assert [source[i].captions for i in range(2)] == [("An image of sketch style",)] * 2
+    if not listing:
+        said = "2 images, each captioned 'An image of sketch style'; nothing ignored"
+        assert source.describe() == said
+
+
+def test_a_config_chooses_the_kind_and_has_its_settings_alone():
+    for kind, cls in (("folder", Folder), ("shapes", Shapes), ("tfds", Tfds)):
+        source = build(SourceConfig, {"kind": kind, "max_pixels": 9})
+        assert type(source) is cls
+        assert dataclasses.asdict(source)["kind"] == kind
+        assert source == cls(max_pixels=9)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"kind": "webdata"}, "config.kind = 'webdata': choices are folder, shapes, tfds"),
+        ({"kind": 3}, "config.kind = 3: choices are folder, shapes, tfds"),
+        ({"path": "x"}, "config lacks kind; choices are folder, shapes, tfds"),
+        (
+            {"kind": "folder", "size": 32},
+            "config.size: kind 'folder' has no such setting; it has kind, require_captions,"
+            " max_pixels, path, caption",
+        ),
+        ({"kind": "shapes", "size": 8}, "config.size = 8: expected 16 to 16384"),
+        ({"kind": "shapes", "seed": -1}, "config.seed = -1: expected at least 0 and below"),
+        ({"kind": "shapes", "train_count": 0}, "config.train_count = 0: expected at least 1"),
+        ({"kind": "shapes", "held_out_count": 0}, "config.held_out_count = 0: expected at least"),
+        ({"kind": "tfds", "path": "gs://b/x"}, "config.path = 'gs://b/x': expected the path of"),
+        ({"kind": "shapes", "path": "gs://b/x"}, "config.path = 'gs://b/x': expected the path of"),
+        ({"kind": "tfds", "caption_keys": "a"}, "config.caption_keys = 'a': expected a list"),
+    ],
+)
+def test_what_a_section_cannot_say(section, message):
+    with pytest.raises(InputError) as error:
+        build(SourceConfig, section)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_importing_the_kinds_imports_no_tfds():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['tensorflow_datasets', 'array_record']))\n"
+        "from cogview_jax.data.sources.source import SourceConfig\n"
+        "assert {'folder', 'shapes', 'tfds'} <= set(SourceConfig.kinds), SourceConfig.kinds\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

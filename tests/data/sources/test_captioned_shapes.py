@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from cogview_jax.data.sources.shapes import prepare
+from cogview_jax.data.sources.captioned_shapes import prepare
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.shapes import scenes as shapes
 
@@ -71,7 +71,7 @@ def test_other_settings_lie_elsewhere(data_dir, folder, change):
 def test_a_killed_run_starts_again(tmp_path):
     settings = {"size": 16, "train_count": 1500, "held_out_count": 1, "seed": 0}
     code = (
-        "from cogview_jax.data.sources.shapes import prepare;"
+        "from cogview_jax.data.sources.captioned_shapes import prepare;"
         f"prepare({str(tmp_path)!r}, **{settings})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)

@@ -1,0 +1,166 @@
+"""The data set `captioned_shapes`: drawings of `data.shapes`, prepared once and read through TFDS.
+
+Each record holds the encoded picture, both captions and the number of the drawing. Record i of a
+split is `shapes.drawing(seed, split, i, size)`, so the data are the same wherever they are
+prepared. No TensorFlow: pictures are yielded as PNG bytes and records lie in ArrayRecord files.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
+
+from cogview_jax.data.sources.tfds_description import check_description
+from cogview_jax.runtime import faults
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.progress import Progress
+from cogview_jax.shapes import scenes as shapes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the data depend on: the side of a picture, the drawings of each split, the seed."""
+
+    size: int
+    train_count: int
+    held_out_count: int
+    seed: int
+
+    def __post_init__(self):
+        least = {"size": 16, "train_count": 1, "held_out_count": 1, "seed": 0}
+        for field, low in least.items():
+            if getattr(self, field) < low:
+                raise InputError(
+                    f"captioned shapes: {field} {getattr(self, field)}: expected at least {low}"
+                )
+
+    @property
+    def name(self) -> str:
+        """Names the folder of these settings: other settings lie elsewhere."""
+        return f"px{self.size}_n{self.train_count}_h{self.held_out_count}_s{self.seed}"
+
+
+class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
+    """The TFDS builder of one setting, as DATA_DIR/captioned_shapes/NAME/1.0.1."""
+
+    VERSION = tfds.core.Version("1.0.1")
+    RELEASE_NOTES: ClassVar = {"1.0.1": "Captions say an orange star, and no longer a orange star."}
+    url_infos = None  # nothing is downloaded, so TFDS need not look for checksums
+
+    def __init__(self, *, settings: Settings, data_dir: str | os.PathLike):
+        """Names the data set under `data_dir`; nothing is drawn yet."""
+        self.settings = settings
+        super().__init__(
+            data_dir=os.fspath(data_dir),
+            config=tfds.core.BuilderConfig(name=settings.name),
+            file_format="array_record",
+        )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = self.settings.size
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Drawings of coloured shapes with exact captions in English and Chinese.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
+                    "caption_en": tfds.features.Text(),
+                    "caption_zh": tfds.features.Text(),
+                    "index": tfds.features.Scalar(np.int64),
+                }
+            ),
+            disable_shuffling=True,  # record i is drawing i; readers shuffle
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        counts = (self.settings.train_count, self.settings.held_out_count)
+        return {
+            split: self._generate_examples(split, count)
+            for split, count in zip(shapes.SPLITS, counts, strict=True)
+        }
+
+    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        with Progress(count, f"captioned shapes, {split}", unit="drawing") as progress:
+            for index in range(count):
+                scene, picture = shapes.drawing(
+                    self.settings.seed, split, index, self.settings.size
+                )
+                encoded = io.BytesIO()
+                Image.fromarray(picture).save(encoded, "png", compress_level=1)
+                yield (
+                    index,
+                    {
+                        "image": encoded.getvalue(),
+                        "caption_en": shapes.caption(scene, "en"),
+                        "caption_zh": shapes.caption(scene, "zh"),
+                        "index": index,
+                    },
+                )
+                progress.update()
+
+
+def prepare(
+    data_dir: str | os.PathLike, *, size: int, train_count: int, held_out_count: int, seed: int
+) -> Path:
+    """Draws the data set, unless that was done before, and returns its folder.
+
+    Read it with `tfds.builder_from_directory(folder).as_data_source("train")`; the splits are
+    `train` and `held_out`, captions come back as UTF-8 bytes. The folder appears whole or not at
+    all; what a killed run left is removed. One process at a time: on many hosts with one file
+    system, process 0 prepares and the others wait.
+
+    Raises:
+      InputError: a size, a count or the seed is too small, or what was drawn before is damaged.
+    """
+    settings = Settings(
+        size=size, train_count=train_count, held_out_count=held_out_count, seed=seed
+    )
+    with _quiet_tfds(), tempfile.TemporaryDirectory() as downloads:
+        builder = _builder(settings, data_dir)
+        folder = Path(builder.data_dir)
+        if not builder.is_prepared():
+            for leftover in folder.parent.glob("incomplete.*"):
+                shutil.rmtree(leftover)
+            # TFDS makes a folder for downloads even where there are none: not among the data.
+            builder.download_and_prepare(download_dir=downloads)
+    return folder
+
+
+def _builder(settings: Settings, data_dir: str | os.PathLike) -> CaptionedShapes:
+    """The builder, which reads the description of what was drawn before."""
+    folder = Path(data_dir) / "captioned_shapes" / settings.name / str(CaptionedShapes.VERSION)
+    if folder.exists():
+        check_description(folder)
+    try:
+        return CaptionedShapes(settings=settings, data_dir=data_dir)
+    except Exception as error:  # as many kinds as there are ways to damage it
+        if faults.is_fault(error):
+            raise
+        raise InputError(
+            f"{folder}: not readable as the drawings it held ({faults.reason(error)}): delete it,"
+            " and they are drawn again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Keeps TFDS from printing announcements, bars, and a warning that a config is our own."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        logging.set_verbosity(verbosity)

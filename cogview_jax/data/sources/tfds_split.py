@@ -1,0 +1,248 @@
+"""Any prepared TensorFlow data set as a source, read without TensorFlow.
+
+Preparing most of the public sets needs TensorFlow, once; reading what was prepared as ArrayRecord
+does not. So a set is found by its files, not by the code that made it.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from cogview_jax.data.images import MAX_PIXELS, decode_image
+from cogview_jax.data.records import BadRecord, Record, clean_captions
+from cogview_jax.data.sources.tfds_description import check_description
+from cogview_jax.runtime import faults
+from cogview_jax.runtime.errors import InputError, SystemFault
+
+Builder = tfds.core.DatasetBuilder
+
+
+def find_builder(name: str, data_dir: str | os.PathLike) -> Builder:
+    """The prepared data set `name` under `data_dir`.
+
+    Args:
+        name: "name", "name/config" or "name/config:version"; the newest version if none is said.
+        data_dir: the folder of prepared sets; empty for TFDS's own (TFDS_DATA_DIR).
+
+    Raises:
+        InputError: no such set there, or one that is damaged or names classes of others.
+    """
+    try:
+        folder = _find_folder(name, data_dir or None)
+    except tfds.core.DatasetNotFoundError:
+        where = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+        raise InputError(
+            f"name={name!r}: no such prepared data set in {str(where)!r}; where TensorFlow is"
+            f" installed, prepare it with"
+            f" `tfds build {name} --file_format=array_record --data_dir={where}`"
+        ) from None
+    except ValueError as error:
+        raise InputError(
+            f"name={name!r}: expected the name of a TFDS data set, as in"
+            f" 'coco_captions' or 'coco_captions/2014:1.1.0' ({_first_line(error)})"
+        ) from error
+    return open_builder(folder)
+
+
+def _find_folder(name: str, data_dir: str | os.PathLike | None) -> Path:
+    """Where TFDS finds a prepared set.
+
+    Its public function opens what it finds at once, and would import what that names.
+    """
+    from tensorflow_datasets.core import read_only_builder
+    from tensorflow_datasets.core.utils import error_utils
+
+    with error_utils.reraise_with_context(tfds.core.DatasetNotFoundError):
+        folder = read_only_builder._find_builder_dir(name, data_dir=data_dir)
+        if folder is None:
+            raise tfds.core.DatasetNotFoundError(name)
+    return Path(folder)
+
+
+def open_builder(folder: str | os.PathLike) -> Builder:
+    """The prepared data set in a folder, the one of its version.
+
+    Raises:
+        InputError: its description is damaged, or names classes that are not TFDS's own.
+        SystemFault: the machine cannot read it.
+    """
+    check_description(folder)
+    try:
+        return faults.retried(lambda: tfds.builder_from_directory(folder), str(folder))
+    except SystemFault:
+        raise
+    except Exception as error:  # as many kinds as there are ways to damage it
+        raise InputError(
+            f"{folder}: not readable as a prepared TFDS data set: {_first_line(error)}"
+        ) from error
+
+
+class TfdsSource:
+    """A split of a prepared TFDS data set."""
+
+    def __init__(
+        self,
+        builder: Builder,
+        split: str,
+        *,
+        image_key: str = "image",
+        caption_keys: tuple[str, ...] = (),
+        require_captions: bool = True,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        """Opens the split; reads no record.
+
+        Args:
+            builder: the data set, as from `find_builder` or `tfds.builder_from_directory`.
+            split: as TFDS writes it: "train", "train[:90%]", "train+test".
+            image_key: the image feature. Keys go into nested features by slashes.
+            caption_keys: the text features, or sequences of texts; a record gets all captions.
+            require_captions: whether a record without a caption is bad.
+            max_pixels: images of more are bad records.
+
+        Raises:
+            InputError: unknown or empty split, unknown feature or one of the wrong kind, files that
+                cannot be read without TensorFlow, that are missing, or that lie elsewhere.
+        """
+        image, text = tfds.features.Image, tfds.features.Text
+        _require(builder, "image_key", image_key, image)
+        for key in caption_keys:
+            _require(builder, "caption_keys", key, text)
+        if require_captions and not caption_keys:
+            raise InputError(f"caption_keys is empty: choices are {_choices(builder, text)}")
+        self._name = f"{builder.info.full_name}/{split}"
+        self._image, self._captions = image_key, caption_keys
+        self._required, self._max_pixels = require_captions, max_pixels
+        self._builder, self._split = builder, split
+        _check_split(builder, split)
+        try:
+            self._records = self._opened()
+        except NotImplementedError:
+            raise InputError(
+                f"{builder.data_dir}: prepared as {builder.info.file_format.value}, which needs"
+                " TensorFlow to read; prepare it with --file_format=array_record"
+            ) from None
+        _check_files(builder, split)
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self._records)
+
+    def describe(self) -> str:
+        """One line: how many records there are, and of what."""
+        return f"{len(self)} records of {self._name}"
+
+    def key(self, i: int) -> str:
+        """NAME/VERSION/SPLIT/i."""
+        return f"{self._name}/{i}"
+
+    def __getitem__(self, i: int) -> Record:
+        """Reads record `i`.
+
+        Raises:
+            BadRecord: the file is damaged there, the image cannot be decoded, or a caption is
+                needed and there is none.
+            SystemFault: the machine cannot read it.
+        """
+        key = self.key(i)
+        example = faults.retried(lambda: self._read(i, key), key)
+        try:
+            texts = [text for path in self._captions for text in _texts(_at(example, path))]
+        except UnicodeDecodeError:
+            raise BadRecord(key, "caption is not UTF-8") from None
+        captions = clean_captions(texts, key, required=self._required)
+        image = decode_image(_at(example, self._image), key, max_pixels=self._max_pixels)
+        return Record(key, image, captions)
+
+    def _opened(self) -> Any:
+        decoders: Any = tfds.decode.SkipDecoding()
+        for part in reversed(self._image.split("/")):
+            decoders = {part: decoders}
+        # Images stay encoded: `decode_image` treats all sources alike.
+        return self._builder.as_data_source(self._split, decoders=decoders)
+
+    def _read(self, i: int, key: str) -> Any:
+        try:
+            return self._records[i]
+        except RuntimeError as error:
+            fault = faults.system_error(error)
+            if fault is not None and faults.is_passing(fault):
+                self._records = self._opened()  # a reader that has failed once goes on failing
+                raise fault from error
+            raise BadRecord(key, f"damaged file: {_first_line(error)}") from error
+
+
+def _check_split(builder: Builder, split: str) -> None:
+    """InputError unless `split` names records of the data set."""
+    try:
+        count = builder.info.splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        count, why = 0, f" ({_first_line(error)})"
+    else:
+        why = ""
+    if count == 0:
+        raise InputError(
+            f"split={split!r}: choices for {builder.info.full_name} are"
+            f" {', '.join(builder.info.splits)}, or a part that holds records, as 'train[:90%]'"
+            + why
+        )
+
+
+def _check_files(builder: Builder, split: str) -> None:
+    """InputError unless the files of a split lie in the folder of the data set.
+
+    Its description says how they are called.
+    """
+    folder = os.path.abspath(builder.data_dir)
+    for path in {part.filename for part in builder.info.splits[split].file_instructions}:
+        path = os.path.abspath(path)  # a relative data_dir is in it already
+        if os.path.dirname(path) != folder:
+            raise InputError(f"{folder}: the data of split {split!r} lie elsewhere, in {path}")
+        if not os.path.isfile(path):
+            raise InputError(f"{path}: a file of split {split!r} is missing")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _at(example: Any, path: str) -> Any:
+    for part in path.split("/"):
+        example = example[part]
+    return example
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a Text feature (bytes) or of a sequence of them, however deep."""
+    if isinstance(value, bytes):
+        return [value.decode("utf-8")]
+    return [text for item in value for text in _texts(item)]
+
+
+def _leaves(feature: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every feature that holds values, with its slash path; sequences are looked through."""
+    if isinstance(feature, tfds.features.FeaturesDict):
+        for name, inner in feature.items():
+            yield from _leaves(inner, f"{path}/{name}" if path else name)
+    elif isinstance(feature, tfds.features.Sequence):
+        yield from _leaves(feature.feature, path)
+    else:
+        yield path, feature
+
+
+def _choices(builder: Builder, kind: type) -> str:
+    keys = [key for key, feature in _leaves(builder.info.features) if isinstance(feature, kind)]
+    return ", ".join(sorted(keys)) or f"none: no feature is a {kind.__name__}"
+
+
+def _require(builder: Builder, setting: str, key: str, kind: type) -> None:
+    feature = dict(_leaves(builder.info.features)).get(key)
+    if not isinstance(feature, kind):
+        what = "no such feature" if feature is None else f"that is a {type(feature).__name__}"
+        raise InputError(
+            f"{setting}: {key!r} of {builder.info.full_name}: {what};"
+            f" choices are {_choices(builder, kind)}"
+        )
