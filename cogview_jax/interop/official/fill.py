@@ -96,7 +96,7 @@ def seeded_choice(seed: int) -> Choose:
 def fill(
     model: Transformer,
     params: Mapping[str, Any],
-    query: Sequence[int],
+    query: Sequence[int] | np.ndarray,
     vocabulary: Vocabulary,
     config: SamplingConfig,
     choose: Choose,
