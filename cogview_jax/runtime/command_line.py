@@ -145,7 +145,7 @@ def _parse(argv: list[str], command: ModuleType) -> None:
     """Parses `argv` into absl's FLAGS; InputError on every mistake in it."""
     for name, value in _given(argv):
         flag = None if name in flags.FLAGS else _own(name.removeprefix("no"), command)
-        if flag and flag.boolean and value is not None:
+        if value is not None and flag is not None and flag.boolean:
             raise InputError(f"--{name}={value}: expected --{name}, or --{flag.name}=true or false")
     try:
         rest = flags.FLAGS(argv)

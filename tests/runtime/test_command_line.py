@@ -162,7 +162,7 @@ GOOD = ("--config=cfg.py", "--workdir=w")
         (("--workdir=w",), "--config FILE_OR_NAME[:variant] is missing: the experiment"),
         ((*GOOD, "more"), "unexpected argument 'more'"),
         (("--config=cfg.py", "--workdir"), "--workdir TEXT has no value: where the wall stands"),
-        ((*GOOD, "--config.init_from"), "--config.init_from VALUE has no value: "),
+        ((*GOOD, "--config.train.betas"), "--config.train.betas VALUE has no value: "),
         ((*GOOD, "--nonote=x"), "there is no flag --nonote; did you mean note?"),
         ((*GOOD, "--coats=two"), "--coats=two: expected a whole number"),
         ((*GOOD, "--coats=0"), "--coats=0: expected a whole number, at least 1"),
