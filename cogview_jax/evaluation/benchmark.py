@@ -9,7 +9,6 @@ The names are found without importing the modules, so that `evaluate --help` doe
 
 import ast
 import importlib
-import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +101,8 @@ class Benchmark(Protocol):
 
 def available() -> dict[str, str]:
     """The names of all benchmarks, each with the line that says what it measures."""
-    files = {
-        name: Path(finder.path) / f"{name}.py"
-        for finder, name, _ in pkgutil.iter_modules(benchmarks.__path__)
-    }
-    return {name: _description(files[name]) for name in sorted(files)}
+    files = [file for folder in benchmarks.__path__ for file in Path(folder).glob("[!_]*.py")]
+    return {file.stem: _description(file) for file in sorted(files, key=lambda file: file.stem)}
 
 
 def load_benchmark(name: str) -> Benchmark:

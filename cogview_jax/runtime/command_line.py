@@ -64,8 +64,8 @@ def run(command: ModuleType) -> None:
 
 def path_flag(name: str, help: str, *, required: bool = False) -> flags.FlagHolder:
     """Defines `--NAME PATH`: a text that is the path of a file or folder; None by default."""
-    parser, serializer = _PathParser(), flags.ArgumentSerializer()
-    return flags.DEFINE(parser, name, None, help, serializer=serializer, required=required)
+    serializer: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+    return flags.DEFINE(_PathParser(), name, None, help, serializer=serializer, required=required)
 
 
 def paths_flag(name: str, help: str) -> flags.FlagHolder:
@@ -121,7 +121,8 @@ def _fail_in_a_line(error: Exception) -> None:
     system = error if isinstance(error, MemoryError) else system_error(error)
     if system is None:
         return
-    where = f"{system.filename}: " if getattr(system, "filename", None) else ""
+    file = getattr(system, "filename", None)
+    where = f"{file}: " if file else ""
     if is_fault(system):
         _fail(f"error: {where}{reason(system)}", 1)
     if where:
@@ -134,10 +135,11 @@ def help_page(command: ModuleType) -> str:
     needed = [_synopsis(flag) for flag in own if _required(flag)]
     usage = " ".join([_program(command), *needed, "[flags]"])
     lines = [inspect.cleandoc(command.__doc__ or ""), "", f"usage: {usage}", "", "flags:"]
-    indent = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
+    indent = " " * 6
     for flag in own:
         lines.append(f"  {_synopsis(flag)}")
-        lines += textwrap.wrap(f"{_help(flag)}{_default(flag)}", 92, **indent)
+        text = f"{_help(flag)}{_default(flag)}"
+        lines += textwrap.wrap(text, 92, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)
 
 

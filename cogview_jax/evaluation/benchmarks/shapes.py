@@ -87,6 +87,7 @@ def warn_if_unlearned(model: CogView) -> None:
     The judge has to recognise at least some true drawings after they went through the image
     tokenizer, and the text tokenizer needs tokens for their captions.
     """
+    assert model.text is not None  # `run` has refused such a bundle
     size, codec = model.codec.config.image_size, model.codec.config
     fresh = list(fresh_scenes(TRIED, 0))
     scenes = [scene for each in fresh for scene in each.scenes]
@@ -112,11 +113,7 @@ def warn_if_unlearned(model: CogView) -> None:
 
 
 def _generate(model: CogView, options: Options) -> Report:
-    scorer, size = None, model.codec.config.image_size
-    if options.rerank_with:
-        scorer = load(options.rerank_with, dtype=options.precision)
-        scorer.need("transformer", "text", "codec")
-        scorer.need_task("caption")
+    score = _scorer(options.rerank_with, options) if options.rerank_with else None
     total = 2 * options.count * options.candidates
     with Progress(total, "evaluate", unit="image", per_minute=True) as progress:
 
@@ -131,20 +128,29 @@ def _generate(model: CogView, options: Options) -> Report:
             )
             return np.stack([model.decode(row) for row in codes])
 
-        def score(images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-            with Progress(len(texts), "rerank", unit="image", per_minute=True) as progress:
-                return scorer.score(
-                    images, texts, batch_size=options.batch_size, progress=progress.update
-                )
-
         return generation_report(
             generate,
             lambda images: model.decode(model.encode(images)),
-            size=size,
+            size=model.codec.config.image_size,
             count=options.count,
             seed=options.seed,
-            score=None if scorer is None else score,
+            score=score,
         )
+
+
+def _scorer(bundle: str, options: Options) -> Callable[[np.ndarray, Sequence[str]], np.ndarray]:
+    """The CapLoss of a caption bundle, as `generation_report` calls it."""
+    model = load(bundle, dtype=options.precision)
+    model.need("transformer", "text", "codec")
+    model.need_task("caption")
+
+    def score(images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        with Progress(len(texts), "rerank", unit="image", per_minute=True) as progress:
+            return model.score(
+                images, texts, batch_size=options.batch_size, progress=progress.update
+            )
+
+    return score
 
 
 def generation_report(
