@@ -381,7 +381,7 @@ SAID = {
     ),
     "rows of nothing": "--keep_rows is for --task complete, not text_to_image",
     "candidates for nobody": "--candidates needs a bundle to choose by: --rerank_with BUNDLE",
-    "negative guidance": "--guidance=-1: expected a number, at least 0",
+    "negative guidance": "guidance -1.0: expected 0 (no text) to 1000000",
     "unknown task": (
         "--task=paint: expected one of text_to_image, complete, super_resolution, caption, rerank"
     ),
