@@ -28,7 +28,7 @@ from cogview_jax.runtime.hardware import measured_bandwidth
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import decode, prefill, sample_keys, stages
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 RESULT = Path(__file__).parent / "results" / "decode.json"

@@ -25,7 +25,7 @@ from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.hardware import measured_matmul_peak
 from cogview_jax.runtime.precision import POLICIES, Policy
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.loss_scale import LossScaleConfig

@@ -17,7 +17,7 @@ from cogview_jax.evaluation.benchmarks.shapes import RESAMPLING, resampled
 from cogview_jax.evaluation.contact_sheet import caption_grid, titled
 from cogview_jax.pipeline.cogview import GREY, CogView
 from cogview_jax.runtime.files import atomic_path
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.shapes.scenes import caption, drawing
 
 COLUMNS = 8

@@ -9,9 +9,9 @@ __version__ = "0.1.0"
 
 
 _HOMES = {
-    "load": "pipeline.cogview",
+    "load": "pipeline.load",
     "CogView": "pipeline.cogview",
-    "SamplingConfig": "sampling.filters",
+    "SamplingConfig": "sampling.options",
     "InputError": "runtime.errors",
 }
 

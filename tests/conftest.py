@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, a compilation cache, and the reference material beside the repository."""
+"""Eight fake CPU devices, a compilation cache, and the reference material."""
 
 import os
 import subprocess
@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
+#: What the repository may not hold; a test that needs it skips where it is absent.
+SHARED = ROOT.parent / "shared"
 
 # In the environment, so that the programs a test starts share the cache and stay on the CPU too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -29,32 +32,31 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The reference material beside the repository."""
-    folder = ROOT.parent / "shared"
-    if not folder.is_dir():
-        pytest.skip(f"no reference material at {folder}")
-    return folder
+def reference_shapes() -> Path:
+    """240 drawings of the shapes data set and their captions, made by other code than this."""
+    return FIXTURES / "shapes"
 
 
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Expected values of the official code (`COGVIEW_FIXTURES` may name another folder of them)."""
-    beside = ROOT.parent / "shared" / "official" / "fixtures"
-    folder = Path(os.environ.get("COGVIEW_FIXTURES", beside))
+    folder = Path(os.environ.get("COGVIEW_FIXTURES") or FIXTURES / "official").absolute()
     if not (folder / "config.json").is_file():
-        pytest.skip(f"no fixtures (config.json) in {folder}; COGVIEW_FIXTURES may name a folder")
+        pytest.fail(f"COGVIEW_FIXTURES: no config.json in {folder}")
     return folder
 
 
 @pytest.fixture(scope="session")
 def official_text(fixtures) -> Path:
-    """The official SentencePiece model: beside the fixtures or among them, else the public one."""
-    places = (fixtures.parent, fixtures, ROOT.parent / "shared" / "official")
+    """The released SentencePiece model: among the fixtures or beside them, else the public one."""
+    places = (fixtures, fixtures.parent, FIXTURES / "official", SHARED / "official")
     for place in places:
         if (place / "cog-pretrain.model").is_file():
             return place / "cog-pretrain.model"
-    pytest.skip(f"no cog-pretrain.model in {', '.join(map(str, places))}")
+    pytest.skip(
+        "needs the released SentencePiece model, which may not be shipped here: put "
+        f"cog-pretrain.model into {FIXTURES / 'official'} (see tests/fixtures/README.md)"
+    )
 
 
 @pytest.fixture(scope="session")

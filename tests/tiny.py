@@ -13,7 +13,8 @@ from cogview_jax.models.transformer import Transformer, unstack_layers
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import generate, sample_keys
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.filters import row_settings
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, left_padded, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -113,5 +114,6 @@ def draw(count: int) -> np.ndarray:
     params = unstack_layers(reference.random_like(unbox(shapes["params"]), 0))
     tokens, valid = left_padded([np.array(p) for p in ([55, 3, 4, 56], [55], [55, 1, 2])], 9)
     keys = sample_keys(0, ["a", "b", "c"], [0, 0, 0])
-    ids = {"first": 20, "last": 52, "config": SamplingConfig(temperature=0.9, top_k=20)}
-    return np.asarray(generate(params, tokens, valid, keys, model=model, count=count, **ids))
+    settings = row_settings([SamplingConfig(temperature=0.9, top_k=20)] * 3)
+    call = {"model": model, "count": count, "first": 20, "last": 52}
+    return np.asarray(generate(params, tokens, valid, keys, settings, **call))

@@ -1,4 +1,4 @@
-"""Pictures put into words, and words held against pictures: captions and CapLoss into a folder."""
+"""Captions of images, and CapLoss of images and texts, into a folder."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from cogview_jax.commands.resumable_output import AGAIN
 from cogview_jax.commands.sample_inputs import (
-    Draws,
+    JobOptions,
     need_images,
     need_one_each,
     paired,
@@ -21,46 +21,46 @@ from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.progress import Progress
 
 
-def caption(bundle: str, out: str, images: Sequence[str], draws: Draws) -> None:
-    """Says what pictures show: OUT/captions.jsonl, a line an image, and OUT/grid.png.
+def caption(bundle: str, out: str, images: Sequence[str], options: JobOptions) -> None:
+    """Writes captions: OUT/captions.jsonl, a line an image, and OUT/grid.png.
 
     Args:
         bundle: of a transformer trained for captions.
         out: the folder to write to.
         images: files; their centred square is read.
-        draws: the seed, the sampling, the batch and the precision.
+        options: of the job.
 
     Raises:
         InputError: an image cannot be read, more than one caption each is asked for, or the bundle
             is of another task.
     """
     need_images(images, "caption")
-    need_one_each(draws, "caption")
-    model = draws.load(bundle)
+    need_one_each(options, "caption")
+    model = options.load(bundle)
     model.need("transformer", "text", "codec")
     model.need_task("caption")
     pixels = read_images(images, model.codec.config.image_size)
     with Progress(len(images), "caption", unit="image", per_minute=True) as progress:
         texts = model.caption(
             pixels,
-            draws.seed,
-            sampling=draws.sampling,
-            batch_size=draws.batch_size,
+            options.sampling.seed,
+            sampling=options.sampling.sampling,
+            batch_size=options.sampling.batch_size,
             progress=progress.update,
         )
     lines = [
-        {"image": file, "caption": text, "seed": draws.seed}
+        {"image": file, "caption": text, "seed": options.sampling.seed}
         for file, text in zip(images, texts, strict=True)
     ]
     _write(Path(out), "captions", lines, pixels, texts)
 
 
 def rerank(
-    bundle: str, out: str, images: Sequence[str], prompts: Sequence[str], draws: Draws
+    bundle: str, out: str, images: Sequence[str], prompts: Sequence[str], options: JobOptions
 ) -> None:
-    """Scores pictures by their texts' CapLoss: OUT/scores.jsonl, and OUT/grid.png by rank.
+    """Scores images by their texts' CapLoss: OUT/scores.jsonl, and OUT/grid.png by rank.
 
-    A line has image, prompt, score, and rank among the pictures of the same prompt, from 1 for the
+    A line has image, prompt, score, and rank among the images of the same prompt, from 1 for the
     best. Lines stand in the order of the images.
 
     Args:
@@ -68,18 +68,18 @@ def rerank(
         out: the folder to write to.
         images: files; their centred square is read.
         prompts: what each shows, or one for all.
-        draws: the batch and the precision.
+        options: of the job; nothing is sampled.
 
     Raises:
         InputError: an image cannot be read, the prompts are not as many as the images or do not
-            fit, the bundle is of another task, or what only drawing has is asked for.
+            fit, the bundle is of another task, or guidance is asked for.
     """
     texts = paired(images, prompts, "rerank")
-    need_one_each(draws, "rerank")
-    draws.sampling.need_no_guidance("a score")
-    scorer = load_scorer(bundle, prompts, draws)
+    need_one_each(options, "rerank")
+    options.sampling.config().need_no_guidance("a score")
+    scorer = load_scorer(bundle, prompts, options)
     pixels = read_images(images, scorer.codec.config.image_size)
-    scores = scores_of(scorer, pixels, texts, draws)
+    scores = scores_of(scorer, pixels, texts, options)
     ranks = np.zeros(len(texts), int)
     for text in set(texts):
         alike = np.array([i for i, each in enumerate(texts) if each == text])
@@ -93,33 +93,34 @@ def rerank(
     _write(Path(out), "scores", lines, pixels[order], captions)
 
 
-def load_scorer(bundle: str, prompts: Sequence[str], draws: Draws) -> CogView:
-    """A caption bundle that can score these prompts: found out before anything is drawn."""
-    scorer = draws.load(bundle)
+def load_scorer(bundle: str, prompts: Sequence[str], options: JobOptions) -> CogView:
+    """A caption bundle that can score these prompts: found out before anything is sampled."""
+    scorer = options.load(bundle)
     scorer.need("transformer", "text", "codec")
     scorer.need_task("caption")
-    for prompt in prompts:
-        scorer.pieces(prompt)
+    scorer.prompts.pieces_of(prompts)
     return scorer
 
 
 def scores_of(
-    scorer: CogView, pictures: np.ndarray, texts: Sequence[str], draws: Draws
+    scorer: CogView, images: np.ndarray, texts: Sequence[str], options: JobOptions
 ) -> np.ndarray:
-    """CapLoss of each pair, float32 [b], of uint8 pictures [b, h, w, 3]; says how far it is."""
+    """CapLoss of each pair, float32 [b], of uint8 images [b, h, w, 3]; reports progress."""
     with Progress(len(texts), "rerank", unit="image", per_minute=True) as progress:
-        return scorer.score(pictures, texts, batch_size=draws.batch_size, progress=progress.update)
+        return scorer.score(
+            images, texts, batch_size=options.sampling.batch_size, progress=progress.update
+        )
 
 
 def _write(
     folder: Path,
     what: str,
     lines: Sequence[Mapping[str, Any]],
-    pictures: np.ndarray,
+    images: np.ndarray,
     captions: Sequence[str],
 ) -> None:
-    """FOLDER/WHAT.jsonl, and FOLDER/grid.png of the pictures and what is said of them."""
+    """FOLDER/WHAT.jsonl, and FOLDER/grid.png of the images and their captions."""
     with at_work(f"no {what} are kept: {AGAIN}"):
-        write_grid(folder, pictures, captions)
+        write_grid(folder, images, captions)
         write_lines(folder / f"{what}.jsonl", lines)
     print(f"{len(lines)} {what} in {folder}/{what}.jsonl", file=sys.stderr)

@@ -28,13 +28,12 @@ BENCHMARK = flags.DEFINE_enum(
     "; ".join(f"{name}: {description}" for name, description in available().items()),
 )
 NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 300, "prompts of each split")
-SEED = flags.DEFINE_integer("seed", 0, "of the prompts and of sampling", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "of the prompts and of sampling")
 TEMPERATURE = flags.DEFINE_float(
     "temperature",
     None,
     "0 takes the most likely token; by default 1, for captions 0, for super_resolution 0.7 or, with"
     " released weights, 1.02",
-    lower_bound=0,
 )
 TOP_K = flags.DEFINE_integer(
     "top_k", 200, "only the k most likely tokens; 0 for all", lower_bound=0
@@ -43,14 +42,11 @@ TOP_P = flags.DEFINE_float(
     "top_p",
     1.0,
     "only the most likely tokens that reach this probability",
-    lower_bound=0,
-    upper_bound=1,
 )
 GUIDANCE = flags.DEFINE_float(
     "guidance",
     1.0,
     "above 1 follows the prompt more closely, for models trained with drop_captions",
-    lower_bound=0,
 )
 RERANK_WITH = command_line.path_flag("rerank_with", "a caption bundle that chooses the best")
 CANDIDATES = flags.DEFINE_integer(

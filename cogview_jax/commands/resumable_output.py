@@ -1,14 +1,14 @@
-"""The pictures of a job so far, kept apart until all are there.
+"""The images of a job so far, kept apart until all are there.
 
-A job that is killed and started again finds what it had drawn. What earlier jobs left in the output
-folder stays as it is until the new pictures are complete.
+A job that is killed and started again finds what it had sampled. What earlier jobs left in the
+output folder stays as it is until the new images are complete.
 """
 
 import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +30,22 @@ from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.progress import Progress
 
-#: Within the folder: what its pictures are of.
+#: Within the folder: what its images are of.
 JOB = "job.json"
 #: What a job that failed can be told to do.
 AGAIN = "run the same command again to go on"
 
 
-class Unfinished:
-    """A folder of pictures that belong to one job, each under a name."""
+class ResumableOutput:
+    """A folder of images that belong to one job, each under a name."""
 
     def __init__(self, folder: Path, job: Mapping[str, Any]):
-        """Looks at what is there; no picture is written before the first one is added.
+        """Looks at what is there; no image is written before the first one is added.
 
         Args:
-            folder: for the pictures, the jobs that go on from them, and nothing else.
-            job: all that a picture depends on, as JSON has it. Pictures of another job are not
-                taken over: the first that is added takes their place.
+            folder: for the images, the jobs that go on from them, and nothing else.
+            job: all that an image depends on, as JSON has it. Images of another job are not taken
+                over: the first that is added takes their place.
 
         Raises:
             InputError: there is a file where a folder should be, a folder of something else, or
@@ -62,46 +62,47 @@ class Unfinished:
             remove_leftovers(folder, owned=True)
 
     def missing(self, names: Sequence[str]) -> list[int]:
-        """Which of the pictures `names` are not there yet, or cannot be read."""
+        """Which of the images `names` are not there yet, or cannot be read."""
         missing = [i for i, name in enumerate(names) if not self._has(name)]
         if len(missing) < len(names):
             done = len(names) - len(missing)
-            print(f"{self.folder} has {done} of {len(names)} pictures: going on", file=sys.stderr)
+            print(f"{self.folder} has {done} of {len(names)} images: going on", file=sys.stderr)
         return missing
 
-    def add(self, name: str, picture: np.ndarray) -> None:
-        """Keeps a picture, uint8 [h, w, 3]."""
+    def add(self, name: str, pixels: np.ndarray) -> None:
+        """Keeps an image, uint8 [h, w, 3]."""
         if not self._begun:
             with atomic_path(self.folder) as temporary:
                 temporary.mkdir()
                 write_json(temporary / JOB, self.job)
             self._begun = True
-        write_file(self._file(name), Image.fromarray(picture).save)
+        write_file(self._file(name), Image.fromarray(pixels).save)
 
     def read(self, name: str) -> np.ndarray:
-        """The picture of a name: uint8 [h, w, 3]."""
+        """The image of a name: uint8 [h, w, 3]."""
         return decode_image(read_image_file(self._file(name)), name)
 
-    def draw(
+    def complete(
         self,
         names: Sequence[str],
         label: str,
-        batches: Callable[[list[int], Callable[[int], None]], Iterator[np.ndarray]],
+        batches: Callable[[list[int], Callable[[int], None]], Iterator[Iterable[np.ndarray]]],
         windows: int = 1,
     ) -> None:
-        """Draws those of the pictures `names` that are missing, and says how far it is.
+        """Makes those of the images `names` that are missing, and reports progress.
 
         Args:
-            names: of all pictures.
+            names: of all images.
             label: of the progress line.
-            batches: from the numbers of the missing ones, and what is told how many units were done
-                since the last time, to their pictures in order, some at a time: uint8 [b, h, w, 3].
-            windows: units of a picture where they are parts of it.
+            batches: from the numbers of the missing ones, and a function that is told how many
+                units were finished since its last call, to their images in order, some at a time:
+                uint8 [b, h, w, 3].
+            windows: units of an image where they are parts of it.
         """
         missing = self.missing(names)
         if not missing:
             return
-        kept = f"the pictures so far are kept in {self.folder}: {AGAIN}"
+        kept = f"the images so far are kept in {self.folder}: {AGAIN}"
         with (
             at_work(kept),
             Progress(
@@ -113,16 +114,16 @@ class Unfinished:
             ) as progress,
         ):
             number = iter(missing)
-            for pictures in batches(missing, progress.update):
-                for picture in pictures:
-                    self.add(names[next(number)], picture)
+            for batch in batches(missing, progress.update):
+                for pixels in batch:
+                    self.add(names[next(number)], pixels)
 
     def copy(self, name: str, place: Path) -> None:
-        """Puts a picture under its final path as well."""
+        """Puts an image under its final path as well."""
         write_file(place, lambda temporary: shutil.copyfile(self._file(name), temporary))
 
     def remove(self) -> None:
-        """Deletes the folder, whose pictures are elsewhere by now, and lets other jobs in."""
+        """Deletes the folder, whose images are elsewhere by now, and lets other jobs in."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
@@ -145,8 +146,8 @@ class Unfinished:
             keys = [f"{JOB}, which cannot be read"]
         if keys:
             print(
-                f"{self.folder} holds pictures of another job (of another {', '.join(keys)}): they"
-                " are drawn anew",
+                f"{self.folder} holds images of another job (of another {', '.join(keys)}): they"
+                " are sampled anew",
                 file=sys.stderr,
             )
         return not keys

@@ -11,7 +11,7 @@
 
   python -m cogview_jax.sample --bundle runs/base/bundle --task text_to_image --out large \\
       --prompt "a red star" --num_images 60 --rerank_with runs/caption/bundle --keep 4 \\
-      --magnify_with runs/superres/bundle
+      --upsample_with runs/superres/bundle
 
   python -m cogview_jax.sample --bundle runs/superres/bundle --task super_resolution --out large \\
       --image small.png --prompt "a red star"
@@ -21,18 +21,18 @@
   python -m cogview_jax.sample --bundle runs/caption/bundle --task rerank --out scored \\
       --image a.png --image b.png --prompt "a red star"
 
-Pictures go to OUT/images/*.png, OUT/samples.jsonl (prompt, index, seed and file of each, and its
+Images go to OUT/images/*.png, OUT/samples.jsonl (prompt, index, seed and file of each, and its
 score where there is one) and OUT/grid.png; captions to OUT/captions.jsonl; scores (CapLoss, lower
-is better) to OUT/scores.jsonl. The same seed gives the same pictures whatever the batch size or the
-other prompts. A job that was interrupted goes on when it is started again: its pictures wait in
+is better) to OUT/scores.jsonl. The same seed gives the same images whatever the batch size or the
+other prompts. A job that was interrupted goes on when it is started again: its images wait in
 OUT/unfinished, and what earlier jobs left in OUT stays until all are there.
 
 A prompt with more tokens than the model's text region holds is cut, as captions are in training,
 and standard error says so; --long_prompts refuse takes it for bad input. Blank prompts, such with
-more than 4,096 characters, and what is no text always are. To text_to_image a bad prompt in the
-file --prompts is one prompt: it is named on standard error and left out, the others are drawn, and
-the exit status is 2. The pictures' file names count all prompts that are not blank, so that they
-are the same once it is mended.
+more than 4,096 characters, and what is no text always are. For text_to_image, a bad prompt in the
+file --prompts is named on standard error and left out, the others are sampled, and the exit status
+is 2. The images' file names count all prompts that are not blank, so that they are the same once it
+is mended.
 """
 
 from absl import flags
@@ -45,6 +45,8 @@ from cogview_jax.runtime.bounds import (
     MOST_ROWS,
     need_flag,
 )
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 
 BUNDLE = command_line.path_flag("bundle", "the bundle's folder", required=True)
 TASK = flags.DEFINE_enum(
@@ -68,24 +70,26 @@ LONG_PROMPTS = flags.DEFINE_enum(
 )
 IMAGE = command_line.paths_flag(
     "image",
-    "a picture to complete, enlarge, describe or score; one prompt each, or one for all",
+    "an image to complete, upsample, caption or score; one prompt each, or one for all",
 )
 KEEP_ROWS = flags.DEFINE_integer("keep_rows", None, "rows of codes to keep of it; half by default")
-NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "pictures for each prompt")
-SEED = flags.DEFINE_integer("seed", 0, "of the random draws")
-RERANK_WITH = command_line.path_flag("rerank_with", "a caption bundle that orders the pictures")
-KEEP = flags.DEFINE_integer("keep", None, "pictures of each prompt that stay; all by default")
-MAGNIFY_WITH = command_line.path_flag(
-    "magnify_with", "a bundle of super-resolution that enlarges the pictures that stay"
+NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "images for each prompt")
+SEED = flags.DEFINE_integer("seed", 0, "of the random numbers")
+RERANK_WITH = command_line.path_flag(
+    "rerank_with", "a caption bundle that orders the images by CapLoss"
+)
+KEEP = flags.DEFINE_integer("keep", None, "images of each prompt that stay; all by default")
+UPSAMPLE_WITH = command_line.path_flag(
+    "upsample_with", "a bundle of super-resolution that upsamples the images that stay"
 )
 TEMPERATURE = flags.DEFINE_float(
     "temperature",
     None,
-    "0 takes the likeliest token; by default 1, for captions 0, for super_resolution 0.7 or, with"
+    "0 takes the most likely token; by default 1, for captions 0, for super_resolution 0.7 or, with"
     " released weights, 1.02",
 )
-TOP_K = flags.DEFINE_integer("top_k", 200, "only the k likeliest tokens; 0 for all")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "only the likeliest tokens that reach this probability")
+TOP_K = flags.DEFINE_integer("top_k", 200, "only the k most likely tokens; 0 for all")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "only the most likely tokens that reach this probability")
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size",
     None,
@@ -94,14 +98,14 @@ IMAGE_SIZE = flags.DEFINE_integer(
 WINDOW_CANDIDATES = flags.DEFINE_integer(
     "window_candidates",
     None,
-    "how often each window of an enlarged picture is drawn, of which what is nearest to the given"
-    " picture stays; by default 1 for released weights and at temperature 0, else 16",
+    "how often each window of a larger image is sampled; the candidate nearest to the given image"
+    " when downsampled is kept. By default 1 for released weights and at temperature 0, else 16",
 )
 BACK_PROJECTION = flags.DEFINE_integer(
     "back_projection",
     None,
-    "rounds in which enlarged pictures are brought back to the given ones, 0 for what codes alone"
-    " draw; by default 0 for released weights, else 8",
+    "rounds of iterative back-projection, after which larger images agree with the given ones when"
+    " downsampled; 0 for what the codes alone give. By default 0 for released weights, else 8",
 )
 GUIDANCE = flags.DEFINE_float(
     "guidance",
@@ -109,7 +113,7 @@ GUIDANCE = flags.DEFINE_float(
     "above 1 follows the prompt more closely, for models trained with drop_captions",
 )
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "pictures drawn at a time; by default what free memory has room for"
+    "batch_size", None, "images sampled at a time; by default what free memory has room for"
 )
 PRECISION = flags.DEFINE_enum(
     "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
@@ -117,7 +121,7 @@ PRECISION = flags.DEFINE_enum(
 
 
 def main() -> int:
-    """Flags in, one job, which has OUT for itself.
+    """Starts the task, which has OUT for itself.
 
     Returns:
         The exit status, which says whether a prompt of the file was bad.
@@ -127,37 +131,32 @@ def main() -> int:
     need_flag(BATCH_SIZE, MOST_ROWS)
     need_flag(WINDOW_CANDIDATES, MOST_CANDIDATES)
     need_flag(BACK_PROJECTION, MOST_ROUNDS, least=0)
+    options = _options()
+    _check_combination()
     from cogview_jax.commands.sample_outputs import held_output
 
     with held_output(OUT.value):
-        return _sample()
+        return _sample(options)
 
 
-def _sample() -> int:
-    from cogview_jax.commands import describe_images, sample_images
-    from cogview_jax.commands.sample_inputs import Draws, read_prompts
-    from cogview_jax.runtime.errors import InputError
-    from cogview_jax.sampling.filters import SamplingConfig
-
-    task, images = TASK.value, IMAGE.value
+def _options() -> SamplingOptions:
     temperature = TEMPERATURE.value
     if temperature is None:
-        temperature = 0.0 if task == "caption" else 1.0
-    draws = Draws(
-        NUM_IMAGES.value,
-        SEED.value,
-        SamplingConfig(temperature, TOP_K.value, TOP_P.value, GUIDANCE.value),
-        BATCH_SIZE.value,
-        PRECISION.value,
-        LONG_PROMPTS.value,
-    )
+        temperature = 0.0 if TASK.value == "caption" else 1.0
+    config = SamplingConfig(temperature, TOP_K.value, TOP_P.value, GUIDANCE.value)
+    return SamplingOptions(SEED.value, config, BATCH_SIZE.value)
+
+
+def _check_combination() -> None:
+    """InputError where a flag is given that the task has no use for."""
+    task = TASK.value
     others = ("complete", "super_resolution", "caption", "rerank")
     for flag, tasks in (
         (IMAGE, others),
         (IMAGE_SIZE, ("super_resolution",)),
         (KEEP_ROWS, ("complete",)),
         (RERANK_WITH, ("text_to_image",)),
-        (MAGNIFY_WITH, ("text_to_image",)),
+        (UPSAMPLE_WITH, ("text_to_image",)),
         (WINDOW_CANDIDATES, ("super_resolution", "text_to_image")),
         (BACK_PROJECTION, ("super_resolution", "text_to_image")),
     ):
@@ -166,30 +165,40 @@ def _sample() -> int:
     if KEEP.value is not None and not RERANK_WITH.value:
         raise InputError("--keep needs a bundle to choose by: --rerank_with BUNDLE")
     for flag in (WINDOW_CANDIDATES, BACK_PROJECTION):
-        if task == "text_to_image" and flag.value is not None and not MAGNIFY_WITH.value:
-            raise InputError(f"--{flag.name} needs a bundle that enlarges: --magnify_with BUNDLE")
-    enlarging = sample_images.Enlarging(WINDOW_CANDIDATES.value, BACK_PROJECTION.value)
+        if task == "text_to_image" and flag.value is not None and not UPSAMPLE_WITH.value:
+            raise InputError(f"--{flag.name} needs a bundle that upsamples: --upsample_with BUNDLE")
+    if task == "caption" and (PROMPT.value or PROMPTS.value):
+        raise InputError("--task caption finds the text itself: it takes no prompt")
+
+
+def _sample(sampling: SamplingOptions) -> int:
+    from cogview_jax.commands import describe_images, sample_images
+    from cogview_jax.commands.sample_inputs import JobOptions, read_prompts
+
+    task, bundle, out, images = TASK.value, BUNDLE.value, OUT.value, IMAGE.value
+    options = JobOptions(sampling, NUM_IMAGES.value, PRECISION.value, LONG_PROMPTS.value)
+    upsampling = sample_images.Upsampling(WINDOW_CANDIDATES.value, BACK_PROJECTION.value)
     if task == "caption":
-        if PROMPT.value or PROMPTS.value:
-            raise InputError("--task caption finds the text itself: it takes no prompt")
-        describe_images.caption(BUNDLE.value, OUT.value, images, draws)
+        describe_images.caption(bundle, out, images, options)
         return 0
     # Whether super-resolution needs text is known with its bundle.
     prompts = read_prompts(PROMPT.value, PROMPTS.value, needed=task != "super_resolution")
     if task == "complete":
-        sample_images.complete(BUNDLE.value, OUT.value, images, prompts, KEEP_ROWS.value, draws)
+        sample_images.complete(bundle, out, images, prompts, KEEP_ROWS.value, options)
     elif task == "super_resolution":
+        size, temperature = IMAGE_SIZE.value, TEMPERATURE.value
         sample_images.super_resolution(
-            *(BUNDLE.value, OUT.value, images, prompts, draws),
-            *(IMAGE_SIZE.value, TEMPERATURE.value, enlarging),
+            bundle, out, images, prompts, options, size, temperature, upsampling
         )
     elif task == "rerank":
-        describe_images.rerank(BUNDLE.value, OUT.value, images, prompts, draws)
+        describe_images.rerank(bundle, out, images, prompts, options)
     else:
-        best = sample_images.Reranking(RERANK_WITH.value, KEEP.value) if RERANK_WITH.value else None
+        best = None
+        if RERANK_WITH.value:
+            best = sample_images.Reranking(RERANK_WITH.value, KEEP.value)
+        needed = len(PROMPT.value)
         bad = sample_images.text_to_image(
-            *(BUNDLE.value, OUT.value, prompts, draws),
-            *(best, MAGNIFY_WITH.value, enlarging, len(PROMPT.value)),
+            bundle, out, prompts, options, best, UPSAMPLE_WITH.value, upsampling, needed
         )
         return command_line.BAD_INPUT if bad else 0
     return 0

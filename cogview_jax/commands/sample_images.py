@@ -1,7 +1,7 @@
-"""Drawing pictures with a bundle into a folder."""
+"""Sampling images with a bundle into a folder: new ones, completed ones, larger ones."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,24 +10,25 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.commands.describe_images import load_scorer, scores_of
-from cogview_jax.commands.resumable_output import Unfinished
+from cogview_jax.commands.resumable_output import ResumableOutput
 from cogview_jax.commands.sample_inputs import (
-    Draws,
+    JobOptions,
     good_prompts,
     need_one_each,
     paired,
     read_images,
 )
-from cogview_jax.commands.sample_outputs import write_pictures
+from cogview_jax.commands.sample_outputs import Sample, write_images
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PICTURES, MOST_ROUNDS, need_count
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.engine import SamplingRequest
+from cogview_jax.sampling.options import SamplingConfig
 
 
 @dataclass(frozen=True)
 class Reranking:
-    """Which of a prompt's pictures stay.
+    """Which of a prompt's images stay.
 
     bundle: the caption bundle whose CapLoss orders them (CogView, section 3.2). keep: how many of
     the best, None for all.
@@ -42,8 +43,8 @@ class Reranking:
 
 
 @dataclass(frozen=True)
-class Enlarging:
-    """How enlarged pictures are kept to the given ones: arguments of `CogView.enlarge`."""
+class Upsampling:
+    """How larger images are made to agree with the given ones: see `CogView.super_resolve`."""
 
     window_candidates: int | None = None
     back_projection: int | None = None
@@ -59,28 +60,26 @@ def text_to_image(
     bundle: str,
     out: str,
     prompts: Sequence[str],
-    draws: Draws,
+    options: JobOptions,
     reranking: Reranking | None = None,
-    magnify_with: str | None = None,
-    enlarging: Enlarging = Enlarging(),
+    upsample_with: str | None = None,
+    upsampling: Upsampling = Upsampling(),
     needed: int | None = None,
 ) -> int:
-    """Draws pictures into OUT/images/ and describes them in OUT/samples.jsonl and OUT/grid.png.
+    """Samples images into OUT/images/ and describes them in OUT/samples.jsonl and OUT/grid.png.
 
-    With `reranking` a prompt's pictures come the best first, those beyond `keep` are dropped, and
-    OUT/scores.jsonl lists what every one scored. With `magnify_with`, a bundle of super-resolution,
-    those that stay are drawn again in twice as many rows and columns, as `super_resolution` does
-    with the same seed and `enlarging`; what they were lies in OUT/small/. Everything is
-    checked before the first file is written, samples.jsonl is written last, and a job that was
-    killed goes on.
+    With `reranking` a prompt's images come the best first, those beyond `keep` are dropped, and
+    OUT/scores.jsonl lists what every one scored. With `upsample_with`, a bundle of
+    super-resolution, those that stay are upsampled as `super_resolution` does with the same seed
+    and `upsampling`; what they were is in OUT/small/. Everything is checked before the first file
+    is written, samples.jsonl is written last, and a job that was killed goes on.
 
     Args:
-        bundle, out, reranking, magnify_with, enlarging: see above.
-        prompts: what to draw.
-        draws: how.
+        bundle, out, options, reranking, upsample_with, upsampling: see above.
+        prompts: what to sample.
         needed: how many of the first prompts have to be good; all where None. Bad ones behind them
-            are named on standard error and left out. The pictures of the others keep the numbers,
-            and so the file names, that they would have beside them.
+            are named on standard error and left out. The images of the others keep the numbers, and
+            so the file names, that they would have beside them.
 
     Returns:
         How many prompts were left out.
@@ -88,60 +87,53 @@ def text_to_image(
     Raises:
         InputError: a bundle, a number or a prompt that is needed is wrong.
     """
-    need_count("number of pictures", len(prompts) * draws.num_images, MOST_PICTURES, 0)
-    model, scorer, magnifier = draws.load(bundle), None, None
+    need_count("number of images", len(prompts) * options.num_images, MOST_PICTURES, 0)
+    model, scorer, upsampler = options.load(bundle), None, None
     model.need("transformer", "text", "codec")
     model.need_task("text_to_image")
-    given, good = len(prompts), good_prompts(model, prompts, needed)
+    size, given = model.codec.config.image_size, len(prompts)
+    good = good_prompts(model, prompts, needed)
     numbers, prompts = [number for number, _ in good], [prompt for _, prompt in good]
     if reranking is not None:
-        scorer = load_scorer(reranking.bundle, prompts, draws)
-        if reranking.keep is not None and reranking.keep > draws.num_images:
+        scorer = load_scorer(reranking.bundle, prompts, options)
+        if reranking.keep is not None and reranking.keep > options.num_images:
             raise InputError(
-                f"--keep {reranking.keep} is more than --num_images {draws.num_images}"
+                f"--keep {reranking.keep} is more than --num_images {options.num_images}"
             )
-        drawn_size, read_size = (each.codec.config.image_size for each in (model, scorer))
-        if drawn_size != read_size:
+        read_size = scorer.codec.config.image_size
+        if size != read_size:
             raise InputError(
-                f"{bundle} draws pictures of {drawn_size} pixels, {reranking.bundle} reads pictures"
-                f" of {read_size}"
+                f"{bundle} samples images of {size} pixels, {reranking.bundle} reads images of"
+                f" {read_size}"
             )
-    if magnify_with is not None:
-        magnifier = _load_magnifier(magnify_with, prompts, draws, model.codec.config.image_size)
-    job = _job("text_to_image", bundle, draws) | {"prompts": list(prompts)}
-    pictures = Unfinished(Path(out) / "unfinished", job)
-    lines = _lines([{"prompt": prompt} for prompt in prompts], draws, numbers)
+    if upsample_with is not None:
+        upsampler = _load_upsampler(upsample_with, prompts, options, size)
+    job = _job("text_to_image", bundle, options) | {"prompts": list(prompts)}
+    images = ResumableOutput(Path(out) / "unfinished", job)
+    samples = _samples([{"prompt": prompt} for prompt in prompts], options, numbers)
 
     def batches(which: list[int], told: Callable[[int], None]) -> Iterator[np.ndarray]:
-        return _decoded(
-            model,
-            model.draw(
-                [lines[i]["prompt"] for i in which],
-                [lines[i]["index"] for i in which],
-                draws.seed,
-                sampling=draws.sampling,
-                batch_size=draws.batch_size,
-            ),
-            told,
-        )
+        requests = _requests([samples[i] for i in which], options)
+        sampled = model.generation.sample_codes(requests, options.sampling.batch_size)
+        return _decoded(model, sampled, told)
 
-    pictures.draw(_names(lines), "sample", batches)
+    images.complete(_names(samples), "sample", batches)
     scored = None
-    if scorer is not None:
-        every = np.stack([pictures.read(name) for name in _names(lines)])
-        scores = scores_of(scorer, every, [line["prompt"] for line in lines], draws)
-        scored = _ranked(lines, scores, draws.num_images, reranking.keep)
-        lines = [line for line in scored if line["file"]]
+    if scorer is not None and reranking is not None:
+        every = np.stack([images.read(sample.name) for sample in samples])
+        scores = scores_of(scorer, every, [sample.prompt for sample in samples], options)
+        scored = _ranked(samples, scores, options.num_images, reranking.keep)
+        samples = [sample for sample in scored if sample.file]
     larger = None
-    if magnifier is not None:
-        job |= {"magnify_with": identity(magnify_with), "pictures": _names(lines)}
-        job |= asdict(enlarging)
-        larger = Unfinished(pictures.folder / "larger", job)
-        every = np.stack([pictures.read(name) for name in _names(lines)])
-        _enlarge(magnifier, larger, every, lines, draws, None, enlarging, "magnify")
-        lines = [line | {"small": f"small/{Path(line['file']).name}"} for line in lines]
-    write_pictures(out, pictures, lines, scored, larger)
-    pictures.remove()
+    if upsampler is not None and upsample_with is not None:
+        job |= {"upsample_with": identity(upsample_with), "images": _names(samples)}
+        job |= asdict(upsampling)
+        larger = ResumableOutput(images.folder / "larger", job)
+        every = np.stack([images.read(sample.name) for sample in samples])
+        _upsample(upsampler, larger, every, samples, options, None, upsampling)
+        samples = [replace(sample, small=f"small/{sample.name}.png") for sample in samples]
+    write_images(out, images, samples, scored, larger)
+    images.remove()
     return given - len(prompts)
 
 
@@ -151,12 +143,12 @@ def complete(
     images: Sequence[str],
     prompts: Sequence[str],
     keep_rows: int | None,
-    draws: Draws,
+    options: JobOptions,
 ) -> None:
-    """Keeps the upper rows of pictures and draws the rest; writes as `text_to_image` does.
+    """Keeps the upper rows of images and samples the rest; writes as `text_to_image` does.
 
     Args:
-        bundle, out, draws: as there.
+        bundle, out, options: as there.
         images: files; their centred square is taken.
         prompts: what each shows, or one for all.
         keep_rows: rows of codes that are kept; None for half of them.
@@ -165,40 +157,34 @@ def complete(
         InputError: an image cannot be read, or the prompts are not as many as the images.
     """
     texts = paired(images, prompts, "complete")
-    model = draws.load(bundle)
+    model = options.load(bundle)
     model.need("transformer", "text", "codec")
     size, grid = model.codec.config.image_size, model.codec.config.grid
     rows = grid // 2 if keep_rows is None else keep_rows
     pixels = read_images(images, size)
-    job = _job("complete", bundle, draws) | {"keep_rows": rows} | _given(pixels, texts)
-    pictures = Unfinished(Path(out) / "unfinished", job)
-    lines = _lines(
+    job = _job("complete", bundle, options) | {"keep_rows": rows} | _given(pixels, texts)
+    output = ResumableOutput(Path(out) / "unfinished", job)
+    samples = _samples(
         [
             {"prompt": text, "image": file, "keep_rows": rows}
             for file, text in zip(images, texts, strict=True)
         ],
-        draws,
+        options,
     )
 
     def batches(which: list[int], told: Callable[[int], None]) -> Iterator[np.ndarray]:
-        return _decoded(
-            model,
-            model.draw_rest(
-                pixels,
-                rows,
-                [lines[i]["prompt"] for i in which],
-                [lines[i]["index"] for i in which],
-                draws.seed,
-                sampling=draws.sampling,
-                batch_size=draws.batch_size,
-                which=[i // draws.num_images for i in which],
-            ),
-            told,
+        sampled = model.generation.complete_codes(
+            pixels,
+            rows,
+            _requests([samples[i] for i in which], options),
+            [i // options.num_images for i in which],
+            options.sampling.batch_size,
         )
+        return _decoded(model, sampled, told)
 
-    pictures.draw(_names(lines), "complete", batches)
-    write_pictures(out, pictures, lines)
-    pictures.remove()
+    output.complete(_names(samples), "complete", batches)
+    write_images(out, output, samples)
+    output.remove()
 
 
 def super_resolution(
@@ -206,154 +192,154 @@ def super_resolution(
     out: str,
     images: Sequence[str],
     prompts: Sequence[str],
-    draws: Draws,
+    options: JobOptions,
     size: int | None = None,
     temperature: float | None = None,
-    enlarging: Enlarging = Enlarging(),
+    upsampling: Upsampling = Upsampling(),
 ) -> None:
-    """Draws pictures again in twice as many rows and columns; writes as `text_to_image` does.
+    """Upsamples images to twice as many rows and columns; writes as `text_to_image` does.
 
     Args:
         bundle: of a transformer trained for super-resolution.
-        out, draws: as there; one picture for each.
+        out, options: as there; one result for each image.
         images: files; their centred square is taken.
         prompts: what each shows, or one for all; none for a model that has learned without text.
-        size: the pixels a side at which the pictures are read; None for the codec's own if the
-            bundle enlarges such pictures, else the smallest it does.
-        temperature: of the draws, whatever `draws` has; None for that of
-            `CogView.super_resolution_sampling`.
-        enlarging: how it is done.
+        size: the pixels a side at which the images are read; None for the codec's own if the
+            bundle upsamples such images, else the smallest it does.
+        temperature: whatever `options` has; None for that of `SuperResolution.default_sampling`.
+        upsampling: how it is done.
 
     Raises:
         InputError: an image cannot be read, the prompts are not as many as the images or do not
-            fit, or the bundle is of another task or enlarges no pictures of that size.
+            fit, or the bundle is of another task or upsamples no images of that size.
     """
     texts = paired(images, prompts or [""], "super_resolution")
-    need_one_each(draws, "super_resolution")
-    draws.sampling.need_no_guidance("super-resolution")
-    model = _load_magnifier(bundle, prompts, draws, size)
-    temperature = (
-        model.super_resolution_sampling.temperature if temperature is None else temperature
-    )
-    draws = replace(draws, sampling=replace(draws.sampling, temperature=temperature))
+    need_one_each(options, "super_resolution")
+    options.sampling.config().need_no_guidance("super-resolution")
+    model = _load_upsampler(bundle, prompts, options, size)
+    if temperature is None:
+        temperature = model.super_resolution.default_sampling.temperature
+    config = replace(options.sampling.config(), temperature=temperature)
+    options = replace(options, sampling=replace(options.sampling, sampling=config))
     if not prompts and model.layout.region("text").length:
         raise InputError(
             f"no prompt: the model of {bundle} has learned with texts: give --prompt TEXT, one for"
             " each image or one for all"
         )
-    size = model.magnifiable()[0] if size is None else size
+    size = model.super_resolution.sizes[0] if size is None else size
     pixels = read_images(images, size)
-    job = _job("super_resolution", bundle, draws) | _given(pixels, texts) | asdict(enlarging)
-    pictures = Unfinished(Path(out) / "unfinished", job)
+    job = _job("super_resolution", bundle, options) | _given(pixels, texts) | asdict(upsampling)
+    output = ResumableOutput(Path(out) / "unfinished", job)
     given = [{"prompt": text, "image": file} for file, text in zip(images, texts, strict=True)]
-    lines = _lines(given, draws)
-    _enlarge(model, pictures, pixels, lines, draws, draws.sampling, enlarging, "super_resolution")
-    write_pictures(out, pictures, lines)
-    pictures.remove()
+    samples = _samples(given, options)
+    _upsample(model, output, pixels, samples, options, config, upsampling)
+    write_images(out, output, samples)
+    output.remove()
 
 
-def _load_magnifier(bundle: str, prompts: Sequence[str], draws: Draws, size: int | None) -> CogView:
-    """A bundle of super-resolution that takes these prompts, and pictures of `size` if given."""
-    model = draws.load(bundle)
+def _load_upsampler(
+    bundle: str, prompts: Sequence[str], options: JobOptions, size: int | None
+) -> CogView:
+    """A bundle of super-resolution that takes these prompts, and images of `size` if given."""
+    model = options.load(bundle)
     model.need("transformer", "text", "codec")
-    for prompt in prompts:
-        model.pieces(prompt)
+    model.prompts.pieces_of(prompts)
     try:
-        model.magnification(model.magnifiable()[0] if size is None else size)
+        model.super_resolution.plan(model.super_resolution.sizes[0] if size is None else size)
     except InputError as error:
         raise InputError(f"{bundle}: {error}") from error
     return model
 
 
-def _enlarge(
+def _upsample(
     model: CogView,
-    pictures: Unfinished,
+    output: ResumableOutput,
     pixels: np.ndarray,
-    lines: Sequence[Mapping[str, Any]],
-    draws: Draws,
-    sampling: SamplingConfig | None,
-    enlarging: Enlarging,
-    label: str,
+    samples: Sequence[Sample],
+    options: JobOptions,
+    config: SamplingConfig | None,
+    upsampling: Upsampling,
 ) -> None:
-    """Draws `pixels`, uint8 [b, h, w, 3], again into `pictures`, under the names of `lines`."""
+    """Upsamples `pixels`, uint8 [b, h, w, 3], into `output`, under the names of `samples`."""
 
     def batches(which: list[int], told: Callable[[int], None]) -> Iterator[list[np.ndarray]]:
-        return model.enlarge(
+        return model.super_resolution.upsample(
             pixels[which],
-            [lines[i]["prompt"] for i in which],
-            draws.seed,
-            sampling=sampling,
-            batch_size=draws.batch_size,
-            progress=told,
-            **asdict(enlarging),
+            [samples[i].prompt for i in which],
+            replace(options.sampling, sampling=config, progress=told),
+            **asdict(upsampling),
         )
 
-    windows = len(model.magnification(pixels.shape[1]).windows)
-    pictures.draw(_names(lines), label, batches, windows)
+    windows = len(model.super_resolution.plan(pixels.shape[1]).windows)
+    output.complete(_names(samples), "super_resolution", batches, windows)
 
 
 def _decoded(
-    model: CogView, drawn: Iterator[np.ndarray], told: Callable[[int], None]
+    model: CogView, sampled: Iterator[np.ndarray], told: Callable[[int], None]
 ) -> Iterator[np.ndarray]:
-    """The pictures of codes, batch by batch; `told` hears how many."""
-    for codes in drawn:
+    """The images of codes, batch by batch; `told` hears how many."""
+    for codes in sampled:
         yield model.decode(codes, codes.shape[1])
         told(len(codes))
 
 
-def _lines(
-    given: Sequence[Mapping[str, Any]], draws: Draws, numbers: Sequence[int] | None = None
-) -> list[dict[str, Any]]:
-    """The lines of samples.jsonl, num_images for each of what is given.
+def _samples(
+    given: Sequence[dict[str, Any]], options: JobOptions, numbers: Sequence[int] | None = None
+) -> list[Sample]:
+    """What a job samples: num_images for each of what is given.
 
     numbers: of what is given, in the names of the files; 0, 1 and so on where None.
     """
-    need_count("number of pictures", len(given) * draws.num_images, MOST_PICTURES, 0)
+    need_count("number of images", len(given) * options.num_images, MOST_PICTURES, 0)
     numbers = range(len(given)) if numbers is None else numbers
     return [
-        {
+        Sample(
             **fields,
-            "index": index,
-            "seed": draws.seed,
-            "file": f"images/{number:05d}_{index:03d}.png",
-        }
+            seed=options.sampling.seed,
+            index=index,
+            file=f"images/{number:05d}_{index:03d}.png",
+        )
         for number, fields in zip(numbers, given, strict=True)
-        for index in range(draws.num_images)
+        for index in range(options.num_images)
     ]
 
 
-def _names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Under which names the pictures of lines are kept until all are there."""
-    return [Path(line["file"]).stem for line in lines]
+def _requests(samples: Sequence[Sample], options: JobOptions) -> list[SamplingRequest]:
+    config = options.sampling.config()
+    return [SamplingRequest(each.prompt, each.seed, each.index, config) for each in samples]
+
+
+def _names(samples: Sequence[Sample]) -> list[str]:
+    return [sample.name for sample in samples]
 
 
 def _ranked(
-    lines: Sequence[Mapping[str, Any]], scores: np.ndarray, num_images: int, keep: int | None
-) -> list[dict[str, Any]]:
-    """The lines with score and rank, each prompt's the best first; beyond `keep` without a file."""
+    samples: Sequence[Sample], scores: np.ndarray, num_images: int, keep: int | None
+) -> list[Sample]:
+    """The samples with score and rank, each prompt's best first; beyond `keep` without a file."""
     ranked = []
-    for start in range(0, len(lines), num_images):
+    for start in range(0, len(samples), num_images):
         order = np.argsort(scores[start : start + num_images], kind="stable")
         for rank, i in enumerate(map(int, start + order), 1):
-            line = lines[i] | {"score": float(scores[i]), "rank": rank}
+            sample = replace(samples[i], score=float(scores[i]), rank=rank)
             stays = keep is None or rank <= keep
-            ranked.append(line if stays else line | {"file": None})
+            ranked.append(sample if stays else replace(sample, file=None))
     return ranked
 
 
-def _job(task: str, bundle: str, draws: Draws) -> dict[str, Any]:
-    """What a picture depends on, whatever of; not how many there are, nor the batch."""
+def _job(task: str, bundle: str, options: JobOptions) -> dict[str, Any]:
+    """What an image depends on, whatever the task; not how many there are, nor the batch."""
     return {
         "task": task,
         "bundle": identity(bundle),
-        "seed": draws.seed,
-        "sampling": asdict(draws.sampling),
-        "precision": draws.precision,
+        "seed": options.sampling.seed,
+        "sampling": asdict(options.sampling.config()),
+        "precision": options.precision,
     }
 
 
 def _given(pixels: np.ndarray, texts: Sequence[str]) -> dict[str, Any]:
-    """Pictures and prompts as part of a job."""
+    """Images and prompts as part of a job."""
     return {
         "images": [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels],
         "prompts": list(texts),

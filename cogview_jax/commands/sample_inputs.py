@@ -1,4 +1,4 @@
-"""What sampling is given: prompts, pictures, and how to draw."""
+"""What a sampling job is given: prompts, image files, and its options."""
 
 import sys
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ import numpy as np
 from cogview_jax.data.images import decode_image, read_image_file
 from cogview_jax.data.records import BadRecord, printable
 from cogview_jax.data.transforms import center_crop
-from cogview_jax.pipeline.cogview import CogView, load
-from cogview_jax.runtime.bounds import MOST_PICTURES, MOST_ROWS, need_count
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.load import load
+from cogview_jax.runtime.bounds import MOST_PICTURES, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import is_fault, reason
 from cogview_jax.runtime.text_lines import text_lines
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.options import SamplingOptions
 from cogview_jax.tokenizers.prompt import need_text
 
 #: Bytes of a file of prompts that are read at most: a million prompts of the usual length.
@@ -23,28 +24,27 @@ PROMPTS_LIMIT = 64 << 20
 
 
 @dataclass(frozen=True)
-class Draws:
-    """How pictures are drawn, whatever of: see the flags of the door."""
+class JobOptions:
+    """Options shared by all tasks of `sample` (see `sample --help`).
 
+    Attributes:
+        sampling: seed, temperature, filters, guidance and batch size.
+        num_images: results for each prompt, or for each image and its prompt.
+        precision: the policy of the arithmetic.
+        long_prompts: what becomes of prompts that are longer than the text region.
+    """
+
+    sampling: SamplingOptions = SamplingOptions()
     num_images: int = 1
-    seed: int = 0
-    sampling: SamplingConfig = SamplingConfig()
-    batch_size: int | None = None
     precision: str = "float32"
     long_prompts: Literal["cut", "refuse"] = "cut"
 
     def __post_init__(self):
         need_count("--num_images", self.num_images, MOST_PICTURES)
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
-        if self.batch_size is not None:
-            need_count("--batch_size", self.batch_size, MOST_ROWS)
 
     def load(self, bundle: str) -> CogView:
         """The bundle, computing in the `precision`, and treating prompts as `long_prompts` says."""
-        model = load(bundle, dtype=self.precision)
-        model.long_prompts = self.long_prompts
-        return model
+        return load(bundle, dtype=self.precision, long_prompts=self.long_prompts)
 
 
 def read_prompts(given: Sequence[str], file: str | None, needed: bool = True) -> list[str]:
@@ -94,14 +94,14 @@ def good_prompts(
     """The prompts that the model can be given, each with its number; says which it cannot.
 
     Args:
-        model: a prompt is good if `CogView.pieces` takes it.
+        model: a prompt is good if its `prompts.pieces_of` takes it.
         prompts: numbered from 0, bad ones included.
         needed: how many of the first ones have to be good; all where None.
 
     Raises:
         InputError: one that is needed is bad, or all are.
     """
-    refused, good = model.refused(prompts), []
+    refused, good = model.prompts.refused(prompts), []
     needed = len(prompts) if needed is None or len(refused) == len(set(prompts)) else needed
     for number, prompt in enumerate(prompts):
         if prompt not in refused:
@@ -130,20 +130,22 @@ def paired(images: Sequence[str], prompts: Sequence[str], task: str) -> list[str
 def need_images(images: Sequence[str], task: str) -> None:
     """InputError where there is no image."""
     if not images:
-        raise InputError(f"--task {task} needs a picture: --image FILE (repeatable)")
+        raise InputError(f"--task {task} needs an image: --image FILE (repeatable)")
 
 
-def need_one_each(draws: Draws, task: str) -> None:
+def need_one_each(options: JobOptions, task: str) -> None:
     """InputError where more than one result is asked for an image."""
-    if draws.num_images != 1:
-        raise InputError(f"--num_images {draws.num_images}: --task {task} writes one line an image")
+    if options.num_images != 1:
+        raise InputError(
+            f"--num_images {options.num_images}: --task {task} writes one line an image"
+        )
 
 
 def read_images(files: Sequence[str], size: int) -> np.ndarray:
-    """The centred squares of picture files, uint8 [n, size, size, 3].
+    """The centred squares of image files, uint8 [n, size, size, 3].
 
     Raises:
-        InputError: one is no regular file, or no picture that can be read.
+        InputError: one is no regular file, or no image that can be read.
         SystemFault: the machine cannot read one.
     """
     return np.stack([_read_image(file, size) for file in files])

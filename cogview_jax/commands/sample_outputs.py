@@ -1,22 +1,23 @@
-"""What sampling leaves in its folder, each file whole or absent."""
+"""What a sampling job leaves in its folder, each file whole or absent."""
 
 import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cogview_jax.commands.resumable_output import AGAIN, Unfinished
+from cogview_jax.commands.resumable_output import AGAIN, ResumableOutput
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import check_file_output, check_folder_output, write_file
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 
-#: The grid for people shows at most this many pictures.
+#: The grid for people shows at most this many images.
 SHOWN = 64
 _FILES = ("grid.png", "samples.jsonl", "scores.jsonl", "captions.jsonl")
 _FOLDERS = ("images", "small")
@@ -40,45 +41,85 @@ def held_output(out: str) -> Iterator[None]:
         yield
 
 
-def write_pictures(
+@dataclass(frozen=True)
+class Sample:
+    """One image of a job, and what samples.jsonl says of it.
+
+    Attributes:
+        prompt, seed, index: what it depends on, beside the bundle and the settings.
+        file: where it is, within the output folder; None for one that reranking has dropped.
+        image, keep_rows: the file that was given, and how many rows of its codes were kept.
+        score, rank: CapLoss, and the place among the images of its prompt, from 1.
+        small: the file of what it was before super-resolution.
+    """
+
+    prompt: str
+    seed: int
+    index: int
+    file: str | None
+    image: str | None = None
+    keep_rows: int | None = None
+    score: float | None = None
+    rank: int | None = None
+    small: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Under which name the image is kept until all are there."""
+        assert self.file is not None, "a dropped sample has no image"
+        return Path(self.file).stem
+
+    @property
+    def label(self) -> str:
+        """What stands below it in a grid."""
+        if self.score is None:
+            return self.prompt
+        return f"{self.rank}: {self.score:.3f} {self.prompt}"
+
+    def line(self) -> dict[str, Any]:
+        """Its JSON object: what there is, in the order of the contract."""
+        order = ("prompt", "image", "keep_rows", "index", "seed", "file", "score", "rank", "small")
+        fields = {name: getattr(self, name) for name in order}
+        return {name: it for name, it in fields.items() if it is not None or name == "file"}
+
+
+def write_images(
     out: str,
-    pictures: Unfinished,
-    lines: Sequence[Mapping[str, Any]],
-    scored: Sequence[Mapping[str, Any]] | None = None,
-    larger: Unfinished | None = None,
+    images: ResumableOutput,
+    samples: Sequence[Sample],
+    scored: Sequence[Sample] | None = None,
+    larger: ResumableOutput | None = None,
 ) -> None:
     """OUT/images/*.png, OUT/grid.png, OUT/scores.jsonl if any, and, last, OUT/samples.jsonl.
 
     Args:
         out: the folder.
-        pictures: where the pictures are, under the names of their files.
-        lines: of samples.jsonl: the prompt and the "file" of each picture that stays, and more.
-        scored: of scores.jsonl. Where there are none, those of an earlier job are deleted.
-        larger: where the pictures of images/ are instead; then `pictures` are those of a line's
-            "small".
+        images: where the images are, under the names of the samples.
+        samples: those that stay.
+        scored: those of scores.jsonl. Without, that of an earlier job is deleted.
+        larger: where the images of images/ are instead; then `images` are those of `Sample.small`.
     """
     folder, shown = Path(out), []
-    with at_work(f"the pictures are kept in {pictures.folder}: {AGAIN}"):
-        for line in lines:
-            name = Path(line["file"]).stem
-            final = pictures if larger is None else larger
-            final.copy(name, folder / line["file"])
+    with at_work(f"the images are kept in {images.folder}: {AGAIN}"):
+        for sample in samples:
+            final = images if larger is None else larger
+            final.copy(sample.name, folder / str(sample.file))
             if larger is not None:
-                pictures.copy(name, folder / line["small"])
+                images.copy(sample.name, folder / str(sample.small))
             if len(shown) < SHOWN:
-                shown.append(final.read(name))
-        write_grid(folder, shown, [_described(line) for line in lines[:SHOWN]])
+                shown.append(final.read(sample.name))
+        write_grid(folder, shown, [sample.label for sample in samples[:SHOWN]])
         if scored is None:
             (folder / "scores.jsonl").unlink(missing_ok=True)
         else:
-            write_lines(folder / "scores.jsonl", scored)
-        write_lines(folder / "samples.jsonl", lines)
-    print(f"{len(lines)} pictures in {folder}, together in {folder}/grid.png", file=sys.stderr)
+            write_lines(folder / "scores.jsonl", [sample.line() for sample in scored])
+        write_lines(folder / "samples.jsonl", [sample.line() for sample in samples])
+    print(f"{len(samples)} images in {folder}, together in {folder}/grid.png", file=sys.stderr)
 
 
-def write_grid(folder: Path, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> None:
-    """FOLDER/grid.png: the first of the pictures, uint8 [h, w, 3] each, and what they show."""
-    grid = caption_grid(pictures[:SHOWN], captions[:SHOWN])
+def write_grid(folder: Path, images: Sequence[np.ndarray], captions: Sequence[str]) -> None:
+    """FOLDER/grid.png: the first of the images, uint8 [h, w, 3] each, and what they show."""
+    grid = caption_grid(images[:SHOWN], captions[:SHOWN])
     write_file(folder / "grid.png", grid.save)
 
 
@@ -86,9 +127,3 @@ def write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """A JSON object a line."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_file(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _described(line: Mapping[str, Any]) -> str:
-    if "rank" not in line:
-        return line["prompt"]
-    return f"{line['rank']}: {line['score']:.3f} {line['prompt']}"

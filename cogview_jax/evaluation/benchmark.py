@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from cogview_jax.evaluation import benchmarks
-from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, MOST_ROWS, need_count
+from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, need_count
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 
 if TYPE_CHECKING:
     from cogview_jax.pipeline.cogview import CogView
-    from cogview_jax.sampling.filters import SamplingConfig
 
 #: What a benchmark has measured, as JSON: numbers, texts, and mappings and lists of them.
 Report = dict[str, Any]
@@ -55,27 +55,21 @@ class Options:
     def __post_init__(self):
         need_count("--candidates", self.candidates, MOST_CANDIDATES)
         need_count("--num_prompts", self.count, MOST_PROMPTS // self.candidates)
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
-        if self.batch_size is not None:
-            need_count("--batch_size", self.batch_size, MOST_ROWS)
         if self.candidates > 1 and not self.rerank_with:
             raise InputError("--candidates needs a bundle to choose by: --rerank_with BUNDLE")
-        self._sampling(1.0)  # which checks the numbers
+        SamplingOptions(self.seed, self._sampling(1.0), self.batch_size)  # checks their ranges
 
-    def sampling(self, model: "CogView") -> "SamplingConfig":
+    def sampling(self, model: "CogView") -> SamplingConfig:
         """Temperature and filters.
 
         The default temperature is 1, for captions 0, and for super-resolution that of
-        `CogView.super_resolution_sampling`.
+        `SuperResolution.default_sampling`.
         """
         if model.layout.task == "super_resolution":
-            return self._sampling(model.super_resolution_sampling.temperature)
+            return self._sampling(model.super_resolution.default_sampling.temperature)
         return self._sampling(0.0 if model.layout.task == "caption" else 1.0)
 
-    def _sampling(self, default: float) -> "SamplingConfig":
-        from cogview_jax.sampling.filters import SamplingConfig
-
+    def _sampling(self, default: float) -> SamplingConfig:
         temperature = default if self.temperature is None else self.temperature
         return SamplingConfig(temperature, self.top_k, self.top_p, self.guidance)
 

@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.evaluation.benchmark import Benchmark, Options, Report, table
-from cogview_jax.pipeline.cogview import CogView, load
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import check_file_output, write_json
 
@@ -41,7 +42,7 @@ def _heading(model: CogView, bundle: str, options: Options) -> Report:
     """What was measured and how: task and settings; sampling only where there is a transformer."""
     settings: Report = {"bundle": identity(bundle), "seed": options.seed}
     task = {}
-    if "transformer" in model.parts:
+    if "transformer" in model.parts.names:
         task = {"task": model.layout.task}
         settings |= asdict(options.sampling(model))
     settings["precision"] = options.precision

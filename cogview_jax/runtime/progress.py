@@ -158,7 +158,7 @@ class Progress:
             "elapsed": 0,
             "spent": _clock(now - self._began),
             "left": _clock(max(0, self.total - self.done) / rate) if rate else "?",
-            "minute_rate": f"{60 * rate:.3g}" if rate else "?",
+            "minute_rate": tqdm.format_sizeof(60 * rate) if rate else "?",
         }
 
 

@@ -33,7 +33,7 @@ def back_projected(
     return [_one(*pair, rounds) for pair in zip(large, small, strict=True)]
 
 
-def misfits(large: np.ndarray, small: np.ndarray) -> np.ndarray:
+def downsampled_mse(large: np.ndarray, small: np.ndarray) -> np.ndarray:
     """How far pictures, reduced, are from the small ones: the mean squared difference of values.
 
     large: uint8 [..., 2h, 2w, 3]. small: uint8 [..., h, w, 3]. Returns float64 [...].

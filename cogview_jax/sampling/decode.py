@@ -16,7 +16,7 @@ from cogview_jax.models.pivots import PIVOT_STREAM, draw_slots
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.random_key import random_key
-from cogview_jax.sampling.filters import SamplingConfig, draw, guided
+from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 
 #: In a row of tokens: this one is to be sampled.
 OPEN = -1
@@ -34,27 +34,21 @@ def seed_key(seed: int) -> jax.Array:
     return random_key(seed)
 
 
-def sample_keys(seed: int, prompts: Sequence[str], indices: Sequence[int]) -> jax.Array:
-    """One typed random key a row, folded from the seed, the prompt and the index of its picture.
+def sample_keys(
+    seeds: int | Sequence[int], prompts: Sequence[str], indices: Sequence[int]
+) -> jax.Array:
+    """One typed random key a row, folded from the row's seed, its prompt and its index.
 
-    Nothing else enters, so a picture is the same whatever is drawn beside it. Raises InputError
-    for a seed of more than 32 bits.
+    Nothing else enters, so a row's tokens are the same whatever is sampled beside it. Raises
+    InputError for a seed of more than 32 bits.
     """
-    root = seed_key(seed)
+    seeds = [seeds] * len(prompts) if isinstance(seeds, int) else seeds
+    roots = {seed: seed_key(seed) for seed in seeds}
     words = [hashlib.sha256(prompt.encode()).digest()[:4] for prompt in prompts]
     prompt_ids = jnp.array([int.from_bytes(word) for word in words], jnp.uint32)
-    fold = jax.vmap(jax.random.fold_in, in_axes=(0, 0))
-    keys = jax.vmap(lambda word: jax.random.fold_in(root, word))(prompt_ids)
+    fold = jax.vmap(jax.random.fold_in)
+    keys = fold(jnp.stack([roots[seed] for seed in seeds]), prompt_ids)
     return fold(keys, jnp.array(indices, jnp.uint32))
-
-
-def least_rows() -> int:
-    """How many rows the smallest batch should have.
-
-    Where `models.token_step` does not apply, XLA does not give products with a single row to a
-    GPU's library for matrix products: two rows take less time (bench/RESULTS.md).
-    """
-    return 2 if jax.default_backend() == "gpu" else 1
 
 
 class Sequences(NamedTuple):
@@ -166,19 +160,20 @@ def grow(sequences: Sequences, count: int) -> Sequences:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "count", "first", "last", "config"),
+    static_argnames=("model", "count", "first", "last", "guide"),
     donate_argnames="sequences",
 )
 def decode(
     params: Mapping[str, Any],
     sequences: Sequences,
+    settings: RowSettings,
     given: jax.Array | None = None,
     *,
     model: Transformer,
     count: int,
     first: int,
     last: int,
-    config: SamplingConfig,
+    guide: bool = False,
 ) -> tuple[Sequences, jax.Array]:
     """The sequences `count` tokens further, and those tokens: int32 [B, C].
 
@@ -211,10 +206,10 @@ def decode(
         )
         logits = streamed_product(hidden[:, -1], head, jnp.float32)
         keys = jax.vmap(jax.random.fold_in, (0, None))(now.keys, now.drawn)
-        if config.guidance == 1:
-            token = first + draw(logits, keys, config)
-        else:
-            token = first + draw(guided(logits, config.guidance), keys[: rows // 2], config)
+        if guide:
+            logits, keys = guided(*jnp.split(logits, 2), settings.guidance), keys[: rows // 2]
+        token = first + sample_token(logits, keys, settings)
+        if guide:
             token = jnp.tile(token, 2)  # both halves go on with it
         if known is not None:
             token = jnp.where(known < 0, token, known)
@@ -238,6 +233,7 @@ def in_parts(
     tokens: jax.Array,
     valid: jax.Array,
     keys: jax.Array,
+    settings: RowSettings,
     positions: jax.Array | None = None,
     given: jax.Array | None = None,
     rows: jax.Array | None = None,
@@ -247,7 +243,7 @@ def in_parts(
     count: int,
     first: int,
     last: int,
-    config: SamplingConfig,
+    guide: bool = False,
 ) -> Iterator[jax.Array]:
     """Continues each prompt by `count` tokens with ids in [first, last), as they are drawn.
 
@@ -257,6 +253,7 @@ def in_parts(
         valid: bool [B, P], False on the padding, which has no position and is never seen.
         keys: one typed key a row; the draw of token i uses the key folded with i. A row's
             pivots of sparse attention follow from its key and prompt.
+        settings: of each row; with `guide`, of each row of the first half.
         positions: int32 [B, P], of the prompts' tokens, where they are not simply counted; what is
             drawn counts on from the last.
         given: int32 [B, C], tokens that are known already; -1 is drawn.
@@ -267,8 +264,8 @@ def in_parts(
         count: how many tokens each row gets, C.
         first: the first id that may be drawn; only this part of the head is computed.
         last: one past the last id that may be drawn.
-        config: temperature and filters. With guidance the second half of the rows are those of the
-            first without their texts, and gets the same tokens.
+        guide: the second half of the rows are those of the first without their texts, for guidance;
+            both get the same tokens.
 
     Yields:
         int32 [B, n], the n adding up to C.
@@ -291,12 +288,13 @@ def in_parts(
             sequences, new = decode(
                 params,
                 sequences,
+                settings,
                 known,
                 model=model,
                 count=part,
                 first=first,
                 last=last,
-                config=config,
+                guide=guide,
             )
             drawn += part
             yield new

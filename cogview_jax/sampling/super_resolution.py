@@ -9,31 +9,32 @@ import numpy as np
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.decode import OPEN, generate
-from cogview_jax.sampling.filters import SamplingConfig
-from cogview_jax.sampling.magnify import MagnifyPlan, Window
+from cogview_jax.sampling.filters import row_settings
+from cogview_jax.sampling.options import SamplingConfig
+from cogview_jax.sampling.windows import Window, WindowPlan
 from cogview_jax.tokenizers.layout import left_padded
 
 #: Picture's number, a window's source codes -> what stands before its target, and the positions.
 Head = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 #: A window, what was drawn for it [b, candidates, rows, columns] -> which candidate stays, [b].
-Choice = Callable[[Window, np.ndarray], np.ndarray]
+Choose = Callable[[Window, np.ndarray], np.ndarray]
 #: Candidates for each window, where nobody says how many, for all but released weights: a token of
 #: the 4B model for as many rows takes an H200 an eighth longer than for one (bench/RESULTS.md).
 CANDIDATES = 16
 
 
-def magnify(
+def upsampled_codes(
     params: Mapping[str, Any],
     head: Head,
     longest: int,
     codes: np.ndarray,
     keys: jax.Array,
     *,
-    plan: MagnifyPlan,
+    plan: WindowPlan,
     model: Transformer,
     last: int,
     config: SamplingConfig,
-    choose: Choice | None = None,
+    choose: Choose | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Codes int [b, g, g] -> int32 [b, 2g, 2g], all pictures at once, window by window.
@@ -59,6 +60,7 @@ def magnify(
     size, pictures, candidates = 2 * plan.grid, np.arange(len(codes)), keys.shape[1]
     # Candidates share the cache of their prompt; pivots are a candidate's own.
     prompts = np.repeat(pictures, candidates)
+    settings = row_settings([config] * (len(codes) * candidates))
     shared = candidates > 1 and not model.config.sparse
     target = np.zeros((len(codes), size, size), np.int32)
     for number, window in enumerate(plan.windows):
@@ -80,6 +82,7 @@ def magnify(
             tokens,
             valid,
             jax.vmap(jax.random.fold_in, (0, None))(keys.ravel(), number),
+            settings,
             places,
             cells[:, leading:],
             prompts if shared else None,
@@ -87,7 +90,6 @@ def magnify(
             count=window.known.size - leading,
             first=0,
             last=last,
-            config=config,
         )
         cells[:, leading:] = to_host(drawn)
         cells = cells.reshape(len(codes), candidates, *window.known.shape)

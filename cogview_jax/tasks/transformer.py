@@ -24,7 +24,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import say
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import TransformerExperiment
 from cogview_jax.tasks.preparation import TOKENIZERS, StoreMeta, given_codec, store_path
 from cogview_jax.tasks.workdir import Workdir

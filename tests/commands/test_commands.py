@@ -19,7 +19,7 @@ from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.evaluation.benchmarks.shapes import generation_report, table
 from cogview_jax.runtime.files import sha256_file, sha256_tree
 from cogview_jax.runtime.sealed import sealed
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig
 from command_runs import STEPS, call, kill_when, start
 
 PROMPTS = ["a large red circle in the center", "a blue star", "a large red circle in the center"]
@@ -114,7 +114,7 @@ def test_a_bundle_records_what_it_was_trained_with(chain):
     }
     assert parts["transformer"]["drop_captions"] == 0
     assert_equal(
-        cogview_jax.load(chain.run / "bundle").transformer_part.params,
+        Bundle(chain.run / "bundle").transformer().params,
         last_state(chain.run)["params"],
     )
 
@@ -413,4 +413,4 @@ def test_help_says_what_the_door_does_and_how(root, door):
     result = call(root, door, "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(f"{DOORS[door]}\n")
-    assert f"\nusage: python -m cogview_jax.{door} --" in result.stdout
+    assert f"\nusage: cogview {door} --" in result.stdout

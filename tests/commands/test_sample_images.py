@@ -28,7 +28,7 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime import lock
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.shapes import scenes as shapes
 from cogview_jax.tokenizers.layout import make_layout
 from command_runs import retold

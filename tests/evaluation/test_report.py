@@ -12,7 +12,7 @@ from cogview_jax.evaluation.benchmark import Options
 from cogview_jax.evaluation.benchmarks import shapes
 from cogview_jax.evaluation.report import evaluate
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.shapes.fresh import fresh_scenes
 from cogview_jax.tokenizers.text import TextTokenizer
 from command_runs import retold

@@ -25,7 +25,7 @@ from cogview_jax.interop.torch_format.pickle import Slot
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_tree, write_json
 from cogview_jax.runtime.sealed import sealed
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.training import run
 from cogview_jax.tokenizers.codec import denormalise

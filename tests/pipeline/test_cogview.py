@@ -15,14 +15,18 @@ from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart, write_bun
 from cogview_jax.interop.official.positions import sampling_positions
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
-from cogview_jax.pipeline.cogview import GREY, CogView, load
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.generation import GREY
+from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.back_projection import ROUNDS, back_projected
-from cogview_jax.sampling.decode import generate, sample_keys
-from cogview_jax.sampling.filters import SamplingConfig
-from cogview_jax.sampling.magnify import MagnifyPlan, released_head
-from cogview_jax.sampling.super_resolution import magnify
+from cogview_jax.sampling.batching import batch_rows
+from cogview_jax.sampling.decode import prefill, sample_keys
+from cogview_jax.sampling.engine import SamplingRequest
+from cogview_jax.sampling.options import SamplingConfig
+from cogview_jax.sampling.super_resolution import upsampled_codes
+from cogview_jax.sampling.windows import WindowPlan, released_head
 from cogview_jax.shapes.scenes import drawing
 from cogview_jax.tokenizers.codec import (
     Codec,
@@ -64,6 +68,11 @@ def model(parts):
     return CogView(**parts)
 
 
+def prompt_tokens(model, prompt):
+    """The tokens before the first code of a prompt."""
+    return model.generation.prompt_rows([prompt])[prompt]
+
+
 @pytest.fixture(scope="module")
 def codes(model):
     return model.generate_codes(PROMPTS, 2, 7, sampling=SAMPLING, batch_size=4)
@@ -86,7 +95,7 @@ def test_codes_are_those_of_the_reference_decoder(parts, model, codes):
         pieces = [VOCABULARY.text_start + piece for piece in parts["text"].encode(prompt)]
         commands = {name: VOCABULARY.command(name) for name in ("ROI1", "TINY", "BOI1")}
         tokens = [commands["ROI1"], *pieces, commands["TINY"], commands["BOI1"]]
-        assert model.prompt_tokens(prompt).tolist() == tokens
+        assert prompt_tokens(model, prompt).tolist() == tokens
         for index, row in enumerate(rows):
             (key,) = sample_keys(7, [prompt], [index])
             expected = reference.generate(
@@ -120,7 +129,7 @@ def test_a_completed_picture_is_the_kept_codes_and_what_the_reference_draws(
         image, keep_rows, prompt, 3, seed=4, sampling=SAMPLING, batch_size=2, progress=done.append
     )
     assert done == [2, 1]
-    tokens = [*model.prompt_tokens(prompt).tolist(), *kept.tolist()]
+    tokens = [*prompt_tokens(model, prompt).tolist(), *kept.tolist()]
     for index, picture in enumerate(pictures):
         (key,) = sample_keys(4, [prompt], [index])
         drawn = reference.generate(
@@ -216,7 +225,7 @@ def test_a_prompt_that_is_too_long_is_cut_or_refused(parts, capsys):
     pieces = parts["text"].encode(longest)
     prompts = [parts["text"].decode(pieces[:count]) for count in (12, 13)]
     assert [len(parts["text"].encode(prompt)) for prompt in prompts] == [12, 13]
-    rows = [model.prompt_tokens(prompt) for prompt in prompts]
+    rows = [prompt_tokens(model, prompt) for prompt in prompts]
     assert len(rows[0]) == 15
     np.testing.assert_array_equal(*rows)
     says = "has 13 tokens, but the text region holds 12"
@@ -227,10 +236,10 @@ def test_a_prompt_that_is_too_long_is_cut_or_refused(parts, capsys):
     )
     assert drawn[0].ravel().tolist() == expected
     assert capsys.readouterr().err.count(f"{says}: it is cut") == 1, "once, not with every call"
-    model.long_prompts = "refuse"
+    model = CogView(**parts, long_prompts="refuse")
     with pytest.raises(InputError, match=f"{says}: shorten"):
         model.generate(["a red circle", prompts[1]])
-    assert list(model.refused([*prompts, "a", ""])) == [prompts[1], ""]
+    assert list(model.prompts.refused([*prompts, "a", ""])) == [prompts[1], ""]
 
 
 def test_one_prompt_is_a_list_of_one(model):
@@ -290,19 +299,8 @@ def test_a_loaded_bundle_holds_its_weights_once(parts, model, tmp_path):
     held += sum(leaf.nbytes for leaf in jax.tree.leaves(parts["codec"].params))
     held += sum(leaf.nbytes for leaf in parts["codec"].codebook)
     assert held <= new <= 1.05 * held
-    jax.tree.map(
-        np.testing.assert_array_equal, loaded.transformer_part.params, parts["transformer"].params
-    )
     tokens = np.random.default_rng(1).integers(0, VOCABULARY.size, (2, 10))
     np.testing.assert_array_equal(loaded.logits(tokens), model.logits(tokens))
-
-
-def test_sampling_never_stacks_the_weights_again(model, monkeypatch):
-    """Once more they would take as much memory as the model."""
-    monkeypatch.setattr(CogView, "transformer_part", property(lambda self: pytest.fail("stacked")))
-    guided = SamplingConfig(guidance=2.0)
-    for sampling in (SamplingConfig(), guided):
-        model.generate_codes(["a red circle"], 1, 0, sampling=sampling)
 
 
 def test_a_model_says_what_it_is(parts, model):
@@ -310,7 +308,7 @@ def test_a_model_says_what_it_is(parts, model):
     text = repr(model)
     for part in ("text_to_image, 2 layers of width 32, 4 heads", f"{count:,} parameters"):
         assert part in text
-    for part in ("16 x 16 pixels", "codes of 30", f"{len(parts['text'])} pieces", "float32 on 1"):
+    for part in ("16 x 16 pixels", "codes of 30", f"{len(parts['text'])} tokens", "float32 on 1"):
         assert part in text
     assert "transformer" not in repr(CogView(text=parts["text"]))
 
@@ -360,7 +358,7 @@ def test_what_cannot_be_done_is_refused(model, call, message):
         ([], lambda m: m.encode(np.zeros((1, 16, 16, 3), np.uint8)), "no codec"),
         (["text"], lambda m: m.decode(np.zeros((1, 4, 4), int)), "no codec"),
         (["codec", "text"], lambda m: m.logits(np.zeros((1, 1), int)), "no transformer"),
-        (["transformer"], lambda m: m.prompt_tokens("a"), "no text"),
+        (["transformer"], lambda m: prompt_tokens(m, "a"), "no text"),
         (["codec"], lambda m: m.generate(["a"]), "no transformer and no text"),
         (["text", "transformer"], lambda m: m.generate(["a"]), "no codec"),
     ],
@@ -390,7 +388,7 @@ def test_a_query_is_filled_as_a_prompt_is(model):
     greedy = SamplingConfig(temperature=0.0)
     row = model.fill("[ROI1] a red circle [TINY] [BOI1] [MASK]*16", sampling=greedy)
     codes = model.generate_codes(["a red circle"], 1, 0, sampling=greedy)
-    expected = [*model.prompt_tokens("a red circle"), *codes.ravel()]
+    expected = [*prompt_tokens(model, "a red circle"), *codes.ravel()]
     np.testing.assert_array_equal(row, [expected])
 
 
@@ -488,7 +486,7 @@ def test_guidance_is_away_from_what_comes_without_the_text(model, guidance):
         for _ in range(16):
             with_text, without = (
                 next_logits(model, [*start, *row])[: VOCABULARY.codes]
-                for start in (model.prompt_tokens(prompt), bare)
+                for start in (prompt_tokens(model, prompt), bare)
             )
             row.append(int(np.argmax(without + guidance * (with_text - without))))
         assert grid.ravel().tolist() == row
@@ -513,10 +511,11 @@ def test_guidance_is_away_from_what_comes_without_the_text(model, guidance):
 def test_guidance_without_dropped_captions_is_said_once(parts, dropped, line, capsys):
     part = dataclasses.replace(parts["transformer"], drop_captions=dropped)
     model = CogView(**parts | {"transformer": part})
-    model.draw(PROMPTS, [0, 0, 0], 1, sampling=SAMPLING)
+    model.generation.sample_codes([SamplingRequest(p, 1, 0, SAMPLING) for p in PROMPTS])
     assert capsys.readouterr().err == ""
     for _ in range(2):
-        model.draw(PROMPTS, [0, 0, 0], 1, sampling=SamplingConfig(guidance=3.0))
+        guided = SamplingConfig(guidance=3.0)
+        model.generation.sample_codes([SamplingRequest(p, 1, 0, guided) for p in PROMPTS])
     said = capsys.readouterr().err
     assert said.startswith(line)
     assert said.count("\n") == (1 if line else 0)
@@ -560,7 +559,7 @@ def test_captions_are_those_of_whole_passes(parts, config):
         start = len(row)
         while len(row) - start < LAYOUT.text_length:
             # With the release's LayerNorm later tokens do change earlier ones.
-            official = model.model.config.official
+            official = model.parts.released
             logits = model.logits(np.array([row]))[0, -1] if official else next_logits(model, row)
             allowed = logits[VOCABULARY.text_start : VOCABULARY.commands_start + 1]
             row.append(VOCABULARY.text_start + int(np.argmax(allowed)))
@@ -609,16 +608,16 @@ def next_logits(model, row):
 
     The row is filled up, so that all lengths are one compilation: later tokens change nothing.
     """
-    padded = np.zeros((1, model.model.positions), np.int32)
+    padded = np.zeros((1, model.parts.engine.model.positions), np.int32)
     padded[0, : len(row)] = row
     return model.logits(padded)[0, len(row) - 1]
 
 
 def codec_of(model):
-    return model.codec_part.params, model.codec_part.codebook
+    return model.parts.codec_part.params, model.parts.codec_part.codebook
 
 
-def test_super_resolution_is_magnification_between_encoder_and_decoder(parts):
+def test_super_resolution_is_upsampling_between_encoder_and_decoder(parts):
     """At true grid, 32 x 32 codes to 64 x 64, with a codec of two pixels a code."""
     config = dataclasses.replace(CODEC, image_size=64, downsampling=2)
     pixels = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
@@ -641,21 +640,21 @@ def test_super_resolution_is_magnification_between_encoder_and_decoder(parts):
     with pytest.raises(InputError, match=r"guidance 2\.0: super-resolution has none"):
         model.super_resolve(images, [PROMPTS[0]], 3, sampling=guided)
     assert sum(done) == 9
-    assert model.super_resolution_sampling == SamplingConfig(temperature=1.02)
-    codes, prompt = model.encode(images), model.prompt_tokens(PROMPTS[0])
+    assert model.super_resolution.default_sampling == SamplingConfig(temperature=1.02)
+    codes, prompt = model.encode(images), prompt_tokens(model, PROMPTS[0])
 
     def head(i, source):
         row = released_head(prompt, source, "BASE", VOCABULARY)
         return row, sampling_positions([*row, -1], VOCABULARY)[0]
 
-    larger = magnify(
-        model._layers,
+    larger = upsampled_codes(
+        model.parts.engine.params,
         head,
         12 + 3 + 256 + 5,
         codes,
         sample_keys(3, [f"{PROMPTS[0]} {codes[0].tobytes().hex()}"], [0])[:, None],
-        plan=MagnifyPlan(),
-        model=model.model,
+        plan=WindowPlan(),
+        model=model.parts.engine.model,
         last=VOCABULARY.codes,
         config=SAMPLING,
     )
@@ -704,7 +703,7 @@ def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, 
         first.append(command("EOI1"))
         second = [command("ROI2"), command("TINY"), command("BOI2")]
         name = f"{text} {codes[0].astype(np.int32).tobytes().hex()}"
-        drawn, misfits = [], []
+        drawn, downsampled_mse = [], []
         for key in sample_keys(5, [name] * 2, [0, 1]):
             larger = reference.generate(
                 parts["transformer"].params,
@@ -718,8 +717,8 @@ def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, 
             )
             drawn.append(model.decode(np.array(larger).reshape(1, 4, 4))[0])
             reduced = einops.reduce(drawn[-1] / 1.0, "(h i) (w j) c -> h w c", "mean", i=2, j=2)
-            misfits.append(np.square(reduced - image).mean())
-        chosen.append(int(np.argmin(misfits)))
+            downsampled_mse.append(np.square(reduced - image).mean())
+        chosen.append(int(np.argmin(downsampled_mse)))
         np.testing.assert_array_equal(np.asarray(picture), drawn[chosen[-1]])
     assert {*chosen} == {0, 1}
     with pytest.raises(InputError, match="no transformer"):
@@ -728,7 +727,7 @@ def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, 
         model.super_resolve(images, PROMPTS, back_projection=-1)
     with pytest.raises(InputError, match="window_candidates 0: expected at least 1"):
         model.super_resolve(images, PROMPTS, window_candidates=0)
-    with pytest.raises(InputError, match="pictures of 16 pixels: the bundle enlarges those of 8"):
+    with pytest.raises(InputError, match="images of 16 pixels: the bundle upsamples those of 8"):
         model.super_resolve(np.zeros((1, 16, 16, 3), np.uint8), PROMPTS[:1])
 
 
@@ -737,12 +736,13 @@ def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, 
 )
 def test_a_batch_has_as_many_rows_as_memory_has_room_for(model, monkeypatch, free, rows):
     """A row of 20 tokens: keys and values of 2 layers, 32 floats each, so 10,240 bytes."""
-    monkeypatch.setattr("cogview_jax.pipeline.cogview.free_memory", lambda device: free)
-    assert model.batch_size(None, 20) == rows
-    assert model.batch_size(100, 20) == model.batch_size(100, 20, 1) == 100
+    monkeypatch.setattr("cogview_jax.sampling.batching.free_memory", lambda device: free)
+    network = model.parts.engine.model
+    assert batch_rows(network, None, 20, 99) == rows
+    assert batch_rows(network, 100, 20, 1) == 100
     if free == 0:
         with pytest.raises(InputError, match="batch_size 100: its cache takes"):
-            model.batch_size(100, 20, 99)
+            batch_rows(network, 100, 20, 99)
 
 
 def test_candidates_of_one_prompt_are_prefilled_once(model, monkeypatch):
@@ -750,8 +750,8 @@ def test_candidates_of_one_prompt_are_prefilled_once(model, monkeypatch):
 
     def counting(params, tokens, *rest, **settings):
         prefilled.append(len(tokens))
-        return generate(params, tokens, *rest, **settings)
+        return prefill(params, tokens, *rest, **settings)
 
-    monkeypatch.setattr("cogview_jax.pipeline.cogview.generate", counting)
+    monkeypatch.setattr("cogview_jax.sampling.decode.prefill", counting)
     model.generate_codes(PROMPTS[:1], 4, 7, sampling=SAMPLING)
     assert prefilled == [1]

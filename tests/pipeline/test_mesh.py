@@ -12,23 +12,37 @@ from cogview_jax.checkpoints.bundle import Bundle, transformer_shapes, write_bun
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.engine import SamplingRequest
+from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 from cogview_jax.tokenizers.layout import make_layout
 
 PROMPTS = ["a red circle", "a blue star", "two rings"]
 SAMPLING = SamplingConfig(temperature=1.0, top_k=10)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
 
+
+def requests(indices, sampling):
+    """Requests of the prompts."""
+    return [
+        SamplingRequest(prompt, 5, index, sampling)
+        for prompt, index in zip(PROMPTS, indices, strict=True)
+    ]
+
+
 TASKS = {
     "text_to_image": {
         "drawn": lambda model: np.concatenate(
-            list(model.draw(PROMPTS, [0, 1, 2], 5, sampling=SAMPLING, batch_size=2))
+            list(model.generation.sample_codes(requests([0, 1, 2], SAMPLING), 2))
         ),
         "guided": lambda model: np.concatenate(
-            list(model.draw(PROMPTS, [0] * 3, 5, sampling=SamplingConfig(guidance=2.0)))
+            list(model.generation.sample_codes(requests([0] * 3, SamplingConfig(guidance=2.0))))
         ),
         "completed": lambda model: np.concatenate(
-            list(model.draw_rest(IMAGES, 2, PROMPTS, [0] * 3, 5, sampling=SAMPLING))
+            list(
+                model.generation.complete_codes(
+                    IMAGES, 2, requests([0] * 3, SAMPLING), range(len(IMAGES))
+                )
+            )
         ),
     },
     "caption": {
@@ -36,8 +50,10 @@ TASKS = {
         "scored": lambda model: model.score(IMAGES, PROMPTS),
     },
     "super_resolution": {
-        "enlarged": lambda model: np.concatenate(
-            list(model.draw_larger(IMAGES, PROMPTS, 5, sampling=SAMPLING))
+        "upsampled": lambda model: np.concatenate(
+            list(
+                model.super_resolution.upsample_codes(IMAGES, PROMPTS, SamplingOptions(5, SAMPLING))
+            )
         ),
     },
 }

@@ -86,7 +86,7 @@ def test_slow_units_are_counted_by_the_minute(clock):
         clock[0] += 12.0
         job.update()
     job.close()
-    assert log.getvalue().splitlines()[-1] == "sample:  30% 3/10 [00:36<01:24, 5image/min]"
+    assert log.getvalue().splitlines()[-1] == "sample:  30% 3/10 [00:36<01:24, 5.00image/min]"
 
 
 def test_long_times_are_days_and_hours(clock):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cogview_jax.sampling.back_projection import back_projected, misfits
+from cogview_jax.sampling.back_projection import back_projected, downsampled_mse
 
 
 @pytest.fixture
@@ -27,12 +27,14 @@ def resized(channel):
 def test_a_misfit_is_the_mean_squared_difference_of_the_reduced_picture(pictures):
     large, small = pictures
     expected = np.square(halved(large) - small).mean(axis=(1, 2, 3))
-    np.testing.assert_allclose(misfits(large, small), expected, rtol=1e-12)
+    np.testing.assert_allclose(downsampled_mse(large, small), expected, rtol=1e-12)
     # Every large picture against every small one.
-    every = misfits(large[:, None], small[None])
+    every = downsampled_mse(large[:, None], small[None])
     np.testing.assert_allclose(np.diagonal(every), expected, rtol=1e-12)
     assert every.shape == (3, 3)
-    assert misfits(np.full((2, 2, 3), 255, np.uint8), np.zeros((1, 1, 3), np.uint8)) == 255**2
+    assert (
+        downsampled_mse(np.full((2, 2, 3), 255, np.uint8), np.zeros((1, 1, 3), np.uint8)) == 255**2
+    )
 
 
 @pytest.mark.parametrize("rounds", [1, 3])

@@ -15,7 +15,8 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling import decode as decoding
 from cogview_jax.sampling.decode import decode, generate, in_parts, prefill, sample_keys, stages
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.filters import row_settings
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.layout import left_padded
 
 CONFIG = TransformerConfig(layers=2, width=32, heads=4, dropout=0.1, remat="full")
@@ -43,11 +44,11 @@ def drawn(params, rows=(0, 1, 2), *, seed=0, count=COUNT, sampling=SAMPLING, lon
         tokens,
         valid,
         keys,
+        row_settings([sampling] * len(rows)),
         model=MODEL,
         count=count,
         first=FIRST,
         last=LAST,
-        config=sampling,
     )
     return np.asarray(result)
 
@@ -122,7 +123,7 @@ def test_the_compiled_loop_copies_no_cache(params, rows):
     keys = sample_keys(0, ["a"] * rows, range(rows))
     ids = {"model": MODEL, "first": FIRST}
     sequences = prefill(layers, tokens, valid, keys, count=COUNT, **ids)
-    call = {"count": COUNT, "last": LAST, "config": SAMPLING, **ids}
+    call = {"settings": row_settings([SAMPLING] * rows), "count": COUNT, "last": LAST, **ids}
     program = decode.lower(layers, sequences, **call).compile().as_text()
     loops, entry = program.split("\nENTRY ")
     slots = sequences.visible.shape[1]
@@ -159,7 +160,7 @@ def test_tokens_do_not_depend_on_the_cache_s_sizes(params, monkeypatch, rows):
         "count": count,
         "first": FIRST,
         "last": LAST,
-        "config": SAMPLING,
+        "settings": row_settings([SAMPLING] * len(names)),
     }
     layers = for_decoding(unstack_layers(params))
     one = np.asarray(generate(layers, tokens, valid, **call))
@@ -180,6 +181,7 @@ def test_tokens_do_not_depend_on_how_many_a_call_draws(params, together):
     layers, keys = for_decoding(unstack_layers(params)), sample_keys(0, NAMES, INDICES)
     sequences, parts = prefill(layers, tokens, valid, keys, count=COUNT, **ids), []
     for count in (5, 1, 6):
-        sequences, part = decode(layers, sequences, count=count, last=LAST, config=SAMPLING, **ids)
+        settings = row_settings([SAMPLING] * 3)
+        sequences, part = decode(layers, sequences, settings, count=count, last=LAST, **ids)
         parts.append(part)
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), together)

@@ -10,7 +10,14 @@ import reference
 from cogview_jax.interop.official.fill import filtered, seeded_choice
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
-from cogview_jax.sampling.filters import SamplingConfig, draw, guided, keep_top_k, keep_top_p
+from cogview_jax.sampling.filters import (
+    guided,
+    keep_top_k,
+    keep_top_p,
+    row_settings,
+    sample_token,
+)
+from cogview_jax.sampling.options import SamplingConfig
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,7 @@ def test_top_k_equals_sorting(logits, k):
 
 @pytest.mark.parametrize("axes", [("data", None), (None, "tensor"), ("data", "tensor")], ids=str)
 def test_logits_split_over_devices_are_filtered_as_whole_ones(axes):
-    """XLA once ended the process here: see `keep_top_k`."""
+    """XLA once ended the process here, where it sorted."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=4))
     whole = jax.random.normal(jax.random.key(0), (4, 64))
     split = jax.device_put(whole, NamedSharding(mesh, PartitionSpec(*axes)))
@@ -52,6 +59,11 @@ def test_top_p_by_hand():
     shares = np.array([[0.5, 0.3, 0.15, 0.05], [0.1, 0.1, 0.2, 0.6]])
     kept = np.isfinite(keep_top_p(np.log(shares), 0.7))
     assert kept.tolist() == [[True, True, False, False], [False, False, True, True]]
+
+
+def draw(logits, keys, config):
+    """`sample_token` with the same settings for every row."""
+    return sample_token(jnp.asarray(logits), keys, row_settings([config] * len(logits)))
 
 
 def frequencies(logits, config, draws):
@@ -110,7 +122,7 @@ def test_logits_of_fewer_bits_are_drawn_from_as_float32(dtype):
     some = jax.random.normal(jax.random.key(1), (2, 4096)).astype(dtype)
     wide = some.astype(jnp.float32)
     np.testing.assert_array_equal(keep_top_p(some, 0.5), keep_top_p(wide, 0.5))
-    np.testing.assert_array_equal(guided(some, 0.7), guided(wide, 0.7))
+    np.testing.assert_array_equal(guided(*some[:, None], 0.7), guided(*wide[:, None], 0.7))
     shares = filtered(some, config, 0, 4096)
     assert shares.dtype == jnp.float32
     choices = seeded_choice(0)(np.asarray(shares[:1], dtype), 500)
@@ -124,6 +136,38 @@ def test_a_draw_depends_on_its_own_row_and_key_alone(logits):
     order = np.array([2, 0, 3, 1])
     assert together == alone
     assert draw(logits[order], keys[order], config).tolist() == [alone[i] for i in order]
+
+
+def test_rows_of_different_settings_are_sampled_as_alone(logits):
+    configs = [
+        SamplingConfig(0.0, 5),
+        SamplingConfig(1.3, 0, 0.6),
+        SamplingConfig(1e-20, 7, 0.9),
+        SamplingConfig(0.8, 12),
+    ]
+    keys = jax.random.split(jax.random.key(2), (50, 4))
+    together = jax.vmap(lambda keys: sample_token(logits, keys, row_settings(configs)))(keys)
+    for i, config in enumerate(configs):
+        alone = [draw(logits[i : i + 1], own[i : i + 1], config).item() for own in keys]
+        assert together[:, i].tolist() == alone
+
+
+def test_no_new_value_of_a_setting_compiles_anything(logits):
+    sample = jax.jit(lambda *rows: sample_token(*rows))
+    keys = jax.random.split(jax.random.key(2), 4)
+    for config in (SamplingConfig(), SamplingConfig(0.0), SamplingConfig(0.9, 17, 0.4, 3.0)):
+        sample(logits, keys, row_settings([config] * 4))
+    assert sample._cache_size() == 1
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
+def test_guidance_by_row_is_the_formula(guidance):
+    with_text, without = np.random.default_rng(0).standard_normal((2, 3, 20)).astype(np.float32)
+    scales = np.array([guidance, 1.0, 7.0], np.float32)
+    expected = without + scales[:, None] * (with_text.astype(np.float64) - without)
+    found = guided(jnp.asarray(with_text), jnp.asarray(without), scales)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[1], with_text[1])
 
 
 @pytest.mark.parametrize(

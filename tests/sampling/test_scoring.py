@@ -8,7 +8,7 @@ import reference
 from cogview_jax.models.transformer import unstack_layers
 from cogview_jax.sampling.scoring import token_log_probs
 
-SCORES = 5e-4  # absolute, as FIXTURES.md has it
+SCORES = 5e-4  # absolute, as fixtures/README.md has it
 
 
 def log_probs(model, params, rows, count, first):

@@ -12,9 +12,10 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer, unstack_layers
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import generate, sample_keys
-from cogview_jax.sampling.filters import SamplingConfig
-from cogview_jax.sampling.magnify import MagnifyPlan, released_head
-from cogview_jax.sampling.super_resolution import magnify
+from cogview_jax.sampling.filters import row_settings
+from cogview_jax.sampling.options import SamplingConfig
+from cogview_jax.sampling.super_resolution import upsampled_codes
+from cogview_jax.sampling.windows import WindowPlan, released_head
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
@@ -45,11 +46,11 @@ def test_text_to_image_ends_in_the_official_codes(fixtures, released, table):
         tokens,
         valid,
         sample_keys(0, ["a", "b"], [0, 0]),
+        row_settings([GREEDY] * 2),
         model=model,
         count=len(table["text2image:codes"]),
         first=0,
         last=vocabulary.codes,
-        config=GREEDY,
     )
     np.testing.assert_array_equal(codes[0], table["text2image:codes"])
     assert not np.array_equal(codes[0], codes[1])
@@ -66,13 +67,13 @@ def test_nine_windows_end_in_the_official_codes(fixtures, released, table):
         row = released_head(prompt, source, "BASE", vocabulary)
         return row, sampling_positions([*row, -1], vocabulary)[0]
 
-    result = magnify(
+    result = upsampled_codes(
         layers,
         head,
         len(prompt) + 261,
         codes.reshape(1, grid, grid),
         sample_keys(0, ["a"], [0])[:, None],
-        plan=MagnifyPlan(),
+        plan=WindowPlan(),
         model=model,
         last=vocabulary.codes,
         config=GREEDY,
@@ -87,7 +88,7 @@ def test_later_windows_continue_the_candidate_that_was_chosen(attention):
     """Always the last of three: what is drawn where there is only that one."""
     vocabulary = Vocabulary(codes=40, text=5)
     layout = make_layout(LayoutConfig("super_resolution", 0, 4), vocabulary)
-    plan = MagnifyPlan(3, 2, 1, ((0, 0, 3), (0, 1, 4), (1, 0, 4), (1, 1, 4)))
+    plan = WindowPlan(3, 2, 1, ((0, 0, 3), (0, 1, 4), (1, 0, 4), (1, 1, 4)))
     sizes = {"pivots": 32, "window": 16} if attention == "sparse" else {}
     config = TransformerConfig(layers=1, width=32, heads=2, attention=attention, **sizes)
     model = Transformer(config, vocabulary.size, layout.positions, ids=vocabulary)
@@ -106,7 +107,7 @@ def test_later_windows_continue_the_candidate_that_was_chosen(attention):
         return np.array([2, 2])
 
     def larger(keys, choose=None):
-        return magnify(
+        return upsampled_codes(
             *(layers, head, layout.prompt_length("image"), codes, keys),
             plan=plan,
             model=model,
@@ -147,7 +148,7 @@ def test_margins_are_those_of_the_official_runs(fixtures, table):
     side = int(len(codes) ** 0.5)
     source, target = codes.reshape(side, side), table["magnify:codes"]
     found = []
-    for window in MagnifyPlan(grid=side).windows:
+    for window in WindowPlan(grid=side).windows:
         head = released_head(prompt, source[window.source].ravel(), "BASE", vocabulary)
         places = sampling_positions([*head, -1], vocabulary)[0]
         cells = target[window.target].ravel()

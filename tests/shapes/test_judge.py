@@ -43,12 +43,11 @@ def wrong_scenes(scene: Scene) -> Iterator[tuple[str, Scene]]:
 
 
 @pytest.mark.parametrize("size", [64, 32])
-def test_reference_drawings_pass(shared, size):
-    folder = shared / "shapes"
-    references = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
+def test_reference_drawings_pass(reference_shapes, size):
+    references = json.loads((reference_shapes / "captions.json").read_text(encoding="utf-8"))
     verdicts = []
     for reference in references:
-        picture = Image.open(folder / reference["file"]).convert("RGB")
+        picture = Image.open(reference_shapes / reference["file"]).convert("RGB")
         picture = np.asarray(picture.resize((size, size), Image.BOX))
         verdicts.append(judge(picture, parse_caption(reference["en"])))
     assert len(verdicts) == 240

@@ -25,8 +25,8 @@ def reference_scene(spec: dict) -> Scene:
 
 
 @pytest.fixture(scope="module")
-def references(shared) -> list[dict]:
-    return json.loads((shared / "shapes" / "captions.json").read_text(encoding="utf-8"))
+def references(reference_shapes) -> list[dict]:
+    return json.loads((reference_shapes / "captions.json").read_text(encoding="utf-8"))
 
 
 def scenes(count: int, held_out: bool = False) -> list[Scene]:

@@ -77,9 +77,7 @@ def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path,
         train=dataclasses.replace(transformer.train, steps=1, sample_every=0),
     )
     run(experiment, str(tmp_path / "run"))
-    ours, theirs = (
-        cogview_jax.load(path / "bundle").transformer_part for path in (tmp_path / "run", chain.run)
-    )
+    ours, theirs = (Bundle(path / "bundle").transformer() for path in (tmp_path / "run", chain.run))
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
     # The first loss is that of a trained model.
     assert logged(tmp_path / "run")[0]["loss"] < logged(chain.run)[0]["loss"]
@@ -105,7 +103,7 @@ def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path,
 
 def test_a_run_starts_from_fewer_positions_and_another_type(chain, transformer, tmp_path, capfd):
     """What super-resolution needs: a longer sequence, from weights kept in half precision."""
-    there = cogview_jax.load(chain.run / "bundle").transformer_part
+    there = Bundle(chain.run / "bundle").transformer()
     small = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), there.params)
     text = Bundle(chain.run / "bundle")
     half = dataclasses.replace(there, params=small)
@@ -120,7 +118,7 @@ def test_a_run_starts_from_fewer_positions_and_another_type(chain, transformer, 
         mesh=MeshConfig(data=2, fsdp=4),
     )
     run(experiment, str(tmp_path / "run"))
-    ours = cogview_jax.load(tmp_path / "run" / "bundle").transformer_part.params
+    ours = Bundle(tmp_path / "run" / "bundle").transformer().params
     known = len(small["position_embedding"])
     assert len(ours["position_embedding"]) == known + 4
     fresh = ours["position_embedding"][known:]
@@ -160,8 +158,7 @@ def test_a_float16_run_skips_what_overflows_and_goes_on_exactly(
     shutil.rmtree(broken / "checkpoints" / str(STEPS))
     run(experiment, str(broken))
     ours, theirs = (
-        cogview_jax.load(tmp_path / name / "bundle").transformer_part.params
-        for name in ("broken", "whole")
+        Bundle(tmp_path / name / "bundle").transformer().params for name in ("broken", "whole")
     )
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     timings = ("tokens_per_second", "mfu", "goodput")

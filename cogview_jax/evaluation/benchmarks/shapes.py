@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from cogview_jax.evaluation.benchmark import Options, Report
-from cogview_jax.pipeline.cogview import CogView, load
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.sampling.back_projection import ROUNDS, back_projected
@@ -44,7 +45,7 @@ def run(model: CogView, options: Options) -> Report:
     """
     if options.count < 2:
         raise InputError(f"--num_prompts {options.count}: expected at least 2, one a language")
-    if not {"codec", "transformer"} <= model.parts:
+    if not {"codec", "transformer"} <= model.parts.names:
         raise InputError("the bundle needs a transformer and a codec to be evaluated")
     model.need("text")
     task, size = model.layout.task, model.codec.config.image_size
@@ -301,8 +302,8 @@ def said(text: str, scene: Scene) -> Verdict:
 
 
 def _super_resolution(model: CogView, options: Options) -> Report:
-    size, factor = model.magnifiable()[0], model.codec.config.downsampling
-    total = 2 * options.count * len(model.magnification(size).windows)
+    size, factor = model.super_resolution.sizes[0], model.codec.config.downsampling
+    total = 2 * options.count * len(model.super_resolution.plan(size).windows)
     with Progress(total, "evaluate", unit="window", per_minute=True) as progress:
 
         def upsample(images: np.ndarray, texts: Sequence[str]) -> np.ndarray:

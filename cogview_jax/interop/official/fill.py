@@ -22,8 +22,9 @@ from cogview_jax.models.pivots import draw_slots
 from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.random_key import random_key
+from cogview_jax.sampling import filters
 from cogview_jax.sampling.decode import seed_key
-from cogview_jax.sampling.filters import SamplingConfig, keep_top_k, keep_top_p, tempered
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary, token_ids
 
 #: The most samples of a query: each takes a cache of its own.
@@ -66,10 +67,11 @@ def plan(query: Sequence[int], vocabulary: Vocabulary) -> list[Draw]:
 
 def filtered(logits: jax.Array, config: SamplingConfig, first: int, last: int) -> jax.Array:
     """The distribution a token is drawn from: float [B, V] -> [B, V], 0 outside [first, last)."""
-    inside = keep_top_k(tempered(logits[:, first:last], config.temperature or 1.0), config.top_k)
+    inside = logits[:, first:last]
     if config.temperature == 0:
-        inside = keep_top_k(inside, 1)
-    shares = jax.nn.softmax(keep_top_p(inside, config.top_p), axis=-1)
+        inside = filters.keep_top_k(inside, 1)
+    settings = filters.row_settings([config] * len(inside))
+    shares = jax.nn.softmax(filters.filtered(inside, settings), axis=-1)
     return jnp.pad(shares, ((0, 0), (first, logits.shape[1] - last)))
 
 

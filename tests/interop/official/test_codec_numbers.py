@@ -13,7 +13,7 @@ from cogview_jax.tokenizers.codec import Codec, denormalise, unclipped
 from cogview_jax.tokenizers.quantiser import assign, nearest, relax, straight_through, update
 from cogview_jax.training.codec_objective import CodecObjective
 
-#: Absolute, and of the largest entry, as FIXTURES.md has them.
+#: Absolute, and of the largest entry, as fixtures/README.md has them.
 OUTPUT, GRADIENT = 1e-4, 1e-4
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.sampling.filters import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.loss_scale import LossScaleConfig
 from cogview_jax.training.optimizer import OptimizerConfig

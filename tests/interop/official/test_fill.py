@@ -8,10 +8,11 @@ import official
 from cogview_jax.interop.official.fill import Draw, fill, filtered, plan, seeded_choice
 from cogview_jax.models.transformer import unstack_layers
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.filters import SamplingConfig, keep_top_k, keep_top_p
+from cogview_jax.sampling.filters import keep_top_k, keep_top_p
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
-SHARES = 2e-5  # absolute, as FIXTURES.md has it
+SHARES = 2e-5  # absolute, as fixtures/README.md has it
 PHASES = (
     *("start", "after_boi1", "in_image1", "after_eoi1", "caption", "before_boi2"),
     *("after_boi2", "after_eoi2", "boi3_is_ignored", "eoi3_is_ignored"),

@@ -10,7 +10,7 @@ from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.training.sequence_objective import SequenceObjective, cross_entropy
 from official_rows import loss_weights
 
-LOSS = 1e-5  # absolute, as FIXTURES.md has it
+LOSS = 1e-5  # absolute, as fixtures/README.md has it
 GRADIENT = 1e-4  # of the largest entry
 
 

@@ -19,7 +19,7 @@ from cogview_jax.models.transformer import (
     unstack_layers,
 )
 
-LOGITS = 1e-4  # absolute, as FIXTURES.md has it
+LOGITS = 1e-4  # absolute, as fixtures/README.md has it
 
 
 @pytest.fixture(scope="module")

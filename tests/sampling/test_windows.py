@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.magnify import ORDER, MagnifyPlan, released_head
+from cogview_jax.sampling.windows import ORDER, WindowPlan, released_head
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 
@@ -25,11 +25,11 @@ def plan(table):
     )
     stride = table["source_rect"][second, 2]
     order = tuple(tuple(map(int, window)) for window in table["windows"])
-    return MagnifyPlan(grid, int(row_end - row_start), int(stride), order)
+    return WindowPlan(grid, int(row_end - row_start), int(stride), order)
 
 
 def test_the_default_is_the_plan_of_the_release(plan):
-    assert plan == MagnifyPlan()
+    assert plan == WindowPlan()
     assert plan.order == ORDER
 
 
@@ -92,7 +92,7 @@ def vocabulary_of(fixtures):
 
 def test_a_small_plan_by_hand():
     """2x2 windows over 3x3 codes; letters tell which window fills a cell of the 6x6 target."""
-    plan = MagnifyPlan(3, 2, 1, ((0, 0, 3), (0, 1, 4), (1, 0, 4), (1, 1, 4)))
+    plan = WindowPlan(3, 2, 1, ((0, 0, 3), (0, 1, 4), (1, 0, 4), (1, 1, 4)))
     drawing = [
         "aaaabb",
         "aaaabb",
@@ -117,11 +117,11 @@ def test_a_small_plan_by_hand():
 
 
 def test_a_picture_of_one_window_and_the_nine_of_one_twice_as_large():
-    (whole,) = MagnifyPlan.of(6, 6).windows
+    (whole,) = WindowPlan.of(6, 6).windows
     assert whole.source == (slice(0, 6), slice(0, 6))
     assert whole.target == (slice(0, 12), slice(0, 12))
     assert (whole.generated, whole.leading) == (144, 0)
-    assert MagnifyPlan.of(32, 16) == MagnifyPlan()
+    assert WindowPlan.of(32, 16) == WindowPlan()
 
 
 def test_nine_windows_of_four_codes_by_hand():
@@ -140,7 +140,7 @@ def test_nine_windows_of_four_codes_by_hand():
         *["gggggggghhhhiiii"] * 6,
     ]
     filled = np.full((16, 16), ".")
-    for letter, window in zip("abcdefghi", MagnifyPlan.of(8, 4).windows, strict=True):
+    for letter, window in zip("abcdefghi", WindowPlan.of(8, 4).windows, strict=True):
         before = filled[window.target] != "."
         np.testing.assert_array_equal(window.known, before)
         filled[window.target] = np.where(before, filled[window.target], letter)
@@ -162,7 +162,7 @@ def test_nine_windows_of_four_codes_by_hand():
 )
 def test_pictures_of_other_sizes_have_no_plan(grid, window, message):
     with pytest.raises(InputError, match=message):
-        MagnifyPlan.of(grid, window)
+        WindowPlan.of(grid, window)
 
 
 @pytest.mark.parametrize(
@@ -176,4 +176,4 @@ def test_pictures_of_other_sizes_have_no_plan(grid, window, message):
 )
 def test_plans_that_leave_the_grid_or_cells_are_refused(order, message):
     with pytest.raises(InputError, match=message):
-        MagnifyPlan(3, 2, 1, order)
+        WindowPlan(3, 2, 1, order)

@@ -55,7 +55,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class MagnifyPlan:
+class WindowPlan:
     """Windows over a source grid; the defaults are the release's, 32x32 codes to 64x64.
 
     Attributes:
@@ -84,7 +84,7 @@ class MagnifyPlan:
             raise InputError(f"the plan leaves {filled.size - filled.sum()} target cells open")
 
     @classmethod
-    def of(cls, grid: int, window: int) -> "MagnifyPlan":
+    def of(cls, grid: int, window: int) -> "WindowPlan":
         """The plan for grids of `grid` codes a side with a model of windows of `window`.
 
         One window where it holds the whole picture; nine in the release's order where the picture

@@ -1,0 +1,91 @@
+"""Image to text: captions, and how well a text fits an image (CapLoss)."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from cogview_jax.pipeline.parts import Parts
+from cogview_jax.pipeline.prompts import Prompts
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.mesh import to_host
+from cogview_jax.sampling.batching import batch_rows, batches
+from cogview_jax.sampling.engine import SamplingRequest, Span
+from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
+from cogview_jax.sampling.scoring import token_log_probs
+
+
+class Captioning:
+    """What a transformer of the caption layout does (CogView, section 3.2)."""
+
+    def __init__(self, parts: Parts, prompts: Prompts):
+        """`prompts` encodes the texts that are scored."""
+        self.parts, self.prompts = parts, prompts
+
+    def caption(self, images: np.ndarray, options: SamplingOptions) -> list[str]:
+        """A text for each image; see `CogView.caption`."""
+        self._need()
+        if not len(images):
+            raise InputError("caption got no image")
+        config = options.config(SamplingConfig(temperature=0.0))
+        config.need_no_guidance("a caption")
+        layout, span = self.parts.layout, Span.of_text(self.parts.layout)
+        codes = self.parts.encode(np.asarray(images)).reshape(len(images), -1)
+        requests = [SamplingRequest(row.tobytes().hex(), options.seed, 0, config) for row in codes]
+        prompts = [layout.tokens({"image": row}) for row in codes]
+        texts: list[str] = []
+        for tokens in self.parts.engine.sample(requests, prompts, span, options.batch_size):
+            texts += [self._text_before(row, span.end) for row in tokens]
+            options.report(len(tokens))
+        return texts
+
+    def score(
+        self, images: np.ndarray, texts: Sequence[str], options: SamplingOptions
+    ) -> np.ndarray:
+        """CapLoss of each pair, float32 [b]; see `CogView.score`."""
+        self._need()
+        if isinstance(texts, str) or len(texts) != len(images):
+            raise InputError(f"score got {len(images)} images and {len(texts)} texts")
+        parts, layout = self.parts, self.parts.layout
+        model, vocabulary = parts.engine.model, layout.vocabulary
+        size = batch_rows(model, options.batch_size, layout.length, len(texts))
+        found = self.prompts.pieces_of(texts)
+        pieces = [found[text] for text in texts]
+        scores = np.zeros(len(texts), np.float32)
+        # Texts of one length at a time: none is padded.
+        for count in sorted({len(each) for each in pieces}):
+            alike = np.array([i for i, each in enumerate(pieces) if len(each) == count])
+            for index, own in batches(len(alike), size):
+                chosen = alike[index]
+                codes = parts.encode(np.asarray(images)[chosen]).reshape(len(chosen), -1)
+                # Without the end of the text, which is none of its tokens.
+                rows = [
+                    layout.tokens({"image": row, "text": pieces[i]})[:-1]
+                    for row, i in zip(codes, chosen, strict=True)
+                ]
+                tokens = np.stack(rows)
+                log_probs = token_log_probs(
+                    parts.engine.params,
+                    tokens,
+                    np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape),
+                    model=model,
+                    count=count,
+                    first=vocabulary.text_start,
+                    last=vocabulary.size,
+                )
+                scores[chosen[:own]] = -np.mean(to_host(log_probs)[:own], axis=1)
+                options.report(own)
+        return scores
+
+    def _need(self) -> None:
+        self.parts.need("transformer", "text", "codec")
+        self.parts.need_task("caption")
+
+    def _text_before(self, ids: np.ndarray, end: int | None) -> str:
+        """The text of the tokens up to the first `end`, or of all within the region."""
+        layout, text = self.parts.layout, self.parts.text
+        assert text is not None, "need('text') comes first"
+        own = itertools.takewhile(lambda i: i != end, ids[: layout.region("text").length])
+        pieces = [int(i) - layout.vocabulary.text_start for i in own]
+        # The vocabulary may have room for more text tokens than there are.
+        return text.decode([piece for piece in pieces if piece < len(text)])

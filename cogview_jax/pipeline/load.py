@@ -1,0 +1,50 @@
+"""From a bundle's folder to a `CogView`."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.runtime.compilation_cache import enable_compilation_cache
+from cogview_jax.runtime.precision import policy_of
+from cogview_jax.runtime.progress import waiting
+
+
+@waiting("loading the bundle")
+def load(
+    path: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    mesh: jax.sharding.Mesh | None = None,
+    long_prompts: Literal["cut", "refuse"] = "cut",
+) -> CogView:
+    """Reads a bundle: every part it has.
+
+    Args:
+        path: the bundle's folder.
+        dtype: of the transformer's and decoder's arithmetic, and of the transformer's weights: a
+            type, or the name of a policy (`runtime.precision`), such as "float16_pure". Images are
+            always encoded in float32, so their codes do not depend on it.
+        mesh: splits the parameters over these devices (`runtime.mesh.make_mesh`); use the model
+            under `jax.set_mesh(mesh)`.
+        long_prompts: whether prompts with more tokens than the text region holds are cut there or
+            refused.
+
+    Raises:
+        InputError: there is no bundle, or its parts do not belong together or are damaged.
+    """
+    enable_compilation_cache()
+    bundle, compute = Bundle(path), policy_of(dtype).compute
+    bundle.check_fit()
+    jax.devices()  # where there are none of the platform asked for, that is no fault of the bundle
+    have_transformer = "transformer" in bundle.parts
+    return CogView(
+        codec=bundle.codec(mesh) if "codec" in bundle.parts else None,
+        text=bundle.text() if "text" in bundle.parts else None,
+        transformer=bundle.layered_transformer(mesh, compute) if have_transformer else None,
+        dtype=dtype,
+        long_prompts=long_prompts,
+    )

@@ -1,0 +1,209 @@
+"""The parts of a bundle in memory, and what each does alone: images to codes and back, logits."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
+from cogview_jax.models.transformer import (
+    layered,
+    logits_of,
+    stacked_arrays,
+    whole_forward,
+    without_blocks,
+)
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.precision import policy_of
+from cogview_jax.sampling.batching import in_few_shapes, rows_that_fit
+from cogview_jax.sampling.engine import Engine
+from cogview_jax.tokenizers.codec import Codec, decode_codes, encode_images
+from cogview_jax.tokenizers.layout import Layout, LayoutConfig, make_layout
+from cogview_jax.tokenizers.text import TextTokenizer
+
+#: Rows of logits computed at a time: one takes a quarter of a gigabyte of a model of usual size.
+LOGITS = 8
+
+
+class Parts:
+    """Text tokenizer, codec and transformer, each optional, in the types they compute in.
+
+    Attributes:
+        policy: the types of the transformer's arithmetic.
+        text: the text tokenizer.
+        codec: the codec's module, which computes in `policy`'s type.
+        engine: samples from the transformer.
+    """
+
+    codec: Codec
+    engine: Engine
+
+    def __init__(
+        self,
+        codec: CodecPart | None,
+        text: TextTokenizer | None,
+        transformer: TransformerPart | None,
+        dtype: Any = jnp.float32,
+        encode_dtype: Any = jnp.float32,
+    ):
+        """Puts the parts together; see `CogView`."""
+        policy = self.policy = policy_of(dtype)
+        self.text, self.codec_part, self.transformer = text, codec, None
+        if codec is not None:
+            self.codec = Codec(codec.config, policy.compute)
+            encoder = self.codec.clone(dtype=policy_of(encode_dtype).compute)
+            self._encode = jax.jit(lambda p, c, images: encode_images(encoder, p, c, images))
+            self._decode = jax.jit(lambda p, c, codes: decode_codes(self.codec, p, c, codes))
+        if transformer is not None:
+            layers = transformer.params
+            if not isinstance(layers["blocks"], tuple):
+                layers = layered(stacked_arrays(layers))
+            # The only form of the weights that is kept.
+            self.transformer = replace(transformer, params=layers)
+            layout = make_layout(transformer.layout, transformer.vocabulary)
+            self.engine = Engine(transformer.model.clone(policy=policy), layers, layout)
+
+    @property
+    def names(self) -> set[str]:
+        """Which there are of codec, text and transformer."""
+        have = {"codec": self.codec_part, "text": self.text, "transformer": self.transformer}
+        return {name for name, part in have.items() if part is not None}
+
+    def need(self, *names: str) -> None:
+        """InputError that names what is missing of the parts codec, text and transformer."""
+        missing = [name for name in names if name not in self.names]
+        if missing:
+            raise InputError(f"the bundle has no {' and no '.join(missing)}, which this needs")
+
+    def need_task(self, task: str) -> None:
+        """InputError where the transformer was trained for another task than `task`."""
+        if self.layout.task != task:
+            raise InputError(
+                f"the bundle's transformer was trained for {self.layout.task}, this needs {task}"
+            )
+
+    @property
+    def layout(self) -> Layout:
+        """What the transformer's sequences are made of."""
+        return self.engine.layout
+
+    @property
+    def layout_config(self) -> LayoutConfig:
+        """What the config said of the layout."""
+        assert self.transformer is not None, "need('transformer') comes first"
+        return self.transformer.layout
+
+    @property
+    def released(self) -> bool:
+        """Whether the transformer computes as the CogView release does."""
+        return self.engine.model.config.official
+
+    def encode(self, images: np.ndarray, grid: int | None = None) -> np.ndarray:
+        """uint8 images [b, h, w, 3] -> codes int32 [b, grid, grid]; the codec's grid by default."""
+        self.need("codec")
+        images, config = np.asarray(images), self.codec.config
+        size = (config.grid if grid is None else grid) * config.downsampling
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+            raise InputError(
+                f"encode got {images.dtype} {images.shape}, expected uint8 [b, {size}, {size}, 3]"
+            )
+        return in_few_shapes(self.codes_of, images, self._images_that_fit())
+
+    def decode(self, codes: np.ndarray, grid: int | None = None) -> np.ndarray:
+        """Codes int32 [b, grid, grid] -> uint8 images [b, h, w, 3]; the codec's grid by default."""
+        self.need("codec")
+        codes, config = np.asarray(codes), self.codec.config
+        grid = config.grid if grid is None else grid
+        if codes.shape[1:] != (grid, grid) or codes.dtype.kind not in "iu":
+            raise InputError(
+                f"decode got {codes.dtype} {codes.shape}, expected integers [b, {grid}, {grid}]"
+            )
+        if codes.size and not 0 <= codes.min() <= codes.max() < config.codebook:
+            raise InputError(
+                f"decode got codes from {codes.min()} to {codes.max()}, expected 0 to"
+                f" {config.codebook - 1}"
+            )
+        return in_few_shapes(self.pixels_of, codes, self._images_that_fit())
+
+    def codes_of(self, images: np.ndarray) -> jax.Array:
+        """Images uint8 [b, h, w, 3] of any size -> int32 [b, rows, columns], in one batch."""
+        part = self.codec_part
+        return self._encode(part.params, part.codebook, images)
+
+    def pixels_of(self, codes: np.ndarray) -> jax.Array:
+        """Codes of the codebook, int [b, rows, columns] -> uint8 [b, h, w, 3], in one batch."""
+        part = self.codec_part
+        return self._decode(part.params, part.codebook, codes.astype(np.int32))
+
+    def _images_that_fit(self) -> int:
+        """Images that the codec handles at a time.
+
+        An image takes about three times what its largest layer has: as many values as pixels and
+        channels.
+        """
+        config = self.codec.config
+        return rows_that_fit(3 * 4 * config.image_size**2 * config.level_channels[0])
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """int32 tokens [b, t] at positions 0..t-1 -> float32 [b, t, vocabulary]."""
+        self.need("transformer")
+        tokens, model = np.asarray(tokens), self.engine.model
+        fits = tokens.ndim == 2 and 0 < tokens.shape[1] <= model.positions
+        if not fits or tokens.dtype.kind not in "iu":
+            raise InputError(
+                f"logits got {tokens.dtype} {tokens.shape}, expected integers [b, t] with t from 1"
+                f" to {model.positions}"
+            )
+        vocabulary = self.layout.vocabulary.size
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary:
+            raise InputError(
+                f"logits got tokens from {tokens.min()} to {tokens.max()}, expected 0 to"
+                f" {vocabulary - 1}"
+            )
+        if self.released:
+            return np.asarray(self._logits(tokens))  # every row has a say in what others become
+        return in_few_shapes(self._logits, tokens, LOGITS)
+
+    def _logits(self, tokens: np.ndarray) -> jax.Array:
+        tokens, params, model = tokens.astype(np.int32), self.engine.params, self.engine.model
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        hidden = whole_forward(model, params, tokens, positions)
+        return logits_of(without_blocks(params), hidden, model=model)
+
+    def describe(self) -> str:
+        """The parts, their sizes, the task, the type of the arithmetic, and the devices."""
+        lines, arrays = [], []
+        if self.transformer is not None:
+            model, layout = self.transformer.config, self.transformer.layout
+            params = self.transformer.params
+            arrays += jax.tree.leaves(params)
+            lines.append(
+                f"transformer: {layout.task}, {model.layers} layers of width {model.width},"
+                f" {model.heads} heads, {_count(params):,} parameters; {layout.text_length}"
+                f" text tokens, {layout.grid} x {layout.grid} codes"
+            )
+        if self.codec_part is not None:
+            codec = self.codec_part.config
+            arrays += jax.tree.leaves(self.codec_part.params)
+            lines.append(
+                f"codec: {codec.image_size} x {codec.image_size} pixels, {codec.grid} x"
+                f" {codec.grid} codes of {codec.codebook:,},"
+                f" {_count(self.codec_part.params):,} parameters"
+            )
+        if self.text is not None:
+            lines.append(f"text: {len(self.text):,} tokens")
+        devices = {device for array in arrays for device in _devices(array)}
+        kinds = sorted({device.device_kind for device in devices})
+        where = f" on {len(devices)} x {', '.join(kinds)}" if devices else ""
+        lines.append(f"arithmetic: {self.policy.name}{where}")
+        return "\n  ".join(["CogView", *lines])
+
+
+def _count(params: Any) -> int:
+    return sum(array.size for array in jax.tree.leaves(params))
+
+
+def _devices(array: Any) -> set[jax.Device]:
+    return array.devices() if isinstance(array, jax.Array) else {jax.local_devices()[0]}
