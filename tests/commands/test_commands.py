@@ -317,11 +317,11 @@ def mistakes(chain, tmp_path_factory):
         "windows of nothing": ("sample", bundle, prompt, out, "--window_candidates=2"),
         "no window at all": (
             *("sample", bundle, prompt, out, "--window_candidates=0"),
-            "--magnify_with=nowhere",
+            "--upsample_with=nowhere",
         ),
         "fewer rounds than none": (
             *("sample", bundle, prompt, out, "--back_projection=-1"),
-            "--magnify_with=nowhere",
+            "--upsample_with=nowhere",
         ),
         "described prompt": ("sample", bundle, prompt, out, "--task=caption", "--image=a.png"),
         "reranked captions": (
@@ -368,9 +368,9 @@ SAID = {
     "no images": "--num_images 0: expected at least 1",
     "negative temperature": "temperature -1.0: expected 0 (greedy) or above",
     "keep of nothing": "--keep needs a bundle to choose by: --rerank_with BUNDLE",
-    "back to nothing": "--back_projection needs a bundle that enlarges: --magnify_with BUNDLE",
+    "back to nothing": "--back_projection needs a bundle that upsamples: --upsample_with BUNDLE",
     "windows of nothing": (
-        "--window_candidates needs a bundle that enlarges: --magnify_with BUNDLE"
+        "--window_candidates needs a bundle that upsamples: --upsample_with BUNDLE"
     ),
     "no window at all": "--window_candidates 0: expected at least 1",
     "fewer rounds than none": "--back_projection -1: expected at least 0",
