@@ -27,7 +27,7 @@ def written(tmp_path_factory):
     """A bundle whose parts fit each other."""
     start = tiny.start(tiny.codec_objective())
     twice = jax.tree.map(
-        lambda leaf: np.concatenate([leaf] * 2) if leaf.ndim else leaf, start.extras
+        lambda leaf: np.concatenate([leaf] * 2) if leaf.ndim else leaf, start.model_state
     )
     codec = CodecPart(dataclasses.replace(tiny.CODEC, codebook=CODES), start.params, twice)
     captions = ["a red circle", "two blue stars"] * 3
