@@ -24,7 +24,7 @@ from absl import flags, logging
 from cogview_jax.runtime.compilation_cache import enable_compilation_cache
 from cogview_jax.runtime.config import closest
 from cogview_jax.runtime.errors import InputError, SystemFault
-from cogview_jax.runtime.faults import is_fault, reason, system_error
+from cogview_jax.runtime.faults import is_fault, reason, system_error, where
 from cogview_jax.runtime.paths import path_problem
 
 flags.disclaim_key_flags()  # a flag belongs to the command that asks for it
@@ -64,7 +64,8 @@ def run(command: ModuleType) -> None:
 
 def path_flag(name: str, help: str, *, required: bool = False) -> flags.FlagHolder:
     """Defines `--NAME PATH`: a text that is the path of a file or folder; None by default."""
-    parser, serializer = _PathParser(), flags.ArgumentSerializer()
+    parser = _PathParser()
+    serializer: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
     return flags.DEFINE(parser, name, None, help, serializer=serializer, required=required)
 
 
@@ -121,11 +122,10 @@ def _fail_in_a_line(error: Exception) -> None:
     system = error if isinstance(error, MemoryError) else system_error(error)
     if system is None:
         return
-    where = f"{system.filename}: " if getattr(system, "filename", None) else ""
     if is_fault(system):
-        _fail(f"error: {where}{reason(system)}", 1)
-    if where:
-        _fail(f"error: {where}{reason(system)}", BAD_INPUT)
+        _fail(f"error: {where(system)}{reason(system)}", 1)
+    if path := where(system):
+        _fail(f"error: {path}{reason(system)}", BAD_INPUT)
 
 
 def help_page(command: ModuleType) -> str:
@@ -134,12 +134,14 @@ def help_page(command: ModuleType) -> str:
     needed = [_synopsis(flag) for flag in own if _required(flag)]
     usage = " ".join([_program(command), *needed, "[flags]"])
     lines = [inspect.cleandoc(command.__doc__ or ""), "", f"usage: {usage}", "", "flags:"]
-    indent = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
+    indent = " " * 6
     for flag in own:
         lines.append(f"  {_synopsis(flag)}")
         # absl puts the choices of an enum in front, and a remark behind what may be repeated.
         text = re.sub(r"^<.*?>: |;\s+repeat this option.*", "", flag.help)
-        lines += textwrap.wrap(f"{text}{_default(flag)}", 92, **indent)
+        lines += textwrap.wrap(
+            f"{text}{_default(flag)}", 92, initial_indent=indent, subsequent_indent=indent
+        )
     return "\n".join(lines)
 
 

@@ -51,7 +51,7 @@ class Progress:
         self._ticker = _Ticker(self._tick)
         self._last = self._shown_at = time.monotonic()
         self._first, self._began = (self._last, start), self._last
-        self._shown = None
+        self._shown: int | None = None
 
     def update(self, n: int = 1, **fields: Any) -> None:
         """`n` more units are done; `fields` (such as loss=2.31) are shown until replaced."""

@@ -23,7 +23,7 @@ from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy
-from cogview_jax.runtime.processes import say
+from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import TransformerExperiment
 from cogview_jax.tasks.preparation import TOKENIZERS, StoreMeta, given_codec, store_path
@@ -34,7 +34,7 @@ from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
 
 #: Settings of a model that change nothing about what its weights mean.
-INDIFFERENT = (
+INIT_FROM_IGNORED = (
     "dropout",
     "attention_dropout",
     "init_deviation",
@@ -63,7 +63,7 @@ class TransformerJob:
         self.objective = SequenceObjective(self.model, self.layout, experiment.text_weight)
         rate, dtype = experiment.model.drop_rates[1], self.model.policy.compute
         if rate and not experiment.model.sparse and has_kernel(dtype, experiment.model.head_width):
-            say(
+            log(
                 f"attention_dropout {rate} keeps attention from being a fused kernel; 0 makes a"
                 " step of the 4B model twice as fast on an H200"
             )
@@ -163,7 +163,7 @@ class TransformerJob:
         changed = [
             f"{name} {before} -> {now}"
             for name, before in dataclasses.asdict(part.config).items()
-            if (now := getattr(experiment.model, name)) != before and name not in INDIFFERENT
+            if (now := getattr(experiment.model, name)) != before and name not in INIT_FROM_IGNORED
         ]
         changes = [f"model {', '.join(changed)}"] if changed else []
         known = min(len(there), len(here))
@@ -178,7 +178,7 @@ class TransformerJob:
         if stored != here.dtype:
             changes.append(f"weights {stored} -> {here.dtype}")
         if changes:
-            say(f"init_from {bundle.path}: this run changes {', '.join(changes)}")
+            log(f"init_from {bundle.path}: this run changes {', '.join(changes)}")
         return state.replace(params=params | {table: there})
 
     def draw(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:

@@ -15,7 +15,7 @@ from cogview_jax.runtime.files import check_folder_output, read_json, write_json
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.paths import local_path
-from cogview_jax.runtime.processes import barrier, host_name, is_first
+from cogview_jax.runtime.processes import barrier, host_name, is_primary
 from cogview_jax.tasks.experiment import Experiment, read_experiment
 
 #: What may differ when a run is resumed: where it runs, how long, and what it reports.
@@ -49,7 +49,7 @@ class Workdir:
             InputError: another run is at work there, or it is a file.
         """
         check_folder_output(self.path, "--workdir")
-        if not is_first():
+        if not is_primary():
             yield
             return
         lock, what = self.path / ".train.lock", f"the workdir {self.path}"
@@ -84,7 +84,7 @@ class Workdir:
 
         Every process of a run calls it. Raises InputError where one does not see the folder.
         """
-        if is_first():
+        if is_primary():
             self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path, owned=True)
             write_json(self.config, _resolved(experiment))
