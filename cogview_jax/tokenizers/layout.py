@@ -150,9 +150,7 @@ class Layout:
                     positions[at[0] :] -= positions[at[0]]
         return positions
 
-    def example(
-        self, parts: Mapping[str, Ids], prompt_weight: float = 1.0
-    ) -> Example[np.ndarray]:
+    def example(self, parts: Mapping[str, Ids], prompt_weight: float = 1.0) -> Example[np.ndarray]:
         """The training row of `parts` (see `tokens`), padded on the right with [PAD].
 
         Text too long for its region is cut to it, as the paper does; a prompt, in contrast, is

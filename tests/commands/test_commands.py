@@ -1,4 +1,4 @@
-"""The doors, run as programs: one chain from pictures to a report; killed runs; mistakes."""
+"""The commands, run as programs: one chain from pictures to a report; killed runs; mistakes."""
 
 import json
 import shutil
@@ -189,7 +189,7 @@ def test_what_is_finished_is_left_as_it_is(chain):
     before = contents(chain.run)
     with ThreadPoolExecutor(2) as pool:
         trained, prepared = pool.map(
-            lambda door: chain.succeed(door, *chain.transformer("run")).stderr,
+            lambda command: chain.succeed(command, *chain.transformer("run")).stderr,
             ("train", "prepare"),
         )
     assert "all 12 steps were done before" in trained
@@ -398,7 +398,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(mistakes, mistake):
     assert result.stdout == ""
 
 
-DOORS = {
+COMMANDS = {
     "train": "Trains what a config describes: an image tokenizer or a transformer.",
     "prepare": "Turns captioned pictures into a token store that training reads.",
     "sample": "Samples from a bundle.",
@@ -408,9 +408,9 @@ DOORS = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_help_says_what_the_door_does_and_how(root, door):
-    result = call(root, door, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_the_command_does_and_how(root, command):
+    result = call(root, command, "--help")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith(f"{DOORS[door]}\n")
-    assert f"\nusage: cogview {door} --" in result.stdout
+    assert result.stdout.startswith(f"{COMMANDS[command]}\n")
+    assert f"\nusage: cogview {command} --" in result.stdout
