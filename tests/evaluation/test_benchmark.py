@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -33,9 +34,16 @@ run(evaluate)
 
 
 @pytest.fixture
-def added(root, monkeypatch):
+def folder(root, tmp_path):
+    """A folder with the example alone."""
+    (tmp_path / "added").mkdir()
+    shutil.copy(root / "tests" / "examples" / "new_benchmark.py", tmp_path / "added")
+    return str(tmp_path / "added")
+
+
+@pytest.fixture
+def added(folder, monkeypatch):
     """The example, as if its file lay with the others."""
-    folder = str(root / "tests" / "examples")
     monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, folder])
     importlib.invalidate_caches()
     yield load_benchmark("new_benchmark")
@@ -79,20 +87,20 @@ def test_the_example_is_run_and_its_report_written(added, chain, tmp_path, capsy
     assert all(line.startswith(start) for line, start in zip(table, lines, strict=True))
 
 
-def command(root, *arguments):
-    code = COMMAND.format(folder=str(root / "tests" / "examples"))
+def command(root, folder, *arguments):
+    code = COMMAND.format(folder=folder)
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=root, capture_output=True, text=True
     )
 
 
-def test_help_and_mistakes_name_all_benchmarks_and_need_no_jax(root):
-    said = command(root, "--help")
+def test_help_and_mistakes_name_all_benchmarks_and_need_no_jax(root, folder):
+    said = command(root, folder, "--help")
     assert (said.returncode, said.stderr) == (0, "")
     assert (
         "  --benchmark new_benchmark|shapes\n      new_benchmark: PSNR of new draw" in said.stdout
     )
-    wrong = command(root, "--bundle=b", "--out=r.json", "--benchmark=fid")
+    wrong = command(root, folder, "--bundle=b", "--out=r.json", "--benchmark=fid")
     assert wrong.returncode == 2
     assert wrong.stderr == "error: --benchmark=fid: expected one of new_benchmark, shapes\n"
 
