@@ -68,8 +68,8 @@ def local_parts(mesh: Mesh) -> tuple[list[int], int]:
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     sharding = NamedSharding(mesh, spec(("batch",)))
-    slices = sharding.addressable_devices_indices_map((ways,)).values()
-    return sorted({part.start or 0 for (part,) in slices}), ways
+    indices = filter(None, sharding.addressable_devices_indices_map((ways,)).values())
+    return sorted({part.start or 0 for (part,) in indices}), ways
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:

@@ -52,7 +52,7 @@ def policy(name: str) -> Policy:
         InputError: there is none, with the choices; or jax was told to compute in 64 bits, in which
             pictures would not be those of others.
     """
-    if jax.config.jax_enable_x64:
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # jax adds it at import
         raise InputError(
             "jax_enable_x64 is on, but this program computes in 32 bits or fewer: switch it off, or"
             " leave JAX_ENABLE_X64 unset"

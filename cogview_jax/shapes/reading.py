@@ -57,7 +57,9 @@ def read(picture: np.ndarray) -> Reading:
     level.
     """
     if len(picture) > _LARGEST:
-        picture = np.asarray(Image.fromarray(picture).resize((_LARGEST, _LARGEST), Image.BOX))
+        picture = np.asarray(
+            Image.fromarray(picture).resize((_LARGEST, _LARGEST), Image.Resampling.BOX)
+        )
     picture = picture.astype(np.float32)
     border = np.concatenate([picture[[0, -1]].reshape(-1, 3), picture[:, [0, -1]].reshape(-1, 3)])
     ground = np.median(border, axis=0)

@@ -75,16 +75,16 @@ class Scene:
     """What a caption says.
 
     `things` holds one (colour, shape) for the kinds "one" and "many", and for "two" the first and
-    the second named. Attributes that a kind does not have are None.
+    the second named. Attributes that a kind does not have are empty or 0.
     """
 
     kind: str
     things: tuple[Thing, ...]
     background: str
-    size: str | None = None  # one
-    position: str | None = None  # one
-    count: int | None = None  # many
-    relation: str | None = None  # two
+    size: str = ""  # one
+    position: str = ""  # one
+    count: int = 0  # many
+    relation: str = ""  # two
 
     @property
     def centres(self) -> tuple[tuple[float, float], ...]:

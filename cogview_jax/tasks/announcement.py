@@ -12,7 +12,7 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.kernels.fused_attention import has_kernel
 from cogview_jax.runtime.hardware import machine
 from cogview_jax.runtime.precision import policy
-from cogview_jax.runtime.processes import say
+from cogview_jax.runtime.processes import log
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TransformerExperiment
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.training.state import TrainState
@@ -93,7 +93,7 @@ def report_machine_changes(workdir: Path, before: dict[str, Any]) -> None:
     names = [name for name, was in before.items() if was != now.get(name)]
     moved = [f"{name} {before[name]} -> {now.get(name, 'unknown')}" for name in names]
     if moved:
-        say(
+        log(
             f"{workdir}: goes on with {', '.join(moved)}: the last bits of its numbers may no"
             " longer be those of the unbroken run"
         )

@@ -18,20 +18,20 @@ from cogview_jax.data.loader import batches
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources.source import Source
-from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.hardware import known, machine, peak_flops
+from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.mesh import local_parts, make_mesh, place_batch
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import (
     PREEMPTED,
     StopRequest,
-    first_alone,
     host_name,
-    is_first,
-    say,
+    is_primary,
+    log,
+    primary_first,
 )
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.watchdog import Watchdog
@@ -99,12 +99,12 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
 
 
 def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
-    goodput = Goodput(workdir.metrics / "goodput.json", writes=is_first())
+    goodput = Goodput(workdir.metrics / "goodput.json", writes=is_primary())
     workdir.check(experiment)
     config, mesh = experiment.train, make_mesh(experiment.mesh)
     check_batch(config, mesh)
     task = make_task(experiment, workdir)
-    source = first_alone(task.source, "source opened")
+    source = primary_first(task.source, "source opened")
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     rate = schedule(experiment.optimizer, config.steps)
     loss_scale = experiment.loss_scale if policy(experiment.precision).scales else None
@@ -136,12 +136,12 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         start = int(state.position)
         goodput.resume(start)
         if start:
-            say(f"{workdir.path}: continues after step {start} of {config.steps}")
+            log(f"{workdir.path}: continues after step {start} of {config.steps}")
             report_machine_changes(workdir.path, checkpointer.notes.get("machine", {}))
         # The bundle of a run that was made longer since is older than its checkpoint.
         written = _bundle_step(workdir) == start
         if start >= config.steps and written:
-            say(f"{workdir.path}: all {start} steps were done before")
+            log(f"{workdir.path}: all {start} steps were done before")
             return 0
         parts, ways = local_parts(mesh)
         local = stack.enter_context(
@@ -166,14 +166,14 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         stack.enter_context(contextlib.closing(placed))
         writer = stack.enter_context(MetricsWriter(workdir.metrics))
         for line in announcement(experiment, source, state, mesh, start):
-            say(f"{workdir.path.name}: {line}")
+            log(f"{workdir.path.name}: {line}")
         under_way = StepsUnderWay()
         progress = stack.enter_context(
             Progress(
                 config.steps,
                 workdir.path.name,
                 start=start,
-                shown=is_first(),
+                shown=is_primary(),
                 ask=under_way.finished,
             )
         )
@@ -212,7 +212,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             image = task.preview(state, source)
             with tolerate_disk_errors("metrics", step):
                 writer.images(step, "samples", image)
-            if is_first():
+            if is_primary():
                 file = workdir.samples / f"step_{step:08d}.png"
                 with tolerate_disk_errors("the sample", step), atomic_path(file) as temporary:
                     Image.fromarray(image).save(temporary)
@@ -234,14 +234,14 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             means=means,
             stop=stop.reached,
             stop_waiting=stop.waiting,
-            started=under_way.started if is_first() else lambda step, metrics: None,
+            started=under_way.started if is_primary() else lambda step, metrics: None,
         )
         done = int(state.position)
         if done < config.steps:
             if done > start:
                 checkpointer.save(done, state, notes=notes())
             fate = "which is saved" if checkpointer.wait() else "which could not be saved"
-            say(
+            log(
                 f"{workdir.path}: asked to stop after step {done} of {config.steps}, {fate}; run"
                 " the same command again to continue"
             )
@@ -255,7 +255,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             task.write(state, workdir.bundle)
         with tolerate_disk_errors("the ledger", done):
             goodput.record(done)
-    say(f"{workdir.path}: {config.steps} steps done, bundle written; {goodput.summary()}")
+    log(f"{workdir.path}: {config.steps} steps done, bundle written; {goodput.summary()}")
     return 0
 
 
@@ -266,7 +266,7 @@ def _bundle_step(workdir: Workdir) -> int | None:
     try:
         return Bundle(workdir.bundle).step
     except InputError as error:  # the checkpoint has all that the bundle is made of
-        say(f"{error}: it will be written again")
+        log(f"{error}: it will be written again")
         return None
 
 
@@ -281,10 +281,10 @@ def compiled_together(step: Any, progress: Progress) -> Step[Any]:
     def call(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         nonlocal compiled
         if compiled is None:
-            say("compiling the step")
+            log("compiling the step")
             progress.doing("compiling")
             compiled = step.lower(state, batch).compile()
-            Agreement(COMPILE_SECONDS).exchange("compiled", True)
+            KVStoreSync(COMPILE_SECONDS).all_gather("compiled", True)
             progress.doing("first step")
         return compiled(state, batch)
 
@@ -305,7 +305,7 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
         )
     rows = config.global_batch // config.accumulate
     if rows % ways:
-        say(
+        log(
             f"train.accumulate = {config.accumulate} leaves {rows} rows at a time, which {ways}"
             " devices cannot share: each computes them all"
         )
@@ -397,5 +397,5 @@ class TolerateDiskErrors:
             self._failing.discard(what)
         except OSError as error:
             if what not in self._failing:
-                say(f"step {step}: {what} could not be written ({error}); training goes on")
+                log(f"step {step}: {what} could not be written ({error}); training goes on")
             self._failing.add(what)

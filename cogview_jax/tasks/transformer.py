@@ -23,7 +23,7 @@ from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy
-from cogview_jax.runtime.processes import say
+from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import TransformerExperiment
 from cogview_jax.tasks.preparation import TOKENIZERS, StoreMeta, given_codec, store_path
@@ -66,7 +66,7 @@ class TransformerTask:
         )
         rate, dtype = experiment.model.drop_rates[1], self.model.policy.compute
         if rate and not experiment.model.sparse and has_kernel(dtype, experiment.model.head_width):
-            say(
+            log(
                 f"attention_dropout {rate} keeps attention from being a fused kernel; 0 makes a"
                 " step of the 4B model twice as fast on an H200"
             )
@@ -177,7 +177,7 @@ class TransformerTask:
         if stored != here.dtype:
             changes.append(f"weights {stored} -> {here.dtype}")
         if changes:
-            say(f"init_from {bundle.path}: this run changes {', '.join(changes)}")
+            log(f"init_from {bundle.path}: this run changes {', '.join(changes)}")
         given = ModelValues(params | {table: there}, held.model_state)
         return state.with_values(self.objective.with_bundle_values(state.values, given))
 

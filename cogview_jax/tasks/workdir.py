@@ -15,7 +15,7 @@ from cogview_jax.runtime.files import check_folder_output, read_json, write_json
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.paths import local_path
-from cogview_jax.runtime.processes import barrier, host_name, is_first
+from cogview_jax.runtime.processes import barrier, host_name, is_primary
 from cogview_jax.tasks.experiment import Experiment, read_experiment
 
 #: Settings that may differ when a run is resumed: devices, length, and what it reports and keeps.
@@ -51,7 +51,7 @@ class Workdir:
             InputError: another run is at work there, or it is a file.
         """
         check_folder_output(self.path, "--workdir")
-        if not is_first():
+        if not is_primary():
             yield
             return
         lock, what = self.path / ".train.lock", f"the workdir {self.path}"
@@ -89,7 +89,7 @@ class Workdir:
         Raises:
             InputError: a process does not see the file that process 0 wrote.
         """
-        if is_first():
+        if is_primary():
             self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path, owned=True)
             write_json(self.config, _resolved(experiment))

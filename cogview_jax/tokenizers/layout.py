@@ -60,6 +60,10 @@ class Example(NamedTuple, Generic[ArrayT]):
     image_weights: ArrayT
 
 
+#: Text tokens counted from 0, or codes.
+Ids = Sequence[int] | np.ndarray
+
+
 @dataclass(frozen=True)
 class Layout:
     """The regions of a task's sequence over a vocabulary."""
@@ -117,7 +121,7 @@ class Layout:
             return 0, self.vocabulary.codes
         return self.vocabulary.text_start, self.vocabulary.commands_start
 
-    def tokens(self, parts: Mapping[str, Sequence[int] | np.ndarray]) -> np.ndarray:
+    def tokens(self, parts: Mapping[str, Ids]) -> np.ndarray:
         """The row made of `parts`, unpadded: int32 [at most length].
 
         parts: region name -> text pieces (counted from 0) or codes. A part that is missing ends the
@@ -146,9 +150,7 @@ class Layout:
                     positions[at[0] :] -= positions[at[0]]
         return positions
 
-    def example(
-        self, parts: Mapping[str, Sequence[int] | np.ndarray], prompt_weight: float = 1.0
-    ) -> Example[np.ndarray]:
+    def example(self, parts: Mapping[str, Ids], prompt_weight: float = 1.0) -> Example[np.ndarray]:
         """The training row of `parts` (see `tokens`), padded on the right with [PAD].
 
         Text too long for its region is cut to it, as the paper does; a prompt, in contrast, is

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
-from cogview_jax.runtime.processes import Timeouts, find_place, start
+from cogview_jax.runtime.processes import Timeouts, find_process_info, start
 from cogview_jax.training.state import TrainState
 
 #: Item and name -> size, and the mesh axes that split it.
@@ -114,7 +114,7 @@ def second(directory):
 
 if __name__ == "__main__":
     folder, scene = sys.argv[1:]
-    start(find_place("", None, None, os.environ), Timeouts())
+    start(find_process_info("", None, None, os.environ), Timeouts())
     print(json.dumps(dict({"first": first, "second": second}[scene](Path(folder)))), flush=True)
     if scene == "first":
         os._exit(0)  # a peer is dead: nobody is to be waited for

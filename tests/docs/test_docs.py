@@ -284,7 +284,7 @@ def test_the_checks_of_python_find_what_is_wrong():
     assert list(complaints(load + "model.generate(['a'], num_images=3)")) == []
     assert list(complaints(load + "model.paint(['a'])")) == ["model has no paint"]
     assert list(complaints(load + "model.generate(['a'], count=3)")) == ["generate takes no count"]
-    assert list(complaints("from cogview_jax import door")) == ["cogview_jax has no door"]
+    assert list(complaints("from cogview_jax import thing")) == ["cogview_jax has no thing"]
 
 
 def test_python_of_the_reference_has_the_signatures_of_the_code():

@@ -73,7 +73,7 @@ def given(fixtures, config, text, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(root, given, tmp_path_factory):
-    """What the door made of them."""
+    """What the command made of them."""
     path = tmp_path_factory.mktemp("converted") / "bundle"
     result = call(root, "convert", "--source=official", *flags(given), f"--out={path}")
     assert result.returncode == 0, result.stderr

@@ -130,7 +130,7 @@ class OfficialCodec:
         tree = to_ours(rules(self.levels), self.state, shapes, where)
         # Infinite is what it is before the first batch.
         never = Deferred((), error.dtype, lambda: np.full((), np.inf, error.dtype))
-        return CodecPart(config, tree["params"], Codebook(**tree["codebook"], error=never))
+        return CodecPart(config, tree["params"], Codebook(**tree["codebook"] | {"error": never}))
 
 
 def write_codec(file: Path, part: CodecPart, prefix: str) -> None:

@@ -13,7 +13,9 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 
-def sampling_positions(sequence: Sequence[int], vocabulary: Vocabulary) -> list[np.ndarray]:
+def sampling_positions(
+    sequence: Sequence[int] | np.ndarray, vocabulary: Vocabulary
+) -> list[np.ndarray]:
     """Position ids that the model is called with while a sequence is filled, call by call.
 
     Every token to be generated takes one call, which is fed all tokens since the call before.
@@ -40,5 +42,5 @@ def sampling_positions(sequence: Sequence[int], vocabulary: Vocabulary) -> list[
         if len(restarts):
             places = np.where(places > restarts[-1], places - np.int32(restarts[-1]), places)
         calls.append(places)
-        fed = end
+        fed = int(end)
     return calls
