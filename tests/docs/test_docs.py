@@ -21,11 +21,18 @@ import pytest
 import cogview_jax
 import tiny
 from cogview_jax.__main__ import COMMANDS
+from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.sampling.options import SamplingKeywords
+from cogview_jax.tasks.codec import CodecTask
+from cogview_jax.tasks.experiment import read_experiment
+from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers import layout as layouts
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
+from cogview_jax.training.codec_objective import ImageExample
+from cogview_jax.training.state import make_state, state_shapes
 from cogview_jax.training.step import make_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -352,6 +359,32 @@ def test_the_example_of_a_loss(examples):
     squares = sum(float(np.sum(np.square(p))) for p in jax.tree.leaves(state.params))
     assert whole == pytest.approx(loss(inner, batch) + 0.01 * squares * weight, rel=1e-5)
     assert whole == pytest.approx(sum(loss(objective, half) for half in halves), rel=1e-5)
+
+
+def test_the_example_of_a_trainable_part(examples, chain, tmp_path):
+    """It learns; and a task reads and writes bundles that hold nothing of it."""
+    experiment = read_experiment(json.loads((chain.codec / "config.json").read_text()))
+    task = CodecTask(experiment, Workdir(chain.codec))
+    inner = task.objective
+    task.objective = examples["LearnedVariance"](inner)
+    sgd, mesh = optax.sgd(0.1), make_mesh(MeshConfig(), jax.devices()[:1])
+    given = Bundle(chain.codec / "bundle")
+    with jax.set_mesh(mesh):
+        shapes = state_shapes(task.objective, sgd, mesh)
+        state = task.initial(given, make_state(task.objective, sgd, shapes, 0))
+        rng, size = np.random.default_rng(0), experiment.model.image_size
+        images = rng.integers(256, size=(experiment.train.global_batch, size, size, 3))
+        batch = ImageExample(images.astype(np.uint8))
+        step = jax.jit(make_step(task.objective, sgd, optax.constant_schedule(0.1), seed=0))
+        after, metrics = step(state, batch)
+    assert metrics["loss"] > 0
+    assert after.params["log_variance"] == pytest.approx(-0.1 * (1 - metrics["loss"]), rel=1e-5)
+    for one, name in ((state, "start"), (after, "trained")):
+        task.write(one, tmp_path / name)
+        written = Bundle(tmp_path / name).codec()
+        jax.tree.map(np.testing.assert_array_equal, written.params, one.params["inner"])
+        jax.tree.map(np.testing.assert_array_equal, written.codebook, one.model_state)
+    jax.tree.map(np.testing.assert_array_equal, state.params["inner"], given.codec().params)
 
 
 def test_the_example_of_a_quantiser(examples):
