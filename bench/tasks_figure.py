@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 import cogview_jax
+from cogview_jax.evaluation.benchmarks.shapes import RESAMPLING, resampled
 from cogview_jax.evaluation.contact_sheet import caption_grid, titled
-from cogview_jax.evaluation.shapes_enlarged import RESAMPLING, resampled
 from cogview_jax.pipeline.cogview import GREY, CogView
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.sampling.options import SamplingConfig

@@ -143,10 +143,9 @@ class Checkpointer:
         self.notes = meta.get("notes", {})
         # Checkpoints of before there was a loss scale say nothing of updates: each step was one.
         updates = jax.numpy.int32(meta.get("updates", step))
-        parts = {name: found.get(name, getattr(shapes, name)) for name in ITEMS}
-        return dataclasses.replace(
-            shapes, step=jax.device_put(updates, shapes.step.sharding), **parts
-        )
+        parts = {field: found.get(name, getattr(shapes, field)) for name, field in ITEMS.items()}
+        updates = jax.device_put(updates, shapes.step.sharding)
+        return dataclasses.replace(shapes, step=updates, **parts)
 
     def restore_params(self, shapes: Any) -> tuple[int, Any] | None:
         """The newest step that is whole, and its parameters alone; None where there is none.

@@ -12,7 +12,7 @@ a target; its weight is the text's or the image's, and [PAD] has none.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -43,18 +43,25 @@ class Region:
         return math.isqrt(self.length)
 
 
-class Example(NamedTuple):
-    """One row for training, all [layout.length - 1].
+ArrayT = TypeVar("ArrayT")
+
+
+class Example(NamedTuple, Generic[ArrayT]):
+    """One row for training, all [layout.length - 1]; a batch has its rows as a first axis.
 
     tokens, targets and positions are int32. text_weights and image_weights are float32, 1 (or the
     prompt's weight) where the target is of that kind (commands count as text), else 0.
     """
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    positions: np.ndarray
-    text_weights: np.ndarray
-    image_weights: np.ndarray
+    tokens: ArrayT
+    targets: ArrayT
+    positions: ArrayT
+    text_weights: ArrayT
+    image_weights: ArrayT
+
+
+#: Text tokens counted from 0, or codes.
+Ids = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class Layout:
             return 0, self.vocabulary.codes
         return self.vocabulary.text_start, self.vocabulary.commands_start
 
-    def tokens(self, parts: Mapping[str, Sequence[int]]) -> np.ndarray:
+    def tokens(self, parts: Mapping[str, Ids]) -> np.ndarray:
         """The row made of `parts`, unpadded: int32 [at most length].
 
         parts: region name -> text pieces (counted from 0) or codes. A part that is missing ends the
@@ -143,7 +150,7 @@ class Layout:
                     positions[at[0] :] -= positions[at[0]]
         return positions
 
-    def example(self, parts: Mapping[str, Sequence[int]], prompt_weight: float = 1.0) -> Example:
+    def example(self, parts: Mapping[str, Ids], prompt_weight: float = 1.0) -> Example[np.ndarray]:
         """The training row of `parts` (see `tokens`), padded on the right with [PAD].
 
         Text too long for its region is cut to it, as the paper does; a prompt, in contrast, is

@@ -29,7 +29,7 @@ class _Ledger:
     at: float
     seconds: dict[str, float]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         numbers = (*self.seconds.values(), self.at, self.seconds_per_step, self.position)
         if not all(map(math.isfinite, numbers)):
             raise InputError("damaged: expected numbers that are finite")

@@ -20,7 +20,7 @@ def test_what_is_no_fault_of_the_disk_is_raised(tmp_path):
         with pytest.raises(RuntimeError, match="Array has been deleted"):
             checkpointer.save(3, lost)
         assert not checkpointer.wait()
-        checkpointer.save(3, small(3).replace(extras={"codes": np.array(["text"])}))
+        checkpointer.save(3, small(3).replace(model_state={"codes": np.array(["text"])}))
         with pytest.raises(ValueError, match="Unsupported data type"):
             checkpointer.wait()
         assert not checkpointer.wait()

@@ -339,16 +339,16 @@ def test_the_example_of_a_loss(examples):
     inner = tiny.transformer_objective()
     objective = examples["Penalised"](inner, 0.01)
     state, key = tiny.start(inner), jax.random.key(0)
-    batch = {**tiny.sequences(0), "row": np.arange(tiny.BATCH)}
+    batch = (tiny.sequences(0), np.arange(tiny.BATCH))
     halves = [
-        {name: array[part] for name, array in batch.items()}
+        jax.tree.map(lambda array, part=part: array[part], batch)
         for part in (slice(None, tiny.BATCH // 2), slice(tiny.BATCH // 2, None))
     ]
 
     def loss(one, part):
-        return float(one.terms(state.params, (), part, key).loss)
+        return float(one.sums(state.params, (), *part, key).loss)
 
-    whole, weight = loss(objective, batch), float(objective.weight(batch))
+    whole, weight = loss(objective, batch), float(objective.normalizer(batch[0]))
     squares = sum(float(np.sum(np.square(p))) for p in jax.tree.leaves(state.params))
     assert whole == pytest.approx(loss(inner, batch) + 0.01 * squares * weight, rel=1e-5)
     assert whole == pytest.approx(sum(loss(objective, half) for half in halves), rel=1e-5)
@@ -357,15 +357,15 @@ def test_the_example_of_a_loss(examples):
 def test_the_example_of_a_quantiser(examples):
     moving = tiny.codec_objective()
     fixed = examples["FixedCodebook"](moving.codec, global_batch=tiny.BATCH, revive_below=0.5)
-    state, batch, sgd = tiny.start(moving), tiny.pictures(0), optax.sgd(0.1)
+    state, batch, sgd = tiny.start(moving), tiny.images(0), optax.sgd(0.1)
     state = state.replace(opt_state=sgd.init(state.params))
     after = {}
     for name, objective in (("moving", moving), ("fixed", fixed)):
         step = jax.jit(make_step(objective, sgd, optax.constant_schedule(0.1), seed=0))
         after[name] = step(state, batch)
-    codes = {name: np.asarray(state.extras.codes) for name, (state, _) in after.items()}
-    np.testing.assert_array_equal(codes["fixed"], state.extras.codes)
-    assert np.any(codes["moving"] != state.extras.codes)
+    codes = {name: np.asarray(state.model_state.codes) for name, (state, _) in after.items()}
+    np.testing.assert_array_equal(codes["fixed"], state.model_state.codes)
+    assert np.any(codes["moving"] != state.model_state.codes)
     assert after["fixed"][1]["perplexity"] == after["moving"][1]["perplexity"]
 
 

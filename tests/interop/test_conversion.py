@@ -379,7 +379,7 @@ def own_bundle(path, config=tiny.TRANSFORMER, codec=None, step=7):
 def own_codec(**changes):
     config = dataclasses.replace(tiny.CODEC, **changes)
     start = tiny.start(tiny.codec_objective())
-    return CodecPart(config, start.params, start.extras)
+    return CodecPart(config, start.params, start.model_state)
 
 
 def test_a_model_of_our_own_is_given_with_what_changes_for_it(tmp_path, capsys):

@@ -45,7 +45,7 @@ FAULTS = {
 CONFIG = config_flag()
 WORKDIR = command_line.path_flag("workdir", "where the wall stands", required=True)
 COATS = flags.DEFINE_integer("coats", 2, "how many coats of paint", lower_bound=1)
-SHEEN = flags.DEFINE_float("sheen", None, "how much it shines")
+SHEEN = flags.DEFINE_float("sheen", None, "how much it shines", 0, 1.5)
 COLOUR = flags.DEFINE_enum("colour", "red", ["red", "blue"], "which paint")
 PHOTO = command_line.paths_flag("photo", "how it looks")
 NOTE = flags.DEFINE_multi_string("note", [], "what to write on it")
@@ -161,12 +161,18 @@ GOOD = ("--config=cfg.py", "--workdir=w")
         (("--config=cfg.py",), "--workdir TEXT is missing: where the wall stands"),
         (("--workdir=w",), "--config FILE_OR_NAME[:variant] is missing: the experiment"),
         ((*GOOD, "more"), "unexpected argument 'more'"),
-        (("--config=cfg.py", "--workdir"), "Missing value for flag --workdir"),
+        (("--config=cfg.py", "--workdir"), "--workdir TEXT has no value: where the wall stands"),
+        ((*GOOD, "--config.train.betas"), "--config.train.betas VALUE has no value: "),
+        ((*GOOD, "--nonote=x"), "there is no flag --nonote; did you mean note?"),
         ((*GOOD, "--coats=two"), "--coats=two: expected a whole number"),
-        ((*GOOD, "--coats=0"), "--coats=0: 0 is not a positive integer"),
+        ((*GOOD, "--coats=0"), "--coats=0: expected a whole number, at least 1"),
         ((*GOOD, "--sheen=much"), "--sheen=much: expected a number"),
+        ((*GOOD, "--sheen=2"), "--sheen=2: expected a number from 0 to 1.5"),
+        ((*GOOD, "--sheen", "much"), "--sheen=much: expected a number from 0 to 1.5"),
         ((*GOOD, "--dry=7"), "--dry=7: expected true or false"),
-        ((*GOOD, "--colour=green"), "--colour=green: value should be one of <red|blue>"),
+        ((*GOOD, "--nodry=7"), "--nodry=7: expected --nodry, or --dry=true or false"),
+        ((*GOOD, "--note", "--coats=two", "--coats=-1"), "--coats=-1: expected a whole number"),
+        ((*GOOD, "--colour=green"), "--colour=green: expected one of red, blue"),
         (("--config=cgf.py", "--workdir=w"), "config file cgf.py does not exist; . has cfg.py"),
         ((*GOOD, "--config.trian.steps=2"), "cfg.py has no config.trian; did you mean train?"),
         ((*GOOD, "--config.train.steps=two"), "--config.train.steps=two: expected a whole number"),

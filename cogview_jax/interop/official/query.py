@@ -40,7 +40,7 @@ def parse_query(
     query: str,
     vocabulary: Vocabulary,
     text: TextTokenizer,
-    read_codes: Callable[[str], Sequence[int]],
+    read_codes: Callable[[str], Sequence[int] | np.ndarray],
     longest: int = LONGEST,
 ) -> np.ndarray:
     """The sequence a query describes: int32 [n], OPEN (-1) where a token is to be generated.
@@ -152,7 +152,7 @@ def decode_sequence(ids: Sequence[int], vocabulary: Vocabulary, text: TextTokeni
 def _special_ids(
     word: str,
     vocabulary: Vocabulary,
-    read_codes: Callable[[str], Sequence[int]],
+    read_codes: Callable[[str], Sequence[int] | np.ndarray],
     longest: int,
 ) -> Sequence[int] | None:
     """The ids of a word that is no text; None for one that is."""
