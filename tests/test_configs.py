@@ -196,7 +196,7 @@ def test_print_config_needs_neither_data_nor_a_workdir(root, tmp_path):
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (result.returncode, result.stderr) == (0, "")
     lines = dict(line.split("=", 1) for line in result.stdout.splitlines())
@@ -268,4 +268,4 @@ def test_importing_a_config_imports_neither_jax_nor_tensorflow(root):
         "for file in sys.argv[1:]: load_config(file)\n"
     )
     command = [sys.executable, "-c", code, *SPECS]
-    subprocess.run(command, check=True, cwd=root, timeout=60)
+    subprocess.run(command, check=True, cwd=root, timeout=300)

@@ -283,7 +283,7 @@ def transformer_shapes(model: Transformer) -> Any:
 
 def codec_shapes(config: CodecConfig) -> dict[str, Any]:
     """The "params" and "codebook" of an image tokenizer as `transformer_shapes` has them."""
-    # Parameters do not depend on the size of the pictures.
+    # Parameters do not depend on the size of the images.
     side = config.downsampling
     pixels = jax.ShapeDtypeStruct((1, side, side, 3), "float32")
     boxed = jax.eval_shape(Codec(config).init, random_key(0), pixels)["params"]

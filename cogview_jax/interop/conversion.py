@@ -43,7 +43,7 @@ class Official:
     transformer: the folder with the tracker file. image_tokenizer: the torch file. text_tokenizer:
     the SentencePiece model. num_heads: of the transformer. codes: image codes in its vocabulary,
     where no image tokenizer tells. pieces: text pieces in it, where no text tokenizer does. grid:
-    rows and columns of a picture's codes. layout_task: the sequence the transformer was trained on.
+    rows and columns of an image's codes. layout_task: the sequence the transformer was trained on.
     """
 
     transformer: str | None = None
@@ -235,11 +235,11 @@ def _transformer_part(
 
 def _codec_part(codec: OfficialCodec, grid: int | None) -> CodecPart:
     if grid is None:
-        _log(f"no transformer: assumed pictures of {GRID} x {GRID} codes (--grid)")
+        _log(f"no transformer: assumed images of {GRID} x {GRID} codes (--grid)")
     part = codec.part(GRID if grid is None else grid)
     config = part.config
     _log(
-        f"image tokenizer: {config.codebook} codes of width {config.code_width}, pictures of"
+        f"image tokenizer: {config.codebook} codes of width {config.code_width}, images of"
         f" {config.image_size} pixels"
     )
     return part

@@ -110,7 +110,7 @@ def _run(command: ModuleType) -> NoReturn:
         _fail_in_a_line(error)
         if "RESOURCE_EXHAUSTED" in str(error):  # jax's own type is known only once jax is loaded
             line = str(error).strip().splitlines()[0]
-            advice = "raise train.accumulate, or draw fewer pictures at a time (--batch_size)"
+            advice = "raise train.accumulate, or draw fewer images at a time (--batch_size)"
             _fail(f"error: the device has too little memory ({line}): {advice}", 1)
         _fail(traceback.format_exc(), 1)
     sys.exit(status)
@@ -234,7 +234,7 @@ def _expected(parser: flags.ArgumentParser) -> str | None:
 
 
 def _compute_in_32_bits() -> None:
-    """Whatever JAX_ENABLE_X64 says: in 64 bits, pictures would not be those of others."""
+    """Whatever JAX_ENABLE_X64 says: in 64 bits, images would not be those of others."""
     os.environ["JAX_ENABLE_X64"] = "0"
     if jax := sys.modules.get("jax"):  # it has read its environment already
         jax.config.update("jax_enable_x64", False)

@@ -239,7 +239,8 @@ def size_command(grid: int) -> str:
 
 
 def text_to_image(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
-    """[ROI1] text [size] [BOI1] codes [EOI1]: the pretraining sequence (PAPER, stage 2)."""
+    """[ROI1] text [size] [BOI1] codes [EOI1]: the pretraining sequence
+    (arXiv 2105.13290, section 2.3)."""
     regions = (
         Region("command", "ROI1"),
         Region("text", "text", config.text_length),
@@ -252,7 +253,8 @@ def text_to_image(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
 
 
 def caption(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
-    """[size] [BOI1] codes [EOI1] [ROI1] text [PAD]: the order swapped (PAPER, finetuning).
+    """[size] [BOI1] codes [EOI1] [ROI1] text [PAD]: the order is swapped for captioning
+    (arXiv 2105.13290, section 3.2).
 
     The first [PAD] has a target, unlike padding: it is how a model says that its text has ended.
     """
@@ -269,10 +271,11 @@ def caption(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
 
 
 def super_resolution(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
-    """A picture's codes, and those of the same picture in twice as many rows and columns.
+    """An image's codes, and those of the same image in twice as many rows and columns.
 
     [ROI1] text [size] [BOI1] source [EOI1] [ROI2] [size] [BOI2] codes [EOI2], positions from 0
-    again at [ROI2] (PAPER, finetuning). Both sizes are the larger picture's, as in the paper.
+    again at [ROI2] (arXiv 2105.13290, section 3.1). Both size commands are the larger image's, as
+    in the paper.
     """
     size = size_command(config.grid)
     regions = (

@@ -13,7 +13,7 @@ import tensorstore
 import tiny
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart, write_bundle
 from cogview_jax.checkpoints.stored_tree import restore_tree, save_tree
-from cogview_jax.pipeline.cogview import load
+from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_tree
 from cogview_jax.runtime.sealed import SEAL, sealed

@@ -84,7 +84,11 @@ def test_a_record_knows_its_place():
     place = RecordLocation(b"01234567", 3, 9)
     data = encode_record(CASES["plain"], place)
     assert decode_record(data, place).key == CASES["plain"].key
-    for other in (place._replace(shard=4), place._replace(index=8), place._replace(store=b"7" * 8)):
+    for other in (
+        place._replace(shard=4),
+        place._replace(number=8),
+        place._replace(store=b"7" * 8),
+    ):
         with pytest.raises(InputError, match=r"shard 3, number 9.*exchanged"):
             decode_record(data, other)
     for length in range(len(data)):

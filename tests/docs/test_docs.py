@@ -166,7 +166,7 @@ def problems(name, argument_lists):
         text=True,
         check=True,
         cwd=ROOT,
-        timeout=120,
+        timeout=300,
     )
     return [json.loads(line) for line in told.stdout.splitlines()]
 

@@ -261,7 +261,7 @@ def test_each_part_may_stand_alone_and_what_is_assumed_is_said(
         f"dropped from {states(fixtures / 'transformer_long')}: iteration",
     ):
         assert line in said["transformer"]
-    assert "assumed pictures of 32 x 32 codes (--grid)" in said["codec"]
+    assert "assumed images of 32 x 32 codes (--grid)" in said["codec"]
     assert Bundle(tmp_path / "codec").codec().config.grid == 32
     assert "assumed" not in said["text"] + said["no codec"]
     assert Bundle(tmp_path / "no codec").transformer().vocabulary.codes == codes

@@ -59,7 +59,7 @@ def main():
         raise ValueError("ours")
     if WORKDIR.value == "sleep":
         print("asleep", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     if WORKDIR.value == "status":
         return 42
     if WORKDIR.value == "file":
@@ -117,7 +117,7 @@ def call(tmp_path, root):
 
     def run(*arguments, **variables):
         process = start(*arguments, **variables)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=300)
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
     run.start, run.environment = start, environment
@@ -245,12 +245,12 @@ def test_a_reader_that_leaves_ends_the_command_silently(call, arguments):
     os.close(reading)
     try:
         process = call.start(*arguments, stdout=writing)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=300)
         mistake = arguments == ("--coats=0",)
         assert process.returncode == (2 if mistake else 141)
         assert error.count("\n") == mistake
         process = call.start(*arguments, stdout=writing, stderr=writing)
-        assert process.wait(timeout=60) == 141
+        assert process.wait(timeout=300) == 141
     finally:
         os.close(writing)
 
@@ -309,7 +309,7 @@ def test_interruption(call):
     process = call.start("--config=cfg.py", "--workdir=sleep")
     assert process.stdout.readline() == "asleep\n"
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=300)
     assert error == "interrupted; run the same command again to continue\n"
     assert process.returncode == 130
 
@@ -332,7 +332,7 @@ def main():
     jax.distributed.initialize(ADDRESS.value, 2, PROCESS.value)
     if PROCESS.value == 1:
         raise InputError("only process 1 sees it")
-    time.sleep(60)
+    time.sleep(600)
 
 
 if __name__ == "__main__":
@@ -356,7 +356,7 @@ def test_a_failing_process_does_not_wait_for_its_peers(tmp_path, root):
         for process in range(2)
     ]
     try:
-        _, error = peers[1].communicate(timeout=20)
+        _, error = peers[1].communicate(timeout=300)
         assert "error: only process 1 sees it\n" in error
         assert peers[1].returncode == 2
         assert peers[0].poll() is None

@@ -109,7 +109,7 @@ def test_peers_that_never_come_are_not_waited_for_long(process):
     )
     began = time.monotonic()
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert time.monotonic() - began < 30
     assert result.returncode == 1
     assert (

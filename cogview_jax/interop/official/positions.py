@@ -1,4 +1,4 @@
-"""Position ids of the release's sampler, which restart where a second picture begins.
+"""Position ids of the release's sampler, which restart where a second image begins.
 
 Its two conventions differ at [ROI2]: in finetuning the first [ROI2] has position 0 itself; in
 sampling the last one keeps its place in the row, and only the token after it has 1. So released
