@@ -16,7 +16,7 @@ help:
 	@echo 'make demo       train, sample and evaluate on the embedded data, end to end, into runs/demo'
 	@echo 'make demo-tasks finetune the demo to captions and super-resolution, and show every task'
 	@echo 'make test       run the tests'
-	@echo 'make lint       check format and style'
+	@echo 'make lint       check format, style and types'
 	@echo 'make bench      time a training step, and sampling'
 	@echo 'make stability  the paper'\''s Figure 4b: which stabiliser float16 needs for what'
 	@echo 'make clean      delete .venv, the caches and runs/demo (no other run)'
@@ -54,6 +54,7 @@ test: .venv
 lint: .venv
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
+	$(RUN) mypy
 
 bench: .venv
 	$(RUN) bench.train_step

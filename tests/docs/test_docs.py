@@ -333,6 +333,13 @@ def examples():
     layouts.TASKS.update(tasks)
 
 
+@pytest.mark.parametrize("name", ["archive.py", "new_benchmark.py"])
+def test_examples_that_are_files_are_these_files(name):
+    """They are run by the tests beside them."""
+    example = (ROOT / "tests" / "examples" / name).read_text()
+    assert example in blocks(ROOT / "CONTRIBUTING.md", "python")
+
+
 def test_the_example_of_a_task(examples):
     vocabulary = Vocabulary(10, 5)  # [BOI1] 16, [EOI1] 19, [TINY] 29
     layout = make_layout(LayoutConfig("unconditional", text_length=3, grid=2), vocabulary)
