@@ -285,7 +285,9 @@ def _overrides(name: str, arguments: list[str]) -> dict[str, str]:
     """The text of each argument `--NAME.a.b=TEXT`, or that after `--NAME.a.b`, by dotted name."""
     found = {}
     for i, argument in enumerate(arguments):
-        if match := re.fullmatch(rf"--?{re.escape(name)}\.([^=]*)(?:=(.*))?", argument, re.DOTALL):
+        if match := re.fullmatch(
+            rf"--?(?:no)?{re.escape(name)}\.([^=]*)(?:=(.*))?", argument, re.DOTALL
+        ):
             following = arguments[i + 1] if i + 1 < len(arguments) else ""
             found[match[1]] = following if match[2] is None else match[2]
     return found

@@ -189,6 +189,19 @@ def test_a_store_of_before_limits_of_pixels_and_settings_of_a_kind_is_finished(
     prepare(experiment(), store)  # finds it finished
 
 
+def test_a_style_is_a_folder_with_one_caption(chain, experiment, tmp_path):
+    text = "a red circle of sketch style"
+    source = dataclasses.replace(experiment().data.source, caption=text)
+    tokenizer = str(chain.store / "tokenizers" / "text.model")
+    prepare(experiment(source=source, text_tokenizer=tokenizer), tmp_path / "tokens")
+    store, whole = TokenStore(tmp_path / "tokens"), TokenStore(chain.store)
+    decode = cogview_jax.load(chain.store / "tokenizers").text.decode
+    assert len(store) == len(whole)
+    for i in range(len(store)):
+        assert [decode(ids) for ids in store[i].captions] == [text]
+        np.testing.assert_array_equal(store[i].codes, whole[i].codes)
+
+
 def test_a_store_made_otherwise_is_refused(chain, experiment, tmp_path):
     store = shutil.copytree(chain.store, tmp_path / "tokens")
     # Other text settings would leave another text tokenizer, which the copy has not.
