@@ -117,7 +117,7 @@ class Bench:
             "losses": losses,
         }
 
-    def _steps(self, compiled: Any, batches: list[Example[jax.Array]]) -> list[float]:
+    def _steps(self, compiled: Any, batches: list[Example]) -> list[float]:
         losses = []
         for batch in batches:
             state, self.state = self.state, None
@@ -133,7 +133,7 @@ def matmul_peak(experiment: TransformerExperiment) -> float:
     return measured_matmul_peak(jnp.dtype(policy(experiment.precision).compute), n, chained)
 
 
-def random_batch(layout: Any, rows: int, seed: int) -> Example[jax.Array]:
+def random_batch(layout: Any, rows: int, seed: int) -> Example:
     """Rows of full length."""
     generator = np.random.default_rng(seed)
     sizes = {"text": layout.vocabulary.text, "image": layout.vocabulary.codes}

@@ -43,7 +43,7 @@ def main() -> None:
     batch = jax.tree.map(lambda field: jnp.asarray(field)[None], row)
     key = jax.random.key(1)
 
-    def loss(params: dict, batch: Example[jax.Array]) -> jax.Array:
+    def loss(params: dict, batch: Example) -> jax.Array:
         sums = objective.sums(params, (), batch, jnp.arange(1), key)
         return sums.loss / objective.normalizer(batch)
 

@@ -72,7 +72,7 @@ def start(objective: Objective[Any]) -> TrainState:
     return TrainState(np.int32(0), params, (), model_state)
 
 
-def sequences(step: int, rows: int = BATCH) -> Example[np.ndarray]:
+def sequences(step: int, rows: int = BATCH) -> Example:
     """Captions of 1 to 5 pieces: rows of different weights."""
     rng = np.random.default_rng([1, step])
     layout = make_layout(LAYOUT, VOCABULARY)
@@ -88,12 +88,12 @@ def sequences(step: int, rows: int = BATCH) -> Example[np.ndarray]:
     return stacked(examples)
 
 
-def stacked(examples: Sequence[Example[np.ndarray]]) -> Example[np.ndarray]:
+def stacked(examples: Sequence[Example]) -> Example:
     """A batch of rows."""
     return Example(*map(np.stack, zip(*examples, strict=True)))
 
 
-def images(step: int, rows: int = BATCH) -> ImageExample[np.ndarray]:
+def images(step: int, rows: int = BATCH) -> ImageExample:
     """Noise, of which rows have more or less."""
     rng = np.random.default_rng([2, step])
     noise = rng.integers(256, size=(rows, CODEC.image_size, CODEC.image_size, 3))

@@ -10,9 +10,7 @@ from cogview_jax.tokenizers.layout import Example
 KINDS = ("text", "image")
 
 
-def constant_losses(
-    batches: Iterator[Example[np.ndarray]], steps: int, vocabulary: int
-) -> dict[str, float]:
+def constant_losses(batches: Iterator[Example], steps: int, vocabulary: int) -> dict[str, float]:
     """Cross-entropy of the best fixed distribution over all ids: {"text_loss", "image_loss"}.
 
     It is the distribution of the targets of the first `steps` of `batches`, text and image tokens

@@ -50,7 +50,7 @@ class Record:
 def record(
     experiment: TransformerExperiment,
     objective: SequenceObjective,
-    batches: Iterator[Example[np.ndarray]],
+    batches: Iterator[Example],
     label: str,
 ) -> Record:
     """Trains until the steps are done, or the loss scale at its floor has run out of patience.

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.stability import figures, recording
 from bench.stability.constant import constant_losses
 from bench.stability.report import report
@@ -55,7 +53,7 @@ def run(
 @contextlib.contextmanager
 def _opened(
     experiment: TransformerExperiment, workdir: Path
-) -> Iterator[tuple[TransformerTask, Iterator[Example[np.ndarray]]]]:
+) -> Iterator[tuple[TransformerTask, Iterator[Example]]]:
     """The task of an experiment, and its batches from the first on."""
     task = TransformerTask(experiment, Workdir(workdir))
     stream = batches(

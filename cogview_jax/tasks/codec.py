@@ -32,7 +32,7 @@ class CodecTask:
         """Composes the codec and its objective; `source` opens the data."""
         self.experiment = experiment
         self.codec = Codec(experiment.model, policy(experiment.precision).compute)
-        self.objective: Objective[ImageExample[jax.Array]] = CodecObjective(
+        self.objective: Objective[ImageExample] = CodecObjective(
             self.codec,
             global_batch=experiment.train.global_batch,
             commitment=experiment.loss.commitment,
@@ -46,11 +46,11 @@ class CodecTask:
         """The images."""
         return self.experiment.data.source.open()
 
-    def transform(self, record: Record, generator: np.random.Generator) -> ImageExample[np.ndarray]:
+    def transform(self, record: Record, generator: np.random.Generator) -> ImageExample:
         """A square of an image, of the codec's size."""
         return ImageExample(self._view(record.image, generator))
 
-    def row_shapes(self) -> ImageExample[jax.ShapeDtypeStruct]:
+    def row_shapes(self) -> ImageExample:
         """The shapes of what `transform` returns for any record."""
         size = self.experiment.model.image_size
         return ImageExample(jax.ShapeDtypeStruct((size, size, 3), np.uint8))

@@ -61,7 +61,7 @@ class TransformerTask:
             policy(experiment.precision),
             experiment.vocabulary,
         )
-        self.objective: Objective[Example[jax.Array]] = SequenceObjective(
+        self.objective: Objective[Example] = SequenceObjective(
             self.model, self.layout, experiment.text_weight
         )
         rate, dtype = experiment.model.drop_rates[1], self.model.policy.compute
@@ -112,7 +112,7 @@ class TransformerTask:
                 )
         return store
 
-    def transform(self, record: TokenRecord, generator: np.random.Generator) -> Example[np.ndarray]:
+    def transform(self, record: TokenRecord, generator: np.random.Generator) -> Example:
         """The row of one of the record's captions, or none, and its codes or a window of them."""
         caption = record.captions[generator.integers(len(record.captions))]
         if generator.random() < self.experiment.drop_captions:
@@ -127,7 +127,7 @@ class TransformerTask:
         parts = {"text": caption} | codes
         return self.layout.example(parts, self.experiment.prompt_weight)
 
-    def row_shapes(self) -> Example[jax.ShapeDtypeStruct]:
+    def row_shapes(self) -> Example:
         """The shapes of what `transform` returns for any record."""
         parts = {region.name: [0] * region.length for region in self.layout.regions}
         example = self.layout.example(parts)

@@ -12,7 +12,7 @@ a target; its weight is the text's or the image's, and [PAD] has none.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -43,21 +43,20 @@ class Region:
         return math.isqrt(self.length)
 
 
-ArrayT = TypeVar("ArrayT")
-
-
-class Example(NamedTuple, Generic[ArrayT]):
+class Example(NamedTuple):
     """One row for training, all [layout.length - 1]; a batch has its rows as a first axis.
+
+    It holds numpy arrays, jax arrays once it is on the devices, or their shapes.
 
     tokens, targets and positions are int32. text_weights and image_weights are float32, 1 (or the
     prompt's weight) where the target is of that kind (commands count as text), else 0.
     """
 
-    tokens: ArrayT
-    targets: ArrayT
-    positions: ArrayT
-    text_weights: ArrayT
-    image_weights: ArrayT
+    tokens: Any
+    targets: Any
+    positions: Any
+    text_weights: Any
+    image_weights: Any
 
 
 #: Text tokens counted from 0, or codes.
@@ -150,7 +149,7 @@ class Layout:
                     positions[at[0] :] -= positions[at[0]]
         return positions
 
-    def example(self, parts: Mapping[str, Ids], prompt_weight: float = 1.0) -> Example[np.ndarray]:
+    def example(self, parts: Mapping[str, Ids], prompt_weight: float = 1.0) -> Example:
         """The training row of `parts` (see `tokens`), padded on the right with [PAD].
 
         Text too long for its region is cut to it, as the paper does; a prompt, in contrast, is

@@ -6,7 +6,7 @@ K codes of the codebook, D width of a code.
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,11 @@ from cogview_jax.tokenizers.codec import Codec, CodecConfig, normalise
 from cogview_jax.tokenizers.quantiser import Assignments, Codebook
 from cogview_jax.training.objective import ModelValues, StepSums
 
-ArrayT = TypeVar("ArrayT")
 
-
-class ImageExample(NamedTuple, Generic[ArrayT]):
+class ImageExample(NamedTuple):
     """One row for training, uint8 [h, w, 3]; a batch has its rows as a first axis."""
 
-    image: ArrayT
+    image: Any
 
 
 class BatchVectors(NamedTuple):
@@ -75,7 +73,7 @@ class CodecObjective:
         codebook = quantiser.initial_codebook(codebook_key, config.codebook, config.code_width)
         return ModelValues(self.codec.init(params_key, pixels)["params"], codebook)
 
-    def normalizer(self, batch: ImageExample[Array]) -> Float[Array, ""]:
+    def normalizer(self, batch: ImageExample) -> Float[Array, ""]:
         """The number of images."""
         return jnp.float32(batch.image.shape[0])
 
@@ -83,10 +81,10 @@ class CodecObjective:
         self,
         params: Any,
         model_state: Codebook,
-        batch: ImageExample[Array],
+        batch: ImageExample,
         rows: Int[Array, " b"],
         key: Key[Array, ""],
-    ) -> StepSums[BatchVectors]:
+    ) -> StepSums:
         """Sums over images: losses, metrics (of pixels in [0, 1]), and what moves the codebook."""
         config = self.codec.config
         variables = {"params": params}

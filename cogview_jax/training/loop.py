@@ -1,4 +1,4 @@
-"""The training loop: knows steps, batches and when things are due, and nothing of any task."""
+"""The training loop, the same for all tasks: steps, log points, and actions that are due."""
 
 import math
 import time
@@ -18,17 +18,20 @@ from cogview_jax.training.profiler import ProfilerWindow
 from cogview_jax.training.state import TrainState
 from cogview_jax.training.step import Step
 
-#: Steps that may be started and not finished: the devices always have the next one, and a run that
-#: is asked to stop waits for few, however slow they are.
+#: The number of steps that may be started and not finished. With two, the devices always have the
+#: next step, and a run that is asked to stop waits for few steps, however slow they are.
 IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
 class Hook:
-    """Something done every so many steps (0: never), and once more after the last one.
+    """An action that is due every so many steps, and after the last step.
 
-    name: what its time counts as, see `Goodput`. action: is given how many steps are done, the
-    state, and the means of the metrics over the steps since the log point before.
+    Attributes:
+        name: the phase that its time belongs to; see `Goodput`.
+        every: steps between two calls; 0 for no call at all.
+        action: called with the number of steps done, the state, and the means of the metrics since
+            the last log point.
     """
 
     name: str
@@ -42,9 +45,13 @@ class Hook:
 
 @dataclass(frozen=True)
 class Measured:
-    """A log point: means of the metrics, and of the seconds a step, over the steps since the last.
+    """A log point.
 
-    The first of a run counts the seconds of compiling too.
+    Attributes:
+        step: the number of steps done.
+        metrics: their means over the steps since the last log point.
+        seconds_per_step: the mean over the same steps. The first log point of a run includes the
+            seconds of compiling.
     """
 
     step: int
@@ -69,11 +76,11 @@ def train(
     stop_waiting: Callable[[], bool] = lambda: False,
     started: Callable[[int, Metrics], None] = lambda step, metrics: None,
 ) -> TrainState:
-    """Trains until `steps` steps are done, or until it is to stop, and returns the last state.
+    """Trains until `steps` steps are done or `stop` returns True, and returns the last state.
 
     Metrics stay on the device until a log point or a due hook; in between, at most `IN_FLIGHT`
-    steps wait for the device. A loss or gradient that is not finite is found there, before any hook
-    sees the state; one that a loss scale has skipped is no harm.
+    steps wait for the device. Losses and gradients that are not finite are found at these points,
+    before any hook sees the state. Steps that a loss scale has skipped are not errors.
 
     Args:
         state: where to start; `batches` begins with the batch of its position. It is donated.
@@ -83,16 +90,16 @@ def train(
         log_every: `report` is called every so many steps, and after the last one.
         report: takes a log point.
         hooks: see `Hook`; called in order.
-        goodput: is told what the time is spent on.
-        watchdog: is told of every step that is started or finished.
-        profiler: sees every step.
-        means: what the steps since the last log point measured, where a run goes on between two.
-            It is kept up to date: what it holds after a hook or at the end belongs to that state.
-        stop: asked after every step; True ends the loop there. The state is checked, but no hook
+        goodput: keeps the ledger of wall time.
+        watchdog: gets a beat for every step that is started or finished.
+        profiler: is called before and after every step.
+        means: sums of the metrics since the last log point, of a run that resumes between two log
+            points. It is updated in place: after a hook or at the end it belongs to that state.
+        stop: called after every step; True ends the loop there. The state is checked, but no hook
             is called.
-        stop_waiting: asked again and again while the next batch is not there; True ends the loop
-            as `stop` does, without that batch.
-        started: called with every step once it is started, and the metrics that it will have.
+        stop_waiting: called repeatedly while there is no next batch; True ends the loop as `stop`
+            does, without that batch.
+        started: called with the number of every step that is started, and its future metrics.
 
     Raises:
         InputError: a loss or gradient was not finite, or the loss scale sits at its floor; the
@@ -104,7 +111,7 @@ def train(
     since, logged = time.monotonic(), done
 
     def waiting() -> None:
-        # What runs on the devices meanwhile is no loss.
+        # Time in which the devices still compute is not lost.
         idle = not pending or pending[-1][1]["loss"].is_ready()
         goodput.enter("data" if idle else STEP)
         if stop_waiting():
@@ -162,15 +169,15 @@ def train(
 
 
 class _StopWaiting(Exception):
-    """The batch that is waited for is not wanted any more."""
+    """The run is to stop while it waits for a batch."""
 
 
 def check_finite(pending: list[tuple[int, Any]]) -> list[dict[str, float]]:
-    """The metrics of some (step, metrics), as numbers, once no loss or gradient is infinite or nan.
+    """The metrics of (step, metrics) pairs as numbers.
 
     Raises:
-        InputError: some loss or gradient is not, in a step that was not skipped, or the loss scale
-            has sat at its floor for too long; it names the first such step.
+        InputError: the loss or gradient of a step that was not skipped is not finite, or the loss
+            scale sits at its floor for too long; the message names the first such step.
     """
     fetched = jax.device_get(pending)
     for number, metrics in fetched:

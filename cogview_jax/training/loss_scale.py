@@ -1,8 +1,8 @@
-"""The dynamic loss scale: gradients kept within what float16 can hold.
+"""The dynamic loss scale, which keeps gradients in the range of float16.
 
-The loss is multiplied by a scale before the backward pass and the gradients divided by it after. A
-step whose gradients overflow is undone, all of it but the scale, which falls; while nothing
-overflows it rises. The rule is the release's (its `DynamicLossScaler`), hysteresis included.
+The loss is multiplied by a scale before the backward pass, and the gradients are divided by it.
+A step whose gradients overflow is undone, except that the scale falls; without overflows the scale
+rises. The rule, with its hysteresis, is that of the release (`DynamicLossScaler`).
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
 
-#: What the scale is multiplied or divided by when it moves.
+#: The factor by which the scale rises and falls.
 FACTOR = 2.0
 
 
@@ -51,12 +52,15 @@ class LossScaleConfig:
 
 
 class LossScale(NamedTuple):
-    """The state of the rule, scalars: it alone survives a step that overflowed.
+    """The state of the rule, scalars. A step that overflows changes nothing else of a state.
 
-    scale float32; the rest int32. hysteresis: overflows left until the scale falls. steps: how many
-    were tried, skipped ones included, which is the place in the data. last_overflow: the step that
-    overflowed last, -1 before any. at_floor: how many steps have overflowed with the scale at its
-    floor, since it last rose.
+    Attributes:
+        scale: float32; all others are int32.
+        hysteresis: overflows that are left until the scale falls.
+        steps: the number of steps tried, with skipped ones: the position in the data.
+        last_overflow: the step that overflowed last; -1 if none did.
+        at_floor: the number of steps that overflowed with the scale at its floor since the scale
+            last rose.
     """
 
     scale: jax.Array
@@ -72,21 +76,21 @@ def initial_loss_scale(config: LossScaleConfig) -> LossScale:
     return LossScale(jnp.float32(config.initial), zero + config.hysteresis, zero, zero - 1, zero)
 
 
-def overflows(gradients: Any) -> jax.Array:
-    """Whether some gradient's sum in float32 is not finite: a bool scalar.
+def overflows(gradients: Any) -> Bool[Array, ""]:
+    """Whether the sum of any gradient is not finite in float32.
 
-    Finite values whose sum overflows count too, as in the release.
+    As in the release, finite values whose sum overflows count too.
     """
     sums = [jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(gradients)]
     return ~jnp.isfinite(jnp.stack(sums)).all()
 
 
-def update(config: LossScaleConfig, state: LossScale, overflow: jax.Array) -> LossScale:
-    """The state after a step that did or did not overflow.
+def update(config: LossScaleConfig, state: LossScale, overflow: Bool[Array, ""]) -> LossScale:
+    """The state after a step, given whether the step overflowed.
 
-    An overflow first uses up the hysteresis, then divides the scale, not below the minimum. The
-    scale is multiplied after every `window` steps counted from the last overflow, and the
-    hysteresis refilled.
+    An overflow first decreases the hysteresis; when that is used up it halves the scale, down to
+    the minimum. After every `window` steps since the last overflow the scale doubles, and the
+    hysteresis is reset.
     """
     rises = ~overflow & ((state.steps - state.last_overflow) % config.window == 0)
     falls = overflow & (state.hysteresis == 1)

@@ -23,21 +23,21 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path, read_regular
 from cogview_jax.runtime.set_aside import set_aside
 
-#: Of a log, the most bytes that are read.
+#: The largest log that is read, in bytes.
 LIMIT = 1 << 30
 
 
 class MetricsWriter:
     """Writes TensorBoard events and `metrics.jsonl` into a folder; only process 0 writes.
 
-    `metrics.jsonl` holds one object a log step, `{"step": ..., name: value, ...}`, appended and
-    flushed at once; a value that is not finite is null. A run that resumes writes some steps again:
-    with the first step it writes, the lines and events of that step and later ones are dropped, so
-    the file of a resumed run is the file of the unbroken one (but for timings).
+    `metrics.jsonl` holds one object a log step, `{"step": ..., name: value, ...}`, which is written
+    immediately; a value that is not finite is null. A resumed run writes some steps again: at its
+    first write, lines and events of that step and later ones are dropped, so that the file of a
+    resumed run is the file of the unbroken run, except for timings.
 
-    What cannot be written, on a disk that is full, raises OSError, stays in memory, and is written
-    with what comes next once there is room. So events are framed here: tensorboardX's writers keep
-    what fits their buffer, lose the rest, and leave the file unreadable.
+    If the disk is full, a write raises OSError; its data stays in memory and is written with the
+    next write that succeeds. Events are framed here for this reason: the writers of tensorboardX
+    lose what does not fit their buffer and leave an unreadable file.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -49,11 +49,11 @@ class MetricsWriter:
         self._first: int | None = None
         self._dropped = False
 
-    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+    def scalars(self, step: int | np.integer[Any], values: Mapping[str, Any]) -> None:
         """Records numbers (Python, numpy or jax scalars) measured at `step`."""
         if not self._writes:
             return
-        self._begin(step)
+        self._begin(int(step))
         numbers = {name: np.asarray(value).item() for name, value in values.items()}
         finite = {name: n if math.isfinite(n) else None for name, n in numbers.items()}
         self._lines.add(json.dumps({"step": int(step)} | finite).encode() + b"\n")
@@ -65,12 +65,12 @@ class MetricsWriter:
     def images(self, step: int, name: str, array: UInt8[np.ndarray, "h w 3"]) -> None:
         """Records one image for TensorBoard."""
         if self._writes:
-            self._begin(step)
+            self._begin(int(step))
             self._add(step=int(step), summary=image(name, array, dataformats="HWC"))
             self._write()
 
     def close(self) -> None:
-        """Writes out what is pending; OSError where that cannot be."""
+        """Writes pending data; OSError if that fails."""
         try:
             if self._first is not None:
                 self._write()
@@ -83,7 +83,7 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Closes it, also after an error. Lines for which there is no room are lost."""
+        """Closes it, also after an error. Lines that cannot be written are lost."""
         with contextlib.suppress(OSError):
             self.close()
 
@@ -95,7 +95,7 @@ class MetricsWriter:
             self._add(step=int(step), session_log=SessionLog(status=SessionLog.START))
 
     def _add(self, **event: Any) -> None:
-        """An event, as TFRecord files hold it: size, payload, and checksums of both."""
+        """Adds an event in the framing of TFRecord files: size, payload, and checksums of both."""
         payload = Event(wall_time=time.time(), **event).SerializeToString()
         size = struct.pack("<Q", len(payload))
         for data in (size, payload):
@@ -111,36 +111,36 @@ class MetricsWriter:
 
 
 class _Appended:
-    """Bytes at the end of a file; those that could not be written yet are kept, in their order."""
+    """A file that is appended to; bytes that could not be written yet stay pending, in order."""
 
     def __init__(self, path: Path):
-        """The file is made when something is written."""
+        """The file is made at the first write."""
         self.path = path
         self._pending = bytearray()
         self._file: io.FileIO | None = None
 
     def add(self, data: bytes) -> None:
-        """To be written."""
+        """Adds bytes to those that are pending."""
         self._pending += data
 
     def write(self) -> None:
-        """Writes what is pending; OSError where not all of it can be."""
+        """Writes pending bytes; OSError if not all of them can be written."""
         if self._file is None:
-            # Without a buffer, which would lose what it cannot write.
+            # Unbuffered: a buffer would lose bytes that it cannot write.
             self._file = self.path.open("ab", buffering=0)
         while self._pending:
             del self._pending[: self._file.write(self._pending)]
 
     def close(self) -> None:
-        """Forgets what is pending."""
+        """Closes the file; pending bytes are lost."""
         if self._file is not None:
             self._file.close()
 
 
 def _drop_from(path: Path, step: int) -> None:
-    """Removes the lines of `step` and later ones, and a last line that was not finished.
+    """Removes the lines of `step` and later ones, and an unfinished last line.
 
-    Where other lines are damaged, the file as it was is set aside, and the good ones stay.
+    If other lines are damaged, the old file is set aside, and the new one has the good lines.
     """
     if not os.path.lexists(path):
         return
@@ -161,7 +161,7 @@ def _drop_from(path: Path, step: int) -> None:
 
 
 def _step(line: bytes) -> int | None:
-    """The step that a line is of; None where the line is damaged."""
+    """The step of a line; None if the line is damaged."""
     try:
         found = json.loads(line)
         step = found.get("step") if isinstance(found, dict) else None

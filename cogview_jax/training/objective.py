@@ -1,10 +1,9 @@
 """The interface between what is trained and the loop, which knows no task."""
 
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Array, Float, Int, Key
 
-Aux = TypeVar("Aux")
 BatchT = TypeVar("BatchT")
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
 
@@ -12,7 +11,7 @@ BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
 Metrics = dict[str, Array]
 
 
-class StepSums(NamedTuple, Generic[Aux]):
+class StepSums(NamedTuple):
     """What the rows of a batch, or of a part of it, add up to.
 
     Sums over the parts of an accumulated batch are the sums over the whole batch.
@@ -23,7 +22,7 @@ class StepSums(NamedTuple, Generic[Aux]):
 
     loss: Array
     metrics: dict[str, tuple[Array, Array]]
-    aux: Aux
+    aux: Any
 
 
 class ModelValues(NamedTuple):
@@ -37,6 +36,7 @@ class ModelValues(NamedTuple):
     model_state: Any
 
 
+@runtime_checkable
 class Objective(Protocol[BatchT_contra]):
     """A model with a loss over batches of one type.
 
@@ -64,7 +64,7 @@ class Objective(Protocol[BatchT_contra]):
         batch: BatchT_contra,
         rows: Int[Array, " b"],
         key: Key[Array, ""],
-    ) -> StepSums[Any]:
+    ) -> StepSums:
         """The sums over a batch, or over a part of it.
 
         Args:

@@ -12,13 +12,13 @@ import optax
 from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
 
-#: Parameters that are not decayed: LayerNorm's and every bias (the official grouping).
+#: Parameters that are not decayed: those of LayerNorm and all biases, as in the release.
 UNDECAYED = ("scale", "bias")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW; the defaults are the paper's (stage 2).
+    """AdamW; the defaults are those of the paper's pretraining (arXiv 2105.13290).
 
     Attributes:
         lr: the peak learning rate.
@@ -67,7 +67,7 @@ def cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def official_cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The release's cosine: it starts after the warm-up, and so ends as much after `steps`."""
+    """The cosine of the release: it starts after the warm-up, and ends that much after `steps`."""
 
     def share(progress: Any, xp: Any) -> Any:
         wave = (1 + xp.cos(np.pi * xp.minimum(progress, 1))) / 2
@@ -77,17 +77,17 @@ def official_cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def official_linear(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The release's line to 0, at `steps` and the warm-up; beyond it is below 0.
+    """The linear decay of the release, which reaches 0 at `steps` plus the warm-up.
 
-    No run gets there: its last step is before `steps`. `floor` has no part in it.
+    A run ends before that. `floor` is not used.
     """
     return _after_warmup(config, steps, lambda progress, xp: 1 - progress)
 
 
 def constant(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The rate of the end of the warm-up, ever after.
+    """The peak rate after the warm-up.
 
-    The release has it under this name, and under "exponential" too.
+    The release has this schedule under this name and under "exponential".
     """
     return _after_warmup(config, steps, lambda progress, xp: xp.ones_like(progress))
 
@@ -101,10 +101,11 @@ SCHEDULES: dict[str, Callable[[OptimizerConfig, int], optax.Schedule]] = {
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate over a run of `steps`, by the name in `config.schedule`.
+    """The learning rate by step over a run of `steps`, by the name in `config.schedule`.
 
-    All rise linearly from 0, so that the first step of a run with a warm-up has rate 0. The
-    official ones and the constant give numpy's float64 for a number, and jax's type for an array.
+    All schedules rise linearly from 0, so that the first step of a run with a warm-up has rate 0.
+    For a Python number the official schedules and the constant return numpy's float64, for a jax
+    array a jax array.
     """
     return SCHEDULES[config.schedule](config, steps)
 
@@ -112,9 +113,9 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def _after_warmup(
     config: OptimizerConfig, steps: int, share: Callable[[Any, Any], Any]
 ) -> optax.Schedule:
-    """lr x share(progress), where progress is (step - warm-up) / steps; before, a linear rise.
+    """A linear rise, then lr x share(progress), where progress is (step - warm-up) / steps.
 
-    The warm-up need not be a whole number of steps, and lasts while step <= warm-up (the release).
+    As in the release, the warm-up need not be a whole number of steps, and includes its last step.
     """
     warmup = config.warmup * steps
 
@@ -129,7 +130,7 @@ def _after_warmup(
 
 
 def decay_mask(params: Any) -> Any:
-    """True for every parameter that is decayed: all but LayerNorms and biases."""
+    """A tree like `params`: True where weight decay applies, in all but LayerNorms and biases."""
 
     def decayed(path: tuple[Any, ...], _: Any) -> bool:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]

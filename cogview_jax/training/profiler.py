@@ -14,8 +14,7 @@ class ProfileConfig:
     """Which steps are profiled. The first step of a start compiles.
 
     Attributes:
-        after: the first profiled step comes after so many steps, counted from the beginning of the
-            run.
+        after: the number of steps of the run before the first profiled step.
         steps: how many steps are profiled; 0 for none.
     """
 
@@ -29,28 +28,28 @@ class ProfileConfig:
 class ProfilerWindow:
     """Starts and stops the profiler around the steps of a `ProfileConfig`.
 
-    Its trace lies in a folder, for TensorBoard's profile plugin, Perfetto or XProf.
+    The trace in its folder is for TensorBoard's profile plugin, Perfetto or XProf.
     """
 
     def __init__(self, config: ProfileConfig, directory: Path):
-        """Nothing runs yet."""
+        """Starts nothing; `directory` is the folder of the trace."""
         self._config, self._directory = config, directory
         self._running = False
 
     def before(self, done: int) -> None:
-        """To be called when `done` steps are done and the next is about to start."""
+        """Called when `done` steps are done, before the next one starts."""
         if self._config.steps and done == self._config.after:
             jax.profiler.start_trace(str(self._directory))
             self._running = True
 
     def after(self, done: int, outputs: Any) -> None:
-        """To be called when `done` steps were started, the last of which gives `outputs`."""
+        """Called when `done` steps were started, the last of which returns `outputs`."""
         if self._running and done == self._config.after + self._config.steps:
             jax.block_until_ready(outputs)
             self.close()
 
     def close(self) -> None:
-        """Writes what there is of a window that is still open."""
+        """Ends a window that is still open, and writes its trace."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

@@ -43,7 +43,7 @@ class SequenceObjective:
         tokens = jnp.zeros((1, 1), jnp.int32)
         return ModelValues(self.model.init(key, tokens, tokens)["params"], ())
 
-    def normalizer(self, batch: Example[Array]) -> Float[Array, ""]:
+    def normalizer(self, batch: Example) -> Float[Array, ""]:
         """The sum of the weights of all tokens."""
         return jnp.sum(self._weights(batch))
 
@@ -51,10 +51,10 @@ class SequenceObjective:
         self,
         params: Any,
         model_state: tuple[()],
-        batch: Example[Array],
+        batch: Example,
         rows: Int[Array, " b"],
         key: Key[Array, ""],
-    ) -> StepSums[tuple[()]]:
+    ) -> StepSums:
         """Sums of cross-entropies: weighted, and those of text and of image tokens."""
         # The number of its first row gives each part of a batch a dropout key of its own.
         rngs = (
@@ -92,7 +92,7 @@ class SequenceObjective:
         return given
 
     def _attention(
-        self, batch: Example[Array], rows: Int[Array, " b"], key: Key[Array, ""]
+        self, batch: Example, rows: Int[Array, " b"], key: Key[Array, ""]
     ) -> ThreeRegions | None:
         """The pattern of sparse attention, whose pivots differ by step, row and layer."""
         if not self.model.config.sparse:
@@ -101,7 +101,7 @@ class SequenceObjective:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
         return draw_regions(self.model.config, self.model.ids, batch.tokens, keys)
 
-    def _weights(self, batch: Example[Array]) -> Float[Array, "B T"]:
+    def _weights(self, batch: Example) -> Float[Array | np.ndarray, "B T"]:
         return self.text_weight * batch.text_weights + batch.image_weights
 
 

@@ -18,23 +18,23 @@ class TrainState:
     """One pytree: a step is a pure function of it and a batch.
 
     Attributes:
-        step: how many steps changed the parameters, int32. The schedule and every random key
-            depend on it.
+        step: the number of updates, an int32 scalar. The schedule and every random key depend on
+            it.
         params: the parameters.
         opt_state: the state of the optimizer.
         model_state: state that no gradient reaches, such as a codebook.
         loss_scale: a `LossScale`, or () in a precision that needs none.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     opt_state: Any
     model_state: Any
     loss_scale: Any = ()
 
     @property
-    def position(self) -> jax.Array:
-        """How many steps were tried, int32: the place in the data (step k reads batch k).
+    def position(self) -> Any:
+        """How many steps were tried, an int32 scalar: the position in the data.
 
         It differs from `step` by the steps that overflowed and were undone.
         """

@@ -52,8 +52,8 @@ def make_step(
         normalizer = objective.normalizer(batch)
         scale = state.loss_scale.scale if loss_scale else jnp.float32(1)
 
-        def gradient(part: tuple[BatchT, Array]) -> tuple[Any, StepSums[Any]]:
-            def loss(params: Any) -> tuple[Array, StepSums[Any]]:
+        def gradient(part: tuple[BatchT, Array]) -> tuple[Any, StepSums]:
+            def loss(params: Any) -> tuple[Array, StepSums]:
                 sums = objective.sums(params, state.model_state, *part, key)
                 return sums.loss / normalizer * scale, sums
 

@@ -19,7 +19,7 @@ from cogview_jax.training.loss_scale import (
     overflows,
     update,
 )
-from cogview_jax.training.objective import ModelValues, StepSums
+from cogview_jax.training.objective import ModelValues, Objective, StepSums
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import TrainState, initial_state
 from cogview_jax.training.step import make_step
@@ -88,7 +88,7 @@ class Numbers(NamedTuple):
     x: Any
 
 
-class Line:
+class Line(Objective):
     """Loss = mean of slope x; a batch decides the gradient. The model state counts batches."""
 
     def init(self, key):

@@ -11,7 +11,7 @@ import pytest
 
 import tiny
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh, place_batch
-from cogview_jax.training.objective import ModelValues, StepSums
+from cogview_jax.training.objective import ModelValues, Objective, StepSums
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.state import TrainState, state_shapes
 from cogview_jax.training.step import make_step, sum_over_parts
@@ -146,7 +146,7 @@ class Numbers(NamedTuple):
     x: Any
 
 
-class Dice:
+class Dice(Objective):
     """loss = mean of slope x; every part and the end of a step report a draw from its key."""
 
     def init(self, key):
