@@ -21,6 +21,7 @@ from cogview_jax.tasks.experiment import Experiment, read_experiment
 #: What may differ when a run is resumed: where it runs, how long, and what it reports.
 RESUMABLE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every")
 RESUMABLE += ("train.keep", "train.keep_every", "train.keep_best", "train.best_metric")
+RESUMABLE += ("implementation.attention", "implementation.decoding")
 RESUMABLE += ("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps")
 
 
