@@ -5,7 +5,7 @@
 
 A token needs every weight once, the part of the head it is drawn from, and what the cache holds of
 its own row. The table has tokens a second, the share of the limit that these bytes set at the
-measured bandwidth, and the seconds of a picture of 1,024 codes. Writes bench/results/decode.json.
+measured bandwidth, and the seconds of an image of 1,024 codes. Writes bench/results/decode.json.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def measure(
     # The first that holds a call to warm up and one that is timed.
     room = int(min(end for end in ends if end >= context + 2 * COUNT)) - context
     sequences = prefill(params, tokens, np.ones(tokens.shape, bool), keys, count=room, **sizes)
-    # What sampling does once a picture is not part of a step.
+    # What sampling does once an image is not part of a step.
     parts = matvec_parts(batch, model.programs.platform)
     params = jax.jit(split_for_cores, static_argnums=1)(params, parts)
     call = {"count": COUNT, "last": 8192, "config": SamplingConfig(), **sizes}
@@ -156,7 +156,7 @@ def main() -> None:
             print(
                 f"  batch {batch:3}, context {context:5}: {batch / seconds:8.1f} tokens/s,"
                 f" {seconds * 1e3:8.2f} ms a step, {row['share_of_limit']:6.1%} of the limit,"
-                f" {row['seconds_per_image']:.2f} s a picture",
+                f" {row['seconds_per_image']:.2f} s an image",
                 flush=True,
             )
             for name, count, milliseconds in longest:

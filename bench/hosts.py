@@ -108,7 +108,7 @@ def why_not() -> str:
 
 
 def settings(folder: Path, steps: int, mesh: tuple[int, int]) -> list[str]:
-    """Arguments of the train door: the demo's image tokenizer, on small pictures."""
+    """Arguments of the train command: the demo's image tokenizer, on small images."""
     values = {
         "data.source.path": folder / "drawings",
         "data.source.size": 16,

@@ -1,10 +1,10 @@
-"""How much memory it takes to load a bundle of the tutorial model's sizes and draw a picture.
+"""How much memory it takes to load a bundle of the tutorial model's sizes and draw an image.
 
     .venv/bin/python -m bench.load_memory [--against TREE] [--repeats N] [--dtype T]
 
 A bundle of random weights is written: 12 layers of width 1024 over 58,240 ids and 1,089 positions,
 and the paper's image tokenizer. A process of its own imports cogview_jax, loads it and draws one
-picture. With --against, the same is done by the code in another folder, in turns with this one.
+image. With --against, the same is done by the code in another folder, in turns with this one.
 Prints a table and writes bench/results/load_memory.json.
 
 All numbers are VmHWM, the most memory a process ever had, everything counted: libraries, programs
@@ -47,7 +47,7 @@ def main() -> None:
     from cogview_jax.runtime.files import write_json
 
     write_json(RESULT, {"dtype": flags.dtype, "peaks": rows})
-    print(f"load and one picture, tutorial model in {flags.dtype}; peak MiB of the process")
+    print(f"load and one image, tutorial model in {flags.dtype}; peak MiB of the process")
     print(f"  {'code':8}{'imported':>10}{'loaded':>10}{'drawn':>10}{'seconds':>9}")
     for name, runs in rows.items():
         for run in runs:
@@ -107,7 +107,7 @@ def apart(tree: Path, bundle: Path, dtype: str) -> dict:
 
 
 def measured(tree: str, bundle: str, dtype: str) -> dict:
-    """Peaks in bytes after the imports, after loading, and after a picture; and seconds."""
+    """Peaks in bytes after the imports, after loading, and after an image; and seconds."""
     import cogview_jax
 
     assert Path(cogview_jax.__file__).is_relative_to(tree), cogview_jax.__file__

@@ -30,8 +30,9 @@ from cogview_jax.runtime.hardware import measured_matmul_peak, peak_flops
 from cogview_jax.runtime.mesh import make_mesh
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import TransformerExperiment, read_experiment
-from cogview_jax.tasks.training import device_memory, make_job
+from cogview_jax.tasks.training import device_memory, make_task
 from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tokenizers.layout import Example
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.state import TrainState, make_state, state_shapes
 from cogview_jax.training.step import make_step
@@ -72,8 +73,8 @@ class Bench:
     def measure(self, variant: str, trace: str | None = None) -> dict[str, Any]:
         """Seconds a step and what follows; a message where the variant does not fit."""
         experiment = experiment_of(variant)
-        job = make_job(experiment, Workdir(Path("nowhere")))
-        objective, config = job.objective, experiment.train
+        task = make_task(experiment, Workdir(Path("nowhere")))
+        objective, config = task.objective, experiment.train
         optimizer = make_optimizer(experiment.optimizer, config.steps)
         mesh = make_mesh(experiment.mesh, jax.devices()[:1])
         step = make_step(objective, optimizer, schedule(experiment.optimizer, config.steps), seed=0)
@@ -81,7 +82,9 @@ class Bench:
             if self.state is None:
                 shapes = state_shapes(objective, optimizer, mesh)
                 self.state = make_state(objective, optimizer, shapes, 0)
-            batches = [random_batch(job.layout, config.global_batch, seed) for seed in range(STEPS)]
+            batches = [
+                random_batch(task.layout, config.global_batch, seed) for seed in range(STEPS)
+            ]
             began = time.perf_counter()
             try:
                 compiled = jax.jit(step, donate_argnums=0).lower(self.state, batches[0]).compile()
@@ -113,7 +116,7 @@ class Bench:
             "losses": losses,
         }
 
-    def _steps(self, compiled: Any, batches: list[dict[str, jax.Array]]) -> list[float]:
+    def _steps(self, compiled: Any, batches: list[Example[jax.Array]]) -> list[float]:
         losses = []
         for batch in batches:
             state, self.state = self.state, None
@@ -129,7 +132,7 @@ def matmul_peak(experiment: TransformerExperiment) -> float:
     return measured_matmul_peak(jnp.dtype(policy(experiment.precision).compute), n, chained)
 
 
-def random_batch(layout: Any, rows: int, seed: int) -> dict[str, jax.Array]:
+def random_batch(layout: Any, rows: int, seed: int) -> Example[jax.Array]:
     """Rows of full length."""
     generator = np.random.default_rng(seed)
     sizes = {"text": layout.vocabulary.text, "image": layout.vocabulary.codes}
@@ -140,8 +143,8 @@ def random_batch(layout: Any, rows: int, seed: int) -> dict[str, jax.Array]:
             for region in layout.regions
             if region.kind in sizes
         }
-        examples.append(layout.example(parts)._asdict())
-    return {name: jnp.asarray(np.stack([e[name] for e in examples])) for name in examples[0]}
+        examples.append(layout.example(parts))
+    return jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *examples)
 
 
 def main() -> None:

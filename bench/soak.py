@@ -17,7 +17,7 @@ be refused with status 2 and change nothing. It must end bit for bit as its twin
 every step in metrics.jsonl.
 
 Then `prepare` and `sample` meet a disk that is full at each file they write, one start after the
-other, and one that fails while pictures or the bundle are read; what they leave must equal, byte
+other, and one that fails while images or the bundle are read; what they leave must equal, byte
 for byte, what one start leaves. The last two parts need a C compiler and are left out without one.
 
 Prints a table and writes bench/results/soak.json; exits with 1 if something was not survived.

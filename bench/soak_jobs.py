@@ -130,8 +130,8 @@ class Jobs:
         met["seconds"] = time.monotonic() - began
         print(f"  {kind:50} {met['seconds']:5.1f} s", flush=True)
 
-    def _start(self, door: str, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", f"cogview_jax.{door}", *arguments]
+    def _start(self, name: str, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", f"cogview_jax.{name}", *arguments]
         environ = on_cpu(1) | self._disk.environ
         with self._said.open("w") as said:
             return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=said, stderr=said)

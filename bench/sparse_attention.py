@@ -139,8 +139,7 @@ def model() -> dict[str, Call]:
     rng = np.random.default_rng(0)
     parts = {"text": rng.integers(0, 512, 20), "image": rng.integers(0, 512, 63 * 63)}
     row = layout.example(parts)
-    batch = {name: jnp.asarray(field)[None] for name, field in row._asdict().items()}
-    batch["row"] = jnp.arange(1)
+    batch = jax.tree.map(lambda field: jnp.asarray(field)[None], row)
     calls = {}
     for side in SIDES:
         config = dataclasses.replace(experiment.model, attention=side)
@@ -149,8 +148,9 @@ def model() -> dict[str, Call]:
         objective = SequenceObjective(transformer, layout)
         params = jax.jit(lambda key, o=objective: unbox(o.init(key)[0]))(jax.random.key(0))
 
-        def gradients(params: dict, batch: dict, key: jax.Array, objective: Any = objective) -> Any:
-            return jax.grad(lambda p: objective.terms(p, (), batch, key).loss)(params)
+        def gradients(params: dict, batch: Any, key: jax.Array, objective: Any = objective) -> Any:
+            rows = jnp.arange(1)
+            return jax.grad(lambda p: objective.sums(p, (), batch, rows, key).loss)(params)
 
         calls[side] = (gradients, (params, batch, jax.random.key(1)))
     return calls

@@ -21,7 +21,7 @@ class Supervised:
     """A training run in a workdir, under the supervisor; `start` it again after it has stopped."""
 
     def __init__(self, workdir: Path, arguments: list[str], environ: Mapping[str, str] = {}):
-        """The door's `arguments` without --workdir; `environ` is added to the environment."""
+        """The command's `arguments` without --workdir; `environ` is added to the environment."""
         self.workdir, self._environ = workdir, environ
         self._train = [sys.executable, "-m", "cogview_jax.train", f"--workdir={workdir}"]
         self._train += [f"--heartbeat_timeout={HEARTBEAT}", "--shutdown_timeout=20", *arguments]

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 import cogview_jax
+from cogview_jax.evaluation.benchmarks.shapes import RESAMPLING, resampled
 from cogview_jax.evaluation.contact_sheet import caption_grid, titled
-from cogview_jax.evaluation.shapes_enlarged import RESAMPLING, resampled
 from cogview_jax.pipeline.cogview import GREY, CogView
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.sampling.options import SamplingConfig
@@ -30,15 +30,15 @@ DRAWINGS = range(COLUMNS)
 
 
 def candidates(model: CogView, scorer: CogView) -> Image.Image:
-    """Eight pictures for each prompt, the best by CapLoss first."""
-    pictures, captions = [], []
+    """Eight images for each prompt, the best by CapLoss first."""
+    images, captions = [], []
     for prompt, drawn in zip(PROMPTS, model.generate(PROMPTS, COLUMNS), strict=True):
-        drawn = np.stack([np.asarray(picture) for picture in drawn])
+        drawn = np.stack([np.asarray(image) for image in drawn])
         scores = scorer.score(drawn, [prompt] * COLUMNS)
         order = np.argsort(scores, kind="stable")
-        pictures += list(drawn[order])
+        images += list(drawn[order])
         captions += [f"CapLoss {scores[i]:.3f}: {prompt}" for i in order]
-    return caption_grid(pictures, captions, COLUMNS)
+    return caption_grid(images, captions, COLUMNS)
 
 
 def described(captioner: CogView, small: np.ndarray) -> Image.Image:
@@ -68,12 +68,12 @@ def magnified(
         "true drawing": large,
     }
     rows = zip(*ways.values(), strict=True)
-    pictures = [np.asarray(picture) for row in rows for picture in row]
-    return caption_grid(pictures, [*ways] * len(small), len(ways))
+    images = [np.asarray(image) for row in rows for image in row]
+    return caption_grid(images, [*ways] * len(small), len(ways))
 
 
 def main() -> None:
-    """Three bundles in, one picture out."""
+    """Three bundles in, one image out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", default="runs/demo/bundle")
     parser.add_argument("--caption", default="runs/demo/caption/bundle")

@@ -20,7 +20,7 @@ from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.hardware import measured_matmul_peak
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
+from cogview_jax.tokenizers.layout import Example, LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.sequence_objective import SequenceObjective
 
@@ -40,12 +40,12 @@ def main() -> None:
     rng = np.random.default_rng(0)
     parts = {"text": rng.integers(0, 50_000, 62), "image": rng.integers(0, 8192, 1024)}
     row = layout.example(parts)
-    batch = {name: jnp.asarray(field)[None] for name, field in row._asdict().items()}
-    batch["row"] = jnp.arange(1)
+    batch = jax.tree.map(lambda field: jnp.asarray(field)[None], row)
     key = jax.random.key(1)
 
-    def loss(params: dict, batch: dict) -> jax.Array:
-        return objective.terms(params, (), batch, key).loss / objective.weight(batch)
+    def loss(params: dict, batch: Example[jax.Array]) -> jax.Array:
+        sums = objective.sums(params, (), batch, jnp.arange(1), key)
+        return sums.loss / objective.normalizer(batch)
 
     forward, both = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
     peaks, seconds, forwards = [], [], []

@@ -81,7 +81,7 @@ class Child:
         """Waits until what it printed is passed on."""
         self._reader.join(timeout=5)
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """How it ended, in words."""
         status = self.status
         after = f"after {(self.ended or time.monotonic()) - self.began:.0f} s"
@@ -130,24 +130,24 @@ class Supervisor:
             if status == 0:
                 return 0
             if self._asked:
-                say(f"asked to stop: {cause}")
+                log(f"asked to stop: {cause}")
                 return status
             if status == BAD_INPUT:
-                say(f"{cause}; not started again")
+                log(f"{cause}; not started again")
                 return BAD_INPUT
             if time.monotonic() - began >= options.healthy:
                 failures = 0  # it had gone well for long
             failures += 1
             if failures > options.max_restarts:
-                say(f"{cause}; given up after {attempts} attempts (--max_restarts)")
+                log(f"{cause}; given up after {attempts} attempts (--max_restarts)")
                 return 1
             # Somebody asked one process to stop, and all have saved: nothing is wrong here.
             pause = 0.0 if status == PREEMPTED else options.backoff * 2 ** (failures - 1)
             pause = min(pause, LONGEST_PAUSE)
-            say(f"{cause}; restart {failures} of {options.max_restarts} in {pause:.1f} s")
+            log(f"{cause}; restart {failures} of {options.max_restarts} in {pause:.1f} s")
             self._wait(pause)
             if self._asked:
-                say("asked to stop between two attempts")
+                log("asked to stop between two attempts")
                 return PREEMPTED
 
     def _attempt(self) -> tuple[int, str]:
@@ -185,7 +185,7 @@ class Supervisor:
             if failed is None and bad:
                 failed = self._first_cause(bad)
                 others = len(self._children) - len(ended)
-                say(failed.told() + ("; ending the others" if others else ""))
+                log(failed.describe() + ("; ending the others" if others else ""))
                 deadline = min(deadline or float("inf"), time.monotonic() + LAST_WORDS)
             if len(ended) == len(self._children):
                 break
@@ -212,7 +212,7 @@ class Supervisor:
             return PREEMPTED, "all processes were asked to stop and have saved"
         late = [c for c in self._children if c.status not in (None, 0, PREEMPTED)]
         failed = self._first_cause(late)
-        return (BAD_INPUT if failed.status == BAD_INPUT else 1), failed.told()
+        return (BAD_INPUT if failed.status == BAD_INPUT else 1), failed.describe()
 
     @staticmethod
     def _first_cause(bad: Sequence[Child]) -> Child:
@@ -248,7 +248,7 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """One line on standard error."""
     sys.stdout.flush()
     print(f"launch: {line}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Doors run as users run them, and the chain of runs from pictures to a bundle, small and once."""
+"""Commands run as users run them, and a small chain of runs from images to a bundle."""
 
 import dataclasses
 import functools
@@ -17,16 +17,16 @@ from cogview_jax.shapes.scenes import caption, drawing
 STEPS, PICTURES = 12, 32
 
 
-def start(root: Path, door: str, *arguments: str) -> subprocess.Popen:
-    """The door, running in the repository; its output is text in pipes."""
-    command = [sys.executable, "-m", f"cogview_jax.{door}", *map(str, arguments)]
+def start(root: Path, command: str, *arguments: str) -> subprocess.Popen:
+    """The command, running in the repository; its output is text in pipes."""
+    program = [sys.executable, "-m", f"cogview_jax.{command}", *map(str, arguments)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=root, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(program, cwd=root, stdout=pipe, stderr=pipe, text=True)
 
 
-def call(root: Path, door: str, *arguments: str) -> subprocess.CompletedProcess:
-    """The door, run to its end."""
-    process = start(root, door, *arguments)
+def call(root: Path, command: str, *arguments: str) -> subprocess.CompletedProcess:
+    """The command, run to its end."""
+    process = start(root, command, *arguments)
     stdout, stderr = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
@@ -79,9 +79,9 @@ class Chain:
             *("--config.layout.grid=4", "--config.model.layers=2", "--config.model.width=32"),
         )
 
-    def succeed(self, door: str, *arguments: str) -> subprocess.CompletedProcess:
-        """Runs a door that must not fail."""
-        result = call(self.root, door, *arguments)
+    def succeed(self, command: str, *arguments: str) -> subprocess.CompletedProcess:
+        """Runs a command that must not fail."""
+        result = call(self.root, command, *arguments)
         assert result.returncode == 0, result.stderr
         return result
 

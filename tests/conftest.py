@@ -19,9 +19,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402  (it reads the environment above)
 
-import command_runs as doors  # noqa: E402
+import command_runs  # noqa: E402
 
-# Only here, and not in the environment: the doors that tests start see one device, as users do.
+# Only here, and not in the environment: the commands that tests start see one device, as users do.
 jax.config.update("jax_num_cpu_devices", 8)
 
 
@@ -61,8 +61,8 @@ def official_text(fixtures) -> Path:
 
 @pytest.fixture(scope="session")
 def chain(root, tmp_path_factory):
-    """Runs of the doors that many tests look at; none may change them."""
-    return doors.Chain(root, tmp_path_factory.mktemp("chain"))
+    """Runs of the commands that many tests look at; none may change them."""
+    return command_runs.Chain(root, tmp_path_factory.mktemp("chain"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogview_jax.interop.official.names import flat, sources
+from cogview_jax.interop.official.names import flat, tensor_sources
 from cogview_jax.interop.official.sizes import infer_layout
 from cogview_jax.interop.official.transformer import RULES, OfficialTransformer
 from cogview_jax.models.config import TransformerConfig
@@ -46,7 +46,7 @@ def by_official_name(tree: dict) -> dict[str, np.ndarray]:
     """Official name -> array in the official form, of a tree like the parameters."""
     leaves = flat(tree)
     named = {}
-    for name, (rule, layer, _) in sources(RULES, tree).items():
+    for name, (rule, layer, _) in tensor_sources(RULES, tree).items():
         array = np.asarray(leaves[rule.ours])
         named[name] = rule.form.official(array if layer is None else array[layer])
     return named

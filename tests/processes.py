@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cogview_jax.runtime.leftovers import temporary_path
@@ -79,7 +79,7 @@ class Processes:
         text = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
         return "".join(line for line in text.splitlines(True) if not CHATTER.fullmatch(line))
 
-    def statuses(self, timeout: float = 240) -> list[int]:
+    def statuses(self, timeout: float = 600) -> list[int]:
         """The exit statuses, once all have ended."""
         deadline = time.monotonic() + timeout
         for i, process in enumerate(self.all):
@@ -89,12 +89,12 @@ class Processes:
                 raise AssertionError(f"process {i} still runs:\n{self.output(i)}") from None
         return [process.returncode for process in self.all]
 
-    def succeed(self, timeout: float = 240) -> None:
+    def succeed(self, timeout: float = 600) -> None:
         """All must end with 0."""
         statuses = self.statuses(timeout)
         assert not any(statuses), (statuses, [self.output(i) for i in range(len(self.all))])
 
-    def wait_until(self, ready: Callable[[], bool], timeout: float = 240) -> None:
+    def wait_until(self, ready: Callable[[], bool], timeout: float = 600) -> None:
         """Returns when `ready()`; none of the processes may have ended by then."""
         deadline = time.monotonic() + timeout
         while not ready():
@@ -108,11 +108,3 @@ def left_by_the_dead(path: Path) -> Path:
     """The temporary name beside `path` that a process of this machine had used before it died."""
     name, pid = temporary_path(path).name, os.getpid()
     return path.with_name(re.sub(rf"-{pid}-\d+-", f"-{pid}-1-", name))
-
-
-@contextlib.contextmanager
-def took_less_than(seconds: float) -> Iterator[None]:
-    """The block must not take longer."""
-    began = time.monotonic()
-    yield
-    assert time.monotonic() - began < seconds

@@ -21,7 +21,7 @@ from cogview_jax.tasks.experiment import (
     experiment_type,
     read_experiment,
 )
-from cogview_jax.tasks.training import check_batch, make_job
+from cogview_jax.tasks.training import check_batch, make_task
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.training.optimizer import make_optimizer, schedule
@@ -196,7 +196,7 @@ def test_print_config_needs_neither_data_nor_a_workdir(root, tmp_path):
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (result.returncode, result.stderr) == (0, "")
     lines = dict(line.split("=", 1) for line in result.stdout.splitlines())
@@ -226,7 +226,7 @@ def test_an_experiment_can_be_built(spec, experiment, tmp_path):
     check_batch(config, mesh_of(experiment.mesh, rest=1))
     mesh = mesh_of(experiment.mesh, rest=8)
     assert policy(experiment.precision)
-    job = make_job(experiment, Workdir(tmp_path))
+    job = make_task(experiment, Workdir(tmp_path))
     state = state_shapes(job.objective, make_optimizer(experiment.optimizer, config.steps), mesh)
     rate = schedule(experiment.optimizer, config.steps)
     assert rate(config.steps) == pytest.approx(experiment.optimizer.floor * experiment.optimizer.lr)
@@ -268,4 +268,4 @@ def test_importing_a_config_imports_neither_jax_nor_tensorflow(root):
         "for file in sys.argv[1:]: load_config(file)\n"
     )
     command = [sys.executable, "-c", code, *SPECS]
-    subprocess.run(command, check=True, cwd=root, timeout=60)
+    subprocess.run(command, check=True, cwd=root, timeout=300)

@@ -10,8 +10,9 @@ from commands.test_sample_images import contents
 
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.commands.sample_images import text_to_image
-from cogview_jax.commands.sample_inputs import Draws
+from cogview_jax.commands.sample_inputs import JobOptions
 from cogview_jax.runtime.errors import SystemFault
+from cogview_jax.sampling.options import SamplingOptions
 from command_runs import call
 
 
@@ -36,7 +37,8 @@ def one_line(result, *parts):
 
 def test_sampling_keeps_its_pictures(chain, disk, tmp_path):
     def job(out):
-        text_to_image(f"{chain.run}/bundle", str(out), ["a star"], Draws(6, batch_size=2))
+        options = JobOptions(SamplingOptions(batch_size=2), 6)
+        text_to_image(f"{chain.run}/bundle", str(out), ["a star"], options)
 
     fill(disk, 20_000)
     kept = (

@@ -1,7 +1,7 @@
 """Models that train or draw within a test: the two objectives, batches for them, and tokens."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,9 +19,9 @@ from cogview_jax.sampling.decode import generate, sample_keys
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
-from cogview_jax.tokenizers.layout import LayoutConfig, left_padded, make_layout
+from cogview_jax.tokenizers.layout import Example, LayoutConfig, left_padded, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
-from cogview_jax.training.codec_objective import CodecObjective
+from cogview_jax.training.codec_objective import CodecObjective, ImageExample
 from cogview_jax.training.objective import Objective
 from cogview_jax.training.optimizer import OptimizerConfig
 from cogview_jax.training.sequence_objective import SequenceObjective
@@ -58,24 +58,24 @@ def codec_objective(revive_below: float = 0.5) -> CodecObjective:
     return CodecObjective(Codec(CODEC), global_batch=BATCH, revive_below=revive_below)
 
 
-def start(objective: Objective) -> TrainState:
+def start(objective: Objective[Any]) -> TrainState:
     """A state before step 0 without an optimizer's, drawn by numpy: nothing is compiled."""
     rng = np.random.default_rng(0)
-    params, extras = jax.eval_shape(objective.init, jax.random.key(0))
+    params, model_state = jax.eval_shape(objective.init, jax.random.key(0))
 
     def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         centre = 1.0 if path[-1].key == "scale" else 0.0
         return (centre + 0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(fill, unbox(params))
-    if extras:
-        extras = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), extras)
-        codes = rng.standard_normal(extras.codes.shape).astype(np.float32)
-        extras = extras._replace(codes=codes, error=np.float32(np.inf))
-    return TrainState(np.int32(0), params, (), extras)
+    if model_state:
+        model_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model_state)
+        codes = rng.standard_normal(model_state.codes.shape).astype(np.float32)
+        model_state = model_state._replace(codes=codes, error=np.float32(np.inf))
+    return TrainState(np.int32(0), params, (), model_state)
 
 
-def sequences(step: int, rows: int = BATCH) -> dict[str, np.ndarray]:
+def sequences(step: int, rows: int = BATCH) -> Example[np.ndarray]:
     """Captions of 1 to 5 pieces: rows of different weights."""
     rng = np.random.default_rng([1, step])
     layout = make_layout(LAYOUT, VOCABULARY)
@@ -88,15 +88,20 @@ def sequences(step: int, rows: int = BATCH) -> dict[str, np.ndarray]:
         )
         for row in range(rows)
     ]
-    return {name: np.stack([e[i] for e in examples]) for i, name in enumerate(examples[0]._fields)}
+    return stacked(examples)
 
 
-def pictures(step: int, rows: int = BATCH) -> dict[str, np.ndarray]:
+def stacked(examples: Sequence[Example[np.ndarray]]) -> Example[np.ndarray]:
+    """A batch of rows."""
+    return Example(*map(np.stack, zip(*examples, strict=True)))
+
+
+def images(step: int, rows: int = BATCH) -> ImageExample[np.ndarray]:
     """Noise, of which rows have more or less."""
     rng = np.random.default_rng([2, step])
     noise = rng.integers(256, size=(rows, CODEC.image_size, CODEC.image_size, 3))
     strength = np.linspace(0.1, 1, rows)[:, None, None, None]
-    return {"image": (noise * strength).astype(np.uint8)}
+    return ImageExample((noise * strength).astype(np.uint8))
 
 
 def first_loss() -> float:

@@ -19,7 +19,7 @@ import tiny
 from cogview_jax.data.loader import batches
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.runtime.mesh import MeshConfig, local_parts, make_mesh, place_batch
-from cogview_jax.runtime.processes import Timeouts, find_place, is_first, start
+from cogview_jax.runtime.processes import Timeouts, find_process_info, is_primary, start
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.state import state_shapes
 from cogview_jax.training.step import make_step
@@ -39,7 +39,7 @@ class Sequences:
         return str(i)
 
     def __getitem__(self, i):
-        return {name: rows[0] for name, rows in tiny.sequences(i, rows=1).items()}
+        return jax.tree.map(lambda rows: rows[0], tiny.sequences(i, rows=1))
 
 
 def losses(sizes: Mapping[str, int]) -> list[float]:
@@ -83,10 +83,10 @@ def whole(leaf: np.ndarray | jax.ShapeDtypeStruct, shape: jax.ShapeDtypeStruct) 
 
 def main() -> None:
     """All meshes, one after the other."""
-    start(find_place("", None, None, os.environ), Timeouts(heartbeat=20))
+    start(find_process_info("", None, None, os.environ), Timeouts(heartbeat=20))
     with open(sys.argv[1], encoding="utf-8") as file:
         found = {name: losses(sizes) for name, sizes in json.load(file).items()}
-    if is_first():
+    if is_primary():
         print(json.dumps(found))
 
 

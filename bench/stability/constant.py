@@ -5,11 +5,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from cogview_jax.tokenizers.layout import Example
+
 KINDS = ("text", "image")
 
 
 def constant_losses(
-    batches: Iterator[dict[str, np.ndarray]], steps: int, vocabulary: int
+    batches: Iterator[Example[np.ndarray]], steps: int, vocabulary: int
 ) -> dict[str, float]:
     """Cross-entropy of the best fixed distribution over all ids: {"text_loss", "image_loss"}.
 
@@ -19,8 +21,8 @@ def constant_losses(
     counts = {kind: np.zeros(vocabulary) for kind in KINDS}
     for batch in itertools.islice(batches, steps):
         for kind, count in counts.items():
-            weights = batch[f"{kind}_weights"].ravel()
-            count += np.bincount(batch["targets"].ravel(), weights, vocabulary)
+            weights = getattr(batch, f"{kind}_weights").ravel()
+            count += np.bincount(batch.targets.ravel(), weights, vocabulary)
     total = sum(counts.values())
     entropies = -np.log(np.where(total > 0, total, 1) / total.sum())
     return {

@@ -13,6 +13,7 @@ from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tasks.experiment import TransformerExperiment
+from cogview_jax.tokenizers.layout import Example
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import initial_state
@@ -49,7 +50,7 @@ class Record:
 def record(
     experiment: TransformerExperiment,
     objective: SequenceObjective,
-    batches: Iterator[dict[str, np.ndarray]],
+    batches: Iterator[Example[np.ndarray]],
     label: str,
 ) -> Record:
     """Trains until the steps are done, or the loss scale at its floor has run out of patience.
@@ -64,7 +65,7 @@ def record(
     step = make_step(objective, optimizer, rate, seed=experiment.seed, loss_scale=scale)
 
     def watched(state, batch):
-        tokens, positions = batch["tokens"], batch["positions"]
+        tokens, positions = batch.tokens, batch.positions
         _, sown = model.apply({"params": state.params}, tokens, positions, mutable=EXTREMES)
         state, metrics = step(state, batch)
         return state, metrics | layer_extremes(sown)

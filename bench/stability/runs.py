@@ -14,8 +14,9 @@ from bench.stability.report import report
 from cogview_jax.data.loader import batches
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.tasks.experiment import TransformerExperiment
-from cogview_jax.tasks.transformer import TransformerJob
+from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tokenizers.layout import Example
 
 
 def run(
@@ -36,8 +37,8 @@ def run(
         path = workdir / f"{name}.npz"
         record = recording.load(path, experiment)
         if record is None:
-            with _opened(experiment, workdir) as (job, stream):
-                record = recording.record(experiment, job.objective, stream, name)
+            with _opened(experiment, workdir) as (task, stream):
+                record = recording.record(experiment, task.objective, stream, name)
             recording.save(path, record, experiment)
         else:
             print(f"{path}: was recorded before", file=sys.stderr)
@@ -54,15 +55,15 @@ def run(
 @contextlib.contextmanager
 def _opened(
     experiment: TransformerExperiment, workdir: Path
-) -> Iterator[tuple[TransformerJob, Iterator[dict[str, np.ndarray]]]]:
-    """The job of an experiment, and its batches from the first on."""
-    job = TransformerJob(experiment, Workdir(workdir))
+) -> Iterator[tuple[TransformerTask, Iterator[Example[np.ndarray]]]]:
+    """The task of an experiment, and its batches from the first on."""
+    task = TransformerTask(experiment, Workdir(workdir))
     stream = batches(
-        job.source(),
+        task.source(),
         global_batch=experiment.train.global_batch,
         seed=experiment.seed,
-        transform=job.transform,
+        transform=task.transform,
         skipped=SkippedLog(workdir, max_skipped=experiment.data.max_skipped),
     )
     with contextlib.closing(stream):
-        yield job, stream
+        yield task, stream

@@ -17,7 +17,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cogview_jax.checkpoints.description import FORMAT, NAME, check_fit, read_description
+from cogview_jax.checkpoints.description import (
+    FORMAT,
+    NAME,
+    CodecEntry,
+    TransformerEntry,
+    check_fit,
+    read_description,
+)
 from cogview_jax.checkpoints.stored_tree import (
     check_shapes,
     restore_each,
@@ -30,7 +37,6 @@ from cogview_jax.checkpoints.stored_tree import (
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.implementation import ImplementationConfig
 from cogview_jax.models.transformer import Transformer, layered
-from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import (
@@ -42,6 +48,7 @@ from cogview_jax.runtime.files import (
     write_json,
 )
 from cogview_jax.runtime.inside import check_tree, inside
+from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.leftovers import remove, temporary_path
 from cogview_jax.runtime.paths import local_path
 from cogview_jax.runtime.random_key import random_key
@@ -132,7 +139,9 @@ class Bundle:
 
     def text(self) -> TextTokenizer:
         """The text tokenizer; InputError where its pieces are not those that are described."""
-        text, entry = TextTokenizer.load(self.verified("text")), self._described.text
+        text = TextTokenizer.load(self.verified("text"))
+        entry = self._described.text
+        assert entry is not None, "`verified` has found the part"
         if entry.pieces not in (None, len(text)):
             raise InputError(
                 f"bundle {self.path}: its text tokenizer has {len(text)} pieces, but bundle.json"
@@ -153,8 +162,7 @@ class Bundle:
     def stored_codec(self) -> CodecPart:
         """The image tokenizer as it lies on disk: every array a `Deferred`, in its own type."""
         saved = stored_tree(self.verified("codec"))
-        config = self._described.codec.config
-        return CodecPart(config, saved["params"], Codebook(**saved["codebook"]))
+        return CodecPart(self._codec_entry.config, saved["params"], Codebook(**saved["codebook"]))
 
     def transformer(
         self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
@@ -204,9 +212,21 @@ class Bundle:
         check_shapes(path, stored, sizes(unbox(shapes)))
         return path, made
 
+    @property
+    def _codec_entry(self) -> CodecEntry:
+        """What bundle.json says of the codec, once `verified` has found that there is one."""
+        assert self._described.codec is not None
+        return self._described.codec
+
+    @property
+    def _transformer_entry(self) -> TransformerEntry:
+        """What bundle.json says of the transformer, once `verified` has found that there is one."""
+        assert self._described.transformer is not None
+        return self._described.transformer
+
     def _codec_shapes(self, arrays: int) -> tuple[CodecConfig, Any]:
         """The sizes of the codec, and its parameters as shapes."""
-        config = self._described.codec.config
+        config = self._codec_entry.config
         if max(config.levels, config.residual_blocks) > arrays:
             raise InputError(
                 f"bundle {self.path}: {arrays} arrays are no codec of {config.levels} levels and"
@@ -216,7 +236,7 @@ class Bundle:
 
     def _transformer_shapes(self, _: int) -> tuple[Transformer, Any]:
         """The module of the transformer, and its parameters as shapes."""
-        entry = self._described.transformer
+        entry = self._transformer_entry
         model = Transformer(
             entry.config, entry.vocabulary.size, entry.learned_positions, ids=entry.vocabulary
         )
@@ -224,7 +244,7 @@ class Bundle:
 
     def _transformer_part(self, params: Any) -> TransformerPart:
         """`params` with what bundle.json says of them."""
-        entry = self._described.transformer
+        entry = self._transformer_entry
         return TransformerPart(
             entry.config, entry.vocabulary, entry.layout, params, entry.drop_captions
         )
@@ -266,7 +286,7 @@ def transformer_shapes(model: Transformer) -> Any:
 
 def codec_shapes(config: CodecConfig) -> dict[str, Any]:
     """The "params" and "codebook" of an image tokenizer as `transformer_shapes` has them."""
-    # Parameters do not depend on the size of the pictures.
+    # Parameters do not depend on the size of the images.
     side = config.downsampling
     pixels = jax.ShapeDtypeStruct((1, side, side, 3), "float32")
     boxed = jax.eval_shape(Codec(config).init, random_key(0), pixels)["params"]
@@ -299,7 +319,7 @@ def write_bundle(
         return temporary.name
 
     check_folder_output(path)
-    temporary = path.with_name(Agreement(TOGETHER).first("bundle", make))
+    temporary = path.with_name(KVStoreSync(TOGETHER).broadcast("bundle", make))
     try:
         _write_parts(temporary, codec, text, transformer, official, step)
         if first:

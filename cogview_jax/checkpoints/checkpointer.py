@@ -1,14 +1,15 @@
 """The checkpoints of a run: written while training goes on, read back onto any mesh."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from cogview_jax.checkpoints.async_save import AsyncSave
 from cogview_jax.checkpoints.retention import Retention
-from cogview_jax.checkpoints.saving import Saving
 from cogview_jax.checkpoints.step_directory import StepDirectory
 from cogview_jax.checkpoints.stored_step import (
     ITEMS,
@@ -19,17 +20,17 @@ from cogview_jax.checkpoints.stored_step import (
     trees,
     write_meta,
 )
-from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import is_fault, system_error
-from cogview_jax.runtime.processes import say
+from cogview_jax.runtime.kv_store_sync import KVStoreSync
+from cogview_jax.runtime.processes import log
 from cogview_jax.training.state import TrainState
 
 
 class Checkpointer:
     """DIRECTORY/STEP/, each as `stored_step` describes it; every process of the run has one.
 
-    STEP is the state's position, the place in the data. Saving is asynchronous and atomic: a
+    STEP is the state's position, the place in the data. A save is asynchronous and atomic: a
     checkpoint has its final name only when it is whole, hashed and on disk. One that cannot be
     written is reported, and training goes on. Restoring takes the newest whose files are all as
     they were written; those that are not are named and moved aside.
@@ -61,8 +62,8 @@ class Checkpointer:
         directory = directory.absolute()
         self._directory = StepDirectory(directory, damaged or directory.parent / "damaged")
         self._retention, self._timeout = retention, timeout
-        self._agreement = Agreement(timeout)
-        self._saving: Saving | None = None
+        self._sync = KVStoreSync(timeout)
+        self._saving: AsyncSave | None = None
         self._saved = True
         #: What was noted with the checkpoint that was restored.
         self.notes: dict[str, Any] = {}
@@ -93,15 +94,15 @@ class Checkpointer:
         self.wait()
         if metrics is not None:
             self._retention.check(metrics)
-        number = self._agreement.number()
-        if self._agreement.first(f"{number}/there", lambda: step in self._directory.steps()):
+        number = self._sync.next_number()
+        if self._sync.broadcast(f"{number}/there", lambda: step in self._directory.steps()):
             self._saved = True
             return
         assert step == int(state.position), (step, int(state.position))
         self._saved = False
-        self._saving = Saving(
+        self._saving = AsyncSave(
             self._directory.folder(step),
-            self._agreement,
+            self._sync,
             number,
             timeout=self._timeout,
             done=lambda reason: self._done(step, reason),
@@ -128,13 +129,13 @@ class Checkpointer:
             SystemFault: the disk fails while it is read.
         """
         self.wait()
-        step, damage = self._directory.newest_whole(self._agreement)
+        step, damage = self._directory.newest_whole(self._sync)
         if step is None:
             return None
         folder = self._directory.folder(step)
         with self._reading(folder):
             check_sizes(folder, shapes.params)
-        self._directory.move_aside(damage, step, self._agreement)
+        self._directory.move_aside(damage, step, self._sync)
         with self._reading(folder):
             items = trees(shapes)
             found = {name: read_tree(folder, name, tree) for name, tree in items.items()}
@@ -142,8 +143,9 @@ class Checkpointer:
         self.notes = meta.get("notes", {})
         # Checkpoints of before there was a loss scale say nothing of updates: each step was one.
         updates = jax.numpy.int32(meta.get("updates", step))
-        parts = {name: found.get(name, getattr(shapes, name)) for name in ITEMS}
-        return shapes.replace(step=jax.device_put(updates, shapes.step.sharding), **parts)
+        parts = {field: found.get(name, getattr(shapes, field)) for name, field in ITEMS.items()}
+        updates = jax.device_put(updates, shapes.step.sharding)
+        return dataclasses.replace(shapes, step=updates, **parts)
 
     def restore_params(self, shapes: Any) -> tuple[int, Any] | None:
         """The newest step that is whole, and its parameters alone; None where there is none.
@@ -151,11 +153,11 @@ class Checkpointer:
         Damaged checkpoints are named and stay where they are. Raises as `restore` does.
         """
         self.wait()
-        step, damage = self._directory.newest_whole(self._agreement)
+        step, damage = self._directory.newest_whole(self._sync)
         if step is None:
             return None
         for other, found in damage.items():
-            say(f"checkpoint {self._directory.folder(other)} is damaged ({found})")
+            log(f"checkpoint {self._directory.folder(other)} is damaged ({found})")
         folder = self._directory.folder(step)
         with self._reading(folder):
             check_sizes(folder, shapes)
@@ -184,7 +186,7 @@ class Checkpointer:
         steps = self._directory.steps()
         kept = f"checkpoint {steps[0]} is kept" if steps else "there is none yet"
         folder = self._directory.folder(step)
-        say(f"checkpoint {folder} was not saved: {reason}; training goes on, {kept}")
+        log(f"checkpoint {folder} was not saved: {reason}; training goes on, {kept}")
 
     @contextlib.contextmanager
     def _reading(self, folder: Path) -> Iterator[None]:
@@ -196,8 +198,8 @@ class Checkpointer:
             failed = error
         system = failed and system_error(failed)
         fault = isinstance(failed, SystemFault) or (system is not None and is_fault(system))
-        topic = f"{self._agreement.number()}/read"
-        said = self._agreement.exchange(topic, [failed and one_line(system or failed), fault])
+        topic = f"{self._sync.next_number()}/read"
+        said = self._sync.all_gather(topic, [failed and one_line(system or failed), fault])
         if isinstance(failed, (InputError, SystemFault)):
             raise failed
         for reason, fault in said:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.runtime.config import build
@@ -25,7 +25,10 @@ LARGEST = 2**31 - 1
 #: Tokens that sparse attention may look at, whatever the length of a row: it sets memory aside.
 ROOMY = 1 << 16
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)

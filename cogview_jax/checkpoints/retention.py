@@ -32,7 +32,7 @@ class Retention:
                 f" choose from {', '.join(sorted(metrics))}"
             )
 
-    def kept(self, metrics: Mapping[int, Mapping[str, float]]) -> set[int]:
+    def steps_to_keep(self, metrics: Mapping[int, Mapping[str, float]]) -> set[int]:
         """The steps that stay.
 
         Args:

@@ -11,10 +11,10 @@ import jax
 
 from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.checkpoints.stored_step import examine, one_line, read_meta
-from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.leftovers import remove, remove_leftovers, temporary_path
-from cogview_jax.runtime.processes import say
+from cogview_jax.runtime.processes import log
 
 
 class StepDirectory:
@@ -59,15 +59,15 @@ class StepDirectory:
             with contextlib.suppress(OSError, ValueError):
                 metrics[step] = read_meta(self.folder(step)).get("metrics", {})
         try:
-            for step in metrics.keys() - retention.kept(metrics):
+            for step in metrics.keys() - retention.steps_to_keep(metrics):
                 # Under another name first: what a kill leaves of it is no checkpoint.
                 gone = temporary_path(self.folder(step))
                 os.replace(self.folder(step), gone)
                 remove(gone)
         except OSError as error:
-            say(f"{self.path}: an old checkpoint could not be deleted: {one_line(error)}")
+            log(f"{self.path}: an old checkpoint could not be deleted: {one_line(error)}")
 
-    def newest_whole(self, agreement: Agreement) -> tuple[int | None, dict[int, str]]:
+    def newest_whole(self, sync: KVStoreSync) -> tuple[int | None, dict[int, str]]:
         """The newest checkpoint whose files are as written, and what is wrong with newer ones.
 
         Every process looks at a part of the files, and all find the same. None where there is no
@@ -77,14 +77,15 @@ class StepDirectory:
             InputError: there are some, and all are damaged.
             SystemFault: the disk fails: the newest that may be whole is not given up for that.
         """
-        number, damage = agreement.number(), {}
-        for step in agreement.first(f"{number}/steps", self.steps):
-            fault, wrong, known = "", [], True
+        number, damage = sync.next_number(), {}
+        for step in sync.broadcast(f"{number}/steps", self.steps):
+            fault, known = "", True
+            wrong: list[str] = []
             try:
                 wrong, known = examine(self.folder(step), jax.process_index(), jax.process_count())
             except SystemFault as error:
                 fault = str(error)
-            said = agreement.exchange(f"{number}/{step}", [wrong[:1], len(wrong), known, fault])
+            said = sync.all_gather(f"{number}/{step}", [wrong[:1], len(wrong), known, fault])
             if faults := [fault for *_, fault in said if fault]:
                 raise SystemFault(f"{faults[0]}; if that stays, move {self.folder(step)} away")
             if first := [line for lines, *_ in said for line in lines]:
@@ -92,7 +93,7 @@ class StepDirectory:
                 damage[step] = first[0] + f", and {more} more" * (more > 0)
                 continue
             if not all(known for _, _, known, _ in said):
-                say(
+                log(
                     f"checkpoint {self.folder(step)} is of an earlier version, without"
                     " manifest.json: whether it is whole could not be verified"
                 )
@@ -105,17 +106,17 @@ class StepDirectory:
             )
         return None, {}
 
-    def move_aside(self, damage: Mapping[int, str], chosen: int, agreement: Agreement) -> None:
+    def move_aside(self, damage: Mapping[int, str], chosen: int, sync: KVStoreSync) -> None:
         """Names damaged checkpoints and moves them away, so that their steps can be saved again.
 
         Args:
             damage: step -> what is wrong.
             chosen: the checkpoint that is used instead.
-            agreement: among the processes, all of which call this.
+            sync: among the processes, all of which call this.
         """
         if damage:
-            topic = f"{agreement.number()}/aside"
-            self._distrusted.update(agreement.first(topic, lambda: self._move(damage, chosen)))
+            topic = f"{sync.next_number()}/aside"
+            self._distrusted.update(sync.broadcast(topic, lambda: self._move(damage, chosen)))
 
     def _move(self, damage: Mapping[int, str], chosen: int) -> list[int]:
         """Those that could not be moved."""
@@ -133,7 +134,7 @@ class StepDirectory:
             except OSError as error:
                 left.append(step)
                 fate = f"not moved to {place} ({one_line(error)})"
-            say(
+            log(
                 f"checkpoint {self.folder(step)} is damaged ({found}): {fate}; checkpoint {chosen}"
                 " is used instead"
             )

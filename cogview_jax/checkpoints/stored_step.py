@@ -1,6 +1,6 @@
 """One checkpoint of a run on disk: its items, apart, and what is known of them.
 
-STEP/ holds params, opt_state, extras (codec statistics) and loss_scale as Orbax writes trees,
+STEP/ holds params, opt_state, extras (the model state) and loss_scale as Orbax writes trees,
 `meta` (JSON) and a manifest. Orbax's own programs read it.
 """
 
@@ -21,8 +21,13 @@ from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import read_json
 from cogview_jax.training.state import TrainState
 
-#: The parts of a state, kept apart so that one can be read without the others.
-ITEMS = ("params", "opt_state", "extras", "loss_scale")
+#: Stored item -> field of `TrainState`. Items lie apart so that one is read without the others.
+ITEMS = {
+    "params": "params",
+    "opt_state": "opt_state",
+    "extras": "model_state",
+    "loss_scale": "loss_scale",
+}
 #: 1: has a manifest. Checkpoints of before that say no format and have none.
 FORMAT = 1
 _META = Path("meta", "metadata")
@@ -30,7 +35,7 @@ _META = Path("meta", "metadata")
 
 def trees(state: TrainState) -> dict[str, Any]:
     """The items of a state that hold arrays: an empty one has no files."""
-    items = {name: getattr(state, name) for name in ITEMS}
+    items = {name: getattr(state, field) for name, field in ITEMS.items()}
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
 
 

@@ -37,7 +37,7 @@ class Deferred:
 class _Own(np.ndarray):
     """An array that nobody else changes, so that Orbax need not copy it before it writes it."""
 
-    def __deepcopy__(self, memo: dict) -> "_Own":
+    def __deepcopy__(self, memo: dict | None) -> "_Own":
         return self
 
 
@@ -161,7 +161,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 def _read(path: Path, keys: Sequence[Any]) -> np.ndarray:
     """The one array at `keys`."""
     with _reader() as reader:
-        return _only(reader, path, keys, ocp.RestoreArgs(restore_type=np.ndarray))
+        return np.asarray(_only(reader, path, keys, ocp.RestoreArgs(restore_type=np.ndarray)))
 
 
 def _only(

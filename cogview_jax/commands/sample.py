@@ -35,6 +35,8 @@ is 2. The images' file names count all prompts that are not blank, so that they 
 is mended.
 """
 
+from typing import Literal, cast
+
 from absl import flags
 
 from cogview_jax.runtime import command_line
@@ -176,7 +178,8 @@ def _sample(sampling: SamplingOptions) -> int:
     from cogview_jax.commands.sample_inputs import JobOptions, read_prompts
 
     task, bundle, out, images = TASK.value, BUNDLE.value, OUT.value, IMAGE.value
-    options = JobOptions(sampling, NUM_IMAGES.value, PRECISION.value, LONG_PROMPTS.value)
+    long = cast(Literal["cut", "refuse"], LONG_PROMPTS.value)
+    options = JobOptions(sampling, NUM_IMAGES.value, PRECISION.value, long)
     upsampling = sample_images.Upsampling(WINDOW_CANDIDATES.value, BACK_PROJECTION.value)
     if task == "caption":
         describe_images.caption(bundle, out, images, options)

@@ -112,10 +112,10 @@ def text_to_image(
     images = ResumableOutput(Path(out) / "unfinished", job)
     samples = _samples([{"prompt": prompt} for prompt in prompts], options, numbers)
 
-    def batches(which: list[int], told: Callable[[int], None]) -> Iterator[np.ndarray]:
+    def batches(which: list[int], on_progress: Callable[[int], None]) -> Iterator[np.ndarray]:
         requests = _requests([samples[i] for i in which], options)
         sampled = model.generation.sample_codes(requests, options.sampling.batch_size)
-        return _decoded(model, sampled, told)
+        return _decoded(model, sampled, on_progress)
 
     images.complete(_names(samples), "sample", batches)
     scored = None
@@ -172,7 +172,7 @@ def complete(
         options,
     )
 
-    def batches(which: list[int], told: Callable[[int], None]) -> Iterator[np.ndarray]:
+    def batches(which: list[int], on_progress: Callable[[int], None]) -> Iterator[np.ndarray]:
         sampled = model.generation.complete_codes(
             pixels,
             rows,
@@ -180,7 +180,7 @@ def complete(
             [i // options.num_images for i in which],
             options.sampling.batch_size,
         )
-        return _decoded(model, sampled, told)
+        return _decoded(model, sampled, on_progress)
 
     output.complete(_names(samples), "complete", batches)
     write_images(out, output, samples)
@@ -262,11 +262,11 @@ def _upsample(
 ) -> None:
     """Upsamples `pixels`, uint8 [b, h, w, 3], into `output`, under the names of `samples`."""
 
-    def batches(which: list[int], told: Callable[[int], None]) -> Iterator[list[np.ndarray]]:
+    def batches(which: list[int], on_progress: Callable[[int], None]) -> Iterator[list[np.ndarray]]:
         return model.super_resolution.upsample(
             pixels[which],
             [samples[i].prompt for i in which],
-            replace(options.sampling, sampling=config, progress=told),
+            replace(options.sampling, sampling=config, progress=on_progress),
             **asdict(upsampling),
         )
 
@@ -275,12 +275,12 @@ def _upsample(
 
 
 def _decoded(
-    model: CogView, sampled: Iterator[np.ndarray], told: Callable[[int], None]
+    model: CogView, sampled: Iterator[np.ndarray], on_progress: Callable[[int], None]
 ) -> Iterator[np.ndarray]:
-    """The images of codes, batch by batch; `told` hears how many."""
+    """The images of codes, batch by batch; `on_progress` hears how many."""
     for codes in sampled:
         yield model.decode(codes, codes.shape[1])
-        told(len(codes))
+        on_progress(len(codes))
 
 
 def _samples(

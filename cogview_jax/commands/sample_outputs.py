@@ -99,7 +99,8 @@ def write_images(
         scored: those of scores.jsonl. Without, that of an earlier job is deleted.
         larger: where the images of images/ are instead; then `images` are those of `Sample.small`.
     """
-    folder, shown = Path(out), []
+    folder = Path(out)
+    shown: list[np.ndarray] = []
     with at_work(f"the images are kept in {images.folder}: {AGAIN}"):
         for sample in samples:
             final = images if larger is None else larger
@@ -117,9 +118,11 @@ def write_images(
     print(f"{len(samples)} images in {folder}, together in {folder}/grid.png", file=sys.stderr)
 
 
-def write_grid(folder: Path, images: Sequence[np.ndarray], captions: Sequence[str]) -> None:
+def write_grid(
+    folder: Path, images: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]
+) -> None:
     """FOLDER/grid.png: the first of the images, uint8 [h, w, 3] each, and what they show."""
-    grid = caption_grid(images[:SHOWN], captions[:SHOWN])
+    grid = caption_grid(list(images[:SHOWN]), captions[:SHOWN])
     write_file(folder / "grid.png", grid.save)
 
 

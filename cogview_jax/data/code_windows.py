@@ -1,8 +1,8 @@
-"""Windows of pictures that are codes: the same place in every size of a picture.
+"""Windows of images that are codes: the same place in every size of an image.
 
-Super-resolution learns from parts of pictures (CogView trains on crops of 256 pixels, and the same
-in 128), because it is applied to windows too (`sampling.magnify`). Codes are cut, not pixels: those
-at a window's edge then know what lies behind it, as they do where a whole picture is enlarged.
+Super-resolution is trained on parts of images (CogView: crops of 256 pixels, and the same crops at
+128), because it is applied to windows too (`sampling.super_resolution`). Codes are cut, not pixels,
+so that codes at the edge of a window depend on what lies behind it, as in a whole image.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def code_grids(codes: np.ndarray, sides: Sequence[int]) -> list[np.ndarray]:
-    """The codes of a picture in several sizes, in a row: int [n] -> [side, side] each."""
+    """The codes of an image in several sizes, in a row: int [n] -> [side, side] each."""
     ends = itertools.accumulate(side**2 for side in sides)
     pieces = np.split(codes, list(ends)[:-1])
     return [piece.reshape(side, side) for piece, side in zip(pieces, sides, strict=True)]
@@ -21,7 +21,7 @@ def code_grids(codes: np.ndarray, sides: Sequence[int]) -> list[np.ndarray]:
 def random_window(
     grids: Sequence[np.ndarray], sides: Sequence[int], generator: np.random.Generator
 ) -> list[np.ndarray]:
-    """One place of a picture at random, out of each of its sizes.
+    """One place of an image at random, out of each of its sizes.
 
     Args:
         grids: square codes, each a multiple of the smallest.

@@ -19,14 +19,17 @@ from cogview_jax.runtime.files import read_regular
 
 _AVIF = "avif" in features.get_supported()
 #: What is decoded, by Pillow's names. JPEG includes the several images in one of some cameras.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF") + (("AVIF",) if _AVIF else ())
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *(("AVIF",) if _AVIF else ()))
 #: How files of these formats are called.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SUFFIXES += (".avif",) if _AVIF else ()
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *((".avif",) if _AVIF else ()),
+)
 #: Pixels of an image that are decoded unless a config says otherwise.
 MAX_PIXELS = 100_000_000
-#: The most pixels that a config may allow: beyond it Pillow opens nothing.
-MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+#: The most pixels that a config may allow: twice the default of Pillow's MAX_IMAGE_PIXELS, beyond
+#: which Pillow opens nothing.
+MOST_PIXELS = 178_956_970
 #: The most bytes of an encoded image.
 FILE_LIMIT = 256 << 20
 
@@ -89,7 +92,7 @@ def _load(data: bytes, key: str, max_pixels: int) -> tuple[Image.Image, bytes]:
         # Where the metadata was at fault, what is left without it is whole.
         bare = bare_image(data)
         image = None if bare is None else _opened_bare(*bare, key, max_pixels)
-        if image is None:
+        if bare is None or image is None:
             raise _unreadable(key, error) from error
         return image, bare[0]
 

@@ -7,9 +7,10 @@ the unbroken one would have.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
+import jax
 import numpy as np
 
 from cogview_jax.data.records import BadRecord
@@ -17,7 +18,8 @@ from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources.source import Source
 from cogview_jax.runtime.errors import InputError
 
-Transform = Callable[[Any, np.random.Generator], dict[str, np.ndarray]]
+Row = TypeVar("Row")
+Transform = Callable[[Any, np.random.Generator], Row]
 
 
 def check_seed(seed: int) -> None:
@@ -31,13 +33,13 @@ def batches(
     *,
     global_batch: int,
     seed: int,
-    transform: Transform,
+    transform: Transform[Row],
     skipped: SkippedLog,
     start: int = 0,
     parts: Sequence[int] = (0,),
     ways: int = 1,
     threads: int = 2,
-) -> grain.DatasetIterator:
+) -> grain.DatasetIterator[Row]:
     """An endless iterator over this host's rows of the global batches, in a new order each epoch.
 
     Args:
@@ -45,8 +47,8 @@ def batches(
             replaced by the next readable one in the source, and noted in `skipped`.
         global_batch: rows of a step over all hosts (b); `ways` must divide it.
         seed: 0 to 2**32 - 1.
-        transform: record, generator -> dict of arrays of fixed shapes. The generator depends on
-            the seed and the position in the stream only.
+        transform: record, generator -> a pytree of arrays of fixed shapes, such as
+            `layout.Example`. The generator depends on the seed and the position in the stream only.
         skipped: notes what was skipped, and stops the run if that is too much.
         start: the step whose batch comes first.
         parts: which parts of the rows are this host's, ascending: part i of n has rows i*b/n to
@@ -55,7 +57,8 @@ def batches(
         threads: batches that are made at a time, ahead of the training step.
 
     Returns:
-        An iterator of dicts of arrays [len(parts) * b/n, ...]; its `close()` stops the threads.
+        An iterator of the same pytrees with arrays [len(parts) * b/n, ...]; its `close()` stops
+        the threads.
 
     Raises:
         InputError: the batch cannot be divided, the seed is out of range; while iterating, too
@@ -88,8 +91,8 @@ def batches(
     return iterator
 
 
-def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _joined(parts: Sequence[Row]) -> Row:
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 class _Readable:

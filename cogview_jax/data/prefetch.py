@@ -3,9 +3,17 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why there are no more items: `StopIteration`, or an error."""
+
+    error: BaseException
 
 
 class Prefetched(Generic[Item]):
@@ -18,7 +26,7 @@ class Prefetched(Generic[Item]):
     def __init__(self, items: Iterator[Item], depth: int = 2):
         """Starts making at most `depth` items ahead. An error of `items` is raised by `get`."""
         self._items = items
-        self._made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+        self._made: queue.Queue[Item | _Failure] = queue.Queue(depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._make, name="prefetch", daemon=True)
         self._thread.start()
@@ -31,13 +39,13 @@ class Prefetched(Generic[Item]):
         """
         while True:
             try:
-                item, error = self._made.get(timeout=every)
+                made = self._made.get(timeout=every)
                 break
             except queue.Empty:
                 waiting()
-        if error is not None:
-            raise error
-        return item
+        if isinstance(made, _Failure):
+            raise made.error
+        return made
 
     def close(self) -> None:
         """Stops making items; one that is in the making is waited for, but not for ever."""
@@ -47,14 +55,14 @@ class Prefetched(Generic[Item]):
     def _make(self) -> None:
         while not self._closed.is_set():
             try:
-                made = (next(self._items), None)
+                made: Item | _Failure = next(self._items)
             except BaseException as error:  # raised where it can be handled
-                made = (None, error)
+                made = _Failure(error)
             while not self._closed.is_set():
                 try:
                     self._made.put(made, timeout=0.05)
                     break
                 except queue.Full:
                     continue
-            if made[1] is not None:
+            if isinstance(made, _Failure):
                 return

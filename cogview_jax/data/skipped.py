@@ -43,13 +43,13 @@ class SkippedLog:
         self._met = bytearray()  # a byte a record: whether this process has met it
         self._seen = 0
         self._skipped: set[str] = set()
-        self._last, self._told = "", False
+        self._last, self._announced = "", False
         written = _written(self.path)
         *lines, cut = written.split(b"\n")
         keys = [_key(line) for line in lines]
         self._written = {key for key in (*keys, _key(cut)) if key is not None}
         if damaged := sum(bool(line) for line, key in zip(lines, keys, strict=True) if key is None):
-            _say(f"{self.path}: {damaged} of its {len(lines)} lines are damaged, and passed over")
+            _log(f"{self.path}: {damaged} of its {len(lines)} lines are damaged, and passed over")
         # A run killed while writing leaves half a line, which must not swallow the next one.
         self._prefix = "\n" if cut else ""
 
@@ -86,10 +86,10 @@ class SkippedLog:
                     file.write(f"{self._prefix}{line}\n")
                 self._prefix = ""
             except OSError as error:
-                if not self._told:
+                if not self._announced:
                     why = faults.reason(error)
-                    _say(f"{self.path}: {why}: what is skipped is counted, not listed")
-                self._told = True
+                    _log(f"{self.path}: {why}: what is skipped is counted, not listed")
+                self._announced = True
 
     def check(self, *, final: bool = False) -> None:
         """Raises InputError if too large a share was skipped.
@@ -115,7 +115,7 @@ def _written(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        _say(f"{path}: {faults.reason(error)}: what earlier runs have listed is not known")
+        _log(f"{path}: {faults.reason(error)}: what earlier runs have listed is not known")
         return b""
     except InputError as error:
         set_aside(path, str(error).removeprefix(f"{path}: "))
@@ -132,5 +132,5 @@ def _key(line: bytes) -> str | None:
     return key if isinstance(key, str) else None
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

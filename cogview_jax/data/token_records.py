@@ -16,16 +16,16 @@ _PLACED = 0x100
 _PLACE = struct.Struct("<8sII")
 
 
-class Place(NamedTuple):
+class RecordLocation(NamedTuple):
     """Where a record belongs, so that shards which were exchanged are noticed.
 
-    store: 8 bytes that stand for the store. shard: the number of its file, from 0. index: its
-    number in there, from 0.
+    store: 8 bytes that stand for the store. shard: the number of its file, from 0. number: its
+    number in that file, from 0.
     """
 
     store: bytes
     shard: int
-    index: int
+    number: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TokenRecord:
     codes: np.ndarray
 
 
-def encode_record(record: TokenRecord, place: Place | None = None) -> bytes:
+def encode_record(record: TokenRecord, place: RecordLocation | None = None) -> bytes:
     """The record as bytes, little-endian, ids in 2 bytes each if all are below 65,536, else in 4.
 
     header | length of each caption (uint32) | ids of all captions, then codes | key (UTF-8)
@@ -62,7 +62,7 @@ def encode_record(record: TokenRecord, place: Place | None = None) -> bytes:
     return header + lengths.tobytes() + ids.astype(f"<u{width}").tobytes() + key + behind
 
 
-def decode_record(data: bytes, place: Place | None = None) -> TokenRecord:
+def decode_record(data: bytes, place: RecordLocation | None = None) -> TokenRecord:
     """The inverse of `encode_record`.
 
     Args:
@@ -91,11 +91,11 @@ def decode_record(data: bytes, place: Place | None = None) -> TokenRecord:
     whole = end if place is None else end + _PLACE.size
     if len(data) != whole:
         raise InputError(f"token record of {len(data)} bytes: expected {whole}")
-    if place is not None and (own := Place(*_PLACE.unpack_from(data, end))) != place:
+    if place is not None and (own := RecordLocation(*_PLACE.unpack_from(data, end))) != place:
         raise InputError(
-            f"token record of shard {own.shard}, number {own.index}"
+            f"token record of shard {own.shard}, number {own.number}"
             + " of another store" * (own.store != place.store)
-            + f": expected shard {place.shard}, number {place.index}: files were exchanged"
+            + f": expected shard {place.shard}, number {place.number}: files were exchanged"
         )
     ids = np.frombuffer(data, f"<u{width}", count, start)
     if ids.size and ids.max() >= 2**31:

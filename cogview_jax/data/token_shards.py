@@ -19,7 +19,7 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from cogview_jax.data.records import BadRecord
-from cogview_jax.data.token_records import FORMAT, Place, TokenRecord, encode_record
+from cogview_jax.data.token_records import FORMAT, RecordLocation, TokenRecord, encode_record
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path, sha256_file, write_json
@@ -198,7 +198,8 @@ class TokenShards:
             # One record a group: reading one at random decodes no other.
             writer = ArrayRecordWriter(str(temporary), "group_size:1")
             for example in examples:
-                place = self._store_bytes and Place(self._store_bytes, shard, count)
+                store = self._store_bytes
+                place = None if store is None else RecordLocation(store, shard, count)
                 writer.write(encode_record(example, place))
                 count, captions = count + 1, captions + len(example.captions)
             writer.close()
@@ -214,8 +215,8 @@ class TokenShards:
 
     def finish(self, meta: dict) -> None:
         """Writes the manifest, with `meta` (JSON values) for readers, once every shard is there."""
-        notes = [self.note(shard) for shard in self.shards]
-        assert all(notes), "finish() before the last shard"
+        notes = [note for shard in self.shards if (note := self.note(shard)) is not None]
+        assert len(notes) == len(self.shards), "finish() before the last shard"
         manifest = {
             "format": FORMAT,
             "examples": sum(note.shard.examples for note in notes),

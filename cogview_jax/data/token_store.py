@@ -9,7 +9,7 @@ from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from cogview_jax.data.token_records import Place, TokenRecord, decode_record
+from cogview_jax.data.token_records import RecordLocation, TokenRecord, decode_record
 from cogview_jax.data.token_shards import MANIFEST, PLAN, read_manifest, store_bytes
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import raise_faults, retried
@@ -84,7 +84,7 @@ class TokenStore:
             raise IndexError(f"example {i} of {len(self)}")
         shard = bisect.bisect_right(self._ends, i)
         index = i - (self._ends[shard] - self._shards[shard].examples)
-        place = self._store and Place(self._store, shard, index)
+        place = None if self._store is None else RecordLocation(self._store, shard, index)
         file = self._files[shard]
         try:
             data = retried(lambda: self._read(shard, index), str(file))

@@ -80,7 +80,7 @@ def random_crop(
 
 @dataclasses.dataclass(frozen=True)
 class SquareView:
-    """How a picture is shown to a model: cut to a square, with or without augmentation.
+    """How an image is shown to a model: cut to a square, with or without augmentation.
 
     Attributes:
         size: the side in pixels.

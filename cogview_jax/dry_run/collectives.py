@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""The collective operations of a compiled program, read from its text."""
 
 import math
 import re
@@ -17,9 +17,12 @@ _COLLECTIVE = re.compile(rf"^({'|'.join(KINDS)})(-start)?$")
 class Collective:
     """One collective operation of a program.
 
-    devices: how many take part together. bytes: of the array that is gathered, reduced or sent,
-    whole, as one of them sees it. times: how often it runs a call of the program. dtype: XLA's name
-    for its type; of several arrays that travel together, the largest one's.
+    Attributes:
+        kind: one of `KINDS`.
+        devices: how many devices take part together.
+        bytes: of the whole array that is gathered, reduced or sent, as one device sees it.
+        times: how often the operation runs in one call of the program.
+        dtype: XLA's name for the type of the array; of the largest, where several are sent.
     """
 
     kind: str
@@ -30,9 +33,9 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that one device sends a call, if the devices pass parts around a ring.
+        """Bytes that one device sends in a call, if the devices pass parts around a ring.
 
-        Gathering passes on all parts but one; reducing to parts as much; an all-reduce is both.
+        An all-gather or a reduce-scatter sends all parts but one. An all-reduce does both.
         """
         share = (self.devices - 1) / self.devices
         rounds = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
@@ -50,7 +53,7 @@ def collectives(program: str) -> list[Collective]:
 
 
 def _computations(program: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation, by its name, and the name of the one that is called first."""
+    """The lines of each computation by its name, and the name of the entry computation."""
     found: dict[str, list[str]] = {}
     current, entry = [], ""
     for line in program.splitlines():
@@ -71,7 +74,7 @@ def _found(computations: dict[str, list[str]], name: str, times: int) -> Iterato
         if kind := _COLLECTIVE.match(operation):
             yield _collective(line, shape, kind[1], bool(kind[2]), times)
         elif operation == "while":
-            body = re.search(r"body=%?([\w.\-]+)", line)[1]
+            body = _search(r"body=%?([\w.\-]+)", line)
             count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
             inner = list(_found(computations, body, times * int(count[1]) if count else times))
             if inner and not count:
@@ -89,7 +92,7 @@ def _collective(line: str, shape: str, kind: str, started: bool, times: int) -> 
     arrays = [
         (_bytes(dtype, sizes), dtype) for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape)
     ]
-    # An operation that is started and awaited elsewhere gives what it reads beside what it makes.
+    # The -start half of an asynchronous operation returns its operands before its results.
     if started and kind != "all-reduce":
         arrays = arrays[1:2]
     size, dtype = sum(size for size, _ in arrays), max(arrays)[1]
@@ -99,13 +102,20 @@ def _collective(line: str, shape: str, kind: str, started: bool, times: int) -> 
     return Collective(kind, devices, size, times, dtype)
 
 
+def _search(pattern: str, text: str) -> str:
+    """The first group of a pattern; ValueError where the text does not have it."""
+    if match := re.search(pattern, text):
+        return match[1]
+    raise ValueError(f"{pattern} is not in: {text.strip()[:200]}")
+
+
 def _bytes(dtype: str, dimensions: str) -> int:
-    bits = _BITS[dtype] if dtype in _BITS else int(re.search(r"\d+", dtype)[0])
+    bits = _BITS[dtype] if dtype in _BITS else int(_search(r"(\d+)", dtype))
     return math.prod(int(size) for size in dimensions.split(",") if size) * bits // 8
 
 
 def _group_size(line: str) -> int:
-    """How many devices are in one group; XLA has three ways of writing it, and pairs."""
+    """The number of devices in a group, which XLA writes in one of four ways."""
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]*)\}", line):

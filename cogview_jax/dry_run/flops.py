@@ -10,15 +10,15 @@ import jax
 def program_flops(jaxpr: Any) -> float:
     """Floating-point operations of the matrix products and convolutions of a program.
 
-    Two a multiply-add; what else there is, is not counted. A loop counts as often as it runs, of a
-    condition the costliest branch, and what rematerialisation computes again as often as it is
-    computed. All of it is counted, on however many devices it is to run.
+    A multiply-add counts as two; other operations are not counted. The body of a loop counts as
+    often as it runs, a conditional counts as its most expensive branch, and recomputed operations
+    count every time. The count is of the whole program, whatever the number of devices.
 
     Args:
         jaxpr: from `jax.make_jaxpr`; closed or not.
 
     Raises:
-        ValueError: a loop whose length is not known beforehand holds some.
+        ValueError: a loop of unknown length has such operations.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -40,7 +40,7 @@ def program_flops(jaxpr: Any) -> float:
 
 
 def _inner(equation: Any) -> Iterator[Any]:
-    """The programs that an equation calls."""
+    """The jaxprs that an equation calls."""
     for value in equation.params.values():
         for candidate in value if isinstance(value, (tuple, list)) else (value,):
             if hasattr(getattr(candidate, "jaxpr", candidate), "eqns"):
@@ -54,11 +54,11 @@ def _product(equation: Any) -> float:
 
 
 def _convolution(equation: Any) -> float:
-    """Of each output, as many multiply-adds as the kernel has inputs."""
+    """Each output takes as many multiply-adds as the kernel has inputs."""
     kernel = equation.invars[1].aval
     out_features = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
     positions = equation.outvars[0].aval.size
-    # Between the elements of a dilated input lie zeros, which nobody has to multiply.
+    # The zeros between the elements of a dilated input need no multiplication.
     dilation = math.prod(equation.params["lhs_dilation"])
     return 2.0 * positions * kernel.size / out_features / dilation
 

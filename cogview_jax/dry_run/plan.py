@@ -1,8 +1,8 @@
-"""What a training step takes of each device, found without taking it.
+"""The memory, traffic and arithmetic of a training step, found without running it.
 
-The step is traced, partitioned and compiled for the mesh from shapes alone. What the state takes
+The step is traced, partitioned and compiled for the mesh from shapes alone. The memory of the state
 and the arithmetic are exact. The rest is an estimate, and rather too high: the program is compiled
-for CPUs, whose backend keeps what others fuse away, and widens 16-bit numbers to 32 bits.
+for CPUs, whose backend keeps arrays that others fuse away, and widens 16-bit numbers to 32 bits.
 """
 
 import dataclasses
@@ -26,19 +26,26 @@ from cogview_jax.runtime.sharding import spec
 from cogview_jax.training.loss_scale import LossScaleConfig
 from cogview_jax.training.objective import Objective
 from cogview_jax.training.state import TrainState, state_shapes
-from cogview_jax.training.step import Batch, make_step
+from cogview_jax.training.step import make_step
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of one device, and what all devices do in a step.
+    """Memory of one device in bytes, and what all devices send and compute in a step.
 
-    parameters, moments: float32 as they are trained; a codebook and a loss scale count with the
-    moments. gradients: of one part of the batch, and their sum over the parts if there are several.
-    activations: what the forward pass of one part leaves for its backward pass. temporaries: what
-    the compiled step needs besides at its fullest moment, such as the scores of a layer that is
-    computed again and gathered weights. batch: the rows. flops, model_flops: with and without what
-    rematerialisation adds. seconds: what finding this out took.
+    Attributes:
+        mesh: the sizes of its axes.
+        parameters: in float32, as they are trained.
+        moments: of the optimizer, with the model state and the loss scale.
+        gradients: of one part of the batch; twice that if gradients of several parts are summed.
+        activations: what the forward pass of one part keeps for its backward pass.
+        temporaries: what else the compiled step holds at its peak, such as attention scores of a
+            layer that is recomputed, and gathered weights.
+        batch: the rows.
+        collectives: the operations between devices.
+        flops: of a step, over all devices.
+        model_flops: the same without recomputation.
+        seconds: how long it took to make the plan.
     """
 
     mesh: Mapping[str, int]
@@ -55,7 +62,7 @@ class Plan:
 
     @property
     def devices(self) -> int:
-        """How many there are."""
+        """The number of devices."""
         return math.prod(self.mesh.values())
 
     @property
@@ -66,21 +73,21 @@ class Plan:
 
     @property
     def sent(self) -> float:
-        """Bytes that one device sends a step."""
+        """Bytes that one device sends in a step."""
         return sum(one.sent for one in self.collectives)
 
     @property
     def recomputed(self) -> float:
-        """The share of the arithmetic that rematerialisation adds."""
+        """The share of the arithmetic that is recomputation."""
         return max(0.0, 1 - self.model_flops / self.flops)
 
 
 def make_plan(
-    objective: Objective,
+    objective: Objective[Any],
     optimizer: optax.GradientTransformation,
     rate: optax.Schedule,
     mesh: Mesh,
-    row_shapes: Mapping[str, jax.ShapeDtypeStruct],
+    row_shapes: Any,
     *,
     global_batch: int,
     accumulate: int = 1,
@@ -91,11 +98,11 @@ def make_plan(
 
     Args:
         objective, optimizer, rate, accumulate, loss_scale: see `make_step`.
-        mesh: of devices that need not be of the kind meant.
-        row_shapes: the fields of one row of a batch.
+        mesh: of devices of any kind.
+        row_shapes: the shapes of one row of a batch.
         global_batch: rows of a step.
-        compute: the type of the model's arithmetic. What travels in it, weights that are gathered
-            and gradients that are summed, is counted with its width.
+        compute: the type of the model's arithmetic. Gathered weights and summed gradients are
+            counted with its width.
     """
     began = time.monotonic()
     with jax.set_mesh(mesh):
@@ -104,9 +111,9 @@ def make_plan(
         step = make_step(
             objective, optimizer, rate, seed=0, accumulate=accumulate, loss_scale=loss_scale
         )
-        compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+        compiled: Any = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
         part = _rows(row_shapes, global_batch // accumulate, mesh)
-        forward = jax.jit(_kept(objective, state, part)).lower(state, part).compile()
+        forward: Any = jax.jit(_kept(objective, state, part)).lower(state, part).compile()
         flops = function_flops(step, state, batch)
     memory = compiled.memory_analysis()
     gradients = _held(state.params) * (1 if accumulate == 1 else 2)
@@ -114,7 +121,7 @@ def make_plan(
     return Plan(
         mesh=dict(mesh.shape),
         parameters=_held(state.params),
-        moments=_held((state.opt_state, state.extras, state.loss_scale)),
+        moments=_held((state.opt_state, state.model_state, state.loss_scale)),
         gradients=gradients,
         activations=activations,
         temporaries=max(0, memory.temp_size_in_bytes - gradients - activations),
@@ -128,9 +135,9 @@ def make_plan(
     )
 
 
-def _rows(
-    shapes: Mapping[str, jax.ShapeDtypeStruct], rows: int, mesh: Mesh
-) -> dict[str, jax.ShapeDtypeStruct]:
+def _rows(shapes: Any, rows: int, mesh: Mesh) -> Any:
+    """The shapes and shardings of a batch of `rows` rows."""
+
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = ("batch",) + (None,) * len(leaf.shape)
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -138,40 +145,38 @@ def _rows(
         sharding = NamedSharding(mesh, spec(names if rows % ways == 0 else (None,) * len(names)))
         return jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=sharding)
 
-    return {name: place(leaf) for name, leaf in shapes.items()}
+    return jax.tree.map(place, shapes)
 
 
 def _kept(
-    objective: Objective, state: TrainState, part: Batch
-) -> Callable[[TrainState, Batch], list[Any]]:
-    """A function that gives what the forward pass of a part leaves for the backward pass.
+    objective: Objective[Any], state: TrainState, part: Any
+) -> Callable[[TrainState, Any], list[Any]]:
+    """A function that returns what the forward pass of a part keeps for the backward pass.
 
-    Without the parameters, which are there anyway, and without constants spread over an array,
-    which nobody keeps as an array.
+    Excludes parameters (counted separately) and broadcast constants (never materialised).
     """
 
-    def forward(state: TrainState, part: Batch) -> list[Any]:
-        rows = jax.tree.leaves(part)[0].shape[0]
-        batch = {**part, "row": jnp.arange(rows)}
+    def forward(state: TrainState, part: Any) -> list[Any]:
+        rows = jnp.arange(jax.tree.leaves(part)[0].shape[0])
 
         def loss(params: Any) -> jax.Array:
-            return objective.terms(params, state.extras, batch, random_key(0)).loss
+            return objective.sums(params, state.model_state, part, rows, random_key(0)).loss
 
         _, pullback = jax.vjp(loss, state.params)
         given = {id(leaf) for leaf in jax.tree.leaves((state, part))}
         return [leaf for leaf in jax.tree.leaves(pullback) if id(leaf) not in given]
 
     jaxpr = jax.make_jaxpr(forward)(state, part).jaxpr
-    real = [not _spread(jaxpr, variable) for variable in jaxpr.outvars]
+    real = [not _is_broadcast(jaxpr, variable) for variable in jaxpr.outvars]
 
-    def kept(state: TrainState, part: Batch) -> list[Any]:
+    def kept(state: TrainState, part: Any) -> list[Any]:
         return list(itertools.compress(forward(state, part), real))
 
     return kept
 
 
-def _spread(jaxpr: Any, variable: Any) -> bool:
-    """Whether a program makes a variable by spreading something smaller."""
+def _is_broadcast(jaxpr: Any, variable: Any) -> bool:
+    """Whether a program makes a variable by broadcasting something smaller."""
     for equation in jaxpr.eqns:
         if variable in equation.outvars:
             if equation.primitive.name == "broadcast_in_dim":
@@ -179,12 +184,12 @@ def _spread(jaxpr: Any, variable: Any) -> bool:
             inner = equation.params.get("jaxpr")
             if equation.primitive.name in ("pjit", "jit") and inner is not None:
                 place = equation.outvars.index(variable)
-                return _spread(inner.jaxpr, inner.jaxpr.outvars[place])
+                return _is_broadcast(inner.jaxpr, inner.jaxpr.outvars[place])
     return False
 
 
 def _narrowed(one: Collective, itemsize: int) -> Collective:
-    """A collective with the width it has where the backend does not widen 16-bit numbers."""
+    """A collective with the bytes that it has on backends that do not widen 16-bit numbers."""
     if one.dtype != "f32":
         return one
     return dataclasses.replace(one, bytes=one.bytes * itemsize // 4)

@@ -1,4 +1,4 @@
-"""What a run would take of devices that need not be there."""
+"""The memory, traffic and least time of a run on simulated devices."""
 
 import math
 from collections import defaultdict
@@ -12,24 +12,24 @@ from cogview_jax.runtime.hardware import Accelerator, accelerator
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import Experiment
-from cogview_jax.tasks.training import check_batch, make_job
+from cogview_jax.tasks.training import check_batch, make_task
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.optimizer import make_optimizer, schedule
 
-#: The share of a device's memory that programs can use.
+#: The share of the memory of a device that programs can use.
 USABLE = 0.94
-#: How many devices are simulated at most.
-MOST_DEVICES = 16384
+#: The largest number of simulated devices.
+MAX_DEVICES = 16384
 
 
 def run(experiment: Experiment, devices: int | None, name: str | None) -> int:
-    """Compiles the step of `experiment` and prints what it takes; nothing is trained.
+    """Compiles the step of `experiment` and prints its plan; nothing is trained.
 
     Args:
         experiment: its mesh says how the devices are used. No data or workdir is needed.
-        devices: how many there are to be; None for those that the mesh asks for, or where it leaves
-            that open (-1), those that are here.
-        name: what they are to be, such as "H100"; None if that is open.
+        devices: the number of simulated devices. None is the number that the mesh asks for, or the
+            number of present devices if an axis of the mesh is -1.
+        name: the accelerator model assumed, such as "H100"; None assumes none.
 
     Raises:
         InputError: the mesh or the batch does not fit the devices, or the accelerator is unknown.
@@ -41,22 +41,22 @@ def run(experiment: Experiment, devices: int | None, name: str | None) -> int:
 
 
 def plan_run(experiment: Experiment, devices: int | None) -> Plan:
-    """The plan of an experiment on so many simulated devices; see `run`."""
+    """The plan of an experiment on simulated devices; see `run`."""
     count = _wanted(experiment.mesh) if devices is None else devices
-    if not 1 <= count <= MOST_DEVICES:
+    if not 1 <= count <= MAX_DEVICES:
         asked = f"--devices {count}" if devices is not None else f"a mesh of {count} devices"
-        raise InputError(f"{asked}: a dry run supposes 1 to {MOST_DEVICES}")
+        raise InputError(f"{asked}: a dry run supposes 1 to {MAX_DEVICES}")
     _simulate(count)
     here = jax.devices()[:devices] if devices else None
     mesh, config = make_mesh(experiment.mesh, here), experiment.train
     check_batch(config, mesh)
-    job, types = make_job(experiment, Workdir(Path("nowhere"))), policy(experiment.precision)
+    task, types = make_task(experiment, Workdir(Path("nowhere"))), policy(experiment.precision)
     return make_plan(
-        job.objective,
+        task.objective,
         make_optimizer(experiment.optimizer, config.steps),
         schedule(experiment.optimizer, config.steps),
         mesh,
-        job.row_shapes(),
+        task.row_shapes(),
         global_batch=config.global_batch,
         accumulate=config.accumulate,
         loss_scale=experiment.loss_scale if types.scales else None,
@@ -109,12 +109,12 @@ def report(plan: Plan, experiment: Experiment, target: Accelerator | None) -> st
 
 
 def fits(plan: Plan, target: Accelerator) -> bool:
-    """Whether the estimate is within what an accelerator's memory leaves to programs."""
+    """Whether the estimate fits the memory that an accelerator leaves to programs."""
     return plan.total <= USABLE * target.memory * 1e9
 
 
 def least_seconds(plan: Plan, experiment: Experiment, target: Accelerator) -> float:
-    """What a step takes at least: the arithmetic at the peak of all devices."""
+    """A lower bound of the seconds of a step: its arithmetic at the peak of all devices."""
     compute = policy(experiment.precision).compute
     peak = getattr(target, jax.numpy.dtype(compute).name) * 1e12
     return plan.flops / plan.devices / peak
@@ -150,11 +150,11 @@ def _wanted(mesh: MeshConfig) -> int:
 
 
 def _simulate(count: int) -> None:
-    """Makes jax see `count` CPU devices, as long as it has not looked."""
+    """Makes jax simulate `count` CPU devices, unless its backend is initialised already."""
     try:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # it has looked already
+    except RuntimeError:  # the backend is initialised
         pass
     if len(jax.devices()) < count:
         raise InputError(

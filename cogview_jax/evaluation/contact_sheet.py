@@ -1,4 +1,4 @@
-"""Pictures with their captions on one sheet, for people to look at."""
+"""Images with their captions on one sheet, for people to look at."""
 
 import functools
 import math
@@ -20,31 +20,31 @@ _UNITS = re.compile(rf"[{_WIDE}][，。、；：？！）》」』”’]*|[^\s{
 
 
 def caption_grid(
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     captions: Sequence[str],
     columns: int | None = None,
     cell: int = 128,
 ) -> Image.Image:
-    """A sheet of `pictures` in reading order, each with its caption below, wrapped to its cell.
+    """A sheet of `images` in reading order, each with its caption below, wrapped to its cell.
 
     Args:
-        pictures: uint8 [h, w, 3], of any sizes. Those smaller than `cell` are enlarged by the
+        images: uint8 [h, w, 3], of any sizes. Those smaller than `cell` are shown larger, by the
             largest whole factor that fits, each pixel a block of its own value; none is shrunk.
-        captions: one a picture, English or Chinese.
-        columns: pictures a row; as square a sheet as possible where None.
-        cell: the width and height in pixels that a picture may fill.
+        captions: one an image, English or Chinese.
+        columns: images a row; as square a sheet as possible where None.
+        cell: the width and height in pixels that an image may fill.
 
     Returns:
         An RGB image.
     """
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
-    enlarged = [_enlarge(picture, cell) for picture in pictures]
-    width = max(cell, *(picture.width for picture in enlarged))
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    enlarged = [_enlarge(image, cell) for image in images]
+    width = max(cell, *(image.width for image in enlarged))
     texts = [_wrap(caption, width) for caption in captions]
     items = list(zip(enlarged, texts, strict=True))
     rows = [items[i : i + columns] for i in range(0, len(items), columns)]
     heights = [
-        max(picture.height for picture, _ in row) + _GAP + _LINE * max(len(text) for _, text in row)
+        max(image.height for image, _ in row) + _GAP + _LINE * max(len(text) for _, text in row)
         for row in rows
     ]
     size = (_MARGIN + columns * (width + _MARGIN), _MARGIN + sum(h + _MARGIN for h in heights))
@@ -52,12 +52,12 @@ def caption_grid(
     draw = ImageDraw.Draw(sheet)
     top = _MARGIN
     for row, height in zip(rows, heights, strict=True):
-        below = top + max(picture.height for picture, _ in row) + _GAP
-        for column, (picture, text) in enumerate(row):
+        below = top + max(image.height for image, _ in row) + _GAP
+        for column, (image, text) in enumerate(row):
             left = _MARGIN + column * (width + _MARGIN)
-            frame = (left - 1, top - 1, left + picture.width, top + picture.height)
-            draw.rectangle(frame, outline=_FRAME)  # around it: a white picture has an edge too
-            sheet.paste(picture, (left, top))
+            frame = (left - 1, top - 1, left + image.width, top + image.height)
+            draw.rectangle(frame, outline=_FRAME)  # around it: a white image has an edge too
+            sheet.paste(image, (left, top))
             for i, line in enumerate(text):
                 draw.text((left, below + i * _LINE), line, fill=_INK, font=_font())
         top += height + _MARGIN
@@ -82,9 +82,9 @@ def titled(sheets: Mapping[str, Image.Image]) -> Image.Image:
     return whole
 
 
-def _enlarge(picture: np.ndarray, cell: int) -> Image.Image:
-    factor = max(1, cell // max(picture.shape[:2]))
-    return Image.fromarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
+def _enlarge(image: np.ndarray, cell: int) -> Image.Image:
+    factor = max(1, cell // max(image.shape[:2]))
+    return Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
 def _wrap(text: str, width: int) -> list[str]:

@@ -25,7 +25,7 @@ from cogview_jax.runtime.progress import Progress
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
 
-Part = TypeVar("Part", CodecPart, TransformerPart, None)
+Part = TypeVar("Part", CodecPart, TransformerPart)
 
 #: What lies in the folder that is given back.
 TRANSFORMER, IMAGE_TOKENIZER = "transformer", "image_tokenizer.pt"
@@ -43,7 +43,7 @@ class Official:
     transformer: the folder with the tracker file. image_tokenizer: the torch file. text_tokenizer:
     the SentencePiece model. num_heads: of the transformer. codes: image codes in its vocabulary,
     where no image tokenizer tells. pieces: text pieces in it, where no text tokenizer does. grid:
-    rows and columns of a picture's codes. layout_task: the sequence the transformer was trained on.
+    rows and columns of an image's codes. layout_task: the sequence the transformer was trained on.
     """
 
     transformer: str | None = None
@@ -117,14 +117,16 @@ def from_official(official: Official, out: str) -> None:
         records["transformer"] = {"iteration": opened.iteration}
     if codec is not None:
         records["codec"] = {"prefix": codec.prefix}
-    parts = {
-        "codec": _codec_part(codec, grid) if codec is not None else None,
-        "transformer": transformer,
-    }
-    with at_work(NOTHING_WRITTEN.format(out)), _progress(*parts.values()) as progress:
-        parts = {name: _reporting(part, progress) for name, part in parts.items()}
-        write_bundle(path, text=text, official=records, **parts)
-    _say(f"bundle {out}: {', '.join(Bundle(path).parts)}")
+    codec_part = None if codec is None else _codec_part(codec, grid)
+    with at_work(NOTHING_WRITTEN.format(out)), _progress(codec_part, transformer) as progress:
+        write_bundle(
+            path,
+            codec=None if codec_part is None else _reporting(codec_part, progress),
+            text=text,
+            transformer=None if transformer is None else _reporting(transformer, progress),
+            official=records,
+        )
+    _log(f"bundle {out}: {', '.join(Bundle(path).parts)}")
 
 
 def to_official(bundle: str, out: str) -> None:
@@ -147,15 +149,17 @@ def to_official(bundle: str, out: str) -> None:
         if "codec" in opened.parts:
             codec, prefix = opened.stored_codec(), opened.official("codec").get("prefix", "")
             with _progress(codec) as progress:
-                reported = _reporting(codec, progress)
-                official_codec.write_codec(folder / IMAGE_TOKENIZER, reported, prefix)
+                official_codec.write_codec(
+                    folder / IMAGE_TOKENIZER, _reporting(codec, progress), prefix
+                )
             differences["codec"] = official_codec.differences(codec.config)
         if "transformer" in opened.parts:
             part = opened.stored_transformer()
             iteration = opened.official("transformer").get("iteration", str(opened.step or 0))
             with _progress(part) as progress:
-                reported = _reporting(part, progress)
-                official_transformer.write_transformer(folder / TRANSFORMER, reported, iteration)
+                official_transformer.write_transformer(
+                    folder / TRANSFORMER, _reporting(part, progress), iteration
+                )
             differences["transformer"] = official_transformer.differences(part.config)
         if "text" in opened.parts:
             text = opened.text()
@@ -168,8 +172,8 @@ def to_official(bundle: str, out: str) -> None:
         written = sorted(entry.name for entry in folder.iterdir())
     for name, list_ in differences.items():
         for difference in list_:
-            _say(f"note: the official code does not compute the {name} as trained: {difference}")
-    _say(f"{out}: {', '.join(written)}")
+            _log(f"note: the official code does not compute the {name} as trained: {difference}")
+    _log(f"{out}: {', '.join(written)}")
 
 
 def _check(official: Official) -> None:
@@ -209,32 +213,33 @@ def _transformer_part(
     task = TASK if official.layout_task is None else official.layout_task
     layout = infer_layout(opened.positions, official.grid, task)
     make_layout(layout, vocabulary)  # refuses a task it does not know
+    assert official.num_heads is not None, "`_check` has refused that"
     part = opened.part(official.num_heads, vocabulary, layout)
     config = part.config
-    _say(
+    _log(
         f"transformer: {config.layers} layers of width {config.width}, {config.heads} heads,"
         f" {opened.positions} positions"
     )
     if codes is None:
-        _say(f"no image tokenizer: assumed {vocabulary.codes} codes (--codes)")
+        _log(f"no image tokenizer: assumed {vocabulary.codes} codes (--codes)")
     if pieces is None:
-        _say(f"no text tokenizer: assumed {vocabulary.text} pieces (--pieces)")
+        _log(f"no text tokenizer: assumed {vocabulary.text} pieces (--pieces)")
     if official.grid is None:
-        _say(
+        _log(
             f"assumed {layout.grid} x {layout.grid} codes and {layout.text_length} of text (--grid)"
         )
     if opened.dropped:
-        _say(f"dropped from {opened.file}: {', '.join(opened.dropped)}")
+        _log(f"dropped from {opened.file}: {', '.join(opened.dropped)}")
     return part
 
 
 def _codec_part(codec: OfficialCodec, grid: int | None) -> CodecPart:
     if grid is None:
-        _say(f"no transformer: assumed pictures of {GRID} x {GRID} codes (--grid)")
+        _log(f"no transformer: assumed images of {GRID} x {GRID} codes (--grid)")
     part = codec.part(GRID if grid is None else grid)
     config = part.config
-    _say(
-        f"image tokenizer: {config.codebook} codes of width {config.code_width}, pictures of"
+    _log(
+        f"image tokenizer: {config.codebook} codes of width {config.code_width}, images of"
         f" {config.image_size} pixels"
     )
     return part
@@ -248,8 +253,6 @@ def _progress(*parts: CodecPart | TransformerPart | None) -> Progress:
 
 def _reporting(part: Part, progress: Progress) -> Part:
     """The part, every array of which reports that it is made."""
-    if part is None:
-        return None
 
     def reporting(array: Deferred) -> Deferred:
         def make() -> np.ndarray:
@@ -267,5 +270,5 @@ def _free(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr)

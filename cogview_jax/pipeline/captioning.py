@@ -83,8 +83,7 @@ class Captioning:
 
     def _text_before(self, ids: np.ndarray, end: int | None) -> str:
         """The text of the tokens up to the first `end`, or of all within the region."""
-        layout, text = self.parts.layout, self.parts.text
-        assert text is not None, "need('text') comes first"
+        layout, text = self.parts.layout, self.parts.tokenizer
         own = itertools.takewhile(lambda i: i != end, ids[: layout.region("text").length])
         pieces = [int(i) - layout.vocabulary.text_start for i in own]
         # The vocabulary may have room for more text tokens than there are.

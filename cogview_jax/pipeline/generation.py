@@ -8,7 +8,7 @@ from cogview_jax.pipeline.parts import Parts
 from cogview_jax.pipeline.prompts import Prompts
 from cogview_jax.runtime.bounds import MOST_PICTURES, need_count
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.processes import say
+from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.engine import SamplingRequest, Span
 from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 
@@ -176,7 +176,7 @@ class Generation:
             if dropped is None
             else "this model has learned with captions alone (drop_captions 0)"
         )
-        say(
+        log(
             f"guidance {guidances[0]}: {learned}; images may be smeared: leave it at 1, or train"
             " with --config.drop_captions=0.1"
         )

@@ -98,6 +98,13 @@ class Parts:
         return self.engine.layout
 
     @property
+    def tokenizer(self) -> TextTokenizer:
+        """The text tokenizer; InputError where there is none."""
+        self.need("text")
+        assert self.text is not None
+        return self.text
+
+    @property
     def layout_config(self) -> LayoutConfig:
         """What the config said of the layout."""
         assert self.transformer is not None, "need('transformer') comes first"
@@ -137,13 +144,18 @@ class Parts:
 
     def codes_of(self, images: np.ndarray) -> jax.Array:
         """Images uint8 [b, h, w, 3] of any size -> int32 [b, rows, columns], in one batch."""
-        part = self.codec_part
+        part = self._codec_part()
         return self._encode(part.params, part.codebook, images)
 
     def pixels_of(self, codes: np.ndarray) -> jax.Array:
         """Codes of the codebook, int [b, rows, columns] -> uint8 [b, h, w, 3], in one batch."""
-        part = self.codec_part
+        part = self._codec_part()
         return self._decode(part.params, part.codebook, codes.astype(np.int32))
+
+    def _codec_part(self) -> CodecPart:
+        self.need("codec")
+        assert self.codec_part is not None
+        return self.codec_part
 
     def _images_that_fit(self) -> int:
         """Images that the codec handles at a time.
@@ -177,7 +189,7 @@ class Parts:
     def _logits(self, tokens: np.ndarray) -> jax.Array:
         tokens, params, model = tokens.astype(np.int32), self.engine.params, self.engine.model
         positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-        hidden = whole_forward(model, params, tokens, positions)
+        hidden = whole_forward(model, params, jnp.asarray(tokens), jnp.asarray(positions))
         return logits_of(without_blocks(params), hidden, model=model)
 
     def describe(self) -> str:

@@ -48,8 +48,7 @@ class Prompts:
 
     def _encoded(self, text: str) -> tuple[list[int], str | None]:
         """The tokens of a text, and what to say where some are cut off."""
-        tokenizer, length = self.parts.text, self.parts.layout.region("text").length
-        assert tokenizer is not None, "need('text') comes first"
+        tokenizer, length = self.parts.tokenizer, self.parts.layout.region("text").length
         need_text(text, blank=not length)
         pieces = tokenizer.encode(text) if length else []
         if length and not pieces:

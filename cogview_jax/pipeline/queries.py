@@ -66,7 +66,7 @@ def fill_query(
     tokens = parse_query(
         query,
         vocabulary,
-        parts.text,
+        parts.tokenizer,
         lambda name: _codes_of(parts, name, images, image_size),
         STRETCHES * model.positions,
     )

@@ -1,5 +1,6 @@
 """Super-resolution: images of twice as many rows and columns, window by window."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -130,11 +131,10 @@ class SuperResolution:
                     for _ in range(candidates)
                 ]
                 keys = sample_keys(options.seed, names, [*range(candidates)] * len(codes))
+                heads = [pieces[texts[i]] for i in index]
                 larger = upsampled_codes(
                     engine.params,
-                    lambda i, source, index=index: self._head(
-                        pieces[texts[index[i]]], source, plan
-                    ),
+                    functools.partial(self._head, heads, plan),
                     self._longest(plan),
                     codes,
                     keys.reshape(len(codes), candidates),
@@ -143,7 +143,7 @@ class SuperResolution:
                     last=layout.vocabulary.codes,
                     config=config,
                     choose=self._nearest(images[index], plan),
-                    progress=lambda done, own=own: options.report(own),
+                    on_window=functools.partial(options.report, own),
                 )
                 yield larger[:own]
 
@@ -163,10 +163,10 @@ class SuperResolution:
         return layout.prompt_length(layout.images[0].name) + plan.window**2 + 5
 
     def _head(
-        self, pieces: Sequence[int], source: np.ndarray, plan: WindowPlan
+        self, texts: Sequence[Sequence[int]], plan: WindowPlan, i: int, source: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What stands before a window's target, and its positions: int32 [n] each."""
-        layout = self.parts.layout
+        """What stands before a window's target of image i, and its positions: int32 [n] each."""
+        layout, pieces = self.parts.layout, texts[i]
         if not self.parts.released:
             row = layout.tokens({"text": pieces, "source": source})
             return row, layout.positions_of(row)

@@ -4,7 +4,7 @@ from absl.flags import FlagHolder
 
 from cogview_jax.runtime.errors import InputError
 
-#: Pictures of one job or call: what is listed of so many takes about a gigabyte of memory. The
+#: Images of one job or call: what is listed of so many takes about a gigabyte of memory. The
 #: paper's largest evaluation is 60 candidates for each of 30,000 captions, two such jobs.
 MOST_PICTURES = 1_000_000
 #: Rows of one batch: 64 times the number from which on more gain little (docs/benchmarks.md).
@@ -12,7 +12,7 @@ MOST_PICTURES = 1_000_000
 MOST_ROWS = 4096
 #: Candidates of a window, and rounds of back-projection: far more than gain anything.
 MOST_CANDIDATES, MOST_ROUNDS = 1024, 1024
-#: Pictures of each split at most, candidates counted: by then a share is known to within .2%.
+#: Images of each split at most, candidates counted: by then a share is known to within .2%.
 MOST_PROMPTS = 100_000
 
 

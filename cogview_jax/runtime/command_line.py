@@ -11,11 +11,11 @@ at once.
 
 import inspect
 import os
-import re
 import select
 import sys
 import textwrap
 import traceback
+from collections.abc import Iterator
 from types import ModuleType
 from typing import NoReturn
 
@@ -64,8 +64,8 @@ def run(command: ModuleType) -> None:
 
 def path_flag(name: str, help: str, *, required: bool = False) -> flags.FlagHolder:
     """Defines `--NAME PATH`: a text that is the path of a file or folder; None by default."""
-    parser, serializer = _PathParser(), flags.ArgumentSerializer()
-    return flags.DEFINE(parser, name, None, help, serializer=serializer, required=required)
+    serializer: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+    return flags.DEFINE(_PathParser(), name, None, help, serializer=serializer, required=required)
 
 
 def paths_flag(name: str, help: str) -> flags.FlagHolder:
@@ -110,7 +110,7 @@ def _run(command: ModuleType) -> NoReturn:
         _fail_in_a_line(error)
         if "RESOURCE_EXHAUSTED" in str(error):  # jax's own type is known only once jax is loaded
             line = str(error).strip().splitlines()[0]
-            advice = "raise train.accumulate, or draw fewer pictures at a time (--batch_size)"
+            advice = "raise train.accumulate, or draw fewer images at a time (--batch_size)"
             _fail(f"error: the device has too little memory ({line}): {advice}", 1)
         _fail(traceback.format_exc(), 1)
     sys.exit(status)
@@ -121,7 +121,8 @@ def _fail_in_a_line(error: Exception) -> None:
     system = error if isinstance(error, MemoryError) else system_error(error)
     if system is None:
         return
-    where = f"{system.filename}: " if getattr(system, "filename", None) else ""
+    file = getattr(system, "filename", None)
+    where = f"{file}: " if file else ""
     if is_fault(system):
         _fail(f"error: {where}{reason(system)}", 1)
     if where:
@@ -134,21 +135,24 @@ def help_page(command: ModuleType) -> str:
     needed = [_synopsis(flag) for flag in own if _required(flag)]
     usage = " ".join([_program(command), *needed, "[flags]"])
     lines = [inspect.cleandoc(command.__doc__ or ""), "", f"usage: {usage}", "", "flags:"]
-    indent = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
+    indent = " " * 6
     for flag in own:
         lines.append(f"  {_synopsis(flag)}")
-        # absl puts the choices of an enum in front, and a remark behind what may be repeated.
-        text = re.sub(r"^<.*?>: |;\s+repeat this option.*", "", flag.help)
-        lines += textwrap.wrap(f"{text}{_default(flag)}", 92, **indent)
+        text = f"{_help(flag)}{_default(flag)}"
+        lines += textwrap.wrap(text, 92, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)
 
 
 def _parse(argv: list[str], command: ModuleType) -> None:
     """Parses `argv` into absl's FLAGS; InputError on every mistake in it."""
+    for name, value in _given(argv):
+        flag = None if name in flags.FLAGS else _own(name.removeprefix("no"), command)
+        if value is not None and flag is not None and flag.boolean:
+            raise InputError(f"--{name}={value}: expected --{name}, or --{flag.name}=true or false")
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        raise InputError(_explain(error, command)) from None
+        raise InputError(_explain(error, argv, command)) from None
     if rest[1:]:
         raise InputError(
             f"unexpected argument {rest[1]!r}: everything is given by flags, see --help"
@@ -157,30 +161,80 @@ def _parse(argv: list[str], command: ModuleType) -> None:
         logging.set_verbosity(logging.WARNING)
 
 
-def _explain(error: flags.Error, command: ModuleType) -> str:
-    """absl's complaint in words for someone who knows the command but not absl."""
-    text = " ".join(str(error).split())
+def _explain(error: Exception, argv: list[str], command: ModuleType) -> str:
+    """Why absl refuses `argv`, in words for someone who knows the command but not absl.
+
+    absl's exceptions tell the mistake by their texts alone, so it is looked for in `argv` again.
+    """
     if isinstance(error.__context__, InputError):  # from a config file
         return str(error.__context__)
-    if missing := re.search(r"Flag --(\S+) must have a value other than None", text):
-        flag = flags.FLAGS[missing[1]]
-        return f"{_synopsis(flag)} is missing: {flag.help}"
-    if unsupported := re.search(r"Type (.*) of field (\S+) is not supported", text):
-        return f"--{unsupported[2]} cannot be given here: change it in the config file"
-    if unknown := re.match(r"Unknown command line flag '(.*?)'", text):
-        advice = closest(unknown[1], [flag.name for flag in _own_flags(command)])
-        return f"there is no flag --{unknown[1]}; {advice}"
-    if illegal := re.match(r"flag --([^=]+)=(.*?): (.*)", text):
-        name, value, reason = illegal.groups()
-        kind = _KINDS.get(flags.FLAGS[name].flag_type())
-        if kind and re.search(r"invalid literal|could not convert|Non-boolean", reason):
-            reason = f"expected {kind}"
-        return f"--{name}={value}: {reason}"
-    return text
+    own = _own_flags(command)
+    if isinstance(error, flags.UnrecognizedFlagError):
+        advice = closest(error.flagname, [flag.name for flag in own])
+        return f"there is no flag --{error.flagname}; {advice}"
+    for name, value in _given(argv):
+        if name not in flags.FLAGS:
+            # A class of ml_collections, which `config_flag` alone imports: the first setting whose
+            # type no flag can have ended the definition of flags for settings.
+            if "." in name and type(error).__name__ == "UnsupportedOperationError":
+                return f"--{name} cannot be given here: change it in the config file"
+        elif value is None:
+            return f"{_synopsis(flags.FLAGS[name])} has no value: {_help(flags.FLAGS[name])}"
+        elif problem := _problem(flags.FLAGS[name].parser, value):
+            return f"--{name}={value}: {problem}"
+    if isinstance(error, flags.IllegalFlagValueError):
+        for flag in own:
+            if flag.value is None and _required(flag):
+                return f"{_synopsis(flag)} is missing: {_help(flag)}"
+    return " ".join(str(error).split())
+
+
+def _given(argv: list[str]) -> Iterator[tuple[str, str | None]]:
+    """The flags of a command line as absl reads it: name and value, or None where there is none.
+
+    A boolean flag that stands alone is left out.
+    """
+    arguments = iter(argv[1:])
+    for argument in arguments:
+        if argument == "--":
+            return
+        name, equals, value = argument.removeprefix("-").removeprefix("-").partition("=")
+        if not argument.startswith("-") or not name:
+            continue
+        if equals:
+            yield name, value
+        elif name not in flags.FLAGS:
+            yield name, None
+        elif not flags.FLAGS[name].boolean:
+            yield name, next(arguments, None)
+
+
+def _problem(parser: flags.ArgumentParser, value: str) -> str | None:
+    """What is wrong with a value of a flag, if its parser refuses it."""
+    if parser.flag_type() == "config file":  # which explains itself
+        return None
+    try:
+        parser.parse(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        return f"expected {expected}" if (expected := _expected(parser)) else str(error)
+    return None
+
+
+def _expected(parser: flags.ArgumentParser) -> str | None:
+    """What a parser of absl takes; None for others, which say it themselves."""
+    if choices := getattr(parser, "enum_values", None):
+        return f"one of {', '.join(choices)}" if choices[1:] else choices[0]
+    kind = _KINDS.get(parser.flag_type())
+    low, high = (getattr(parser, f"{end}_bound", None) for end in ("lower", "upper"))
+    if kind is None or low is high is None:
+        return kind
+    if high is None:
+        return f"{kind}, at least {low}"
+    return f"{kind}, at most {high}" if low is None else f"{kind} from {low} to {high}"
 
 
 def _compute_in_32_bits() -> None:
-    """Whatever JAX_ENABLE_X64 says: in 64 bits, pictures would not be those of others."""
+    """Whatever JAX_ENABLE_X64 says: in 64 bits, images would not be those of others."""
     os.environ["JAX_ENABLE_X64"] = "0"
     if jax := sys.modules.get("jax"):  # it has read its environment already
         jax.config.update("jax_enable_x64", False)
@@ -242,6 +296,10 @@ def _own_flags(command: ModuleType) -> list[flags.Flag]:
     return flags.FLAGS.get_key_flags_for_module(sys.argv[0] if name == "__main__" else name)
 
 
+def _own(name: str, command: ModuleType) -> flags.Flag | None:
+    return next((flag for flag in _own_flags(command) if flag.name == name), None)
+
+
 def _program(command: ModuleType) -> str:
     """How the command is called: `cogview NAME`, or of a program of its own, by python."""
     spec = command.__spec__
@@ -251,14 +309,24 @@ def _program(command: ModuleType) -> str:
 
 
 def _required(flag: flags.Flag) -> bool:
-    return any("value other than None" in validator.message for validator in flag.validators)
+    """Whether a validator of the flag refuses None, as that of `required=True` does."""
+    return any(not validator.checker(None) for validator in flag.validators)
+
+
+def _help(flag: flags.Flag) -> str:
+    """A flag's help as it was given to absl, which adds its choices and that it may be repeated."""
+    choices = "|".join(getattr(flag.parser, "enum_values", ()))
+    text = flag.help.removeprefix(f"<{choices}>: ")
+    return text.removesuffix(";\n    repeat this option to specify a list of values")
 
 
 def _synopsis(flag: flags.Flag) -> str:
     if flag.boolean:
         return f"--[no]{flag.name}"
     values = getattr(flag.parser, "enum_values", None)
-    return f"--{flag.name} {'|'.join(values) if values else _METAVARS[flag.flag_type()]}"
+    return (
+        f"--{flag.name} {'|'.join(values) if values else _METAVARS.get(flag.flag_type(), 'VALUE')}"
+    )
 
 
 def _default(flag: flags.Flag) -> str:

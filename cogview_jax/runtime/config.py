@@ -10,11 +10,14 @@ import difflib
 import math
 import types
 import typing
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from cogview_jax.runtime.errors import InputError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 #: Characters of a value that a message shows.
 SHOWN = 200
@@ -198,7 +201,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         if value in args:
             return value
         raise InputError(f"{where} = {_shown(value)}: choices are {', '.join(map(repr, args))}")
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return build(kind, value, where)
     if origin is tuple and isinstance(value, (list, tuple)):
         kinds = [args[0]] * len(value) if args[1:] == (...,) else args

@@ -75,7 +75,7 @@ def settings_page(settings: Mapping[str, Any], name: str = "config") -> str:
         Lines as "train.steps = 9  # --config.train.steps"; the origin is that, the config file, or
         "default".
     """
-    flag = flags.FLAGS[name]
+    flag: Any = flags.FLAGS[name]
     overridden, written = flag.override_values, flag.parser.written
     rows = []
     for key, value in _flat(settings):
@@ -102,7 +102,7 @@ def load_config(spec: str) -> ConfigDict:
     file, colon, variant = spec.partition(":")
     path = config_path_of(file)
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    if module_spec is None:
+    if module_spec is None or module_spec.loader is None:
         raise InputError(f"config file {file}: expected a Python file (.py)")
     module = importlib.util.module_from_spec(module_spec)
     try:
@@ -161,7 +161,7 @@ def fill(
     hints, done = typing.get_type_hints(schema), Filled([], [])
     for field in dataclasses.fields(schema):
         name, kind, place = field.name, hints[field.name], f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if issubclass(kind, Tagged) and kind.is_head():
                 override = (overrides or {}).get(f"{place}.kind")
                 kind, dropped = _kind(config, name, kind, override, place)
@@ -192,7 +192,8 @@ def _kind(
 
     The kind is None where neither the file nor an override says it.
     """
-    section, dropped = config.get(name, ConfigDict()), set()
+    section = config.get(name, ConfigDict())
+    dropped: set[str] = set()
     if not isinstance(section, ConfigDict):
         return None, dropped
     if override is not None and override != section.get("kind"):

@@ -65,6 +65,12 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def where(error: BaseException) -> str:
+    """ "PATH: " for an error of the system that names a file, else ""."""
+    path = getattr(error, "filename", None)
+    return f"{path}: " if path else ""
+
+
 def system_error(error: BaseException) -> OSError | None:
     """The OSError that a library met, as it is or out of its message; None where it met none.
 
@@ -79,9 +85,9 @@ def system_error(error: BaseException) -> OSError | None:
         code = int(found[1] or found[2])
         return OSError(code, os.strerror(code))
     for words in re.findall(r"failed: ([^;\[\n]+)", text):
-        if code := _WORDS.get(words.strip()):
-            return OSError(code, words.strip())
-    cause = error.__cause__ and system_error(error.__cause__)
+        if number := _WORDS.get(words.strip()):
+            return OSError(number, words.strip())
+    cause = None if error.__cause__ is None else system_error(error.__cause__)
     return cause if cause and is_fault(cause) else None
 
 
@@ -115,8 +121,7 @@ def at_work(kept: str) -> Iterator[None]:
         system = error if isinstance(error, MemoryError) else system_error(error)
         if system is None or isinstance(error, (BrokenPipeError, InputError, SystemFault)):
             raise
-        where = f"{system.filename}: " if getattr(system, "filename", None) else ""
-        raise SystemFault(f"{where}{reason(system)}; {kept}") from error
+        raise SystemFault(f"{where(system)}{reason(system)}; {kept}") from error
 
 
 def retried(work: Callable[[], T], what: str) -> T:

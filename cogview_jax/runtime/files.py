@@ -38,7 +38,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     folders are made. The temporary name ends like the final one, so writers that look at the suffix
     are content, and no other program uses it.
 
-        with atomic_path("out/picture.png") as temporary:
+        with atomic_path("out/image.png") as temporary:
             image.save(temporary)
 
     Raises:

@@ -53,7 +53,7 @@ def remove_leftovers(directory: str | os.PathLike, *, owned: bool = False) -> No
     directory = Path(directory)
     for path in list(directory.iterdir()) if directory.is_dir() else ():
         found = _NAME.fullmatch(path.name)
-        if found is None or not _is_dead(*found.groups()[1:4], owned):
+        if found is None or not _is_dead(found[2], found[3], found[4], owned):
             continue
         final = path.with_name(found[5])
         if found[1] == "old" and not os.path.lexists(final):

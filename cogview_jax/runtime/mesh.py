@@ -1,8 +1,9 @@
 """The device mesh: which devices there are and along which axes work is split over them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,20 +68,29 @@ def local_parts(mesh: Mesh) -> tuple[list[int], int]:
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     sharding = NamedSharding(mesh, spec(("batch",)))
-    slices = sharding.addressable_devices_indices_map((ways,)).values()
-    return sorted({part.start or 0 for (part,) in slices}), ways
+    indices = filter(None, sharding.addressable_devices_indices_map((ways,)).values())
+    return sorted({part.start or 0 for (part,) in indices}), ways
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch on its devices, as one global array a key.
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts this process's rows of a batch on its devices, as one global array for each array.
 
-    The leading dimension of every array is the batch, and holds the rows of `local_parts`, in their
-    order. Raises InputError where the mesh cannot split it evenly.
+    Args:
+        batch: a pytree of numpy arrays. The leading dimension of each is the batch, and holds the
+            rows of `local_parts`, in their order.
+        mesh: over whose axes `data` and `fsdp` the rows are split.
+
+    Returns:
+        The same pytree of jax arrays.
+
+    Raises:
+        InputError: the mesh cannot split the rows evenly.
     """
     parts, ways = local_parts(mesh)
 
-    def place(name: str, local: np.ndarray) -> jax.Array:
+    def place(path: tuple[Any, ...], local: np.ndarray) -> jax.Array:
         if local.shape[0] % len(parts):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise InputError(
                 f"a batch of {local.shape[0] * ways // len(parts)} rows ({name}) cannot be split"
                 f" over mesh.data x mesh.fsdp = {ways} devices"
@@ -89,7 +99,7 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
         shape = (local.shape[0] // len(parts) * ways, *local.shape[1:])
         return jax.make_array_from_process_local_data(sharding, np.asarray(local), shape)
 
-    return {name: place(name, array) for name, array in batch.items()}
+    return jax.tree_util.tree_map_with_path(place, batch)
 
 
 def to_host(array: jax.Array) -> np.ndarray:

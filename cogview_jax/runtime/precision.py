@@ -37,9 +37,9 @@ POLICIES = {
         FLOAT32,
         Policy("bfloat16", compute=jnp.bfloat16),
         Policy("float16", compute=jnp.float16),
-        # The paper's: activations, scores, softmax and the inside of LayerNorm are float16, so that
-        # its range is what the model has to live with. Wider are the master weights and the loss,
-        # and what a fused kernel keeps to itself: sums, and the inside of GELU.
+        # As in arXiv 2105.13290, section 2.4: activations, attention scores, softmax and the inside
+        # of LayerNorm are float16, so values outside its range overflow. Master weights and the
+        # loss are wider, and so is what a fused kernel keeps to itself: sums, the inside of GELU.
         Policy("float16_pure", compute=jnp.float16, reductions=jnp.float16),
     )
 }
@@ -50,9 +50,9 @@ def policy(name: str) -> Policy:
 
     Raises:
         InputError: there is none, with the choices; or jax was told to compute in 64 bits, in which
-            pictures would not be those of others.
+            images would not be those of others.
     """
-    if jax.config.jax_enable_x64:
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # jax adds it at import
         raise InputError(
             "jax_enable_x64 is on, but this program computes in 32 bits or fewer: switch it off, or"
             " leave JAX_ENABLE_X64 unset"

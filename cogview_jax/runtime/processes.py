@@ -1,9 +1,9 @@
 """How the processes of one run find each other, stop together, and notice that one is gone.
 
-A process learns its place from flags, from the environment that a launcher set, or from the cluster
-it runs on. What can go wrong between processes ends within a configured time: a peer that dies or
-freezes sends no heartbeats, and the others are ended; a peer that never starts is waited for only
-so long; a peer that fails leaves at once instead of waiting for the others.
+A process learns its number from flags, from the environment that a launcher set, or from the
+cluster it runs on. Every failure between processes ends the run within a configured time: a process
+that dies or freezes sends no heartbeats, and the others are ended; the others stop waiting for one
+that never starts; a process that fails exits at once and does not wait for the others.
 """
 
 import glob
@@ -22,7 +22,7 @@ from absl import flags
 
 from cogview_jax.runtime.errors import InputError
 
-flags.disclaim_key_flags()  # the flags belong to the door that asks for them
+flags.disclaim_key_flags()  # the flags belong to the command that asks for them
 
 #: Exit status of a run that was asked to stop: its state is saved, the same command continues it.
 PREEMPTED = 75
@@ -33,11 +33,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """One process among those of a run.
 
     coordinator: "host:port" of process 0; None leaves all three to jax's own detection (TPU pods).
-    found: what told it, for messages.
+    found: where the values come from, for messages.
     """
 
     coordinator: str | None
@@ -61,8 +61,8 @@ class Place:
 class Timeouts:
     """Whole seconds.
 
-    heartbeat: without a sign of life from a process for so long, the run ends on all.
-    initialization: how long processes that are up wait for those that are not. shutdown: how long a
+    heartbeat: when a process sends no heartbeat for this long, the run ends on all processes.
+    initialization: how long a process waits at the start for the others. shutdown: how long a
     finished process waits for the others to finish.
     """
 
@@ -77,9 +77,10 @@ class Timeouts:
 
 
 def distributed_flags() -> Callable[[], None]:
-    """Defines the flags of a door that runs as several processes; what it returns starts them up.
+    """Defines the flags of a command that runs as several processes.
 
-    The function reads the parsed flags and calls `start`.
+    Returns:
+        A function that reads the parsed flags and calls `start`.
     """
     coordinator = flags.DEFINE_string(
         "coordinator",
@@ -102,21 +103,21 @@ def distributed_flags() -> Callable[[], None]:
     }
 
     def begin() -> None:
-        place = find_place(coordinator.value, processes.value, process.value, os.environ)
-        start(place, Timeouts(**{name: holder.value for name, holder in holders.items()}))
+        info = find_process_info(coordinator.value, processes.value, process.value, os.environ)
+        start(info, Timeouts(**{name: holder.value for name, holder in holders.items()}))
 
     return begin
 
 
-def find_place(
+def find_process_info(
     coordinator: str, processes: int | None, process: int | None, environ: Mapping[str, str]
-) -> Place | None:
-    """This process's place: from flags, a launcher, SLURM or a TPU pod; None if it is alone.
+) -> ProcessInfo | None:
+    """The number of this process, from flags, a launcher, SLURM or a TPU pod; None if it is alone.
 
     Args:
-        coordinator: "host:port", empty if not given; given are all three or none.
-        processes: how many there are.
-        process: which this is.
+        coordinator: "host:port", or empty. All three of these are given, or none.
+        processes: the number of processes.
+        process: the number of this process, from 0.
         environ: the environment. A launcher (the files in launch/, GKE's included) sets
             JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; SLURM has its own.
 
@@ -130,32 +131,33 @@ def find_place(
                 f"--coordinator={coordinator} --num_processes={processes} --process_id={process}:"
                 " give all three or none of them"
             )
-        return Place(*given, "from flags")
+        return ProcessInfo(coordinator, processes, process, "from flags")
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     if any(name in environ for name in names):
         if missing := [name for name in names if name not in environ]:
             raise InputError(f"the environment lacks {', '.join(missing)} beside the others")
-        return Place(environ[names[0]], *(_whole(environ, n) for n in names[1:]), "from JAX_*")
+        count, index = (_whole(environ, name) for name in names[1:])
+        return ProcessInfo(environ[names[0]], count, index, "from JAX_*")
     for detect in (_slurm, _tpu):
-        place = detect(environ)
-        if place is not None:
-            return place
+        info = detect(environ)
+        if info is not None:
+            return info
     return None
 
 
-def start(place: Place | None, timeouts: Timeouts) -> None:
-    """Connects this process to the others, before any jax work; nothing for a process alone.
+def start(info: ProcessInfo | None, timeouts: Timeouts) -> None:
+    """Connects this process to the others, before any jax work. Does nothing for a single process.
 
-    Where the others are not there in time, the process says so and ends with status 1.
+    If the others do not connect in time, the process prints a message and exits with status 1.
     """
-    if place is None:
+    if info is None:
         return
     import jax
 
     def give_up() -> None:
-        where = place.coordinator or "the coordinator jax found"
+        where = info.coordinator or "the coordinator jax found"
         print(
-            f"error: process {place.process} of {place.processes} ({place.found}) did not meet all"
+            f"error: process {info.process} of {info.processes} ({info.found}) did not meet all"
             f" the others at {where} within {timeouts.initialization} s (--initialization_timeout):"
             " is every process started, and does every host reach that address?",
             file=sys.stderr,
@@ -168,23 +170,23 @@ def start(place: Place | None, timeouts: Timeouts) -> None:
     timer.daemon = True
     timer.start()
     jax.distributed.initialize(
-        place.coordinator,
-        place.processes,
-        place.process,
+        info.coordinator,
+        info.processes,
+        info.process,
         heartbeat_timeout_seconds=timeouts.heartbeat,
         initialization_timeout=timeouts.initialization + 30,
         shutdown_timeout_seconds=timeouts.shutdown,
         # We have asked the cluster: jax would give a process of a GPU node one of its devices.
-        cluster_detection_method=None if place.coordinator is None else "deactivate",
+        cluster_detection_method=None if info.coordinator is None else "deactivate",
     )
     timer.cancel()
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop: SIGTERM, to any of its processes.
+    """Records that one of the processes of the run received SIGTERM.
 
-    A cluster sends SIGTERM before it takes a machine away. All processes agree on one step after
-    which they stop, so that they can save one state.
+    A cluster sends SIGTERM before it reclaims a machine. All processes stop after the same step, so
+    that they save one state.
 
         with StopRequest() as stop:
             ...
@@ -192,14 +194,14 @@ class StopRequest:
     """
 
     def __init__(self):
-        """Asks for nothing yet."""
+        """No signal is handled before the `with` block."""
         self._asked = False
         #: Whether the run was told to stop while it waited.
         self.waited = False
         self._before: Any = None
 
     def __enter__(self) -> "StopRequest":
-        """From here on SIGTERM is a request."""
+        """Handles SIGTERM from here on."""
         import jax
 
         # In a run of several processes jax listens for the signal, and tells the others.
@@ -209,12 +211,12 @@ class StopRequest:
         return self
 
     def __exit__(self, *exception) -> None:
-        """SIGTERM is what it was before."""
+        """Restores the previous handler of SIGTERM."""
         if not self._together:
             signal.signal(signal.SIGTERM, self._before)
 
     def reached(self, step: int) -> bool:
-        """Whether to stop now that `step` steps are done; every process asks after every step."""
+        """Whether to stop after `step` steps; every process must call this after every step."""
         if not self._together:
             return self._asked
         from jax.experimental import multihost_utils
@@ -222,9 +224,9 @@ class StopRequest:
         return multihost_utils.reached_preemption_sync_point(step)
 
     def waiting(self) -> bool:
-        """Whether to stop although the step that comes next has not begun, for lack of data.
+        """Whether to stop while the run waits for the data of the next step.
 
-        In a run of one process only: several agree after a step.
+        Always False in a run of several processes, which stop only after a step.
         """
         self.waited = self._asked and not self._together
         return self.waited
@@ -233,40 +235,44 @@ class StopRequest:
         self._asked = True
 
 
-def is_first() -> bool:
-    """Whether this is process 0, which alone writes what is written once."""
+def is_primary() -> bool:
+    """Whether this is process 0, which writes the files and messages of the whole run."""
     import jax
 
     return jax.process_index() == 0
 
 
-def say(line: str) -> None:
-    """One line on standard error, from process 0 alone."""
-    if is_first():
+def log(line: str) -> None:
+    """Prints one line on standard error, on process 0 only."""
+    if is_primary():
         print(line, file=sys.stderr, flush=True)
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here; nothing in a run of one."""
+    """Waits until every process has called this; returns at once in a run of one."""
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices(name)
 
 
-def first_alone(function: Callable[[], T], name: str) -> T:
-    """`function()` on process 0, and once that is done on the others.
+def primary_first(function: Callable[[], T], name: str) -> T:
+    """Runs `function()` on process 0 first, and then on the others.
 
-    For what makes files where there are none, such as a data set that is drawn.
+    For functions that create files if they are missing, such as a generated data set.
     """
-    result = function() if is_first() else None
+    if not is_primary():
+        barrier(name)
+        return function()
+    result = function()
     barrier(name)
-    return result if is_first() else function()
+    return result
 
 
-def _slurm(environ: Mapping[str, str]) -> Place | None:
-    """Tasks that one srun started.
+def _slurm(environ: Mapping[str, str]) -> ProcessInfo | None:
+    """The tasks that one srun started.
 
-    A batch script or an interactive shell has SLURM's variables too, but is no task among others.
+    A batch script or an interactive shell has SLURM's variables too, but is not one of several
+    tasks.
     """
     count = environ.get("SLURM_STEP_NUM_TASKS")
     if count is None or "SLURM_PROCID" not in environ or int(count) < 2:
@@ -274,7 +280,7 @@ def _slurm(environ: Mapping[str, str]) -> Place | None:
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
     # Jobs that share a node listen on different ports.
     port = 61440 + int(environ.get("SLURM_JOB_ID", "0")) % 4096
-    return Place(
+    return ProcessInfo(
         f"{first_node(nodes)}:{port}",
         _whole(environ, "SLURM_STEP_NUM_TASKS"),
         _whole(environ, "SLURM_PROCID"),
@@ -283,14 +289,14 @@ def _slurm(environ: Mapping[str, str]) -> Place | None:
 
 
 def first_node(nodes: str) -> str:
-    """The first host of a SLURM node list: "gpu[007-009,12],login" -> "gpu007"."""
+    """Returns the first host of a SLURM node list: "gpu[007-009,12],login" -> "gpu007"."""
     match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
     if match is None:
         raise InputError(f"SLURM_STEP_NODELIST={nodes!r}: expected a list of nodes")
     return "".join(part or "" for part in match.groups())
 
 
-def _tpu(environ: Mapping[str, str]) -> Place | None:
+def _tpu(environ: Mapping[str, str]) -> ProcessInfo | None:
     """A machine with TPUs: jax asks GKE's variables or the cloud's metadata for the rest."""
     if "cpu" in environ.get("JAX_PLATFORMS", ""):
         return None
@@ -299,7 +305,7 @@ def _tpu(environ: Mapping[str, str]) -> Place | None:
         devices and importlib.util.find_spec("libtpu")
     ):
         return None
-    return Place(None, None, None, "from the TPU machine")
+    return ProcessInfo(None, None, None, "from the TPU machine")
 
 
 def _whole(environ: Mapping[str, str], name: str) -> int:
@@ -310,5 +316,5 @@ def _whole(environ: Mapping[str, str], name: str) -> int:
 
 
 def host_name() -> str:
-    """This machine's name, for messages."""
+    """Returns the name of this machine, for messages."""
     return socket.gethostname()

@@ -8,19 +8,28 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tqdm import tqdm
+
 #: Seconds between two lines in a log.
 INTERVAL = 10.0
+#: The same on a terminal, where the line is rewritten.
+_TERMINAL_INTERVAL = 0.1
+_DAY = 24 * 3600
+#: Of the terminal, for bars within others. tqdm would ask, and shows none where the answer is 0.
+_ROWS = 20
 
 
 class Progress:
-    """A count that reports itself: done/total, rate, fields, time left.
+    """A count that reports itself: done/total, time spent and left, rate, fields.
 
-    On a terminal one line overwrites itself; in a log a plain line appears every ten seconds, also
-    while nothing is finished, and a last one at the end. Lines go to standard error.
+    On a terminal it is a tqdm bar; in a log a plain line appears every ten seconds, also while
+    nothing is finished, and a last one at the end. Lines go to standard error.
 
         with Progress(len(shards), "prepare", unit="shard") as progress:
             for shard in shards:
                 progress.update(pairs=count)
+
+    All methods may be called from any thread.
     """
 
     def __init__(
@@ -34,24 +43,43 @@ class Progress:
         per_minute: bool = False,
         ask: Callable[[], tuple[int, dict[str, Any]] | None] = lambda: None,
     ):
-        """Starts at `start` of `total`; `stream` is standard error unless given.
+        """Starts at `start` of `total`.
 
-        shown: False in the processes of a run that leave the talking to another. per_minute: the
-        rate is that of a minute, where units are slow and people count them so. ask: how many are
-        done and fields, if that is known without being told; asked in a thread, before every line.
+        Args:
+            total: units in all.
+            label: what is done, in front of the line.
+            unit: what is counted.
+            start: units that an earlier run has done.
+            stream: where lines go; standard error if None.
+            shown: False in the processes of a run that leave the talking to another.
+            per_minute: gives the rate by the minute, for slow units.
+            ask: returns how many units are done, and fields, if that is known without `update`; it
+                is called in a thread before every line.
         """
-        self.total, self.label, self.unit, self.done = total, label, unit, start
-        self._stream = stream or sys.stderr
-        self._tty = self._stream.isatty()
-        self._interval = 0.1 if self._tty else INTERVAL
+        stream = stream or sys.stderr
+        self.total, self.done = total, start
+        self._terminal = stream.isatty()
+        self._interval = _TERMINAL_INTERVAL if self._terminal else INTERVAL
+        self._visible, self._ask = shown, ask
         self._fields: dict[str, Any] = {}
-        self._updates, self._visible, self._per_minute = 0, shown, per_minute
-        self._ask, self._doing = ask, ""
+        self._doing, self._updates = "", 0
         self._lock = threading.RLock()
         self._ticker = _Ticker(self._tick)
-        self._last = self._shown_at = time.monotonic()
-        self._first, self._began = (self._last, start), self._last
-        self._shown = None
+        self._began = self._last = self._shown_at = time.monotonic()
+        self._first, self._shown = (self._began, start), -1
+        self._bar = _Bar(
+            self._more,
+            self._terminal,
+            desc=label,
+            total=total,
+            initial=start,
+            unit=unit,
+            file=stream,
+            disable=not shown,
+            ncols=0,
+            nrows=_ROWS,
+            bar_format=_line(self._terminal, per_minute),
+        )
 
     def update(self, n: int = 1, **fields: Any) -> None:
         """`n` more units are done; `fields` (such as loss=2.31) are shown until replaced."""
@@ -63,8 +91,7 @@ class Progress:
         now = time.monotonic()
         with self._lock:
             self._advance(done, fields, now)
-            if self._visible and now - self._shown_at >= self._interval:
-                self._show(now)
+            self._show_if_due(now)
 
     def doing(self, what: str) -> None:
         """Shows `what` until the next unit is done: what takes long, and is none."""
@@ -74,13 +101,11 @@ class Progress:
     def close(self) -> None:
         """Shows where it ended and leaves the line; nothing where nothing was done."""
         self._ticker.stop()
-        if not self._updates or not self._visible:
-            return
-        if self._shown != self.done:
-            self._show(time.monotonic())
-        if self._tty:
-            self._stream.write("\n")
-            self._stream.flush()
+        with self._lock:
+            if self._updates and self._shown != self.done:
+                self._show(time.monotonic())
+            self._bar.leave = self._terminal and self._updates > 0
+            self._bar.close()
 
     def __enter__(self) -> "Progress":
         """The block closes it."""
@@ -91,22 +116,6 @@ class Progress:
     def __exit__(self, *exception) -> None:
         """Closes it, also after an error."""
         self.close()
-
-    def line(self, now: float) -> str:
-        """The report at the time `now` of `time.monotonic`."""
-        since, start = self._first
-        # What comes after the last unit does not slow the units down.
-        elapsed, count = (now if self.done < self.total else self._last) - since, self.done - start
-        rate = count / elapsed if elapsed > 0 else 0.0
-        parts = [f"{self.label}  {self.unit} {self.done}/{self.total}"]
-        if rate:
-            parts.append(self._rate(rate))
-        else:
-            parts.append(f"{self._doing or 'begun'}, {_clock(now - self._began)} so far")
-        parts += [f"{name} {_number(value)}" for name, value in self._fields.items()]
-        if rate and self.done < self.total:
-            parts.append(f"{_clock((self.total - self.done) / rate)} left")
-        return "  ".join(parts)
 
     def _advance(self, done: int, fields: dict[str, Any], now: float) -> None:
         self._fields.update(fields)
@@ -119,29 +128,65 @@ class Progress:
         self._updates += 1
 
     def _tick(self) -> None:
-        told = self._ask()
+        answer = self._ask()
         with self._lock:
             now = time.monotonic()
-            if told is not None:
-                self._advance(told[0], told[1], now)
-            if now - self._shown_at >= self._interval:
-                self._show(now)
+            if answer is not None:
+                self._advance(answer[0], answer[1], now)
+            self._show_if_due(now)
 
-    def _rate(self, rate: float) -> str:
-        if self._per_minute:
-            return f"{60 * rate:.3g} {self.unit}/min"
-        return f"{rate:.3g} {self.unit}/s" if rate >= 1 else f"{1 / rate:.3g} s/{self.unit}"
+    def _show_if_due(self, now: float) -> None:
+        if now - self._shown_at >= self._interval:
+            self._show(now)
 
     def _show(self, now: float) -> None:
-        text = self.line(now)
-        if self._tty:
-            width = shutil.get_terminal_size().columns - 1
-            text = f"\r{text[:width]}\x1b[K"
-        else:
-            text += "\n"
-        self._stream.write(text)
-        self._stream.flush()
         self._shown_at, self._shown = now, self.done
+        fields = [f"{name}={_number(value)}" for name, value in self._fields.items()]
+        self._bar.n = self.done
+        self._bar.postfix = ", ".join([*fields, self._doing] if self._doing else fields)
+        self._bar.refresh()
+
+    def _more(self) -> dict[str, Any]:
+        """What tqdm's format gets beside its own fields; `rate` takes the place of its own."""
+        now = time.monotonic()
+        since, start = self._first
+        # What comes after the last unit does not slow the units down.
+        elapsed, count = (now if self.done < self.total else self._last) - since, self.done - start
+        rate = count / elapsed if elapsed > 0 else 0.0
+        return {
+            "rate": rate or None,
+            "elapsed": 0,
+            "spent": _clock(now - self._began),
+            "left": _clock(max(0, self.total - self.done) / rate) if rate else "?",
+            "minute_rate": tqdm.format_sizeof(60 * rate) if rate else "?",
+        }
+
+
+class _Bar(tqdm):
+    """A tqdm with fields of our own, which writes whole lines where no terminal is."""
+
+    monitor_interval = 0  # the thread that redraws is `Progress`'s own
+
+    def __init__(self, more: Callable[[], dict[str, Any]], terminal: bool, **options: Any):
+        self._more, self._terminal = more, terminal
+        super().__init__(**options)
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """The fields of a line."""
+        width = shutil.get_terminal_size().columns - 1 if self._terminal else None
+        return super().format_dict | self._more() | {"ncols": width}
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Shows the line: rewritten on a terminal, or one more in a log."""
+        if not hasattr(self, "start_t"):  # tqdm's constructor shows it, before anything is done
+            return False
+        if self._terminal:
+            return super().display(msg, pos)
+        if msg is None:
+            self.fp.write(f"{self}\n")
+            self.fp.flush()
+        return False
 
 
 @contextlib.contextmanager
@@ -190,11 +235,19 @@ class _Ticker:
                 self._function()
 
 
+def _line(terminal: bool, per_minute: bool) -> str:
+    """A format for tqdm; {spent}, {left} and {minute_rate} are ours."""
+    bar = "|{bar}|" if terminal else ""
+    rate = "{minute_rate}{unit}/min" if per_minute else "{rate_fmt}"
+    head = f"{{desc}}: {{percentage:3.0f}}%{bar} {{n_fmt}}/{{total_fmt}}"
+    return f"{head} [{{spent}}<{{left}}, {rate}{{postfix}}]"
+
+
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
+    """[H:]MM:SS, or days and hours where it is that long."""
+    days, rest = divmod(round(seconds), _DAY)
+    return f"{days}d {rest // 3600}h" if days else tqdm.format_interval(rest)

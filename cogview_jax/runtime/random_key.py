@@ -1,7 +1,7 @@
 """Random keys that mean the same whatever jax is set to.
 
 jax's settings choose the generator of a key, shift its seed, and decide whether the numbers of an
-array depend on how it is split: with some of them a picture depends on the batch it is drawn in.
+array depend on how it is split: with some of them an image depends on the batch it is drawn in.
 """
 
 import jax

@@ -48,7 +48,8 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
 
     Raises InputError for a name missing from `RULES`, and where two names claim the same mesh axis.
     """
-    axes, owner = [], {}
+    axes: list[str | tuple[str, ...] | None] = []
+    owner: dict[str, str | None] = {}
     for name in names:
         if name is not None and name not in RULES:
             raise InputError(
@@ -68,7 +69,7 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """`x` with its sharding pinned to `names` under `jax.set_mesh`; `x` itself outside any mesh.
 
-    A batch that its mesh axes do not divide, such as a few pictures drawn during training, is left
+    A batch that its mesh axes do not divide, such as a few images drawn during training, is left
     whole.
     """
     if len(names) != x.ndim:
@@ -103,6 +104,7 @@ def sharded_shapes(boxed: Any, mesh: Mesh | None = None) -> Any:
     """
 
     def place(path: tuple, partition: PartitionSpec, leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding: jax.sharding.Sharding
         if mesh is None:
             sharding = SingleDeviceSharding(jax.local_devices()[0])
         else:

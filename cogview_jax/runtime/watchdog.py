@@ -14,7 +14,7 @@ _STANDARD_ERROR = 2
 class Watchdog:
     """Ends this process, with status 1, if nobody calls `beat` for too long.
 
-    A peer that freezes sends no heartbeats, and is noticed by that (`runtime.distributed`). This is
+    A peer that freezes sends no heartbeats, and is noticed by that (`runtime.processes`). This is
     for what heartbeats do not show: a read that never returns, a device that hangs, a peer whose
     training thread waits for something while its other threads live. The message names what the
     process was doing and shows its stacks; the exit of one process ends the others.

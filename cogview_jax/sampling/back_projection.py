@@ -38,7 +38,7 @@ def downsampled_mse(large: np.ndarray, small: np.ndarray) -> np.ndarray:
 
     large: uint8 [..., 2h, 2w, 3]. small: uint8 [..., h, w, 3]. Returns float64 [...].
     """
-    return np.mean(np.square(_halved(large) - small), axis=(-3, -2, -1))
+    return np.asarray(np.mean(np.square(_halved(large) - small), axis=(-3, -2, -1)))
 
 
 def _one(large: np.ndarray, small: np.ndarray, rounds: int) -> np.ndarray:

@@ -17,7 +17,7 @@ BATCH = 64
 CACHE_SHARE = 0.4
 
 
-def least_rows() -> int:
+def min_batch() -> int:
     """How many rows the smallest batch should have.
 
     Where `models.kernels.token_step` does not apply, XLA does not give products with a single row
@@ -32,7 +32,7 @@ def batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     The last batch is filled up with earlier rows, so that it needs no compilation of its own. A
     small job takes a small batch; powers of two keep the compilations few.
     """
-    batch_size = max(min(batch_size, 1 << (count - 1).bit_length()), least_rows())
+    batch_size = max(min(batch_size, 1 << (count - 1).bit_length()), min_batch())
     for start in range(0, count, batch_size):
         index = np.arange(start, start + batch_size) % count
         yield index, min(batch_size, count - start)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_slots
@@ -56,7 +57,7 @@ class Sequences(NamedTuple):
 
     token: int32 [B], the last token of each, which the cache does not hold yet. position: int32
     [B], its place among the learned positions. visible: bool [B, S], the slots of the cache that
-    hold tokens, or will. cache: see `empty_cache`. index: int32, the slot of `token`. keys: [B],
+    hold tokens, or will. cache: see `empty_cache`. slot: int32, that of `token`. keys: [B],
     one a row. drawn: int32, how many tokens were drawn.
     """
 
@@ -64,7 +65,7 @@ class Sequences(NamedTuple):
     position: jax.Array
     visible: jax.Array
     cache: Cache
-    index: jax.Array
+    slot: jax.Array
     keys: jax.Array
     drawn: jax.Array
 
@@ -101,8 +102,8 @@ def prefill(
     if prompt > 1:
         head, at = tokens[:, :-1], positions[:, :-1]
         _, cache = cached_forward(model, params, head, at, visible, cache, 0)
-    index, drawn = jnp.int32(prompt - 1), jnp.int32(0)
-    return Sequences(tokens[:, -1], positions[:, -1], visible, cache, index, keys, drawn)
+    slot, drawn = jnp.int32(prompt - 1), jnp.int32(0)
+    return Sequences(tokens[:, -1], positions[:, -1], visible, cache, slot, keys, drawn)
 
 
 @jax.jit
@@ -121,7 +122,7 @@ def spread(sequences: Sequences, rows: jax.Array, keys: jax.Array) -> Sequences:
         lambda leaf: leaf[rows],
         (sequences.token, sequences.position, sequences.visible, sequences.cache),
     )
-    return Sequences(token, position, visible, cache, sequences.index, keys, sequences.drawn)
+    return Sequences(token, position, visible, cache, sequences.slot, keys, sequences.drawn)
 
 
 def stages(model: Transformer, prompt: int, count: int) -> list[int]:
@@ -203,12 +204,13 @@ def decode(
             now.position[:, None],
             now.visible,
             whole(now.cache),
-            now.index,
+            now.slot,
         )
         logits = matvec_product(hidden[:, -1], head, jnp.float32)
         keys = jax.vmap(jax.random.fold_in, (0, None))(now.keys, now.drawn)
         if guide:
-            logits, keys = guided(*jnp.split(logits, 2), settings.guidance), keys[: rows // 2]
+            conditional, bare = jnp.split(logits, 2)
+            logits, keys = guided(conditional, bare, settings.guidance), keys[: rows // 2]
         token = first + sample_token(logits, keys, settings)
         if guide:
             token = jnp.tile(token, 2)  # both halves go on with it
@@ -218,7 +220,7 @@ def decode(
             token=token,
             position=now.position + 1,
             cache=carried(cache),
-            index=now.index + 1,
+            slot=now.slot + 1,
             drawn=now.drawn + 1,
         )
         return following, token
@@ -231,13 +233,13 @@ def decode(
 
 def in_parts(
     params: Mapping[str, Any],
-    tokens: jax.Array,
-    valid: jax.Array,
+    tokens: jax.Array | np.ndarray,
+    valid: jax.Array | np.ndarray,
     keys: jax.Array,
     settings: RowSettings,
-    positions: jax.Array | None = None,
-    given: jax.Array | None = None,
-    rows: jax.Array | None = None,
+    positions: jax.Array | np.ndarray | None = None,
+    given: jax.Array | np.ndarray | None = None,
+    rows: jax.Array | np.ndarray | None = None,
     *,
     every: int,
     model: Transformer,

@@ -11,7 +11,7 @@ import numpy as np
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.heap import trim_heap
 from cogview_jax.runtime.mesh import to_host
-from cogview_jax.sampling.batching import batch_rows, batches, least_rows
+from cogview_jax.sampling.batching import batch_rows, batches, min_batch
 from cogview_jax.sampling.decode import in_parts, sample_keys, seed_key
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
@@ -127,7 +127,7 @@ class Engine:
         self, request: SamplingRequest, prompt: np.ndarray, span: Span, every: int
     ) -> Iterator[np.ndarray]:
         """The tokens of one request as they are sampled, about `every` at a time: int32 [n]."""
-        rows = least_rows()
+        rows = min_batch()
         for part in self._parts([request] * rows, [prompt] * rows, span, every):
             yield part[0]
 

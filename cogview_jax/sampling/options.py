@@ -32,7 +32,7 @@ class SamplingConfig:
     top_p: float = 1.0
     guidance: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature {self.temperature}: expected 0 (greedy) or above")
         if self.top_k < 0:
@@ -78,7 +78,7 @@ class SamplingOptions:
     batch_size: int | None = None
     progress: Callable[[int], None] | None = field(default=None, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed {self.seed}: expected 0 to {2**32 - 1}")
         if self.sampling is not None and not isinstance(self.sampling, SamplingConfig):

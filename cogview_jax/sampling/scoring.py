@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,9 @@ def token_log_probs(
         float32 [B, count].
     """
     before = tokens[:, :-1]
-    counted = np.ones(before.shape, bool)
-    hidden = whole_forward(model, params, before, positions[:, :-1], counted)
+    counted = jnp.ones(before.shape, bool)
+    at = jnp.asarray(positions[:, :-1])
+    hidden = whole_forward(model, params, jnp.asarray(before), at, counted)
     outside, judged = without_blocks(params), tokens[:, -count:] - first
     return _log_probs(outside, hidden, judged, model=model, first=first, last=last)
 
@@ -52,6 +53,8 @@ def _log_probs(
 ) -> jax.Array:
     """log p of the ids `first` + chosen [B, C] after the last C of hidden [B, T, D]."""
     hidden = hidden[:, -chosen.shape[1] :]
-    logits = model.apply({"params": params}, hidden, first, last, method=model.logits)
+    logits = cast(
+        jax.Array, model.apply({"params": params}, hidden, first, last, method=model.logits)
+    )
     shares = jax.nn.log_softmax(logits)
     return jnp.take_along_axis(shares, chosen[..., None], axis=-1)[..., 0]

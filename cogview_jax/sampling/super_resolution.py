@@ -35,7 +35,7 @@ def upsampled_codes(
     last: int,
     config: SamplingConfig,
     choose: Choose | None = None,
-    progress: Callable[[int], None] | None = None,
+    on_window: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """Codes int [b, g, g] -> int32 [b, 2g, 2g], all pictures at once, window by window.
 
@@ -54,7 +54,7 @@ def upsampled_codes(
         last: how many codes there are.
         config: temperature and filters; InputError where it has guidance.
         choose: among the candidates of a window; needed where there is more than one.
-        progress: is told how many windows were done since the last time, each picture's its own.
+        on_window: is called after each window, of all images.
     """
     config.need_no_guidance("super-resolution")
     size, pictures, candidates = 2 * plan.grid, np.arange(len(codes)), keys.shape[1]
@@ -68,14 +68,13 @@ def upsampled_codes(
         leading = window.leading
         rows, places = [], []
         for i, (source, own) in enumerate(zip(codes[:, *window.source], cells, strict=True)):
-            tokens, positions = head(i, source.ravel())
-            onward = positions[-1] + 1 + np.arange(leading)
-            rows.append(np.concatenate([tokens, own[:leading]]))
-            places.append(np.concatenate([positions, onward]))
+            before, at = head(i, source.ravel())
+            rows.append(np.concatenate([before, own[:leading]]))
+            places.append(np.concatenate([at, at[-1] + 1 + np.arange(leading)]))
         tokens, valid = left_padded(rows, longest + leading)
-        places, _ = left_padded(places, longest + leading)
+        positions, _ = left_padded(places, longest + leading)
         if not shared:
-            tokens, valid, places = tokens[prompts], valid[prompts], places[prompts]
+            tokens, valid, positions = tokens[prompts], valid[prompts], positions[prompts]
         cells = cells[prompts]
         drawn = generate(
             params,
@@ -83,7 +82,7 @@ def upsampled_codes(
             valid,
             jax.vmap(jax.random.fold_in, (0, None))(keys.ravel(), number),
             settings,
-            places,
+            positions,
             cells[:, leading:],
             prompts if shared else None,
             model=model,
@@ -93,8 +92,11 @@ def upsampled_codes(
         )
         cells[:, leading:] = to_host(drawn)
         cells = cells.reshape(len(codes), candidates, *window.known.shape)
-        chosen = choose(window, cells) if candidates > 1 else 0
+        chosen: np.ndarray | int = 0
+        if candidates > 1:
+            assert choose is not None, "several candidates need a choice"
+            chosen = choose(window, cells)
         target[:, *window.target] = cells[pictures, chosen]
-        if progress is not None:
-            progress(len(codes))
+        if on_window is not None:
+            on_window()
     return target

@@ -46,7 +46,8 @@ class Window:
 
     def pixels(self, each: int) -> tuple[slice, slice]:
         """The rectangle of the source's picture, `each` pixels a code, that `target` stands for."""
-        return tuple(slice(s.start * each // 2, s.stop * each // 2) for s in self.target)
+        rows, columns = (slice(s.start * each // 2, s.stop * each // 2) for s in self.target)
+        return rows, columns
 
     @property
     def generated(self) -> int:
@@ -70,7 +71,7 @@ class WindowPlan:
     stride: int = 8
     order: tuple[tuple[int, int, int], ...] = ORDER
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Refuses windows outside the grid, and a plan that leaves cells of the target open."""
         for row, column, rows in self.order:
             last = max(row, column) * self.stride + self.window
@@ -132,7 +133,7 @@ def in_nine(window: int) -> bool:
 
 
 def released_head(
-    prompt: Sequence[int], source: np.ndarray, size: str, vocabulary: Vocabulary
+    prompt: Sequence[int] | np.ndarray, source: np.ndarray, size: str, vocabulary: Vocabulary
 ) -> np.ndarray:
     """What stands before a window's target for the released weights: int32 [n].
 

@@ -1,4 +1,4 @@
-"""Whether a picture shows what its caption says: the judge of captioned shapes.
+"""Whether an image shows what its caption says: the judge of captioned shapes.
 
 Report its shares beside the ceiling: the shares of the image tokenizer's reconstructions of true
 drawings.
@@ -22,9 +22,9 @@ SIZE_TOLERANCE = float(np.log(SIZES["large"][1] / SIZES["small"][1]) / 2)
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Which attributes of a scene a picture shows rightly, each for every object.
+    """Which attributes of a scene an image shows rightly, each for every object.
 
-    The caption fixes the picture up to jitter, so position and size are judged in every kind of
+    The caption fixes the image up to jitter, so position and size are judged in every kind of
     scene.
     """
 
@@ -37,17 +37,17 @@ class Verdict:
 
     @property
     def all(self) -> bool:
-        """Whether the picture matches the caption."""
+        """Whether the image matches the caption."""
         return all(getattr(self, name) for name in ATTRIBUTES)
 
 
-def judge(picture: np.ndarray, scene: Scene) -> Verdict:
-    """Judges a picture, uint8 [size, size, 3] of 32 pixels or more, by its caption's scene."""
-    return compare(read(picture), scene)
+def judge(image: np.ndarray, scene: Scene) -> Verdict:
+    """Judges an image, uint8 [size, size, 3] of 32 pixels or more, by its caption's scene."""
+    return compare(read(image), scene)
 
 
 def shares(verdicts: Iterable[Verdict]) -> dict[str, float]:
-    """The share of pictures that are right, by attribute and in "all" of them."""
+    """The share of images that are right, by attribute and in "all" of them."""
     verdicts = list(verdicts)
     return {
         name: float(np.mean([getattr(verdict, name) for verdict in verdicts]))
@@ -56,12 +56,12 @@ def shares(verdicts: Iterable[Verdict]) -> dict[str, float]:
 
 
 def compare(reading: Reading, scene: Scene) -> Verdict:
-    """Compares what a picture shows with what a caption says.
+    """Compares what an image shows with what a caption says.
 
     Objects are paired with the scene's in the way that makes most attributes right; of two equal
     ways, the one that names them rightly, so that two swapped objects are wrong in position. Where
     the count is wrong nobody can say which is which: the position is wrong, and colour and shape
-    are right if the picture shows just those of the caption.
+    are right if the image shows just those of the caption.
     """
     seen, background = reading.objects, reading.background == scene.background
     if len(seen) != len(scene.objects):

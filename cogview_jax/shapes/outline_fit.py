@@ -1,4 +1,4 @@
-"""The outlines of captioned shapes laid on an object of a picture, blur and all."""
+"""The outlines of captioned shapes laid on an object of an image, blur and all."""
 
 import functools
 from typing import NamedTuple
@@ -26,7 +26,7 @@ def fit_outlines(soft: np.ndarray, steps: int = 3) -> list[Fit]:
 
     Centre and radius start where the object's centroid and area put them. Gauss-Newton steps then
     move strength, x, y, the radius's logarithm and blur, for all outlines at once. A template's
-    derivatives are those of a picture: moving is its gradient, growing its gradient along the
+    derivatives are those of an image: moving is its gradient, growing its gradient along the
     radius, blurring its Laplacian.
 
     Legend: s shapes, n pixels a side.

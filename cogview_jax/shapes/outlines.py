@@ -1,6 +1,6 @@
 """The outlines of captioned shapes, as the share of each pixel that they cover.
 
-Lengths are shares of the picture, x to the right and y downwards.
+Lengths are shares of the image, x to the right and y downwards.
 """
 
 import functools

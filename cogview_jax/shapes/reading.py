@@ -1,8 +1,8 @@
-"""What a picture of captioned shapes shows, read from its pixels alone.
+"""What an image of captioned shapes shows, read from its pixels alone.
 
 The background is the border's colour; an object is a connected region that differs from it, and its
 name is that of the outline that fits its soft coverage best. Fitting the blur as well as the place
-makes the reading tolerant in the way a person is: a picture that comes back slightly blurred or
+makes the reading tolerant in the way a person is: an image that comes back slightly blurred or
 faded from an image tokenizer shows what it showed before.
 """
 
@@ -20,7 +20,7 @@ COLOUR_TOLERANCE = 60  # Euclidean; the nearest two, yellow and orange, are 71 a
 LEAST_COSINE = 0.92  # of an object's coverage with its outline; true drawings reach 0.99
 AMBIGUITY = 0.005  # of the cosine; true drawings fit any other outline worse by 0.02 or more
 
-_LARGEST = 64  # pixels a side; larger pictures are reduced, which shows nothing less
+_LARGEST = 64  # pixels a side; larger images are reduced, which shows nothing less
 _LEAST_AREA = 0.5 * SIZES["small"][1] ** 2  # of an object: less than half a small star is a speck
 _LEVELS = (0.55, 0.7, 0.85)  # of the contrast near by: where an object's core ends
 _HALO = 2.5  # pixels around the core that hold an object's soft edge
@@ -29,7 +29,7 @@ _PALETTE = np.array([rgb for _, rgb in COLOURS.values()], np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """An object as it may be seen: lengths as shares of the picture, None where no name fits."""
+    """An object as it may be seen: lengths as shares of the image, None where no name fits."""
 
     x: float
     y: float
@@ -40,7 +40,7 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a picture shows.
+    """What an image shows.
 
     The background is None where it is neither white nor gray. Each object comes as all the ways in
     which it may be seen, the likeliest first: a blurred star of few pixels may be a circle too.
@@ -50,16 +50,18 @@ class Reading:
     objects: tuple[tuple[Seen, ...], ...]
 
 
-def read(picture: np.ndarray) -> Reading:
-    """Reads a picture: uint8 [size, size, 3], 32 pixels or more.
+def read(image: np.ndarray) -> Reading:
+    """Reads an image: uint8 [size, size, 3], 32 pixels or more.
 
     Two objects that touch are one region, which no outline fits; then cores are cut at a higher
     level.
     """
-    if len(picture) > _LARGEST:
-        picture = np.asarray(Image.fromarray(picture).resize((_LARGEST, _LARGEST), Image.BOX))
-    picture = picture.astype(np.float32)
-    border = np.concatenate([picture[[0, -1]].reshape(-1, 3), picture[:, [0, -1]].reshape(-1, 3)])
+    if len(image) > _LARGEST:
+        image = np.asarray(
+            Image.fromarray(image).resize((_LARGEST, _LARGEST), Image.Resampling.BOX)
+        )
+    image = image.astype(np.float32)
+    border = np.concatenate([image[[0, -1]].reshape(-1, 3), image[:, [0, -1]].reshape(-1, 3)])
     ground = np.median(border, axis=0)
     background = next(
         (
@@ -71,7 +73,7 @@ def read(picture: np.ndarray) -> Reading:
     )
     readings = []
     for level in _LEVELS:
-        readings.append(Reading(background, _objects(picture - ground, ground, level)))
+        readings.append(Reading(background, _objects(image - ground, ground, level)))
         if all(ways[0].shape for ways in readings[-1].objects):
             return readings[-1]
     return readings[0]
@@ -80,14 +82,14 @@ def read(picture: np.ndarray) -> Reading:
 def _objects(
     difference: np.ndarray, ground: np.ndarray, level: float
 ) -> tuple[tuple[Seen, ...], ...]:
-    """The objects of a picture, given its background and its difference from it.
+    """The objects of an image, given its background and its difference from it.
 
     difference: float32 [size, size, 3]; ground: RGB [3]; level: see `_LEVELS`.
     """
     size = len(difference)
     contrast = np.linalg.norm(difference, axis=-1)
     faintest = np.linalg.norm(_PALETTE - ground, axis=-1).min()
-    # The contrast near by counts, not the picture's: pink on gray beside black on gray is faint.
+    # The contrast near by counts, not the image's: pink on gray beside black on gray is faint.
     peak = ndimage.maximum_filter(contrast, size=2 * round(size / 24) + 1)
     cores, count = ndimage.label(
         (contrast > 0.4 * faintest) & (contrast > level * peak), np.ones((3, 3))

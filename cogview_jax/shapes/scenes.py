@@ -1,11 +1,11 @@
-"""Captioned shapes: drawings of a few coloured shapes whose caption fixes the picture.
+"""Captioned shapes: drawings of a few coloured shapes whose caption fixes the image.
 
 A scene is sampled, said in English or Chinese, and drawn at any size. Because a caption can be read
-back into its scene, "does the picture match the text" is a number (see `evaluation.shapes_judge`).
+back into its scene, "does the image match the text" is a number (see `shapes.judge`).
 Eight colour-shape pairs are held out: each colour and each shape is seen in training, those pairs
 never, so they measure composition.
 
-Lengths are shares of the picture, x to the right and y downwards; colours are RGB in 0..255.
+Lengths are shares of the image, x to the right and y downwards; colours are RGB in 0..255.
 """
 
 import dataclasses
@@ -75,16 +75,16 @@ class Scene:
     """What a caption says.
 
     `things` holds one (colour, shape) for the kinds "one" and "many", and for "two" the first and
-    the second named. Attributes that a kind does not have are None.
+    the second named. Attributes that a kind does not have are empty or 0.
     """
 
     kind: str
     things: tuple[Thing, ...]
     background: str
-    size: str | None = None  # one
-    position: str | None = None  # one
-    count: int | None = None  # many
-    relation: str | None = None  # two
+    size: str = ""  # one
+    position: str = ""  # one
+    count: int = 0  # many
+    relation: str = ""  # two
 
     @property
     def centres(self) -> tuple[tuple[float, float], ...]:
@@ -241,10 +241,10 @@ def draw(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     """Draws a scene, antialiased and jittered: uint8 [size, size, 3].
 
     Every object's centre is jittered by itself, each colour channel once per (colour, shape) named,
-    and the radius only in the kind "one". The same generator gives the same picture at every size.
+    and the radius only in the kind "one". The same generator gives the same image at every size.
     """
-    picture = np.empty((size, size, 3), np.float32)
-    picture[:] = BACKGROUNDS[scene.background][1]
+    image = np.empty((size, size, 3), np.float32)
+    image[:] = BACKGROUNDS[scene.background][1]
     radius = scene.radius
     if scene.kind == "one":
         radius *= 1 + rng.uniform(-RADIUS_JITTER, RADIUS_JITTER)
@@ -255,14 +255,14 @@ def draw(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     paints *= len(scene.objects) // len(paints)
     for (_, shape), centre, paint in zip(scene.objects, scene.centres, paints, strict=True):
         x, y = centre + rng.uniform(-CENTRE_JITTER, CENTRE_JITTER, 2)
-        picture += coverage(shape, size, x, y, radius)[:, :, None] * (paint - picture)
-    return (picture.clip(0, 255) + 0.5).astype(np.uint8)
+        image += coverage(shape, size, x, y, radius)[:, :, None] * (paint - image)
+    return (image.clip(0, 255) + 0.5).astype(np.uint8)
 
 
 def drawing(seed: int, split: str, index: int, size: int) -> tuple[Scene, np.ndarray]:
-    """Drawing `index` of a split, always the same: its scene and its picture.
+    """Drawing `index` of a split, always the same: its scene and its image.
 
-    The picture is uint8 [size, size, 3]. Raises InputError for a split other than those of
+    The image is uint8 [size, size, 3]. Raises InputError for a split other than those of
     `SPLITS`.
     """
     if split not in SPLITS:

@@ -1,4 +1,4 @@
-"""What a run says before it begins, and how far it is while nobody waits for its steps."""
+"""The lines that a run prints before it begins, and which of its steps are finished."""
 
 import math
 from collections import deque
@@ -9,7 +9,7 @@ import jax
 
 from cogview_jax.data.sources.source import Source
 from cogview_jax.runtime.hardware import machine
-from cogview_jax.runtime.processes import say
+from cogview_jax.runtime.processes import log
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TransformerExperiment
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.training.state import TrainState
@@ -17,21 +17,21 @@ from cogview_jax.training.state import TrainState
 
 @runtime_checkable
 class Described(Protocol):
-    """A source that knows more of itself than its length."""
+    """A source that can describe itself."""
 
     def describe(self) -> str:
-        """Its records, captions, and what was ignored, in one line."""
+        """Its records and captions, and the files that it ignores, in one line."""
 
 
 def announcement(
     experiment: Experiment, source: Source, state: TrainState, mesh: jax.sharding.Mesh, start: int
 ) -> list[str]:
-    """What a training run will do, in a few lines.
+    """The data, model, devices and steps of a training run, in a line each.
 
     Args:
         experiment: what is trained.
         source: the records it reads.
-        state: its state, or the shapes of that.
+        state: its state, or the shapes of its state.
         mesh: the devices it runs on.
         start: how many steps are done.
     """
@@ -54,12 +54,12 @@ def described(source: Source) -> str:
 
 
 def parameters(state: TrainState) -> int:
-    """How many numbers are trained."""
+    """The number of trained parameters."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
 
 
 def _sizes(experiment: Experiment) -> tuple[str, str]:
-    """The sizes of the model and its rows; and its attention, where it has one."""
+    """The sizes of the model and its rows, and its attention if it has one."""
     if isinstance(experiment, CodecExperiment):
         model = experiment.model
         size, grid = model.image_size, model.grid
@@ -85,16 +85,16 @@ def _attention(experiment: TransformerExperiment) -> str:
     return f"{kind}, decoding {programs.decoding}"
 
 
-def say_what_moved(workdir: Path, before: dict[str, Any]) -> None:
-    """One line where a run goes on with other cores, devices or another jax than it was saved with.
+def report_machine_changes(workdir: Path, before: dict[str, Any]) -> None:
+    """Prints a line if a run resumes with other cores, devices or jax than it was saved with.
 
-    before: what `machine()` said then; empty for checkpoints that do not say.
+    before: what `machine()` returned then; empty for checkpoints that do not record it.
     """
     now = machine()
     names = [name for name, was in before.items() if was != now.get(name)]
     moved = [f"{name} {before[name]} -> {now.get(name, 'unknown')}" for name in names]
     if moved:
-        say(
+        log(
             f"{workdir}: goes on with {', '.join(moved)}: the last bits of its numbers may no"
             " longer be those of the unbroken run"
         )
@@ -103,20 +103,20 @@ def say_what_moved(workdir: Path, before: dict[str, Any]) -> None:
 class StepsUnderWay:
     """Steps that were started, and which of them the devices have finished.
 
-    Nobody waits for any: a step's loss is ready once the step is done. One thread starts steps,
-    another asks.
+    No call waits for the devices: the loss of a step is ready once the step is done. One thread
+    starts steps, another calls `finished`.
     """
 
-    def __init__(self):
-        """None was started."""
-        self._started: deque[tuple[int, jax.Array]] = deque()
+    def __init__(self) -> None:
+        """No step was started."""
+        self._started: deque[tuple[int, Any]] = deque()
 
     def started(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """The step that gives `metrics` is on its way."""
+        """Notes that a step was started, which will return `metrics`."""
         self._started.append((step, metrics["loss"]))
 
     def finished(self) -> tuple[int, dict[str, Any]] | None:
-        """The last step that is done, and its loss; None where none is since the last call."""
+        """The last step that was finished since the last call, and its loss; None if none was."""
         last = None
         while self._started and self._started[0][1].is_ready():
             last = self._started.popleft()

@@ -1,4 +1,4 @@
-"""Stage 1 as a job: what training an image tokenizer reads, draws and leaves."""
+"""The task of stage 1: an image tokenizer, its images, previews and bundle."""
 
 import itertools
 from pathlib import Path
@@ -17,21 +17,22 @@ from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import CodecExperiment
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.codec import Codec
-from cogview_jax.training.codec_objective import CodecObjective
+from cogview_jax.training.codec_objective import CodecObjective, ImageExample
+from cogview_jax.training.objective import ModelValues, Objective
 from cogview_jax.training.state import TrainState
 
-#: Pictures drawn beside their reconstructions.
-DRAWN = 8
+#: Images of a preview, which are shown with their reconstructions.
+PREVIEW_IMAGES = 8
 
 
-class ImageTokenizerJob:
-    """An image tokenizer in training; the interface is `jobs.train.Job`."""
+class CodecTask:
+    """The training of an image tokenizer; the interface is `tasks.training.Task`."""
 
     def __init__(self, experiment: CodecExperiment, workdir: Workdir):
-        """Composes the codec and its objective; the data is opened by `source`."""
+        """Composes the codec and its objective; `source` opens the data."""
         self.experiment = experiment
         self.codec = Codec(experiment.model, policy(experiment.precision).compute)
-        self.objective = CodecObjective(
+        self.objective: Objective[ImageExample[jax.Array]] = CodecObjective(
             self.codec,
             global_batch=experiment.train.global_batch,
             commitment=experiment.loss.commitment,
@@ -42,47 +43,49 @@ class ImageTokenizerJob:
         self._view = SquareView(experiment.model.image_size, data.smallest_crop, data.flip)
 
     def source(self) -> Source[Record]:
-        """The pictures."""
+        """The images."""
         return self.experiment.data.source.open()
 
-    def transform(self, record: Record, generator: np.random.Generator) -> dict[str, np.ndarray]:
-        """A picture as the codec sees it."""
-        return {"image": self._view(record.image, generator)}
+    def transform(self, record: Record, generator: np.random.Generator) -> ImageExample[np.ndarray]:
+        """A square of an image, of the codec's size."""
+        return ImageExample(self._view(record.image, generator))
 
-    def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The fields of a row, as `transform` gives them for any record."""
+    def row_shapes(self) -> ImageExample[jax.ShapeDtypeStruct]:
+        """The shapes of what `transform` returns for any record."""
         size = self.experiment.model.image_size
-        return {"image": jax.ShapeDtypeStruct((size, size, 3), np.uint8)}
+        return ImageExample(jax.ShapeDtypeStruct((size, size, 3), np.uint8))
 
     def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
         """`state` with the parameters and codebook of another bundle, or as it is."""
         if bundle is None:
             return state
-        part = bundle.codec(state.step.sharding.mesh)
+        part = bundle.codec(state.mesh)
         if part.config != self.experiment.model:
             raise InputError(
                 f"init_from {bundle.path} holds a codec with {part.config}, but the config says"
                 f" {self.experiment.model}"
             )
-        place = jax.tree.map(lambda leaf: leaf.sharding, (state.params, state.extras))
-        params, extras = jax.device_put((part.params, part.codebook), place)
-        return state.replace(params=params, extras=extras)
+        held = self.objective.bundle_values(state.values)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, held)
+        given = jax.device_put(ModelValues(part.params, part.codebook), shardings)
+        return state.with_values(self.objective.with_bundle_values(state.values, given))
 
-    def draw(self, state: TrainState, source: Source[Record]) -> np.ndarray:
-        """The first pictures that can be read, above their reconstructions: uint8 [h, w, 3]."""
+    def preview(self, state: TrainState, source: Source[Record]) -> np.ndarray:
+        """The first readable images above their reconstructions: uint8 [h, w, 3]."""
         still = SquareView(self.experiment.model.image_size)
         rng = np.random.default_rng(0)
-        records = itertools.islice(readable(source), DRAWN)
-        pictures = np.stack([still(record.image, rng) for record in records])
-        count = len(pictures)
+        records = itertools.islice(readable(source), PREVIEW_IMAGES)
+        images = np.stack([still(record.image, rng) for record in records])
+        count = len(images)
         model = CogView(codec=self._part(state))
-        decoded = model.decode(model.encode(pictures))
-        labels = ["picture"] * count + ["reconstruction"] * count
-        return np.asarray(caption_grid([*pictures, *decoded], labels, columns=count))
+        decoded = model.decode(model.encode(images))
+        labels = ["image"] * count + ["reconstruction"] * count
+        return np.asarray(caption_grid([*images, *decoded], labels, columns=count))
 
     def write(self, state: TrainState, path: Path) -> None:
-        """Leaves a bundle with the codec alone."""
+        """Writes a bundle with the codec alone."""
         write_bundle(path, codec=self._part(state), step=int(state.position))
 
     def _part(self, state: TrainState) -> CodecPart:
-        return CodecPart(self.experiment.model, state.params, state.extras)
+        params, codebook = self.objective.bundle_values(state.values)
+        return CodecPart(self.experiment.model, params, codebook)

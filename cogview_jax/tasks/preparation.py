@@ -1,4 +1,4 @@
-"""From captioned pictures to a token store, with the tokenizers that made it beside it."""
+"""From captioned images to a token store, which holds the tokenizers that made it."""
 
 import json
 import sys
@@ -32,12 +32,17 @@ TOKENIZERS = "tokenizers"
 
 @dataclass(frozen=True)
 class StoreMeta:
-    """What a store says of itself to readers.
+    """The metadata that a store has for its readers.
 
-    layout: the task it was made for. grid: rows and columns of the codes, of the larger picture
-    where there are two. grids: of all pictures of a record; None in stores of before there were
-    several. codebook, pieces: how many codes and text pieces there are. codec, text: the hashes of
-    the tokenizers.
+    Attributes:
+        grid: rows and columns of the codes of an image; of the larger image where there are two.
+        codebook: the number of codes.
+        pieces: the number of text pieces.
+        codec: the hash of the codec.
+        text: the hash of the text tokenizer.
+        grids: rows and columns of all images of a record; None in stores of earlier versions,
+            whose records had one.
+        layout: the task that the store was made for.
     """
 
     grid: int
@@ -55,7 +60,7 @@ def store_path(data: TokenData, workdir: Workdir) -> Path:
 
 
 def prepare(experiment: TransformerExperiment, path: Path) -> None:
-    """Fills the token store at `path`; goes on where an earlier run stopped.
+    """Fills the token store at `path`; resumes where an earlier run stopped.
 
     Raises:
         InputError: the data, the codec or the text tokenizer does not fit the config, or too many
@@ -77,8 +82,9 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
     source = data.source.open()
     print(f"token store {path}: {described(source)}; codec of {given.path}", file=sys.stderr)
     tokenizers = _tokenizers(experiment, given, source, path)
+    text_tokenizer = tokenizers.text()
     model = CogView(
-        codec=tokenizers.codec(), text=tokenizers.text(), encode_dtype=data.encode_precision
+        codec=tokenizers.codec(), text=text_tokenizer, encode_dtype=data.encode_precision
     )
     grids = experiment.picture_grids
     sizes = [grid * model.codec.config.downsampling for grid in grids]
@@ -92,7 +98,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
         for i, record in enumerate(records):
             for of_size, size in zip(pictures, sizes, strict=True):
                 of_size[i] = center_crop(record.image, size)
-            texts.append([np.asarray(model.text.encode(t), np.int32) for t in record.captions])
+            texts.append([np.asarray(text_tokenizer.encode(t), np.int32) for t in record.captions])
             longer += sum(len(text) > experiment.layout.text_length for text in texts[-1])
         codes = [
             model.encode(of_size, grid).reshape(batch, -1)
@@ -111,7 +117,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
             "text_tokenizer": _text_plan(data),
             **identity,
             **encoding,
-            # A store of one picture a record says nothing of it: so did those of before.
+            # The plan of a store with one image a record has no grids, as in earlier versions.
             **({"grids": grids} if len(grids) > 1 else {}),
         },
         meta={
@@ -119,7 +125,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
             "grid": data.picture_grid or experiment.layout.grid,
             "grids": grids,
             "codebook": model.codec.config.codebook,
-            "pieces": len(model.text),
+            "pieces": len(text_tokenizer),
             **identity,
         },
         batch_size=batch,
@@ -137,11 +143,11 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
 
 
 def _encoding(data: TokenData, path: Path) -> dict[str, str]:
-    """What the codes of a store depend on besides pictures and codec, for its plan.
+    """What the codes of a store depend on besides images and codec, for its plan.
 
-    Devices of another kind round otherwise, and so find another code here and there; a store that
-    is finished has nothing left for them to find. One that was begun before plans had these entries
-    is finished without them.
+    Devices of another kind round differently and choose another code for some vectors, which does
+    not matter for a finished store. A store that was begun before plans had these entries is
+    finished without them.
 
     Raises:
         InputError: the store at `path` was begun in another precision, or on another kind of
@@ -191,7 +197,7 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
     given = Bundle(experiment.data.image_tokenizer)
     codec = given.codec().config
     window, whole = experiment.layout.grid, experiment.data.picture_grid
-    # Either picture of super-resolution may be of the size that the codec has learned.
+    # Either image of super-resolution may have the size that the codec was trained on.
     learned = codec.grid in experiment.picture_grids
     wanted = {
         "data.picture_grid" if whole else "layout.grid": (
@@ -212,7 +218,7 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
 def _tokenizers(
     experiment: TransformerExperiment, given: Bundle, source: Source[Record], path: Path
 ) -> Bundle:
-    """The store's own copy of its tokenizers, made when it is missing."""
+    """The store's own copy of its tokenizers, which is made if it is missing."""
     data, place = experiment.data, path / TOKENIZERS
     if not (place / "bundle.json").exists():
         text = (
@@ -237,11 +243,11 @@ def _tokenizers(
 
 
 def _source_plan(source: SourceConfig, path: Path) -> dict:
-    """What the store at `path` depends on of its source.
+    """The settings of the source that the store at `path` depends on.
 
-    A store that was begun before a setting existed has its default, and one of before each kind had
-    its own settings may mention those of other kinds: where nothing else differs, its own words
-    stay.
+    If a store was begun by an earlier version, settings that did not exist then have their
+    defaults, and it may name settings of other kinds of sources. If nothing else differs, what its
+    plan says is kept.
     """
     plan = json.loads(json.dumps(asdict(source)))
     if not (path / PLAN).exists():
@@ -256,7 +262,7 @@ def _source_plan(source: SourceConfig, path: Path) -> dict:
 
 
 def _trained(captions: list[str], config: TextConfig) -> TextTokenizer:
-    # At once: no thread could say so while the library trains.
+    # Flushed here, since no other thread runs while the library trains.
     print(
         f"training a text tokenizer of {config.pieces:,} pieces on {len(captions):,} captions",
         file=sys.stderr,
@@ -271,12 +277,12 @@ def _text_plan(data: TokenData) -> dict | str:
         return TextTokenizer.load(data.text_tokenizer).sha256
     settings = asdict(data.text)
     if data.text.byte_fallback:
-        del settings["byte_fallback"]  # stores of before it could be chosen do not say it
+        del settings["byte_fallback"]  # as in stores of earlier versions, which had no such setting
     return settings | {"records": data.text_records}
 
 
 def _captions(source: Source[Record], records: int) -> list[str]:
-    """All captions of the first `records` records; those that cannot be read are passed over.
+    """All captions of the first `records` records; unreadable records are skipped.
 
     Raises:
         InputError: there is no caption.

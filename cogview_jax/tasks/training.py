@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,68 +18,70 @@ from cogview_jax.data.loader import batches
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources.source import Source
-from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.hardware import known, machine, peak_flops
+from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.mesh import local_parts, make_mesh, place_batch
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import (
     PREEMPTED,
     StopRequest,
-    first_alone,
     host_name,
-    is_first,
-    say,
+    is_primary,
+    log,
+    primary_first,
 )
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.watchdog import Watchdog
-from cogview_jax.tasks.announcement import StepsUnderWay, announcement, say_what_moved
-from cogview_jax.tasks.codec import ImageTokenizerJob
+from cogview_jax.tasks.announcement import StepsUnderWay, announcement, report_machine_changes
+from cogview_jax.tasks.codec import CodecTask
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TrainConfig
-from cogview_jax.tasks.transformer import TransformerJob
+from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.goodput import Goodput
 from cogview_jax.training.loop import Hook, Measured, train
 from cogview_jax.training.metric_means import MetricMeans
 from cogview_jax.training.metrics import MetricsWriter
-from cogview_jax.training.objective import Objective
+from cogview_jax.training.objective import Metrics, Objective
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.profiler import ProfilerWindow
 from cogview_jax.training.state import TrainState, make_state, state_shapes
-from cogview_jax.training.step import Batch, Step, make_step
+from cogview_jax.training.step import Step, make_step
 
 #: How much longer one process may take to compile than another.
 COMPILE_SECONDS = 1800
 
 
-class Job(Protocol):
-    """What the two stages differ in."""
+class Task(Protocol):
+    """What a run trains: its data, its objective, its previews and its bundle."""
 
-    objective: Objective
+    @property
+    def objective(self) -> Objective[Any]:
+        """The model and its loss; its batches are rows of `transform`, stacked."""
 
-    def source(self) -> Source:
+    def source(self) -> Source[Any]:
         """The records, checked against the config."""
 
-    def transform(self, record: Any, generator: np.random.Generator) -> dict[str, np.ndarray]:
-        """One row of a batch."""
+    def transform(self, record: Any, generator: np.random.Generator) -> Any:
+        """One row of a batch, a NamedTuple of arrays such as `layout.Example`."""
 
-    def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The fields of a row, as `transform` gives them for any record."""
+    def row_shapes(self) -> Any:
+        """The shapes of what `transform` returns for any record."""
 
     def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
         """`state` with the weights of another bundle, or as a run without one starts."""
 
-    def draw(self, state: TrainState, source: Source) -> np.ndarray:
-        """A picture that shows what the model can do, uint8 [h, w, 3]."""
+    def preview(self, state: TrainState, source: Source[Any]) -> np.ndarray:
+        """An image that shows what the model can do, uint8 [h, w, 3]."""
 
     def write(self, state: TrainState, path: Path) -> None:
         """Writes the bundle."""
 
 
 def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> int:
-    """Trains what `experiment` describes in a workdir, or goes on with what it holds.
+    """Trains what `experiment` describes in a workdir, or resumes the run that it holds.
 
     Every process of the run calls it.
 
@@ -97,17 +99,17 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
 
 
 def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
-    goodput = Goodput(workdir.metrics / "goodput.json", writes=is_first())
+    goodput = Goodput(workdir.metrics / "goodput.json", writes=is_primary())
     workdir.check(experiment)
     config, mesh = experiment.train, make_mesh(experiment.mesh)
     check_batch(config, mesh)
-    job = make_job(experiment, workdir)
-    source = first_alone(job.source, "source opened")
+    task = make_task(experiment, workdir)
+    source = primary_first(task.source, "source opened")
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     rate = schedule(experiment.optimizer, config.steps)
     loss_scale = experiment.loss_scale if policy(experiment.precision).scales else None
     step = make_step(
-        job.objective,
+        task.objective,
         optimizer,
         rate,
         seed=experiment.seed,
@@ -116,8 +118,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     )
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        shapes = state_shapes(job.objective, optimizer, mesh, loss_scale)
-        check_best(config, step, shapes, job.row_shapes())
+        shapes = state_shapes(task.objective, optimizer, mesh, loss_scale)
+        check_best(config, step, shapes, task.row_shapes())
         checkpointer = stack.enter_context(
             Checkpointer(
                 workdir.checkpoints,
@@ -128,18 +130,18 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         with goodput.phase("restore"):
             state = checkpointer.restore(shapes)
         if state is None:
-            state = make_state(job.objective, optimizer, shapes, experiment.seed, loss_scale)
+            state = make_state(task.objective, optimizer, shapes, experiment.seed, loss_scale)
             bundle = Bundle(experiment.init_from) if experiment.init_from else None
-            state = job.initial(bundle, state)
+            state = task.initial(bundle, state)
         start = int(state.position)
         goodput.resume(start)
         if start:
-            say(f"{workdir.path}: continues after step {start} of {config.steps}")
-            say_what_moved(workdir.path, checkpointer.notes.get("machine", {}))
+            log(f"{workdir.path}: continues after step {start} of {config.steps}")
+            report_machine_changes(workdir.path, checkpointer.notes.get("machine", {}))
         # The bundle of a run that was made longer since is older than its checkpoint.
         written = _bundle_step(workdir) == start
         if start >= config.steps and written:
-            say(f"{workdir.path}: all {start} steps were done before")
+            log(f"{workdir.path}: all {start} steps were done before")
             return 0
         parts, ways = local_parts(mesh)
         local = stack.enter_context(
@@ -148,7 +150,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                     source,
                     global_batch=config.global_batch,
                     seed=experiment.seed,
-                    transform=job.transform,
+                    transform=task.transform,
                     skipped=SkippedLog(workdir.path, max_skipped=experiment.data.max_skipped),
                     start=start,
                     parts=parts,
@@ -164,14 +166,14 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         stack.enter_context(contextlib.closing(placed))
         writer = stack.enter_context(MetricsWriter(workdir.metrics))
         for line in announcement(experiment, source, state, mesh, start):
-            say(f"{workdir.path.name}: {line}")
+            log(f"{workdir.path.name}: {line}")
         under_way = StepsUnderWay()
         progress = stack.enter_context(
             Progress(
                 config.steps,
                 workdir.path.name,
                 start=start,
-                shown=is_first(),
+                shown=is_primary(),
                 ask=under_way.finished,
             )
         )
@@ -181,19 +183,22 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         watchdog = stack.enter_context(
             Watchdog(stall_timeout, f"process {jax.process_index()} on {host_name()}")
         )
-        per_second, going_on = throughput(job.objective, experiment), GoingOn()
+        per_second, tolerate_disk_errors = (
+            throughput(task.objective, experiment),
+            TolerateDiskErrors(),
+        )
         means = MetricMeans(checkpointer.notes.get("means"))
 
         def report(measured: Measured) -> None:
             seconds = measured.seconds_per_step
             metrics = measured.metrics | per_second(seconds) | device_memory()
-            with going_on("the ledger", measured.step):
+            with tolerate_disk_errors("the ledger", measured.step):
                 goodput.record(measured.step, seconds)
-            with going_on("metrics", measured.step):
+            with tolerate_disk_errors("metrics", measured.step):
                 writer.scalars(measured.step, metrics | {"goodput": goodput.share})
             shown = {n: metrics[n] for n in ("loss", "tokens_per_second")}
             if isinstance(experiment, CodecExperiment):
-                # What counts as its tokens is nothing that people think of.
+                # Its tokens are codes of images, whose number tells people little.
                 shown = {"loss": shown["loss"], "images_per_second": config.global_batch / seconds}
             progress.reach(measured.step, **shown)
 
@@ -204,13 +209,13 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             checkpointer.save(step, state, metrics, notes())
 
         def sample(step: int, state: TrainState, metrics: dict[str, float]) -> None:
-            picture = job.draw(state, source)
-            with going_on("metrics", step):
-                writer.images(step, "samples", picture)
-            if is_first():
+            image = task.preview(state, source)
+            with tolerate_disk_errors("metrics", step):
+                writer.images(step, "samples", image)
+            if is_primary():
                 file = workdir.samples / f"step_{step:08d}.png"
-                with going_on("the sample", step), atomic_path(file) as temporary:
-                    Image.fromarray(picture).save(temporary)
+                with tolerate_disk_errors("the sample", step), atomic_path(file) as temporary:
+                    Image.fromarray(image).save(temporary)
 
         state = train(
             state,
@@ -221,7 +226,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             report=report,
             hooks=(
                 Hook("checkpoint", config.checkpoint_every, save),
-                Hook("draw", config.sample_every, sample),
+                Hook("preview", config.sample_every, sample),
             ),
             goodput=goodput,
             watchdog=watchdog,
@@ -229,14 +234,14 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             means=means,
             stop=stop.reached,
             stop_waiting=stop.waiting,
-            started=under_way.started if is_first() else lambda step, metrics: None,
+            started=under_way.started if is_primary() else lambda step, metrics: None,
         )
         done = int(state.position)
         if done < config.steps:
             if done > start:
                 checkpointer.save(done, state, notes=notes())
             fate = "which is saved" if checkpointer.wait() else "which could not be saved"
-            say(
+            log(
                 f"{workdir.path}: asked to stop after step {done} of {config.steps}, {fate}; run"
                 " the same command again to continue"
             )
@@ -247,10 +252,10 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 os._exit(PREEMPTED)
             return PREEMPTED
         with goodput.phase("write"):
-            job.write(state, workdir.bundle)
-        with going_on("the ledger", done):
+            task.write(state, workdir.bundle)
+        with tolerate_disk_errors("the ledger", done):
             goodput.record(done)
-    say(f"{workdir.path}: {config.steps} steps done, bundle written; {goodput.summary()}")
+    log(f"{workdir.path}: {config.steps} steps done, bundle written; {goodput.summary()}")
     return 0
 
 
@@ -261,25 +266,25 @@ def _bundle_step(workdir: Workdir) -> int | None:
     try:
         return Bundle(workdir.bundle).step
     except InputError as error:  # the checkpoint has all that the bundle is made of
-        say(f"{error}: it will be written again")
+        log(f"{error}: it will be written again")
         return None
 
 
-def compiled_together(step: Any, progress: Progress) -> Step:
-    """A jitted step that no process runs before all have compiled it; `progress` shows it.
+def compiled_together(step: Any, progress: Progress) -> Step[Any]:
+    """A jitted step that no process runs before all processes have compiled it.
 
-    Compiling takes minutes and not everywhere as many; the first collective of a step, once begun,
-    may wait for seconds only (30 on CPUs).
+    Compiling takes minutes, and not the same time everywhere; the first collective of a step waits
+    for seconds only (30 on CPUs). `progress` shows what the step is doing.
     """
     compiled = None
 
-    def call(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def call(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         nonlocal compiled
         if compiled is None:
-            say("compiling the step")
+            log("compiling the step")
             progress.doing("compiling")
             compiled = step.lower(state, batch).compile()
-            Agreement(COMPILE_SECONDS).exchange("compiled", True)
+            KVStoreSync(COMPILE_SECONDS).all_gather("compiled", True)
             progress.doing("first step")
         return compiled(state, batch)
 
@@ -289,8 +294,8 @@ def compiled_together(step: Any, progress: Progress) -> Step:
 def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
     """InputError where a batch cannot be split evenly over the mesh.
 
-    The parts of an accumulated batch may be smaller than the mesh: every device then computes all
-    of a part, which is said on standard error because it is slow.
+    The parts of an accumulated batch may have fewer rows than the mesh has devices. Every device
+    then computes all of a part, which is slow: a line on standard error says so.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.global_batch % ways:
@@ -300,7 +305,7 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
         )
     rows = config.global_batch // config.accumulate
     if rows % ways:
-        say(
+        log(
             f"train.accumulate = {config.accumulate} leaves {rows} rows at a time, which {ways}"
             " devices cannot share: each computes them all"
         )
@@ -308,22 +313,23 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
 
 def check_best(
     config: TrainConfig,
-    step: Step,
+    step: Step[Any],
     state: TrainState,
-    row: Mapping[str, jax.ShapeDtypeStruct],
+    row: Any,
 ) -> None:
-    """InputError where the best checkpoints are to be kept by what a step does not measure.
+    """InputError where the best checkpoints are to be kept by a metric that a step does not have.
 
     Args:
-        config: names the metric; where none are kept by it, nothing is looked at.
-        step: what measures. It is traced and not run.
+        config: names the metric. Nothing is checked if it keeps none of the best checkpoints.
+        step: is traced and not run.
         state: the shapes of its state.
-        row: the fields of one row of its batch.
+        row: the shapes of one row of its batch.
     """
     if not config.keep_best:
         return
-    shapes = {n: (config.global_batch, *leaf.shape) for n, leaf in row.items()}
-    batch = {n: jax.ShapeDtypeStruct(shapes[n], leaf.dtype) for n, leaf in row.items()}
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((config.global_batch, *leaf.shape), leaf.dtype), row
+    )
     _, metrics = jax.eval_shape(step, state, batch)
     measured = sorted(metrics.keys() - {"stuck"})
     if config.best_metric not in measured:
@@ -333,17 +339,19 @@ def check_best(
         )
 
 
-def make_job(experiment: Experiment, workdir: Workdir) -> Job:
-    """The stage an experiment is of."""
+def make_task(experiment: Experiment, workdir: Workdir) -> Task:
+    """The task of an experiment, by its stage."""
     if isinstance(experiment, CodecExperiment):
-        return ImageTokenizerJob(experiment, workdir)
-    return TransformerJob(experiment, workdir)
+        return CodecTask(experiment, workdir)
+    return TransformerTask(experiment, workdir)
 
 
-def throughput(objective: Objective, experiment: Experiment):
+def throughput(
+    objective: Objective[Any], experiment: Experiment
+) -> Callable[[float], dict[str, float]]:
     """A function from seconds a step to tokens_per_second and mfu.
 
-    tokens_per_second: of sequences; of an image tokenizer the codes of its pictures. mfu: model
+    tokens_per_second: of sequences; of an image tokenizer the codes of its images. mfu: model
     FLOPs a second over the peak of all devices (see `runtime.hardware`).
     """
     rows, device = experiment.train.global_batch, jax.devices()[0]
@@ -368,15 +376,17 @@ def device_memory() -> dict[str, float]:
     return {"device_memory": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
 
 
-class GoingOn:
-    """A full disk loses what a block writes, and not the run; it is said once until it works again.
+class TolerateDiskErrors:
+    """A context manager in which an OSError loses what is written, but does not end the run.
 
-    with going_on("metrics", step):
+    One line reports it, and no other until the same thing could be written again.
+
+    with tolerate_disk_errors("metrics", step):
         ...
     """
 
-    def __init__(self):
-        """Everything can be written."""
+    def __init__(self) -> None:
+        """Nothing has failed."""
         self._failing: set[str] = set()
 
     @contextlib.contextmanager
@@ -387,5 +397,5 @@ class GoingOn:
             self._failing.discard(what)
         except OSError as error:
             if what not in self._failing:
-                say(f"step {step}: {what} could not be written ({error}); training goes on")
+                log(f"step {step}: {what} could not be written ({error}); training goes on")
             self._failing.add(what)

@@ -1,4 +1,4 @@
-"""Stage 2 as a job: what training a transformer reads, draws and leaves."""
+"""The task of stage 2: a transformer, its rows, previews and bundle."""
 
 import dataclasses
 import itertools
@@ -22,18 +22,19 @@ from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy
-from cogview_jax.runtime.processes import say
+from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import TransformerExperiment
 from cogview_jax.tasks.preparation import TOKENIZERS, StoreMeta, given_codec, store_path
 from cogview_jax.tasks.workdir import Workdir
-from cogview_jax.tokenizers.layout import make_layout
+from cogview_jax.tokenizers.layout import Example, make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
+from cogview_jax.training.objective import ModelValues, Objective
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
 
-#: Settings of a model that change nothing about what its weights mean.
-INDIFFERENT = (
+#: Settings of a model in which it may differ from the bundle of `init_from` without notice.
+INIT_FROM_IGNORED = (
     "dropout",
     "attention_dropout",
     "init_deviation",
@@ -41,15 +42,15 @@ INDIFFERENT = (
     "remat",
     "unroll",
 )
-#: Pictures drawn for captions of the store.
-DRAWN = 8
+#: Images of a preview, each for a caption of the store.
+PREVIEW_IMAGES = 8
 
 
-class TransformerJob:
-    """A transformer in training; the interface is `jobs.train.Job`."""
+class TransformerTask:
+    """The training of a transformer; the interface is `tasks.training.Task`."""
 
     def __init__(self, experiment: TransformerExperiment, workdir: Workdir):
-        """Composes the model, its layout and objective; the data is opened by `source`."""
+        """Composes the model, its layout and objective; `source` opens the data."""
         self.experiment = experiment
         self.layout = make_layout(experiment.layout, experiment.vocabulary)
         self.model = Transformer(
@@ -60,10 +61,12 @@ class TransformerJob:
             experiment.vocabulary,
             experiment.programs(),
         )
-        self.objective = SequenceObjective(self.model, self.layout, experiment.text_weight)
+        self.objective: Objective[Example[jax.Array]] = SequenceObjective(
+            self.model, self.layout, experiment.text_weight
+        )
         rate = experiment.model.drop_rates[1]
         if rate and self.model.programs.attention == "cudnn":
-            say(
+            log(
                 f"attention_dropout {rate} keeps attention from being a fused kernel; 0 makes a"
                 " step of the 4B model twice as fast on an H200"
             )
@@ -109,10 +112,8 @@ class TransformerJob:
                 )
         return store
 
-    def transform(
-        self, record: TokenRecord, generator: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        """One of the record's captions, or none, and its codes or a window of them, as a row."""
+    def transform(self, record: TokenRecord, generator: np.random.Generator) -> Example[np.ndarray]:
+        """The row of one of the record's captions, or none, and its codes or a window of them."""
         caption = record.captions[generator.integers(len(record.captions))]
         if generator.random() < self.experiment.drop_captions:
             caption = caption[:0]
@@ -121,19 +122,16 @@ class TransformerJob:
             [region.grid for region in self.layout.images],
             generator,
         )
-        pictures = zip(self.layout.images, windows, strict=True)
-        codes = {region.name: window.ravel() for region, window in pictures}
+        regions = zip(self.layout.images, windows, strict=True)
+        codes = {region.name: window.ravel() for region, window in regions}
         parts = {"text": caption} | codes
-        return self.layout.example(parts, self.experiment.prompt_weight)._asdict()
+        return self.layout.example(parts, self.experiment.prompt_weight)
 
-    def row_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The fields of a row, as `transform` gives them for any record."""
+    def row_shapes(self) -> Example[jax.ShapeDtypeStruct]:
+        """The shapes of what `transform` returns for any record."""
         parts = {region.name: [0] * region.length for region in self.layout.regions}
         example = self.layout.example(parts)
-        return {
-            name: jax.ShapeDtypeStruct(field.shape, field.dtype)
-            for name, field in example._asdict().items()
-        }
+        return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), example)
 
     def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
         """`state` with the parameters of another bundle, or with embeddings as the config says.
@@ -145,11 +143,12 @@ class TransformerJob:
         """
         if bundle is None:
             return self._with_code_embeddings(state)
-        part, experiment = bundle.transformer(state.step.sharding.mesh), self.experiment
+        part, experiment = bundle.transformer(state.mesh), self.experiment
         table = "position_embedding"
         params = dict(part.params)
-        there, here = params.pop(table), state.params[table]
-        rest = {name: tree for name, tree in state.params.items() if name != table}
+        held = self.objective.bundle_values(state.values)
+        there, here = params.pop(table), held.params[table]
+        rest = {name: tree for name, tree in held.params.items() if name != table}
         shapes = jax.tree.map(lambda leaf: leaf.shape, (params, rest))
         if (
             shapes[0] != shapes[1]
@@ -163,7 +162,7 @@ class TransformerJob:
         changed = [
             f"{name} {before} -> {now}"
             for name, before in dataclasses.asdict(part.config).items()
-            if (now := getattr(experiment.model, name)) != before and name not in INDIFFERENT
+            if (now := getattr(experiment.model, name)) != before and name not in INIT_FROM_IGNORED
         ]
         changes = [f"model {', '.join(changed)}"] if changed else []
         known = min(len(there), len(here))
@@ -178,27 +177,29 @@ class TransformerJob:
         if stored != here.dtype:
             changes.append(f"weights {stored} -> {here.dtype}")
         if changes:
-            say(f"init_from {bundle.path}: this run changes {', '.join(changes)}")
-        return state.replace(params=params | {table: there})
+            log(f"init_from {bundle.path}: this run changes {', '.join(changes)}")
+        given = ModelValues(params | {table: there}, held.model_state)
+        return state.with_values(self.objective.with_bundle_values(state.values, given))
 
-    def draw(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:
-        """Pictures for the first captions of the store: uint8 [h, w, 3]."""
+    def preview(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:
+        """Samples for the first captions of the store: uint8 [h, w, 3]."""
+        text = self._text()
         model = CogView(
-            codec=self._codec().codec(state.step.sharding.mesh),
-            text=self._text(),
+            codec=self._codec().codec(state.mesh),
+            text=text,
             transformer=self._part(state),
         )
         longest = self.layout.region("text").length
-        captions = itertools.islice(_captions(source), DRAWN)
-        prompts = [model.text.decode(pieces[:longest]) for pieces in captions]
+        captions = itertools.islice(_captions(source), PREVIEW_IMAGES)
+        prompts = [text.decode(pieces[:longest]) for pieces in captions]
         codes = model.generate_codes(
             prompts, 1, seed=0, sampling=SamplingConfig(), batch_size=len(prompts)
         )
-        pictures = model.decode(codes[:, 0])
-        return np.asarray(caption_grid(list(pictures), prompts))
+        images = model.decode(codes[:, 0])
+        return np.asarray(caption_grid(list(images), prompts))
 
     def write(self, state: TrainState, path: Path) -> None:
-        """Leaves a bundle with the transformer and the tokenizers it was trained with."""
+        """Writes a bundle with the transformer and the tokenizers it was trained with."""
         write_bundle(
             path,
             codec=self._codec(),
@@ -208,17 +209,19 @@ class TransformerJob:
         )
 
     def _with_code_embeddings(self, state: TrainState) -> TrainState:
-        """`state` whose codes start from the codec's vectors, where the config says so."""
+        """`state`; its code embeddings are made from the codec's vectors if the config says so."""
         experiment, name = self.experiment, "word_embedding"
         if experiment.code_embeddings == "normal":
             return state
-        codec, model = self._codec().codec(state.step.sharding.mesh), experiment.model
+        codec, model = self._codec().codec(state.mesh), experiment.model
         vectors = to_host(codec.codebook.codes)
         rows = code_embeddings(vectors, model.width, model.init_deviation, experiment.seed)
-        table = state.params[name]
+        held = self.objective.bundle_values(state.values)
+        table = held.params[name]
         # The codes are the first ids.
         replace = jax.jit(lambda here: here.at[: len(rows)].set(rows), out_shardings=table.sharding)
-        return state.replace(params=state.params | {name: replace(table)})
+        given = held._replace(params=held.params | {name: replace(table)})
+        return state.with_values(self.objective.with_bundle_values(state.values, given))
 
     def _part(self, state: TrainState) -> TransformerPart:
         experiment = self.experiment
@@ -226,17 +229,17 @@ class TransformerJob:
             experiment.model,
             experiment.vocabulary,
             experiment.layout,
-            state.params,
+            self.objective.bundle_values(state.values).params,
             experiment.drop_captions,
             experiment.implementation,
         )
 
     def _compact_binary(self) -> CompactBinary:
-        """The file of rows, which says nothing of itself: its sizes are those of the config."""
+        """The file of rows; it does not describe itself, so its sizes are those of the config."""
         experiment, text = self.experiment, self._text()
         if len(self.layout.images) != 1:
             raise InputError(
-                f"data.store {self._store} is a compact binary, whose rows hold one picture each; a"
+                f"data.store {self._store} is a compact binary, whose rows hold one image each; a"
                 f" layout of task {experiment.layout.task} needs a store that prepare made"
             )
         given_codec(experiment)  # refuses one of other sizes
@@ -271,6 +274,6 @@ class TransformerJob:
 
 
 def _captions(source: Source[TokenRecord]) -> Iterator[np.ndarray]:
-    """One caption of each record that can be read, by turns the first, the second, ..."""
+    """One caption of each readable record: the first, the second, and so on in turn."""
     for i, record in enumerate(readable(source)):
         yield record.captions[i % len(record.captions)]

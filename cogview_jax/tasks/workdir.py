@@ -1,4 +1,4 @@
-"""The folder of a run: which config it belongs to and where its files lie."""
+"""The folder of a run: the config that it belongs to, and the names of its files."""
 
 import contextlib
 import dataclasses
@@ -15,24 +15,26 @@ from cogview_jax.runtime.files import check_folder_output, read_json, write_json
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.paths import local_path
-from cogview_jax.runtime.processes import barrier, host_name, is_first
+from cogview_jax.runtime.processes import barrier, host_name, is_primary
 from cogview_jax.tasks.experiment import Experiment, read_experiment
 
-#: What may differ when a run is resumed: where it runs, how long, and what it reports.
-RESUMABLE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every")
-RESUMABLE += ("train.keep", "train.keep_every", "train.keep_best", "train.best_metric")
-RESUMABLE += ("implementation.attention", "implementation.decoding")
-RESUMABLE += ("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps")
+#: Settings that may differ when a run is resumed: devices, length, and what it reports and keeps.
+RESUMABLE = (
+    *("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every"),
+    *("train.keep", "train.keep_every", "train.keep_best", "train.best_metric"),
+    *("implementation.attention", "implementation.decoding"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps"),
+)
 
 
 class Workdir:
     """DIR/config.json, checkpoints/, metrics/, samples/, and on completion bundle/.
 
-    Where something went wrong or was asked for: damaged/ (checkpoints), skipped.jsonl, profile/.
+    Some runs also have damaged/ (checkpoints), skipped.jsonl (records) or profile/.
     """
 
     def __init__(self, path: str | Path):
-        """Names the files of the run in `path`; nothing is made yet."""
+        """Names the files of the run in `path` and makes none of them."""
         self.path = local_path(path, "--workdir").absolute()
         self.config = self.path / "config.json"
         self.checkpoints = self.path / "checkpoints"
@@ -50,7 +52,7 @@ class Workdir:
             InputError: another run is at work there, or it is a file.
         """
         check_folder_output(self.path, "--workdir")
-        if not is_first():
+        if not is_primary():
             yield
             return
         lock, what = self.path / ".train.lock", f"the workdir {self.path}"
@@ -67,7 +69,7 @@ class Workdir:
             return
         found = read_json(self.config)
         try:
-            # A run of before a setting existed has its default.
+            # Settings that did not exist when the run began have their defaults.
             found = _resolved(read_experiment(_without_foreign(found)))
         except InputError as error:
             raise InputError(f"{self.config} is of another program or version: {error}") from error
@@ -81,11 +83,14 @@ class Workdir:
                 )
 
     def claim(self, experiment: Experiment) -> None:
-        """Makes the folder this experiment's, once everything else about it is known to fit.
+        """Writes config.json: from now on the folder is this experiment's.
 
-        Every process of a run calls it. Raises InputError where one does not see the folder.
+        Every process of a run calls it once all else is checked.
+
+        Raises:
+            InputError: a process does not see the file that process 0 wrote.
         """
-        if is_first():
+        if is_primary():
             self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path, owned=True)
             write_json(self.config, _resolved(experiment))
@@ -105,12 +110,12 @@ def _resolved(experiment: Experiment) -> dict[str, Any]:
 def _without_foreign(config: Any) -> Any:
     """`config` without settings that only other kinds of sources have.
 
-    Every config.json has them that was written before each kind had its own settings.
+    A config.json has them if it was written before each kind had its own settings.
     """
     try:
         source = dict(config["data"]["source"])
         foreign = SourceConfig.foreign(source["kind"])
-    except (KeyError, TypeError, ValueError):  # for `read_experiment` to complain of
+    except (KeyError, TypeError, ValueError):  # `read_experiment` reports it
         return config
     own = {name: value for name, value in source.items() if name not in foreign}
     return config | {"data": config["data"] | {"source": own}}

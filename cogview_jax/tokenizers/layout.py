@@ -12,7 +12,7 @@ a target; its weight is the text's or the image's, and [PAD] has none.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -43,18 +43,25 @@ class Region:
         return math.isqrt(self.length)
 
 
-class Example(NamedTuple):
-    """One row for training, all [layout.length - 1].
+ArrayT = TypeVar("ArrayT")
+
+
+class Example(NamedTuple, Generic[ArrayT]):
+    """One row for training, all [layout.length - 1]; a batch has its rows as a first axis.
 
     tokens, targets and positions are int32. text_weights and image_weights are float32, 1 (or the
     prompt's weight) where the target is of that kind (commands count as text), else 0.
     """
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    positions: np.ndarray
-    text_weights: np.ndarray
-    image_weights: np.ndarray
+    tokens: ArrayT
+    targets: ArrayT
+    positions: ArrayT
+    text_weights: ArrayT
+    image_weights: ArrayT
+
+
+#: Text tokens counted from 0, or codes.
+Ids = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class Layout:
             return 0, self.vocabulary.codes
         return self.vocabulary.text_start, self.vocabulary.commands_start
 
-    def tokens(self, parts: Mapping[str, Sequence[int]]) -> np.ndarray:
+    def tokens(self, parts: Mapping[str, Ids]) -> np.ndarray:
         """The row made of `parts`, unpadded: int32 [at most length].
 
         parts: region name -> text pieces (counted from 0) or codes. A part that is missing ends the
@@ -143,7 +150,7 @@ class Layout:
                     positions[at[0] :] -= positions[at[0]]
         return positions
 
-    def example(self, parts: Mapping[str, Sequence[int]], prompt_weight: float = 1.0) -> Example:
+    def example(self, parts: Mapping[str, Ids], prompt_weight: float = 1.0) -> Example[np.ndarray]:
         """The training row of `parts` (see `tokens`), padded on the right with [PAD].
 
         Text too long for its region is cut to it, as the paper does; a prompt, in contrast, is
@@ -232,7 +239,8 @@ def size_command(grid: int) -> str:
 
 
 def text_to_image(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
-    """[ROI1] text [size] [BOI1] codes [EOI1]: the pretraining sequence (PAPER, stage 2)."""
+    """[ROI1] text [size] [BOI1] codes [EOI1]: the pretraining sequence
+    (arXiv 2105.13290, section 2.3)."""
     regions = (
         Region("command", "ROI1"),
         Region("text", "text", config.text_length),
@@ -245,7 +253,8 @@ def text_to_image(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
 
 
 def caption(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
-    """[size] [BOI1] codes [EOI1] [ROI1] text [PAD]: the order swapped (PAPER, finetuning).
+    """[size] [BOI1] codes [EOI1] [ROI1] text [PAD]: the order is swapped for captioning
+    (arXiv 2105.13290, section 3.2).
 
     The first [PAD] has a target, unlike padding: it is how a model says that its text has ended.
     """
@@ -262,10 +271,11 @@ def caption(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
 
 
 def super_resolution(config: LayoutConfig, vocabulary: Vocabulary) -> Layout:
-    """A picture's codes, and those of the same picture in twice as many rows and columns.
+    """An image's codes, and those of the same image in twice as many rows and columns.
 
     [ROI1] text [size] [BOI1] source [EOI1] [ROI2] [size] [BOI2] codes [EOI2], positions from 0
-    again at [ROI2] (PAPER, finetuning). Both sizes are the larger picture's, as in the paper.
+    again at [ROI2] (arXiv 2105.13290, section 3.1). Both size commands are the larger image's, as
+    in the paper.
     """
     size = size_command(config.grid)
     regions = (

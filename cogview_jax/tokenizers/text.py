@@ -84,8 +84,8 @@ class TextTokenizer:
         """Whether some of `text` is neither in a piece nor in bytes, and so lost."""
         return self._processor.unk_id() in self.encode(text)
 
-    def written(self, text: str) -> list[str]:
-        """The pieces of `text` as they are written, with ▁ for a space."""
+    def text_tokens(self, text: str) -> list[str]:
+        """The pieces of `text` as strings, with ▁ for a space."""
         return self._processor.EncodeAsPieces(text)
 
     def decode(self, pieces: Iterable[int]) -> str:

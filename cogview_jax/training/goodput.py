@@ -1,4 +1,4 @@
-"""Where the wall time of a run goes: useful steps, and everything else by name."""
+"""The wall time of a run by phase: useful steps, and everything else."""
 
 import contextlib
 import math
@@ -14,14 +14,16 @@ from cogview_jax.runtime.faults import reason
 from cogview_jax.runtime.files import read_json, write_json
 from cogview_jax.runtime.set_aside import set_aside
 
-#: Time in steps that a later start has to do again, and time in which the run did not run.
+#: Phases: steps that a later start repeats, and time in which no process of the run existed.
 LOST, DOWN = "lost", "down"
 STEP = "step"
+#: Names of phases in ledgers of earlier versions, and what they are now.
+RENAMED = {"draw": "preview"}
 
 
 @dataclass(frozen=True)
 class _Ledger:
-    """What the file holds."""
+    """The content of the file."""
 
     goodput: float
     position: int
@@ -29,7 +31,7 @@ class _Ledger:
     at: float
     seconds: dict[str, float]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         numbers = (*self.seconds.values(), self.at, self.seconds_per_step, self.position)
         if not all(map(math.isfinite, numbers)):
             raise InputError("damaged: expected numbers that are finite")
@@ -40,9 +42,9 @@ class Goodput:
 
     Every second since the run was first started belongs to one phase: "step" (dispatching steps and
     waiting for their results), "data" (waiting for a batch while the devices had nothing to do),
-    "start", "compile", "restore", "checkpoint" (what saving keeps training waiting), "draw",
-    "report", "write" (the bundle), "lost" (steps done again after a fault) and "down" (between a
-    start's last record and the next start).
+    "start", "compile", "restore", "checkpoint" (the time for which saving blocks training),
+    "preview", "report", "write" (the bundle), "lost" (steps that are repeated after a fault) and
+    "down" (between the last record of a start and the next start).
 
     Goodput is the share of "step" in all of it.
     """
@@ -54,11 +56,11 @@ class Goodput:
         clock: Callable[[], float] = time.time,
         writes: bool = True,
     ):
-        """Goes on with the ledger at `path`, if there is one, in phase "start".
+        """Continues the ledger at `path`, if there is one, in phase "start".
 
         Args:
-            path: the file; a damaged one is set aside and begun anew.
-            clock: seconds since a time that does not change between starts.
+            path: the file. A damaged one is set aside, and a new one begun.
+            clock: seconds since a fixed time, the same for all starts.
             writes: whether this process writes the file.
         """
         self.path, self._clock, self._writes = path, clock, writes
@@ -70,9 +72,9 @@ class Goodput:
             self._add(DOWN, max(0.0, self._since - at))
 
     def _found(self) -> tuple[dict[str, float], float, int, float] | None:
-        """Seconds by phase, time, position and seconds a step that earlier starts wrote down.
+        """Seconds by phase, time, position and seconds a step, as earlier starts recorded them.
 
-        None where there is no ledger; one that is damaged is set aside.
+        None if there is no ledger. A damaged one is set aside.
         """
         try:
             ledger = build(_Ledger, read_json(self.path), "it")
@@ -85,10 +87,11 @@ class Goodput:
             if self._writes:
                 set_aside(self.path, str(error).removeprefix(f"{self.path}: ")[:200])
             return None
-        return ledger.seconds, ledger.at, ledger.position, ledger.seconds_per_step
+        seconds = {RENAMED.get(name, name): spent for name, spent in ledger.seconds.items()}
+        return seconds, ledger.at, ledger.position, ledger.seconds_per_step
 
     def resume(self, position: int) -> None:
-        """This start begins at step `position`: what was done beyond it is lost."""
+        """This start begins at step `position`: later steps of earlier starts are lost."""
         lost = max(0, self._position - position) * self._step_seconds
         lost = min(lost, self.seconds.get(STEP, 0.0))
         self._add(STEP, -lost)
@@ -97,7 +100,7 @@ class Goodput:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """The time of the block belongs to `name`, but for the phases within it."""
+        """Time in the block belongs to phase `name`, except for the phases within it."""
         before = self.enter(name)
         try:
             yield
@@ -105,7 +108,7 @@ class Goodput:
             self.enter(before)
 
     def enter(self, name: str) -> str:
-        """From now on time belongs to `name`; returns what it belonged to."""
+        """From now on, time belongs to phase `name`; returns the phase before."""
         now, before = self._clock(), self._phase
         self._add(before, now - self._since)
         self._since, self._phase = now, name
@@ -118,9 +121,14 @@ class Goodput:
         return self.seconds.get(STEP, 0.0) / total if total else 0.0
 
     def record(self, position: int, seconds_per_step: float | None = None) -> None:
-        """Writes the ledger after step `position`; OSError where that fails.
+        """Writes the ledger after step `position`.
 
-        seconds_per_step: what a lost step will count; None is what it was before.
+        Args:
+            position: the number of steps done.
+            seconds_per_step: the time that a lost step counts; None leaves it as it is.
+
+        Raises:
+            OSError: it cannot be written.
         """
         self.enter(self._phase)
         self._position = position
@@ -138,7 +146,7 @@ class Goodput:
             )
 
     def summary(self) -> str:
-        """Goodput and where the rest went, in one line, the largest first."""
+        """Goodput and the shares of all other phases, the largest first, in one line."""
         self.enter(self._phase)
         total = sum(self.seconds.values()) or 1.0
         rest = sorted(

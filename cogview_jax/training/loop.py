@@ -13,6 +13,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.watchdog import Watchdog
 from cogview_jax.training.goodput import STEP, Goodput
 from cogview_jax.training.metric_means import MetricMeans
+from cogview_jax.training.objective import BatchT, Metrics
 from cogview_jax.training.profiler import ProfilerWindow
 from cogview_jax.training.state import TrainState
 from cogview_jax.training.step import Step
@@ -53,8 +54,8 @@ class Measured:
 
 def train(
     state: TrainState,
-    step: Step,
-    batches: Prefetched[dict[str, jax.Array]],
+    step: Step[BatchT],
+    batches: Prefetched[BatchT],
     *,
     steps: int,
     log_every: int,
@@ -66,7 +67,7 @@ def train(
     means: MetricMeans | None = None,
     stop: Callable[[int], bool] = lambda done: False,
     stop_waiting: Callable[[], bool] = lambda: False,
-    started: Callable[[int, dict[str, jax.Array]], None] = lambda step, metrics: None,
+    started: Callable[[int, Metrics], None] = lambda step, metrics: None,
 ) -> TrainState:
     """Trains until `steps` steps are done, or until it is to stop, and returns the last state.
 
@@ -114,8 +115,8 @@ def train(
         try:
             batch = batches.get(waiting)
         except _StopWaiting:
-            for metrics in check_finite(pending):
-                means.add(metrics)
+            for numbers in check_finite(pending):
+                means.add(numbers)
             break
         profiler.before(done)
         if done == start:
@@ -140,8 +141,8 @@ def train(
         for number, metrics in pending:
             watchdog.beat(f"waiting for the devices to finish step {number}")
             jax.block_until_ready(metrics)
-        for metrics in check_finite(pending):
-            means.add(metrics)
+        for numbers in check_finite(pending):
+            means.add(numbers)
         pending, measured = [], means.means()
         reached = time.monotonic()
         watchdog.rest()

@@ -40,7 +40,7 @@ class LossScaleConfig:
     consecutive_hysteresis: bool = False
     patience: int = 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_range(self, "initial", "minimum", above=0, at_most=2.0**126)
         require_range(self, "window", "hysteresis", "patience", at_least=1)
         if self.minimum > self.initial:

@@ -1,4 +1,4 @@
-"""What a run measures, step by step: TensorBoard events, and JSON lines for other programs."""
+"""The metrics of a run by step: TensorBoard events, and JSON lines for other programs."""
 
 import contextlib
 import io
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import image, scalar
@@ -39,7 +40,7 @@ class MetricsWriter:
     what fits their buffer, lose the rest, and leave the file unreadable.
     """
 
-    def __init__(self, directory: str | os.PathLike):
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
         self._writes = jax.process_index() == 0
         self._lines = _Appended(self.directory / "metrics.jsonl")
@@ -61,11 +62,11 @@ class MetricsWriter:
                 self._add(step=int(step), summary=scalar(name, number))
         self._write()
 
-    def images(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Records one picture, uint8 [h, w, 3], for TensorBoard."""
+    def images(self, step: int, name: str, array: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Records one image for TensorBoard."""
         if self._writes:
             self._begin(step)
-            self._add(step=int(step), summary=image(name, picture, dataformats="HWC"))
+            self._add(step=int(step), summary=image(name, array, dataformats="HWC"))
             self._write()
 
     def close(self) -> None:
@@ -81,7 +82,7 @@ class MetricsWriter:
         """The block closes it."""
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Closes it, also after an error. Lines for which there is no room are lost."""
         with contextlib.suppress(OSError):
             self.close()
@@ -101,7 +102,7 @@ class MetricsWriter:
             self._events.add(data + struct.pack("<I", masked_crc32c(data)))
 
     def _write(self) -> None:
-        if not self._dropped:
+        if not self._dropped and self._first is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
             _drop_from(self._lines.path, self._first)
             self._dropped = True

@@ -1,45 +1,97 @@
-"""What is trained: the one interface between a task and the loop that knows no task."""
+"""The interface between what is trained and the loop, which knows no task."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-import jax
+from jaxtyping import Array, Float, Int, Key
+
+Aux = TypeVar("Aux")
+BatchT = TypeVar("BatchT")
+BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
+
+#: Name -> a scalar of a step.
+Metrics = dict[str, Array]
 
 
-class Terms(NamedTuple):
-    """A (micro-)batch's part of everything a step sums up.
+class StepSums(NamedTuple, Generic[Aux]):
+    """What the rows of a batch, or of a part of it, add up to.
 
-    loss: its part of the sum to be minimised, a scalar. metrics: name -> (sum, weight), to be
-    reported as their quotient. carry: a pytree of sums that `finish` turns into the new extras.
+    Sums over the parts of an accumulated batch are the sums over the whole batch.
+
+    loss: the sum that is minimised, a scalar. metrics: name -> (sum, weight); their quotient is
+    reported. aux: a pytree of sums from which `Objective.finish` makes the new model state.
     """
 
-    loss: jax.Array
-    metrics: dict[str, tuple[jax.Array, jax.Array]]
-    carry: Any
+    loss: Array
+    metrics: dict[str, tuple[Array, Array]]
+    aux: Aux
 
 
-class Objective(Protocol):
-    """A model with a loss.
+class ModelValues(NamedTuple):
+    """The values of a model.
 
-    Everything per row is given as sums, so that a batch cut into accumulated parts gives what the
-    whole batch gives.
+    params: a pytree of parameters. model_state: a pytree of state that no gradient reaches, such as
+    a codebook; () where there is none.
     """
 
-    #: Tokens of a sequence, or codes of a picture.
+    params: Any
+    model_state: Any
+
+
+class Objective(Protocol[BatchT_contra]):
+    """A model with a loss over batches of one type.
+
+    A batch is a NamedTuple of arrays whose first axis is rows, such as `layout.Example`.
+
+    The loss is a sum over rows, so that a batch that is split into accumulated parts has the loss
+    of the whole batch.
+    """
+
+    #: Tokens of a sequence, or codes of an image.
     tokens_per_row: int
-    #: Of a forward and backward pass, for the model FLOPs utilisation.
+    #: FLOPs of a forward and backward pass over a row, for the model FLOPs utilisation.
     flops_per_row: float
 
-    def init(self, key: jax.Array) -> tuple[Any, Any]:
-        """Parameters, boxed with logical axis names, and extras."""
+    def init(self, key: Key[Array, ""]) -> ModelValues:
+        """The values before step 0; parameters are boxed with their logical axis names."""
 
-    def weight(self, batch: dict[str, jax.Array]) -> jax.Array:
+    def normalizer(self, batch: BatchT_contra) -> Float[Array, ""]:
         """What the summed loss of a whole batch is divided by."""
 
-    def terms(self, params: Any, extras: Any, batch: dict[str, jax.Array], key: jax.Array) -> Terms:
-        """The sums over a (part of a) batch.
+    def sums(
+        self,
+        params: Any,
+        model_state: Any,
+        batch: BatchT_contra,
+        rows: Int[Array, " b"],
+        key: Key[Array, ""],
+    ) -> StepSums[Any]:
+        """The sums over a batch, or over a part of it.
 
-        batch["row"] numbers the rows within the whole batch; `key` is the step's.
+        Args:
+            params: the parameters, which the loss is differentiated by.
+            model_state: the model state before the step.
+            batch: b rows.
+            rows: the numbers of these rows within the whole batch.
+            key: the key of the step, the same for all parts of a batch.
         """
 
-    def finish(self, extras: Any, carry: Any, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        """The extras after a step whose terms carried `carry`, and further metrics."""
+    def finish(
+        self, model_state: Any, aux: Any, key: Key[Array, ""]
+    ) -> tuple[Any, dict[str, Array]]:
+        """The model state after a step, and further metrics.
+
+        Args:
+            model_state: the model state before the step.
+            aux: `StepSums.aux`, summed over the whole batch.
+            key: the key of the step.
+        """
+
+    def bundle_values(self, values: ModelValues) -> ModelValues:
+        """What a bundle holds of all values.
+
+        An objective that trains a part which only training needs, such as a discriminator, leaves
+        it out here.
+        """
+
+    def with_bundle_values(self, values: ModelValues, given: ModelValues) -> ModelValues:
+        """`values` with what a bundle holds of them (see `bundle_values`) replaced by `given`."""

@@ -42,7 +42,7 @@ class OptimizerConfig:
     clip: float = 1.0
     schedule: str = "cosine"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise InputError(
                 f"optimizer schedule {self.schedule!r}: choose from {', '.join(SCHEDULES)}"
@@ -131,7 +131,7 @@ def _after_warmup(
 def decay_mask(params: Any) -> Any:
     """True for every parameter that is decayed: all but LayerNorms and biases."""
 
-    def decayed(path: tuple, _: Any) -> bool:
+    def decayed(path: tuple[Any, ...], _: Any) -> bool:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         return names[-1] not in UNDECAYED
 

@@ -22,7 +22,7 @@ class ProfileConfig:
     after: int = 10
     steps: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_range(self, "after", "steps", at_least=0)
 
 

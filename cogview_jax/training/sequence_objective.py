@@ -1,24 +1,35 @@
-"""Stage 2: the likelihood of text and image tokens under one transformer."""
+"""Stage 2: the likelihood of text and image tokens (arXiv 2105.13290, section 3.2).
+
+Legend: B rows of a batch, b rows of a part of it, T positions, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_regions
 from cogview_jax.models.sparse_attention import ThreeRegions
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.tokenizers.layout import Layout
-from cogview_jax.training.objective import Terms
+from cogview_jax.tokenizers.layout import Example, Layout
+from cogview_jax.training.objective import ModelValues, StepSums
 
 
 class SequenceObjective:
     """Weighted cross-entropy of the next token, over the rows of a layout.
 
-    Batches hold the fields of `layout.Example`, each [B, T]. text_weight: what a text token weighs,
-    an image token being 1 (the paper's pretraining has 1, its tutorial model 5).
+    Args:
+        model: the transformer.
+        layout: of the rows.
+        text_weight: weight of a text token in the loss; an image token has 1. The paper's
+            pretraining has 1, the tutorial model of its release 5.
     """
 
-    def __init__(self, model: Transformer, layout: Layout, text_weight: float = 1.0):
+    def __init__(self, model: Transformer, layout: Layout, text_weight: float = 1.0) -> None:
         self.model = model
         self.layout = layout
         self.text_weight = text_weight
@@ -27,36 +38,37 @@ class SequenceObjective:
         if model.config.sparse:
             _check_pivots(model.config.pivots, layout)
 
-    def init(self, key: jax.Array) -> tuple[dict, tuple]:
-        """Boxed parameters; no extras."""
+    def init(self, key: Key[Array, ""]) -> ModelValues:
+        """Boxed parameters; there is no model state."""
         tokens = jnp.zeros((1, 1), jnp.int32)
-        return self.model.init(key, tokens, tokens)["params"], ()
+        return ModelValues(self.model.init(key, tokens, tokens)["params"], ())
 
-    def weight(self, batch: dict[str, jax.Array]) -> jax.Array:
-        """The sum of the tokens' weights."""
+    def normalizer(self, batch: Example[Array]) -> Float[Array, ""]:
+        """The sum of the weights of all tokens."""
         return jnp.sum(self._weights(batch))
 
-    def terms(
-        self, params: dict, extras: tuple, batch: dict[str, jax.Array], key: jax.Array
-    ) -> Terms:
-        """Sums of cross-entropies: weighted, and of text and image apart."""
-        # The rows of a part tell it from the other parts of the batch: each has dropout of its own.
+    def sums(
+        self,
+        params: Any,
+        model_state: tuple[()],
+        batch: Example[Array],
+        rows: Int[Array, " b"],
+        key: Key[Array, ""],
+    ) -> StepSums[tuple[()]]:
+        """Sums of cross-entropies: weighted, and those of text and of image tokens."""
+        # The number of its first row gives each part of a batch a dropout key of its own.
         rngs = (
-            {"dropout": jax.random.fold_in(key, batch["row"][0])}
+            {"dropout": jax.random.fold_in(key, rows[0])}
             if any(self.model.config.drop_rates)
             else {}
         )
-        hidden = self.model.apply(
-            {"params": params},
-            batch["tokens"],
-            batch["positions"],
-            self._seen(batch, key),
-            rngs=rngs,
-        )
-        logits = self.model.apply({"params": params}, hidden, method=self.model.logits)
-        entropies = cross_entropy(logits, batch["targets"])
-        text, image = batch["text_weights"], batch["image_weights"]
-        return Terms(
+        apply: Callable[..., Any] = self.model.apply
+        attention = self._attention(batch, rows, key)
+        hidden = apply({"params": params}, batch.tokens, batch.positions, attention, rngs=rngs)
+        logits = apply({"params": params}, hidden, method=self.model.logits)
+        entropies = cross_entropy(logits, batch.targets)
+        text, image = batch.text_weights, batch.image_weights
+        return StepSums(
             jnp.sum(entropies * self._weights(batch)),
             {
                 "text_loss": (jnp.sum(entropies * text), jnp.sum(text)),
@@ -65,27 +77,42 @@ class SequenceObjective:
             (),
         )
 
-    def finish(self, extras: tuple, carry: tuple, key: jax.Array) -> tuple[tuple, dict]:
-        """Nothing but parameters changes."""
-        return extras, {}
+    def finish(
+        self, model_state: tuple[()], aux: tuple[()], key: Key[Array, ""]
+    ) -> tuple[tuple[()], dict[str, Array]]:
+        """There is no model state, and there are no further metrics."""
+        return model_state, {}
 
-    def _seen(self, batch: dict[str, jax.Array], key: jax.Array) -> ThreeRegions | None:
-        """What sparse attention sees: pivots of their own for each step, row and layer."""
+    def bundle_values(self, values: ModelValues) -> ModelValues:
+        """All of them: the parameters of the transformer."""
+        return values
+
+    def with_bundle_values(self, values: ModelValues, given: ModelValues) -> ModelValues:
+        """`given`, since a bundle holds all values."""
+        return given
+
+    def _attention(
+        self, batch: Example[Array], rows: Int[Array, " b"], key: Key[Array, ""]
+    ) -> ThreeRegions | None:
+        """The pattern of sparse attention, whose pivots differ by step, row and layer."""
         if not self.model.config.sparse:
             return None
         key = jax.random.fold_in(key, PIVOT_STREAM)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["row"])
-        return draw_regions(self.model.config, self.model.ids, batch["tokens"], keys)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+        return draw_regions(self.model.config, self.model.ids, batch.tokens, keys)
 
-    def _weights(self, batch: dict[str, jax.Array]) -> jax.Array:
-        return self.text_weight * batch["text_weights"] + batch["image_weights"]
+    def _weights(self, batch: Example[Array]) -> Float[Array, "B T"]:
+        return self.text_weight * batch.text_weights + batch.image_weights
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-log softmax(logits)[target]: float32 [..., V], int32 [...] -> [...].
+def cross_entropy(
+    logits: Float[Array | np.ndarray, "*shape V"], targets: Int[Array | np.ndarray, "*shape"]
+) -> Float[Array, "*shape"]:
+    """-log softmax(logits)[target].
 
-    The target's logit is picked by comparison rather than by indexing: the gradient of an index is
-    a scatter into an array of the size of the logits, and this fuses with the softmax's.
+    The logit of the target is selected by a comparison and not by an index: the gradient of an
+    index is a scatter into an array of the size of the logits, but the gradient of the comparison
+    fuses with that of the softmax.
     """
     shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
@@ -94,12 +121,12 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def training_flops(model: Transformer, tokens: int) -> float:
-    """Floating-point operations of a forward and backward pass over one row of `tokens`.
+    """FLOPs of a forward and backward pass over one row of `tokens`.
 
-    6 a matrix parameter and token (the tied head included, recomputation not), and 12 layers x
-    width x tokens x keys for the two products of attention, counted without regard to causality
-    (Chowdhery et al. 2022, appendix B): a query has all tokens as keys, or in sparse attention
-    pivots and window.
+    6 a matrix parameter and token (with the tied head, without recomputation), and 12 x layers x
+    width x tokens x keys for the two products of attention (Chowdhery et al. 2022, appendix B). The
+    causal mask is not considered: a query has all tokens as keys, or in sparse attention the pivots
+    and its window.
     """
     config = model.config
     matrices = config.layers * (4 + 2 * config.mlp_ratio) * config.width**2
@@ -110,7 +137,7 @@ def training_flops(model: Transformer, tokens: int) -> float:
 
 
 def _check_pivots(pivots: int, layout: Layout) -> None:
-    """Refuses fewer pivots than a row has text and commands, all of which are pivots."""
+    """InputError where a row has more text and command tokens, all of them pivots, than pivots."""
     image = sum(region.length for region in layout.images)
     if pivots < layout.length - image:
         raise InputError(

@@ -1,78 +1,89 @@
 """One training step, for every task: (state, batch) -> (state, metrics)."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from cogview_jax.runtime.random_key import random_key
 from cogview_jax.training.loss_scale import LossScaleConfig, overflows, update
-from cogview_jax.training.objective import Objective, Terms
+from cogview_jax.training.objective import BatchT, Metrics, Objective, StepSums
 from cogview_jax.training.state import TrainState
 
-Batch = dict[str, jax.Array]
-Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+Step = Callable[[TrainState, BatchT], tuple[TrainState, Metrics]]
+Part = TypeVar("Part")
+Sum = TypeVar("Sum")
 
 #: Names the random stream of training steps, apart from initialisation's.
 STEP_STREAM = 1
 
 
 def make_step(
-    objective: Objective,
+    objective: Objective[BatchT],
     optimizer: optax.GradientTransformation,
     rate: optax.Schedule,
     *,
     seed: int,
     accumulate: int = 1,
     loss_scale: LossScaleConfig | None = None,
-) -> Step:
+) -> Step[BatchT]:
     """The step function, to be jitted with its first argument donated.
 
-    accumulate: into how many parts a batch is cut; their summed gradient is the whole batch's. The
-    random key of a step is folded from (seed, stream, step), never carried. loss_scale: for states
-    that have one. A step that overflows then leaves everything but the scale as it was; metrics
-    tell it by `overflow` 1, and `skipped_steps` counts them.
+    The random key of a step is folded from (seed, stream, step), never carried.
+
+    Args:
+        objective: what is minimised.
+        optimizer: makes updates of gradients.
+        rate: the learning rate by step, for the metrics.
+        seed: of the random keys.
+        accumulate: the number of parts that a batch is split into. Their gradients are summed,
+            which gives the gradient of the whole batch.
+        loss_scale: for states that have one. A step that overflows then leaves everything but the
+            scale as it was; its metric `overflow` is 1, and `skipped_steps` counts such steps.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: BatchT) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(random_key(seed), STEP_STREAM)
         key = jax.random.fold_in(key, state.step)
-        weight = objective.weight(batch)
+        normalizer = objective.normalizer(batch)
         scale = state.loss_scale.scale if loss_scale else jnp.float32(1)
 
-        def gradient(part: Batch) -> tuple[Any, Terms]:
-            def loss(params: Any) -> tuple[jax.Array, Terms]:
-                terms = objective.terms(params, state.extras, part, key)
-                return terms.loss / weight * scale, terms
+        def gradient(part: tuple[BatchT, Array]) -> tuple[Any, StepSums[Any]]:
+            def loss(params: Any) -> tuple[Array, StepSums[Any]]:
+                sums = objective.sums(params, state.model_state, *part, key)
+                return sums.loss / normalizer * scale, sums
 
             return jax.grad(loss, has_aux=True)(state.params)
 
-        rows = jax.tree.leaves(batch)[0].shape[0]
-        scaled, terms = sum_over_parts(gradient, {**batch, "row": jnp.arange(rows)}, accumulate)
+        rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
+        scaled, sums = sum_over_parts(gradient, (batch, rows), accumulate)
         gradients = jax.tree.map(lambda leaf: leaf / scale, scaled) if loss_scale else scaled
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        extras, metrics = objective.finish(state.extras, terms.carry, key)
+        model_state, metrics = objective.finish(state.model_state, sums.aux, key)
         metrics |= {
-            "loss": terms.loss / weight,
+            "loss": sums.loss / normalizer,
             "lr": rate(state.step),
             "grad_norm": optax.tree.norm(gradients),
             "loss_scale": scale,
-            **{name: total / of for name, (total, of) in terms.metrics.items()},
+            **{name: total / of for name, (total, of) in sums.metrics.items()},
         }
         new = TrainState(
-            state.step + 1, optax.apply_updates(state.params, updates), opt_state, extras
+            state.step + 1, optax.apply_updates(state.params, updates), opt_state, model_state
         )
         if loss_scale is None:
             return new, metrics
-        overflow = overflows(scaled) | ~jnp.isfinite(terms.loss)
+        overflow = overflows(scaled) | ~jnp.isfinite(sums.loss)
         tried = update(loss_scale, state.loss_scale, overflow)
         new = jax.tree.map(
             lambda before, after: jnp.where(overflow, before, after),
             state,
-            new.replace(loss_scale=state.loss_scale),
-        ).replace(loss_scale=tried)
+            dataclasses.replace(new, loss_scale=state.loss_scale),
+        )
+        new = dataclasses.replace(new, loss_scale=tried)
         return new, metrics | {
             "overflow": overflow.astype(jnp.float32),
             "skipped_steps": tried.steps - new.step,
@@ -82,8 +93,10 @@ def make_step(
     return step
 
 
-def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int) -> Any:
-    """The sum of `function` (a pytree) over a batch cut into `parts`, one after the other.
+def sum_over_parts(function: Callable[[Part], Sum], batch: Part, parts: int) -> Sum:
+    """The sum of `function` over the parts of a batch, which are computed one after the other.
+
+    `batch` and what `function` returns are pytrees of arrays; the first axis of a batch's is rows.
 
     Part i holds rows i, i + parts, ...: every device keeps its own rows, so nothing moves between
     devices.
@@ -91,13 +104,13 @@ def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int) -
     if parts == 1:
         return function(batch)
 
-    def cut(array: jax.Array) -> jax.Array:
+    def split(array: Array) -> Array:
         return jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0)
 
-    def add(total: Any, part: Batch) -> tuple[Any, None]:
+    def add(total: Sum, part: Part) -> tuple[Sum, None]:
         return jax.tree.map(jnp.add, total, function(part)), None
 
-    pieces = jax.tree.map(cut, batch)
+    pieces = jax.tree.map(split, batch)
     first = jax.tree.map(lambda array: array[0], pieces)
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, first)

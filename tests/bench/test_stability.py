@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tiny
 from bench.stability import recording
 from bench.stability.constant import constant_losses
 from bench.stability.failures import Failure, failures
@@ -24,7 +25,7 @@ from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tasks.experiment import read_experiment
-from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
+from cogview_jax.tokenizers.layout import Example, LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.sequence_objective import SequenceObjective
@@ -153,7 +154,7 @@ def batch_of(step, rows=4):
         )
         for row in range(rows)
     ]
-    return {name: np.stack([e[i] for e in examples]) for i, name in enumerate(examples[0]._fields)}
+    return tiny.stacked(examples)
 
 
 def test_the_record_is_of_the_parameters_and_batch_of_each_step(root):
@@ -175,7 +176,7 @@ def test_the_record_is_of_the_parameters_and_batch_of_each_step(root):
     for number in range(steps):
         batch = batch_of(number)
         params = unstack_layers(state.params)
-        x = model.apply({"params": params}, batch["tokens"], batch["positions"], method=model.embed)
+        x = model.apply({"params": params}, batch.tokens, batch.positions, method=model.embed)
         for layer, layer_params in enumerate(params["blocks"]):
             assert seen.norm_inputs[number, layer] >= float(jnp.abs(x).max()) * (1 - 1e-5)
             x, _ = block.apply({"params": layer_params}, x, mask)
@@ -224,11 +225,14 @@ def test_squares_fail_above_the_root_of_the_largest_number():
 
 
 def test_the_constant_prediction_is_the_best_fixed_distribution():
-    batch = {
-        "targets": np.array([[3, 3, 0, 1], [3, 2, 0, 9]]),
-        "text_weights": np.array([[1, 1, 0, 0], [1, 1, 0, 0]], np.float32),
-        "image_weights": np.array([[0, 0, 1, 1], [0, 0, 1, 0]], np.float32),
-    }
+    targets = np.array([[3, 3, 0, 1], [3, 2, 0, 9]])
+    batch = Example(
+        tokens=np.zeros_like(targets),
+        targets=targets,
+        positions=np.zeros_like(targets),
+        text_weights=np.array([[1, 1, 0, 0], [1, 1, 0, 0]], np.float32),
+        image_weights=np.array([[0, 0, 1, 1], [0, 0, 1, 0]], np.float32),
+    )
     found = constant_losses(iter([batch, batch, "never read"]), 2, vocabulary=10)
     # Of 7 tokens each: three 3s, two 0s, one 2, one 1; the last target weighs nothing.
     assert found["text_loss"] == pytest.approx((3 * np.log(7 / 3) + np.log(7)) / 4)

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
-from cogview_jax.runtime.processes import Timeouts, find_place, start
+from cogview_jax.runtime.processes import Timeouts, find_process_info, start
 from cogview_jax.training.state import TrainState
 
 #: Item and name -> size, and the mesh axes that split it.
@@ -32,7 +32,8 @@ ARRAYS = {
     ("opt_state", "count"): ((), ()),
     ("extras", "codes"): ((16, 8), (None, "tensor")),
 }
-TIMEOUT = 8
+#: Seconds: what nothing of this takes, and after how many a peer counts as dead.
+PATIENCE, TIMEOUT = 300, 8
 
 
 def numbers(step, place):
@@ -86,7 +87,7 @@ def save(checkpointer, mesh, step):
 def first(directory):
     """4 x 2 devices: a disk that fails under one process, and a process that dies."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    checkpointer = Checkpointer(directory, Retention(2), timeout=TIMEOUT)
+    checkpointer = Checkpointer(directory, Retention(2), timeout=PATIENCE)
     yield "nothing", checkpointer.restore(shapes(mesh)) is None
     yield "saved", save(checkpointer, mesh, 3)
     if jax.process_index() == 2:
@@ -96,6 +97,7 @@ def first(directory):
     yield "room", save(checkpointer, mesh, 7)
     yield "restored", step_of(mesh, checkpointer.restore(shapes(mesh)))
     began = time.monotonic()
+    checkpointer = Checkpointer(directory, Retention(2), timeout=TIMEOUT)
     checkpointer.save(9, state(mesh, 9))
     if jax.process_index() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -105,7 +107,7 @@ def first(directory):
 def second(directory):
     """2 x 4 devices: what the first left, one file of it damaged since."""
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
-    with Checkpointer(directory, Retention(2), timeout=TIMEOUT) as checkpointer:
+    with Checkpointer(directory, Retention(2), timeout=PATIENCE) as checkpointer:
         yield "restored", step_of(mesh, checkpointer.restore(shapes(mesh)))
         yield "again", save(checkpointer, mesh, 7)
         yield "there", save(checkpointer, mesh, 7)
@@ -114,7 +116,7 @@ def second(directory):
 
 if __name__ == "__main__":
     folder, scene = sys.argv[1:]
-    start(find_place("", None, None, os.environ), Timeouts())
+    start(find_process_info("", None, None, os.environ), Timeouts(heartbeat=PATIENCE))
     print(json.dumps(dict({"first": first, "second": second}[scene](Path(folder)))), flush=True)
     if scene == "first":
         os._exit(0)  # a peer is dead: nobody is to be waited for

@@ -23,7 +23,7 @@ CAPTIONS = ["a large red circle", "two small blue stars", "a ring above a heart"
 def codec_part(scale=1.0):
     start = tiny.start(tiny.codec_objective())
     params = jax.tree.map(lambda leaf: scale * leaf, start.params)
-    return CodecPart(tiny.CODEC, params, start.extras)
+    return CodecPart(tiny.CODEC, params, start.model_state)
 
 
 @pytest.fixture(scope="module")

@@ -290,7 +290,7 @@ def test_orbax_alone_reads_what_is_written(tmp_path):
         found = manager.restore(3, args=ocp.args.Composite(params=ocp.args.StandardRestore()))
         assert_equal(found["params"], small(3).params)
     with ocp.StandardCheckpointer() as checkpointer:
-        assert_equal(checkpointer.restore(directory / "3" / "extras"), small(3).extras)
+        assert_equal(checkpointer.restore(directory / "3" / "extras"), small(3).model_state)
 
 
 def test_parameters_are_read_alone_and_change_nothing(tmp_path, capfd):

@@ -13,7 +13,7 @@ import tensorstore
 import tiny
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart, write_bundle
 from cogview_jax.checkpoints.stored_tree import restore_tree, save_tree
-from cogview_jax.pipeline.cogview import load
+from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_tree
 from cogview_jax.runtime.sealed import SEAL, sealed
@@ -27,7 +27,7 @@ def written(tmp_path_factory):
     """A bundle whose parts fit each other."""
     start = tiny.start(tiny.codec_objective())
     twice = jax.tree.map(
-        lambda leaf: np.concatenate([leaf] * 2) if leaf.ndim else leaf, start.extras
+        lambda leaf: np.concatenate([leaf] * 2) if leaf.ndim else leaf, start.model_state
     )
     codec = CodecPart(dataclasses.replace(tiny.CODEC, codebook=CODES), start.params, twice)
     captions = ["a red circle", "two blue stars"] * 3

@@ -61,7 +61,7 @@ for name, read in reads.items():
         said[name] = repr(read())
     except Exception as error:
         said[name] = [type(error).__name__, str(error)]
-    faults.PAUSES = (0.05,) * 100
+    faults.PAUSES = (0.05,) * 6000
     threading.Timer(0.2, flag.unlink).start()
     said[name] = [*said[name], read()]  # it passes while the read waits
     while flag.exists():
@@ -82,7 +82,7 @@ def test_a_disk_that_fails_is_waited_for_and_is_no_damage(root, tmp_path):
     }
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     result = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=120
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
     said = json.loads(result.stdout.splitlines()[-1])

@@ -14,7 +14,7 @@ LOSSES = {10: 3.0, 20: 1.0, 30: 2.0, 40: 1.0, 50: 9.0}
 
 
 def kept(retention, losses=LOSSES):
-    return sorted(retention.kept({step: {"loss": loss} for step, loss in losses.items()}))
+    return sorted(retention.steps_to_keep({step: {"loss": loss} for step, loss in losses.items()}))
 
 
 def test_the_newest_stay_whatever_they_are_worth():
@@ -29,7 +29,7 @@ def test_the_newest_stay_whatever_they_are_worth():
 
 def test_what_was_not_measured_is_not_the_best():
     metrics = {1: {"loss": 2.0}, 2: {}, 3: {"other": 0.0}, 4: {}}
-    assert Retention(1, best=2).kept(metrics) == {1, 4}
+    assert Retention(1, best=2).steps_to_keep(metrics) == {1, 4}
 
 
 @dataclasses.dataclass
@@ -57,7 +57,7 @@ def test_orbax_would_keep_the_same(seed):
         context=policies.PreservationContext(),
     )
     expected = {step for step, stay in zip(steps, stays, strict=True) if stay}
-    assert ours.kept(metrics) == expected
+    assert ours.steps_to_keep(metrics) == expected
 
 
 def test_senseless_numbers_and_unknown_metrics_are_refused():

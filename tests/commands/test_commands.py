@@ -1,4 +1,4 @@
-"""The doors, run as programs: one chain from pictures to a report; killed runs; mistakes."""
+"""The commands, run as programs: one chain from pictures to a report; killed runs; mistakes."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from PIL import Image
 
 import cogview_jax
 from cogview_jax.checkpoints.bundle import Bundle
-from cogview_jax.evaluation.shapes_report import shapes_report, table
+from cogview_jax.evaluation.benchmarks.shapes import generation_report, table
 from cogview_jax.runtime.files import sha256_file, sha256_tree
 from cogview_jax.runtime.sealed import sealed
 from cogview_jax.sampling.options import SamplingConfig
@@ -189,7 +189,7 @@ def test_what_is_finished_is_left_as_it_is(chain):
     before = contents(chain.run)
     with ThreadPoolExecutor(2) as pool:
         trained, prepared = pool.map(
-            lambda door: chain.succeed(door, *chain.transformer("run")).stderr,
+            lambda command: chain.succeed(command, *chain.transformer("run")).stderr,
             ("train", "prepare"),
         )
     assert "all 12 steps were done before" in trained
@@ -250,8 +250,8 @@ def test_a_report_is_that_of_the_models_own_pictures(chain, tmp_path):
         drawn = model.generate(texts, 1, 3, sampling=SamplingConfig(top_k=5), batch_size=4)
         return np.stack([[np.asarray(picture)] for (picture,) in drawn])
 
-    expected = shapes_report(
-        generate, lambda x: model.decode(model.encode(x)), size=16, prompts=4, seed=3
+    expected = generation_report(
+        generate, lambda x: model.decode(model.encode(x)), size=16, count=4, seed=3
     )
     assert json.loads(report.read_text()) == {
         "benchmark": "shapes",
@@ -317,11 +317,11 @@ def mistakes(chain, tmp_path_factory):
         "windows of nothing": ("sample", bundle, prompt, out, "--window_candidates=2"),
         "no window at all": (
             *("sample", bundle, prompt, out, "--window_candidates=0"),
-            "--magnify_with=nowhere",
+            "--upsample_with=nowhere",
         ),
         "fewer rounds than none": (
             *("sample", bundle, prompt, out, "--back_projection=-1"),
-            "--magnify_with=nowhere",
+            "--upsample_with=nowhere",
         ),
         "described prompt": ("sample", bundle, prompt, out, "--task=caption", "--image=a.png"),
         "reranked captions": (
@@ -368,9 +368,9 @@ SAID = {
     "no images": "--num_images 0: expected at least 1",
     "negative temperature": "temperature -1.0: expected 0 (greedy) or above",
     "keep of nothing": "--keep needs a bundle to choose by: --rerank_with BUNDLE",
-    "back to nothing": "--back_projection needs a bundle that enlarges: --magnify_with BUNDLE",
+    "back to nothing": "--back_projection needs a bundle that upsamples: --upsample_with BUNDLE",
     "windows of nothing": (
-        "--window_candidates needs a bundle that enlarges: --magnify_with BUNDLE"
+        "--window_candidates needs a bundle that upsamples: --upsample_with BUNDLE"
     ),
     "no window at all": "--window_candidates 0: expected at least 1",
     "fewer rounds than none": "--back_projection -1: expected at least 0",
@@ -383,8 +383,7 @@ SAID = {
     "candidates for nobody": "--candidates needs a bundle to choose by: --rerank_with BUNDLE",
     "negative guidance": "guidance -1.0: expected 0 (no text) to 1000000",
     "unknown task": (
-        "--task=paint: value should be one of"
-        " <text_to_image|complete|super_resolution|caption|rerank>"
+        "--task=paint: expected one of text_to_image, complete, super_resolution, caption, rerank"
     ),
 }
 
@@ -399,7 +398,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(mistakes, mistake):
     assert result.stdout == ""
 
 
-DOORS = {
+COMMANDS = {
     "train": "Trains what a config describes: an image tokenizer or a transformer.",
     "prepare": "Turns captioned pictures into a token store that training reads.",
     "sample": "Samples from a bundle.",
@@ -409,9 +408,9 @@ DOORS = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_help_says_what_the_door_does_and_how(root, door):
-    result = call(root, door, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_the_command_does_and_how(root, command):
+    result = call(root, command, "--help")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith(f"{DOORS[door]}\n")
-    assert f"\nusage: python -m cogview_jax.{door} --" in result.stdout
+    assert result.stdout.startswith(f"{COMMANDS[command]}\n")
+    assert f"\nusage: cogview {command} --" in result.stdout

@@ -12,26 +12,39 @@ import reference
 from cogview_jax import load
 from cogview_jax.checkpoints.bundle import Bundle, transformer_shapes, write_bundle
 from cogview_jax.commands.describe_images import caption, rerank
-from cogview_jax.commands.resumable_output import Unfinished
+from cogview_jax.commands.resumable_output import ResumableOutput
 from cogview_jax.commands.sample_images import (
-    Enlarging,
     Reranking,
+    Upsampling,
     complete,
     super_resolution,
     text_to_image,
 )
-from cogview_jax.commands.sample_inputs import Draws
+from cogview_jax.commands.sample_inputs import JobOptions
 from cogview_jax.commands.sample_outputs import held_output
 from cogview_jax.data.transforms import center_crop
 from cogview_jax.models.transformer import Transformer
-from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.generation import Generation
+from cogview_jax.pipeline.super_resolution import SuperResolution
 from cogview_jax.runtime import lock
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.options import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 from cogview_jax.shapes import scenes as shapes
 from cogview_jax.tokenizers.layout import make_layout
 from command_runs import retold
+
+#: Which class samples by a method.
+METHODS = {
+    "sample_codes": Generation,
+    "complete_codes": Generation,
+    "upsample_codes": SuperResolution,
+}
+
+
+def job(num_images=1, precision="float32", long_prompts="cut", **sampling):
+    """The options of a job."""
+    return JobOptions(SamplingOptions(**sampling), num_images, precision, long_prompts)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +61,7 @@ def test_mistakes_are_found_before_anything_is_written(
 ):
     folder = chain.run if bundle == "run" else chain.codec
     with pytest.raises(InputError, match=message):
-        text_to_image(f"{folder}/bundle", f"{tmp_path}/out", prompts, Draws(**changes))
+        text_to_image(f"{folder}/bundle", f"{tmp_path}/out", prompts, job(**changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -56,7 +69,7 @@ def test_bad_prompts_of_a_file_are_left_out_and_the_others_drawn(chain, tmp_path
     """The others keep their numbers, and are what they are without the bad ones."""
     prompts = ["a star", "red " * 1025, "a ring", "a\0b", "caf\udce9", "red " * 60]
     bundle, out = f"{chain.run}/bundle", tmp_path / "out"
-    draws = Draws(seed=5, long_prompts="refuse")
+    draws = job(seed=5, long_prompts="refuse")
     assert text_to_image(bundle, str(out), prompts, draws, needed=1) == 4
     said = capsys.readouterr().err
     for number, reason in (
@@ -80,8 +93,8 @@ def test_bad_prompts_of_a_file_are_left_out_and_the_others_drawn(chain, tmp_path
         text_to_image(bundle, f"{tmp_path}/none", prompts, draws, needed=2)
     with pytest.raises(InputError, match="has 4100 characters"):
         text_to_image(bundle, f"{tmp_path}/none", prompts[1:2], draws, needed=0)
-    with pytest.raises(InputError, match="number of pictures 3000000: expected at most 1000000"):
-        text_to_image(bundle, f"{tmp_path}/none", ["a"] * 3, Draws(num_images=10**6))
+    with pytest.raises(InputError, match="number of images 3000000: expected at most 1000000"):
+        text_to_image(bundle, f"{tmp_path}/none", ["a"] * 3, job(num_images=10**6))
     assert not (tmp_path / "none").exists()
 
 
@@ -97,7 +110,7 @@ def pictures(tmp_path):
 
 
 def test_pictures_are_completed_into_a_folder(chain, tmp_path, pictures):
-    draws, out = Draws(num_images=2, seed=5), tmp_path / "out"
+    draws, out = job(num_images=2, seed=5), tmp_path / "out"
     complete(f"{chain.run}/bundle", str(out), pictures[:2], ["a red circle"], None, draws)
     lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     model = load(chain.run / "bundle")
@@ -119,7 +132,7 @@ def test_pictures_are_completed_into_a_folder(chain, tmp_path, pictures):
 @pytest.mark.parametrize(
     ("which", "prompts", "keep_rows", "message"),
     [
-        ([], ["a star"], None, r"--task complete needs a picture: --image FILE \(repeatable\)"),
+        ([], ["a star"], None, r"--task complete needs an image: --image FILE \(repeatable\)"),
         ([0, 1], ["a"] * 3, None, "2 images and 3 prompts: expected one prompt for each, or one"),
         ([0, 2], ["a star"], None, "broken.png cannot be read"),
         ([0], ["a star"], 99, "keep_rows 99: expected 0 to"),
@@ -130,7 +143,7 @@ def test_what_cannot_be_completed_leaves_nothing(
 ):
     images, out = [pictures[i] for i in which], tmp_path / "out"
     with pytest.raises(InputError, match=message):
-        complete(f"{chain.run}/bundle", str(out), images, prompts, keep_rows, Draws())
+        complete(f"{chain.run}/bundle", str(out), images, prompts, keep_rows, job())
     assert not out.exists()
 
 
@@ -145,12 +158,12 @@ def lines_of(file):
 
 def test_captions_are_written_in_the_order_of_the_pictures(captioner, tmp_path, pictures):
     out, files = tmp_path / "out", [pictures[1], pictures[0]]
-    draws = Draws(seed=3, sampling=SamplingConfig(temperature=1.0))
+    draws = job(seed=3, sampling=SamplingConfig(temperature=1.0))
     caption(captioner, str(out), files, draws)
     model = load(captioner)
     size = model.codec.config.image_size
     squares = [center_crop(np.asarray(Image.open(file)), size) for file in files]
-    expected = model.caption(np.stack(squares), 3, sampling=draws.sampling)
+    expected = model.caption(np.stack(squares), 3, sampling=draws.sampling.sampling)
     assert expected[0] != expected[1]
     assert lines_of(out / "captions.jsonl") == [
         {"image": file, "caption": text, "seed": 3}
@@ -162,7 +175,7 @@ def test_captions_are_written_in_the_order_of_the_pictures(captioner, tmp_path, 
 def test_pairs_are_scored_and_ranked_within_a_prompt(captioner, tmp_path, pictures):
     a, b, _ = pictures
     files, texts = [a, b, a, b], ["a red circle", "a red circle", "a blue star", "a red ring"]
-    rerank(captioner, str(tmp_path / "out"), files, texts, Draws(batch_size=3))
+    rerank(captioner, str(tmp_path / "out"), files, texts, job(batch_size=3))
     lines = lines_of(tmp_path / "out" / "scores.jsonl")
     assert [(line["image"], line["prompt"]) for line in lines] == list(
         zip(files, texts, strict=True)
@@ -178,7 +191,7 @@ def test_pairs_are_scored_and_ranked_within_a_prompt(captioner, tmp_path, pictur
 
 
 def test_the_candidates_that_a_caption_model_finds_likeliest_stay(chain, captioner, tmp_path):
-    prompts, draws = ["a red circle", "a blue star"], Draws(num_images=5, seed=2, batch_size=4)
+    prompts, draws = ["a red circle", "a blue star"], job(num_images=5, seed=2, batch_size=4)
     base, out = f"{chain.run}/bundle", tmp_path / "out"
     text_to_image(base, str(out), prompts, draws, Reranking(captioner, keep=2))
     drawn = load(base).generate(prompts, 5, 2)
@@ -205,24 +218,24 @@ def test_bundles_of_the_wrong_task_and_bad_pairs_leave_nothing(
     chain, captioner, tmp_path, pictures
 ):
     base, out, a = f"{chain.run}/bundle", str(tmp_path / "out"), pictures[:1]
-    several, guided = Draws(num_images=2), Draws(sampling=SamplingConfig(guidance=2.0))
+    several, guided = job(num_images=2), job(sampling=SamplingConfig(guidance=2.0))
     for call, message in (
-        (lambda: caption(base, out, a, Draws()), "trained for text_to_image, this needs caption"),
+        (lambda: caption(base, out, a, job()), "trained for text_to_image, this needs caption"),
         (
-            lambda: caption(captioner, out, [], Draws()),
-            "--task caption needs a picture: --image FILE",
+            lambda: caption(captioner, out, [], job()),
+            "--task caption needs an image: --image FILE",
         ),
-        (lambda: caption(captioner, out, pictures, Draws()), "broken.png cannot be read"),
+        (lambda: caption(captioner, out, pictures, job()), "broken.png cannot be read"),
         (lambda: caption(captioner, out, a, several), "--num_images 2: --task caption writes one"),
         (lambda: caption(captioner, out, a, guided), "guidance 2.0: a caption has none"),
         (lambda: rerank(captioner, out, a, ["x"], guided), "guidance 2.0: a score has none"),
         (lambda: rerank(captioner, out, a, ["x"], several), "--num_images 2: --task rerank"),
-        (lambda: rerank(captioner, out, [], ["x"], Draws()), "--task rerank needs a picture"),
-        (lambda: rerank(base, out, a, ["x"], Draws()), "for text_to_image, this needs caption"),
-        (lambda: rerank(captioner, out, a, ["x", "y"], Draws()), "1 images and 2 prompts"),
-        (lambda: rerank(captioner, out, a, [" "], Draws()), "prompt ' ' holds no text"),
+        (lambda: rerank(captioner, out, [], ["x"], job()), "--task rerank needs an image"),
+        (lambda: rerank(base, out, a, ["x"], job()), "for text_to_image, this needs caption"),
+        (lambda: rerank(captioner, out, a, ["x", "y"], job()), "1 images and 2 prompts"),
+        (lambda: rerank(captioner, out, a, [" "], job()), "prompt ' ' holds no text"),
         (
-            lambda: rerank(captioner, out, a, ["red " * 90], Draws(long_prompts="refuse")),
+            lambda: rerank(captioner, out, a, ["red " * 90], job(long_prompts="refuse")),
             "shorten it",
         ),
         (lambda: Reranking(captioner, keep=0), "--keep 0: expected at least 1"),
@@ -235,7 +248,7 @@ def test_bundles_of_the_wrong_task_and_bad_pairs_leave_nothing(
             "was trained for text_to_image, this needs caption",
         ),
         (
-            lambda: text_to_image(captioner, out, ["x"], Draws()),
+            lambda: text_to_image(captioner, out, ["x"], job()),
             "was trained for caption, this needs text_to_image",
         ),
     ):
@@ -245,12 +258,12 @@ def test_bundles_of_the_wrong_task_and_bad_pairs_leave_nothing(
 
 
 @pytest.fixture(scope="module")
-def magnifier(chain, tmp_path_factory):
+def upsampler(chain, tmp_path_factory):
     """A random transformer for super-resolution of the chain's 16 pixels to 32."""
-    return magnifying(chain, tmp_path_factory.mktemp("magnifier") / "bundle")
+    return upsampling_bundle(chain, tmp_path_factory.mktemp("upsampler") / "bundle")
 
 
-def magnifying(chain, path, **changes):
+def upsampling_bundle(chain, path, **changes):
     base = Bundle(chain.run / "bundle")
     part = base.transformer()
     layout = dataclasses.replace(part.layout, task="super_resolution", grid=8, **changes)
@@ -263,17 +276,17 @@ def magnifying(chain, path, **changes):
 
 
 def test_three_bundles_in_one_command_do_what_they_do_one_after_the_other(
-    chain, captioner, magnifier, tmp_path
+    chain, captioner, upsampler, tmp_path
 ):
-    prompts, draws = ["a red circle", "a blue star"], Draws(num_images=3, seed=2)
+    prompts, draws = ["a red circle", "a blue star"], job(num_images=3, seed=2)
     base, best = f"{chain.run}/bundle", Reranking(captioner, keep=1)
-    text_to_image(base, str(tmp_path / "chain"), prompts, draws, best, magnifier, Enlarging(3, 2))
+    text_to_image(base, str(tmp_path / "chain"), prompts, draws, best, upsampler, Upsampling(3, 2))
     text_to_image(base, str(tmp_path / "small"), prompts, draws, best)
     small = lines_of(tmp_path / "small" / "samples.jsonl")
     files = [str(tmp_path / "small" / line["file"]) for line in small]
-    once = Draws(seed=2)
+    once = job(seed=2)
     super_resolution(
-        magnifier, str(tmp_path / "large"), files, prompts, once, enlarging=Enlarging(3, 2)
+        upsampler, str(tmp_path / "large"), files, prompts, once, upsampling=Upsampling(3, 2)
     )
     large = lines_of(tmp_path / "large" / "samples.jsonl")
     lines = lines_of(tmp_path / "chain" / "samples.jsonl")
@@ -295,11 +308,11 @@ def test_three_bundles_in_one_command_do_what_they_do_one_after_the_other(
     }
 
 
-def test_a_magnifier_that_reads_no_text_needs_none(chain, magnifier, tmp_path):
+def test_a_magnifier_that_reads_no_text_needs_none(chain, upsampler, tmp_path):
     _, drawing = shapes.drawing(0, "train", 3, 16)
     Image.fromarray(drawing).save(tmp_path / "a.png")
-    files, draws = [str(tmp_path / "a.png")], Draws()
-    blind = magnifying(chain, tmp_path / "blind", text_length=0)
+    files, draws = [str(tmp_path / "a.png")], job()
+    blind = upsampling_bundle(chain, tmp_path / "blind", text_length=0)
     for out, prompts in (("bare", []), ("told", ["a red circle " * 40])):
         super_resolution(blind, str(tmp_path / out), files, prompts, draws, temperature=0)
     bare, told = (lines_of(tmp_path / out / "samples.jsonl")[0] for out in ("bare", "told"))
@@ -309,21 +322,21 @@ def test_a_magnifier_that_reads_no_text_needs_none(chain, magnifier, tmp_path):
     (picture,) = load(blind).super_resolve(drawing[None], sampling=SamplingConfig(temperature=0))
     np.testing.assert_array_equal(Image.open(tmp_path / "bare" / bare["file"]), picture)
     with pytest.raises(InputError, match=r"no prompt: the model of \S+ has learned with texts"):
-        super_resolution(magnifier, str(tmp_path / "refused"), files, [], draws)
+        super_resolution(upsampler, str(tmp_path / "refused"), files, [], draws)
     with pytest.raises(InputError, match="super_resolve got 1 images and 0 texts"):
-        load(magnifier).super_resolve(drawing[None])
+        load(upsampler).super_resolve(drawing[None])
 
 
-def test_a_magnifier_that_does_not_fit_is_refused_at_once(chain, magnifier, tmp_path):
+def test_a_magnifier_that_does_not_fit_is_refused_at_once(chain, upsampler, tmp_path):
     base, out = f"{chain.run}/bundle", tmp_path / "out"
     tiny = retold(chain, tmp_path / "tiny", "super_resolution")
     for bundle, prompt, message in (
-        (tiny, "a star", f"{tiny}: pictures of 16 pixels: the bundle enlarges those of 8"),
+        (tiny, "a star", f"{tiny}: images of 16 pixels: the bundle upsamples those of 8"),
         (base, "a star", "trained for text_to_image, this needs super_resolution"),
-        (magnifier, " ", "holds no text"),
+        (upsampler, " ", "holds no text"),
     ):
         with pytest.raises(InputError, match=message):
-            text_to_image(base, str(out), [prompt], Draws(), None, bundle)
+            text_to_image(base, str(out), [prompt], job(), None, bundle)
         assert not out.exists()
 
 
@@ -333,27 +346,27 @@ class Stopped(Exception):
 
 def stopped(monkeypatch, method, after, call):
     """Runs `call` until a batch too many is asked of `method`; then it is interrupted."""
-    whole = getattr(CogView, method)
+    whole = getattr(METHODS[method], method)
 
     def breaks(*args, **kwargs):
         yield from itertools.islice(whole(*args, **kwargs), after)
         raise Stopped
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(CogView, method, breaks)
+        patch.setattr(METHODS[method], method, breaks)
         call()
 
 
 def counted(monkeypatch, method):
     """How many pictures `method` draws from here on, a number a call."""
-    whole, counts = getattr(CogView, method), []
+    whole, counts = getattr(METHODS[method], method), []
 
     def counting(*args, **kwargs):
         batches = list(whole(*args, **kwargs))
         counts.append(sum(map(len, batches)))
         return iter(batches)
 
-    monkeypatch.setattr(CogView, method, counting)
+    monkeypatch.setattr(METHODS[method], method, counting)
     return counts
 
 
@@ -367,32 +380,32 @@ def contents(folder):
 
 @pytest.mark.parametrize("task", ["text_to_image", "complete", "super_resolution"])
 def test_an_interrupted_job_goes_on_with_the_missing_pictures(
-    chain, captioner, magnifier, tmp_path, pictures, monkeypatch, capsys, task
+    chain, captioner, upsampler, tmp_path, pictures, monkeypatch, capsys, task
 ):
     base, files = f"{chain.run}/bundle", [pictures[i] for i in (0, 1, 0)]
-    prompts, draws = ["a red circle", "a star", "two rings"], Draws(num_images=3, batch_size=4)
+    prompts, draws = ["a red circle", "a star", "two rings"], job(num_images=3, batch_size=4)
     method, count, run = {
         "text_to_image": (
-            "draw",
+            "sample_codes",
             9,
             lambda out: text_to_image(base, out, prompts, draws, Reranking(captioner, 2)),
         ),
         "complete": (
-            "draw_rest",
+            "complete_codes",
             9,
             lambda out: complete(base, out, files, prompts, 2, draws),
         ),
         "super_resolution": (
-            "draw_larger",
+            "upsample_codes",
             3,
             lambda out: super_resolution(
-                magnifier, out, files, prompts, Draws(batch_size=4), enlarging=Enlarging(2)
+                upsampler, out, files, prompts, job(batch_size=4), upsampling=Upsampling(2)
             ),
         ),
     }[task]
     run(str(tmp_path / "whole"))
     out = tmp_path / "out"
-    text_to_image(base, str(out), ["before"], Draws(seed=9), Reranking(captioner))
+    text_to_image(base, str(out), ["before"], job(seed=9), Reranking(captioner))
     before = contents(out)
     stopped(monkeypatch, method, 1, lambda: run(str(out)))
     after = contents(out)
@@ -407,24 +420,24 @@ def test_an_interrupted_job_goes_on_with_the_missing_pictures(
     run(str(out))
     assert drawn == [count - first + 1]
     said = capsys.readouterr().err
-    assert f"unfinished has {first - 1} of {count} pictures: going on" in said
+    assert f"unfinished has {first - 1} of {count} images: going on" in said
     whole, left = contents(tmp_path / "whole"), contents(out)
     assert whole.items() <= left.items()
     assert left.keys() - whole.keys() <= {"images/00000_000.png"}
 
 
 def test_a_chain_that_was_interrupted_while_enlarging_keeps_its_candidates(
-    chain, captioner, magnifier, tmp_path, monkeypatch
+    chain, captioner, upsampler, tmp_path, monkeypatch
 ):
     base, prompts = f"{chain.run}/bundle", ["a red circle", "a star", "two rings"]
-    draws, best = Draws(num_images=2, batch_size=4), Reranking(captioner, 1)
+    draws, best = job(num_images=2, batch_size=4), Reranking(captioner, 1)
 
     def run(out):
-        text_to_image(base, str(tmp_path / out), prompts, draws, best, magnifier, Enlarging(2))
+        text_to_image(base, str(tmp_path / out), prompts, draws, best, upsampler, Upsampling(2))
 
     run("whole")
-    stopped(monkeypatch, "draw_larger", 1, lambda: run("out"))
-    drawn, larger = counted(monkeypatch, "draw"), counted(monkeypatch, "draw_larger")
+    stopped(monkeypatch, "upsample_codes", 1, lambda: run("out"))
+    drawn, larger = counted(monkeypatch, "sample_codes"), counted(monkeypatch, "upsample_codes")
     run("out")
     assert (drawn, larger) == ([], [1])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -432,13 +445,13 @@ def test_a_chain_that_was_interrupted_while_enlarging_keeps_its_candidates(
 
 def test_what_another_job_left_unfinished_is_not_taken_over(chain, tmp_path, monkeypatch, capsys):
     base, out, prompts = f"{chain.run}/bundle", tmp_path / "out", ["a red circle", "a star"]
-    once = Draws(batch_size=1)
-    stopped(monkeypatch, "draw", 1, lambda: text_to_image(base, str(out), prompts, once))
-    drawn = counted(monkeypatch, "draw")
-    other = dataclasses.replace(once, seed=1)
+    once = job(batch_size=1)
+    stopped(monkeypatch, "sample_codes", 1, lambda: text_to_image(base, str(out), prompts, once))
+    drawn = counted(monkeypatch, "sample_codes")
+    other = job(batch_size=1, seed=1)
     text_to_image(base, str(out), prompts, other)
     assert drawn == [2]
-    assert "pictures of another job (of another seed): they are drawn anew" in (
+    assert "images of another job (of another seed): they are sampled anew" in (
         capsys.readouterr().err
     )
     text_to_image(base, str(tmp_path / "alone"), prompts, other)
@@ -448,7 +461,7 @@ def test_what_another_job_left_unfinished_is_not_taken_over(chain, tmp_path, mon
 def test_a_file_in_the_place_of_the_folder_is_refused(chain, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(InputError, match="out is a file, expected a folder"):
-        text_to_image(f"{chain.run}/bundle", str(tmp_path / "out"), ["a star"], Draws())
+        text_to_image(f"{chain.run}/bundle", str(tmp_path / "out"), ["a star"], job())
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -459,13 +472,13 @@ def test_one_job_at_a_time_draws_into_a_folder(tmp_path, monkeypatch):
     with held_output(str(tmp_path / "out")):
         with pytest.raises(InputError, match="in use"), held_output(str(tmp_path / "out")):
             pass
-        one = Unfinished(folder, {"prompts": ["red"]})
+        one = ResumableOutput(folder, {"prompts": ["red"]})
         one.add("0", red)
         with pytest.raises(InputError, match="unfinished is in use by process"):
-            Unfinished(folder, {"prompts": ["blue"]})
+            ResumableOutput(folder, {"prompts": ["blue"]})
         one.add("1", red)
         one.remove()
-        two = Unfinished(folder, {"prompts": ["blue"]})
+        two = ResumableOutput(folder, {"prompts": ["blue"]})
         two.add("0", blue)
         np.testing.assert_array_equal(two.read("0"), blue)
         assert two.missing(["0", "1"]) == [1]
@@ -491,16 +504,18 @@ def test_a_folder_of_something_else_is_left_alone(chain, tmp_path):
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     with pytest.raises(InputError, match=r"unfinished has no job\.json, so it is no unfinished"):
-        text_to_image(f"{chain.run}/bundle", str(tmp_path / "out"), ["a star"], Draws())
+        text_to_image(f"{chain.run}/bundle", str(tmp_path / "out"), ["a star"], job())
     assert mine.read_text() == "mine"
 
 
 def test_a_job_that_cannot_be_read_is_drawn_anew(chain, tmp_path, monkeypatch, capsys):
     base, out = f"{chain.run}/bundle", tmp_path / "out"
-    draws = Draws(num_images=2, batch_size=1)
-    stopped(monkeypatch, "draw", 1, lambda: text_to_image(base, str(out), ["a star"], draws))
+    draws = job(num_images=2, batch_size=1)
+    stopped(
+        monkeypatch, "sample_codes", 1, lambda: text_to_image(base, str(out), ["a star"], draws)
+    )
     (out / "unfinished" / "job.json").write_text("{")
-    drawn = counted(monkeypatch, "draw")
+    drawn = counted(monkeypatch, "sample_codes")
     text_to_image(base, str(out), ["a star"], draws)
     assert drawn == [2]
     assert "of another job.json, which cannot be read" in capsys.readouterr().err
@@ -508,9 +523,9 @@ def test_a_job_that_cannot_be_read_is_drawn_anew(chain, tmp_path, monkeypatch, c
 
 def test_scores_of_an_earlier_job_do_not_stay_beside_pictures_without(chain, captioner, tmp_path):
     base, out = f"{chain.run}/bundle", tmp_path / "out"
-    text_to_image(base, str(out), ["a star"], Draws(), Reranking(captioner))
+    text_to_image(base, str(out), ["a star"], job(), Reranking(captioner))
     assert (out / "scores.jsonl").is_file()
-    text_to_image(base, str(out), ["a star"], Draws())
+    text_to_image(base, str(out), ["a star"], job())
     assert not (out / "scores.jsonl").exists()
 
 
@@ -518,8 +533,8 @@ def test_pictures_are_enlarged_into_a_folder(chain, tmp_path, pictures):
     """The chain's weights, told to be those of a super-resolution of 2 x 2 codes to 4 x 4."""
     path, out = tmp_path / "bundle", tmp_path / "out"
     retold(chain, path, "super_resolution")
-    texts, draws = ["a red circle", "a blue star"], Draws(seed=4)
-    super_resolution(str(path), str(out), pictures[:2], texts, draws, enlarging=Enlarging(2, 1))
+    texts, draws = ["a red circle", "a blue star"], job(seed=4)
+    super_resolution(str(path), str(out), pictures[:2], texts, draws, upsampling=Upsampling(2, 1))
     model, lines = load(path), lines_of(out / "samples.jsonl")
     squares = [center_crop(np.asarray(Image.open(file)), 8) for file in pictures[:2]]
     kept = {"window_candidates": 2, "back_projection": 1}
@@ -533,8 +548,8 @@ def test_pictures_are_enlarged_into_a_folder(chain, tmp_path, pictures):
     for call, message in (
         (lambda: (str(path), pictures, texts[:1], draws), "broken.png cannot be read"),
         (lambda: (str(path), pictures[:1], [" "], draws), "prompt ' ' holds no text"),
-        (lambda: (str(path), pictures[:1], texts[:1], draws, 16), "enlarges those of 8"),
-        (lambda: (str(path), pictures[:1], texts[:1], Draws(num_images=2)), "--num_images 2"),
+        (lambda: (str(path), pictures[:1], texts[:1], draws, 16), "upsamples those of 8"),
+        (lambda: (str(path), pictures[:1], texts[:1], job(num_images=2)), "--num_images 2"),
         (
             lambda: (f"{chain.run}/bundle", pictures[:1], texts[:1], draws),
             "trained for text_to_image, this needs super_resolution",

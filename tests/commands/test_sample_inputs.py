@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cogview_jax.commands.sample_inputs import Draws, read_images, read_prompts
+from cogview_jax.commands.sample_inputs import JobOptions, read_images, read_prompts
 from cogview_jax.runtime import faults
 from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.sampling.options import SamplingOptions
 
 
 def test_prompts_of_the_flags_come_before_those_of_the_file(tmp_path):
@@ -105,12 +106,13 @@ def test_files_that_are_no_prompts_are_one_line(tmp_path):
     ("numbers", "message"),
     [
         ({"num_images": 10**12}, "--num_images 1000000000000: expected at most 1000000"),
-        ({"batch_size": 10**9}, "--batch_size 1000000000: expected at most 4096"),
-        ({"batch_size": 0}, "--batch_size 0: expected at least 1"),
-        ({"seed": -1}, "--seed -1: expected 0 to 4294967295"),
-        ({"seed": 2**32}, "--seed 4294967296: expected 0 to 4294967295"),
+        ({"batch_size": 10**9}, "batch_size 1000000000: expected at most 4096"),
+        ({"batch_size": 0}, "batch_size 0: expected at least 1"),
+        ({"seed": -1}, "seed -1: expected 0 to 4294967295"),
+        ({"seed": 2**32}, "seed 4294967296: expected 0 to 4294967295"),
     ],
 )
 def test_numbers_are_bounded(numbers, message):
     with pytest.raises(InputError, match=message):
-        Draws(**numbers)
+        count = numbers.pop("num_images", 1)
+        JobOptions(SamplingOptions(**numbers), count)

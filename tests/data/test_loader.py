@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -32,9 +33,16 @@ class Numbers:
         return i
 
 
+class Row(NamedTuple):
+    """A typed row, as the tasks have them."""
+
+    item: Any
+    drawn: Any
+
+
 def augment(item, generator):
-    """The record and, in place of an augmentation, what was drawn for it."""
-    return {"item": np.int32(item), "drawn": generator.integers(2**62, size=2)}
+    """The record and, in place of an augmentation, what was sampled for it."""
+    return Row(np.int32(item), generator.integers(2**62, size=2))
 
 
 def read(folder, steps, source=None, hosts=1, seed=3, start=0, **limits):
@@ -55,7 +63,10 @@ def read(folder, steps, source=None, hosts=1, seed=3, start=0, **limits):
         iterator.close()
     return {
         name: np.array(
-            [np.concatenate([rows[name] for rows in step]) for step in zip(*shares, strict=True)]
+            [
+                np.concatenate([getattr(rows, name) for rows in step])
+                for step in zip(*shares, strict=True)
+            ]
         )
         for name in ("item", "drawn")
     }
@@ -101,9 +112,10 @@ def test_a_host_may_hold_any_parts_of_a_batch(tmp_path, parts):
     )
     all_rows = next(whole)
     whole.close()
-    for name in mine:
-        rows = all_rows[name].reshape(8, 2 * BATCH // 8, *all_rows[name].shape[1:])
-        np.testing.assert_array_equal(mine[name], np.concatenate(rows[list(parts)]))
+    assert type(mine) is type(all_rows) is Row
+    for field, all_of_field in zip(mine, all_rows, strict=True):
+        rows = all_of_field.reshape(8, 2 * BATCH // 8, *all_of_field.shape[1:])
+        np.testing.assert_array_equal(field, np.concatenate(rows[list(parts)]))
 
 
 @pytest.mark.parametrize("start", [1, 4, 9])

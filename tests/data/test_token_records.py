@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from cogview_jax.data.token_records import Place, TokenRecord, decode_record, encode_record
+from cogview_jax.data.token_records import RecordLocation, TokenRecord, decode_record, encode_record
 from cogview_jax.runtime.errors import InputError
 
 
@@ -81,10 +81,14 @@ def test_a_key_that_is_no_text_is_refused():
 
 
 def test_a_record_knows_its_place():
-    place = Place(b"01234567", 3, 9)
+    place = RecordLocation(b"01234567", 3, 9)
     data = encode_record(CASES["plain"], place)
     assert decode_record(data, place).key == CASES["plain"].key
-    for other in (place._replace(shard=4), place._replace(index=8), place._replace(store=b"7" * 8)):
+    for other in (
+        place._replace(shard=4),
+        place._replace(number=8),
+        place._replace(store=b"7" * 8),
+    ):
         with pytest.raises(InputError, match=r"shard 3, number 9.*exchanged"):
             decode_record(data, other)
     for length in range(len(data)):

@@ -21,11 +21,18 @@ import pytest
 import cogview_jax
 import tiny
 from cogview_jax.__main__ import COMMANDS
+from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.sampling.options import SamplingKeywords
+from cogview_jax.tasks.codec import CodecTask
+from cogview_jax.tasks.experiment import read_experiment
+from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers import layout as layouts
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
+from cogview_jax.training.codec_objective import ImageExample
+from cogview_jax.training.state import make_state, state_shapes
 from cogview_jax.training.step import make_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,7 +166,7 @@ def problems(name, argument_lists):
         text=True,
         check=True,
         cwd=ROOT,
-        timeout=120,
+        timeout=300,
     )
     return [json.loads(line) for line in told.stdout.splitlines()]
 
@@ -277,7 +284,7 @@ def test_the_checks_of_python_find_what_is_wrong():
     assert list(complaints(load + "model.generate(['a'], num_images=3)")) == []
     assert list(complaints(load + "model.paint(['a'])")) == ["model has no paint"]
     assert list(complaints(load + "model.generate(['a'], count=3)")) == ["generate takes no count"]
-    assert list(complaints("from cogview_jax import door")) == ["cogview_jax has no door"]
+    assert list(complaints("from cogview_jax import thing")) == ["cogview_jax has no thing"]
 
 
 def test_python_of_the_reference_has_the_signatures_of_the_code():
@@ -339,33 +346,59 @@ def test_the_example_of_a_loss(examples):
     inner = tiny.transformer_objective()
     objective = examples["Penalised"](inner, 0.01)
     state, key = tiny.start(inner), jax.random.key(0)
-    batch = {**tiny.sequences(0), "row": np.arange(tiny.BATCH)}
+    batch = (tiny.sequences(0), np.arange(tiny.BATCH))
     halves = [
-        {name: array[part] for name, array in batch.items()}
+        jax.tree.map(lambda array, part=part: array[part], batch)
         for part in (slice(None, tiny.BATCH // 2), slice(tiny.BATCH // 2, None))
     ]
 
     def loss(one, part):
-        return float(one.terms(state.params, (), part, key).loss)
+        return float(one.sums(state.params, (), *part, key).loss)
 
-    whole, weight = loss(objective, batch), float(objective.weight(batch))
+    whole, weight = loss(objective, batch), float(objective.normalizer(batch[0]))
     squares = sum(float(np.sum(np.square(p))) for p in jax.tree.leaves(state.params))
     assert whole == pytest.approx(loss(inner, batch) + 0.01 * squares * weight, rel=1e-5)
     assert whole == pytest.approx(sum(loss(objective, half) for half in halves), rel=1e-5)
 
 
+def test_the_example_of_a_trainable_part(examples, chain, tmp_path):
+    """It learns; and a task reads and writes bundles that hold nothing of it."""
+    experiment = read_experiment(json.loads((chain.codec / "config.json").read_text()))
+    task = CodecTask(experiment, Workdir(chain.codec))
+    inner = task.objective
+    task.objective = examples["LearnedVariance"](inner)
+    sgd, mesh = optax.sgd(0.1), make_mesh(MeshConfig(), jax.devices()[:1])
+    given = Bundle(chain.codec / "bundle")
+    with jax.set_mesh(mesh):
+        shapes = state_shapes(task.objective, sgd, mesh)
+        state = task.initial(given, make_state(task.objective, sgd, shapes, 0))
+        rng, size = np.random.default_rng(0), experiment.model.image_size
+        images = rng.integers(256, size=(experiment.train.global_batch, size, size, 3))
+        batch = ImageExample(images.astype(np.uint8))
+        step = jax.jit(make_step(task.objective, sgd, optax.constant_schedule(0.1), seed=0))
+        after, metrics = step(state, batch)
+    assert metrics["loss"] > 0
+    assert after.params["log_variance"] == pytest.approx(-0.1 * (1 - metrics["loss"]), rel=1e-5)
+    for one, name in ((state, "start"), (after, "trained")):
+        task.write(one, tmp_path / name)
+        written = Bundle(tmp_path / name).codec()
+        jax.tree.map(np.testing.assert_array_equal, written.params, one.params["inner"])
+        jax.tree.map(np.testing.assert_array_equal, written.codebook, one.model_state)
+    jax.tree.map(np.testing.assert_array_equal, state.params["inner"], given.codec().params)
+
+
 def test_the_example_of_a_quantiser(examples):
     moving = tiny.codec_objective()
     fixed = examples["FixedCodebook"](moving.codec, global_batch=tiny.BATCH, revive_below=0.5)
-    state, batch, sgd = tiny.start(moving), tiny.pictures(0), optax.sgd(0.1)
+    state, batch, sgd = tiny.start(moving), tiny.images(0), optax.sgd(0.1)
     state = state.replace(opt_state=sgd.init(state.params))
     after = {}
     for name, objective in (("moving", moving), ("fixed", fixed)):
         step = jax.jit(make_step(objective, sgd, optax.constant_schedule(0.1), seed=0))
         after[name] = step(state, batch)
-    codes = {name: np.asarray(state.extras.codes) for name, (state, _) in after.items()}
-    np.testing.assert_array_equal(codes["fixed"], state.extras.codes)
-    assert np.any(codes["moving"] != state.extras.codes)
+    codes = {name: np.asarray(state.model_state.codes) for name, (state, _) in after.items()}
+    np.testing.assert_array_equal(codes["fixed"], state.model_state.codes)
+    assert np.any(codes["moving"] != state.model_state.codes)
     assert after["fixed"][1]["perplexity"] == after["moving"][1]["perplexity"]
 
 

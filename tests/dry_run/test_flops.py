@@ -64,10 +64,10 @@ def test_a_convolution_has_what_xla_counts(stride, dilation):
 def gradient_flops(remat):
     objective = tiny.transformer_objective(dataclasses.replace(tiny.TRANSFORMER, remat=remat))
     params = tiny.start(objective).params
-    batch = {**tiny.sequences(0), "row": np.arange(tiny.BATCH)}
+    batch, rows = tiny.sequences(0), np.arange(tiny.BATCH)
 
     def loss(params):
-        return objective.terms(params, (), batch, jax.random.key(0)).loss
+        return objective.sums(params, (), batch, rows, jax.random.key(0)).loss
 
     return objective, function_flops(jax.grad(loss), params)
 

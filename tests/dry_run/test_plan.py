@@ -14,7 +14,7 @@ from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.state import make_state, state_shapes
 
 OPTIMIZER, RATE = (make(tiny.OPTIMIZER, 10) for make in (make_optimizer, schedule))
-ROW = {n: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for n, x in tiny.sequences(0).items()}
+ROW = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tiny.sequences(0))
 
 
 def plan(mesh, *, rows=tiny.BATCH, accumulate=1, remat="none", **changes):

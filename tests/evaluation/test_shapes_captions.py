@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cogview_jax.evaluation.shapes_captions import captions_report, said
+from cogview_jax.evaluation.benchmarks.shapes import caption_report, said
 from cogview_jax.shapes.fresh import fresh_scenes
 from cogview_jax.shapes.judge import Verdict, judge
 from cogview_jax.shapes.scenes import Scene, caption, draw, parse_caption
@@ -51,7 +51,7 @@ def test_a_report_is_of_fresh_drawings_of_both_splits():
         given.append(pictures)
         return [text if i < COUNT // 2 else RING for i, text in enumerate(next(texts).texts)]
 
-    report = captions_report(describe, size=SIZE, count=COUNT, seed=5)
+    report = caption_report(describe, size=SIZE, count=COUNT, seed=5)
     assert list(report) == ["seen", "held_out"]
     for (name, split), pictures in zip(report.items(), given, strict=True):
         scenes = fresh[name].scenes

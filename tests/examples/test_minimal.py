@@ -15,10 +15,10 @@ from cogview_jax.sampling.decode import generate
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.codec import Codec, CodecConfig, decode_codes, encode_images
-from cogview_jax.tokenizers.layout import LayoutConfig, left_padded, make_layout
+from cogview_jax.tokenizers.layout import Example, LayoutConfig, left_padded, make_layout
 from cogview_jax.tokenizers.quantiser import Codebook
 from cogview_jax.tokenizers.vocabulary import Vocabulary
-from cogview_jax.training.codec_objective import CodecObjective
+from cogview_jax.training.codec_objective import CodecObjective, ImageExample
 from cogview_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
@@ -154,13 +154,13 @@ def batch_rows(step):
     return np.asarray(jax.random.randint(key, (minimal.ROWS,), 0, ROWS))
 
 
-def package_losses(objective, params, extras, batch, lr):
+def package_losses(objective, params, model_state, batch, lr):
     """What the package's own step makes of `batch(rows)`."""
     assert_same_shapes(params, objective.init)
     config = OptimizerConfig(lr=lr, warmup=0.05, floor=0.1, weight_decay=0.01, clip=1.0)
     optimizer = make_optimizer(config, STEPS)
     step = jax.jit(make_step(objective, optimizer, schedule(config, STEPS), seed=minimal.SEED))
-    state = TrainState(jnp.int32(0), params, optimizer.init(params), extras)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), model_state)
     losses = []
     for number in range(STEPS):
         state, metrics = step(state, batch(batch_rows(number)))
@@ -182,7 +182,7 @@ def test_the_image_tokenizer_has_the_losses_of_the_package(codec_start):
     book = Codebook(codes, jnp.ones(len(codes)), codes, jnp.float32(0))
     objective = CodecObjective(CODEC, global_batch=minimal.ROWS, decay=1.0, revive_below=0.0)
     params = stage_1_params(codec_start)
-    theirs = package_losses(objective, params, book, lambda rows: {"image": IMAGES[rows]}, 2e-3)
+    theirs = package_losses(objective, params, book, lambda rows: ImageExample(IMAGES[rows]), 2e-3)
     np.testing.assert_allclose(losses, theirs, rtol=1e-6)
     assert losses[-1] < 0.9 * losses[0]
 
@@ -217,13 +217,13 @@ def test_the_transformer_has_the_losses_of_the_package(start, trained):
     def batch(rows):
         targets, image = TOKENS[rows, 1:], TOKENS[rows, 1:] < minimal.CODES
         real = targets != IDS["[PAD]"]
-        return {
-            "tokens": TOKENS[rows, :-1],
-            "targets": targets,
-            "positions": np.broadcast_to(np.arange(targets.shape[1]), targets.shape),
-            "text_weights": (real & ~image).astype(np.float32),
-            "image_weights": image.astype(np.float32),
-        }
+        return Example(
+            tokens=TOKENS[rows, :-1],
+            targets=targets,
+            positions=np.broadcast_to(np.arange(targets.shape[1]), targets.shape),
+            text_weights=(real & ~image).astype(np.float32),
+            image_weights=image.astype(np.float32),
+        )
 
     _, losses = trained
     objective = SequenceObjective(THEIRS, LAYOUT)

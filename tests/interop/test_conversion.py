@@ -73,7 +73,7 @@ def given(fixtures, config, text, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(root, given, tmp_path_factory):
-    """What the door made of them."""
+    """What the command made of them."""
     path = tmp_path_factory.mktemp("converted") / "bundle"
     result = call(root, "convert", "--source=official", *flags(given), f"--out={path}")
     assert result.returncode == 0, result.stderr
@@ -261,7 +261,7 @@ def test_each_part_may_stand_alone_and_what_is_assumed_is_said(
         f"dropped from {states(fixtures / 'transformer_long')}: iteration",
     ):
         assert line in said["transformer"]
-    assert "assumed pictures of 32 x 32 codes (--grid)" in said["codec"]
+    assert "assumed images of 32 x 32 codes (--grid)" in said["codec"]
     assert Bundle(tmp_path / "codec").codec().config.grid == 32
     assert "assumed" not in said["text"] + said["no codec"]
     assert Bundle(tmp_path / "no codec").transformer().vocabulary.codes == codes
@@ -379,7 +379,7 @@ def own_bundle(path, config=tiny.TRANSFORMER, codec=None, step=7):
 def own_codec(**changes):
     config = dataclasses.replace(tiny.CODEC, **changes)
     start = tiny.start(tiny.codec_objective())
-    return CodecPart(config, start.params, start.extras)
+    return CodecPart(config, start.params, start.model_state)
 
 
 def test_a_model_of_our_own_is_given_with_what_changes_for_it(tmp_path, capsys):

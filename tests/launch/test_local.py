@@ -22,13 +22,13 @@ def start(code, *options, n=2):
 
 def run(code, *options, n=2):
     process = start(code, *options, n=n)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     return process.returncode, stdout, stderr
 
 
 def wait_for(path, count=1):
     """Until a file holds so many lines, written by the processes."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if path.exists() and path.read_text().count("\n") >= count:
             return path.read_text().split()
@@ -45,8 +45,8 @@ def alive(pid):
 
 
 def all_end(pids):
-    """Whether processes that were sent SIGKILL end, which is soon, but not at once."""
-    deadline = time.monotonic() + 10
+    """Whether processes that were sent SIGKILL end, which need not be at once."""
+    deadline = time.monotonic() + 300
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not any(map(alive, pids))
@@ -91,18 +91,20 @@ FAIL = """
 import os, sys, time
 open({log!r}, "a").write("start\\n")
 if os.environ["JAX_PROCESS_ID"] == "1":
+    while open({log!r}).read().count("start") % 2:  # the other one is not up yet
+        time.sleep(0.01)
     print("last words")
     {end}
-time.sleep(60)
+time.sleep(600)
 """
 
 
 @pytest.mark.parametrize(
     ("end", "cause"),
     [
-        ("sys.exit(3)", r"process 1 exited with 3 \(failure\) after \d s"),
-        ("os.kill(os.getpid(), 9)", r"process 1 was killed by SIGKILL after \d s"),
-        ("os.abort()", r"process 1 was killed by SIGABRT after \d s: it lost a peer, or crashed"),
+        ("sys.exit(3)", r"process 1 exited with 3 \(failure\) after \d+ s"),
+        ("os.kill(os.getpid(), 9)", r"process 1 was killed by SIGKILL after \d+ s"),
+        ("os.abort()", r"process 1 was killed by SIGABRT after \d+ s: it lost a peer, or crashed"),
     ],
 )
 def test_a_failure_ends_all_and_starts_all_again_until_it_is_enough(end, cause, tmp_path):
@@ -110,8 +112,8 @@ def test_a_failure_ends_all_and_starts_all_again_until_it_is_enough(end, cause, 
     began = time.monotonic()
     status, out, err = run(code, "--max_restarts", 2, "--backoff", 0.3)
     assert status == 1
-    # Three attempts, two pauses of 0.3 and 0.6 s, and a second of last words for each.
-    assert 0.9 < time.monotonic() - began < 30
+    # Two pauses of 0.3 and 0.6 s.
+    assert time.monotonic() - began > 0.9
     assert (tmp_path / "log").read_text().count("start") == 6
     assert out.count("[1] last words") == 3
     lines = err.splitlines()
@@ -122,7 +124,15 @@ def test_a_failure_ends_all_and_starts_all_again_until_it_is_enough(end, cause, 
 
 
 def test_who_fails_for_itself_is_the_cause_and_not_who_lost_it(tmp_path):
-    code = "import os, time\nif os.environ['JAX_PROCESS_ID'] == '0': os.abort()\nos._exit(1)"
+    log = str(tmp_path / "log")
+    code = (
+        f"import os, time\n"
+        f"if os.environ['JAX_PROCESS_ID'] == '0':\n"
+        f"    while not os.path.exists({log!r}): time.sleep(0.01)\n"
+        f"    os.abort()\n"
+        f"open({log!r}, 'w').close()\n"
+        f"os._exit(1)"
+    )
     _, _, err = run(code, "--max_restarts", 0, n=2)
     assert "process 1 exited with 1 (failure)" in err.splitlines()[-1]
 
@@ -143,7 +153,8 @@ def test_bad_input_is_not_tried_again(tmp_path):
     status, _, err = run(code)
     assert status == 2
     assert (tmp_path / "log").read_text().count("start") == 2
-    assert err.splitlines()[-1].endswith("exited with 2 (bad input) after 0 s; not started again")
+    last = err.splitlines()[-1]
+    assert re.search(r"exited with 2 \(bad input\) after \d+ s; not started again$", last)
 
 
 def test_processes_that_were_asked_to_stop_by_others_are_started_at_once(tmp_path):
@@ -173,7 +184,7 @@ def test_a_request_to_stop_is_passed_on(number, tmp_path):
     process = start(STOP.format(log=str(tmp_path / "log"), stop="sys.exit(75)"))
     wait_for(tmp_path / "log", 2)
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 75
     assert err == "launch: asked to stop: all processes were asked to stop and have saved\n"
 
@@ -183,29 +194,31 @@ def test_who_does_not_stop_is_ended_after_the_grace(tmp_path):
     pids = wait_for(tmp_path / "log", 2)
     began = time.monotonic()
     process.terminate()
-    _, err = process.communicate(timeout=20)
-    assert 0.9 < time.monotonic() - began < 20
+    _, err = process.communicate(timeout=300)
+    assert time.monotonic() - began > 0.9
     assert process.returncode == 1
     assert "process 0, 1 did not stop within 1 s" in err
-    assert not any(map(alive, pids))
+    assert all_end(pids)
 
 
 def test_a_second_interrupt_ends_everything_at_once(tmp_path):
-    process = start(STOP.format(log=str(tmp_path / "log"), stop="pass"), "--grace", 50)
-    pids = wait_for(tmp_path / "log", 2)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-    process.communicate(timeout=5)
+    log = tmp_path / "log"
+    stop = f"open({str(log)!r}, 'a').write('asked\\n')"
+    process = start(STOP.format(log=str(log), stop=stop), "--grace", 600)
+    pids = wait_for(log, 2)
+    process.send_signal(signal.SIGINT)
+    assert wait_for(log, 4)[2:] == ["asked"] * 2
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=300)
     assert process.returncode == 1
-    assert not any(map(alive, pids))
+    assert all_end(pids)
 
 
 def test_what_a_process_has_started_ends_with_it(tmp_path):
     log = tmp_path / "log"
     code = (
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         f"open({str(log)!r}, 'a').write(f'{{child.pid}}\\n')\n"
         "sys.exit(1)"
     )
@@ -234,7 +247,7 @@ def test_a_supervisor_that_is_killed_leaves_no_process(tmp_path):
 )
 def test_what_does_not_fit_is_refused(options, message):
     result = subprocess.run(
-        [sys.executable, LOCAL, *options], capture_output=True, text=True, timeout=20
+        [sys.executable, LOCAL, *options], capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 2
     assert message in result.stderr
@@ -242,4 +255,4 @@ def test_what_does_not_fit_is_refused(options, message):
 
 def test_it_starts_where_nothing_is_installed():
     command = [sys.executable, "-ISc", f"exec(open({str(LOCAL)!r}).read().split('if __name__')[0])"]
-    subprocess.run(command, check=True, timeout=20, env={"PATH": os.environ["PATH"]})
+    subprocess.run(command, check=True, timeout=300, env={"PATH": os.environ["PATH"]})

@@ -52,7 +52,7 @@ def requeued(tmp_path):
 
 def test_every_process_of_every_node_gets_its_place_and_arguments_as_they_are(batch, tmp_path):
     process = batch(sys.executable, "-c", CHILD, "a b", "$HOME", PROCESSES="2")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     places = sorted(line.split("place ")[1] for line in out.splitlines() if "place" in line)
     assert places == [f"{i} 4 localhost:61447 a b $HOME" for i in range(4)]
@@ -64,7 +64,7 @@ def test_when_the_time_is_up_the_run_stops_and_the_job_is_put_back(batch, tmp_pa
     lines = [process.stdout.readline() for _ in range(2)]
     assert all("place" in line for line in lines), lines
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 75
     assert requeued(tmp_path) == ["requeue 7"]
 
@@ -73,14 +73,14 @@ def test_when_the_time_is_up_the_run_stops_and_the_job_is_put_back(batch, tmp_pa
 def test_a_failure_is_not_put_back(batch, tmp_path, status):
     code = f"import sys; sys.exit({status})"
     process = batch(sys.executable, "-c", code, MAX_RESTARTS="0")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == status, out
     assert requeued(tmp_path) == []
 
 
 def test_no_command_is_explained(batch):
     process = batch()
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert (process.returncode, out.startswith("usage: sbatch")) == (2, True)
 
 
@@ -90,7 +90,7 @@ def test_two_nodes_train_together(batch, chain, tmp_path):
     arguments = [*chain.train_codec("slurm"), f"--workdir={workdir}"]
     began = time.monotonic()
     process = batch(sys.executable, "-m", "cogview_jax.train", *arguments, PORT=str(free_port()))
-    out, _ = process.communicate(timeout=240)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, (time.monotonic() - began, out)
     assert (workdir / "bundle" / "bundle.json").is_file()
     ours, theirs = (

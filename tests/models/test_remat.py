@@ -23,8 +23,8 @@ def loss_of(remat, attention):
         tiny.TRANSFORMER, remat=remat, attention=attention, dropout=0.1, window=4, pivots=9
     )
     objective = tiny.transformer_objective(config)
-    batch = {**tiny.sequences(0, ROWS), "row": np.arange(ROWS)}
-    return lambda params: objective.terms(params, (), batch, jax.random.key(1)).loss
+    batch, rows, key = tiny.sequences(0, ROWS), np.arange(ROWS), jax.random.key(1)
+    return lambda params: objective.sums(params, (), batch, rows, key).loss
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_what_is_kept_and_what_is_computed_again_are_in_order(attention, params)
 def test_kept_bytes_are_those_of_the_description(params):
     """Beyond "full", save-attention keeps 4 D and dots 10 D numbers a token and layer."""
     width, layers = tiny.TRANSFORMER.width, tiny.TRANSFORMER.layers
-    tokens = ROWS * tiny.sequences(0, 1)["tokens"].shape[1]
+    tokens = ROWS * tiny.sequences(0, 1).tokens.shape[1]
     memory = {remat: kept_bytes(loss_of(remat, "dense"), params) for remat in REMAT}
     unit = 4 * layers * tokens * width
     # A bias or two is kept by the one and not by the other.
@@ -106,8 +106,8 @@ def test_the_fused_kernel_runs_again_only_where_nothing_is_kept(remat, runs, mon
     config = dataclasses.replace(tiny.TRANSFORMER, remat=remat)
     kernel = Implementation("cudnn", "layers", "gpu")
     objective = tiny.transformer_objective(config, policy("bfloat16"), kernel)
-    batch = {**tiny.sequences(0, ROWS), "row": np.arange(ROWS)}
-    loss = jax.grad(lambda params: objective.terms(params, (), batch, jax.random.key(1)).loss)
+    batch, rows, key = tiny.sequences(0, ROWS), np.arange(ROWS), jax.random.key(1)
+    loss = jax.grad(lambda params: objective.sums(params, (), batch, rows, key).loss)
     text = str(jax.make_jaxpr(loss)(params))
     assert text.count("dot_product_attention_bwd_wrapper[") == 1
     assert text.count("dot_product_attention_fwd_wrapper[") == runs

@@ -45,7 +45,7 @@ FAULTS = {
 CONFIG = config_flag()
 WORKDIR = command_line.path_flag("workdir", "where the wall stands", required=True)
 COATS = flags.DEFINE_integer("coats", 2, "how many coats of paint", lower_bound=1)
-SHEEN = flags.DEFINE_float("sheen", None, "how much it shines")
+SHEEN = flags.DEFINE_float("sheen", None, "how much it shines", 0, 1.5)
 COLOUR = flags.DEFINE_enum("colour", "red", ["red", "blue"], "which paint")
 PHOTO = command_line.paths_flag("photo", "how it looks")
 NOTE = flags.DEFINE_multi_string("note", [], "what to write on it")
@@ -59,7 +59,7 @@ def main():
         raise ValueError("ours")
     if WORKDIR.value == "sleep":
         print("asleep", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     if WORKDIR.value == "status":
         return 42
     if WORKDIR.value == "file":
@@ -117,7 +117,7 @@ def call(tmp_path, root):
 
     def run(*arguments, **variables):
         process = start(*arguments, **variables)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=300)
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
     run.start, run.environment = start, environment
@@ -161,12 +161,18 @@ GOOD = ("--config=cfg.py", "--workdir=w")
         (("--config=cfg.py",), "--workdir TEXT is missing: where the wall stands"),
         (("--workdir=w",), "--config FILE_OR_NAME[:variant] is missing: the experiment"),
         ((*GOOD, "more"), "unexpected argument 'more'"),
-        (("--config=cfg.py", "--workdir"), "Missing value for flag --workdir"),
+        (("--config=cfg.py", "--workdir"), "--workdir TEXT has no value: where the wall stands"),
+        ((*GOOD, "--config.train.betas"), "--config.train.betas VALUE has no value: "),
+        ((*GOOD, "--nonote=x"), "there is no flag --nonote; did you mean note?"),
         ((*GOOD, "--coats=two"), "--coats=two: expected a whole number"),
-        ((*GOOD, "--coats=0"), "--coats=0: 0 is not a positive integer"),
+        ((*GOOD, "--coats=0"), "--coats=0: expected a whole number, at least 1"),
         ((*GOOD, "--sheen=much"), "--sheen=much: expected a number"),
+        ((*GOOD, "--sheen=2"), "--sheen=2: expected a number from 0 to 1.5"),
+        ((*GOOD, "--sheen", "much"), "--sheen=much: expected a number from 0 to 1.5"),
         ((*GOOD, "--dry=7"), "--dry=7: expected true or false"),
-        ((*GOOD, "--colour=green"), "--colour=green: value should be one of <red|blue>"),
+        ((*GOOD, "--nodry=7"), "--nodry=7: expected --nodry, or --dry=true or false"),
+        ((*GOOD, "--note", "--coats=two", "--coats=-1"), "--coats=-1: expected a whole number"),
+        ((*GOOD, "--colour=green"), "--colour=green: expected one of red, blue"),
         (("--config=cgf.py", "--workdir=w"), "config file cgf.py does not exist; . has cfg.py"),
         ((*GOOD, "--config.trian.steps=2"), "cfg.py has no config.trian; did you mean train?"),
         ((*GOOD, "--config.train.steps=two"), "--config.train.steps=two: expected a whole number"),
@@ -239,12 +245,12 @@ def test_a_reader_that_leaves_ends_the_command_silently(call, arguments):
     os.close(reading)
     try:
         process = call.start(*arguments, stdout=writing)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=300)
         mistake = arguments == ("--coats=0",)
         assert process.returncode == (2 if mistake else 141)
         assert error.count("\n") == mistake
         process = call.start(*arguments, stdout=writing, stderr=writing)
-        assert process.wait(timeout=60) == 141
+        assert process.wait(timeout=300) == 141
     finally:
         os.close(writing)
 
@@ -303,7 +309,7 @@ def test_interruption(call):
     process = call.start("--config=cfg.py", "--workdir=sleep")
     assert process.stdout.readline() == "asleep\n"
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=300)
     assert error == "interrupted; run the same command again to continue\n"
     assert process.returncode == 130
 
@@ -326,7 +332,7 @@ def main():
     jax.distributed.initialize(ADDRESS.value, 2, PROCESS.value)
     if PROCESS.value == 1:
         raise InputError("only process 1 sees it")
-    time.sleep(60)
+    time.sleep(600)
 
 
 if __name__ == "__main__":
@@ -350,7 +356,7 @@ def test_a_failing_process_does_not_wait_for_its_peers(tmp_path, root):
         for process in range(2)
     ]
     try:
-        _, error = peers[1].communicate(timeout=20)
+        _, error = peers[1].communicate(timeout=300)
         assert "error: only process 1 sees it\n" in error
         assert peers[1].returncode == 2
         assert peers[0].poll() is None

@@ -289,7 +289,7 @@ def paint(root, tmp_path):
         command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r})\n"]
         command[-1] += f"sys.argv = {['paint.py', *arguments]!r}\n"
         command[-1] += "import runpy; runpy.run_path('paint.py', run_name='__main__')"
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     return run
 

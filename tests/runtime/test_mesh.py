@@ -1,5 +1,7 @@
 """Which device stands where on the mesh, and which rows of a batch it gets."""
 
+from typing import Any, NamedTuple
+
 import jax
 import numpy as np
 import pytest
@@ -51,22 +53,29 @@ def test_an_axis_has_at_least_one_device(size):
         MeshConfig(fsdp=size)
 
 
+class Batch(NamedTuple):
+    """Two arrays, the first axis of which is rows."""
+
+    rows: Any
+    flat: Any
+
+
 def test_rows_go_to_the_devices_of_data_and_fsdp():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     rows = np.arange(8 * 3).reshape(8, 3)
-    placed = place_batch({"rows": rows, "flat": np.arange(8)}, mesh)
-    np.testing.assert_array_equal(placed["rows"], rows)
+    placed = place_batch(Batch(rows, np.arange(8)), mesh)
+    np.testing.assert_array_equal(placed.rows, rows)
     # Devices 0 and 1 are one pair of `tensor`, 2 and 3 the next along `fsdp`, and so on.
-    held = {shard.device.id: np.asarray(shard.data) for shard in placed["rows"].addressable_shards}
+    held = {shard.device.id: np.asarray(shard.data) for shard in placed.rows.addressable_shards}
     first = jax.devices()[0].id
     for device, start in enumerate([0, 0, 2, 2, 4, 4, 6, 6]):
         np.testing.assert_array_equal(held[first + device], rows[start : start + 2])
-    assert {shard.data.shape for shard in placed["flat"].addressable_shards} == {(2,)}
+    assert {shard.data.shape for shard in placed.flat.addressable_shards} == {(2,)}
 
 
 def test_rows_that_cannot_be_split_are_refused():
     with pytest.raises(InputError, match=r"a batch of 6 rows \(rows\).*mesh.fsdp = 8 devices"):
-        place_batch({"rows": np.zeros((6, 2))}, make_mesh(MeshConfig(data=4, fsdp=2)))
+        place_batch(Batch(np.zeros((6, 2)), np.zeros(8)), make_mesh(MeshConfig(data=4, fsdp=2)))
 
 
 def test_one_process_feeds_every_part():

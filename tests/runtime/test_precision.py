@@ -73,11 +73,11 @@ def test_float16_alone_needs_a_loss_scale():
     assert [name for name in POLICIES if policy(name).scales] == ["float16", "float16_pure"]
 
 
-@pytest.mark.parametrize("door", ["sample", "evaluate"])
-def test_doors_offer_every_policy(root, door):
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_commands_offer_every_policy(root, command):
     """They list them themselves, so that --help needs no jax."""
     show = "print(*flags.FLAGS['precision'].parser.enum_values)"
-    code = f"import cogview_jax.{door}; from absl import flags; {show}"
+    code = f"import cogview_jax.{command}; from absl import flags; {show}"
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=root, capture_output=True, check=True, text=True)
     assert result.stdout.split() == list(POLICIES)

@@ -77,7 +77,7 @@ def test_nine_windows_end_in_the_official_codes(fixtures, released, table):
         model=model,
         last=vocabulary.codes,
         config=GREEDY,
-        progress=done.append,
+        on_window=lambda: done.append(1),
     )
     np.testing.assert_array_equal(result[0], table["magnify:codes"])
     assert sum(done) == 9

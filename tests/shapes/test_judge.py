@@ -30,7 +30,7 @@ def wrong_scenes(scene: Scene) -> Iterator[tuple[str, Scene]]:
     }
     for field, (attribute, choices) in tables.items():
         now = getattr(scene, field)
-        for other in set(choices) - {now} if now is not None else ():
+        for other in set(choices) - {now} if now else ():
             yield attribute, dataclasses.replace(scene, **{field: other})
     for i, (colour, shape) in enumerate(scene.things):
         others = [("colour", (other, shape)) for other in shapes.COLOURS if other != colour]

@@ -131,7 +131,7 @@ def test_shares_of_kinds_and_attributes():
     assert kinds["many"] / 4000 == pytest.approx(0.25, abs=0.03)
     for attribute, choices in (("size", 2), ("position", 5), ("count", 3), ("relation", 2)):
         values = [getattr(scene, attribute) for scene in drawn]
-        counts = collections.Counter(value for value in values if value is not None)
+        counts = collections.Counter(value for value in values if value)
         assert len(counts) == choices
         assert min(counts.values()) > 0.85 * sum(counts.values()) / choices
 

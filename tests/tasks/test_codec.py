@@ -15,7 +15,7 @@ from cogview_jax.data.sources.folder import FolderSource
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
-from cogview_jax.tasks.codec import ImageTokenizerJob
+from cogview_jax.tasks.codec import CodecTask
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.optimizer import make_optimizer
@@ -29,7 +29,7 @@ def experiment(chain):
 
 
 def job(experiment, workdir):
-    return ImageTokenizerJob(experiment, Workdir(workdir))
+    return CodecTask(experiment, Workdir(workdir))
 
 
 def shapes_of(job):
@@ -41,12 +41,11 @@ def test_a_row_is_the_picture_augmented_as_the_config_says(experiment, tmp_path)
     picture = np.random.default_rng(0).integers(256, size=(16, 16, 3)).astype(np.uint8)
     record, rng = Record("x", picture, ()), np.random.default_rng(0)
     plain = job(experiment, tmp_path).transform(record, rng)
-    assert list(plain) == ["image"]
-    np.testing.assert_array_equal(plain["image"], picture)
+    np.testing.assert_array_equal(plain.image, picture)
 
     data = dataclasses.replace(experiment.data, flip=True)
     flipping = job(dataclasses.replace(experiment, data=data), tmp_path)
-    rows = [flipping.transform(record, rng)["image"] for _ in range(20)]
+    rows = [flipping.transform(record, rng).image for _ in range(20)]
     flipped = [np.array_equal(row, picture[:, ::-1]) for row in rows]
     assert 0 < sum(flipped) < 20
     assert all(f or np.array_equal(row, picture) for f, row in zip(flipped, rows, strict=True))
@@ -58,7 +57,7 @@ def test_a_start_from_a_bundle_has_its_parameters_and_codebook(chain, experiment
     state = started.initial(Bundle(chain.codec / "bundle"), shapes)
     expected = cogview_jax.load(chain.codec / "bundle").codec_part
     jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
-    jax.tree.map(np.testing.assert_array_equal, state.extras, expected.codebook)
+    jax.tree.map(np.testing.assert_array_equal, state.model_state, expected.codebook)
     placed = jax.tree.map(lambda a, b: a.sharding == b.sharding, state.params, shapes.params)
     assert all(jax.tree.leaves(placed))
 
@@ -82,8 +81,8 @@ def test_unreadable_pictures_are_passed_over(chain, experiment, tmp_path):
     source = FolderSource(tmp_path, require_captions=False)
     model = cogview_jax.load(chain.codec / "bundle")
     decoded = model.decode(model.encode(np.stack(good)))
-    expected = caption_grid([*good, *decoded], ["picture"] * 8 + ["reconstruction"] * 8, columns=8)
-    np.testing.assert_array_equal(drawing.draw(state, source), np.asarray(expected))
+    expected = caption_grid([*good, *decoded], ["image"] * 8 + ["reconstruction"] * 8, columns=8)
+    np.testing.assert_array_equal(drawing.preview(state, source), np.asarray(expected))
 
 
 def test_pictures_are_drawn_above_their_reconstructions(chain, experiment):
@@ -93,5 +92,5 @@ def test_pictures_are_drawn_above_their_reconstructions(chain, experiment):
     model = cogview_jax.load(chain.codec / "bundle")
     pictures = np.stack([source[i].image for i in range(8)])
     rows = [*pictures, *model.decode(model.encode(pictures))]
-    expected = caption_grid(rows, ["picture"] * 8 + ["reconstruction"] * 8, columns=8)
-    np.testing.assert_array_equal(drawing.draw(state, source), np.asarray(expected))
+    expected = caption_grid(rows, ["image"] * 8 + ["reconstruction"] * 8, columns=8)
+    np.testing.assert_array_equal(drawing.preview(state, source), np.asarray(expected))

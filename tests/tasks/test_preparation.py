@@ -16,7 +16,7 @@ from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.sealed import SEAL
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.preparation import prepare, store_path
-from cogview_jax.tasks.transformer import TransformerJob
+from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.text import TextConfig
 
@@ -214,17 +214,17 @@ def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experim
     np.testing.assert_array_equal(image, model.encode(twice[None], 8).ravel())
 
     # A transformer reads the stores of its own task alone.
-    job = TransformerJob(experiment(store=str(tmp_path / "tokens")), Workdir(tmp_path / "run"))
+    job = TransformerTask(experiment(store=str(tmp_path / "tokens")), Workdir(tmp_path / "run"))
     with pytest.raises(InputError, match=r"holds codes of grids \[4, 8\], but a layout of task"):
         job.source()
     store_of_its_own = dataclasses.replace(
         large, data=dataclasses.replace(large.data, store=str(tmp_path / "tokens"))
     )
-    job = TransformerJob(store_of_its_own, Workdir(tmp_path / "run"))
+    job = TransformerTask(store_of_its_own, Workdir(tmp_path / "run"))
     row = job.transform(job.source()[3], np.random.default_rng(0))
-    codes = row["tokens"][row["tokens"] < base.vocabulary.codes]
+    codes = row.tokens[row.tokens < base.vocabulary.codes]
     np.testing.assert_array_equal(codes, store[3].codes)
-    assert row["positions"].max() == job.model.positions - 1 == 3 + 64
+    assert row.positions.max() == job.model.positions - 1 == 3 + 64
 
     # Windows of the same pictures: the store is the same, the rows are parts of it.
     windows = dataclasses.replace(
@@ -233,11 +233,11 @@ def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experim
         data=dataclasses.replace(store_of_its_own.data, picture_grid=8),
     )
     prepare(windows, tmp_path / "tokens")  # finds it finished
-    job = TransformerJob(windows, Workdir(tmp_path / "run"))
+    job = TransformerTask(windows, Workdir(tmp_path / "run"))
     record, whole = job.source()[3], image.reshape(8, 8)
     for seed in range(5):
         row = job.transform(record, np.random.default_rng(seed))
-        codes = row["tokens"][row["tokens"] < base.vocabulary.codes]
+        codes = row.tokens[row.tokens < base.vocabulary.codes]
         small, large = codes[:4].reshape(2, 2), codes[4:].reshape(4, 4)
         assert any(
             np.array_equal(small, source.reshape(4, 4)[y : y + 2, x : x + 2])
@@ -250,4 +250,4 @@ def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experim
             dataclasses.replace(windows, data=dataclasses.replace(windows.data, picture_grid=grid))
     other = dataclasses.replace(windows, data=dataclasses.replace(windows.data, picture_grid=16))
     with pytest.raises(InputError, match=r"pass --config.data.picture_grid=8"):
-        TransformerJob(other, Workdir(tmp_path / "run")).source()
+        TransformerTask(other, Workdir(tmp_path / "run")).source()

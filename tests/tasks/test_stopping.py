@@ -5,11 +5,11 @@ import re
 import signal
 
 from command_runs import call
-from processes import Processes, took_less_than
+from processes import Processes
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_from_there(root, chain, tmp_path):
-    steps = ("--config.train.steps=4000", "--config.train.checkpoint_every=5000")
+    steps = ("--config.train.steps=100000", "--config.train.checkpoint_every=200000")
     arguments = [a for a in chain.train_codec("codec") if "train." not in a]
     arguments += ["--config.train.global_batch=8", "--config.train.log_every=1"]
     arguments += ["--config.train.sample_every=0", f"--workdir={tmp_path / 'run'}"]
@@ -20,11 +20,10 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_from_there(root, chain, t
 
     with Processes(root, ["-m", "cogview_jax.train", *arguments, *steps], 1, 1) as started:
         started.wait_until(lambda: len(lines()) > 20)
-        with took_less_than(40):
-            started.all[0].send_signal(signal.SIGTERM)
-            assert started.statuses() == [75]
+        started.all[0].send_signal(signal.SIGTERM)
+        assert started.statuses() == [75]
         said = re.search(
-            r"asked to stop after step (\d+) of 4000, which is saved", started.output(0)
+            r"asked to stop after step (\d+) of 100000, which is saved", started.output(0)
         )
     step = int(said[1])
     assert json.loads(lines()[-1])["step"] == step

@@ -19,7 +19,7 @@ from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.tasks import training as train
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.preparation import prepare
-from cogview_jax.tasks.transformer import TransformerJob
+from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import make_state, state_shapes
@@ -31,7 +31,7 @@ def experiment(chain):
 
 
 def job(experiment, workdir):
-    return TransformerJob(experiment, Workdir(workdir))
+    return TransformerTask(experiment, Workdir(workdir))
 
 
 def test_a_row_is_one_of_the_captions_and_the_codes(chain, experiment):
@@ -44,11 +44,10 @@ def test_a_row_is_one_of_the_captions_and_the_codes(chain, experiment):
     ]
     seen = set()
     for row in drawn:
-        match = [np.array_equal(row["tokens"], example.tokens) for example in expected]
+        match = [np.array_equal(row.tokens, example.tokens) for example in expected]
         assert sum(match) == 1
         seen.add(match.index(True))
-        for name, array in row.items():
-            np.testing.assert_array_equal(array, getattr(expected[match.index(True)], name))
+        jax.tree.map(np.testing.assert_array_equal, row, expected[match.index(True)])
     assert seen == {0, 1}
 
 
@@ -58,9 +57,8 @@ def test_a_row_s_prompt_weighs_as_the_config_says(chain, experiment):
     row = own.transform(record, np.random.default_rng(0))
     expected = own.layout.example({"text": [5, 6], "image": record.codes}, 0.25)
     # Two pieces and two commands stand before the codes, one command behind them.
-    assert sorted(row["text_weights"][row["text_weights"] > 0]) == [0.25] * 4 + [1]
-    for name, array in row.items():
-        np.testing.assert_array_equal(array, getattr(expected, name))
+    assert sorted(row.text_weights[row.text_weights > 0]) == [0.25] * 4 + [1]
+    jax.tree.map(np.testing.assert_array_equal, row, expected)
 
 
 def test_captions_are_dropped_as_often_as_asked(chain, experiment):
@@ -69,7 +67,7 @@ def test_captions_are_dropped_as_often_as_asked(chain, experiment):
     for share in (0.0, 0.25, 1.0):
         own = job(dataclasses.replace(experiment, drop_captions=share), chain.run)
         rng = np.random.default_rng(0)
-        rows[share] = [own.transform(record, rng)["tokens"].tolist() for _ in range(2000)]
+        rows[share] = [own.transform(record, rng).tokens.tolist() for _ in range(2000)]
     layout = job(experiment, chain.run).layout
     kept, bare = (
         layout.example({"text": text, "image": record.codes}).tokens.tolist()

@@ -99,7 +99,7 @@ def test_official_model_gives_the_official_ids(fixtures, official_text):
     for case in tables["encodings"]:
         pieces = tokenizer.encode(case["text"])
         assert [piece + tables["img_vocab"] for piece in pieces] == case["ids"]
-        assert tokenizer.written(case["text"]) == case["pieces"]
+        assert tokenizer.text_tokens(case["text"]) == case["pieces"]
         assert tokenizer.decode(pieces) == case["decoded"]
 
 
@@ -145,8 +145,8 @@ def test_why_none_can_be_trained_is_said_in_our_words(captions, settings, messag
 def test_captions_that_are_left_out_are_counted(capfd):
     # The limit is in bytes: 1,398 characters of three bytes more than reach it.
     tokenizer = train_text_tokenizer([*SOME, "圆" * 1397, "方" * 1398], TextConfig(400))
-    assert tokenizer.written("圆")[-1].endswith("圆")
-    assert tokenizer.written("方")[-1].startswith("<0x")
+    assert tokenizer.text_tokens("圆")[-1].endswith("圆")
+    assert tokenizer.text_tokens("方")[-1].startswith("<0x")
     assert capfd.readouterr().err == (
         "text tokenizer: 1 of 12 captions are longer than 4192 bytes and are left out of its"
         " training\n"

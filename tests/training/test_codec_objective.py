@@ -1,4 +1,4 @@
-"""The loss of pictures in loops; what a batch tells the codebook, whole or in parts."""
+"""The loss of images in loops; what the codebook learns from a batch, whole or in parts."""
 
 import jax
 import jax.numpy as jnp
@@ -8,31 +8,37 @@ import pytest
 import tiny
 from cogview_jax.tokenizers.codec import Codec, CodecConfig
 from cogview_jax.tokenizers.quantiser import Assignments, Codebook
-from cogview_jax.training.codec_objective import BatchVectors, CodecObjective, training_flops
+from cogview_jax.training.codec_objective import (
+    BatchVectors,
+    CodecObjective,
+    ImageExample,
+    training_flops,
+)
 
 OBJECTIVE = tiny.codec_objective()
 START = tiny.start(OBJECTIVE)
-CELLS = 16  # of a picture
+CELLS = 16  # of an image
 
 
-def test_loss_and_metrics_of_each_picture():
-    batch = tiny.pictures(0)
-    part = {"image": batch["image"][4:7], "row": np.arange(4, 7)}
-    terms = jax.jit(OBJECTIVE.terms)(START.params, START.extras, part, jax.random.key(0))
+def test_loss_and_metrics_of_each_image():
+    batch = tiny.images(0)
+    part, rows = ImageExample(batch.image[4:7]), np.arange(4, 7)
+    call = jax.jit(OBJECTIVE.sums)
+    sums = call(START.params, START.model_state, part, rows, jax.random.key(0))
 
     config, variables = tiny.CODEC, {"params": START.params}
     mean, deviation = np.float32(config.mean), np.float32(config.deviation)
     totals = dict.fromkeys(("loss", "l2", "psnr", "commitment"), 0.0)
-    hits, sums, distances = np.zeros(32), np.zeros((32, 8)), 0.0
-    for image in part["image"]:
+    hits, vector_sums, distances = np.zeros(32), np.zeros((32, 8)), 0.0
+    for image in part.image:
         pixels = ((image / 255 - mean) / deviation).astype(np.float32)
         vectors = np.asarray(OBJECTIVE.codec.apply(variables, pixels[None], method="encode"))[0]
         codes = np.empty_like(vectors)
         for cell in np.ndindex(4, 4):
-            squares = ((vectors[cell] - START.extras.codes) ** 2).sum(axis=1)
+            squares = ((vectors[cell] - START.model_state.codes) ** 2).sum(axis=1)
             code = squares.argmin()
-            codes[cell] = START.extras.codes[code]
-            hits[code], sums[code] = hits[code] + 1, sums[code] + vectors[cell]
+            codes[cell] = START.model_state.codes[code]
+            hits[code], vector_sums[code] = hits[code] + 1, vector_sums[code] + vectors[cell]
             distances += squares[code]
         decoded = np.asarray(OBJECTIVE.codec.apply(variables, codes[None], method="decode"))[0]
         commitment = np.mean((vectors - codes) ** 2)
@@ -42,27 +48,27 @@ def test_loss_and_metrics_of_each_picture():
         totals["psnr"] += 10 * np.log10(1 / l2)
         totals["commitment"] += commitment
 
-    assert terms.loss == pytest.approx(totals.pop("loss"), rel=2e-6)
-    assert set(terms.metrics) == set(totals)
+    assert sums.loss == pytest.approx(totals.pop("loss"), rel=2e-6)
+    assert set(sums.metrics) == set(totals)
     for name, total in totals.items():
-        assert terms.metrics[name] == pytest.approx((total, 3), rel=1e-5), name
-    np.testing.assert_array_equal(terms.carry.assigned.hits, hits)
-    np.testing.assert_allclose(terms.carry.assigned.sums, sums, rtol=1e-5, atol=1e-5)
-    assert terms.carry.assigned.error == pytest.approx(distances, rel=1e-5)
-    assert OBJECTIVE.weight(part) == 3
+        assert sums.metrics[name] == pytest.approx((total, 3), rel=1e-5), name
+    np.testing.assert_array_equal(sums.aux.assigned.hits, hits)
+    np.testing.assert_allclose(sums.aux.assigned.sums, vector_sums, rtol=1e-5, atol=1e-5)
+    assert sums.aux.assigned.error == pytest.approx(distances, rel=1e-5)
+    assert OBJECTIVE.normalizer(part) == 3
 
 
 def candidates(rows, error=0.0):
     """What the batch's `rows` offer: candidates [K, D] and which are worthwhile [K]."""
-    part = {"image": tiny.pictures(0)["image"][rows], "row": np.asarray(rows)}
-    codebook = START.extras._replace(error=jnp.float32(error))
-    carry = jax.jit(OBJECTIVE.terms)(START.params, codebook, part, jax.random.key(5)).carry
-    return np.asarray(carry.candidates), np.asarray(carry.worthwhile)
+    part = ImageExample(tiny.images(0).image[rows])
+    codebook = START.model_state._replace(error=jnp.float32(error))
+    sums = jax.jit(OBJECTIVE.sums)(START.params, codebook, part, rows, jax.random.key(5))
+    return np.asarray(sums.aux.candidates), np.asarray(sums.aux.worthwhile)
 
 
 def test_candidates_are_vectors_of_the_batch_drawn_over_all_its_rows():
     found, worthwhile = candidates(np.arange(tiny.BATCH))
-    image = tiny.pictures(0)["image"]
+    image = tiny.images(0).image
     pixels = (image / 255 - np.float32(tiny.CODEC.mean)) / np.float32(tiny.CODEC.deviation)
     vectors = OBJECTIVE.codec.apply({"params": START.params}, pixels, method="encode")
     flat = np.asarray(vectors).reshape(-1, 8)
@@ -71,7 +77,7 @@ def test_candidates_are_vectors_of_the_batch_drawn_over_all_its_rows():
     assert len({place // CELLS for place in places}) > tiny.BATCH / 2
     assert worthwhile.all()
 
-    distances = ((flat[places][:, None] - START.extras.codes) ** 2).sum(axis=2).min(axis=1)
+    distances = ((flat[places][:, None] - START.model_state.codes) ** 2).sum(axis=2).min(axis=1)
     middle = float(np.median(distances))
     np.testing.assert_array_equal(
         candidates(np.arange(tiny.BATCH), error=middle)[1], distances > middle
@@ -93,12 +99,12 @@ def test_metrics_of_the_codebook():
     counts = jnp.array([8.0, 0.0, 8.0, 0.0])
     codebook = Codebook(jnp.zeros((4, 2)), counts, jnp.zeros((4, 2)), jnp.float32(1))
     hits = jnp.array([8.0, 8.0, 0.0, 0.0])
-    carry = BatchVectors(
+    aux = BatchVectors(
         Assignments(hits, jnp.ones((4, 2)), jnp.float32(32)),
         candidates=jnp.full((4, 2), 7.0),
         worthwhile=jnp.ones(4),
     )
-    after, metrics = objective.finish(codebook, carry, jax.random.key(0))
+    after, metrics = objective.finish(codebook, aux, jax.random.key(0))
     assert metrics["perplexity"] == pytest.approx(2)
     assert metrics["revived"] == 1
     np.testing.assert_array_equal(after.codes[3], [7.0, 7.0])

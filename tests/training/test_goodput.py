@@ -105,3 +105,15 @@ def test_a_broken_ledger_is_begun_anew(tmp_path, text, capsys):
 def test_only_the_process_that_writes_writes(tmp_path):
     Goodput(tmp_path / "goodput.json", clock=Clock(), writes=False).record(1, 1.0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ledgers_of_earlier_versions_called_previews_draw(tmp_path):
+    goodput = first_start(tmp_path / "goodput.json", clock := Clock())
+    seconds = goodput.seconds | {"draw": 5.0}
+    ledger = json.loads((tmp_path / "goodput.json").read_text()) | {"seconds": seconds}
+    (tmp_path / "goodput.json").write_text(json.dumps(ledger))
+    again = Goodput(tmp_path / "goodput.json", clock=clock)
+    with again.phase("preview"):
+        clock.pass_by(2)
+    assert again.seconds["preview"] == 7
+    assert "draw" not in again.seconds

@@ -187,7 +187,7 @@ def test_a_state_that_is_not_finite_is_not_left_behind_by_stopping():
 def test_hooks_are_given_the_means_since_the_log_point_before():
     given = []
     run = Run()
-    run.train(hooks=(Hook("draw", 3, lambda *arguments: given.append(arguments[2])),))
+    run.train(hooks=(Hook("preview", 3, lambda *arguments: given.append(arguments[2])),))
     expected = [BATCHES[:3], BATCHES[4:6], BATCHES[8:9], BATCHES[8:]]
     assert [metrics["loss"] for metrics in given] == [sum(x) / len(x) for x in expected]
 
@@ -221,9 +221,9 @@ def test_the_time_is_spent_where_it_is_said_to_be():
     run = Run()
     run.batches = slowly(run.batches)
     step(run.state, {"x": jnp.float32(1), "slope": jnp.float32(1)})  # compiled by now
-    run.train(hooks=(Hook("draw", 5, lambda *arguments: time.sleep(0.2)),))
+    run.train(hooks=(Hook("preview", 5, lambda *arguments: time.sleep(0.2)),))
     spent = run.goodput.seconds
-    assert 0.39 < spent["draw"] < 1
+    assert 0.39 < spent["preview"] < 1
     # What hooks cost is time in which batches are made.
     assert spent["data"] > 0.3
     assert spent["step"] + spent["compile"] < spent["data"]
@@ -255,7 +255,7 @@ def test_a_gradient_that_is_not_finite_stops_like_a_loss():
 
 def test_what_hooks_cost_is_no_training_time():
     run = Run()
-    run.train(log_every=5, hooks=(Hook("draw", 1, lambda *arguments: time.sleep(0.3)),))
+    run.train(log_every=5, hooks=(Hook("preview", 1, lambda *arguments: time.sleep(0.3)),))
     assert run.reports[-1].seconds_per_step < 0.2
 
 

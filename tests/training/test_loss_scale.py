@@ -1,6 +1,7 @@
 """The scale follows the release's rule, and a step that overflows leaves nothing behind."""
 
 import json
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from cogview_jax.training.loss_scale import (
     overflows,
     update,
 )
-from cogview_jax.training.objective import Terms
+from cogview_jax.training.objective import ModelValues, StepSums
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import TrainState, initial_state
 from cogview_jax.training.step import make_step
@@ -81,20 +82,26 @@ def test_settings_that_mean_nothing_are_refused(settings, message):
         LossScaleConfig(**settings)
 
 
+class Numbers(NamedTuple):
+    """A batch of numbers."""
+
+    x: Any
+
+
 class Line:
-    """Loss = mean of slope x; a batch decides how large its gradient is. Extras count batches."""
+    """Loss = mean of slope x; a batch decides the gradient. The model state counts batches."""
 
     def init(self, key):
-        return {"slope": jnp.float32(1)}, jnp.int32(0)
+        return ModelValues({"slope": jnp.float32(1)}, jnp.int32(0))
 
-    def weight(self, batch):
-        return jnp.float32(batch["x"].shape[0])
+    def normalizer(self, batch):
+        return jnp.float32(batch.x.shape[0])
 
-    def terms(self, params, extras, batch, key):
-        return Terms(jnp.sum(params["slope"] * batch["x"]), {}, jnp.int32(1))
+    def sums(self, params, model_state, batch, rows, key):
+        return StepSums(jnp.sum(params["slope"] * batch.x), {}, jnp.int32(1))
 
-    def finish(self, extras, carry, key):
-        return extras + carry, {}
+    def finish(self, model_state, aux, key):
+        return model_state + aux, {}
 
 
 def test_a_step_that_overflows_changes_nothing_but_the_scale():
@@ -106,18 +113,18 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale():
     def run(batches):
         state = initial_state(Line(), descent, 0, config)
         for x in batches:
-            state, metrics = step(state, {"x": jnp.full(4, x, jnp.float32)})
+            state, metrics = step(state, Numbers(jnp.full(4, x, jnp.float32)))
         return state, metrics
 
     state, metrics = run([1.0, 2.0])
     before = jax.device_get(state)
-    after, metrics = step(state, {"x": jnp.full(4, 1e35, jnp.float32)})
-    for name in ("step", "params", "opt_state", "extras"):
+    after, metrics = step(state, Numbers(jnp.full(4, 1e35, jnp.float32)))
+    for name in ("step", "params", "opt_state", "model_state"):
         jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(after, name))
     assert (metrics["overflow"], metrics["skipped_steps"], int(after.position)) == (1, 1, 3)
     assert after.loss_scale.scale == before.loss_scale.scale / 2
     # What follows is what would have followed without that batch, but for the place in the data.
-    resumed, metrics = step(after, {"x": jnp.full(4, 3.0, jnp.float32)})
+    resumed, metrics = step(after, Numbers(jnp.full(4, 3.0, jnp.float32)))
     unbroken, _ = run([1.0, 2.0, 3.0])
     np.testing.assert_array_equal(resumed.params["slope"], unbroken.params["slope"])
     assert (int(resumed.step), int(resumed.position)) == (3, 4)
@@ -151,14 +158,14 @@ def test_float16_loses_gradients_that_the_scale_keeps(name):
     objective = tiny.transformer_objective()
     objective.model = objective.model.clone(policy=policy(name))
     params, batch = tiny.start(objective).params, tiny.sequences(0)
-    batch = {**batch, "row": np.arange(len(batch["tokens"]))}
-    key = jax.random.key(0)
+    rows, key = np.arange(len(batch.tokens)), jax.random.key(0)
 
     def gradient(model, scale, shrink=2.0**-26):
         objective.model = model
 
         def loss(params):
-            return objective.terms(params, (), batch, key).loss / objective.weight(batch) * shrink
+            sums = objective.sums(params, (), batch, rows, key)
+            return sums.loss / objective.normalizer(batch) * shrink
 
         grads = jax.jit(jax.grad(lambda p: loss(p) * scale))(params)
         return grads["blocks"]["block"]["mlp"]["up"]["kernel"] / scale / shrink

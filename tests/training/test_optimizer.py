@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from cogview_jax.interop.official.names import flat, sources
+from cogview_jax.interop.official.names import flat, tensor_sources
 from cogview_jax.interop.official.transformer import RULES, OfficialTransformer
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
@@ -178,7 +178,7 @@ def test_the_decayed_parameters_are_those_of_the_release(fixtures):
     params = official.part(sizes["heads"], vocabulary, LayoutConfig()).params
     decayed = flat(decay_mask(params))
     groups = {True: set(), False: set()}
-    for name, source in sources(RULES, params).items():
+    for name, source in tensor_sources(RULES, params).items():
         groups[decayed[source.rule.ours]].add(name)
     assert groups[True] == set(told["decay"])
     assert groups[False] == set(told["no_decay"])

@@ -17,9 +17,10 @@ OBJECTIVE = tiny.transformer_objective()
 START = tiny.start(OBJECTIVE)
 
 
-def terms(batch, objective=OBJECTIVE, key=0):
-    batch = {"row": np.arange(len(batch["tokens"])), **batch}
-    return jax.jit(objective.terms)(START.params, (), batch, jax.random.key(key))
+def sums(batch, objective=OBJECTIVE, key=0, first=0):
+    """Of rows that are numbered from `first` on."""
+    rows = first + np.arange(len(batch.tokens))
+    return jax.jit(objective.sums)(START.params, (), batch, rows, jax.random.key(key))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def batch():
 
 
 def test_loss_is_the_weighted_sum_of_cross_entropies(batch):
-    hidden = OBJECTIVE.model.apply({"params": START.params}, batch["tokens"], batch["positions"])
+    hidden = OBJECTIVE.model.apply({"params": START.params}, batch.tokens, batch.positions)
     logits = OBJECTIVE.model.apply({"params": START.params}, hidden, method="logits")
     logits = np.asarray(logits, np.float64)
 
@@ -38,35 +39,36 @@ def test_loss_is_the_weighted_sum_of_cross_entropies(batch):
         kinds = ["text"] * (captions + 2) + ["image"] * 4 + ["text"]
         for place, kind in enumerate(kinds):
             scores = logits[row, place]
-            entropy = np.log(np.exp(scores).sum()) - scores[batch["targets"][row, place]]
+            entropy = np.log(np.exp(scores).sum()) - scores[batch.targets[row, place]]
             text, image = text + entropy * (kind == "text"), image + entropy * (kind == "image")
             counts[kind == "image"] += 1
 
-    result = terms(batch)
+    result = sums(batch)
     assert result.loss == pytest.approx(3 * text + image, rel=1e-6)
     assert result.metrics["text_loss"] == pytest.approx((text, counts[0]), rel=1e-6)
     assert result.metrics["image_loss"] == pytest.approx((image, counts[1]), rel=1e-6)
-    assert OBJECTIVE.weight(batch) == 3 * counts[0] + counts[1]
+    assert OBJECTIVE.normalizer(batch) == 3 * counts[0] + counts[1]
 
 
 def test_what_stands_in_the_padding_is_irrelevant(batch):
-    padding = (batch["text_weights"] + batch["image_weights"]) == 0
+    padding = (batch.text_weights + batch.image_weights) == 0
     assert padding.sum() == sum(5 - (1 + row * 5 // ROWS) for row in range(ROWS))
     # The last token of a row is read too, but what it predicts has no weight.
-    changed = {**batch, "targets": np.where(padding, 7, batch["targets"])}
-    changed["tokens"] = np.where(padding, 5, batch["tokens"])
-    assert terms(changed).loss == terms(batch).loss
+    changed = batch._replace(
+        targets=np.where(padding, 7, batch.targets), tokens=np.where(padding, 5, batch.tokens)
+    )
+    assert sums(changed).loss == sums(batch).loss
 
 
 def test_dropout_differs_by_step_and_by_part(batch):
     config = TransformerConfig(layers=2, width=32, heads=4, dropout=0.5, remat="none")
     objective = tiny.transformer_objective(config)
     # The same rows twice: as rows 0 to 3, and as rows 4 to 7 of a batch.
-    first, again = (terms({**batch, "row": np.arange(ROWS)}, objective).loss for _ in range(2))
+    first, again = (sums(batch, objective).loss for _ in range(2))
     assert first == again
-    assert first != terms({**batch, "row": np.arange(ROWS) + ROWS}, objective).loss
-    assert first != terms(batch, objective, key=1).loss
-    assert terms(batch, key=0).loss == terms(batch, key=1).loss  # no dropout, no draw
+    assert first != sums(batch, objective, first=ROWS).loss
+    assert first != sums(batch, objective, key=1).loss
+    assert sums(batch, key=0).loss == sums(batch, key=1).loss  # no dropout, no draw
 
 
 def test_flops_are_six_a_matrix_parameter_and_token_and_those_of_attention():

@@ -125,7 +125,7 @@ def test_every_large_kernel_of_the_paper_codec_is_split():
             last = None if name.startswith("decoder_out") else "fsdp"
             assert leaf.sharding.spec == P(*[None] * (leaf.ndim - 1), last), name
     # The codebook is 8 MB and read by every device: it stays whole.
-    assert all(leaf.sharding.is_fully_replicated for leaf in state.extras)
+    assert all(leaf.sharding.is_fully_replicated for leaf in state.model_state)
 
 
 def test_a_mesh_that_does_not_divide_the_model_is_refused():

@@ -1,6 +1,7 @@
 """One step is the same however it is split: over devices, and over the parts of a batch."""
 
 import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 import tiny
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh, place_batch
-from cogview_jax.training.objective import Terms
+from cogview_jax.training.objective import ModelValues, StepSums
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.state import TrainState, state_shapes
 from cogview_jax.training.step import make_step, sum_over_parts
@@ -18,7 +19,7 @@ from cogview_jax.training.step import make_step, sum_over_parts
 STEPS = 4
 TASKS = {
     "transformer": (tiny.transformer_objective(), tiny.sequences),
-    "codec": (tiny.codec_objective(), tiny.pictures),
+    "codec": (tiny.codec_objective(), tiny.images),
 }
 MESHES = {
     "data 8": MeshConfig(data=8),
@@ -134,35 +135,41 @@ def test_accumulated_is_the_whole_batch(task, starts, whole):
 def test_parts_of_the_batch_weigh_differently():
     """So the mean of the parts' mean losses, a common mistake, would be another number."""
     batch = tiny.sequences(0)
-    rows = (3 * batch["text_weights"] + batch["image_weights"]).sum(axis=1)
+    rows = (3 * batch.text_weights + batch.image_weights).sum(axis=1)
     parts = rows.reshape(-1, 4).sum(axis=0)
     assert parts.max() > 1.05 * parts.min()
+
+
+class Numbers(NamedTuple):
+    """A batch of numbers."""
+
+    x: Any
 
 
 class Dice:
     """loss = mean of slope x; every part and the end of a step report a draw from its key."""
 
     def init(self, key):
-        return {"slope": jnp.float32(1)}, jnp.float32(0)
+        return ModelValues({"slope": jnp.float32(1)}, jnp.float32(0))
 
-    def weight(self, batch):
-        return jnp.float32(len(batch["x"]))
+    def normalizer(self, batch):
+        return jnp.float32(len(batch.x))
 
-    def terms(self, params, extras, batch, key):
+    def sums(self, params, model_state, batch, rows, key):
         draws = {"draw": (jax.random.uniform(key), jnp.float32(1))}
-        return Terms(params["slope"] * batch["x"].sum(), draws, batch["row"].sum())
+        return StepSums(params["slope"] * batch.x.sum(), draws, rows.sum())
 
-    def finish(self, extras, carry, key):
-        return extras + carry, {"last": jax.random.uniform(key)}
+    def finish(self, model_state, aux, key):
+        return model_state + aux, {"last": jax.random.uniform(key)}
 
 
 def test_keys_follow_from_seed_and_step_alone():
-    descent, batch = optax.sgd(0.5), {"x": jnp.arange(4.0)}
+    descent, batch = optax.sgd(0.5), Numbers(jnp.arange(4.0))
 
     def draw(seed, step, accumulate=1):
         run = make_step(Dice(), descent, lambda count: count, seed=seed, accumulate=accumulate)
-        params, extras = Dice().init(None)
-        state = TrainState(jnp.int32(step), params, descent.init(params), extras)
+        params, model_state = Dice().init(None)
+        state = TrainState(jnp.int32(step), params, descent.init(params), model_state)
         return jax.jit(run)(state, batch)
 
     state, metrics = draw(0, 0)
@@ -172,5 +179,9 @@ def test_keys_follow_from_seed_and_step_alone():
     assert draw(0, 0, accumulate=2)[1]["draw"] == metrics["draw"]
 
     assert (metrics["loss"], metrics["grad_norm"], metrics["lr"]) == (1.5, 1.5, 0)
-    assert (state.step, state.params["slope"], state.extras) == (1, 1 - 0.5 * 1.5, 0 + 1 + 2 + 3)
+    assert (state.step, state.params["slope"], state.model_state) == (
+        1,
+        1 - 0.5 * 1.5,
+        0 + 1 + 2 + 3,
+    )
     assert draw(0, 5)[1]["lr"] == 5

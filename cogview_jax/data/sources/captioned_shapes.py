@@ -1,8 +1,8 @@
-"""The data set `captioned_shapes`: drawings of `data.shapes`, prepared once and read through TFDS.
+"""The data set `captioned_shapes`: drawings of `shapes`, prepared once and read through TFDS.
 
-Each record holds the encoded picture, both captions and the number of the drawing. Record i of a
+Each record holds the encoded image, both captions and the number of the drawing. Record i of a
 split is `shapes.drawing(seed, split, i, size)`, so the data are the same wherever they are
-prepared. No TensorFlow: pictures are yielded as PNG bytes and records lie in ArrayRecord files.
+prepared. No TensorFlow: images are yielded as PNG bytes and records lie in ArrayRecord files.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from cogview_jax.shapes import scenes as shapes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the data depend on: the side of a picture, the drawings of each split, the seed."""
+    """What the data depend on: the side of an image, the drawings of each split, the seed."""
 
     size: int
     train_count: int
@@ -92,11 +92,9 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         with Progress(count, f"captioned shapes, {split}", unit="drawing") as progress:
             for index in range(count):
-                scene, picture = shapes.drawing(
-                    self.settings.seed, split, index, self.settings.size
-                )
+                scene, image = shapes.drawing(self.settings.seed, split, index, self.settings.size)
                 encoded = io.BytesIO()
-                Image.fromarray(picture).save(encoded, "png", compress_level=1)
+                Image.fromarray(image).save(encoded, "png", compress_level=1)
                 yield (
                     index,
                     {

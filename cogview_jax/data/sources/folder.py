@@ -42,7 +42,7 @@ class Folder(SourceConfig):
         """Lists the folder; see `SourceConfig.open`."""
         if not self.path:
             raise InputError(
-                "data.source.path is empty: name the folder of pictures, such as"
+                "data.source.path is empty: name the folder of images, such as"
                 " --config.data.source.path=my_pictures"
             )
         return FolderSource(

@@ -1,6 +1,7 @@
 """What lies in a folder and below it: images, captions, and everything that is neither."""
 
 import errno
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -81,7 +82,8 @@ def scan_folder(root: str) -> FolderScan:
         SystemFault: the machine cannot list one of the folders.
     """
     images: list[str] = []
-    texts, ignored, listed = 0, Ignored(), set()
+    texts, ignored = 0, Ignored()
+    listed: set[str] = set()
     links = [""]
     while links:
         found: list[str] = []
@@ -106,7 +108,7 @@ def _tree(
             continue
         listed.add(real)
         try:
-            files, folders, linked = faults.retried(lambda path=path: _entries(path), path)
+            files, folders, linked = faults.retried(functools.partial(_entries, path), path)
         except OSError as error:
             if not folder:
                 raise InputError(f"{root}: cannot be listed: {faults.reason(error)}") from None

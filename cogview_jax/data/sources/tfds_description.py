@@ -4,6 +4,7 @@ A description names a Python class for each feature, and TFDS imports the module
 not know: a folder from elsewhere would choose what is run.
 """
 
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def check_description(folder: str | os.PathLike) -> None:
             raise InputError(f"{path}: expected files and folders only, in a prepared data set")
     for path in (Path(folder) / name for name in _FILES):
         try:
-            description = retried(lambda path=path: read_json(path), str(path))
+            description = retried(functools.partial(read_json, path), str(path))
             foreign = {name for name in _class_names(description) if not name.startswith(_OWN)}
         except OSError as error:
             raise InputError(f"{path}: {reason(error)}") from None

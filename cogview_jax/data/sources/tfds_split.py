@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_builder import DatasetBuilder
 
 from cogview_jax.data.images import MAX_PIXELS, decode_image
 from cogview_jax.data.records import BadRecord, Record, clean_captions
@@ -17,10 +18,8 @@ from cogview_jax.data.sources.tfds_description import check_description
 from cogview_jax.runtime import faults
 from cogview_jax.runtime.errors import InputError, SystemFault
 
-Builder = tfds.core.DatasetBuilder
 
-
-def find_builder(name: str, data_dir: str | os.PathLike) -> Builder:
+def find_builder(name: str, data_dir: str | os.PathLike) -> DatasetBuilder:
     """The prepared data set `name` under `data_dir`.
 
     Args:
@@ -62,7 +61,7 @@ def _find_folder(name: str, data_dir: str | os.PathLike | None) -> Path:
     return Path(folder)
 
 
-def open_builder(folder: str | os.PathLike) -> Builder:
+def open_builder(folder: str | os.PathLike) -> DatasetBuilder:
     """The prepared data set in a folder, the one of its version.
 
     Raises:
@@ -85,7 +84,7 @@ class TfdsSource:
 
     def __init__(
         self,
-        builder: Builder,
+        builder: DatasetBuilder,
         split: str,
         *,
         image_key: str = "image",
@@ -175,7 +174,7 @@ class TfdsSource:
             raise BadRecord(key, f"damaged file: {_first_line(error)}") from error
 
 
-def _check_split(builder: Builder, split: str) -> None:
+def _check_split(builder: DatasetBuilder, split: str) -> None:
     """InputError unless `split` names records of the data set."""
     try:
         count = builder.info.splits[split].num_examples
@@ -191,7 +190,7 @@ def _check_split(builder: Builder, split: str) -> None:
         )
 
 
-def _check_files(builder: Builder, split: str) -> None:
+def _check_files(builder: DatasetBuilder, split: str) -> None:
     """InputError unless the files of a split lie in the folder of the data set.
 
     Its description says how they are called.
@@ -233,12 +232,12 @@ def _leaves(feature: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, feature
 
 
-def _choices(builder: Builder, kind: type) -> str:
+def _choices(builder: DatasetBuilder, kind: type) -> str:
     keys = [key for key, feature in _leaves(builder.info.features) if isinstance(feature, kind)]
     return ", ".join(sorted(keys)) or f"none: no feature is a {kind.__name__}"
 
 
-def _require(builder: Builder, setting: str, key: str, kind: type) -> None:
+def _require(builder: DatasetBuilder, setting: str, key: str, kind: type) -> None:
     feature = dict(_leaves(builder.info.features)).get(key)
     if not isinstance(feature, kind):
         what = "no such feature" if feature is None else f"that is a {type(feature).__name__}"

@@ -1,7 +1,7 @@
 """The official image tokenizer: a torch file with one flat state dict.
 
 Its names may all begin with `module.`, judged from the first. The weights do not hold the size of
-the pictures, nor the pixels' mean and deviation, which are the released ones.
+the images, nor the pixels' mean and deviation, which are the released ones.
 """
 
 import re
@@ -31,12 +31,12 @@ from cogview_jax.tokenizers.codec import CodecConfig
 from cogview_jax.tokenizers.quantiser import Codebook
 
 PREFIX = "module."
-#: How often the released model halves a picture.
+#: How often the released model halves an image.
 LEVELS = 3
 
 
 def rules(levels: int) -> tuple[Rule, ...]:
-    """The table for an image tokenizer that halves the picture so often.
+    """The table for an image tokenizer that halves the image so often.
 
     The codebook's moving average of the error is ours alone and not among them.
     """
@@ -103,12 +103,12 @@ class OfficialCodec:
 
     @property
     def levels(self) -> int:
-        """How often the encoder halves the picture: each of its convolutions but the last does."""
+        """How often the encoder halves the image: each of its convolutions but the last does."""
         convolutions = [n for n in self.state if re.fullmatch(r"enc_b\.blocks\.\d+\.weight", n)]
         return len(convolutions) - 1
 
     def part(self, grid: int) -> CodecPart:
-        """The image tokenizer for pictures of `grid` x `grid` codes, its arrays `Deferred`.
+        """The image tokenizer for images of `grid` x `grid` codes, its arrays `Deferred`.
 
         Raises:
             InputError: a tensor is missing, unknown or of another shape than the rest.
@@ -130,7 +130,7 @@ class OfficialCodec:
         tree = to_ours(rules(self.levels), self.state, shapes, where)
         # Infinite is what it is before the first batch.
         never = Deferred((), error.dtype, lambda: np.full((), np.inf, error.dtype))
-        return CodecPart(config, tree["params"], Codebook(**tree["codebook"], error=never))
+        return CodecPart(config, tree["params"], Codebook(**tree["codebook"] | {"error": never}))
 
 
 def write_codec(file: Path, part: CodecPart, prefix: str) -> None:

@@ -10,16 +10,15 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.interop.official.positions import sampling_positions
-from cogview_jax.models.attention import KeyValues
 from cogview_jax.models.pivots import draw_slots
-from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
+from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.random_key import random_key
 from cogview_jax.sampling import filters
@@ -32,7 +31,7 @@ SAMPLES = 1024
 
 
 @dataclass(frozen=True)
-class Draw:
+class FillStep:
     """One drawn place of a query.
 
     place: its index. fed: the index from which tokens are given to the model to get there.
@@ -46,7 +45,7 @@ class Draw:
     last: int
 
 
-def plan(query: Sequence[int], vocabulary: Vocabulary) -> list[Draw]:
+def fill_steps(query: Sequence[int] | np.ndarray, vocabulary: Vocabulary) -> list[FillStep]:
     """The places to draw, in order; which ids are possible follows from what is given before them.
 
     At first everything but image codes; after [BOI1] or [BOI2] image codes; after [EOI1] or [EOI2]
@@ -56,13 +55,13 @@ def plan(query: Sequence[int], vocabulary: Vocabulary) -> list[Draw]:
     ranges = {vocabulary.command(name): image for name in ("BOI1", "BOI2")}
     text = (vocabulary.text_start, vocabulary.commands_start)
     ranges |= {vocabulary.command(name): text for name in ("EOI1", "EOI2")}
-    possible, fed, draws = (vocabulary.codes, vocabulary.size), 0, []
+    possible, fed, steps = (vocabulary.codes, vocabulary.size), 0, []
     for place, token in enumerate(query):
         if token < 0:
-            draws.append(Draw(place, fed, -int(token), *possible))
+            steps.append(FillStep(place, fed, -int(token), *possible))
             fed = place
         possible = ranges.get(int(token), possible)
-    return draws
+    return steps
 
 
 def filtered(logits: jax.Array, config: SamplingConfig, first: int, last: int) -> jax.Array:
@@ -96,7 +95,7 @@ def seeded_choice(seed: int) -> Choose:
 def fill(
     model: Transformer,
     params: Mapping[str, Any],
-    query: Sequence[int],
+    query: Sequence[int] | np.ndarray,
     vocabulary: Vocabulary,
     config: SamplingConfig,
     choose: Choose,
@@ -117,35 +116,35 @@ def fill(
             too many samples; `config` has guidance.
     """
     config.need_no_guidance("a query")
-    query = token_ids(query, "a query")
-    draws = plan(query, vocabulary)
-    if (most := max((draw.samples for draw in draws), default=0)) > SAMPLES:
+    row = token_ids(query, "a query")
+    steps = fill_steps(row, vocabulary)
+    if (most := max((step.samples for step in steps), default=0)) > SAMPLES:
         raise InputError(f"a query with {most} samples of a token: expected at most {SAMPLES}")
-    positions = np.concatenate([*sampling_positions(query, vocabulary), [0]])
+    positions = np.concatenate([*sampling_positions(row, vocabulary), [0]])
     if positions.max() >= model.positions:
         raise InputError(
-            f"a query of {len(query)} tokens reaches position {positions.max()}; the model has"
+            f"a query of {len(row)} tokens reaches position {positions.max()}; the model has"
             f" {model.positions}"
         )
-    rows, scores = query[None].copy(), np.zeros(1)
-    cache = empty_cache(model, 1, len(query), _pivots(model, query, draws))
-    for draw in draws:
-        if len(rows) > 1 and (draw.samples != len(rows) or draw.place - draw.fed > 1):
+    rows, scores = row[None].copy(), np.zeros(1)
+    cache = empty_cache(model, 1, len(row), _pivots(model, row, steps))
+    for step in steps:
+        if len(rows) > 1 and (step.samples != len(rows) or step.place - step.fed > 1):
             best = int(np.argmax(scores))
             rows, scores = rows[best : best + 1], np.zeros(1)
             cache = _rows(cache, np.array([best]))
-        fed = slice(draw.fed, draw.place)
+        fed = slice(step.fed, step.place)
         at = np.broadcast_to(positions[fed], rows[:, fed].shape)
-        logits, cache = _advance(params, rows[:, fed], at, cache, draw.fed, model=model)
-        shares = np.asarray(filtered(logits, config, draw.first, draw.last))
-        chosen = choose(shares, draw.samples)
-        if len(rows) < draw.samples:
-            spread = np.zeros(draw.samples, int)
+        logits, cache = _advance(params, rows[:, fed], at, cache, step.fed, model=model)
+        shares = np.asarray(filtered(logits, config, step.first, step.last))
+        chosen = choose(shares, step.samples)
+        if len(rows) < step.samples:
+            spread = np.zeros(step.samples, int)
             rows, scores, shares = rows[spread], scores[spread], shares[spread]
             cache = _rows(cache, spread)
-        rows[:, draw.place] = chosen
+        rows[:, step.place] = chosen
         scores = scores + np.log(shares[np.arange(len(rows)), chosen])
-    if (query[-1] >= 0) and len(rows) > 1:
+    if row[-1] >= 0 and len(rows) > 1:
         rows = rows[[int(np.argmax(scores))]]
     return rows
 
@@ -155,27 +154,28 @@ def _advance(
     params: Mapping[str, Any],
     tokens: jax.Array,
     positions: jax.Array,
-    cache: tuple[KeyValues, ...],
+    cache: Cache,
     index: jax.Array | int,
     *,
     model: Transformer,
-) -> tuple[jax.Array, tuple[KeyValues, ...]]:
+) -> tuple[jax.Array, Cache]:
     """Logits [B, V] after tokens [B, T], and the cache with them."""
     visible = jnp.ones((tokens.shape[0], cache[0].keys.shape[2]), bool)
     hidden, cache = cached_forward(model, params, tokens, positions, visible, cache, index)
-    return model.apply({"params": params}, hidden[:, -1], method=model.logits), cache
+    logits = model.apply({"params": params}, hidden[:, -1], method=model.logits)
+    return cast(jax.Array, logits), cache
 
 
-def _pivots(model: Transformer, query: np.ndarray, draws: Sequence[Draw]) -> jax.Array | None:
+def _pivots(model: Transformer, query: np.ndarray, steps: Sequence[FillStep]) -> jax.Array | None:
     """The slots of sparse attention's pivots, always the same for a query; None if it is dense."""
     if not model.config.sparse:
         return None
     kinds = query.copy()
-    for draw in draws:
-        kinds[draw.place] = draw.first  # a token of the kind that will be drawn
-    valid, key = np.ones((1, len(query)), bool), random_key(0)
-    return draw_slots(model.config, model.ids, kinds[None], valid, key[None])
+    for step in steps:
+        kinds[step.place] = step.first  # a token of the kind that will be drawn
+    valid, key = jnp.ones((1, len(query)), bool), random_key(0)
+    return draw_slots(model.config, model.ids, jnp.asarray(kinds[None]), valid, key[None])
 
 
-def _rows(cache: tuple[KeyValues, ...], index: np.ndarray) -> tuple[KeyValues, ...]:
+def _rows(cache: Cache, index: np.ndarray) -> Cache:
     return jax.tree.map(lambda leaf: leaf[index], cache)

@@ -1,4 +1,4 @@
-"""Pictures as the release reads them, to the last bit; for repeating its results.
+"""Images as the release reads them, to the last bit; for repeating its results.
 
 It differs from `data/images.py` and `transforms.center_crop` in the filter (bilinear), in cutting
 after scaling, and in dropping an alpha channel where we show white paper.
@@ -11,7 +11,7 @@ from cogview_jax.data.images import load_image
 from cogview_jax.data.records import BadRecord
 from cogview_jax.runtime.errors import InputError
 
-#: Pixels of a scaled picture before its middle is cut out: a strip of one row would have billions.
+#: Pixels of a scaled image before its middle is cut out: a strip of one row would have billions.
 MOST_PIXELS = 1 << 27
 
 
@@ -30,7 +30,7 @@ def official_pixels(data: bytes, key: str) -> np.ndarray:
 
 
 def official_square(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The picture as the release's image tokenizer is shown it.
+    """The image as the release's image tokenizer is shown it.
 
     The shorter side is scaled to `size` with Pillow's bilinear filter, which averages where it
     shrinks; then the centre is cut out, and an alpha channel dropped. Pillow scales colours

@@ -27,7 +27,7 @@ LISTED = 3
 
 
 @dataclass(frozen=True)
-class Form:
+class AxisTransform:
     """How an array changes: ours has the official axes in the order `axes`.
 
     thirds: ours then has its last axis split in (3, width): queries, keys, values.
@@ -51,14 +51,14 @@ class Form:
         return self.official(np.broadcast_to(np.int8(0), shape)).shape
 
 
-SAME, TABLE = Form((0,)), Form((0, 1))
+SAME, TABLE = AxisTransform((0,)), AxisTransform((0, 1))
 #: Linear maps are stored output by input there, input by output here.
-LINEAR = Form((1, 0))
-FUSED, FUSED_BIAS = Form((1, 0), thirds=True), Form((0,), thirds=True)
+LINEAR = AxisTransform((1, 0))
+FUSED, FUSED_BIAS = AxisTransform((1, 0), thirds=True), AxisTransform((0,), thirds=True)
 #: [out, in, h, w] and, transposed, [in, out, h, w] there; [h, w, in, out] here.
-CONVOLUTION, TRANSPOSED = Form((2, 3, 1, 0)), Form((2, 3, 0, 1))
+CONVOLUTION, TRANSPOSED = AxisTransform((2, 3, 1, 0)), AxisTransform((2, 3, 0, 1))
 #: Codes are columns there, rows here.
-COLUMNS = Form((1, 0))
+COLUMNS = AxisTransform((1, 0))
 
 
 class Rule(NamedTuple):
@@ -69,7 +69,7 @@ class Rule(NamedTuple):
 
     official: str
     ours: str
-    form: Form
+    form: AxisTransform
 
     @property
     def stacked(self) -> bool:
@@ -77,7 +77,7 @@ class Rule(NamedTuple):
         return "{}" in self.official
 
 
-class Source(NamedTuple):
+class TensorSource(NamedTuple):
     """Where an official tensor lies in our tree: its rule, its layer, its official shape."""
 
     rule: Rule
@@ -85,7 +85,7 @@ class Source(NamedTuple):
     shape: tuple[int, ...]
 
 
-def sources(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> dict[str, Source]:
+def tensor_sources(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> dict[str, TensorSource]:
     """Official name -> source, in the order of an official state dict.
 
     Args:
@@ -95,17 +95,17 @@ def sources(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> dict[str, Sourc
     ours = {name: tuple(leaf.shape) for name, leaf in flat(shapes).items()}
     targets = [rule.ours for rule in rules]
     assert sorted(targets) == sorted(ours), set(targets) ^ set(ours)
-    found: dict[str, Source] = {}
+    found: dict[str, TensorSource] = {}
     stacked = [rule for rule in rules if rule.stacked]
     for rule in rules:
         shape = ours[rule.ours]
         if rule not in stacked:
-            found[rule.official] = Source(rule, None, rule.form.official_shape(shape))
+            found[rule.official] = TensorSource(rule, None, rule.form.official_shape(shape))
         elif rule == stacked[0]:
             for layer in range(shape[0]):
                 for each in stacked:
                     single = each.form.official_shape(ours[each.ours][1:])
-                    found[each.official.format(layer)] = Source(each, layer, single)
+                    found[each.official.format(layer)] = TensorSource(each, layer, single)
     return found
 
 
@@ -115,16 +115,16 @@ def to_ours(
     """Our tree of an official state dict, every array a `Deferred` in the official type.
 
     Args:
-        rules: see `sources`.
+        rules: see `tensor_sources`.
         state: official name -> `Tensor`.
-        shapes: see `sources`; what the tree has to be like.
+        shapes: see `tensor_sources`; what the tree has to be like.
         where: the file, for complaints.
 
     Raises:
         InputError: a name is missing, unknown, no tensor of floating-point numbers, or of another
             shape or type than it has to be.
     """
-    wanted = sources(rules, shapes)
+    wanted = tensor_sources(rules, shapes)
     _check_names(state, wanted, where)
     stacks: dict[str, list[Tensor]] = {rule.ours: [] for rule in rules}
     for name, source in wanted.items():
@@ -160,12 +160,12 @@ def to_official(
     """The state dict of our tree, and what its slots hold, with one array of ours in memory.
 
     Args:
-        rules: see `sources`.
+        rules: see `tensor_sources`.
         tree: of `Deferred`s.
         prefix: in front of every official name.
     """
     leaves = flat(tree)
-    wanted = sources(rules, tree)
+    wanted = tensor_sources(rules, tree)
     slots = {
         name: Slot(source.shape, leaves[source.rule.ours].dtype) for name, source in wanted.items()
     }
@@ -208,7 +208,7 @@ def required(state: Mapping[str, Any], name: str, axes: int, where: str) -> tupl
     return state[name].shape
 
 
-def _check_names(state: Mapping[str, Any], wanted: Mapping[str, Source], where: str) -> None:
+def _check_names(state: Mapping[str, Any], wanted: Mapping[str, TensorSource], where: str) -> None:
     missing = [name for name in wanted if name not in state]
     unknown = [name for name in state if name not in wanted]
     if missing or unknown:

@@ -1,4 +1,4 @@
-"""Position ids of the release's sampler, which restart where a second picture begins.
+"""Position ids of the release's sampler, which restart where a second image begins.
 
 Its two conventions differ at [ROI2]: in finetuning the first [ROI2] has position 0 itself; in
 sampling the last one keeps its place in the row, and only the token after it has 1. So released
@@ -13,7 +13,9 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 
-def sampling_positions(sequence: Sequence[int], vocabulary: Vocabulary) -> list[np.ndarray]:
+def sampling_positions(
+    sequence: Sequence[int] | np.ndarray, vocabulary: Vocabulary
+) -> list[np.ndarray]:
     """Position ids that the model is called with while a sequence is filled, call by call.
 
     Every token to be generated takes one call, which is fed all tokens since the call before.
@@ -40,5 +42,5 @@ def sampling_positions(sequence: Sequence[int], vocabulary: Vocabulary) -> list[
         if len(restarts):
             places = np.where(places > restarts[-1], places - np.int32(restarts[-1]), places)
         calls.append(places)
-        fed = end
+        fed = int(end)
     return calls

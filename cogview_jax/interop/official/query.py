@@ -6,14 +6,14 @@ Words are separated by single spaces. A word is one of
 
     [NAME]              a command of the vocabulary
     [MASK], [MASK]*N    one place to fill, or N of them
-    [Image]PATH         the codes of the picture at PATH; [ImageN]PATH gives the first N of them
+    [Image]PATH         the codes of the image at PATH; [ImageN]PATH gives the first N of them
                         and leaves places for the rest
 
 and every other word is text, in which a command glued to other characters is no command. Words of
 text that follow each other are encoded together.
 
 What the line says is what the sequence has, in its order. The release moves text that stands right
-before a picture behind it, and reads no more than 1024 codes of one; its own queries do neither.
+before an image behind it, and reads no more than 1024 codes of one; its own queries do neither.
 """
 
 import re
@@ -40,7 +40,7 @@ def parse_query(
     query: str,
     vocabulary: Vocabulary,
     text: TextTokenizer,
-    read_codes: Callable[[str], Sequence[int]],
+    read_codes: Callable[[str], Sequence[int] | np.ndarray],
     longest: int = LONGEST,
 ) -> np.ndarray:
     """The sequence a query describes: int32 [n], OPEN (-1) where a token is to be generated.
@@ -49,13 +49,13 @@ def parse_query(
         query: see the head of this file.
         vocabulary: where the ids of codes, text and commands lie.
         text: encodes the words that are text.
-        read_codes: the codes of the picture at a path, in raster order; raises InputError where
-            there is none. The language has no word for a picture's size: this function decides it.
+        read_codes: the codes of the image at a path, in raster order; raises InputError where
+            there is none. The language has no word for an image's size: this function decides it.
         longest: tokens that the sequence may have; nothing is made of a query that stands for more.
 
     Raises:
         InputError: the query is too long, a [MASK] or an [Image] is not written as above, text does
-            not fit the vocabulary, or a picture cannot be read.
+            not fit the vocabulary, or an image cannot be read.
     """
     if len(query) > CHARACTERS:
         raise InputError(f"a query of {len(query)} characters: expected at most {CHARACTERS}")
@@ -98,7 +98,7 @@ def text_ids(words: str, vocabulary: Vocabulary, text: TextTokenizer) -> list[in
 class Decoded(NamedTuple):
     """What a sequence holds.
 
-    parts: its texts and commands ("[ROI1]") in order. images: the codes of each picture in order.
+    parts: its texts and commands ("[ROI1]") in order. images: the codes of each image in order.
     """
 
     parts: list[str]
@@ -106,13 +106,13 @@ class Decoded(NamedTuple):
 
 
 def decode_sequence(ids: Sequence[int], vocabulary: Vocabulary, text: TextTokenizer) -> Decoded:
-    """Texts, commands and pictures of a sequence, as the release reads them.
+    """Texts, commands and images of a sequence, as the release reads them.
 
-    A text ends at a command and goes on after codes; a picture ends at [EOI1], [EOI2] or [EOI3]
+    A text ends at a command and goes on after codes; an image ends at [EOI1], [EOI2] or [EOI3]
     only, or with the sequence. A place still open counts as a code.
 
     Raises:
-        InputError: the codes of a picture are no square, or an id has no meaning.
+        InputError: the codes of an image are no square, or an id has no meaning.
     """
     parts: list[str] = []
     images: list[list[int]] = []
@@ -126,7 +126,7 @@ def decode_sequence(ids: Sequence[int], vocabulary: Vocabulary, text: TextTokeni
 
     def flush_codes() -> None:
         if round(len(codes) ** 0.5) ** 2 != len(codes):
-            raise InputError(f"a picture of {len(codes)} codes: expected a square number")
+            raise InputError(f"an image of {len(codes)} codes: expected a square number")
         if codes:
             images.append(codes.copy())
             codes.clear()
@@ -152,7 +152,7 @@ def decode_sequence(ids: Sequence[int], vocabulary: Vocabulary, text: TextTokeni
 def _special_ids(
     word: str,
     vocabulary: Vocabulary,
-    read_codes: Callable[[str], Sequence[int]],
+    read_codes: Callable[[str], Sequence[int] | np.ndarray],
     longest: int,
 ) -> Sequence[int] | None:
     """The ids of a word that is no text; None for one that is."""

@@ -183,7 +183,7 @@ def write_transformer(directory: Path, part: TransformerPart, iteration: str) ->
         raise InputError(f"the official code has mlp_ratio {MLP_RATIO}, not {config.mlp_ratio}")
     folder = directory / _checked(iteration, "bundle.json")
     state, arrays = to_official(RULES, part.params)
-    content = {"module": state}
+    content: dict[str, Any] = {"module": state}
     if iteration.isdecimal():
         content["iteration"] = int(iteration)
     write_torch(folder / STATES.format(0), content, arrays)

@@ -154,7 +154,7 @@ def write_torch(path: Path, tree: Any, arrays: Iterable[tuple[Slot, np.ndarray]]
         for slot, array in arrays:
             assert (array.shape, array.dtype) == (slot.shape, slot.dtype), (array, slot)
             flat = np.ascontiguousarray(array).reshape(-1)
-            _add(archive, f"data/{keys[slot]}", memoryview(flat.view(np.uint8)))
+            _add(archive, f"data/{keys[slot]}", flat.view(np.uint8).data)
             written.add(slot)
             del array, flat  # before the next is made
         assert written == set(keys), "a slot without its array"
@@ -173,6 +173,7 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     member = zipfile.ZipInfo(f"archive/{name}")  # dated 1980, whatever the clock says
     member.file_size, member.CRC = len(data), 0  # zipfile fills in the checksum
     zip64 = member.file_size * 1.05 > zipfile.ZIP64_LIMIT  # as zipfile decides it
+    assert archive.fp is not None, "the archive is open"
     ends = archive.fp.tell() + len(member.FileHeader(zip64)) + 4
     filling = -ends % ALIGNMENT
     member.extra = struct.pack("<2sH", b"FB", filling) + bytes(filling)

@@ -6,7 +6,7 @@ without running them. Ours are a few dozen a tensor, and never nest deeply.
 """
 
 import pickletools
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from cogview_jax.runtime.errors import InputError
 
@@ -17,8 +17,10 @@ DEPTH = 200
 
 _MARK = -1
 #: Instructions whose result may be, or hold, what they were given.
-_HANDED_ON = ("REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "OBJ", "BINPERSID", "APPEND", "APPENDS")
-_HANDED_ON += ("SETITEM", "SETITEMS", "ADDITEMS", "DUP")
+_HANDED_ON = (
+    *("REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "OBJ", "BINPERSID", "APPEND", "APPENDS"),
+    *("SETITEM", "SETITEMS", "ADDITEMS", "DUP"),
+)
 #: name -> how much it takes off the stack, whether up to the mark, and how much it puts there.
 _RUN = (pickletools.markobject, pickletools.stackslice)
 _EFFECTS = {
@@ -51,6 +53,7 @@ def _follow(data: bytes) -> tuple[int, int]:
     count = end = 0
     try:
         for op, argument, place in pickletools.genops(data):
+            assert place is not None  # pickletools knows it wherever it reads bytes
             name, end = op.name, place + 1
             count += 1
             if count > INSTRUCTIONS:
@@ -65,7 +68,7 @@ def _follow(data: bytes) -> tuple[int, int]:
     return count, end
 
 
-def _apply(name: str, argument: object, stack: list[int], memo: dict[int, int]) -> None:
+def _apply(name: str, argument: Any, stack: list[int], memo: dict[int, int]) -> None:
     """What an instruction does to the depths on the stack and in the memo."""
     if name in ("PUT", "BINPUT", "LONG_BINPUT"):
         if argument > 2 * INSTRUCTIONS:

@@ -252,8 +252,8 @@ def _tensor_opcodes(slot: Slot, key: str):
     for plain in (key, "cpu", math.prod(slot.shape)):
         yield from _opcodes(plain, {})
     yield from (pickle.TUPLE, pickle.BINPERSID)
-    for plain in (0, slot.shape, strides, False):
-        yield from _opcodes(plain, {})
+    for value in (0, slot.shape, strides, False):
+        yield from _opcodes(value, {})
     yield from (_global("collections", "OrderedDict"), pickle.EMPTY_TUPLE, pickle.REDUCE)
     yield from (pickle.TUPLE, pickle.REDUCE)
 

@@ -11,7 +11,7 @@ from cogview_jax.interop.official.codec import OfficialCodec, rules
 from cogview_jax.interop.official.names import flat
 from cogview_jax.tokenizers.codec import Codec, denormalise, unclipped
 from cogview_jax.tokenizers.quantiser import assign, nearest, relax, straight_through, update
-from cogview_jax.training.codec_objective import CodecObjective
+from cogview_jax.training.codec_objective import CodecObjective, ImageExample
 
 #: Absolute, and of the largest entry, as fixtures/README.md has them.
 OUTPUT, GRADIENT = 1e-4, 1e-4
@@ -105,17 +105,17 @@ def hard_pass(official, trained):
         official.codec, global_batch=len(official.images), commitment=0.25, revive_below=0.0
     )
     np.testing.assert_array_equal(official.images, channels_last(trained["images"]))
-    batch = {"image": unclipped(official.codec.config, official.images) * 255}
-    batch["row"] = jnp.arange(len(official.images))
+    batch = ImageExample(unclipped(official.codec.config, official.images) * 255)
+    rows = jnp.arange(len(official.images))
 
     @jax.jit
     def run(params):
         def loss(params):
-            terms = objective.terms(params, official.codebook, batch, jax.random.key(0))
-            return terms.loss / objective.weight(batch), terms
+            sums = objective.sums(params, official.codebook, batch, rows, jax.random.key(0))
+            return sums.loss / objective.normalizer(batch), sums
 
         gradients, terms = jax.grad(loss, has_aux=True)(params)
-        after, _ = objective.finish(official.codebook, terms.carry, jax.random.key(1))
+        after, _ = objective.finish(official.codebook, terms.aux, jax.random.key(1))
         return terms, gradients, after
 
     return run(official.params)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import official
-from cogview_jax.interop.official.fill import Draw, fill, filtered, plan, seeded_choice
+from cogview_jax.interop.official.fill import FillStep, fill, fill_steps, filtered, seeded_choice
 from cogview_jax.models.transformer import unstack_layers
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import keep_top_k, keep_top_p
@@ -34,7 +34,7 @@ def test_distributions_of_every_phase(fixtures, vocabulary, phase):
     """Some rows have ties; where the official top-p cuts through some, ours keeps all."""
     table = np.load(fixtures / "sampling_filters.npz")
     assert {f"context:{name}" for name in PHASES} == {n for n in table if n.startswith("context")}
-    (place,) = plan([*table[f"context:{phase}"], -1], vocabulary)
+    (place,) = fill_steps([*table[f"context:{phase}"], -1], vocabulary)
     for setting, expected in zip(table["settings"], table[f"probs:{phase}"], strict=True):
         config = settings(*setting)
         shares = np.asarray(filtered(table["logits"], config, place.first, place.last))
@@ -53,7 +53,7 @@ def test_distributions_over_the_real_vocabulary(fixtures):
     logits = (table["logits_x64"] / np.float32(64))[None]
     config = settings(table["temperature"], table["top_k"])
     for phase in ("image", "text", "start"):
-        (place,) = plan([*table[f"{phase}_context"], -1], Vocabulary())
+        (place,) = fill_steps([*table[f"{phase}_context"], -1], Vocabulary())
         (shares,) = np.asarray(filtered(logits, config, place.first, place.last))
         ids = np.flatnonzero(shares)
         np.testing.assert_array_equal(ids, table[f"{phase}_ids"])
@@ -114,7 +114,7 @@ def test_a_replayed_run(fixtures, vocabulary, released, name):
 @pytest.mark.parametrize("name", TRACES)
 def test_calls_are_planned_as_the_official_sampler_makes_them(fixtures, vocabulary, name):
     table = np.load(fixtures / "sampling_traces.npz")
-    draws = plan(table[f"{name}:seq"], vocabulary)
+    draws = fill_steps(table[f"{name}:seq"], vocabulary)
     counts = [draw.place - draw.fed for draw in draws]
     np.testing.assert_array_equal(counts, table[f"{name}:call_token_counts"])
     np.testing.assert_array_equal([d.fed for d in draws], table[f"{name}:call_mem_lengths"])
@@ -122,11 +122,11 @@ def test_calls_are_planned_as_the_official_sampler_makes_them(fixtures, vocabula
 
 def test_a_plan_by_hand():
     """Codes 0-9, pieces 10-14, commands from 15: [BOI1] 16, [EOI1] 19, [ROI1] 22; 128 ids."""
-    assert plan([22, -1, 11, 16, -2, -2, 19, -1], Vocabulary(10, 5)) == [
-        Draw(place=1, fed=0, samples=1, first=10, last=128),
-        Draw(place=4, fed=1, samples=2, first=0, last=10),
-        Draw(place=5, fed=4, samples=2, first=0, last=10),
-        Draw(place=7, fed=5, samples=1, first=10, last=15),
+    assert fill_steps([22, -1, 11, 16, -2, -2, 19, -1], Vocabulary(10, 5)) == [
+        FillStep(place=1, fed=0, samples=1, first=10, last=128),
+        FillStep(place=4, fed=1, samples=2, first=0, last=10),
+        FillStep(place=5, fed=4, samples=2, first=0, last=10),
+        FillStep(place=7, fed=5, samples=1, first=10, last=15),
     ]
 
 

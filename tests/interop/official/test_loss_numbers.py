@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import official
-from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
+from cogview_jax.tokenizers.layout import Example, LayoutConfig, make_layout
 from cogview_jax.training.sequence_objective import SequenceObjective, cross_entropy
 from official_rows import loss_weights
 
@@ -27,14 +27,13 @@ def table(fixtures):
 def make_batch(text, valid, vocabulary):
     """The fields of a batch for rows as the official loader yields them."""
     text_weights, image_weights = loss_weights(text, valid, vocabulary)
-    return {
-        "tokens": text[:, :-1].astype(np.int32),
-        "targets": text[:, 1:].astype(np.int32),
-        "positions": np.broadcast_to(np.arange(text.shape[1] - 1), text[:, 1:].shape),
-        "text_weights": text_weights,
-        "image_weights": image_weights,
-        "row": np.arange(len(text)),
-    }
+    return Example(
+        tokens=text[:, :-1].astype(np.int32),
+        targets=text[:, 1:].astype(np.int32),
+        positions=np.broadcast_to(np.arange(text.shape[1] - 1), text[:, 1:].shape),
+        text_weights=text_weights,
+        image_weights=image_weights,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +47,15 @@ def objective_of(model, fixtures, scale):
 
 
 def test_positions_that_count(table, batch):
-    np.testing.assert_array_equal(batch["image_weights"] > 0, table["img_positions"])
-    np.testing.assert_array_equal(batch["text_weights"] > 0, table["txt_positions"])
+    np.testing.assert_array_equal(batch.image_weights > 0, table["img_positions"])
+    np.testing.assert_array_equal(batch.text_weights > 0, table["txt_positions"])
 
 
 def test_cross_entropy_of_every_position(released, table, batch):
     model, params = released
-    hidden = model.apply({"params": params}, batch["tokens"], batch["positions"])
+    hidden = model.apply({"params": params}, batch.tokens, batch.positions)
     logits = model.apply({"params": params}, hidden, method=model.logits)
-    entropies = cross_entropy(logits, batch["targets"])
+    entropies = cross_entropy(logits, batch.targets)
     np.testing.assert_allclose(entropies, table["token_cross_entropy"], atol=1e-4)
 
 
@@ -68,8 +67,9 @@ def test_losses_and_all_gradients_at_both_scales(fixtures, released, table, batc
         objective = objective_of(model, fixtures, scale)
 
         def loss(params, objective=objective):
-            terms = objective.terms(params, (), batch, jax.random.key(0))
-            return terms.loss / objective.weight(batch), terms.metrics
+            rows = np.arange(len(batch.tokens))
+            sums = objective.sums(params, (), batch, rows, jax.random.key(0))
+            return sums.loss / objective.normalizer(batch), sums.metrics
 
         (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         found = {

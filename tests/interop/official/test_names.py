@@ -19,7 +19,7 @@ from cogview_jax.interop.official.names import (
     LINEAR,
     TRANSPOSED,
     flat,
-    sources,
+    tensor_sources,
     to_official,
 )
 from cogview_jax.interop.official.sizes import infer_layout, infer_vocabulary
@@ -37,7 +37,7 @@ LAYER = "transformer.layers.{}."
 
 def listed(rules, shapes):
     """(name, shape) of all official tensors, in order."""
-    return [(name, list(source.shape)) for name, source in sources(rules, shapes).items()]
+    return [(name, list(source.shape)) for name, source in tensor_sources(rules, shapes).items()]
 
 
 @pytest.mark.parametrize("size", ["base", "tutorial"])

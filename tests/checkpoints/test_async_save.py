@@ -20,7 +20,7 @@ def test_what_is_no_fault_of_the_disk_is_raised(tmp_path):
         with pytest.raises(RuntimeError, match="Array has been deleted"):
             checkpointer.save(3, lost)
         assert not checkpointer.wait()
-        checkpointer.save(3, small(3).replace(extras={"codes": np.array(["text"])}))
+        checkpointer.save(3, small(3).replace(model_state={"codes": np.array(["text"])}))
         with pytest.raises(ValueError, match="Unsupported data type"):
             checkpointer.wait()
         assert not checkpointer.wait()
@@ -73,7 +73,7 @@ print(names(directory))
 
 def run_full(root, directory, **program):
     done = start(root, FULL.format(directory=str(directory), **program))
-    output, errors = done.communicate(timeout=120)
+    output, errors = done.communicate(timeout=300)
     assert done.returncode == 0, errors
     assert output == "['3']\n"
     return errors.splitlines()
@@ -103,9 +103,9 @@ def test_a_full_disk_fails_the_checkpoint_and_not_the_run(root, disk):
     free = shutil.disk_usage(directory).free
     if limit == "met":
         import types
-        from cogview_jax.checkpoints import saving
+        from cogview_jax.checkpoints import async_save
         usage = shutil.disk_usage(directory)  # as it was when it was asked
-        saving.shutil = types.SimpleNamespace(
+        async_save.shutil = types.SimpleNamespace(
             disk_usage=lambda path: usage, rmtree=shutil.rmtree
         )
     (directory.parent / "other").write_bytes(bytes(free - 2_000_000))""",
@@ -151,7 +151,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(root, tmp_path):
         code = KILLED.format(directory=str(tmp_path / moment), event=event, name=name)
         running[moment] = start(root, code)
     for moment, process in running.items():
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL, (moment, errors)
     for moment, (*_, step) in MOMENTS.items():
         directory = tmp_path / moment

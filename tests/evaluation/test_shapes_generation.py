@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cogview_jax.evaluation.shapes_report import shapes_report, table
+from cogview_jax.evaluation.benchmarks.shapes import generation_report, table
 from cogview_jax.shapes.scenes import draw, drawing, is_held_out, parse_caption
 
 SIZE, PROMPTS = 48, 12
@@ -22,7 +22,9 @@ def english_only(texts):
 
 
 def report(generate, reconstruct=lambda pictures: pictures, seed=0, prompts=PROMPTS, score=None):
-    return shapes_report(generate, reconstruct, size=SIZE, prompts=prompts, seed=seed, score=score)
+    return generation_report(
+        generate, reconstruct, size=SIZE, count=prompts, seed=seed, score=score
+    )
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from cogview_jax.evaluation.shapes_enlarged import (
+from cogview_jax.evaluation.benchmarks.shapes import (
     RESAMPLING,
-    enlarged_report,
+    mean_squared_error,
     resampled,
-    squared_error,
+    super_resolution_report,
 )
 from cogview_jax.shapes.fresh import fresh_scenes
 
@@ -16,7 +16,7 @@ COUNT = 6
 
 def test_squared_errors_are_means_over_values():
     a = np.array([[0, 255], [10, 7]], np.uint8)
-    assert squared_error(a, np.array([[3, 251], [10, 7]], np.uint8)) == (9 + 16) / 4
+    assert mean_squared_error(a, np.array([[3, 251], [10, 7]], np.uint8)) == (9 + 16) / 4
 
 
 def twice(pictures, axis):
@@ -39,7 +39,7 @@ def test_each_way_to_enlarge_is_held_against_the_drawing_in_full_size():
     def reconstruct(pictures):
         return pictures - np.minimum(pictures, 3)
 
-    report = enlarged_report(enlarge, reconstruct, size=32, count=COUNT, seed=2, rounds=1)
+    report = super_resolution_report(enlarge, reconstruct, size=32, count=COUNT, seed=2, rounds=1)
     assert asked == [((COUNT, 32, 32, 3), COUNT)] * 2
     for name, split in report.items():
         errors, true = split["squared_error"], drawings[name].astype(float)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import shutil
 import threading
 import time
@@ -16,16 +17,16 @@ from etils import epath
 from cogview_jax.checkpoints.manifest import write_manifest
 from cogview_jax.checkpoints.orbax_noise import silence
 from cogview_jax.checkpoints.stored_step import one_line
-from cogview_jax.runtime.agreement import Agreement
 from cogview_jax.runtime.faults import system_error
 from cogview_jax.runtime.files import replace_tree
+from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.leftovers import remove_leftovers, temporary_path
 
 #: Of this process. A write that has failed may go on for a while after its folder was removed.
 _given_up: set[Path] = set()
 
 
-class Saving:
+class AsyncSave:
     """Writes a checkpoint beside its final name, lists it in its manifest, and gives it the name.
 
     Every process writes its own parts of the arrays. Then all say whether they could; only if all
@@ -36,7 +37,7 @@ class Saving:
     def __init__(
         self,
         folder: Path,
-        agreement: Agreement,
+        sync: KVStoreSync,
         attempt: int,
         *,
         timeout: int,
@@ -46,13 +47,13 @@ class Saving:
 
         Args:
             folder: the final name; a folder that is there is replaced.
-            agreement: among the processes.
-            attempt: tells this from the other savings of the agreement.
+            sync: among the processes.
+            attempt: tells this from the other savings of the sync.
             timeout: seconds that the writing may take.
             done: called on every process, in the background, with why it failed or "".
         """
         silence()
-        self._folder, self._agreement, self._attempt = folder, agreement, attempt
+        self._folder, self._sync, self._attempt = folder, sync, attempt
         self._temporary: Path
         self._timeout, self._done = timeout, done
         self._thread: threading.Thread | None = None
@@ -69,13 +70,14 @@ class Saving:
         Returns:
             Why nothing could be started, the same on all processes, or "".
         """
-        name, reason = self._agreement.first(f"{self._attempt}/begin", lambda: self._make(items))
+        name, reason = self._sync.broadcast(f"{self._attempt}/begin", lambda: self._make(items))
         if reason:
             return reason
         self._temporary = self._folder.with_name(name)
         self._deadline = time.monotonic() + self._timeout
         handlers = {name: ocp.StandardCheckpointHandler() for name in items}
-        futures, reason = [], ""
+        futures: list[Any] = []
+        reason = ""
         try:
             for name, tree in items.items():
                 started = handlers[name].async_save(
@@ -129,7 +131,7 @@ class Saving:
         """In the background: waits for the arrays, and commits if they are there on all."""
         try:
             for future in futures:
-                reason = self._attempt_to(lambda future=future: self._await(future)) or reason
+                reason = self._attempt_to(functools.partial(self._await, future)) or reason
             reason = self._agree("written", reason)
             if not reason:
                 if self._first:
@@ -167,7 +169,7 @@ class Saving:
     def _agree(self, topic: str, reason: str) -> str:
         """The reasons of all processes, as one."""
         try:
-            said = self._agreement.exchange(f"{self._attempt}/{topic}", reason)
+            said = self._sync.all_gather(f"{self._attempt}/{topic}", reason)
         except TimeoutError as error:
             return one_line(error)
         several = len(said) > 1

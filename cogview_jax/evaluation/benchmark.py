@@ -1,0 +1,130 @@
+"""What a benchmark is, and which there are.
+
+A benchmark is a module of `cogview_jax.evaluation.benchmarks`. Its file is all that has to be
+added: the file's name is the name of the benchmark, the first line of its docstring is the
+description that `evaluate --help` shows, and `run` measures.
+
+The names are found without importing the modules, so that `evaluate --help` does without jax.
+"""
+
+import ast
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from cogview_jax.evaluation import benchmarks
+from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, need_count
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
+
+if TYPE_CHECKING:
+    from cogview_jax.pipeline.cogview import CogView
+
+#: What a benchmark has measured, as JSON: numbers, texts, and mappings and lists of them.
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a benchmark is asked for: the flags of `evaluate`.
+
+    Attributes:
+        count: how many examples of each split are measured (`--num_prompts`).
+        seed: of the examples and of sampling.
+        temperature: of sampling; None for the default of the bundle's task (`sampling`).
+        top_k, top_p, guidance: the other fields of `SamplingConfig`.
+        batch_size: rows at a time; None for what free memory has room for.
+        precision: of the arithmetic, a name of `runtime.precision`.
+        rerank_with: a caption bundle that chooses the best of `candidates` images by CapLoss.
+        candidates: images for each prompt.
+    """
+
+    count: int = 300
+    seed: int = 0
+    temperature: float | None = None
+    top_k: int = 200
+    top_p: float = 1.0
+    guidance: float = 1.0
+    batch_size: int | None = None
+    precision: str = "float32"
+    rerank_with: str | None = None
+    candidates: int = 1
+
+    def __post_init__(self):
+        need_count("--candidates", self.candidates, MOST_CANDIDATES)
+        need_count("--num_prompts", self.count, MOST_PROMPTS // self.candidates)
+        if self.candidates > 1 and not self.rerank_with:
+            raise InputError("--candidates needs a bundle to choose by: --rerank_with BUNDLE")
+        SamplingOptions(self.seed, self._sampling(1.0), self.batch_size)  # checks their ranges
+
+    def sampling(self, model: "CogView") -> SamplingConfig:
+        """Temperature and filters.
+
+        The default temperature is 1, for captions 0, and for super-resolution that of
+        `SuperResolution.default_sampling`.
+        """
+        if model.layout.task == "super_resolution":
+            return self._sampling(model.super_resolution.default_sampling.temperature)
+        return self._sampling(0.0 if model.layout.task == "caption" else 1.0)
+
+    def _sampling(self, default: float) -> SamplingConfig:
+        temperature = default if self.temperature is None else self.temperature
+        return SamplingConfig(temperature, self.top_k, self.top_p, self.guidance)
+
+
+class Benchmark(Protocol):
+    """A module that measures bundles.
+
+    It may also define `table(report: Report) -> str`, which gives the numbers of a report as lines
+    for people; without it they are shown by `plain_table`.
+    """
+
+    __name__: str
+
+    def run(self, model: "CogView", options: Options) -> Report:
+        """What `model` reaches.
+
+        Raises:
+            InputError: the bundle lacks a part that is needed or is of another task, or an option
+                is out of its range.
+        """
+        ...
+
+
+def available() -> dict[str, str]:
+    """The names of all benchmarks, each with the line that says what it measures."""
+    files = [file for folder in benchmarks.__path__ for file in Path(folder).glob("[!_]*.py")]
+    return {file.stem: _description(file) for file in sorted(files, key=lambda file: file.stem)}
+
+
+def load_benchmark(name: str) -> Benchmark:
+    """The benchmark of a name, one of `available()`."""
+    return cast(Benchmark, importlib.import_module(f"{benchmarks.__name__}.{name}"))
+
+
+def table(benchmark: Benchmark, report: Report) -> str:
+    """The numbers of a report as lines for people."""
+    return getattr(benchmark, "table", plain_table)(report)
+
+
+def plain_table(report: Mapping[str, Any]) -> str:
+    """A line for each number of a report: its keys, and its value."""
+    numbers = list(_numbers(report))
+    width = max((len(name) for name, _ in numbers), default=0)
+    return "\n".join(f"{name:{width}}  {value:.6g}" for name, value in numbers)
+
+
+def _numbers(report: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in report.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{name}, ")
+        elif isinstance(value, (int, float)):
+            yield name, value
+
+
+def _description(file: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0].rstrip(".")
