@@ -21,8 +21,8 @@ import numpy as np
 
 from bench.kernels import kernels
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.linear import side_by_side
-from cogview_jax.models.transformer import Transformer, for_decoding
+from cogview_jax.models.linear import matvec_parts, split_for_cores
+from cogview_jax.models.transformer import Transformer, prepare_decode_params
 from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.hardware import measured_bandwidth
 from cogview_jax.runtime.precision import policy
@@ -62,7 +62,9 @@ def random_params(model: Transformer) -> dict[str, Any]:
 
     stack = shapes["blocks"]["block"]
     layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
-    blocks = tuple(for_decoding(fill(jax.random.key(i))) for i in range(model.config.layers))
+    blocks = tuple(
+        prepare_decode_params(fill(jax.random.key(i))) for i in range(model.config.layers)
+    )
     rest = {name: value for name, value in shapes.items() if name != "blocks"}
     rest = jax.tree.map(
         lambda leaf: (0.02 * jax.random.normal(jax.random.key(1), leaf.shape)).astype(dtype), rest
@@ -95,7 +97,8 @@ def measure(
     room = int(min(end for end in ends if end >= context + 2 * COUNT)) - context
     sequences = prefill(params, tokens, np.ones(tokens.shape, bool), keys, count=room, **sizes)
     # What sampling does once an image is not part of a step.
-    params = jax.jit(side_by_side, static_argnums=1)(params, batch)
+    parts = matvec_parts(batch, model.programs.platform)
+    params = jax.jit(split_for_cores, static_argnums=1)(params, parts)
     call = {"count": COUNT, "last": 8192, "config": SamplingConfig(), **sizes}
     sequences, _ = jax.block_until_ready(decode(params, sequences, **call))
     times = []

@@ -11,20 +11,19 @@ The step is that of `train` with its optimizer, on random tokens. Prints a table
 kernels of the first variant, and writes bench/results/mfu.json.
 """
 
-import contextlib
 import dataclasses
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bench.kernels import kernels
+from cogview_jax.models.implementation import ImplementationConfig
 from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.hardware import measured_matmul_peak, peak_flops
@@ -49,18 +48,19 @@ VARIANTS = (
 STEPS = 5
 
 
-def experiment_of(variant: str) -> tuple[TransformerExperiment, bool]:
-    """The paper's training with a variant's settings, and whether the kernel may be used."""
+def experiment_of(variant: str) -> TransformerExperiment:
+    """The paper's training with a variant's settings."""
     experiment = read_experiment(load_config(str(ROOT / "configs" / "cogview_4b.py")))
     given = dict(setting.split("=", 1) for setting in variant.split(","))
-    rows, fused = int(given.pop("rows")), bool(int(given.pop("fused", 1)))
+    rows, fused = int(given.pop("rows")), given.pop("fused", "1") != "0"
     kinds = {"remat": str, "dropout": float, "attention_dropout": float}
     changes = {name: kinds.get(name, int)(value) for name, value in given.items()}
     return dataclasses.replace(
         experiment,
         model=dataclasses.replace(experiment.model, **changes),
         train=dataclasses.replace(experiment.train, global_batch=rows, accumulate=1),
-    ), fused
+        implementation=ImplementationConfig(attention="auto" if fused else "xla"),
+    )
 
 
 class Bench:
@@ -72,14 +72,13 @@ class Bench:
 
     def measure(self, variant: str, trace: str | None = None) -> dict[str, Any]:
         """Seconds a step and what follows; a message where the variant does not fit."""
-        experiment, fused = experiment_of(variant)
+        experiment = experiment_of(variant)
         task = make_task(experiment, Workdir(Path("nowhere")))
         objective, config = task.objective, experiment.train
         optimizer = make_optimizer(experiment.optimizer, config.steps)
         mesh = make_mesh(experiment.mesh, jax.devices()[:1])
         step = make_step(objective, optimizer, schedule(experiment.optimizer, config.steps), seed=0)
-        kernel = mock.patch("cogview_jax.models.transformer.has_kernel", return_value=False)
-        with jax.set_mesh(mesh), contextlib.nullcontext() if fused else kernel:
+        with jax.set_mesh(mesh):
             if self.state is None:
                 shapes = state_shapes(objective, optimizer, mesh)
                 self.state = make_state(objective, optimizer, shapes, 0)

@@ -119,9 +119,9 @@ def layer(rows: int) -> dict[str, Call]:
     module, params = attention()
     x = jax.random.normal(jax.random.key(2), (rows, TOKENS, HEADS * HEAD_WIDTH))
 
-    def gradients(params: dict, x: jax.Array, seen: Any) -> Any:
+    def gradients(params: dict, x: jax.Array, pattern: Any) -> Any:
         def loss(params: dict, x: jax.Array) -> jax.Array:
-            return jnp.sum(module.apply({"params": params}, x, seen)[0] ** 2)
+            return jnp.sum(module.apply({"params": params}, x, pattern)[0] ** 2)
 
         return jax.grad(loss, (0, 1))(params, x)
 
@@ -167,9 +167,9 @@ def token(rows: int) -> dict[str, Call]:
     mask = jnp.ones((1, TOKENS), bool)
     regions = CachedRegions(TOKENS - 1, jnp.zeros(rows, jnp.int32), WINDOW, BLOCKS)
 
-    def output(params: dict, x: jax.Array, seen: Any, cache: Any) -> jax.Array:
+    def output(params: dict, x: jax.Array, pattern: Any, cache: Any) -> jax.Array:
         # What is written is left out: a decoding loop updates its cache in place.
-        return module.apply({"params": params}, x, seen, cache, TOKENS - 1)[0]
+        return module.apply({"params": params}, x, pattern, cache, TOKENS - 1)[0]
 
     return {
         "dense": (output, (params, x, mask, full)),

@@ -1,7 +1,7 @@
 """Models that train or draw within a test: the two objectives, batches for them, and tokens."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import optax
 
 import reference
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.implementation import Implementation
 from cogview_jax.models.transformer import Transformer, unstack_layers
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import unbox
@@ -42,11 +43,13 @@ OPTIMIZER = OptimizerConfig(lr=1e-2, warmup=0.0, epsilon=1e-3)
 
 
 def transformer_objective(
-    config: TransformerConfig = TRANSFORMER, policy: Policy = FLOAT32
+    config: TransformerConfig = TRANSFORMER,
+    policy: Policy = FLOAT32,
+    implementation: Implementation | None = None,
 ) -> SequenceObjective:
     """Weights of text unlike those of images, so that neither can be mistaken for the other."""
     layout = make_layout(LAYOUT, VOCABULARY)
-    model = Transformer(config, VOCABULARY.size, layout.length, policy, VOCABULARY)
+    model = Transformer(config, VOCABULARY.size, layout.length, policy, VOCABULARY, implementation)
     return SequenceObjective(model, layout, 3.0)
 
 
@@ -109,18 +112,43 @@ def first_loss() -> float:
     return float(step(state, sequences(0))[1]["loss"])
 
 
-def draw(count: int) -> np.ndarray:
-    """Tokens that a small transformer draws, [3, count], by the way of decoding of the moment.
+def drawing(
+    implementation: Implementation | None = None, rows: int = 3, width: int = 32
+) -> Callable[[int], jax.Array]:
+    """A small transformer that draws a number of tokens: (count) -> [rows, count].
 
-    The prompts have several lengths, so that rows begin at several slots of the cache. Another
-    count is another compilation.
+    The prompts have several lengths, so that rows begin at several slots of the cache.
     """
-    config = TransformerConfig(layers=2, width=32, heads=2, dropout=0.0)
-    model = Transformer(config, vocabulary=60, positions=24)
+    config = TransformerConfig(layers=2, width=width, heads=2, dropout=0.0)
+    model = Transformer(config, vocabulary=60, positions=24, implementation=implementation)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *[jnp.zeros((1, 1), jnp.int32)] * 2)
     params = unstack_layers(reference.random_like(unbox(shapes["params"]), 0))
-    tokens, valid = left_padded([np.array(p) for p in ([55, 3, 4, 56], [55], [55, 1, 2])], 9)
-    keys = sample_keys(0, ["a", "b", "c"], [0, 0, 0])
-    settings = row_settings([SamplingConfig(temperature=0.9, top_k=20)] * 3)
-    call = {"model": model, "count": count, "first": 20, "last": 52}
-    return np.asarray(generate(params, tokens, valid, keys, settings, **call))
+    prompts = [np.array(p) for p in ([55, 3, 4, 56], [55], [55, 1, 2])]
+    tokens, valid = left_padded([prompts[i % 3] for i in range(rows)], 9)
+    keys = sample_keys(0, [str(i) for i in range(rows)], [0] * rows)
+    settings = row_settings([SamplingConfig(temperature=0.9, top_k=20)] * rows)
+    call = {"model": model, "first": 20, "last": 52}
+    return lambda count: generate(params, tokens, valid, keys, settings, count=count, **call)
+
+
+def draw(count: int, *options: Any, **sizes: Any) -> np.ndarray:
+    """The tokens of `drawing`."""
+    return np.asarray(drawing(*options, **sizes)(count))
+
+
+def kernel_calls(*options: Any, **sizes: Any) -> int:
+    """How many kernels a step of `drawing` calls, functions that are called again counted again."""
+    return _kernel_calls(jax.make_jaxpr(lambda: drawing(*options, **sizes)(2))().jaxpr)
+
+
+def _kernel_calls(jaxpr: Any) -> int:
+    count = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            count += 1
+            continue
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                count += _kernel_calls(inner) if hasattr(inner, "eqns") else 0
+    return count

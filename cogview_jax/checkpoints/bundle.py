@@ -35,6 +35,7 @@ from cogview_jax.checkpoints.stored_tree import (
     stored_tree,
 )
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.implementation import ImplementationConfig
 from cogview_jax.models.transformer import Transformer, layered
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
@@ -80,7 +81,8 @@ class CodecPart:
 class TransformerPart:
     """A transformer: its sizes, the sequence it was trained on, and its parameters.
 
-    drop_captions is the share of rows that were trained without their text, None where nobody says.
+    drop_captions is the share of rows that were trained without their text, None where nobody says;
+    implementation, which no bundle holds, asks for the programs that run the transformer here.
     The parameters are stacked by layer, as training has them and `write_bundle` takes them, or in
     the form of `models.transformer.layered`.
     """
@@ -90,6 +92,7 @@ class TransformerPart:
     layout: LayoutConfig
     params: Any
     drop_captions: float | None = None
+    implementation: ImplementationConfig = ImplementationConfig()
 
     @property
     def model(self) -> Transformer:

@@ -5,7 +5,8 @@ before positions [B, N, S, H]: one head's keys are contiguous, so decoding strea
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -15,12 +16,46 @@ from jax.typing import DTypeLike
 
 from cogview_jax.models.activation_max import observe
 from cogview_jax.models.dropout import dropout
-from cogview_jax.models.kernels.cached_attention import Filled, cached_attention
-from cogview_jax.models.kernels.fused_attention import fused_attention
+from cogview_jax.models.kernels.cached_attention import CacheSpan, cached_attention
+from cogview_jax.models.kernels.fused_attention import Causal, fused_attention
 from cogview_jax.models.linear import Linear
 from cogview_jax.models.remat import ATTENDED, READ, named
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
+
+#: Dropout of attention weights: (weights, a number that tells them from others) -> weights.
+Drop = Callable[[jax.Array, jax.Array | int], jax.Array]
+
+
+class LayerCache(Protocol):
+    """The cache of one layer: `KeyValues`, or `PivotCache` of sparse attention."""
+
+    @property
+    def keys(self) -> jax.Array:
+        """[B, N, S, H]."""
+
+    @property
+    def values(self) -> jax.Array:
+        """[B, N, S, H]."""
+
+    def write(self, index: jax.Array | int, keys: jax.Array, values: jax.Array) -> "LayerCache":
+        """The cache with `keys` and `values` [B, N, T, H] at positions index..index + T - 1."""
+
+
+@runtime_checkable
+class SparsePattern(Protocol):
+    """A pattern of sparse attention (`ThreeRegions`, `CachedRegions`), which attends by itself."""
+
+    def attend(
+        self, queries: jax.Array, cache: Any, alpha: float, dtype: DTypeLike, drop: Drop
+    ) -> jax.Array:
+        """[B, N, T, H] to the cache; see `sparse_attention.attend_regions`."""
+
+
+#: Which keys each query sees. An array is a mask of dense attention, bool, True where a query sees
+#: a key, broadcast to [B, N, T, S] (S is T without a cache, else the cache's length). `Causal` and
+#: `CacheSpan` ask for kernels, which drop nothing; the others are those of sparse attention.
+AttentionPattern = jax.Array | Causal | CacheSpan | SparsePattern
 
 
 class KeyValues(NamedTuple):
@@ -100,6 +135,7 @@ class Attention(nn.Module):
     """Self-attention with an output projection: [B, T, D] -> [B, T, D].
 
     alpha: see `attention_weights`. dropout: of the weights, where a "dropout" key is given.
+    platform: see `Linear`.
     """
 
     heads: int
@@ -108,49 +144,53 @@ class Attention(nn.Module):
     deviation: float
     output_deviation: float
     policy: Policy = FLOAT32
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
-        seen: Any,
-        cache: KeyValues | None = None,
+        pattern: AttentionPattern,
+        cache: LayerCache | None = None,
         index: jax.Array | int = 0,
-    ) -> tuple[jax.Array, KeyValues]:
+    ) -> tuple[jax.Array, LayerCache]:
         """Attends from x to itself, or, given a cache, to the cache with x written at `index`.
 
-        seen: what each query sees. A mask (see `attention_weights`; S is T without a cache, else
-        the cache's length), the regions of sparse attention (`sparse_attention`), or, for kernels
-        that some devices have: None, itself and what stands before it, without a cache
-        (`fused_attention`), or `Filled`, of one new token (`cached_attention`). Kernels drop
-        nothing. Returns the output and the keys and values attended to.
+        Args:
+            x: [B, T, D].
+            pattern: which keys each query sees; it decides which program runs.
+            cache: the keys and values of the layer so far; without one, those of x alone.
+            index: where in the cache those of x are written.
+
+        Returns:
+            The output [B, T, D], and the keys and values attended to.
         """
         width, dtype = x.shape[-1], self.policy.compute
         projected = Linear(
-            (3, width), ("embed", "qkv", "heads"), self.deviation, dtype, name="qkv"
+            (3, width), ("embed", "qkv", "heads"), self.deviation, dtype, self.platform, name="qkv"
         )(x)
         projected = named(constrain(projected, "batch", "sequence", None, "heads"), READ)
         queries, keys, values = rearrange(
             projected, "b t three (n h) -> three b n t h", n=self.heads
         )
         cache = KeyValues(keys, values) if cache is None else cache.write(index, keys, values)
-        if seen is None:
-            attend = self._fused
-        elif isinstance(seen, Filled):
-            attend = self._cached
+        if isinstance(pattern, Causal):
+            y = fused_attention(queries, cache.keys, cache.values, pattern)
+            y = rearrange(y, "b t n h -> b t (n h)")
+        elif isinstance(pattern, CacheSpan):
+            y = cached_attention(queries, cache.keys, cache.values, pattern)
+            y = rearrange(y, "b t n h -> b t (n h)")
+        elif isinstance(pattern, SparsePattern):
+            y = self._sparse(queries, cache, pattern)
         else:
-            attend = self._dense if isinstance(seen, jax.Array) else self._sparse
-        y = constrain(attend(queries, cache, seen), "batch", "sequence", "heads")
-        out = Linear((width,), ("heads", "embed"), self.output_deviation, dtype, name="out")
+            y = self._dense(queries, cache, pattern)
+        y = constrain(y, "batch", "sequence", "heads")
+        out = Linear(
+            (width,), ("heads", "embed"), self.output_deviation, dtype, self.platform, name="out"
+        )
         return out(y), cache
 
-    def _fused(self, queries: jax.Array, cache: KeyValues, seen: None) -> jax.Array:
-        return rearrange(fused_attention(queries, *cache), "b t n h -> b t (n h)")
-
-    def _cached(self, queries: jax.Array, cache: KeyValues, seen: Filled) -> jax.Array:
-        return rearrange(cached_attention(queries, *cache, seen), "b t n h -> b t (n h)")
-
-    def _dense(self, queries: jax.Array, cache: KeyValues, mask: jax.Array) -> jax.Array:
+    def _dense(self, queries: jax.Array, cache: LayerCache, mask: jax.Array) -> jax.Array:
         scores = attention_scores(queries, cache.keys, self.alpha, self.policy.reductions)
         observe(self, "scores", jnp.where(mask, scores, 0))
         weights = attention_weights(scores, mask, self.alpha)
@@ -159,7 +199,7 @@ class Attention(nn.Module):
         y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.policy.compute), cache.values)
         return named(rearrange(y, "b t n h -> b t (n h)"), ATTENDED)
 
-    def _sparse(self, queries: jax.Array, cache: Any, regions: Any) -> jax.Array:
+    def _sparse(self, queries: jax.Array, cache: LayerCache, pattern: SparsePattern) -> jax.Array:
         dropping = self.dropout > 0 and self.has_rng("dropout")
         key = self.make_rng("dropout") if dropping else None
 
@@ -168,5 +208,5 @@ class Attention(nn.Module):
                 return weights
             return dropout(weights, self.dropout, jax.random.fold_in(key, number))
 
-        y = regions.attend(queries, cache, self.alpha, self.policy.reductions, drop)
+        y = pattern.attend(queries, cache, self.alpha, self.policy.reductions, drop)
         return named(rearrange(y, "b n t h -> b t (n h)"), ATTENDED)

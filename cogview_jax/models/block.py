@@ -1,7 +1,6 @@
 """One layer of the transformer: attention and MLP, residual branches between two LayerNorms."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from cogview_jax.models.activation_max import observe
-from cogview_jax.models.attention import Attention, KeyValues
+from cogview_jax.models.attention import Attention, AttentionPattern, LayerCache
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.dropout import dropout
 from cogview_jax.models.layernorm import LayerNorm
@@ -45,13 +44,23 @@ class MLP(nn.Module):
     deviation: float
     output_deviation: float
     dtype: DTypeLike = jnp.float32
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Each position by itself."""
         width = x.shape[-1]
-        up = Linear((self.hidden,), ("embed", "mlp"), self.deviation, self.dtype, name="up")
-        down = Linear((width,), ("mlp", "embed"), self.output_deviation, self.dtype, name="down")
+        up = Linear(
+            (self.hidden,), ("embed", "mlp"), self.deviation, self.dtype, self.platform, name="up"
+        )
+        down = Linear(
+            (width,),
+            ("mlp", "embed"),
+            self.output_deviation,
+            self.dtype,
+            self.platform,
+            name="down",
+        )
         y = constrain(up(x), "batch", "sequence", "mlp")
         return down(gelu(y))
 
@@ -71,24 +80,25 @@ class Block(nn.Module):
 
     The LayerNorm on a branch's output bounds what each layer adds to the main branch; without
     `sandwich_ln` it is left out, which is Pre-LN. Dropout acts on the branch before that norm,
-    where a "dropout" key is given.
+    where a "dropout" key is given. platform: see `Linear`.
     """
 
     config: TransformerConfig
     policy: Policy = FLOAT32
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
-        seen: Any,
-        cache: KeyValues | None = None,
+        pattern: AttentionPattern,
+        cache: LayerCache | None = None,
         index: jax.Array | int = 0,
-        counted: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeyValues]:
-        """x [B, T, D] through the layer; seen, cache and index as in `Attention`.
+        valid_mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, LayerCache]:
+        """x [B, T, D] through the layer; pattern, cache and index as in `Attention`.
 
-        counted: see `LayerNorm`.
+        valid_mask: see `LayerNorm`.
         """
         config, dtype = self.config, self.policy.compute
         deviation = config.init_deviation
@@ -96,7 +106,7 @@ class Block(nn.Module):
 
         def norm(y: jax.Array, name: str, scale: float = 1.0) -> jax.Array:
             observe(self, "norm_inputs", y)
-            return make_norm(config, self.policy, scale, name=name)(y, counted)
+            return make_norm(config, self.policy, scale, name=name)(y, valid_mask)
 
         def branch_end(y: jax.Array, name: str) -> jax.Array:
             if self.has_rng("dropout"):
@@ -110,11 +120,12 @@ class Block(nn.Module):
             deviation,
             output_deviation,
             self.policy,
+            self.platform,
             name="attention",
         )
-        y, cache = attention(norm(x, "attention_in"), seen, cache, index)
+        y, cache = attention(norm(x, "attention_in"), pattern, cache, index)
         x = x + branch_end(y, "attention_out")
-        mlp = MLP(config.hidden, deviation, output_deviation, dtype, name="mlp")
+        mlp = MLP(config.hidden, deviation, output_deviation, dtype, self.platform, name="mlp")
         x = x + branch_end(mlp(norm(x, "mlp_in")), "mlp_out")
         observe(self, "main", x)
         return constrain(x, "batch", "sequence", "width"), cache

@@ -1,6 +1,7 @@
 """Layer normalisation, with the paper's precision relaxation and the release's form of it."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,8 +29,10 @@ def _standardised(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
 
 
 @standardise.defjvp
-def _standardise_jvp(epsilon: float, primals: tuple, tangents: tuple) -> tuple:
-    normal, factor = _standardised(*primals, epsilon)
+def _standardise_jvp(
+    epsilon: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    normal, factor = _standardised(primals[0], epsilon)
     change = tangents[0] - jnp.mean(tangents[0], axis=-1, keepdims=True)
     along = jnp.mean(normal * change, axis=-1, keepdims=True)
     return normal, factor * (change - normal * along)
@@ -59,21 +62,21 @@ class LayerNorm(nn.Module):
     reductions: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, counted: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, valid_mask: jax.Array | None = None) -> jax.Array:
         """[..., D] -> [..., D].
 
-        counted, bool [B, T] for an x of [B, T, D], matters to "tensor" alone: the largest value is
-        then looked for among a sequence's own counted tokens, so that neither padding nor the rest
-        of the batch has a say. It is what the release computes for a batch of one.
+        valid_mask, bool [B, T] for an x of [B, T, D], matters to "tensor" alone: the largest value
+        is then looked for among a sequence's own valid tokens, so that neither padding nor the rest
+        of the batch changes it. It is what the release computes for a batch of one.
         """
         names = ("norm",)
-        scale = self.param(
+        scale: Any = self.param(
             "scale",
             nn.with_logical_partitioning(nn.initializers.constant(self.initial_scale), names),
             (x.shape[-1],),
             jnp.float32,
         )
-        bias = self.param(
+        bias: Any = self.param(
             "bias",
             nn.with_logical_partitioning(nn.initializers.zeros, names),
             (x.shape[-1],),
@@ -82,20 +85,20 @@ class LayerNorm(nn.Module):
         x = x.astype(self.reductions)
         if self.relax != "none":
             # No gradient through the factor: it changes nothing.
-            x = x / self._largest(jax.lax.stop_gradient(jnp.abs(x)), counted)
+            x = x / self._largest(jax.lax.stop_gradient(jnp.abs(x)), valid_mask)
         normal = standardise(x, self.epsilon)
         # Spread before they are cast: their gradients are then sums in float32, over all rows.
         scale, bias = (jnp.broadcast_to(p, x.shape).astype(x.dtype) for p in (scale, bias))
         return (normal * scale + bias).astype(self.dtype)
 
-    def _largest(self, magnitude: jax.Array, counted: jax.Array | None) -> jax.Array:
+    def _largest(self, magnitude: jax.Array, valid_mask: jax.Array | None) -> jax.Array:
         """What |x| is divided by, of a shape that broadcasts to it."""
         if self.relax == "row":
             largest = jnp.max(magnitude, axis=-1, keepdims=True)
             # A row of zeros stays as it is.
             return jnp.where(largest < jnp.finfo(largest.dtype).tiny, 1, largest)
-        if counted is None:
+        if valid_mask is None:
             return jnp.max(magnitude) / 8
-        own = jnp.where(counted[..., None], magnitude, 0)
+        own = jnp.where(valid_mask[..., None], magnitude, 0)
         largest = jnp.max(own, axis=(-2, -1), keepdims=True)
         return jnp.where(largest > 0, largest, 8) / 8

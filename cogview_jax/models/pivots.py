@@ -85,8 +85,10 @@ def draw_slots(
         Slots for `empty_cache`, int32 [L, B, P].
     """
     starts = jnp.argmax(valid, axis=1)
-    kinds = (jax.vmap(jnp.roll)(kind & valid, -starts) for kind in text_and_image(ids, tokens))
-    return draw_pivots(keys, *kinds, config.pivots, config.layers) + starts[:, None]
+    text, image = (
+        jax.vmap(jnp.roll)(kind & valid, -starts) for kind in text_and_image(ids, tokens)
+    )
+    return draw_pivots(keys, text, image, config.pivots, config.layers) + starts[:, None]
 
 
 def text_and_image(ids: Vocabulary | None, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

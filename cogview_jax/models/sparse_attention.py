@@ -13,7 +13,7 @@ Legend: B batch, T query positions, S key positions, N heads, H head width, P pi
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax
@@ -21,27 +21,24 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cogview_jax.models.attention import KeyValues, attention_scores
+from cogview_jax.models.attention import Drop, KeyValues, LayerCache, attention_scores
 from cogview_jax.runtime.sharding import constrain
 
-#: Dropout of attention weights: (weights, a number that tells them from others) -> weights.
-Drop = Callable[[jax.Array, jax.Array | int], jax.Array]
 
+class KeyRegion(NamedTuple):
+    """Some of the keys: keys and values [B, N, S, H], and which queries see them.
 
-class Region(NamedTuple):
-    """Some of the keys: keys and values [B, N, S, H], and who sees them.
-
-    seen: bool, broadcast to [B, N, T, S]. bias: what is added to their scores.
+    mask: bool, broadcast to [B, N, T, S]. bias: what is added to their scores.
     """
 
     keys: jax.Array
     values: jax.Array
-    seen: jax.Array
+    mask: jax.Array
     bias: float = 0.0
 
 
-def attend(
-    queries: jax.Array, regions: Sequence[Region], alpha: float, dtype: DTypeLike, drop: Drop
+def attend_regions(
+    queries: jax.Array, regions: Sequence[KeyRegion], alpha: float, dtype: DTypeLike, drop: Drop
 ) -> jax.Array:
     """Attention of [B, N, T, H] to several regions under one softmax: [B, N, T, H].
 
@@ -55,12 +52,12 @@ def attend(
     scores = []
     for region in regions:
         part = attention_scores(queries, region.keys, alpha, dtype) + region.bias / alpha
-        scores.append(jnp.where(region.seen, part, hidden))
-    largest = [part.max(axis=-1, keepdims=True) for part in scores]
-    largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, largest))
+        scores.append(jnp.where(region.mask, part, hidden))
+    maxima = [part.max(axis=-1, keepdims=True) for part in scores]
+    largest = jax.lax.stop_gradient(functools.reduce(lambda a, b: jnp.maximum(a, b), maxima))
     weights = [jnp.exp((part - largest) * alpha) for part in scores]
     total = sum(part.sum(axis=-1, keepdims=True) for part in weights)
-    y = sum(
+    y: jax.Array | int = sum(
         jnp.einsum(
             "bnts,bnsh->bnth",
             drop(part, i).astype(queries.dtype),
@@ -70,7 +67,7 @@ def attend(
         )
         for i, (part, region) in enumerate(zip(weights, regions, strict=True))
     )
-    return (y / total).astype(queries.dtype)
+    return jnp.asarray(y / total, queries.dtype)
 
 
 def take(x: jax.Array, places: jax.Array) -> jax.Array:
@@ -94,9 +91,9 @@ class ThreeRegions:
     bias: float = flax.struct.field(pytree_node=False, default=0.0)
 
     def attend(
-        self, queries: jax.Array, cache: KeyValues, alpha: float, dtype: DTypeLike, drop: Drop
+        self, queries: jax.Array, cache: LayerCache, alpha: float, dtype: DTypeLike, drop: Drop
     ) -> jax.Array:
-        """[B, N, T, H] to keys and values of as many positions; see `attend`.
+        """[B, N, T, H] to keys and values of as many positions; see `attend_regions`.
 
         One block of queries after the other. The backward pass computes a block's scores again, so
         that those of one block at a time are in memory.
@@ -105,30 +102,33 @@ class ThreeRegions:
         blocks = -(-length // size)
         before, behind = (self.window_blocks - 1) * size, blocks * size - length
         # In float32, in which the gradients of all blocks then add up, whatever the keys' type.
-        pivots = [take(x.astype(jnp.float32), self.pivots) for x in cache]
+        wide = [x.astype(jnp.float32) for x in (cache.keys, cache.values)]
+        pivots = [take(x, self.pivots) for x in wide]
         padding = ((0, 0), (0, 0), (before, behind), (0, 0))
-        window = [jnp.pad(x.astype(jnp.float32), padding) for x in cache]
+        window = [jnp.pad(x, padding) for x in wide]
         queries = jnp.pad(queries, (*padding[:2], (0, behind), padding[3]))
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def of_block(item: tuple[jax.Array, jax.Array]) -> jax.Array:
             block, queries = item
-            near = (
+            near = [
                 jax.lax.dynamic_slice_in_dim(x, block * size, before + size, axis=2) for x in window
-            )
-            keys = jnp.arange(-before, size)
-            causal = (keys <= jnp.arange(size)[:, None]) & (keys >= -block * size)
+            ]
+            places = jnp.arange(-before, size)
+            causal = (places <= jnp.arange(size)[:, None]) & (places >= -block * size)
             far = self.pivots[:, None, None, :] // size <= block - self.window_blocks
+            pivot_keys, pivot_values = (x.astype(queries.dtype) for x in pivots)
+            keys, values = (x.astype(queries.dtype) for x in near)
             regions = (
-                Region(*(x.astype(queries.dtype) for x in pivots), far, self.bias),
-                Region(*(x.astype(queries.dtype) for x in near), causal[None, None]),
+                KeyRegion(pivot_keys, pivot_values, far, self.bias),
+                KeyRegion(keys, values, causal[None, None]),
             )
-            return attend(
+            return attend_regions(
                 queries, regions, alpha, dtype, lambda weights, i: drop(weights, 2 * block + i)
             )
 
-        cut = queries.reshape(*queries.shape[:2], blocks, size, -1)
-        y = jax.lax.map(of_block, (jnp.arange(blocks), jnp.moveaxis(cut, 2, 0)))
+        in_blocks = queries.reshape(*queries.shape[:2], blocks, size, -1)
+        y = jax.lax.map(of_block, (jnp.arange(blocks), jnp.moveaxis(in_blocks, 2, 0)))
         return jnp.moveaxis(y, 0, 2).reshape(queries.shape)[:, :, :length]
 
 
@@ -177,10 +177,11 @@ class CachedRegions:
     def attend(
         self, queries: jax.Array, cache: PivotCache, alpha: float, dtype: DTypeLike, drop: Drop
     ) -> jax.Array:
-        """[B, N, T, H] to the cache; see `attend`. More than a block of queries goes in parts.
+        """[B, N, T, H] to the cache; see `attend_regions`.
 
-        Blocks of rows that start at different slots do not end together, but all windows lie within
-        the last window x window_blocks slots before the query.
+        More than a block of queries goes in parts. Blocks of rows that start at different slots do
+        not end together, but all windows lie within the last window x window_blocks slots before
+        the query.
         """
         length, slots = queries.shape[2], cache.keys.shape[2]
         size = min(length, self.window)
@@ -188,11 +189,11 @@ class CachedRegions:
         span = min(slots, self.window * self.window_blocks + size - 1)
         starts = self.starts[:, None]
 
-        def of_part(item: tuple[jax.Array, jax.Array]) -> jax.Array:
+        def of_part(item: tuple[jax.Array | int, jax.Array]) -> jax.Array:
             part, queries = item
             own = self.first + part * size + jnp.arange(size)
             start = jnp.clip(own[-1] + 1 - span, 0, slots - span)
-            near = (
+            keys, values = (
                 jax.lax.dynamic_slice_in_dim(x, start, span, axis=2)
                 for x in (cache.keys, cache.values)
             )
@@ -203,18 +204,18 @@ class CachedRegions:
             oldest = own // self.window - self.window_blocks
             causal = (others >= 0) & (others <= own) & (others // self.window > oldest)
             regions = (
-                Region(cache.pivot_keys, cache.pivot_values, pivots // self.window <= oldest),
-                Region(*near, causal),
+                KeyRegion(cache.pivot_keys, cache.pivot_values, pivots // self.window <= oldest),
+                KeyRegion(keys, values, causal),
             )
-            return attend(
+            return attend_regions(
                 queries, regions, alpha, dtype, lambda weights, i: drop(weights, 2 * part + i)
             )
 
         if parts == 1:
             return of_part((0, queries))
         padded = jnp.pad(queries, ((0, 0), (0, 0), (0, parts * size - length), (0, 0)))
-        cut = padded.reshape(*padded.shape[:2], parts, size, -1)
-        y = jax.lax.map(of_part, (jnp.arange(parts), jnp.moveaxis(cut, 2, 0)))
+        in_parts = padded.reshape(*padded.shape[:2], parts, size, -1)
+        y = jax.lax.map(of_part, (jnp.arange(parts), jnp.moveaxis(in_parts, 2, 0)))
         return jnp.moveaxis(y, 0, 2).reshape(padded.shape)[:, :, :length]
 
 

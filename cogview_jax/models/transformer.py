@@ -17,14 +17,15 @@ import jax
 import jax.numpy as jnp
 
 from cogview_jax.models.activation_max import EXTREMES
-from cogview_jax.models.attention import KeyValues, causal_mask
+from cogview_jax.models.attention import AttentionPattern, KeyValues, causal_mask
 from cogview_jax.models.block import Block, make_norm
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.dropout import dropout
-from cogview_jax.models.kernels.cached_attention import Filled, has_cache_kernel
-from cogview_jax.models.kernels.fused_attention import has_kernel
-from cogview_jax.models.kernels.token_step import has_token_step, token_step
-from cogview_jax.models.linear import STREAMS, on_cpu, product, streams
+from cogview_jax.models.implementation import Implementation, choose
+from cogview_jax.models.kernels.cached_attention import CacheSpan
+from cogview_jax.models.kernels.fused_attention import Causal
+from cogview_jax.models.kernels.token_step import ROWS, token_step
+from cogview_jax.models.linear import TRANSPOSED, product, transpose_for_matvec
 from cogview_jax.models.pivots import draw_regions
 from cogview_jax.models.remat import kept
 from cogview_jax.models.sparse_attention import (
@@ -47,7 +48,8 @@ class Transformer(nn.Module):
 
     vocabulary: number of ids V. positions: how many positions were learned. policy: the types of
     the arithmetic; parameters are float32. ids: what the ids mean; only sparse attention has to
-    know, to tell text from image.
+    know, to tell text from image. implementation: which programs run; without one, those that are
+    fastest on jax's first device.
     """
 
     config: TransformerConfig
@@ -55,6 +57,19 @@ class Transformer(nn.Module):
     positions: int
     policy: Policy = FLOAT32
     ids: Vocabulary | None = None
+    implementation: Implementation | None = None
+
+    def __post_init__(self):
+        if self.implementation is None:
+            # A module refuses new values of its fields from the next line on.
+            object.__setattr__(self, "implementation", choose(self.config, self.policy))
+        super().__post_init__()
+
+    @property
+    def programs(self) -> Implementation:
+        """The field `implementation`, which is set from the start."""
+        assert self.implementation is not None
+        return self.implementation
 
     def setup(self):
         """Tables, the scanned stack, and the final norm."""
@@ -63,7 +78,8 @@ class Transformer(nn.Module):
 
         def table(name: str, rows: int, axis: str) -> jax.Array:
             init = nn.with_logical_partitioning(normal, (axis, "embed"))
-            return self.param(name, init, (rows, config.width), jnp.float32)
+            values: Any = self.param(name, init, (rows, config.width), jnp.float32)
+            return values
 
         self.word_table = table("word_embedding", self.vocabulary, "vocabulary")
         self.position_table = table("position_embedding", self.positions, "positions")
@@ -78,7 +94,7 @@ class Transformer(nn.Module):
             length=config.layers,
             unroll=config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, self.policy)
+        )(config, self.policy, self.programs.platform)
         self.final_norm = make_norm(config, self.policy)
 
     def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
@@ -100,56 +116,63 @@ class Transformer(nn.Module):
         return constrain(x, "batch", "sequence", "width")
 
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, seen: jax.Array | ThreeRegions | None = None
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        pattern: jax.Array | ThreeRegions | None = None,
     ) -> jax.Array:
         """Hidden states after the final norm, [B, T, D]; dropout where a "dropout" key is given.
 
-        tokens and positions are int32 [B, T]. seen: what each query sees. Of dense attention a
-        mask, bool, broadcast to [B, N, T, T]; without one, itself and what stands before. Of sparse
-        attention the regions for every layer; without any, always the same (`draw_regions`).
         Padding on the right needs no mask: causality hides it.
+
+        Args:
+            tokens: int32 [B, T].
+            positions: int32 [B, T].
+            pattern: which keys each query sees. For dense attention a mask, bool, broadcast to
+                [B, N, T, T]; for sparse attention the regions of every layer. Without one, see
+                `default_pattern`.
         """
-        if seen is None:
-            seen = self.what_is_seen(tokens)
-        x, _ = self.blocks(self.embed(tokens, positions), seen)
+        chosen = self.default_pattern(tokens) if pattern is None else pattern
+        x, _ = self.blocks(self.embed(tokens, positions), chosen)
         return self.final_norm(x)
 
-    def what_is_seen(self, tokens: jax.Array) -> jax.Array | ThreeRegions | None:
-        """What each query of int32 [B, T] sees where nobody says more; None: left to a kernel."""
+    def default_pattern(self, tokens: jax.Array) -> jax.Array | ThreeRegions | Causal:
+        """Which keys each query of int32 [B, T] sees unless the caller says.
+
+        In dense attention these are its own and those before it, in sparse attention always the
+        same regions (`draw_regions`). The fused kernel is asked for unless attention drops weights
+        or its scores are recorded.
+        """
         if self.config.sparse:
             return draw_regions(self.config, self.ids, tokens)
-        return None if self._fuses() else causal_mask(tokens.shape[1])
-
-    def _fuses(self) -> bool:
-        """Whether causal attention runs as a fused kernel, which shows nobody its scores."""
         dropping = self.config.drop_rates[1] > 0 and self.has_rng("dropout")
-        return (
-            has_kernel(self.policy.compute, self.config.head_width)
-            and self.policy.reductions == jnp.float32
-            and not dropping
-            and not self.is_mutable_collection(EXTREMES)
-        )
+        recording = self.is_mutable_collection(EXTREMES)
+        if self.programs.attention == "cudnn" and not dropping and not recording:
+            return Causal(self.programs.interpret)
+        return causal_mask(tokens.shape[1])
 
     def logits(self, hidden: jax.Array, first: int = 0, last: int | None = None) -> jax.Array:
         """Scores of the ids [first, last), or all: [..., D] -> float32 [..., last - first]."""
         table = self.word_table[first:last].astype(self.policy.compute)
-        return product(hidden, table.T, jnp.float32)
+        return product(hidden, table.T, jnp.float32, self.programs.platform)
 
-    def normalise(self, x: jax.Array, counted: jax.Array | None = None) -> jax.Array:
-        """The final norm alone: [B, T, D] -> [B, T, D]; counted: see `LayerNorm`."""
-        return self.final_norm(x, counted)
+    def normalise(self, x: jax.Array, valid_mask: jax.Array | None = None) -> jax.Array:
+        """The final norm alone: [B, T, D] -> [B, T, D]; valid_mask: see `LayerNorm`."""
+        return self.final_norm(x, valid_mask)
 
 
 class ScannedBlock(nn.Module):
-    """A block in the form `nn.scan` asks for: (carry, what is seen) -> (carry, nothing)."""
+    """A block in the form `nn.scan` asks for: (carry, pattern) -> (carry, nothing)."""
 
     config: TransformerConfig
     policy: Policy
+    platform: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, seen: Any) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, pattern: AttentionPattern) -> tuple[jax.Array, None]:
         """x [B, T, D] through the layer."""
-        return Block(self.config, self.policy, name="block")(x, seen)[0], None
+        block = Block(self.config, self.policy, self.platform, name="block")
+        return block(x, pattern)[0], None
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,28 +186,30 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     return {**params, "blocks": blocks}
 
 
-def for_decoding(params: Any) -> Any:
+def prepare_decode_params(params: Any) -> Any:
     """Parameters from `unstack_layers`, or some of them, in the form that decodes fastest.
 
-    On a single CPU device kernels become `linear.streams`; elsewhere nothing changes.
+    Where they lie on a single CPU device, kernels become `linear.transpose_for_matvec`; elsewhere
+    nothing changes. NumPy arrays go to jax's first device.
     """
     leaf = jax.tree.leaves(params)[0]
-    split = isinstance(leaf, jax.Array) and len(leaf.devices()) > 1
-    return params if split or not on_cpu() else _streamed(params)
+    devices = leaf.devices() if isinstance(leaf, jax.Array) else jax.devices()[:1]
+    alone = len(devices) == 1 and all(device.platform == "cpu" for device in devices)
+    return _transposed(params) if alone else params
 
 
-def _streamed(params: Any) -> Any:
+def _transposed(params: Any) -> Any:
     if isinstance(params, tuple):
-        return tuple(_streamed(value) for value in params)
+        return tuple(_transposed(value) for value in params)
     if not isinstance(params, Mapping):
         return params
-    kernels = {STREAMS: streams(params["kernel"])} if "kernel" in params else {}
-    rest = {name: _streamed(value) for name, value in params.items() if name != "kernel"}
+    kernels = {TRANSPOSED: transpose_for_matvec(params["kernel"])} if "kernel" in params else {}
+    rest = {name: _transposed(value) for name, value in params.items() if name != "kernel"}
     return kernels | rest
 
 
 def layered(arrays: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
-    """`for_decoding(unstack_layers(params))` of arrays that come one at a time.
+    """`prepare_decode_params(unstack_layers(params))` of arrays that come one at a time.
 
     Only one of them is there in both forms, provided that nobody else holds them.
 
@@ -197,7 +222,9 @@ def layered(arrays: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
         tree = array
         for key in reversed(keys):
             tree = {key: tree}
-        params = _merged(params, for_decoding(unstack_layers(tree) if "blocks" in tree else tree))
+        params = _merged(
+            params, prepare_decode_params(unstack_layers(tree) if "blocks" in tree else tree)
+        )
         del array, tree
         trim_heap()
     return params
@@ -215,9 +242,9 @@ def stacked(params: Mapping[str, Any]) -> dict[str, Any]:
     def with_kernels(tree: Any) -> Any:
         if not isinstance(tree, Mapping):
             return tree
-        if STREAMS in tree:
+        if TRANSPOSED in tree:
             # A kernel has the axes of its bias behind the first.
-            kernel = tree[STREAMS][0].T.reshape(-1, *tree["bias"].shape)
+            kernel = tree[TRANSPOSED][0].T.reshape(-1, *tree["bias"].shape)
             return {"kernel": kernel, "bias": tree["bias"]}
         return {name: with_kernels(value) for name, value in tree.items()}
 
@@ -241,7 +268,7 @@ def whole_forward(
     params: Mapping[str, Any],
     tokens: jax.Array,
     positions: jax.Array,
-    counted: jax.Array | None = None,
+    valid_mask: jax.Array | None = None,
 ) -> jax.Array:
     """What `model` computes of whole sequences, from parameters of `layered`: [B, T, D].
 
@@ -253,15 +280,14 @@ def whole_forward(
         params: from `unstack_layers` or `layered`.
         tokens: int32 [B, T].
         positions: int32 [B, T].
-        counted: bool [B, T], see `LayerNorm`; all True where no sequence is to have a say in what
-            becomes of another.
+        valid_mask: bool [B, T], see `LayerNorm`; all True where no sequence may change another.
     """
     outside = without_blocks(params)
-    x, seen = _embedded(outside, tokens, positions, model=model)
+    x, pattern = _embedded(outside, tokens, positions, model=model)
     for i, layer in enumerate(params["blocks"]):
-        own = jax.tree.map(lambda leaf, i=i: leaf[i], seen) if model.config.sparse else seen
-        x = _through_block(layer, x, own, counted, model=model)
-    return _normalised(outside, x, counted, model=model)
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], pattern) if model.config.sparse else pattern
+        x = _through_block(layer, x, own, valid_mask, model=model)
+    return _normalised(outside, x, valid_mask, model=model)
 
 
 def without_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,16 +298,16 @@ def without_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
 @functools.partial(jax.jit, static_argnames="model")
 def _embedded(params: Any, tokens: jax.Array, positions: jax.Array, *, model: Transformer) -> tuple:
     variables = {"params": params}
-    seen = model.apply(variables, tokens, method=model.what_is_seen)
-    return model.apply(variables, tokens, positions, method=model.embed), seen
+    pattern = model.apply(variables, tokens, method=model.default_pattern)
+    return model.apply(variables, tokens, positions, method=model.embed), pattern
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _through_block(
-    params: Any, x: jax.Array, seen: Any, counted: jax.Array | None, *, model: Transformer
+    params: Any, x: jax.Array, pattern: Any, valid_mask: jax.Array | None, *, model: Transformer
 ) -> jax.Array:
-    block = Block(model.config, model.policy)
-    return block.apply({"params": params}, x, seen, None, 0, counted)[0]
+    block = Block(model.config, model.policy, model.programs.platform)
+    return block.apply({"params": params}, x, pattern, None, 0, valid_mask)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "first", "last"))
@@ -294,14 +320,16 @@ def logits_of(
     last: int | None = None,
 ) -> jax.Array:
     """`Transformer.logits` of hidden states [..., D], from what `without_blocks` gives."""
-    return model.apply({"params": params}, hidden, first, last, method=model.logits)
+    logits: Any = model.apply({"params": params}, hidden, first, last, method=model.logits)
+    return logits
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _normalised(
-    params: Any, x: jax.Array, counted: jax.Array | None, *, model: Transformer
+    params: Any, x: jax.Array, valid_mask: jax.Array | None, *, model: Transformer
 ) -> jax.Array:
-    return model.apply({"params": params}, x, counted, method=model.normalise)
+    normal: Any = model.apply({"params": params}, x, valid_mask, method=model.normalise)
+    return normal
 
 
 def empty_cache(
@@ -331,7 +359,7 @@ def cached_forward(
     params: Mapping[str, Any],
     tokens: jax.Array,
     positions: jax.Array,
-    valid: jax.Array,
+    cache_mask: jax.Array,
     cache: Sequence[KeyValues | PivotCache],
     index: jax.Array | int,
 ) -> tuple[jax.Array, Cache]:
@@ -342,9 +370,9 @@ def cached_forward(
         params: from `unstack_layers`.
         tokens: int32 [B, T].
         positions: int32 [B, T].
-        valid: bool [B, S], which slots of the cache hold tokens a query may see, those of `tokens`
-            included; causality is added here. With sparse attention, and where T is 1, all from
-            each row's first on.
+        cache_mask: bool [B, S], which slots of the cache hold tokens that a query may see, those of
+            `tokens` included; causality is added here. With sparse attention, and where T is 1,
+            it is True from each row's first token on.
         cache: of S slots, one entry a layer (`empty_cache`).
         index: how many slots were written before.
 
@@ -352,39 +380,44 @@ def cached_forward(
         Hidden states [B, T, D], and the cache with the tokens.
     """
     length = cache[0].keys.shape[2]
-    config, policy = model.config, model.policy
-    single = tokens.shape[1] == 1 and policy.reductions == jnp.float32
+    config, programs = model.config, model.programs
+    decoding = programs.decoding if tokens.shape[1] == 1 else "layers"
+    pattern: AttentionPattern
     if config.sparse:
-        starts = jnp.argmax(valid, axis=1)
-        seen = CachedRegions(index, starts, config.window, config.window_blocks)
-    elif single and has_cache_kernel(policy.compute, config.head_width):
-        seen = Filled(jnp.argmax(valid, axis=1), index)
+        starts = jnp.argmax(cache_mask, axis=1)
+        pattern = CachedRegions(index, starts, config.window, config.window_blocks)
+    elif decoding != "layers":
+        pattern = CacheSpan(jnp.argmax(cache_mask, axis=1), index, programs.interpret)
     else:
         slots, queries = jnp.arange(length), index + jnp.arange(tokens.shape[1])
-        seen = (slots[None, :] <= queries[:, None]) & valid[:, None, None, :]
-    x = model.apply({"params": params}, tokens, positions, method=model.embed)
+        pattern = (slots[None, :] <= queries[:, None]) & cache_mask[:, None, None, :]
+    x: Any = model.apply({"params": params}, tokens, positions, method=model.embed)
     # What a sequence of the batch becomes depends on itself alone, padding apart.
-    counted = jax.lax.dynamic_slice_in_dim(valid, index, tokens.shape[1], axis=1)
-    if isinstance(seen, Filled) and has_token_step(config, policy, len(x)):
-        x, written = token_step(config, policy, params["blocks"], x, seen, cache)
+    valid_mask = jax.lax.dynamic_slice_in_dim(cache_mask, index, tokens.shape[1], axis=1)
+    blocks = params["blocks"]
+    written: Cache
+    if isinstance(pattern, CacheSpan) and decoding == "token_step" and len(x) <= ROWS:
+        dense = [KeyValues(layer.keys, layer.values) for layer in cache]
+        x, written = token_step(config, model.policy, blocks, x, pattern, dense)
     else:
-        x, written = _through_blocks(model, params["blocks"], x, seen, cache, index, counted)
-    return model.apply({"params": params}, x, counted, method=model.normalise), written
+        x, written = _through_blocks(model, blocks, x, pattern, cache, index, valid_mask)
+    hidden: Any = model.apply({"params": params}, x, valid_mask, method=model.normalise)
+    return hidden, written
 
 
 def _through_blocks(
     model: Transformer,
     blocks: Sequence[Mapping[str, Any]],
     x: jax.Array,
-    seen: Any,
+    pattern: AttentionPattern,
     cache: Sequence[KeyValues | PivotCache],
     index: jax.Array | int,
-    counted: jax.Array,
+    valid_mask: jax.Array,
 ) -> tuple[jax.Array, Cache]:
     """x [B, T, D] through all blocks, one after the other; see `cached_forward` and `Block`."""
-    block = Block(model.config, model.policy)
-    written = []
-    for layer, layer_cache in zip(blocks, cache, strict=True):
-        x, layer_cache = block.apply({"params": layer}, x, seen, layer_cache, index, counted)
-        written.append(layer_cache)
+    block = Block(model.config, model.policy, model.programs.platform)
+    written: list[Any] = []
+    for layer, before in zip(blocks, cache, strict=True):
+        x, after = block.apply({"params": layer}, x, pattern, before, index, valid_mask)
+        written.append(after)
     return x, tuple(written)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
+from cogview_jax.models.implementation import choose
 from cogview_jax.models.transformer import (
     layered,
     logits_of,
@@ -63,7 +64,14 @@ class Parts:
             # The only form of the weights that is kept.
             self.transformer = replace(transformer, params=layers)
             layout = make_layout(transformer.layout, transformer.vocabulary)
-            self.engine = Engine(transformer.model.clone(policy=policy), layers, layout)
+            implementation = choose(
+                transformer.config,
+                policy,
+                transformer.implementation,
+                devices=len(_devices(layers["word_embedding"])),
+            )
+            model = transformer.model.clone(policy=policy, implementation=implementation)
+            self.engine = Engine(model, layers, layout)
 
     @property
     def names(self) -> set[str]:

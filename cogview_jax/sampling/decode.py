@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogview_jax.models.linear import cut, on_cpu, side_by_side, streamed_product
+from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_slots
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
@@ -140,7 +140,7 @@ def stages(model: Transformer, prompt: int, count: int) -> list[int]:
     """
     ends = [prompt + count]
     while (
-        on_cpu()
+        model.programs.platform == "cpu"
         and not model.config.sparse
         and (half := ends[0] // 2) >= max(SMALLEST, prompt + FEWEST)
     ):
@@ -185,7 +185,8 @@ def decode(
     single = rows == 1
     # Once for all tokens. Of the head only the part that is asked for is read.
     table = params["word_embedding"][first:last].astype(model.policy.compute)
-    params, head = side_by_side(params, rows), cut(table, rows)
+    parts = matvec_parts(rows, model.programs.platform)
+    params, head = split_for_cores(params, parts), jnp.array_split(table, parts)
 
     def carried(cache: Cache) -> Cache:
         # Of a single row without the axis of rows: XLA drops it for the products that read the
@@ -205,7 +206,7 @@ def decode(
             whole(now.cache),
             now.slot,
         )
-        logits = streamed_product(hidden[:, -1], head, jnp.float32)
+        logits = matvec_product(hidden[:, -1], head, jnp.float32)
         keys = jax.vmap(jax.random.fold_in, (0, None))(now.keys, now.drawn)
         if guide:
             conditional, bare = jnp.split(logits, 2)
@@ -250,7 +251,7 @@ def in_parts(
     """Continues each prompt by `count` tokens with ids in [first, last), as they are drawn.
 
     Args:
-        params: from `unstack_layers`; `for_decoding` makes them fast.
+        params: from `unstack_layers`; `prepare_decode_params` makes them fast.
         tokens: int32 [B, P], prompts that end together (`tokenizers.layout.left_padded`).
         valid: bool [B, P], False on the padding, which has no position and is never seen.
         keys: one typed key a row; the draw of token i uses the key folded with i. A row's

@@ -8,10 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from cogview_jax.data.sources.source import Source
-from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.kernels.fused_attention import has_kernel
 from cogview_jax.runtime.hardware import machine
-from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import log
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TransformerExperiment
 from cogview_jax.tokenizers.layout import make_layout
@@ -72,16 +69,20 @@ def _sizes(experiment: Experiment) -> tuple[str, str]:
     images = " and ".join(f"{region.grid} x {region.grid}" for region in layout.images)
     sequence = f"{layout.task} sequences of {layout.length:,} tokens"
     texts = f"up to {experiment.layout.text_length:,} of text, {images} codes"
-    attention = _attention(experiment.model, experiment)
+    attention = _attention(experiment)
     return f"{sequence} ({texts}), {experiment.vocabulary.size:,} ids", f", attention {attention}"
 
 
-def _attention(model: TransformerConfig, experiment: TransformerExperiment) -> str:
+def _attention(experiment: TransformerExperiment) -> str:
+    """The kind of attention, and which programs compute it and decode."""
+    model, programs = experiment.model, experiment.programs()
+    attention = programs.attention
+    if attention == "cudnn" and model.drop_rates[1]:
+        attention = "xla, which drops weights"
+    kind = f"dense ({attention})"
     if model.sparse:
-        return f"sparse (window {model.window} x {model.window_blocks}, {model.pivots} pivots)"
-    types = policy(experiment.precision)
-    kernel = has_kernel(types.compute, model.head_width) and types.reductions == jax.numpy.float32
-    return "dense (fused kernel)" if kernel and not model.drop_rates[1] else "dense"
+        kind = f"sparse (window {model.window} x {model.window_blocks}, {model.pivots} pivots)"
+    return f"{kind}, decoding {programs.decoding}"
 
 
 def report_machine_changes(workdir: Path, before: dict[str, Any]) -> None:

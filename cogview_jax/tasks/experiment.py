@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
+
 from cogview_jax.data.sources.source import SourceConfig
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.implementation import Implementation, ImplementationConfig, choose
 from cogview_jax.runtime.config import build, require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
@@ -206,6 +209,7 @@ class TransformerExperiment:
             "normal", as all others do, or "codec", the image tokenizer's own vectors.
         mesh: how devices are divided.
         precision: types of the arithmetic: float32, bfloat16, float16 or float16_pure.
+        implementation: which programs compute attention and decode.
         loss_scale: used only with float16 policies.
         profile: which steps are profiled.
         seed: of all random numbers of the run, 0 to 2^32 - 1.
@@ -225,10 +229,20 @@ class TransformerExperiment:
     code_embeddings: Literal["normal", "codec"] = "normal"
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
+    implementation: ImplementationConfig = ImplementationConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     profile: ProfileConfig = ProfileConfig()
     seed: int = 0
     init_from: str = ""
+
+    def programs(self) -> Implementation:
+        """The programs that run the transformer on all devices of this run.
+
+        Raises:
+            InputError: the devices cannot run those that `implementation` asks for.
+        """
+        types, devices = policy(self.precision), jax.device_count()
+        return choose(self.model, types, self.implementation, devices=devices)
 
     @property
     def picture_grids(self) -> list[int]:

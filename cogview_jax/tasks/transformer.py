@@ -16,7 +16,6 @@ from cogview_jax.data.token_store import TokenStore
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.interop.official.compact_binary import CompactBinary
 from cogview_jax.models.code_embeddings import code_embeddings
-from cogview_jax.models.kernels.fused_attention import has_kernel
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.config import build
@@ -60,12 +59,13 @@ class TransformerTask:
             self.layout.positions,
             policy(experiment.precision),
             experiment.vocabulary,
+            experiment.programs(),
         )
         self.objective: Objective[Example] = SequenceObjective(
             self.model, self.layout, experiment.text_weight
         )
-        rate, dtype = experiment.model.drop_rates[1], self.model.policy.compute
-        if rate and not experiment.model.sparse and has_kernel(dtype, experiment.model.head_width):
+        rate = experiment.model.drop_rates[1]
+        if rate and self.model.programs.attention == "cudnn":
             log(
                 f"attention_dropout {rate} keeps attention from being a fused kernel; 0 makes a"
                 " step of the 4B model twice as fast on an H200"
@@ -231,6 +231,7 @@ class TransformerTask:
             experiment.layout,
             self.objective.bundle_values(state.values).params,
             experiment.drop_captions,
+            experiment.implementation,
         )
 
     def _compact_binary(self) -> CompactBinary:

@@ -10,6 +10,7 @@ Legend: b batch, h w rows and columns, c channels, K codebook size, D code width
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -156,7 +157,7 @@ def conv_parameters(module: nn.Module, channels_in: int) -> tuple[jax.Array, jax
     """The kernel [taps, taps, c_in, features] and bias [features] of a convolution module."""
     # The three channels of a picture are never split: no mesh divides them.
     names = ("channels_in", "pixel" if module.features == 3 else "channels_out")
-    kernel = module.param(
+    kernel: Any = module.param(
         "kernel",
         nn.with_logical_partitioning(
             nn.initializers.variance_scaling(1.0, "fan_in", "uniform"), ("tap", "tap", *names)
@@ -164,7 +165,7 @@ def conv_parameters(module: nn.Module, channels_in: int) -> tuple[jax.Array, jax
         (module.taps, module.taps, channels_in, module.features),
         jnp.float32,
     )
-    bias = module.param(
+    bias: Any = module.param(
         "bias",
         nn.with_logical_partitioning(nn.initializers.zeros, names[1:]),
         (module.features,),
@@ -259,11 +260,11 @@ def encode_images(codec: Codec, params: dict, codebook: Codebook, images: jax.Ar
     """
     with jax.default_matmul_precision("highest"):
         pixels = normalise(codec.config, images)
-        vectors = codec.apply({"params": params}, pixels, method=codec.encode)
+        vectors: Any = codec.apply({"params": params}, pixels, method=codec.encode)
     return nearest(codebook.codes, vectors)
 
 
 def decode_codes(codec: Codec, params: dict, codebook: Codebook, codes: jax.Array) -> jax.Array:
     """Codes int32 [b, rows, columns] -> uint8 images [b, h, w, 3]."""
-    pixels = codec.apply({"params": params}, codebook.codes[codes], method=codec.decode)
+    pixels: Any = codec.apply({"params": params}, codebook.codes[codes], method=codec.decode)
     return jnp.round(denormalise(codec.config, pixels)).astype(jnp.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer, for_decoding, unstack_layers
+from cogview_jax.models.transformer import Transformer, prepare_decode_params, unstack_layers
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import generate
 from cogview_jax.sampling.filters import row_settings
@@ -239,7 +239,7 @@ def test_samples_are_those_of_the_cached_decoder(trained, monkeypatch, top_k, te
     prompts = [TOKENS[i, : FIRST[i]] for i in range(3)]
     tokens, valid = left_padded(prompts, max(map(len, prompts)))
     theirs = generate(
-        for_decoding(unstack_layers(stage_2_params(params))),
+        prepare_decode_params(unstack_layers(stage_2_params(params))),
         tokens,
         valid,
         keys,

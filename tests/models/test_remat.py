@@ -8,6 +8,7 @@ import pytest
 
 import tiny
 from cogview_jax.models.config import REMAT
+from cogview_jax.models.implementation import Implementation
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 
@@ -99,12 +100,12 @@ def test_an_unknown_policy_is_refused():
 )
 def test_the_fused_kernel_runs_again_only_where_nothing_is_kept(remat, runs, monkeypatch, params):
     """Its forward pass, of each layer; traced only, so that no GPU is needed."""
-    monkeypatch.setattr("cogview_jax.models.transformer.has_kernel", lambda dtype, width: True)
     monkeypatch.setattr(
         "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000
     )
     config = dataclasses.replace(tiny.TRANSFORMER, remat=remat)
-    objective = tiny.transformer_objective(config, policy("bfloat16"))
+    kernel = Implementation("cudnn", "layers", "gpu")
+    objective = tiny.transformer_objective(config, policy("bfloat16"), kernel)
     batch, rows, key = tiny.sequences(0, ROWS), np.arange(ROWS), jax.random.key(1)
     loss = jax.grad(lambda params: objective.sums(params, (), batch, rows, key).loss)
     text = str(jax.make_jaxpr(loss)(params))

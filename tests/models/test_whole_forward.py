@@ -10,9 +10,9 @@ import reference
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import (
     Transformer,
-    for_decoding,
     layered,
     logits_of,
+    prepare_decode_params,
     stacked,
     stacked_arrays,
     unstack_layers,
@@ -63,7 +63,7 @@ def test_it_is_what_the_scanned_stack_computes(model, params):
 
 def test_arrays_one_by_one_take_the_form_of_all_at_once_and_back(params):
     layers = layered(reversed(list(stacked_arrays(params))))
-    expected = for_decoding(unstack_layers(params))
+    expected = prepare_decode_params(unstack_layers(params))
     assert jax.tree.structure(layers) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, layers, expected)
     for form in (layers, unstack_layers(params)):

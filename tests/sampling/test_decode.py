@@ -10,7 +10,7 @@ import pytest
 
 import reference
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer, for_decoding, unstack_layers
+from cogview_jax.models.transformer import Transformer, prepare_decode_params, unstack_layers
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling import decode as decoding
@@ -40,7 +40,7 @@ def drawn(params, rows=(0, 1, 2), *, seed=0, count=COUNT, sampling=SAMPLING, lon
     tokens, valid = left_padded([np.array(PROMPTS[i]) for i in rows], longest)
     keys = sample_keys(seed, [NAMES[i] for i in rows], [INDICES[i] for i in rows])
     result = generate(
-        for_decoding(unstack_layers(params)),
+        prepare_decode_params(unstack_layers(params)),
         tokens,
         valid,
         keys,
@@ -118,7 +118,7 @@ def test_large_seeds_are_told_apart_or_refused():
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_the_compiled_loop_copies_no_cache(params, rows):
     """What a token costs is reading the cache, not moving it."""
-    layers = for_decoding(unstack_layers(params))
+    layers = prepare_decode_params(unstack_layers(params))
     tokens, valid = left_padded([np.array(PROMPTS[0])] * rows, 4)
     keys = sample_keys(0, ["a"] * rows, range(rows))
     ids = {"model": MODEL, "first": FIRST}
@@ -162,7 +162,7 @@ def test_tokens_do_not_depend_on_the_cache_s_sizes(params, monkeypatch, rows):
         "last": LAST,
         "settings": row_settings([SAMPLING] * len(names)),
     }
-    layers = for_decoding(unstack_layers(params))
+    layers = prepare_decode_params(unstack_layers(params))
     one = np.asarray(generate(layers, tokens, valid, **call))
     monkeypatch.setattr(decoding, "SMALLEST", 4)
     monkeypatch.setattr(decoding, "FEWEST", 1)
@@ -178,7 +178,7 @@ def test_tokens_do_not_depend_on_the_cache_s_sizes(params, monkeypatch, rows):
 def test_tokens_do_not_depend_on_how_many_a_call_draws(params, together):
     tokens, valid = left_padded([np.array(prompt) for prompt in PROMPTS], 9)
     ids = {"model": MODEL, "first": FIRST}
-    layers, keys = for_decoding(unstack_layers(params)), sample_keys(0, NAMES, INDICES)
+    layers, keys = prepare_decode_params(unstack_layers(params)), sample_keys(0, NAMES, INDICES)
     sequences, parts = prefill(layers, tokens, valid, keys, count=COUNT, **ids), []
     for count in (5, 1, 6):
         settings = row_settings([SAMPLING] * 3)

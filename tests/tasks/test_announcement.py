@@ -56,7 +56,7 @@ def test_a_codec():
 
 @pytest.mark.parametrize(
     ("model", "attention"),
-    [({}, "dense"), ({"attention": "sparse"}, "sparse (window 128 x 6, 768 pivots)")],
+    [({}, "dense (xla)"), ({"attention": "sparse"}, "sparse (window 128 x 6, 768 pivots)")],
 )
 def test_a_transformer(model, attention):
     config = dataclasses.asdict(tiny.TRANSFORMER) | model
@@ -77,7 +77,7 @@ def test_a_transformer(model, attention):
         "model: transformer, text_to_image sequences of 13 tokens (up to 5 of text, 2 x 2 codes),"
         " 128 ids; "
     )
-    assert told[2].endswith(f"; precision bfloat16, attention {attention}")
+    assert told[2].endswith(f"; precision bfloat16, attention {attention}, decoding layers")
     assert told[3] == "steps: 30 of 900 done; 1,024 rows a step in 4 parts"
 
 

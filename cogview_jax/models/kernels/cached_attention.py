@@ -7,46 +7,44 @@ Legend: B batch, N heads, S slots of the cache, H head width.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.typing import DTypeLike
-
-from cogview_jax.models.kernels.fused_attention import has_kernel
 
 #: Slots that are read at a time, and threads (in warps) that do it.
 BLOCK, WARPS = 256, 8
 
 
-class Filled(NamedTuple):
-    """What a new token sees of its row's cache: the slots starts..index.
+@flax.struct.dataclass
+class CacheSpan:
+    """The attention pattern of one new token a row: it sees the slots starts..index of its cache.
 
-    starts: int32 [B]. index: int32, the slot of the token itself.
+    It asks for the kernel. starts: int32 [B]. index: int32, the slot of the token itself.
+    interpret: the kernel runs without a GPU, slowly.
     """
 
     starts: jax.Array
     index: jax.Array | int
+    interpret: bool = flax.struct.field(pytree_node=False, default=False)
 
 
-def has_cache_kernel(dtype: DTypeLike, head_width: int) -> bool:
-    """Whether programs made now can use the kernel: on one GPU, for 16-bit numbers."""
-    power_of_two = head_width & (head_width - 1) == 0
-    alone = jax.sharding.get_abstract_mesh().size <= 1  # 0 without a mesh
-    return power_of_two and head_width >= 16 and alone and has_kernel(dtype, head_width)
+def runs_cached_attention(head_width: int) -> bool:
+    """Whether a single device that runs the fused kernel can run this one, for 16-bit numbers."""
+    return head_width & (head_width - 1) == 0 and head_width >= 16
 
 
 def cached_attention(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, seen: Filled, interpret: bool = False
+    queries: jax.Array, keys: jax.Array, values: jax.Array, span: CacheSpan
 ) -> jax.Array:
     """softmax(Q K^T / sqrt H) V over the filled slots.
 
-    queries: [B, N, 1, H]. keys, values: [B, N, S, H]. interpret: runs it without a GPU, slowly.
-    Returns [B, 1, N, H].
+    queries: [B, N, 1, H]. keys, values: [B, N, S, H]. Returns [B, 1, N, H].
     """
     batch, heads, slots, width = keys.shape
-    stops = jnp.full(batch, seen.index + 1, jnp.int32)
+    stops = jnp.full(batch, span.index + 1, jnp.int32)
 
     def row(*block: int | None) -> pl.BlockSpec:
         return pl.BlockSpec((None, *block), lambda b, n: (b, n, *(0,) * (len(block) - 1)))
@@ -58,9 +56,9 @@ def cached_attention(
         in_specs=[number, number, row(None, width), cached, cached],
         out_specs=row(None, width),
         out_shape=jax.ShapeDtypeStruct((batch, heads, width), queries.dtype),
-        interpret=interpret,
+        interpret=span.interpret,
         **compiler(WARPS),
-    )(seen.starts.astype(jnp.int32), stops, queries[:, :, 0], keys, values)[:, None]
+    )(span.starts.astype(jnp.int32), stops, queries[:, :, 0], keys, values)[:, None]
 
 
 def compiler(warps: int, stages: int | None = None) -> dict[str, Any]:
@@ -79,11 +77,11 @@ def _kernel(
 ) -> None:  # fmt: skip
     """One head of one row."""
     query = query_ref[...].astype(jnp.float32) * scale
-    total, _, shares = attend(query, keys_ref, values_ref, start_ref[...], stop_ref[...])
+    total, _, shares = online_softmax(query, keys_ref, values_ref, start_ref[...], stop_ref[...])
     out_ref[...] = (total / shares).astype(out_ref.dtype)
 
 
-def attend(
+def online_softmax(
     query: jax.Array, keys_ref: Any, values_ref: Any, start: jax.Array, stop: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Inside a kernel, of one head: a block of slots after the other, under a running maximum.

@@ -8,36 +8,49 @@ Legend: B batch, T positions, N heads, H head width.
 """
 
 import re
+from typing import Literal
 
+import flax
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
-#: What `jax.nn.dot_product_attention` calls the kernel.
-KERNEL = "cudnn"
 #: The oldest devices that have it (Ampere), and the widest head it takes on all of them.
 CAPABILITY, WIDEST = 8.0, 128
 
 
-def has_kernel(dtype: DTypeLike, head_width: int) -> bool:
-    """Whether the device that programs are now made for has the kernel, for numbers of `dtype`."""
-    if jax.default_backend() != "gpu" or jnp.dtype(dtype).itemsize != 2:
+@flax.struct.dataclass
+class Causal:
+    """The attention pattern of whole sequences in which a query sees itself and what precedes it.
+
+    It asks for the fused kernel. interpret: the same function in XLA's operations, on any device.
+    """
+
+    interpret: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+def runs_fused_attention(device: jax.Device, dtype: DTypeLike, head_width: int) -> bool:
+    """Whether `device` can run the kernel on numbers of `dtype`."""
+    if device.platform != "gpu" or jnp.dtype(dtype).itemsize != 2:
         return False
     # NVIDIA's are "9.0" and the like, AMD's "gfx942".
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    capability = str(getattr(device, "compute_capability", ""))
     recent = re.fullmatch(r"\d+\.\d+", capability) and float(capability) >= CAPABILITY
     return bool(recent) and head_width % 8 == 0 and head_width <= WIDEST
 
 
-def fused_attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-    """softmax(Q K^T / sqrt H) V, over each query and what stands before it, where `has_kernel`.
+def fused_attention(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, pattern: Causal
+) -> jax.Array:
+    """softmax(Q K^T / sqrt H) V, over each query and what stands before it.
 
     [B, N, T, H] three times -> [B, T, N, H].
     """
+    kernel: Literal["xla", "cudnn"] = "xla" if pattern.interpret else "cudnn"
     length = queries.shape[2]
     # The kernel's backward pass takes even lengths. What is added at the end nobody sees.
     odd = ((0, 0), (0, length % 2), (0, 0), (0, 0))
-    rows = (jnp.pad(rearrange(x, "b n t h -> b t n h"), odd) for x in (queries, keys, values))
-    y = jax.nn.dot_product_attention(*rows, is_causal=True, implementation=KERNEL)
+    q, k, v = (jnp.pad(rearrange(x, "b n t h -> b t n h"), odd) for x in (queries, keys, values))
+    y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kernel)
     return y[:, :length]

@@ -21,10 +21,10 @@ from jax.experimental import pallas as pl
 from cogview_jax.models.attention import KeyValues
 from cogview_jax.models.block import make_norm
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.kernels.cached_attention import Filled, attend, compiler, has_cache_kernel
+from cogview_jax.models.kernels.cached_attention import CacheSpan, compiler, online_softmax
 from cogview_jax.runtime.precision import Policy
 
-#: The fewest rows that tensor cores multiply.
+#: The fewest rows that tensor cores multiply, and the most that `token_step` takes.
 ROWS = 16
 #: Slots of the cache for each program of attention.
 SHARE = 256
@@ -64,15 +64,9 @@ class Form(NamedTuple):
     dtype: Any
 
 
-def has_token_step(config: TransformerConfig, policy: Policy, rows: int) -> bool:
-    """Whether programs made now can use the kernels, for so many rows."""
-    return (
-        rows <= ROWS
-        and not config.sparse
-        and config.width % MULTIPLE == 0
-        and policy.reductions == jnp.float32
-        and has_cache_kernel(policy.compute, config.head_width)
-    )
+def runs_token_step(width: int) -> bool:
+    """Whether a device that runs the cache's kernel can run these, for a model of that width."""
+    return width % MULTIPLE == 0
 
 
 def token_step(
@@ -80,10 +74,9 @@ def token_step(
     policy: Policy,
     blocks: Sequence[Mapping[str, Any]],
     x: jax.Array,
-    seen: Filled,
+    span: CacheSpan,
     cache: Sequence[KeyValues],
     tiles: Mapping[str, Tiles] = TILES,
-    interpret: bool = False,
 ) -> tuple[jax.Array, tuple[KeyValues, ...]]:
     """x [B, 1, D] through all blocks: what `Block` computes one after the other, up to rounding.
 
@@ -91,19 +84,20 @@ def token_step(
         config, policy: of a model with dense attention.
         blocks: the parameters of `Block`, one tree a layer.
         x: the embedded tokens, one a row.
-        seen: which slots the tokens see; they are written at `seen.index`.
+        span: which slots the tokens see; they are written at `span.index`.
         cache: one entry a layer.
         tiles: of the four products.
-        interpret: runs it without a GPU, slowly.
 
     Returns:
         The main branch [B, 1, D] before the final norm, and the cache with the tokens.
     """
     norm, batch = make_norm(config, policy), len(x)
     form = Form(norm.relax, norm.epsilon, jnp.dtype(policy.compute))
-    run = {"form": form, "interpret": interpret}
+    run = {"form": form, "interpret": span.interpret}
     main = jnp.pad(x[:, 0], ((0, ROWS - batch), (0, 0)))
-    sums = bias = closing = None
+    sums: Any = None
+    bias: Any = None
+    closing = None
     written = []
 
     def kernel(linear: Mapping[str, Any]) -> jax.Array:
@@ -115,7 +109,7 @@ def token_step(
         main, h = _joined(main, sums, bias, closing, layer["attention_in"], batch=batch, **run)
         sums = _product(h, kernel(attention["qkv"]), tiles=tiles["qkv"], **run)
         bias = attention["qkv"]["bias"].reshape(-1)
-        h, kept = _attended(sums, bias, kept, seen.starts, jnp.int32(seen.index), **run)
+        h, kept = _attended(sums, bias, kept, span.starts, jnp.int32(span.index), **run)
         sums = _product(h, kernel(attention["out"]), tiles=tiles["out"], **run)
         bias, closing = attention["out"]["bias"], layer.get("attention_out")
         main, h = _joined(main, sums, bias, closing, layer["mlp_in"], batch=batch, **run)
@@ -332,7 +326,7 @@ def _attended_kernel(
     query = projected(0).astype(jnp.float32) * scale
     start = jnp.maximum(start_ref[...], share * SHARE)
     stop = jnp.minimum(index, (share + 1) * SHARE)
-    total, largest, weights = attend(query, keys_ref, values_ref, start, stop)
+    total, largest, weights = online_softmax(query, keys_ref, values_ref, start, stop)
 
     @pl.when(share == 0)
     def _() -> None:

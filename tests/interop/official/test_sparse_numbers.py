@@ -17,7 +17,13 @@ import official
 import reference
 from cogview_jax.models.attention import KeyValues, attention_scores, attention_weights
 from cogview_jax.models.block import Block
-from cogview_jax.models.sparse_attention import Region, ThreeRegions, attend, pivot_bias, take
+from cogview_jax.models.sparse_attention import (
+    KeyRegion,
+    ThreeRegions,
+    attend_regions,
+    pivot_bias,
+    take,
+)
 from cogview_jax.models.transformer import Transformer, unstack_layers
 from cogview_jax.training.sequence_objective import cross_entropy
 
@@ -35,7 +41,7 @@ class Listed(NamedTuple):
         places = self.places[:, None, None, :]
         seen = (places >= 0) & (places <= own[:, None])
         keys, values = (take(x, jnp.maximum(self.places, 0)) for x in cache)
-        return attend(queries, [Region(keys, values, seen)], alpha, dtype, drop)
+        return attend_regions(queries, [KeyRegion(keys, values, seen)], alpha, dtype, drop)
 
 
 def keep(weights, number):

@@ -8,7 +8,8 @@ import pytest
 import gpu_lowering
 import reference
 import tiny
-from cogview_jax.models.kernels.cached_attention import Filled, cached_attention
+from cogview_jax.models.implementation import Implementation
+from cogview_jax.models.kernels.cached_attention import CacheSpan, cached_attention
 
 B, N, S, H = 3, 2, 700, 64
 INTERPRETED = jax.default_backend() != "gpu"
@@ -26,8 +27,8 @@ def test_it_is_softmax_attention_to_what_is_filled(index, starts, dtype, error):
     outside = (np.arange(S) > index) | (np.arange(S) < np.array(starts)[:, None])
     poison = np.where(outside[:, None, :, None], np.nan, 0)
     keys, values = (jnp.asarray(x + poison, dtype) for x in (keys, values))
-    seen = Filled(jnp.array(starts), jnp.int32(index))
-    y = np.asarray(cached_attention(queries, keys, values, seen, INTERPRETED), np.float64)
+    span = CacheSpan(jnp.array(starts), jnp.int32(index), INTERPRETED)
+    y = np.asarray(cached_attention(queries, keys, values, span), np.float64)
     for b, n in np.ndindex(B, N):
         filled = slice(starts[b], index + 1)
         q, k, v = (
@@ -41,19 +42,11 @@ def test_a_gpu_is_given_it():
     """With slots that no number of blocks makes up."""
     x = jax.ShapeDtypeStruct((B, N, 1, H), jnp.bfloat16)
     cached = jax.ShapeDtypeStruct((B, N, S, H), jnp.bfloat16)
-    seen = Filled(jnp.zeros(B, jnp.int32), jnp.int32(0))
-    assert gpu_lowering.kernels(cached_attention, x, cached, cached, seen) == 1
+    span = CacheSpan(jnp.zeros(B, jnp.int32), jnp.int32(0))
+    assert gpu_lowering.kernels(cached_attention, x, cached, cached, span) == 1
 
 
-def test_decoding_with_it_draws_the_same(monkeypatch):
-    expected, calls = tiny.draw(12), []
-
-    def interpreted(*arguments):
-        calls.append(arguments)
-        return cached_attention(*arguments, interpret=True)
-
-    monkeypatch.setattr("cogview_jax.models.transformer.has_cache_kernel", lambda *_: True)
-    monkeypatch.setattr("cogview_jax.models.attention.cached_attention", interpreted)
-    # Another count: what was compiled before is not used again.
-    np.testing.assert_array_equal(tiny.draw(11), expected[:, :11])
-    assert len(calls) >= 2  # layers
+def test_decoding_with_it_draws_the_same():
+    kernel = Implementation("xla", "cache_kernel", jax.default_backend(), INTERPRETED)
+    np.testing.assert_array_equal(tiny.draw(12, kernel), tiny.draw(12))
+    assert tiny.kernel_calls(kernel) == 2  # one a layer

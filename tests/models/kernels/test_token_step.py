@@ -13,9 +13,10 @@ import tiny
 from cogview_jax.models.attention import KeyValues
 from cogview_jax.models.block import Block
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.implementation import Implementation
 from cogview_jax.models.kernels import token_step as kernels
-from cogview_jax.models.kernels.cached_attention import Filled
-from cogview_jax.models.kernels.token_step import ROWS, Tiles, has_token_step, token_step
+from cogview_jax.models.kernels.cached_attention import CacheSpan
+from cogview_jax.models.kernels.token_step import ROWS, Tiles, token_step
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox
 
@@ -57,37 +58,32 @@ def test_it_is_the_blocks(precision, error, switches):
     cache = [KeyValues(normal(*filled), normal(*filled)) for _ in range(2)]
     slots = jnp.arange(SLOTS)
     mask = (slots <= index) & (slots >= starts[:, None])
-    mask, counted = mask[:, None, None, :], jnp.ones((3, 1), bool)
+    mask, valid = mask[:, None, None, :], jnp.ones((3, 1), bool)
     shapes = jax.eval_shape(block.init, jax.random.key(0), x, mask[..., :1])["params"]
     blocks = [reference.random_like(unbox(shapes), i) for i in range(2)]
-    expected, kept, seen = x, [], Filled(starts, jnp.int32(index))
+    expected, kept, span = x, [], CacheSpan(starts, jnp.int32(index), INTERPRETED)
     # A GPU would multiply float32 in fewer bits.
     with jax.default_matmul_precision("highest" if precision == "float32" else None):
         for layer, layer_cache in zip(blocks, cache, strict=True):
             expected, layer_cache = jax.jit(block.apply)(
-                {"params": layer}, expected, mask, layer_cache, index, counted
+                {"params": layer}, expected, mask, layer_cache, index, valid
             )
             kept.append(layer_cache)
-        y, written = token_step(config, types, blocks, x, seen, cache, TILES, INTERPRETED)
+        y, written = token_step(config, types, blocks, x, span, cache, TILES)
     pairs = zip(*map(jax.tree.leaves, ((y, written), (expected, tuple(kept)))), strict=True)
     for value, true in pairs:
         value, true = reference.float64(value), reference.float64(true)
         np.testing.assert_allclose(value, true, atol=error * np.abs(true).max(), rtol=0)
 
 
-def test_decoding_with_it_draws_the_same(monkeypatch):
-    expected, calls = tiny.draw(12), []
-
-    def interpreted(*arguments):
-        calls.append(arguments)
-        return token_step(*arguments, tiles=TILES, interpret=True)
-
-    monkeypatch.setattr("cogview_jax.models.transformer.has_cache_kernel", lambda *_: True)
-    monkeypatch.setattr("cogview_jax.models.transformer.has_token_step", lambda *_: True)
-    monkeypatch.setattr("cogview_jax.models.transformer.token_step", interpreted)
-    # Another count: what was compiled before is not used again.
-    np.testing.assert_array_equal(tiny.draw(10), expected[:, :10])
-    assert calls
+@pytest.mark.parametrize("rows", [3, ROWS + 1])
+def test_decoding_with_it_draws_the_same(rows):
+    """For more rows than it takes the cache's kernel runs in every layer."""
+    kernel = Implementation("xla", "token_step", jax.default_backend(), INTERPRETED)
+    sizes = {"rows": rows, "width": kernels.MULTIPLE}
+    np.testing.assert_array_equal(tiny.draw(6, kernel, **sizes), tiny.draw(6, **sizes))
+    # Of each layer seven, but for what lies between the products, which are alike in all.
+    assert tiny.kernel_calls(kernel, **sizes) == (14 if rows <= ROWS else 2)
 
 
 def test_a_gpu_is_given_it_at_the_papers_size():
@@ -97,10 +93,10 @@ def test_a_gpu_is_given_it_at_the_papers_size():
     x, mask = shape((3, 1, config.width)), jax.ShapeDtypeStruct((3, 1, 1, 1), bool)
     block = unbox(jax.eval_shape(Block(config, types).init, jax.random.key(0), x, mask)["params"])
     cache = [KeyValues(*[shape((3, config.heads, 1088, config.head_width))] * 2)] * 2
-    seen = Filled(jnp.zeros(3, jnp.int32), jnp.int32(0))
+    span = CacheSpan(jnp.zeros(3, jnp.int32), jnp.int32(0))
     step = functools.partial(token_step, config, types)
     # Four products, attention, and what lies between: without a branch to add, and with one.
-    assert gpu_lowering.kernels(step, [block] * 2, x, seen, cache) == 7
+    assert gpu_lowering.kernels(step, [block] * 2, x, span, cache) == 7
 
 
 @pytest.mark.parametrize("mlp_ratio", [1, 3, 4])
@@ -121,20 +117,3 @@ def test_the_products_of_every_width_they_are_used_for_are_cut_without_rest(mult
         assert features % tiles.columns == 0, name
     # What goes through GELU must be whole.
     assert kernels.TILES["up"].parts == 1
-
-
-@pytest.mark.parametrize(
-    ("switches", "precision", "rows", "expected"),
-    [
-        ({}, "bfloat16", 1, True),
-        ({}, "float16", ROWS, True),
-        ({}, "bfloat16", ROWS + 1, False),
-        ({}, "float16_pure", 1, False),
-        ({"attention": "sparse"}, "bfloat16", 1, False),
-        ({"width": 640, "heads": 10}, "bfloat16", 1, False),
-    ],
-)
-def test_they_are_used_for_what_they_can_compute(switches, precision, rows, expected, monkeypatch):
-    monkeypatch.setattr("cogview_jax.models.kernels.token_step.has_cache_kernel", lambda *_: True)
-    config = TransformerConfig(**switches)
-    assert has_token_step(config, policy(precision), rows) is expected

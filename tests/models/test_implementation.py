@@ -1,0 +1,94 @@
+"""Which programs a model runs: chosen from device, types and sizes, or asked for."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import pytest
+
+from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.implementation import Implementation, ImplementationConfig, choose
+from cogview_jax.models.transformer import Transformer
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.precision import policy
+
+PAPER = TransformerConfig()
+
+
+@dataclasses.dataclass
+class Device:
+    """What a program can know of a device that is not there."""
+
+    platform: str
+    compute_capability: Any = None
+    device_kind: str = "some device"
+
+
+H200 = Device("gpu", "9.0", "NVIDIA H200")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "heads", "expected"),
+    [
+        (H200, "bfloat16", 40, "cudnn"),
+        (Device("gpu", "10.3"), "float16", 20, "cudnn"),
+        (Device("gpu", "8.0"), "bfloat16", 64, "cudnn"),
+        (Device("gpu", "7.0"), "float16", 40, "xla"),
+        (Device("gpu", "gfx942"), "bfloat16", 40, "xla"),
+        (H200, "float32", 40, "xla"),
+        (H200, "float16_pure", 40, "xla"),
+        (H200, "bfloat16", 128, "xla"),  # heads of 20 numbers
+        (H200, "bfloat16", 10, "xla"),  # of 256
+        (Device("tpu", "9.0"), "bfloat16", 40, "xla"),
+        (Device("cpu", "9.0"), "bfloat16", 40, "xla"),
+    ],
+)
+def test_the_fused_kernel_runs_where_it_can(device, precision, heads, expected):
+    config = dataclasses.replace(PAPER, heads=heads)
+    found = choose(config, policy(precision), device=device)
+    assert (found.attention, found.platform) == (expected, device.platform)
+
+
+@pytest.mark.parametrize(
+    ("switches", "precision", "devices", "expected"),
+    [
+        ({}, "bfloat16", 1, "token_step"),
+        ({}, "float16", 1, "token_step"),
+        ({}, "float16_pure", 1, "layers"),
+        ({}, "bfloat16", 2, "layers"),
+        ({"attention": "sparse"}, "bfloat16", 1, "layers"),
+        ({"width": 640, "heads": 10}, "bfloat16", 1, "cache_kernel"),
+        ({"width": 640, "heads": 16}, "bfloat16", 1, "layers"),  # heads of 40 numbers
+        ({"width": 512, "heads": 64}, "bfloat16", 1, "layers"),  # of 8
+    ],
+)
+def test_decoding_runs_the_largest_kernels_that_can(switches, precision, devices, expected):
+    config = TransformerConfig(**switches)
+    assert choose(config, policy(precision), devices=devices, device=H200).decoding == expected
+
+
+def test_a_config_decides():
+    wanted = ImplementationConfig(attention="xla", decoding="cache_kernel")
+    found = choose(PAPER, policy("bfloat16"), wanted, device=H200)
+    assert found == Implementation("xla", "cache_kernel", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"attention": "cudnn"}, "implementation.attention 'cudnn' cannot run .* auto, xla$"),
+        ({"decoding": "token_step"}, "implementation.decoding 'token_step' .* auto, layers$"),
+    ],
+)
+def test_what_a_device_cannot_run_is_refused(wanted, message):
+    with pytest.raises(InputError, match=message):
+        choose(PAPER, policy("bfloat16"), ImplementationConfig(**wanted), device=Device("cpu"))
+    with pytest.raises(InputError, match="on NVIDIA H200: choose from auto"):
+        choose(PAPER, policy("float32"), ImplementationConfig(**wanted), device=H200)
+
+
+def test_a_model_without_one_runs_what_is_fastest_on_the_first_device():
+    model = Transformer(PAPER, 60, 24, policy("bfloat16"))
+    assert model.implementation == choose(PAPER, policy("bfloat16"), device=jax.devices()[0])
+    other = Implementation("xla", "layers", "tpu")
+    assert model.clone(implementation=other).clone(positions=9).implementation == other
