@@ -61,7 +61,7 @@ def completed(model: CogView, small: np.ndarray, texts: list[str]) -> Image.Imag
 def upsampled(
     upsampler: CogView, small: np.ndarray, large: np.ndarray, texts: list[str]
 ) -> Image.Image:
-    """Drawings, and twice as large: resampled, as the codes give them, after back-projection, and as they truly are."""
+    """Drawings upsampled in several ways: by resampling, by the model, and as they truly are."""
     ways = {
         f"given, {small.shape[1]} px": small,
         "bilinear": resampled(small, RESAMPLING["bilinear"]),
