@@ -275,7 +275,7 @@ class TransformerExperiment:
                 f"drop_captions {self.drop_captions}: a caption model learns nothing without them;"
                 " set it to 0"
             )
-        if self.model.official:
+        if self.model.conventions.tensor_norm:
             raise InputError(
                 "model.compat 'official' lets later tokens change earlier ones and is for running"
                 " released weights; to finetune them name their bundle in init_from and leave"
