@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-import cogview_jax
 from cogview_jax.checkpoints.bundle import Bundle, write_bundle
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.token_records import TokenRecord
@@ -202,7 +201,7 @@ def test_a_fresh_start_may_embed_codes_as_the_codec_s_vectors(chain, experiment)
         job(dataclasses.replace(experiment, code_embeddings=start), chain.run)
         for start in ("codec", "normal")
     )
-    vectors = cogview_jax.load(chain.run / "bundle").codec_part.codebook.codes
+    vectors = Bundle(chain.run / "bundle").codec().codebook.codes
     config, codes = experiment.model, experiment.vocabulary.codes
     expected = code_embeddings(vectors, config.width, config.init_deviation, experiment.seed)
     optimizer = make_optimizer(experiment.optimizer, 1)
