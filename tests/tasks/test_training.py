@@ -62,7 +62,9 @@ def test_a_run_begun_on_one_device_goes_on_on_eight(chain, codec, tmp_path, capf
         assert ours["step"] == theirs["step"]
         for name in ("loss", "grad_norm", "lr", "perplexity"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
-    ours, theirs = (cogview_jax.load(run / "bundle").codec_part for run in (moved, chain.codec))
+    ours, theirs = (
+        cogview_jax.load(run / "bundle").parts.codec_part for run in (moved, chain.codec)
+    )
     for one, other in ((ours.params, theirs.params), (ours.codebook, theirs.codebook)):
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), one, other

@@ -202,7 +202,7 @@ def test_a_fresh_start_may_embed_codes_as_the_codec_s_vectors(chain, experiment)
         job(dataclasses.replace(experiment, code_embeddings=start), chain.run)
         for start in ("codec", "normal")
     )
-    vectors = cogview_jax.load(chain.run / "bundle").codec_part.codebook.codes
+    vectors = cogview_jax.load(chain.run / "bundle").parts.codec_part.codebook.codes
     config, codes = experiment.model, experiment.vocabulary.codes
     expected = code_embeddings(vectors, config.width, config.init_deviation, experiment.seed)
     optimizer = make_optimizer(experiment.optimizer, 1)
