@@ -28,6 +28,7 @@ from cogview_jax.runtime.hardware import measured_bandwidth
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import decode, prefill, sample_keys, stages
+from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
@@ -99,7 +100,8 @@ def measure(
     # What sampling does once an image is not part of a step.
     parts = matvec_parts(batch, model.programs.platform)
     params = jax.jit(split_for_cores, static_argnums=1)(params, parts)
-    call = {"count": COUNT, "last": 8192, "config": SamplingConfig(), **sizes}
+    settings = row_settings([SamplingConfig()] * batch)
+    call = {"settings": settings, "count": COUNT, "last": 8192, **sizes}
     sequences, _ = jax.block_until_ready(decode(params, sequences, **call))
     times = []
     for _ in range(max(1, min(5, room // COUNT - 1))):

@@ -126,16 +126,16 @@ def random_logits(policy: Policy) -> np.ndarray:
 
 
 def bundle_logits(bundle: str, policy: Policy) -> np.ndarray:
-    """Of sequences the bundle itself draws in float32: [rows, T, V], at the codes."""
+    """Of sequences that the bundle itself samples in float32: [rows, T, V], at the codes."""
     prompts = [f"a {colour} circle" for colour in ("red", "green", "blue", "yellow")]
-    drawer = cogview_jax.load(bundle)
-    queries = [drawer.prompt_tokens(prompt) for prompt in prompts]
-    codes = drawer.generate_codes(prompts, 1, 0, sampling=SamplingConfig())
+    sampler = cogview_jax.load(bundle)
+    queries = sampler.generation.prompt_rows(prompts).values()
+    codes = sampler.generate_codes(prompts, 1, 0, sampling=SamplingConfig())
     model = cogview_jax.load(bundle, dtype=policy.name)
     logits = []
-    for query, drawn in zip(queries, codes[:, 0], strict=True):
-        row = np.concatenate([query, drawn.ravel()])[None]
-        logits.append(model.logits(row)[0, len(query) - 1 : -1, : drawer.layout.vocabulary.codes])
+    for query, sampled in zip(queries, codes[:, 0], strict=True):
+        row = np.concatenate([query, sampled.ravel()])[None]
+        logits.append(model.logits(row)[0, len(query) - 1 : -1, : sampler.layout.vocabulary.codes])
     return np.stack(logits)
 
 

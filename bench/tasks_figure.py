@@ -3,7 +3,7 @@
   python -m bench.tasks_figure --out runs/demo/tasks.png
 
 Candidates of a prompt in the order of their CapLoss, captions of true drawings, drawings whose
-lower half is drawn again, and magnified ones beside what needs no model.
+lower half is sampled again, and upsampled ones beside what needs no model.
 """
 
 import argparse
@@ -15,9 +15,10 @@ from PIL import Image
 import cogview_jax
 from cogview_jax.evaluation.benchmarks.shapes import RESAMPLING, resampled
 from cogview_jax.evaluation.contact_sheet import caption_grid, titled
-from cogview_jax.pipeline.cogview import GREY, CogView
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.generation import GREY
 from cogview_jax.runtime.files import atomic_path
-from cogview_jax.sampling.options import SamplingConfig
+from cogview_jax.sampling.engine import SamplingRequest
 from cogview_jax.shapes.scenes import caption, drawing
 
 COLUMNS = 8
@@ -32,11 +33,11 @@ DRAWINGS = range(COLUMNS)
 def candidates(model: CogView, scorer: CogView) -> Image.Image:
     """Eight images for each prompt, the best by CapLoss first."""
     images, captions = [], []
-    for prompt, drawn in zip(PROMPTS, model.generate(PROMPTS, COLUMNS), strict=True):
-        drawn = np.stack([np.asarray(image) for image in drawn])
-        scores = scorer.score(drawn, [prompt] * COLUMNS)
+    for prompt, sampled in zip(PROMPTS, model.generate(PROMPTS, COLUMNS), strict=True):
+        pixels = np.stack([np.asarray(image) for image in sampled])
+        scores = scorer.score(pixels, [prompt] * COLUMNS)
         order = np.argsort(scores, kind="stable")
-        images += list(drawn[order])
+        images += list(pixels[order])
         captions += [f"CapLoss {scores[i]:.3f}: {prompt}" for i in order]
     return caption_grid(images, captions, COLUMNS)
 
@@ -51,20 +52,21 @@ def completed(model: CogView, small: np.ndarray, texts: list[str]) -> Image.Imag
     rows = model.codec.config.grid // 2
     given = small.copy()
     given[:, rows * model.codec.config.downsampling :] = GREY
-    codes = model.draw_rest(small, rows, texts, [0] * len(small), 0, sampling=SamplingConfig())
+    requests = [SamplingRequest(text) for text in texts]
+    codes = model.generation.complete_codes(small, rows, requests, range(len(small)))
     whole = model.decode(np.concatenate(list(codes)))
     return caption_grid([*given, *whole], [*["given"] * len(given), *texts], COLUMNS)
 
 
-def magnified(
-    magnifier: CogView, small: np.ndarray, large: np.ndarray, texts: list[str]
+def upsampled(
+    upsampler: CogView, small: np.ndarray, large: np.ndarray, texts: list[str]
 ) -> Image.Image:
-    """Drawings, and twice as large: resampled, as drawn and as given out, and as they truly are."""
+    """Drawings upsampled in several ways: by resampling, by the model, and as they truly are."""
     ways = {
         f"given, {small.shape[1]} px": small,
         "bilinear": resampled(small, RESAMPLING["bilinear"]),
-        "the codes drawn": magnifier.super_resolve(small, texts, back_projection=0),
-        "brought back": magnifier.super_resolve(small, texts),
+        "the codes alone": upsampler.super_resolve(small, texts, back_projection=0),
+        "back-projected": upsampler.super_resolve(small, texts),
         "true drawing": large,
     }
     rows = zip(*ways.values(), strict=True)
@@ -81,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/demo/tasks.png")
     options = parser.parse_args()
     paths = (options.bundle, options.caption, options.superres)
-    model, captioner, magnifier = (cogview_jax.load(path) for path in paths)
+    model, captioner, upsampler = (cogview_jax.load(path) for path in paths)
     size = model.codec.config.image_size
     small = np.stack([drawing(0, "held_out", i, size)[1] for i in DRAWINGS])
     large = np.stack([drawing(0, "held_out", i, 2 * size)[1] for i in DRAWINGS])
@@ -90,7 +92,7 @@ def main() -> None:
         "Candidates in the order of their CapLoss (lower is better)": candidates(model, captioner),
         "Captions of true drawings": described(captioner, small),
         "Completed from the upper half": completed(model, small, texts),
-        "Magnified": magnified(magnifier, small[:4], large[:4], texts[:4]),
+        "Super-resolution": upsampled(upsampler, small[:4], large[:4], texts[:4]),
     }
     with atomic_path(Path(options.out)) as temporary:
         titled(sheets).save(temporary)

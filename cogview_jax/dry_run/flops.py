@@ -33,7 +33,7 @@ def program_flops(jaxpr: Any) -> float:
             total += max(map(program_flops, equation.params["branches"]))
         elif name == "while":
             if any(program_flops(inner) for inner in _inner(equation)):
-                raise ValueError("a while loop does arithmetic, and nobody knows how often")
+                raise ValueError("a while loop has matrix products, and its length is unknown")
         else:
             total += sum(map(program_flops, _inner(equation)))
     return total

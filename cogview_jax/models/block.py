@@ -69,7 +69,9 @@ def make_norm(
     config: TransformerConfig, policy: Policy, initial_scale: float = 1.0, name: str | None = None
 ) -> LayerNorm:
     """The LayerNorm of a model: which relaxation, and in which types."""
-    relax = "tensor" if config.official else "row" if config.pb_relax_norm else "none"
+    relax = (
+        "tensor" if config.conventions.tensor_norm else "row" if config.pb_relax_norm else "none"
+    )
     return LayerNorm(
         relax, config.epsilon, policy.compute, initial_scale, policy.reductions, name=name
     )

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from cogview_jax.models.conventions import CONVENTIONS, Conventions
 from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
 
 REMAT = ("none", "dots", "save-attention", "full")
-COMPAT = ("none", "official")
 ATTENTION = ("dense", "sparse")
 
 
@@ -38,7 +38,7 @@ class TransformerConfig:
         unroll: layers per scan iteration (`nn.scan(unroll=...)`); unrolling all of them avoids
             parameter copies in small models.
         compat: "official" computes as the released PyTorch code does, for weights that were trained
-            with it (see `official`).
+            with it (`models.conventions`).
         attention: "dense", or "sparse" for the three-region form (`models.sparse_attention`): a
             query sees its own block of `window` tokens, the window_blocks - 1 blocks before it, and
             of what lies further back the row's pivots.
@@ -84,13 +84,13 @@ class TransformerConfig:
             )
         if self.remat not in REMAT:
             raise InputError(f"model remat {self.remat!r}: choose from {', '.join(REMAT)}")
-        if self.compat not in COMPAT:
-            raise InputError(f"model compat {self.compat!r}: choose from {', '.join(COMPAT)}")
+        if self.compat not in CONVENTIONS:
+            raise InputError(f"model compat {self.compat!r}: choose from {', '.join(CONVENTIONS)}")
         if self.attention not in ATTENTION:
             raise InputError(
                 f"model attention {self.attention!r}: choose from {', '.join(ATTENTION)}"
             )
-        if self.official and (
+        if self.conventions.plain_gradients and (
             not self.sandwich_ln or self.pb_relax_attention or self.embedding_gradient != 1
         ):
             raise InputError(
@@ -99,14 +99,9 @@ class TransformerConfig:
             )
 
     @property
-    def official(self) -> bool:
-        """Whether the release's own arithmetic is asked for.
-
-        Its LayerNorm divides by the largest value of the whole tensor, which lets a later token
-        change an earlier one and one sample another: for running released weights, never for
-        training.
-        """
-        return self.compat == "official"
+    def conventions(self) -> Conventions:
+        """What follows from `compat`."""
+        return CONVENTIONS[self.compat]
 
     @property
     def drop_rates(self) -> tuple[float, float]:

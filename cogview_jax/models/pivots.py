@@ -61,7 +61,8 @@ def draw_regions(
     if keys is None:
         keys = jnp.broadcast_to(random_key(0), tokens.shape[:1])
     pivots = draw_pivots(keys, *text_and_image(ids, tokens), config.pivots, config.layers)
-    bias = pivot_bias(tokens.shape[1], config.pivots) if config.official else 0.0
+    biased = config.conventions.pivot_bias
+    bias = pivot_bias(tokens.shape[1], config.pivots) if biased else 0.0
     return ThreeRegions(pivots, config.window, config.window_blocks, bias)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
+from cogview_jax.models.conventions import Conventions
 from cogview_jax.models.implementation import choose
 from cogview_jax.models.transformer import (
     layered,
@@ -111,9 +112,9 @@ class Parts:
         return self.transformer.layout
 
     @property
-    def released(self) -> bool:
-        """Whether the transformer computes as the CogView release does."""
-        return self.engine.model.config.official
+    def conventions(self) -> Conventions:
+        """Whether the transformer is used as ours are, or as the CogView release does."""
+        return self.engine.model.config.conventions
 
     def encode(self, images: np.ndarray, grid: int | None = None) -> np.ndarray:
         """uint8 images [b, h, w, 3] -> codes int32 [b, grid, grid]; the codec's grid by default."""
@@ -182,7 +183,7 @@ class Parts:
                 f"logits got tokens from {tokens.min()} to {tokens.max()}, expected 0 to"
                 f" {vocabulary - 1}"
             )
-        if self.released:
+        if self.conventions.tensor_norm:
             return np.asarray(self._logits(tokens))  # every row has a say in what others become
         return in_few_shapes(self._logits, tokens, LOGITS)
 

@@ -11,11 +11,11 @@ from cogview_jax.pipeline.prompts import Prompts
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_ROUNDS, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
-from cogview_jax.sampling.back_projection import ROUNDS, back_projected, downsampled_mse
+from cogview_jax.sampling.back_projection import back_projected, downsampled_mse
 from cogview_jax.sampling.batching import batch_rows, batches
 from cogview_jax.sampling.decode import sample_keys
 from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
-from cogview_jax.sampling.super_resolution import CANDIDATES, Choose, upsampled_codes
+from cogview_jax.sampling.super_resolution import Choose, upsampled_codes
 from cogview_jax.sampling.windows import Window, WindowPlan, in_nine, released_head
 from cogview_jax.tokenizers.layout import size_command
 
@@ -37,7 +37,7 @@ class SuperResolution:
         With others, candidates that are more likely are better ones to choose among.
         """
         self.parts.need("transformer")
-        return SamplingConfig(temperature=1.02 if self.parts.released else 0.7)
+        return SamplingConfig(temperature=self.parts.conventions.upsampling_temperature)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -49,10 +49,10 @@ class SuperResolution:
             InputError: the bundle is of another task.
         """
         self.parts.need("transformer", "codec")
-        if not self.parts.released:
+        if not self.parts.conventions.windows_only:
             self.parts.need_task("super_resolution")
         # The released weights have seen windows alone.
-        whole = () if self.parts.released else (self._window,)
+        whole = () if self.parts.conventions.windows_only else (self._window,)
         nine = (2 * self._window,) if in_nine(self._window) else ()
         codec = self.parts.codec.config
         sizes = [grid * codec.downsampling for grid in (*whole, *nine)]
@@ -84,7 +84,7 @@ class SuperResolution:
         sampled = self.upsample_codes(images, texts, options, window_candidates)
         rounds = back_projection
         if rounds is None:
-            rounds = 0 if self.parts.released else ROUNDS
+            rounds = self.parts.conventions.back_projection_rounds
         need_count("back_projection", rounds, MOST_ROUNDS, 0)
 
         def each_batch() -> Iterator[list[np.ndarray]]:
@@ -115,8 +115,9 @@ class SuperResolution:
         config.need_no_guidance("super-resolution")
         candidates = window_candidates
         if candidates is None:
-            alike = self.parts.released or config.temperature == 0
-            candidates = 1 if alike else CANDIDATES
+            # At temperature 0 all candidates are alike.
+            usual = self.parts.conventions.upsampling_candidates
+            candidates = usual if config.temperature else 1
         need_count("window_candidates", candidates, MOST_CANDIDATES)
         # What takes memory is a row, and every candidate is one.
         rows = batch_rows(engine.model, options.batch_size, layout.length, candidates * len(images))
@@ -157,7 +158,7 @@ class SuperResolution:
     def _longest(self, plan: WindowPlan) -> int:
         """Tokens of the longest sequence before a window's target."""
         layout = self.parts.layout
-        if not self.parts.released:
+        if not self.parts.conventions.windows_only:
             return layout.prompt_length("image")
         # Up to the first image the rows of pretraining and of super-resolution are the same.
         return layout.prompt_length(layout.images[0].name) + plan.window**2 + 5
@@ -167,7 +168,7 @@ class SuperResolution:
     ) -> tuple[np.ndarray, np.ndarray]:
         """What stands before a window's target of image i, and its positions: int32 [n] each."""
         layout, pieces = self.parts.layout, texts[i]
-        if not self.parts.released:
+        if not self.parts.conventions.windows_only:
             row = layout.tokens({"text": pieces, "source": source})
             return row, layout.positions_of(row)
         prompt, size = layout.tokens({"text": pieces}), size_command(plan.grid)

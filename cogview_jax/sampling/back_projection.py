@@ -4,8 +4,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-#: Rounds of `super_resolve`, where it is not told how many, for all but released weights.
-ROUNDS = 8
+from cogview_jax.models.conventions import OURS
+
+#: Rounds of `super_resolve` unless the caller says, for all but released weights.
+ROUNDS = OURS.back_projection_rounds
 
 
 def back_projected(

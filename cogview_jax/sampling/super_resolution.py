@@ -18,9 +18,6 @@ from cogview_jax.tokenizers.layout import left_padded
 Head = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 #: A window, what was drawn for it [b, candidates, rows, columns] -> which candidate stays, [b].
 Choose = Callable[[Window, np.ndarray], np.ndarray]
-#: Candidates for each window, where nobody says how many, for all but released weights: a token of
-#: the 4B model for as many rows takes an H200 an eighth longer than for one (docs/benchmarks.md).
-CANDIDATES = 16
 
 
 def upsampled_codes(

@@ -95,7 +95,7 @@ def report_machine_changes(workdir: Path, before: dict[str, Any]) -> None:
     moved = [f"{name} {before[name]} -> {now.get(name, 'unknown')}" for name in names]
     if moved:
         log(
-            f"{workdir}: goes on with {', '.join(moved)}: the last bits of its numbers may no"
+            f"{workdir}: resumes with {', '.join(moved)}: the last bits of its numbers may no"
             " longer be those of the unbroken run"
         )
 

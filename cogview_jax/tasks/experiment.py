@@ -1,4 +1,4 @@
-"""What a config file says, checked once: a frozen dataclass for each of the two stages."""
+"""The schema of configs: frozen, validated dataclasses for each of the two stages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ from cogview_jax.training.profiler import ProfileConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long a run is, and in what portions it computes, reports and saves.
+    """The length of a run, its batches, and its metrics, checkpoints and samples.
 
     Attributes:
         steps: how many steps the run has.
         global_batch: rows of a step, over all devices and hosts.
-        accumulate: into how many parts a batch is cut, which a device computes one after another.
+        accumulate: the number of parts of a batch, which are computed one after another.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints.
         sample_every: steps between two samples in samples/; 0 for none.
@@ -63,7 +63,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class PictureData:
+class ImageData:
     """Images for the image tokenizer.
 
     Attributes:
@@ -109,7 +109,7 @@ class CodecExperiment:
     """Stage 1: an image tokenizer from images.
 
     Attributes:
-        stage: says that this is an image tokenizer.
+        stage: the value that selects an image tokenizer.
         train: steps, batch, checkpoints.
         data: the images.
         model: sizes of the image tokenizer.
@@ -125,7 +125,7 @@ class CodecExperiment:
 
     stage: Literal["image_tokenizer"]
     train: TrainConfig
-    data: PictureData
+    data: ImageData
     model: CodecConfig = CodecConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: CodecLoss = CodecLoss()
@@ -193,7 +193,7 @@ class TransformerExperiment:
     """Stage 2: a transformer over captions and codes.
 
     Attributes:
-        stage: says that this is a transformer.
+        stage: the value that selects a transformer.
         train: steps, batch, checkpoints.
         data: the captioned images and their token store.
         model: sizes and switches of the transformer.
@@ -245,8 +245,8 @@ class TransformerExperiment:
         return choose(self.model, types, self.implementation, devices=devices)
 
     @property
-    def picture_grids(self) -> list[int]:
-        """Rows and columns of the codes of a whole picture, one a region of images."""
+    def image_grids(self) -> list[int]:
+        """Rows and columns of the codes of a whole image, for each image region of the layout."""
         whole = self.data.picture_grid or self.layout.grid
         images = make_layout(self.layout, self.vocabulary).images
         return [region.grid * whole // self.layout.grid for region in images]
@@ -275,7 +275,7 @@ class TransformerExperiment:
                 f"drop_captions {self.drop_captions}: a caption model learns nothing without them;"
                 " set it to 0"
             )
-        if self.model.official:
+        if self.model.conventions.tensor_norm:
             raise InputError(
                 "model.compat 'official' lets later tokens change earlier ones and is for running"
                 " released weights; to finetune them name their bundle in init_from and leave"
@@ -284,7 +284,7 @@ class TransformerExperiment:
         if self.train.sample_every and self.layout.task != "text_to_image":
             raise InputError(
                 f"train.sample_every {self.train.sample_every}: a model of layout.task"
-                f" {self.layout.task!r} draws no pictures; set it to 0"
+                f" {self.layout.task!r} has no previews; set it to 0"
             )
 
 

@@ -86,23 +86,23 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
     model = CogView(
         codec=tokenizers.codec(), text=text_tokenizer, encode_dtype=data.encode_precision
     )
-    grids = experiment.picture_grids
+    grids = experiment.image_grids
     sizes = [grid * model.codec.config.downsampling for grid in grids]
     batch, longer = data.encode_batch, 0
 
     def encode(records: list[Record]) -> list[tuple[list[np.ndarray], np.ndarray]]:
         nonlocal longer
-        # One shape a size: compiled once.
-        pictures = [np.zeros((batch, size, size, 3), np.uint8) for size in sizes]
+        # All batches of a size have one shape, so that encoding is compiled once.
+        images = [np.zeros((batch, size, size, 3), np.uint8) for size in sizes]
         texts = []
         for i, record in enumerate(records):
-            for of_size, size in zip(pictures, sizes, strict=True):
+            for of_size, size in zip(images, sizes, strict=True):
                 of_size[i] = center_crop(record.image, size)
             texts.append([np.asarray(text_tokenizer.encode(t), np.int32) for t in record.captions])
             longer += sum(len(text) > experiment.layout.text_length for text in texts[-1])
         codes = [
             model.encode(of_size, grid).reshape(batch, -1)
-            for of_size, grid in zip(pictures, grids, strict=True)
+            for of_size, grid in zip(images, grids, strict=True)
         ]
         return list(zip(texts, np.concatenate(codes, axis=1), strict=False))
 
@@ -198,7 +198,7 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
     codec = given.codec().config
     window, whole = experiment.layout.grid, experiment.data.picture_grid
     # Either image of super-resolution may have the size that the codec was trained on.
-    learned = codec.grid in experiment.picture_grids
+    learned = codec.grid in experiment.image_grids
     wanted = {
         "data.picture_grid" if whole else "layout.grid": (
             whole or window,

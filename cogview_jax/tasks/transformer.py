@@ -70,14 +70,14 @@ class TransformerTask:
                 f"attention_dropout {rate} keeps attention from being a fused kernel; 0 makes a"
                 " step of the 4B model twice as fast on an H200"
             )
-        self._store, self._grids = store_path(experiment.data, workdir), experiment.picture_grids
+        self._store, self._grids = store_path(experiment.data, workdir), experiment.image_grids
 
     def source(self) -> Source[TokenRecord]:
         """The token store or compact binary, once it is known to fit the config."""
         if self._store.is_file():
             return self._compact_binary()
         store, experiment = TokenStore(self._store), self.experiment
-        grids = experiment.picture_grids
+        grids = experiment.image_grids
         meta = build(StoreMeta, store.meta, f"{self._store}: meta")
         has = [meta.grid] if meta.grids is None else meta.grids
         if len(has) != len(grids):

@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ class MetricsWriter:
         self._first: int | None = None
         self._dropped = False
 
-    def scalars(self, step: int | np.integer[Any], values: Mapping[str, Any]) -> None:
+    def scalars(self, step: SupportsIndex, values: Mapping[str, Any]) -> None:
         """Records numbers (Python, numpy or jax scalars) measured at `step`."""
         if not self._writes:
             return

@@ -224,7 +224,7 @@ def test_a_bundle_says_what_it_came_from(bundle, config, text):
     assert described.official("codec") == {"prefix": "module."}
     assert described.step is None
     part = described.transformer()
-    assert part.config.official
+    assert part.config.conventions == RELEASE
     assert (part.vocabulary.codes, part.vocabulary.text) == (config["vq"]["n_embed"], len(text))
     side = config["vq_code_side"]
     assert (part.layout.grid, part.layout.text_length) == (side, config["max_pos"] - side**2 - 4)

@@ -54,7 +54,7 @@ def test_a_run_begun_on_one_device_goes_on_on_eight(chain, codec, tmp_path, capf
         os.sched_setaffinity(0, cores)
     fewer = f", cores {len(cores)} -> 1" if len(cores) > 1 else ""
     said = capfd.readouterr().err
-    assert f"{moved}: goes on with devices 1 -> 8{fewer}: the last bits of its numbers may" in said
+    assert f"{moved}: resumes with devices 1 -> 8{fewer}: the last bits of its numbers may" in said
     assert "images_per_second" in said
 
     assert json.loads((moved / "config.json").read_text())["mesh"]["fsdp"] == 4

@@ -25,6 +25,7 @@ from cogview_jax.interop.official.names import (
 )
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.conventions import RELEASE
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import read_regular
@@ -192,7 +193,7 @@ def write_transformer(directory: Path, part: TransformerPart, iteration: str) ->
 
 def differences(config: TransformerConfig) -> list[str]:
     """What the released code computes otherwise than a model was trained to, in words."""
-    if config.official:
+    if config.conventions == RELEASE:
         return []
     found = [
         "its LayerNorm divides by the largest value of the whole batch: an outlier changes the"
