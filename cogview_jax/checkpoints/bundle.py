@@ -47,10 +47,9 @@ from cogview_jax.runtime.files import (
     sync_tree,
     write_json,
 )
-from cogview_jax.runtime.inside import check_tree, inside
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.leftovers import remove, temporary_path
-from cogview_jax.runtime.paths import local_path
+from cogview_jax.runtime.paths import check_tree, inside, local_path
 from cogview_jax.runtime.random_key import random_key
 from cogview_jax.runtime.sealed import sealed
 from cogview_jax.runtime.sharding import sharded_shapes, unbox

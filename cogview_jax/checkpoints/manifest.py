@@ -17,7 +17,7 @@ from typing import Any
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import JSON_LIMIT, is_clutter, read_regular, sha256_file, sync
-from cogview_jax.runtime.inside import inside
+from cogview_jax.runtime.paths import inside
 
 FORMAT = 1
 NAME = "manifest.json"

@@ -15,7 +15,7 @@ from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.bounds import MOST_PICTURES, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import is_fault, reason
-from cogview_jax.runtime.text_lines import text_lines
+from cogview_jax.runtime.files import text_lines
 from cogview_jax.sampling.options import SamplingOptions
 from cogview_jax.tokenizers.prompt import need_text
 

@@ -9,6 +9,7 @@ import os
 import warnings
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError, features
 
 from cogview_jax.data.bare_images import bare_image
@@ -49,7 +50,9 @@ def read_image_file(path: str | os.PathLike) -> bytes:
     return retried(lambda: read_regular(path, FILE_LIMIT), os.fspath(path))
 
 
-def decode_image(data: bytes, key: str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(
+    data: bytes, key: str, *, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of an encoded image, upright.
 
     A camera's orientation tag is obeyed, transparent parts become white, samples of more than 8

@@ -8,7 +8,7 @@ from pathlib import Path
 from cogview_jax.runtime import faults
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import read_regular
-from cogview_jax.runtime.set_aside import set_aside
+from cogview_jax.runtime.leftovers import set_aside
 
 FILE = "skipped.jsonl"
 #: Of the log, the most bytes that are read.

@@ -13,7 +13,7 @@ from cogview_jax.data.token_records import RecordLocation, TokenRecord, decode_r
 from cogview_jax.data.token_shards import MANIFEST, PLAN, read_manifest, store_bytes
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import raise_faults, retried
-from cogview_jax.runtime.inside import inside
+from cogview_jax.runtime.paths import inside
 
 #: Records are read at random: nothing is read ahead.
 _OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32_768}

@@ -1,19 +1,22 @@
-"""Pixels to pixels, before a batch is made: colour channels, square crops, augmentation.
+"""Pixels to pixels and codes to codes, before a batch is made: channels, crops, augmentation.
 
-Everything here is a pure function over numpy arrays; what is random takes a generator.
+Everything here is a pure function over numpy arrays. Random functions take a generator.
 
     h, w  height and width before; s  side of the square after
 """
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from cogview_jax.runtime.errors import InputError
 
 
-def to_rgb(image: np.ndarray) -> np.ndarray:
+def to_rgb(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
     """Grey, grey with alpha, RGB or RGBA as RGB; transparent parts show white paper.
 
     Args:
@@ -40,7 +43,7 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     return np.broadcast_to(image, (*image.shape[:2], 3)).copy() if channels < 3 else image
 
 
-def center_crop(image: np.ndarray, size: int) -> np.ndarray:
+def center_crop(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
     """The largest centred square of the image, at `size` pixels.
 
     Args:
@@ -57,8 +60,11 @@ def center_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def random_crop(
-    image: np.ndarray, size: int, generator: np.random.Generator, smallest: float
-) -> np.ndarray:
+    image: UInt8[np.ndarray, "h w 3"],
+    size: int,
+    generator: np.random.Generator,
+    smallest: float,
+) -> UInt8[np.ndarray, "s s 3"]:
     """A random square of the image, at `size` pixels.
 
     Args:
@@ -100,7 +106,9 @@ class SquareView:
         if not 0.0 < self.smallest_crop <= 1.0:
             raise InputError(f"smallest_crop={self.smallest_crop}: expected a share in (0, 1]")
 
-    def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    def __call__(
+        self, image: UInt8[np.ndarray, "h w 3"], generator: np.random.Generator
+    ) -> UInt8[np.ndarray, "s s 3"]:
         """uint8 [h, w, 3] -> uint8 [size, size, 3]."""
         if self.smallest_crop < 1.0:
             image = random_crop(image, self.size, generator, self.smallest_crop)
@@ -121,3 +129,41 @@ def _resized(image: np.ndarray, top: int, left: int, side: int, size: int) -> np
     if side == size:
         return square
     return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def code_grids(codes: Int[np.ndarray, " n"], sides: Sequence[int]) -> list[Int[np.ndarray, "_ _"]]:
+    """The codes of an image in several sizes, in a row: int [n] -> [side, side] each."""
+    ends = itertools.accumulate(side**2 for side in sides)
+    pieces = np.split(codes, list(ends)[:-1])
+    return [piece.reshape(side, side) for piece, side in zip(pieces, sides, strict=True)]
+
+
+def random_window(
+    grids: Sequence[Int[np.ndarray, "_ _"]], sides: Sequence[int], generator: np.random.Generator
+) -> list[Int[np.ndarray, "_ _"]]:
+    """The same random window of an image, cut out of its codes in each of several sizes.
+
+    Super-resolution is trained on parts of images (CogView: crops of 256 pixels, and the same crops
+    at 128), because it is applied to windows too (`sampling.super_resolution`). Codes are cut and
+    not pixels, so that codes at a window's edge depend on what lies behind it, as in a whole image.
+
+    Args:
+        grids: square codes, each a multiple of the smallest.
+        sides: rows and columns of the window in each, in the proportion of the grids. Where they
+            are the grids' own, no random number is used.
+        generator: chooses the place of the window, a whole cell of the smallest grid.
+
+    Returns:
+        int [side, side] each.
+    """
+    smallest = min(range(len(grids)), key=lambda i: len(grids[i]))
+    room = len(grids[smallest]) - sides[smallest]
+    if not room:
+        return list(grids)
+    top, left = generator.integers(room + 1, size=2)
+    windows = []
+    for grid, side in zip(grids, sides, strict=True):
+        scale = len(grid) // len(grids[smallest])
+        rows = slice(scale * top, scale * top + side)
+        windows.append(grid[rows, scale * left : scale * left + side])
+    return windows

@@ -34,7 +34,7 @@ from cogview_jax.models.sparse_attention import (
     ThreeRegions,
 )
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.heap import trim_heap
+from cogview_jax.runtime.hardware import trim_heap
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
 from cogview_jax.tokenizers.vocabulary import Vocabulary

@@ -15,7 +15,7 @@ from cogview_jax.runtime.bounds import need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import read_regular
-from cogview_jax.runtime.inside import inside
+from cogview_jax.runtime.paths import inside
 from cogview_jax.sampling.decode import OPEN
 from cogview_jax.sampling.options import SamplingConfig
 

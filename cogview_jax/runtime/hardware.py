@@ -11,6 +11,8 @@ elsewhere, as on CPUs, the peak is what a large matrix product reaches, or a pro
 more: other work may take the cores while the product is measured.
 """
 
+import contextlib
+import ctypes
 import functools
 import os
 import re
@@ -209,3 +211,13 @@ def _shortest(
 
 def _sharers(device: jax.Device) -> int:
     return len(jax.local_devices(backend="cpu")) if device.platform == "cpu" else 1
+
+
+def trim_heap() -> None:
+    """Gives back what the C library keeps for later, where it can (glibc's malloc_trim).
+
+    Arrays of some megabytes come from its heap, and what they leave behind stays with the process:
+    after a model of gigabytes was read, hundreds of megabytes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Names of half-written files, and what becomes of those that killed programs leave.
+"""Files that are not whole: half-written ones that killed programs leave, and damaged logs.
 
 A temporary name says which process made it, so that only what a dead one left is deleted, and
 nothing of the user's whatever it is called:
@@ -17,7 +17,10 @@ import os
 import re
 import shutil
 import socket
+import sys
 from pathlib import Path
+
+from cogview_jax.runtime.faults import reason
 
 _NAME = re.compile(r"\.cogview-(tmp|old)-([0-9a-f]{8})-(\d+)-(\d+)-\d+-(.+)", re.DOTALL)
 #: Bytes of a name that are kept in a temporary one: file systems allow 255 in all.
@@ -111,3 +114,20 @@ def _start(pid: int) -> int | None:
     except OSError:  # somebody else's
         pass
     return 0
+
+
+def set_aside(path: str | os.PathLike, why: str) -> None:
+    """Renames a damaged log to NAME.damaged, NAME.damaged-2, ..., and says so in one line.
+
+    Nothing in it is lost, and the run that meets it goes on; also where it cannot be renamed.
+    """
+    path = Path(path)
+    names = itertools.chain(("",), (f"-{number}" for number in itertools.count(2)))
+    places = (path.with_name(f"{path.name}.damaged{name}") for name in names)
+    place = next(place for place in places if not os.path.lexists(place))
+    try:
+        os.rename(path, place)
+        fate = f"moved to {place.name}, and begun anew"
+    except OSError as error:
+        fate = f"it stays where it is ({reason(error)})"
+    print(f"{path}: {why}: {fate}", file=sys.stderr, flush=True)

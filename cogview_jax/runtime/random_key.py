@@ -5,6 +5,7 @@ array depend on how it is split: with some of them an image depends on the batch
 """
 
 import jax
+from jaxtyping import Key
 
 from cogview_jax.runtime.errors import InputError
 
@@ -12,7 +13,7 @@ from cogview_jax.runtime.errors import InputError
 _NEEDED = {"jax_threefry_partitionable": True, "jax_random_seed_offset": 0}
 
 
-def random_key(seed: int) -> jax.Array:
+def random_key(seed: int) -> Key[jax.Array, ""]:
     """The typed key of a seed: Threefry's, whatever jax's default generator is.
 
     Raises:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.models.transformer import Transformer
-from cogview_jax.runtime.heap import trim_heap
+from cogview_jax.runtime.hardware import trim_heap
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.batching import batch_rows, batches, min_batch
 from cogview_jax.sampling.decode import in_parts, sample_keys, seed_key

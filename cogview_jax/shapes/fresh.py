@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import UInt8
 
 from cogview_jax.shapes.scenes import SPLITS, Scene, caption, draw, sample_scene
 
@@ -34,7 +35,7 @@ class FreshScenes:
         pairs = zip(self.scenes, self.languages, strict=True)
         return [caption(scene, tongue) for scene, tongue in pairs]
 
-    def drawings(self, size: int) -> np.ndarray:
+    def drawings(self, size: int) -> UInt8[np.ndarray, "b n n 3"]:
         """True drawings of the scenes, uint8 [n, size, size, 3]: the same at every size."""
         rng = copy.deepcopy(self._rng)
         return np.stack([draw(scene, size, rng) for scene in self.scenes])

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import UInt8
 
 from cogview_jax.shapes.reading import Reading, Seen, read
 from cogview_jax.shapes.scenes import SIZES, Scene
@@ -41,7 +42,7 @@ class Verdict:
         return all(getattr(self, name) for name in ATTRIBUTES)
 
 
-def judge(image: np.ndarray, scene: Scene) -> Verdict:
+def judge(image: UInt8[np.ndarray, "n n 3"], scene: Scene) -> Verdict:
     """Judges an image, uint8 [size, size, 3] of 32 pixels or more, by its caption's scene."""
     return compare(read(image), scene)
 
@@ -90,9 +91,9 @@ def _agreement(seen: tuple[tuple[Seen, ...], ...], scene: Scene) -> tuple[bool, 
         colour &= one.colour == named[0]
         shape &= one.shape == named[1]
         size &= _right_size(one, scene)
-        position &= max(abs(one.x - x), abs(one.y - y)) < POSITION_TOLERANCE
+        position &= bool(max(abs(one.x - x), abs(one.y - y)) < POSITION_TOLERANCE)
     return colour, shape, size, position
 
 
 def _right_size(one: Seen, scene: Scene) -> bool:
-    return abs(np.log(one.radius / scene.radius)) < SIZE_TOLERANCE
+    return bool(abs(np.log(one.radius / scene.radius)) < SIZE_TOLERANCE)

@@ -4,6 +4,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy import ndimage
 
 from cogview_jax.shapes.outlines import coverage
@@ -21,7 +22,7 @@ class Fit(NamedTuple):
     template: np.ndarray
 
 
-def fit_outlines(soft: np.ndarray, steps: int = 3) -> list[Fit]:
+def fit_outlines(soft: Float[np.ndarray, "h w"], steps: int = 3) -> list[Fit]:
     """Fits every outline to an object's soft coverage [h, w]; the best, by cosine, comes first.
 
     Centre and radius start where the object's centroid and area put them. Gauss-Newton steps then

@@ -6,12 +6,13 @@ Lengths are shares of the image, x to the right and y downwards.
 import functools
 
 import numpy as np
+from jaxtyping import Float
 
 _CELLS = 1024  # of an outline's area table, a side
 _REACH = 1.1  # half the table's side, in radii
 
 
-def coverage(shape: str, size: int, x: float, y: float, radius: float) -> np.ndarray:
+def coverage(shape: str, size: int, x: float, y: float, radius: float) -> Float[np.ndarray, "n n"]:
     """The share of each pixel that a shape covers: float32 [size, size].
 
     A pixel's share is a difference of the shape's summed-area table (Crow, 1984) at the pixel's

@@ -9,6 +9,7 @@ faded from an image tokenizer shows what it showed before.
 import dataclasses
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 from scipy import ndimage
 
@@ -50,7 +51,7 @@ class Reading:
     objects: tuple[tuple[Seen, ...], ...]
 
 
-def read(image: np.ndarray) -> Reading:
+def read(image: UInt8[np.ndarray, "n n 3"]) -> Reading:
     """Reads an image: uint8 [size, size, 3], 32 pixels or more.
 
     Two objects that touch are one region, which no outline fits; then cores are cut at a higher

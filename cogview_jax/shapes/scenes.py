@@ -13,6 +13,7 @@ import functools
 import re
 
 import numpy as np
+from jaxtyping import UInt8
 
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.shapes.outlines import coverage
@@ -237,7 +238,7 @@ def parse_caption(text: str) -> Scene:
     )
 
 
-def draw(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
+def draw(scene: Scene, size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "n n 3"]:
     """Draws a scene, antialiased and jittered: uint8 [size, size, 3].
 
     Every object's centre is jittered by itself, each colour channel once per (colour, shape) named,
@@ -259,7 +260,9 @@ def draw(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     return (image.clip(0, 255) + 0.5).astype(np.uint8)
 
 
-def drawing(seed: int, split: str, index: int, size: int) -> tuple[Scene, np.ndarray]:
+def drawing(
+    seed: int, split: str, index: int, size: int
+) -> tuple[Scene, UInt8[np.ndarray, "n n 3"]]:
     """Drawing `index` of a split, always the same: its scene and its image.
 
     The image is uint8 [size, size, 3]. Raises InputError for a split other than those of

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, write_bundle
-from cogview_jax.data.code_windows import code_grids, random_window
 from cogview_jax.data.sources.source import Source, readable
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_store import TokenStore
+from cogview_jax.data.transforms import code_grids, random_window
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.interop.official.compact_binary import CompactBinary
 from cogview_jax.models.code_embeddings import code_embeddings

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int, Int32
 
 from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
@@ -120,7 +121,7 @@ class Layout:
             return 0, self.vocabulary.codes
         return self.vocabulary.text_start, self.vocabulary.commands_start
 
-    def tokens(self, parts: Mapping[str, Ids]) -> np.ndarray:
+    def tokens(self, parts: Mapping[str, Ids]) -> Int32[np.ndarray, " n"]:
         """The row made of `parts`, unpadded: int32 [at most length].
 
         parts: region name -> text pieces (counted from 0) or codes. A part that is missing ends the
@@ -139,7 +140,7 @@ class Layout:
             row.append(part + self.vocabulary.text_start if region.kind == "text" else part)
         return np.concatenate(row) if row else np.zeros(0, np.int32)
 
-    def positions_of(self, row: np.ndarray) -> np.ndarray:
+    def positions_of(self, row: Int[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
         """The position of every token of a row: int32, counted from 0, and again at restarts."""
         positions = np.arange(len(row), dtype=np.int32)
         for region in self.regions:
@@ -197,7 +198,9 @@ class Layout:
             )
 
 
-def left_padded(rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+def left_padded(
+    rows: Sequence[np.ndarray], length: int
+) -> tuple[Int32[np.ndarray, "rows length"], Bool[np.ndarray, "rows length"]]:
     """Prompts of different lengths as one batch that ends together: tokens, valid [rows, length].
 
     tokens are int32 and 0 where there is none; valid is bool, True on a row's own tokens.

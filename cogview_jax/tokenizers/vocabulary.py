@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int32
 
 from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
@@ -56,7 +57,7 @@ class Vocabulary:
         return self.commands_start + COMMANDS.index(name)
 
 
-def token_ids(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
+def token_ids(values: Sequence[int] | np.ndarray, what: str) -> Int32[np.ndarray, "..."]:
     """Ids as an int32 array of the same shape.
 
     Args:

@@ -12,7 +12,7 @@ from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason
 from cogview_jax.runtime.files import read_json, write_json
-from cogview_jax.runtime.set_aside import set_aside
+from cogview_jax.runtime.leftovers import set_aside
 
 #: Phases: steps that a later start repeats, and time in which no process of the run existed.
 LOST, DOWN = "lost", "down"

@@ -21,7 +21,7 @@ from tensorboardX.summary import image, scalar
 
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path, read_regular
-from cogview_jax.runtime.set_aside import set_aside
+from cogview_jax.runtime.leftovers import set_aside
 
 #: The largest log that is read, in bytes.
 LIMIT = 1 << 30

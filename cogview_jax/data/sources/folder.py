@@ -12,9 +12,8 @@ from cogview_jax.data.sources.folder_scan import LISTING, FolderScan, scan_folde
 from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason, retried
-from cogview_jax.runtime.files import read_regular
+from cogview_jax.runtime.files import read_regular, text_lines
 from cogview_jax.runtime.paths import require_paths
-from cogview_jax.runtime.text_lines import text_lines
 
 #: The most bytes of a listing, and of what it says of one image; of a caption file.
 LISTING_LIMIT, LINE_LIMIT, TEXT_LIMIT = 8 << 30, 1 << 20, 1 << 20

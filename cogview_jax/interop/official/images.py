@@ -5,6 +5,7 @@ after scaling, and in dropping an alpha channel where we show white paper.
 """
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from cogview_jax.data.images import load_image
@@ -29,7 +30,7 @@ def official_pixels(data: bytes, key: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def official_square(pixels: np.ndarray, size: int) -> np.ndarray:
+def official_square(pixels: np.ndarray, size: int) -> UInt8[np.ndarray, "s s 3"]:
     """The image as the release's image tokenizer is shown it.
 
     The shorter side is scaled to `size` with Pillow's bilinear filter, which averages where it

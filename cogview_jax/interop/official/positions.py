@@ -8,6 +8,7 @@ weights never saw the position that sampling gives to [ROI2].
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int32
 
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -15,7 +16,7 @@ from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 def sampling_positions(
     sequence: Sequence[int] | np.ndarray, vocabulary: Vocabulary
-) -> list[np.ndarray]:
+) -> list[Int32[np.ndarray, " _"]]:
     """Position ids that the model is called with while a sequence is filled, call by call.
 
     Every token to be generated takes one call, which is fed all tokens since the call before.

@@ -29,7 +29,7 @@ from cogview_jax.models.conventions import RELEASE
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import read_regular
-from cogview_jax.runtime.inside import inside
+from cogview_jax.runtime.paths import inside
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tokenizers.layout import LayoutConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary

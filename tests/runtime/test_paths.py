@@ -5,7 +5,7 @@ import os
 import pytest
 
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.inside import check_tree, inside
+from cogview_jax.runtime.paths import check_tree, inside
 
 
 @pytest.fixture
