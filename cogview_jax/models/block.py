@@ -69,9 +69,9 @@ def make_norm(
     config: TransformerConfig, policy: Policy, initial_scale: float = 1.0, name: str | None = None
 ) -> LayerNorm:
     """The LayerNorm of a model: which relaxation, and in which types."""
-    relax = (
-        "tensor" if config.conventions.tensor_norm else "row" if config.pb_relax_norm else "none"
-    )
+    relax = "row" if config.pb_relax_norm else "none"
+    if config.conventions.tensor_norm:
+        relax = "tensor"
     return LayerNorm(
         relax, config.epsilon, policy.compute, initial_scale, policy.reductions, name=name
     )
