@@ -61,7 +61,7 @@ def _small() -> ConfigDict:
                 "dropout": 0.0,
                 "attention_dropout": 0.0,
                 "embedding_gradient": 1.0,
-                "init_deviation": 0.06,
+                "init_std": 0.06,
                 "sandwich_scale": 0.2,
             },
             "data": {

@@ -56,14 +56,14 @@ class Sequences(NamedTuple):
     """Sequences on their way, B at a time: what `decode` goes on from.
 
     token: int32 [B], the last token of each, which the cache does not hold yet. position: int32
-    [B], its place among the learned positions. visible: bool [B, S], the slots of the cache that
+    [B], its place among the learned positions. cache_mask: bool [B, S], the slots of the cache that
     hold tokens, or will. cache: see `empty_cache`. slot: int32, that of `token`. keys: [B],
     one a row. drawn: int32, how many tokens were drawn.
     """
 
     token: jax.Array
     position: jax.Array
-    visible: jax.Array
+    cache_mask: jax.Array
     cache: Cache
     slot: jax.Array
     keys: jax.Array
@@ -89,21 +89,21 @@ def prefill(
     batch, prompt = tokens.shape
     if positions is None:
         positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
-    visible = jnp.concatenate([valid, jnp.ones((batch, count), bool)], axis=1)
+    cache_mask = jnp.concatenate([valid, jnp.ones((batch, count), bool)], axis=1)
     pivots = None
     if model.config.sparse:
         # What will be drawn is known by its kind.
         whole = jnp.concatenate([tokens, jnp.full((batch, count), first, tokens.dtype)], axis=1)
         streams = jax.vmap(jax.random.fold_in, (0, None))(keys, PIVOT_STREAM)
-        pivots = draw_slots(model.config, model.ids, whole, visible, streams)
+        pivots = draw_slots(model.config, model.vocabulary, whole, cache_mask, streams)
     # The last token drawn is never read.
     cache = empty_cache(model, batch, prompt + count - 1, pivots)
-    visible = visible[:, :-1]
+    cache_mask = cache_mask[:, :-1]
     if prompt > 1:
         head, at = tokens[:, :-1], positions[:, :-1]
-        _, cache = cached_forward(model, params, head, at, visible, cache, 0)
+        _, cache = cached_forward(model, params, head, at, cache_mask, cache, 0)
     slot, drawn = jnp.int32(prompt - 1), jnp.int32(0)
-    return Sequences(tokens[:, -1], positions[:, -1], visible, cache, slot, keys, drawn)
+    return Sequences(tokens[:, -1], positions[:, -1], cache_mask, cache, slot, keys, drawn)
 
 
 @jax.jit
@@ -118,11 +118,11 @@ def spread(sequences: Sequences, rows: jax.Array, keys: jax.Array) -> Sequences:
         rows: int32 [B], below U.
         keys: one typed key a row, [B].
     """
-    token, position, visible, cache = jax.tree.map(
+    token, position, cache_mask, cache = jax.tree.map(
         lambda leaf: leaf[rows],
-        (sequences.token, sequences.position, sequences.visible, sequences.cache),
+        (sequences.token, sequences.position, sequences.cache_mask, sequences.cache),
     )
-    return Sequences(token, position, visible, cache, sequences.slot, keys, sequences.drawn)
+    return Sequences(token, position, cache_mask, cache, sequences.slot, keys, sequences.drawn)
 
 
 def stages(model: Transformer, prompt: int, count: int) -> list[int]:
@@ -155,8 +155,8 @@ def grow(sequences: Sequences, count: int) -> Sequences:
     def longer(leaf: jax.Array) -> jax.Array:
         return jnp.pad(leaf, ((0, 0), (0, 0), (0, count), (0, 0)))
 
-    visible = jnp.pad(sequences.visible, ((0, 0), (0, count)), constant_values=True)
-    return sequences._replace(visible=visible, cache=jax.tree.map(longer, sequences.cache))
+    cache_mask = jnp.pad(sequences.cache_mask, ((0, 0), (0, count)), constant_values=True)
+    return sequences._replace(cache_mask=cache_mask, cache=jax.tree.map(longer, sequences.cache))
 
 
 @functools.partial(
@@ -202,7 +202,7 @@ def decode(
             params,
             now.token[:, None],
             now.position[:, None],
-            now.visible,
+            now.cache_mask,
             whole(now.cache),
             now.slot,
         )

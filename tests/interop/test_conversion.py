@@ -22,6 +22,7 @@ from cogview_jax.interop.conversion import Official, convert, from_official, to_
 from cogview_jax.interop.official.names import flat
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.interop.torch_format.pickle import Slot
+from cogview_jax.models.conventions import RELEASE
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_tree, write_json
 from cogview_jax.runtime.sealed import sealed
@@ -178,7 +179,7 @@ def test_codes_and_pictures_are_the_official_ones(fixtures, model):
     table = np.load(fixtures / "vqvae_eval.npz")
     codec, part = model.codec, model.parts.codec_part
     np.testing.assert_array_equal(np.float32(codec.config.mean), table["norm_mean"])
-    np.testing.assert_array_equal(np.float32(codec.config.deviation), table["norm_std"])
+    np.testing.assert_array_equal(np.float32(codec.config.std), table["norm_std"])
     images = np.moveaxis(table["images"], 1, -1)
     encode = jax.jit(lambda x: codec.apply({"params": part.params}, x, method=codec.encode))
     vectors = encode(images)

@@ -122,7 +122,7 @@ def test_a_run_starts_from_fewer_positions_and_another_type(chain, transformer, 
     known = len(small["position_embedding"])
     assert len(ours["position_embedding"]) == known + 4
     fresh = ours["position_embedding"][known:]
-    assert np.std(fresh) == pytest.approx(transformer.model.init_deviation, rel=0.3)
+    assert np.std(fresh) == pytest.approx(transformer.model.init_std, rel=0.3)
     ours = {**ours, "position_embedding": ours["position_embedding"][:known]}
     jax.tree.map(np.testing.assert_array_equal, ours, jax.tree.map(np.float32, small))
     assert (

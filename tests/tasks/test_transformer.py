@@ -203,7 +203,7 @@ def test_a_fresh_start_may_embed_codes_as_the_codec_s_vectors(chain, experiment)
     )
     vectors = Bundle(chain.run / "bundle").codec().codebook.codes
     config, codes = experiment.model, experiment.vocabulary.codes
-    expected = code_embeddings(vectors, config.width, config.init_deviation, experiment.seed)
+    expected = code_embeddings(vectors, config.width, config.init_std, experiment.seed)
     optimizer = make_optimizer(experiment.optimizer, 1)
     for sizes in (MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=8)):
         mesh = make_mesh(sizes)

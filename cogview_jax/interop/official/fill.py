@@ -160,8 +160,8 @@ def _advance(
     model: Transformer,
 ) -> tuple[jax.Array, Cache]:
     """Logits [B, V] after tokens [B, T], and the cache with them."""
-    visible = jnp.ones((tokens.shape[0], cache[0].keys.shape[2]), bool)
-    hidden, cache = cached_forward(model, params, tokens, positions, visible, cache, index)
+    cache_mask = jnp.ones((tokens.shape[0], cache[0].keys.shape[2]), bool)
+    hidden, cache = cached_forward(model, params, tokens, positions, cache_mask, cache, index)
     logits = model.apply({"params": params}, hidden[:, -1], method=model.logits)
     return cast(jax.Array, logits), cache
 
@@ -174,7 +174,7 @@ def _pivots(model: Transformer, query: np.ndarray, steps: Sequence[FillStep]) ->
     for step in steps:
         kinds[step.place] = step.first  # a token of the kind that will be drawn
     valid, key = jnp.ones((1, len(query)), bool), random_key(0)
-    return draw_slots(model.config, model.ids, jnp.asarray(kinds[None]), valid, key[None])
+    return draw_slots(model.config, model.vocabulary, jnp.asarray(kinds[None]), valid, key[None])
 
 
 def _rows(cache: Cache, index: np.ndarray) -> Cache:
