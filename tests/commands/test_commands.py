@@ -154,8 +154,8 @@ def test_a_killed_training_run_goes_on_to_the_bits_of_the_unbroken_one(chain, ki
         picture = Path("samples") / f"step_{step:08d}.png"
         assert (workdir / picture).read_bytes() == (unbroken / picture).read_bytes()
     ours, theirs = (cogview_jax.load(run / "bundle") for run in (workdir, unbroken))
-    assert_equal(ours.codec_part.codebook, theirs.codec_part.codebook)
-    assert_equal(ours.codec_part.params, theirs.codec_part.params)
+    assert_equal(ours.parts.codec_part.codebook, theirs.parts.codec_part.codebook)
+    assert_equal(ours.parts.codec_part.params, theirs.parts.codec_part.params)
 
 
 KILLED = """
