@@ -1,4 +1,4 @@
-"""Which tokens are pivots of sparse attention: all text, and image tokens drawn by chance.
+"""Which tokens are pivots of sparse attention: all text, and random image tokens.
 
 Legend: B batch, T positions, S slots of a cache, P pivots, L layers.
 """

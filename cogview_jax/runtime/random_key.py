@@ -1,7 +1,7 @@
 """Random keys that mean the same whatever jax is set to.
 
 jax's settings choose the generator of a key, shift its seed, and decide whether the numbers of an
-array depend on how it is split: with some of them an image depends on the batch it is drawn in.
+array depend on how it is split: with some of them an image depends on the batch it is sampled in.
 """
 
 import jax
@@ -17,13 +17,13 @@ def random_key(seed: int) -> Key[jax.Array, ""]:
     """The typed key of a seed: Threefry's, whatever jax's default generator is.
 
     Raises:
-        InputError: jax is set to draw other numbers from it, or to make them depend on the mesh.
+        InputError: jax is set to give other numbers from it, or to make them depend on the mesh.
     """
     for name, needed in _NEEDED.items():
         found = getattr(jax.config, name)
         if found != needed:
             raise InputError(
-                f"{name.upper()} is {found}: the same seeds would draw other numbers; leave it at"
+                f"{name.upper()} is {found}: the same seeds would give other numbers; leave it at"
                 f" {needed}"
             )
     return jax.random.key(seed, impl="threefry2x32")

@@ -24,7 +24,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import constrain
 from cogview_jax.tokenizers.quantiser import Codebook, nearest
 
-#: Pixels along a side of a picture.
+#: Pixels along a side of an image.
 LARGEST_IMAGE = 1 << 14
 
 
@@ -80,7 +80,7 @@ class CodecConfig:
 
     @property
     def levels(self) -> int:
-        """How often the picture is halved."""
+        """How often the image is halved."""
         return int(math.log2(self.downsampling))
 
     @property
@@ -160,7 +160,7 @@ def broadcast_bias(bias: jax.Array, y: jax.Array) -> jax.Array:
 
 def conv_parameters(module: nn.Module, channels_in: int) -> tuple[jax.Array, jax.Array]:
     """The kernel [taps, taps, c_in, features] and bias [features] of a convolution module."""
-    # The three channels of a picture are never split: no mesh divides them.
+    # The three channels of an image are never split: no mesh divides them.
     names = ("channels_in", "pixel" if module.features == 3 else "channels_out")
     kernel: Any = module.param(
         "kernel",
@@ -247,7 +247,7 @@ def normalise(config: CodecConfig, images: jax.Array) -> jax.Array:
 def unclipped(config: CodecConfig, pixels: jax.Array) -> jax.Array:
     """Decoder outputs [b, h, w, 3] -> values that are 0 for black and 1 for white, float32.
 
-    The decoder may go beyond both; so do the pictures that the release's `code2img` returns.
+    The decoder may go beyond both; so do the images that the release's `code2img` returns.
     """
     return pixels * jnp.asarray(config.std) + jnp.asarray(config.mean)
 

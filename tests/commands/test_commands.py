@@ -403,7 +403,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(mistakes, mistake):
 
 COMMANDS = {
     "train": "Trains what a config describes: an image tokenizer or a transformer.",
-    "prepare": "Turns captioned pictures into a token store that training reads.",
+    "prepare": "Turns captioned images into a token store that training reads.",
     "sample": "Samples from a bundle.",
     "evaluate": "Evaluates a bundle and writes a JSON report.",
     "convert": "Converts checkpoints of the official PyTorch release to a bundle, and back, without"

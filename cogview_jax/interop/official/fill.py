@@ -1,9 +1,9 @@
 """Filling the gaps of a sequence, as the release's sampler does: its query language in action.
 
-A query is a row of ids in which -N stands for a token to be drawn for N samples at once. Tokens
-given in the middle are taken as they are. Whenever the number of samples changes, the likeliest
+A query is a row of ids in which -N stands for a token to be sampled for N samples at once. Tokens
+given in the middle are taken as they are. Whenever the number of samples changes, the most likely
 sample so far alone goes on. The text-to-image path is `sampling.decode.generate`; this serves any
-other pattern of given and drawn tokens.
+other pattern of given and sampled tokens.
 """
 
 import functools
@@ -32,10 +32,10 @@ SAMPLES = 1024
 
 @dataclass(frozen=True)
 class FillStep:
-    """One drawn place of a query.
+    """One sampled place of a query.
 
     place: its index. fed: the index from which tokens are given to the model to get there.
-    samples: N. first, last: the ids that may be drawn, [first, last).
+    samples: N. first, last: the ids that may be sampled, [first, last).
     """
 
     place: int
@@ -46,7 +46,7 @@ class FillStep:
 
 
 def fill_steps(query: Sequence[int] | np.ndarray, vocabulary: Vocabulary) -> list[FillStep]:
-    """The places to draw, in order; which ids are possible follows from what is given before them.
+    """The places to sample, in order; what is given before a place says which ids are possible.
 
     At first everything but image codes; after [BOI1] or [BOI2] image codes; after [EOI1] or [EOI2]
     text. Drawn tokens and other commands change nothing.
@@ -65,7 +65,7 @@ def fill_steps(query: Sequence[int] | np.ndarray, vocabulary: Vocabulary) -> lis
 
 
 def filtered(logits: jax.Array, config: SamplingConfig, first: int, last: int) -> jax.Array:
-    """The distribution a token is drawn from: float [B, V] -> [B, V], 0 outside [first, last)."""
+    """The distribution a token is sampled from: float [B, V] -> [B, V], 0 outside [first, last)."""
     inside = logits[:, first:last]
     if config.temperature == 0:
         inside = filters.keep_top_k(inside, 1)
@@ -80,7 +80,7 @@ Choose = Callable[[np.ndarray, int], np.ndarray]
 
 
 def seeded_choice(seed: int) -> Choose:
-    """Draws by the given shares, reproducibly; InputError for a seed of more than 32 bits."""
+    """Samples by given probabilities, reproducibly; InputError for a seed of more than 32 bits."""
     root, numbers = seed_key(seed), itertools.count()
 
     def choose(shares: np.ndarray, samples: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def fill(
     Args:
         model: the transformer of `params`.
         params: from `unstack_layers`.
-        query: ids, -N where a token is to be drawn for N samples. Positions restart at [ROI2] as
+        query: ids, -N where a token is to be sampled for N samples. Positions restart at [ROI2] as
             the release's sampler has them.
         vocabulary: of the ids.
         config: temperature and filters.
@@ -172,7 +172,7 @@ def _pivots(model: Transformer, query: np.ndarray, steps: Sequence[FillStep]) ->
         return None
     kinds = query.copy()
     for step in steps:
-        kinds[step.place] = step.first  # a token of the kind that will be drawn
+        kinds[step.place] = step.first  # a token of the kind that will be sampled
     valid, key = jnp.ones((1, len(query)), bool), random_key(0)
     return draw_slots(model.config, model.vocabulary, jnp.asarray(kinds[None]), valid, key[None])
 
