@@ -22,6 +22,7 @@ from cogview_jax.interop.conversion import Official, convert, from_official, to_
 from cogview_jax.interop.official.names import flat
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.interop.torch_format.pickle import Slot
+from cogview_jax.models.conventions import RELEASE
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_tree, write_json
 from cogview_jax.runtime.sealed import sealed
