@@ -1,9 +1,9 @@
-"""Filling the gaps of a sequence, as the release's sampler does: its query language in action.
+"""Fills the gaps of a sequence as the sampler of the release does.
 
-A query is a row of ids in which -N stands for a token to be drawn for N samples at once. Tokens
-given in the middle are taken as they are. Whenever the number of samples changes, the likeliest
-sample so far alone goes on. The text-to-image path is `sampling.decode.generate`; this serves any
-other pattern of given and drawn tokens.
+A query is a row of ids in which -N stands for a token that is sampled for N samples at once. Given
+tokens are taken as they are. When the number of samples changes, only the most likely sample is
+kept. Text-to-image sampling is `sampling.decode.generate`; this module serves every other pattern
+of given and sampled tokens.
 """
 
 import functools
@@ -32,10 +32,10 @@ SAMPLES = 1024
 
 @dataclass(frozen=True)
 class FillStep:
-    """One drawn place of a query.
+    """One token of a query that is sampled.
 
-    place: its index. fed: the index from which tokens are given to the model to get there.
-    samples: N. first, last: the ids that may be drawn, [first, last).
+    place: its index. fed: the index of the first token that the model is fed in this step.
+    samples: N. first, last: the ids that may be sampled, [first, last).
     """
 
     place: int
@@ -46,10 +46,10 @@ class FillStep:
 
 
 def fill_steps(query: Sequence[int] | np.ndarray, vocabulary: Vocabulary) -> list[FillStep]:
-    """The places to draw, in order; which ids are possible follows from what is given before them.
+    """The steps of a query, in order. The given commands decide which ids may be sampled.
 
-    At first everything but image codes; after [BOI1] or [BOI2] image codes; after [EOI1] or [EOI2]
-    text. Drawn tokens and other commands change nothing.
+    At first these are all ids but image codes; after [BOI1] or [BOI2] image codes; after [EOI1] or
+    [EOI2] text. Sampled tokens and other commands change nothing.
     """
     image = (0, vocabulary.codes)
     ranges = {vocabulary.command(name): image for name in ("BOI1", "BOI2")}
