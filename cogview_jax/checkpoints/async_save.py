@@ -1,4 +1,4 @@
-"""One checkpoint on its way to disk, while training goes on."""
+"""Asynchronous, atomic writing of one checkpoint by all processes of a run."""
 
 import asyncio
 import contextlib
@@ -22,16 +22,16 @@ from cogview_jax.runtime.files import replace_tree
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.leftovers import remove_leftovers, temporary_path
 
-#: Of this process. A write that has failed may go on for a while after its folder was removed.
+#: Folders of this process's failed saves. Their background writes may go on after the removal.
 _given_up: set[Path] = set()
 
 
 class AsyncSave:
-    """Writes a checkpoint beside its final name, lists it in its manifest, and gives it the name.
+    """Writes a checkpoint to a temporary name, adds its manifest, and renames it.
 
-    Every process writes its own parts of the arrays. Then all say whether they could; only if all
-    could does process 0 finish the folder. So a disk that is full for one is a failed checkpoint on
-    all, found at once, and nobody waits for somebody who has given up.
+    Every process writes its own shards of the arrays and reports whether it succeeded. Process 0
+    finishes the folder only if all did. If one process cannot write, the checkpoint fails on all
+    processes at once and no process blocks.
     """
 
     def __init__(
@@ -43,14 +43,15 @@ class AsyncSave:
         timeout: int,
         done: Callable[[str], None],
     ):
-        """Nothing is written yet.
+        """Nothing is written before `begin`.
 
         Args:
-            folder: the final name; a folder that is there is replaced.
-            sync: among the processes.
-            attempt: tells this from the other savings of the sync.
-            timeout: seconds that the writing may take.
-            done: called on every process, in the background, with why it failed or "".
+            folder: the final name; an existing folder is replaced.
+            sync: communicates among the processes.
+            attempt: a number that no other save with this `sync` has.
+            timeout: seconds that writing may take.
+            done: called on every process, in a background thread, with the reason of a failure or
+                "".
         """
         silence()
         self._folder, self._sync, self._attempt = folder, sync, attempt
@@ -61,14 +62,14 @@ class AsyncSave:
         self._first = jax.process_index() == 0
 
     def begin(self, items: Mapping[str, Any], other: Callable[[Path], None]) -> str:
-        """Copies the arrays and starts writing; they may be overwritten when this returns.
+        """Copies the arrays and starts to write. The arrays may be overwritten when this returns.
 
         Args:
             items: name -> tree of arrays.
-            other: writes what is no array into the folder it is given, on process 0 only.
+            other: writes everything but arrays into the given folder; called on process 0 only.
 
         Returns:
-            Why nothing could be started, the same on all processes, or "".
+            The reason why writing could not start, the same on all processes, or "".
         """
         name, reason = self._sync.broadcast(f"{self._attempt}/begin", lambda: self._make(items))
         if reason:
@@ -96,16 +97,16 @@ class AsyncSave:
         return ""
 
     def wait(self) -> None:
-        """Until it is written or has failed; raises a defect of ours that was met in between."""
+        """Blocks until the save has ended, and raises what was a bug in the background thread."""
         if self._thread is not None:
             self._thread.join()
         if self._defect is not None:
             raise self._defect
 
     def _make(self, items: Mapping[str, Any]) -> tuple[str, str]:
-        """Makes the folders if the disk has room for what comes: their parent's name, or why not.
+        """Makes the folders if the disk has room: the temporary name and "", or "" and the reason.
 
-        The name is process 0's, so that a later run can tell whether who writes there is alive.
+        The name holds the id of process 0, so that a later run can tell whether it is alive.
         """
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(items)))
         self._temporary = temporary_path(self._folder)
@@ -128,7 +129,7 @@ class AsyncSave:
     def _finish(
         self, futures: list, reason: str, handlers: Mapping[str, Any], other: Callable[[Path], None]
     ) -> None:
-        """In the background: waits for the arrays, and commits if they are there on all."""
+        """In a background thread: waits for the arrays, commits if all processes have written."""
         try:
             for future in futures:
                 reason = self._attempt_to(functools.partial(self._await, future)) or reason
@@ -155,7 +156,7 @@ class AsyncSave:
         replace_tree(self._temporary, self._folder)
 
     def _attempt_to(self, work: Callable[[], None]) -> str:
-        """Why `work` failed, or ""; a defect is kept for `wait`."""
+        """Returns the reason why `work` failed, or "". A bug is kept, and raised by `wait`."""
         try:
             work()
         except Exception as error:
@@ -167,7 +168,7 @@ class AsyncSave:
         return ""
 
     def _agree(self, topic: str, reason: str) -> str:
-        """The reasons of all processes, as one."""
+        """The reasons of all processes in one line; "" if there is none."""
         try:
             said = self._sync.all_gather(f"{self._attempt}/{topic}", reason)
         except TimeoutError as error:
@@ -183,7 +184,7 @@ class AsyncSave:
 
 
 def _failure(error: BaseException) -> str | None:
-    """Why a disk did not take what was written, in a line; None if it is not the disk's fault."""
+    """The reason in one line if the disk failed; None for any other error."""
     if isinstance(error, OSError):  # TimeoutError is one
         return one_line(error)
     system = system_error(error)

@@ -1,4 +1,4 @@
-"""What Orbax and tensorstore print of errors that they also raise: pages, for a full disk."""
+"""Silences log messages of Orbax and tensorstore about errors that they also raise."""
 
 import functools
 import logging
@@ -10,11 +10,11 @@ from cogview_jax.runtime.faults import system_error
 
 @functools.cache
 def silence() -> None:
-    """Drops it for the rest of the program; whatever else is logged or goes wrong is still shown.
+    """Drops these messages for the rest of the program; all other messages are still shown.
 
-    Orbax logs what its threads raise, and raises it again where they are waited for. When one of
-    several writes has failed it closes its event loop, and those that end later complain of that,
-    as does asyncio of those whose failure nobody asked for.
+    Orbax logs the exceptions of its threads and raises them again where they are joined. When one
+    of several writes has failed, Orbax closes its event loop. Writes that end later then report the
+    closed loop, and asyncio reports exceptions that were never retrieved.
     """
     logging.getLogger("absl").addFilter(_is_news)
     logging.getLogger("asyncio").addFilter(_was_asked_for)

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay."""
+"""Which checkpoints of a run are kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from cogview_jax.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Retention:
-    """The newest, some at regular steps, and the best: a checkpoint stays if any rule keeps it.
+    """Keeps the newest checkpoints, some at regular steps, and the best ones.
 
-    latest: how many of the newest stay; the newest always does. every: those whose step is a
-    multiple of it stay for good, 0 for none. best: how many with the lowest `metric` stay.
+    latest: how many of the newest are kept, at least one. every: checkpoints whose step is a
+    multiple of it are kept for good; 0 for none. best: how many with the lowest `metric` are kept.
     """
 
     latest: int = 2
@@ -25,7 +25,7 @@ class Retention:
                 raise InputError(f"checkpoints kept: {name} = {value}, expected at least {least}")
 
     def check(self, metrics: Mapping[str, float]) -> None:
-        """Refuses metrics among which the one that decides is not."""
+        """Raises InputError if `metric` is needed and not among `metrics`."""
         if self.best and self.metric not in metrics:
             raise InputError(
                 f"the best checkpoints are to be kept by {self.metric!r}, which is not measured;"
@@ -33,11 +33,11 @@ class Retention:
             )
 
     def steps_to_keep(self, metrics: Mapping[int, Mapping[str, float]]) -> set[int]:
-        """The steps that stay.
+        """Returns the steps whose checkpoints are kept.
 
         Args:
-            metrics: the step of every checkpoint, and what was measured there; one that lacks
-                `metric` is no candidate for the best. Of equals the newer is better.
+            metrics: the metrics of every checkpoint, by step. A checkpoint that lacks `metric` is
+                no candidate for the best. Of equal ones the newer is better.
         """
         steps = sorted(metrics)
         periodic = [step for step in steps if self.every and step % self.every == 0]

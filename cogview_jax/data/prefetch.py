@@ -1,4 +1,4 @@
-"""Batches that are on the devices before the step that wants them."""
+"""Makes batches in a thread, so that they are on the devices before the step needs them."""
 
 import queue
 import threading
@@ -17,10 +17,10 @@ class _Failure:
 
 
 class Prefetched(Generic[Item]):
-    """An iterator's items, made ahead in a thread of their own.
+    """Makes the items of an iterator ahead, in a background thread.
 
-    With an iterator that ends by placing a batch on the devices, the transfer of the next batch
-    runs beside the step on this one.
+    If the iterator ends by placing a batch on the devices, the next batch is transferred while the
+    current step runs.
     """
 
     def __init__(self, items: Iterator[Item], depth: int = 2):

@@ -1,4 +1,4 @@
-"""The records that were left out, written down, and the limit to how many may be."""
+"""The log of records that were skipped, and the limit to their share."""
 
 import json
 import sys

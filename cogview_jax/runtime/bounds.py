@@ -1,4 +1,4 @@
-"""Bounds of counts that users give: what is asked for is made only if it can be held."""
+"""Upper bounds of counts that users give, so that no request exhausts the memory."""
 
 from absl.flags import FlagHolder
 

@@ -1,4 +1,4 @@
-"""Compiled programs kept between runs, where the user has said nothing of it."""
+"""The persistent compilation cache, on by default in the user's cache folder."""
 
 import os
 import sys

@@ -1,7 +1,7 @@
-"""Random keys that mean the same whatever jax is set to.
+"""Random keys that give the same numbers under all settings of jax.
 
-jax's settings choose the generator of a key, shift its seed, and decide whether the numbers of an
-array depend on how it is split: with some of them an image depends on the batch it is sampled in.
+Settings of jax choose the generator of a key, shift its seed, and decide whether random arrays
+depend on their sharding. Under some of them a sample depends on the batch it is generated in.
 """
 
 import jax
@@ -14,16 +14,16 @@ _NEEDED = {"jax_threefry_partitionable": True, "jax_random_seed_offset": 0}
 
 
 def random_key(seed: int) -> Key[jax.Array, ""]:
-    """The typed key of a seed: Threefry's, whatever jax's default generator is.
+    """Returns the typed Threefry key of a seed, whatever the default generator of jax is.
 
     Raises:
-        InputError: jax is set to give other numbers from it, or to make them depend on the mesh.
+        InputError: a setting of jax would change its numbers, or make them depend on the mesh.
     """
     for name, needed in _NEEDED.items():
         found = getattr(jax.config, name)
         if found != needed:
             raise InputError(
-                f"{name.upper()} is {found}: the same seeds would give other numbers; leave it at"
+                f"{name.upper()} is {found}: the same seeds would draw other numbers; leave it at"
                 f" {needed}"
             )
     return jax.random.key(seed, impl="threefry2x32")

@@ -1,4 +1,4 @@
-"""A run that stands still is ended, with a message that says where."""
+"""Ends a run that makes no progress, with a message and the stacks of its threads."""
 
 import faulthandler
 import os

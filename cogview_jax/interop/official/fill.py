@@ -1,9 +1,9 @@
-"""Filling the gaps of a sequence, as the release's sampler does: its query language in action.
+"""Fills the gaps of a sequence as the sampler of the release does.
 
-A query is a row of ids in which -N stands for a token to be sampled for N samples at once. Tokens
-given in the middle are taken as they are. Whenever the number of samples changes, the most likely
-sample so far alone goes on. The text-to-image path is `sampling.decode.generate`; this serves any
-other pattern of given and sampled tokens.
+A query is a row of ids in which -N stands for a token that is sampled for N samples at once. Given
+tokens are taken as they are. When the number of samples changes, only the most likely sample is
+kept. Text-to-image sampling is `sampling.decode.generate`; this module serves every other pattern
+of given and sampled tokens.
 """
 
 import functools
@@ -32,9 +32,9 @@ SAMPLES = 1024
 
 @dataclass(frozen=True)
 class FillStep:
-    """One sampled place of a query.
+    """One token of a query that is sampled.
 
-    place: its index. fed: the index from which tokens are given to the model to get there.
+    place: its index. fed: the index of the first token that the model is fed in this step.
     samples: N. first, last: the ids that may be sampled, [first, last).
     """
 
@@ -46,10 +46,10 @@ class FillStep:
 
 
 def fill_steps(query: Sequence[int] | np.ndarray, vocabulary: Vocabulary) -> list[FillStep]:
-    """The places to sample, in order; what is given before a place says which ids are possible.
+    """The steps of a query, in order. The given commands decide which ids may be sampled.
 
-    At first everything but image codes; after [BOI1] or [BOI2] image codes; after [EOI1] or [EOI2]
-    text. Drawn tokens and other commands change nothing.
+    At first these are all ids but image codes; after [BOI1] or [BOI2] image codes; after [EOI1] or
+    [EOI2] text. Sampled tokens and other commands change nothing.
     """
     image = (0, vocabulary.codes)
     ranges = {vocabulary.command(name): image for name in ("BOI1", "BOI2")}
@@ -65,7 +65,7 @@ def fill_steps(query: Sequence[int] | np.ndarray, vocabulary: Vocabulary) -> lis
 
 
 def filtered(logits: jax.Array, config: SamplingConfig, first: int, last: int) -> jax.Array:
-    """The distribution a token is sampled from: float [B, V] -> [B, V], 0 outside [first, last)."""
+    """The distribution a token is drawn from: float [B, V] -> [B, V], 0 outside [first, last)."""
     inside = logits[:, first:last]
     if config.temperature == 0:
         inside = filters.keep_top_k(inside, 1)
@@ -80,7 +80,7 @@ Choose = Callable[[np.ndarray, int], np.ndarray]
 
 
 def seeded_choice(seed: int) -> Choose:
-    """Samples by given probabilities, reproducibly; InputError for a seed of more than 32 bits."""
+    """Draws by the given shares, reproducibly; InputError for a seed of more than 32 bits."""
     root, numbers = seed_key(seed), itertools.count()
 
     def choose(shares: np.ndarray, samples: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def fill(
     Args:
         model: the transformer of `params`.
         params: from `unstack_layers`.
-        query: ids, -N where a token is to be sampled for N samples. Positions restart at [ROI2] as
+        query: ids, -N where a token is to be drawn for N samples. Positions restart at [ROI2] as
             the release's sampler has them.
         vocabulary: of the ids.
         config: temperature and filters.
@@ -160,8 +160,8 @@ def _advance(
     model: Transformer,
 ) -> tuple[jax.Array, Cache]:
     """Logits [B, V] after tokens [B, T], and the cache with them."""
-    cache_mask = jnp.ones((tokens.shape[0], cache[0].keys.shape[2]), bool)
-    hidden, cache = cached_forward(model, params, tokens, positions, cache_mask, cache, index)
+    visible = jnp.ones((tokens.shape[0], cache[0].keys.shape[2]), bool)
+    hidden, cache = cached_forward(model, params, tokens, positions, visible, cache, index)
     logits = model.apply({"params": params}, hidden[:, -1], method=model.logits)
     return cast(jax.Array, logits), cache
 
@@ -172,9 +172,9 @@ def _pivots(model: Transformer, query: np.ndarray, steps: Sequence[FillStep]) ->
         return None
     kinds = query.copy()
     for step in steps:
-        kinds[step.place] = step.first  # a token of the kind that will be sampled
+        kinds[step.place] = step.first  # a token of the kind that will be drawn
     valid, key = jnp.ones((1, len(query)), bool), random_key(0)
-    return draw_slots(model.config, model.vocabulary, jnp.asarray(kinds[None]), valid, key[None])
+    return draw_slots(model.config, model.ids, jnp.asarray(kinds[None]), valid, key[None])
 
 
 def _rows(cache: Cache, index: np.ndarray) -> Cache:
