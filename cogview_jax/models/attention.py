@@ -1,4 +1,4 @@
-"""Multi-head self-attention with the paper's precision relaxation, and its key/value cache.
+"""Multi-head self-attention with precision relaxation, and its key/value cache.
 
 Legend: B batch, T query positions, S key positions, N heads, H head width, D width. Heads stand
 before positions [B, N, S, H]: one head's keys are contiguous, so decoding streams them from memory.
@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 from cogview_jax.models.activation_max import sow_max
 from cogview_jax.models.dropout import dropout
@@ -27,6 +29,7 @@ from cogview_jax.runtime.sharding import constrain
 Drop = Callable[[jax.Array, jax.Array | int], jax.Array]
 
 
+@runtime_checkable
 class LayerCache(Protocol):
     """The cache of one layer: `KeyValues`, or `PivotCache` of sparse attention."""
 
@@ -38,7 +41,7 @@ class LayerCache(Protocol):
     def values(self) -> jax.Array:
         """[B, N, S, H]."""
 
-    def write(self, index: jax.Array | int, keys: jax.Array, values: jax.Array) -> "LayerCache":
+    def write(self, index: jax.Array | int, keys: Any, values: Any) -> "LayerCache":
         """The cache with `keys` and `values` [B, N, T, H] at positions index..index + T - 1."""
 
 
@@ -47,7 +50,7 @@ class SparsePattern(Protocol):
     """A pattern of sparse attention (`ThreeRegions`, `CachedRegions`), which attends by itself."""
 
     def attend(
-        self, queries: jax.Array, cache: Any, alpha: float, dtype: DTypeLike, drop: Drop
+        self, queries: Any, cache: Any, alpha: float, dtype: DTypeLike, drop: Drop
     ) -> jax.Array:
         """[B, N, T, H] to the cache; see `sparse_attention.attend_regions`."""
 
@@ -55,7 +58,7 @@ class SparsePattern(Protocol):
 #: Which keys each query sees. An array is a mask of dense attention, bool, True where a query sees
 #: a key, broadcast to [B, N, T, S] (S is T without a cache, else the cache's length). `Causal` and
 #: `CacheSpan` ask for kernels, which drop nothing; the others are those of sparse attention.
-AttentionPattern = jax.Array | Causal | CacheSpan | SparsePattern
+AttentionPattern = jax.Array | np.ndarray | Causal | CacheSpan | SparsePattern
 
 
 class KeyValues(NamedTuple):
@@ -67,7 +70,12 @@ class KeyValues(NamedTuple):
     keys: jax.Array
     values: jax.Array
 
-    def write(self, index: jax.Array | int, keys: jax.Array, values: jax.Array) -> "KeyValues":
+    def write(
+        self,
+        index: jax.Array | int,
+        keys: Float[Array | np.ndarray, "B N T H"],
+        values: Float[Array | np.ndarray, "B N T H"],
+    ) -> "KeyValues":
         """The cache with `keys` and `values` [B, N, T, H] at positions index..index + T - 1."""
         return KeyValues(
             _written(self.keys, index, keys.astype(self.keys.dtype)),
@@ -75,7 +83,7 @@ class KeyValues(NamedTuple):
         )
 
 
-def _written(cached: jax.Array, index: jax.Array | int, new: jax.Array) -> jax.Array:
+def _written(cached: Any, index: jax.Array | int, new: Any) -> jax.Array:
     if len(cached) > 1:
         return jax.lax.dynamic_update_slice(cached, new, (0, 0, index, 0))
     # A single row is written without the axis of rows. XLA drops it for the products that read the
@@ -83,24 +91,32 @@ def _written(cached: jax.Array, index: jax.Array | int, new: jax.Array) -> jax.A
     return jax.lax.dynamic_update_slice(cached[0], new[0], (0, index, 0))[None]
 
 
-def causal_mask(length: int) -> jax.Array:
+def causal_mask(length: int) -> Bool[Array, "T T"]:
     """True where a query (row) may see a key (column), itself and what stands before: [T, T]."""
     return jnp.tril(jnp.ones((length, length), bool))
 
 
 def attention_scores(
-    queries: jax.Array, keys: jax.Array, alpha: float, dtype: DTypeLike = jnp.float32
-) -> jax.Array:
+    queries: Float[Array | np.ndarray, "B N T H"],
+    keys: Float[Array | np.ndarray, "B N S H"],
+    alpha: float,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "B N T S"]:
     """(Q / (alpha sqrt H)) K^T: [B, N, T, H], [B, N, S, H] -> dtype [B, N, T, S].
 
-    The scale is applied before the product, so that no product is large (CogView, equation 4).
+    The scale is applied before the product, so that no product is large (arXiv 2105.13290,
+    equation 4).
     """
     queries = queries / jnp.asarray(alpha * queries.shape[-1] ** 0.5, queries.dtype)
     return jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=dtype)
 
 
-def attention_weights(scores: jax.Array, mask: jax.Array, alpha: float) -> jax.Array:
-    """softmax((scores - max) x alpha) over what a query sees (CogView, equation 4).
+def attention_weights(
+    scores: Float[Array | np.ndarray, "B N T S"],
+    mask: Bool[Array | np.ndarray, "..."],
+    alpha: float,
+) -> Float[Array, "B N T S"]:
+    """softmax((scores - max) x alpha) over what a query sees (arXiv 2105.13290, equation 4).
 
     The maximum is each row's own. With alpha 1 it is plain softmax attention.
 
@@ -118,7 +134,9 @@ def attention_weights(scores: jax.Array, mask: jax.Array, alpha: float) -> jax.A
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def relaxed_softmax(scores: jax.Array, alpha: float) -> jax.Array:
+def relaxed_softmax(
+    scores: Float[Array | np.ndarray, "*B S"], alpha: float
+) -> Float[Array, "*B S"]:
     """softmax((scores - max) x alpha) over the last axis; its gradient needs the result alone."""
     weights = jnp.exp((scores - scores.max(axis=-1, keepdims=True)) * alpha)
     return weights / weights.sum(axis=-1, keepdims=True)
@@ -149,11 +167,11 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array | np.ndarray, "B T D"],
         pattern: AttentionPattern,
         cache: LayerCache | None = None,
         index: jax.Array | int = 0,
-    ) -> tuple[jax.Array, LayerCache]:
+    ) -> tuple[Float[Array, "B T D"], LayerCache]:
         """Attends from x to itself, or, given a cache, to the cache with x written at `index`.
 
         Args:
@@ -190,7 +208,7 @@ class Attention(nn.Module):
         )
         return out(y), cache
 
-    def _dense(self, queries: jax.Array, cache: LayerCache, mask: jax.Array) -> jax.Array:
+    def _dense(self, queries: jax.Array, cache: LayerCache, mask: Any) -> jax.Array:
         scores = attention_scores(queries, cache.keys, self.alpha, self.policy.reductions)
         sow_max(self, "scores", jnp.where(mask, scores, 0))
         weights = attention_weights(scores, mask, self.alpha)

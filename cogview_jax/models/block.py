@@ -1,11 +1,14 @@
 """One layer of the transformer: attention and MLP, residual branches between two LayerNorms."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 from cogview_jax.models.activation_max import sow_max
 from cogview_jax.models.attention import Attention, AttentionPattern, LayerCache
@@ -18,7 +21,7 @@ from cogview_jax.runtime.sharding import constrain
 
 
 @jax.custom_jvp
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array | np.ndarray, "*B"]) -> Float[Array, "*B"]:
     """GELU in its tanh form, computed in float32: [...] -> [...] in the type of x.
 
     x^3 would be infinite in float16 from |x| = 41 on, and the gradient no number. Of its gradient
@@ -28,7 +31,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 @gelu.defjvp
-def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple:
+def _gelu_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
     (x,), (change,) = primals, tangents
     wide = x.astype(jnp.float32)
     y, slope = jax.jvp(
@@ -47,7 +50,7 @@ class MLP(nn.Module):
     platform: str = "cpu"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array | np.ndarray, "B T D"]) -> Float[Array, "B T D"]:
         """Each position by itself."""
         width = x.shape[-1]
         up = Linear(
@@ -78,11 +81,11 @@ def make_norm(
 
 
 class Block(nn.Module):
-    """x + LN(attention(LN(x))), then x + LN(MLP(LN(x))): Sandwich-LN (CogView, section 2.4).
+    """x + LN(attention(LN(x))), then x + LN(MLP(LN(x))): Sandwich-LN.
 
-    The LayerNorm on a branch's output bounds what each layer adds to the main branch; without
-    `sandwich_ln` it is left out, which is Pre-LN. Dropout acts on the branch before that norm,
-    where a "dropout" key is given. platform: see `Linear`.
+    See arXiv 2105.13290, section 2.4. The LayerNorm on a branch's output bounds what each layer
+    adds to the main branch; without `sandwich_ln` it is left out, which is Pre-LN. Dropout acts on
+    the branch before that norm, where a "dropout" key is given. platform: see `Linear`.
     """
 
     config: TransformerConfig
@@ -92,25 +95,25 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array | np.ndarray, "B T D"],
         pattern: AttentionPattern,
         cache: LayerCache | None = None,
         index: jax.Array | int = 0,
-        valid_mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, LayerCache]:
+        valid_mask: Bool[Array | np.ndarray, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache]:
         """x [B, T, D] through the layer; pattern, cache and index as in `Attention`.
 
         valid_mask: see `LayerNorm`.
         """
-        config, dtype = self.config, self.policy.compute
+        x, config, dtype = jnp.asarray(x), self.config, self.policy.compute
         init_std = config.init_std
         out_init_std = init_std / (2 * config.layers) ** 0.5
 
-        def norm(y: jax.Array, name: str, scale: float = 1.0) -> jax.Array:
+        def norm(y: Any, name: str, scale: float = 1.0) -> jax.Array:
             sow_max(self, "norm_inputs", y)
             return make_norm(config, self.policy, scale, name=name)(y, valid_mask)
 
-        def branch_end(y: jax.Array, name: str) -> jax.Array:
+        def branch_end(y: Any, name: str) -> jax.Array:
             if self.has_rng("dropout"):
                 y = dropout(y, config.dropout, self.make_rng("dropout"))
             return norm(y, name, config.sandwich_scale) if config.sandwich_ln else y

@@ -1,17 +1,18 @@
 """What the embeddings of image codes start from, where a codec is known."""
 
 import numpy as np
-from numpy.typing import ArrayLike
+from jaxtyping import Array, Float
 
 
-def code_embeddings(vectors: ArrayLike, width: int, std: float, seed: int) -> np.ndarray:
+def code_embeddings(
+    vectors: Float[Array | np.ndarray, "V C"], width: int, std: float, seed: int
+) -> Float[np.ndarray, "V width"]:
     """A codec's vectors as rows of an embedding table: [V, C] -> float32 [V, width].
 
     Codes that look alike start alike: what is learned of one holds for its neighbours, the rare
-    ones among them. Of the vectors' principal directions each keeps the square root of its spread,
-    or the few in which codes differ most, their colours, would drown all others, their outlines.
-    The result is turned at random, so that all of the width takes part, or cast onto a random plane
-    of it where the vectors have more numbers.
+    ones among them. Singular values are replaced by their square roots, so that the dominant
+    directions (colour) do not swamp the others (shape). A random rotation then spreads the result
+    over all of the width; where the vectors have more numbers, it is a random projection.
 
     Args:
         vectors: of the codebook, one a code.

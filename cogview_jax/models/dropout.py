@@ -8,22 +8,26 @@ and the key: the same on any mesh and any number of devices, and on every backen
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt32
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+def dropout(
+    x: Float[Array | np.ndarray, "*B"], rate: float, key: Key[Array, ""]
+) -> Float[Array, "*B"]:
     """`x` with a share `rate` of its numbers set to 0 and the others divided by 1 - rate.
 
     key: a typed key, which alone decides with the shape of `x` what is dropped; the first axis of x
     may have any length, the others together up to 2^32 places.
     """
     if rate == 0:
-        return x
+        return jnp.asarray(x)
     bits = hashed_bits(key, x.shape)
     keep = bits >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
+    return jnp.where(keep, jnp.asarray(x) / jnp.asarray(1 - rate, x.dtype), 0)
 
 
-def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def hashed_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """uint32 of `shape`, each a hash of its place and the key.
 
     Two rounds of the finaliser of MurmurHash3 (Appleby 2011), with a word of the key before each:

@@ -6,11 +6,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def standardise(x: jax.Array, epsilon: float) -> jax.Array:
+def standardise(x: Float[Array | np.ndarray, "*B D"], epsilon: float) -> Float[Array, "*B D"]:
     """(x - mean) / sqrt(variance + epsilon) over the last dimension: [..., D] -> [..., D].
 
     All in the type of x. The gradient is written out: step by step it would have the variance to
@@ -20,7 +22,7 @@ def standardise(x: jax.Array, epsilon: float) -> jax.Array:
     return normal
 
 
-def _standardised(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+def _standardised(x: Any, epsilon: float) -> tuple[jax.Array, jax.Array]:
     """The normalised rows, and what their centred values were multiplied by."""
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(centred**2, axis=-1, keepdims=True)
@@ -30,7 +32,7 @@ def _standardised(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
 
 @standardise.defjvp
 def _standardise_jvp(
-    epsilon: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+    epsilon: float, primals: tuple[Any], tangents: tuple[Any]
 ) -> tuple[jax.Array, jax.Array]:
     normal, factor = _standardised(primals[0], epsilon)
     change = tangents[0] - jnp.mean(tangents[0], axis=-1, keepdims=True)
@@ -44,8 +46,8 @@ class LayerNorm(nn.Module):
     relax says what the input is divided by first, which normalisation does not see, while the
     squares inside the variance stay small and cannot overflow a half-precision type:
 
-    - "row": each row's largest absolute value (CogView, section 2.4). Nothing crosses from one
-      token to another.
+    - "row": each row's largest absolute value (arXiv 2105.13290, section 2.4). Nothing crosses from
+      one token to another.
     - "tensor": an eighth of the largest absolute value of the whole tensor, as the release does.
       One token's outlier then makes epsilon weigh more for all others, also for earlier ones and
       for other samples.
@@ -62,7 +64,11 @@ class LayerNorm(nn.Module):
     reductions: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, valid_mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: Float[Array | np.ndarray, "*B D"],
+        valid_mask: Bool[Array | np.ndarray, "b t"] | None = None,
+    ) -> Float[Array, "*B D"]:
         """[..., D] -> [..., D].
 
         valid_mask, bool [B, T] for an x of [B, T, D], matters to "tensor" alone: the largest value
@@ -82,7 +88,7 @@ class LayerNorm(nn.Module):
             (x.shape[-1],),
             jnp.float32,
         )
-        x = x.astype(self.reductions)
+        x = jnp.asarray(x, self.reductions)
         if self.relax != "none":
             # No gradient through the factor: it changes nothing.
             x = x / self._largest(jax.lax.stop_gradient(jnp.abs(x)), valid_mask)
@@ -91,7 +97,7 @@ class LayerNorm(nn.Module):
         scale, bias = (jnp.broadcast_to(p, x.shape).astype(x.dtype) for p in (scale, bias))
         return (normal * scale + bias).astype(self.dtype)
 
-    def _largest(self, magnitude: jax.Array, valid_mask: jax.Array | None) -> jax.Array:
+    def _largest(self, magnitude: jax.Array, valid_mask: Any) -> jax.Array:
         """What |x| is divided by, of a shape that broadcasts to it."""
         if self.relax == "row":
             largest = jnp.max(magnitude, axis=-1, keepdims=True)

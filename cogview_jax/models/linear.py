@@ -8,13 +8,20 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from cogview_jax.models.remat import PRODUCT, named
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike, platform: str = "cpu") -> jax.Array:
+def product(
+    x: Float[Array | np.ndarray, "*B D"],
+    kernel: Float[Array | np.ndarray, " D *F"],
+    dtype: DTypeLike,
+    platform: str = "cpu",
+) -> Float[Array, "..."]:
     """x @ kernel as `dtype`: [..., D], [D, *F] -> [..., *F].
 
     The kernel keeps its axes: flattened, one that is split along its last axis would be exchanged
@@ -28,13 +35,13 @@ def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike, platform: str = "
 
 
 def _product_forward(
-    x: jax.Array, kernel: jax.Array, dtype: DTypeLike, platform: str
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    x: Any, kernel: Any, dtype: DTypeLike, platform: str
+) -> tuple[jax.Array, tuple[Any, Any]]:
     return product(x, kernel, dtype, platform), (x, kernel)
 
 
 def _product_backward(
-    dtype: DTypeLike, platform: str, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+    dtype: DTypeLike, platform: str, saved: tuple[Any, Any], dy: Any
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     dy = dy.astype(x.dtype)
@@ -58,7 +65,7 @@ MOST_PARTS = 8
 
 
 @jax.jit
-def transpose_for_matvec(kernel: jax.Array) -> tuple[jax.Array]:
+def transpose_for_matvec(kernel: Float[Array, " D *F"]) -> tuple[Float[Array, "_ D"]]:
     """A kernel [D, *F] as [F, D], the form in which XLA's CPU backend multiplies few rows fastest.
 
     It is in a tuple, since `split_for_cores` may split it.
@@ -92,8 +99,10 @@ def split_for_cores(params: Any, parts: int) -> Any:
 
 
 def matvec_product(
-    x: jax.Array, parts: Sequence[jax.Array], dtype: DTypeLike = jnp.float32
-) -> jax.Array:
+    x: Float[Array | np.ndarray, "*B D"],
+    parts: Sequence[Float[Array, "_ D"]],
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "*B F"]:
     """x @ kernel as `dtype`, of a kernel in parts [F_i, D]: [..., D] -> [..., F]."""
     rows = x.reshape(-1, x.shape[-1])
     over_width = (((1,), (1,)), ((), ()))
@@ -118,7 +127,7 @@ class Linear(nn.Module):
     platform: str = "cpu"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array | np.ndarray, "*B D"]) -> Float[Array, "..."]:
         """One matrix product, whatever the number of features' axes."""
         x = x.astype(self.dtype)
         if self.has_variable("params", TRANSPOSED):

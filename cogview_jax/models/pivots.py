@@ -5,6 +5,8 @@ Legend: B batch, T positions, S slots of a cache, P pivots, L layers.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key
 
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.sparse_attention import ThreeRegions, pivot_bias
@@ -17,8 +19,12 @@ PIVOT_STREAM = 0x7069766F
 
 
 def draw_pivots(
-    keys: jax.Array, text: jax.Array, image: jax.Array, count: int, layers: int
-) -> jax.Array:
+    keys: Key[Array, " B"],
+    text: Bool[Array | np.ndarray, "B T"],
+    image: Bool[Array | np.ndarray, "B T"],
+    count: int,
+    layers: int,
+) -> Int[Array, "L B P"]:
     """Pivots for every layer: all text, then image tokens by chance.
 
     Args:
@@ -46,8 +52,8 @@ def draw_pivots(
 def draw_regions(
     config: TransformerConfig,
     vocabulary: Vocabulary | None,
-    tokens: jax.Array,
-    keys: jax.Array | None = None,
+    tokens: Int[Array | np.ndarray, "B T"],
+    keys: Key[Array, " B"] | None = None,
 ) -> ThreeRegions:
     """What the queries of rows padded on the right see, in all layers.
 
@@ -69,10 +75,10 @@ def draw_regions(
 def draw_slots(
     config: TransformerConfig,
     vocabulary: Vocabulary | None,
-    tokens: jax.Array,
-    valid: jax.Array,
-    keys: jax.Array,
-) -> jax.Array:
+    tokens: Int[Array | np.ndarray, "B S"],
+    valid: Bool[Array | np.ndarray, "B S"],
+    keys: Key[Array, " B"],
+) -> Int[Array, "L B P"]:
     """The pivots that `draw_regions` draws, for rows that a cache will hold, padded on the left.
 
     Args:
@@ -92,7 +98,9 @@ def draw_slots(
     return draw_pivots(keys, text, image, config.pivots, config.layers) + starts[:, None]
 
 
-def text_and_image(vocabulary: Vocabulary | None, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+def text_and_image(
+    vocabulary: Vocabulary | None, tokens: Int[Array | np.ndarray, "B T"]
+) -> tuple[Bool[Array | np.ndarray, "B T"], Bool[Array | np.ndarray, "B T"]]:
     """Where the tokens are text or commands, and where image codes: bool; padding is neither.
 
     vocabulary: what the ids mean. Raises InputError where a transformer was not told.

@@ -14,12 +14,14 @@ Legend: B batch, T query positions, S key positions, N heads, H head width, P pi
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from cogview_jax.models.attention import Drop, KeyValues, LayerCache, attention_scores
 from cogview_jax.runtime.sharding import constrain
@@ -38,8 +40,12 @@ class KeyRegion(NamedTuple):
 
 
 def attend_regions(
-    queries: jax.Array, regions: Sequence[KeyRegion], alpha: float, dtype: DTypeLike, drop: Drop
-) -> jax.Array:
+    queries: Float[Array | np.ndarray, "B N T H"],
+    regions: Sequence[KeyRegion],
+    alpha: float,
+    dtype: DTypeLike,
+    drop: Drop,
+) -> Float[Array, "B N T H"]:
     """Attention of [B, N, T, H] to several regions under one softmax: [B, N, T, H].
 
     softmax((scores - max) x alpha) as in `attention_weights`, the maximum and the sum going over
@@ -70,7 +76,9 @@ def attend_regions(
     return jnp.asarray(y / total, queries.dtype)
 
 
-def take(x: jax.Array, places: jax.Array) -> jax.Array:
+def take(
+    x: Float[Array | np.ndarray, "B N S H"], places: Int[Array | np.ndarray, "B P"]
+) -> Float[Array, "B N P H"]:
     """What stands at `places` int32 [B, P] of x [B, N, S, H]: [B, N, P, H]; the last beyond S."""
     taken = jax.vmap(lambda row, at: jnp.take(row, at, axis=1, mode="clip"))(x, places)
     return constrain(taken, "batch", "heads", None, None)
@@ -85,13 +93,13 @@ class ThreeRegions:
     is added to the score of a pivot; 0 but in the release's form (`pivot_bias`).
     """
 
-    pivots: jax.Array
+    pivots: Any
     window: int = flax.struct.field(pytree_node=False)
     window_blocks: int = flax.struct.field(pytree_node=False)
     bias: float = flax.struct.field(pytree_node=False, default=0.0)
 
     def attend(
-        self, queries: jax.Array, cache: LayerCache, alpha: float, dtype: DTypeLike, drop: Drop
+        self, queries: Any, cache: LayerCache, alpha: float, dtype: DTypeLike, drop: Drop
     ) -> jax.Array:
         """[B, N, T, H] to keys and values of as many positions; see `attend_regions`.
 
@@ -145,7 +153,7 @@ class PivotCache(NamedTuple):
     pivot_keys: jax.Array
     pivot_values: jax.Array
 
-    def write(self, index: jax.Array | int, keys: jax.Array, values: jax.Array) -> "PivotCache":
+    def write(self, index: jax.Array | int, keys: Any, values: Any) -> "PivotCache":
         """The cache with `keys` and `values` [B, N, T, H] at slots index..index + T - 1."""
         slots = index + jnp.arange(keys.shape[2])
         equal = slots[:, None] == self.pivots[:, None, :]  # [B, T, P]
@@ -169,13 +177,13 @@ class CachedRegions:
     lies before is padding. The rest: see `ThreeRegions`; the release adds no bias here.
     """
 
-    first: jax.Array | int
-    starts: jax.Array
+    first: Any
+    starts: Any
     window: int = flax.struct.field(pytree_node=False)
     window_blocks: int = flax.struct.field(pytree_node=False)
 
     def attend(
-        self, queries: jax.Array, cache: PivotCache, alpha: float, dtype: DTypeLike, drop: Drop
+        self, queries: Any, cache: PivotCache, alpha: float, dtype: DTypeLike, drop: Drop
     ) -> jax.Array:
         """[B, N, T, H] to the cache; see `attend_regions`.
 

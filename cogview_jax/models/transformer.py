@@ -15,6 +15,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from cogview_jax.models.activation_max import ACTIVATION_MAX
 from cogview_jax.models.attention import AttentionPattern, KeyValues, causal_mask
@@ -97,11 +99,13 @@ class Transformer(nn.Module):
         )(config, self.policy, self.programs.platform)
         self.final_norm = make_norm(config, self.policy)
 
-    def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    def embed(
+        self, tokens: Int[Array | np.ndarray, "B T"], positions: Int[Array | np.ndarray, "B T"]
+    ) -> Float[Array, "B T D"]:
         """Word plus position embeddings: int32 [B, T] twice -> [B, T, D].
 
         Of the word embeddings' gradient only the share a passes: x a + stop_gradient(x) (1 - a)
-        (CogView, section 2.4).
+        (arXiv 2105.13290, section 2.4).
         """
         # Rows are looked up in tables of whole width, as FSDP gathers every weight it uses: out of
         # tables split by width would come activations that must be exchanged for rows of the batch.
@@ -117,10 +121,10 @@ class Transformer(nn.Module):
 
     def __call__(
         self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        pattern: jax.Array | ThreeRegions | None = None,
-    ) -> jax.Array:
+        tokens: Int[Array | np.ndarray, "B T"],
+        positions: Int[Array | np.ndarray, "B T"],
+        pattern: AttentionPattern | None = None,
+    ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm, [B, T, D]; dropout where a "dropout" key is given.
 
         Padding on the right needs no mask: causality hides it.
@@ -136,7 +140,9 @@ class Transformer(nn.Module):
         x, _ = self.blocks(self.embed(tokens, positions), chosen)
         return self.final_norm(x)
 
-    def default_pattern(self, tokens: jax.Array) -> jax.Array | ThreeRegions | Causal:
+    def default_pattern(
+        self, tokens: Int[Array | np.ndarray, "B T"]
+    ) -> jax.Array | ThreeRegions | Causal:
         """Which keys each query of int32 [B, T] sees unless the caller says.
 
         In dense attention these are its own and those before it, in sparse attention always the
@@ -151,12 +157,18 @@ class Transformer(nn.Module):
             return Causal(self.programs.interpret)
         return causal_mask(tokens.shape[1])
 
-    def logits(self, hidden: jax.Array, first: int = 0, last: int | None = None) -> jax.Array:
+    def logits(
+        self, hidden: Float[Array | np.ndarray, "*B D"], first: int = 0, last: int | None = None
+    ) -> Float[Array, "*B V"]:
         """Scores of the ids [first, last), or all: [..., D] -> float32 [..., last - first]."""
         table = self.word_table[first:last].astype(self.policy.compute)
         return product(hidden, table.T, jnp.float32, self.programs.platform)
 
-    def normalise(self, x: jax.Array, valid_mask: jax.Array | None = None) -> jax.Array:
+    def normalise(
+        self,
+        x: Float[Array | np.ndarray, "B T D"],
+        valid_mask: Bool[Array | np.ndarray, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
         """The final norm alone: [B, T, D] -> [B, T, D]; valid_mask: see `LayerNorm`."""
         return self.final_norm(x, valid_mask)
 
@@ -266,10 +278,10 @@ def _merged(one: Any, other: Any) -> Any:
 def whole_forward(
     model: Transformer,
     params: Mapping[str, Any],
-    tokens: jax.Array,
-    positions: jax.Array,
-    valid_mask: jax.Array | None = None,
-) -> jax.Array:
+    tokens: Int[Array | np.ndarray, "B T"],
+    positions: Int[Array | np.ndarray, "B T"],
+    valid_mask: Bool[Array | np.ndarray, "B T"] | None = None,
+) -> Float[Array, "B T D"]:
     """What `model` computes of whole sequences, from parameters of `layered`: [B, T, D].
 
     One layer is compiled and run again and again, so compiling takes as long as for one that is
@@ -313,12 +325,12 @@ def _through_block(
 @functools.partial(jax.jit, static_argnames=("model", "first", "last"))
 def logits_of(
     params: Mapping[str, Any],
-    hidden: jax.Array,
+    hidden: Float[Array | np.ndarray, "*B D"],
     *,
     model: Transformer,
     first: int = 0,
     last: int | None = None,
-) -> jax.Array:
+) -> Float[Array, "*B V"]:
     """`Transformer.logits` of hidden states [..., D], from what `without_blocks` gives."""
     logits: Any = model.apply({"params": params}, hidden, first, last, method=model.logits)
     return logits
@@ -333,7 +345,10 @@ def _normalised(
 
 
 def empty_cache(
-    model: Transformer, batch: int, length: int, pivots: jax.Array | None = None
+    model: Transformer,
+    batch: int,
+    length: int,
+    pivots: Int[Array | np.ndarray, "L B P"] | None = None,
 ) -> Cache:
     """A key/value cache for `length` positions, one entry a layer.
 
@@ -357,12 +372,12 @@ def empty_cache(
 def cached_forward(
     model: Transformer,
     params: Mapping[str, Any],
-    tokens: jax.Array,
-    positions: jax.Array,
-    cache_mask: jax.Array,
+    tokens: Int[Array | np.ndarray, "B T"],
+    positions: Int[Array | np.ndarray, "B T"],
+    cache_mask: Bool[Array | np.ndarray, "B S"],
     cache: Sequence[KeyValues | PivotCache],
     index: jax.Array | int,
-) -> tuple[jax.Array, Cache]:
+) -> tuple[Float[Array, "B T D"], Cache]:
     """Continues cached sequences by T tokens at cache slots index..index + T - 1.
 
     Args:

@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt8
 
 from cogview_jax.runtime.config import SettingError, require_range
 from cogview_jax.runtime.errors import InputError
@@ -105,12 +107,12 @@ class Convolution(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b _ _ _"]:
         """[b, h, w, c_in] -> [b, h / stride, w / stride, features]."""
         kernel, bias = conv_parameters(self, x.shape[-1])
         padding = (self.taps - self.stride + 1) // 2
         y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
+            jnp.asarray(x, self.dtype),
             kernel.astype(self.dtype),
             window_strides=(self.stride, self.stride),
             padding=((padding, padding), (padding, padding)),
@@ -133,7 +135,7 @@ class TransposedConvolution(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b _ _ _"]:
         """[b, h, w, c_in] -> [b, 2h, 2w, features]."""
         b, h, w, c = x.shape
         kernel, bias = conv_parameters(self, c)
@@ -153,12 +155,12 @@ class TransposedConvolution(nn.Module):
         return y + broadcast_bias(bias, y)
 
 
-def broadcast_bias(bias: jax.Array, y: jax.Array) -> jax.Array:
+def broadcast_bias(bias: Any, y: Any) -> jax.Array:
     """The bias in the shape and type of y; its gradient is summed in its own type, float32."""
     return jnp.broadcast_to(bias, y.shape).astype(y.dtype)
 
 
-def conv_parameters(module: nn.Module, channels_in: int) -> tuple[jax.Array, jax.Array]:
+def conv_parameters(module: nn.Module, channels_in: int) -> tuple[Any, Any]:
     """The kernel [taps, taps, c_in, features] and bias [features] of a convolution module."""
     # The three channels of an image are never split: no mesh divides them.
     names = ("channels_in", "pixel" if module.features == 3 else "channels_out")
@@ -185,8 +187,9 @@ class ResidualBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b _ _ _"]:
         """Leaves the shape as it is."""
+        x = jnp.asarray(x)
         y = Convolution(x.shape[-1], taps=3, dtype=self.dtype, name="wide")(nn.relu(x))
         return x + Convolution(x.shape[-1], taps=1, dtype=self.dtype, name="narrow")(nn.relu(y))
 
@@ -211,18 +214,18 @@ class Codec(nn.Module):
         ]
         self.decoder_out = Convolution(3, 1, dtype=self.dtype)
 
-    def encode(self, pixels: jax.Array) -> jax.Array:
+    def encode(self, pixels: Float[Array | np.ndarray, "b H W 3"]) -> Float[Array, "b h w D"]:
         """Normalised pixels [b, H, W, 3] -> encoder outputs, float32 [b, h, w, D]."""
-        x = constrain(pixels, "batch", None, None, None)
+        x = constrain(jnp.asarray(pixels), "batch", None, None, None)
         for conv in self.encoder_convs:
             x = nn.relu(conv(x))
         for block in self.encoder_blocks:
             x = block(x)
         return self.encoder_out(x).astype(jnp.float32)
 
-    def decode(self, vectors: jax.Array) -> jax.Array:
+    def decode(self, vectors: Float[Array | np.ndarray, "b h w D"]) -> Float[Array, "b H W 3"]:
         """Code vectors [b, h, w, D] -> normalised pixels, float32 [b, H, W, 3]."""
-        x = constrain(vectors, "batch", None, None, None)
+        x = constrain(jnp.asarray(vectors), "batch", None, None, None)
         if self.config.residual_blocks:
             x = self.decoder_in(x)
         for block in self.decoder_blocks:
@@ -233,31 +236,42 @@ class Codec(nn.Module):
             x = nn.relu(conv(x))
         return self.decoder_out(x).astype(jnp.float32)
 
-    def __call__(self, pixels: jax.Array) -> jax.Array:
+    def __call__(self, pixels: Float[Array | np.ndarray, "b H W 3"]) -> Float[Array, "b H W 3"]:
         """Encoder and decoder without quantisation: touches every parameter, for `init`."""
         return self.decode(self.encode(pixels))
 
 
-def normalise(config: CodecConfig, images: jax.Array) -> jax.Array:
+def normalise(
+    config: CodecConfig, images: UInt8[Array | np.ndarray, "b h w 3"]
+) -> Float[Array, "b h w 3"]:
     """(value / 255 - mean) / std: uint8 images [b, h, w, 3] -> what the encoder reads."""
     mean, std = jnp.asarray(config.mean), jnp.asarray(config.std)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
 
 
-def unclipped(config: CodecConfig, pixels: jax.Array) -> jax.Array:
+def unclipped(
+    config: CodecConfig, pixels: Float[Array | np.ndarray, "*b 3"]
+) -> Float[Array, "*b 3"]:
     """Decoder outputs [b, h, w, 3] -> values that are 0 for black and 1 for white, float32.
 
     The decoder may go beyond both; so do the images that the release's `code2img` returns.
     """
-    return pixels * jnp.asarray(config.std) + jnp.asarray(config.mean)
+    return jnp.asarray(pixels) * jnp.asarray(config.std) + jnp.asarray(config.mean)
 
 
-def denormalise(config: CodecConfig, pixels: jax.Array) -> jax.Array:
+def denormalise(
+    config: CodecConfig, pixels: Float[Array | np.ndarray, "*b 3"]
+) -> Float[Array, "*b 3"]:
     """Decoder outputs [b, h, w, 3] -> values in [0, 255], clipped and never stretched, float32."""
     return jnp.clip(unclipped(config, pixels) * 255, 0, 255)
 
 
-def encode_images(codec: Codec, params: dict, codebook: Codebook, images: jax.Array) -> jax.Array:
+def encode_images(
+    codec: Codec,
+    params: dict,
+    codebook: Codebook,
+    images: UInt8[Array | np.ndarray, "b h w 3"],
+) -> Int[Array, "b rows columns"]:
     """uint8 images [b, h, w, 3] -> codes int32 [b, rows, columns].
 
     Products are taken at the highest precision of `codec.dtype`: float32 means float32, also on
@@ -269,7 +283,12 @@ def encode_images(codec: Codec, params: dict, codebook: Codebook, images: jax.Ar
     return nearest(codebook.codes, vectors)
 
 
-def decode_codes(codec: Codec, params: dict, codebook: Codebook, codes: jax.Array) -> jax.Array:
+def decode_codes(
+    codec: Codec,
+    params: dict,
+    codebook: Codebook,
+    codes: Int[Array | np.ndarray, "b rows columns"],
+) -> UInt8[Array, "b h w 3"]:
     """Codes int32 [b, rows, columns] -> uint8 images [b, h, w, 3]."""
     pixels: Any = codec.apply({"params": params}, codebook.codes[codes], method=codec.decode)
     return jnp.round(denormalise(codec.config, pixels)).astype(jnp.uint8)

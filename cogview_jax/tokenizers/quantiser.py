@@ -12,10 +12,13 @@ the nearest would win there: the codes of an image would depend on the machine.
 Legend: N vectors of a batch, K codes, D width of a code.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Key
 
 
 class Codebook(NamedTuple):
@@ -56,7 +59,7 @@ class Assignments(NamedTuple):
     error: jax.Array
 
 
-def initial_codebook(key: jax.Array, size: int, width: int) -> Codebook:
+def initial_codebook(key: Key[Array, ""], size: int, width: int) -> Codebook:
     """A codebook nobody has used yet: codes Xavier-uniform with the gain of tanh (5/3)."""
     bound = 5 / 3 * (6 / (size + width)) ** 0.5
     codes = jax.random.uniform(key, (size, width), jnp.float32, -bound, bound)
@@ -68,7 +71,9 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def nearest(codes: jax.Array, vectors: jax.Array) -> jax.Array:
+def nearest(
+    codes: Float[Array | np.ndarray, "K D"], vectors: Float[Array | np.ndarray, "*N D"]
+) -> Int[Array, "*N"]:
     """Ids of the nearest codes: codes [K, D], vectors [..., D] -> int32 [...].
 
     Squared distance in its expanded form, without the vectors' own norm: it moves no minimum. It is
@@ -79,13 +84,21 @@ def nearest(codes: jax.Array, vectors: jax.Array) -> jax.Array:
     return jnp.argmin(distances, axis=-1).astype(jnp.int32)
 
 
-def straight_through(vectors: jax.Array, quantised: jax.Array) -> jax.Array:
+def straight_through(
+    vectors: Float[Array | np.ndarray, "*N"], quantised: Float[Array | np.ndarray, "*N"]
+) -> Float[Array, "*N"]:
     """`quantised` in the forward pass, the gradient of `vectors` in the backward pass."""
+    vectors = jnp.asarray(vectors)
     return vectors + jax.lax.stop_gradient(quantised - vectors)
 
 
 def relax(
-    codes: jax.Array, vectors: jax.Array, noise: jax.Array, temperature: float, *, hard: bool
+    codes: Float[Array | np.ndarray, "K D"],
+    vectors: Float[Array | np.ndarray, "*N D"],
+    noise: Float[Array | np.ndarray, "*N K"],
+    temperature: float,
+    *,
+    hard: bool,
 ) -> Relaxed:
     """A sample of codes whose gradient reaches the vectors (Jang et al. 2017; the paper's mode 2).
 
@@ -120,8 +133,13 @@ def relax(
     return Relaxed(_product(shares, codes), ids, jnp.mean(divergence))
 
 
-def assign(codes: jax.Array, vectors: jax.Array, ids: jax.Array) -> Assignments:
+def assign(
+    codes: Float[Array | np.ndarray, "K D"],
+    vectors: Float[Array | np.ndarray, "N D"],
+    ids: Int[Array | np.ndarray, " N"],
+) -> Assignments:
     """Counts and sums of vectors [N, D] by the ids [N] of their codes [K, D]."""
+    codes, vectors = jnp.asarray(codes), jnp.asarray(vectors)
     hits = jax.nn.one_hot(ids, codes.shape[0], dtype=vectors.dtype)
     return Assignments(hits.sum(0), _product(hits.T, vectors), jnp.sum((vectors - codes[ids]) ** 2))
 
@@ -146,11 +164,11 @@ def update(codebook: Codebook, batch: Assignments, decay: float, epsilon: float 
 
 def revive(
     codebook: Codebook,
-    candidates: jax.Array,
-    worthwhile: jax.Array,
-    vectors: jax.Array,
+    candidates: Float[Array | np.ndarray, "K D"],
+    worthwhile: Bool[Array | np.ndarray, " K"],
+    vectors: ArrayLike,
     threshold: float,
-) -> tuple[Codebook, jax.Array]:
+) -> tuple[Codebook, Any]:
     """Moves every code used less than `threshold` of its fair share onto its candidate.
 
     A moved code starts at twice the threshold: light, so that the vectors it wins decide where it

@@ -26,6 +26,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh, place_batch
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import generate, sample_keys
+from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, left_padded, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -155,11 +156,11 @@ def sampled(params, order=(0, 1, 2), *, longest=7, sampling=None):
         tokens,
         valid,
         sample_keys(0, [str(i) for i in order], [0] * len(order)),
+        row_settings([sampling or SamplingConfig(temperature=0)] * len(order)),
         model=MODEL,
         count=COUNT,
         first=0,
         last=20,
-        config=sampling or SamplingConfig(temperature=0),
     )
     return np.asarray(result)
 

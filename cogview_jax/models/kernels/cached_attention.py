@@ -13,6 +13,7 @@ import flax
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
 
 #: Slots that are read at a time, and threads (in warps) that do it.
 BLOCK, WARPS = 256, 8
@@ -26,8 +27,8 @@ class CacheSpan:
     interpret: the kernel runs without a GPU, slowly.
     """
 
-    starts: jax.Array
-    index: jax.Array | int
+    starts: Any
+    index: Any
     interpret: bool = flax.struct.field(pytree_node=False, default=False)
 
 
@@ -37,8 +38,11 @@ def runs_cached_attention(head_width: int) -> bool:
 
 
 def cached_attention(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, span: CacheSpan
-) -> jax.Array:
+    queries: Float[Array, "B N 1 H"],
+    keys: Float[Array, "B N S H"],
+    values: Float[Array, "B N S H"],
+    span: CacheSpan,
+) -> Float[Array, "B 1 N H"]:
     """softmax(Q K^T / sqrt H) V over the filled slots.
 
     queries: [B, N, 1, H]. keys, values: [B, N, S, H]. Returns [B, 1, N, H].

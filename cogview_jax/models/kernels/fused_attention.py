@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 #: The oldest devices that have it (Ampere), and the widest head it takes on all of them.
 CAPABILITY, WIDEST = 8.0, 128
@@ -41,8 +42,11 @@ def runs_fused_attention(device: jax.Device, dtype: DTypeLike, head_width: int) 
 
 
 def fused_attention(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, pattern: Causal
-) -> jax.Array:
+    queries: Float[Array, "B N T H"],
+    keys: Float[Array, "B N T H"],
+    values: Float[Array, "B N T H"],
+    pattern: Causal,
+) -> Float[Array, "B T N H"]:
     """softmax(Q K^T / sqrt H) V, over each query and what stands before it.
 
     [B, N, T, H] three times -> [B, T, N, H].

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
 
 from cogview_jax.models.attention import KeyValues
 from cogview_jax.models.block import make_norm
@@ -73,11 +74,11 @@ def token_step(
     config: TransformerConfig,
     policy: Policy,
     blocks: Sequence[Mapping[str, Any]],
-    x: jax.Array,
+    x: Float[Array, "B 1 D"],
     span: CacheSpan,
     cache: Sequence[KeyValues],
     tiles: Mapping[str, Tiles] = TILES,
-) -> tuple[jax.Array, tuple[KeyValues, ...]]:
+) -> tuple[Float[Array, "B 1 D"], tuple[KeyValues, ...]]:
     """x [B, 1, D] through all blocks: what `Block` computes one after the other, up to rounding.
 
     Args:
