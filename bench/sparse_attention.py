@@ -144,7 +144,7 @@ def model() -> dict[str, Call]:
     for side in SIDES:
         config = dataclasses.replace(experiment.model, attention=side)
         vocabulary = experiment.vocabulary
-        transformer = Transformer(config, vocabulary.size, layout.length, ids=vocabulary)
+        transformer = Transformer(config, vocabulary.size, layout.length, vocabulary=vocabulary)
         objective = SequenceObjective(transformer, layout)
         params = jax.jit(lambda key, o=objective: unbox(o.init(key)[0]))(jax.random.key(0))
 

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
                 "dropout": 0.0,
                 "attention_dropout": 0.0,
                 "embedding_gradient": 1.0,
-                "init_deviation": 0.09,
+                "init_std": 0.09,
                 "sandwich_scale": 0.2,
                 "remat": "none",
                 "unroll": 4,

@@ -1,4 +1,4 @@
-"""The demo's transformer finetuned to say what a picture shows, minutes on two cores.
+"""The demo's transformer finetuned to caption images, minutes on two cores.
 
 After `make demo`, from whose token store it learns:
 

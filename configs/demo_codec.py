@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
                 "codebook": 512,
                 "code_width": 64,
                 "mean": (0.5, 0.5, 0.5),
-                "deviation": (0.5, 0.5, 0.5),
+                "std": (0.5, 0.5, 0.5),
             },
             "data": {
                 "source": {

@@ -1,7 +1,7 @@
 """The demo's transformer finetuned to super-resolution, 32 to 64 pixels, minutes on two cores.
 
-It learns as the paper's does, from parts of pictures: windows of 4 x 4 codes and the same in 8 x 8,
-cut out of drawings in 8 x 8 and 16 x 16 codes. A picture of 32 pixels is nine such windows. A text
+It learns as the paper's does, from parts of images: windows of 4 x 4 codes and the same in 8 x 8,
+cut out of drawings in 8 x 8 and 16 x 16 codes. An image of 32 pixels is nine such windows. A text
 says little of a part, so none is read.
 
 After `make demo`, whose text tokenizer and codec it goes on with:

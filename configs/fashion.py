@@ -4,8 +4,8 @@
         --config.data.source.path=my_pictures --config.data.image_tokenizer=runs/codec/bundle
     python -m cogview_jax.train --config configs/fashion.py:paper --workdir runs/fashion
 
-- `paper`: pictures of 800 pixels as 50 x 50 codes; 2,988,387,840 parameters.
-- `long`: pictures of 1008 pixels as 63 x 63 codes, 4,096 tokens a row; 2,992,309,760 parameters.
+- `paper`: images of 800 pixels as 50 x 50 codes; 2,988,387,840 parameters.
+- `long`: images of 1008 pixels as 63 x 63 codes, 4,096 tokens a row; 2,992,309,760 parameters.
 - `small`: drawings of shapes, 4,096 tokens a row too; 4,507,392 parameters, for a CPU.
 
 The image tokenizer divides the sides by 16, or by 4 in `small`: configs/codec_vqvae.py with
@@ -61,7 +61,7 @@ def _small() -> ConfigDict:
                 "dropout": 0.0,
                 "attention_dropout": 0.0,
                 "embedding_gradient": 1.0,
-                "init_deviation": 0.06,
+                "init_std": 0.06,
                 "sandwich_scale": 0.2,
             },
             "data": {

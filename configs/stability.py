@@ -67,7 +67,7 @@ def get_config(variant: str) -> ConfigDict:
                 "sandwich_ln": sandwich_ln,
                 "pb_relax_norm": pb_relax_norm,
                 "pb_relax_attention": pb_relax_attention,
-                "init_deviation": 0.03 if wide else 0.09,  # about 1 / sqrt(width)
+                "init_std": 0.03 if wide else 0.09,  # about 1 / sqrt(width)
                 "remat": "none",
             },
             "data": {

@@ -103,7 +103,7 @@ def test_the_paper_is_what_the_defaults_and_the_file_say_together(root):
     sizes = {"layers": 48, "width": 2560, "heads": 40, "mlp_ratio": 4, "dropout": 0.1}
     stability = {"sandwich_ln": True, "pb_relax_norm": True, "pb_relax_attention": True}
     stability |= {"alpha": 32.0, "embedding_gradient": 0.1, "sandwich_scale": 1.0}
-    rest = {"attention_dropout": 0.1, "epsilon": 1e-5, "init_deviation": 0.02, "compat": "none"}
+    rest = {"attention_dropout": 0.1, "epsilon": 1e-5, "init_std": 0.02, "compat": "none"}
     sparse = {"attention": "dense", "window": 128, "window_blocks": 6, "pivots": 768}
     machine = {"remat": "full", "unroll": 1}
     assert dataclasses.asdict(paper.model) == sizes | stability | rest | sparse | machine
@@ -123,7 +123,7 @@ def test_the_paper_is_what_the_defaults_and_the_file_say_together(root):
     assert dataclasses.asdict(codec.model) == {
         **{"image_size": 256, "downsampling": 8, "channels": 512, "residual_blocks": 0},
         **{"codebook": 8192, "code_width": 256},
-        **{"mean": (0.79093, 0.76271, 0.75340), "deviation": (0.30379, 0.32279, 0.32800)},
+        **{"mean": (0.79093, 0.76271, 0.75340), "std": (0.30379, 0.32279, 0.32800)},
     }
     assert dataclasses.asdict(codec.loss) == {
         **{"commitment": 0.25, "decay": 0.99, "revive_below": 0.03}
@@ -145,7 +145,7 @@ def test_the_demo_is_the_one_that_was_measured():
         **{"layers": 4, "width": 128, "heads": 4, "mlp_ratio": 4, "dropout": 0.0},
         **{"attention_dropout": 0.0, "sandwich_ln": True, "pb_relax_norm": True},
         **{"pb_relax_attention": True, "alpha": 32.0, "embedding_gradient": 1.0},
-        **{"epsilon": 1e-5, "init_deviation": 0.09, "sandwich_scale": 0.2, "remat": "none"},
+        **{"epsilon": 1e-5, "init_std": 0.09, "sandwich_scale": 0.2, "remat": "none"},
         **{"unroll": 4, "compat": "none", "attention": "dense", "window": 128},
         **{"window_blocks": 6, "pivots": 768},
     }

@@ -120,7 +120,7 @@ def drawing(
     The prompts have several lengths, so that rows begin at several slots of the cache.
     """
     config = TransformerConfig(layers=2, width=width, heads=2, dropout=0.0)
-    model = Transformer(config, vocabulary=60, positions=24, implementation=implementation)
+    model = Transformer(config, vocab_size=60, positions=24, implementation=implementation)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *[jnp.zeros((1, 1), jnp.int32)] * 2)
     params = unstack_layers(reference.random_like(unbox(shapes["params"]), 0))
     prompts = [np.array(p) for p in ([55, 3, 4, 56], [55], [55, 1, 2])]

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cogview_jax.models.activation_max import EXTREMES, layer_extremes
+from cogview_jax.models.activation_max import ACTIVATION_MAX, layer_activation_max
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sharding import unbox
@@ -29,7 +29,7 @@ class Record:
 
     loss, text_loss, image_loss, loss_scale, overflow (1 where the step was skipped): float32 [S].
     main, scores, norm_inputs: float32 [S, L], the largest absolute values in each layer, infinite
-    or no number where float16's range ran out (see `models.extremes`).
+    or no number where float16's range ran out (see `models.activation_max`).
     """
 
     loss: np.ndarray
@@ -66,9 +66,9 @@ def record(
 
     def watched(state, batch):
         tokens, positions = batch.tokens, batch.positions
-        _, sown = model.apply({"params": state.params}, tokens, positions, mutable=EXTREMES)
+        _, sown = model.apply({"params": state.params}, tokens, positions, mutable=ACTIVATION_MAX)
         state, metrics = step(state, batch)
-        return state, metrics | layer_extremes(sown)
+        return state, metrics | layer_activation_max(sown)
 
     watched = jax.jit(watched, donate_argnums=0)
     state = jax.jit(lambda: unbox(initial_state(objective, optimizer, experiment.seed, scale)))()

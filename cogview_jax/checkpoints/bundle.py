@@ -97,7 +97,7 @@ class TransformerPart:
     def model(self) -> Transformer:
         """The module of the parameters, which have as many positions as were learned."""
         positions = self.params["position_embedding"].shape[0]
-        return Transformer(self.config, self.vocabulary.size, positions, ids=self.vocabulary)
+        return Transformer(self.config, self.vocabulary.size, positions, vocabulary=self.vocabulary)
 
 
 class Bundle:
@@ -237,7 +237,10 @@ class Bundle:
         """The module of the transformer, and its parameters as shapes."""
         entry = self._transformer_entry
         model = Transformer(
-            entry.config, entry.vocabulary.size, entry.learned_positions, ids=entry.vocabulary
+            entry.config,
+            entry.vocabulary.size,
+            entry.learned_positions,
+            vocabulary=entry.vocabulary,
         )
         return model, transformer_shapes(model)
 

@@ -32,7 +32,7 @@ PIECES = flags.DEFINE_integer(
 GRID = flags.DEFINE_integer(
     "grid",
     None,
-    "rows and columns of a picture's codes, unless the largest that the positions hold",
+    "rows and columns of an image's codes, unless the largest that the positions hold",
 )
 LAYOUT_TASK = flags.DEFINE_string(
     "layout_task", None, "what the transformer was trained for, unless text_to_image"

@@ -1,6 +1,6 @@
-"""Turns captioned pictures into a token store that training reads.
+"""Turns captioned images into a token store that training reads.
 
-Trains the text tokenizer unless the config names one, encodes every picture with the codec of
+Trains the text tokenizer unless the config names one, encodes every image with the codec of
 `data.image_tokenizer` and every caption with the text tokenizer, and writes WORKDIR/tokens (or
 `data.store`). Records that cannot be used are listed in skipped.jsonl there. Interrupted, the same
 command continues; finished, it does nothing.

@@ -47,7 +47,7 @@ def center_crop(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarra
     """The largest centred square of the image, at `size` pixels.
 
     Args:
-        image: uint8 [h, w, 3] of any size; smaller ones are enlarged.
+        image: uint8 [h, w, 3] of any size; smaller ones are upsampled.
         size: the side s.
 
     Returns:

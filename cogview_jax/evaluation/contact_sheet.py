@@ -38,10 +38,10 @@ def caption_grid(
         An RGB image.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
-    enlarged = [_enlarge(image, cell) for image in images]
-    width = max(cell, *(image.width for image in enlarged))
+    scaled = [_scaled(image, cell) for image in images]
+    width = max(cell, *(image.width for image in scaled))
     texts = [_wrap(caption, width) for caption in captions]
-    items = list(zip(enlarged, texts, strict=True))
+    items = list(zip(scaled, texts, strict=True))
     rows = [items[i : i + columns] for i in range(0, len(items), columns)]
     heights = [
         max(image.height for image, _ in row) + _GAP + _LINE * max(len(text) for _, text in row)
@@ -82,7 +82,7 @@ def titled(sheets: Mapping[str, Image.Image]) -> Image.Image:
     return whole
 
 
-def _enlarge(image: np.ndarray, cell: int) -> Image.Image:
+def _scaled(image: np.ndarray, cell: int) -> Image.Image:
     factor = max(1, cell // max(image.shape[:2]))
     return Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1))
 

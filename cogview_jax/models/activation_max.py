@@ -2,8 +2,8 @@
 
 They are written only where a caller asks for them,
 
-    hidden, sown = model.apply(variables, tokens, positions, mutable=EXTREMES)
-    extremes = layer_extremes(sown)
+    hidden, sown = model.apply(variables, tokens, positions, mutable=ACTIVATION_MAX)
+    extremes = layer_activation_max(sown)
 
 and cost nothing elsewhere.
 """
@@ -15,25 +15,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-#: The collection that `observe` writes to.
-EXTREMES = "extremes"
+#: The collection that `sow_max` writes to.
+ACTIVATION_MAX = "activation_max"
 
 
-def observe(module: nn.Module, name: str, x: jax.Array) -> None:
+def sow_max(module: nn.Module, name: str, x: jax.Array) -> None:
     """Notes max |x| under `name`; of several notes of a name in one layer the largest stays."""
-    if not module.is_mutable_collection(EXTREMES) or module.is_initializing():
+    if not module.is_mutable_collection(ACTIVATION_MAX) or module.is_initializing():
         return
     largest = jnp.max(jnp.abs(x)).astype(jnp.float32)
-    module.sow(EXTREMES, name, largest, reduce_fn=jnp.maximum, init_fn=lambda: jnp.float32(0))
+    module.sow(ACTIVATION_MAX, name, largest, reduce_fn=jnp.maximum, init_fn=lambda: jnp.float32(0))
 
 
-def layer_extremes(sown: Mapping[str, Any]) -> dict[str, jax.Array]:
+def layer_activation_max(sown: Mapping[str, Any]) -> dict[str, jax.Array]:
     """What the layers of a scanned stack with dense attention noted: name -> float32 [layers].
 
     "main": the residual branch after the layer. "scores": of attention, before the softmax, where
     a query sees. "norm_inputs": of the layer's LayerNorms.
     """
-    block = sown[EXTREMES]["blocks"]["block"]
+    block = sown[ACTIVATION_MAX]["blocks"]["block"]
     return {
         "main": block["main"],
         "scores": block["attention"]["scores"],

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
-from cogview_jax.models.activation_max import observe
+from cogview_jax.models.activation_max import sow_max
 from cogview_jax.models.dropout import dropout
 from cogview_jax.models.kernels.cached_attention import CacheSpan, cached_attention
 from cogview_jax.models.kernels.fused_attention import Causal, fused_attention
@@ -141,8 +141,8 @@ class Attention(nn.Module):
     heads: int
     alpha: float
     dropout: float
-    deviation: float
-    output_deviation: float
+    init_std: float
+    out_init_std: float
     policy: Policy = FLOAT32
     platform: str = "cpu"
 
@@ -167,7 +167,7 @@ class Attention(nn.Module):
         """
         width, dtype = x.shape[-1], self.policy.compute
         projected = Linear(
-            (3, width), ("embed", "qkv", "heads"), self.deviation, dtype, self.platform, name="qkv"
+            (3, width), ("embed", "qkv", "heads"), self.init_std, dtype, self.platform, name="qkv"
         )(x)
         projected = named(constrain(projected, "batch", "sequence", None, "heads"), READ)
         queries, keys, values = rearrange(
@@ -186,13 +186,13 @@ class Attention(nn.Module):
             y = self._dense(queries, cache, pattern)
         y = constrain(y, "batch", "sequence", "heads")
         out = Linear(
-            (width,), ("heads", "embed"), self.output_deviation, dtype, self.platform, name="out"
+            (width,), ("heads", "embed"), self.out_init_std, dtype, self.platform, name="out"
         )
         return out(y), cache
 
     def _dense(self, queries: jax.Array, cache: LayerCache, mask: jax.Array) -> jax.Array:
         scores = attention_scores(queries, cache.keys, self.alpha, self.policy.reductions)
-        observe(self, "scores", jnp.where(mask, scores, 0))
+        sow_max(self, "scores", jnp.where(mask, scores, 0))
         weights = attention_weights(scores, mask, self.alpha)
         if self.has_rng("dropout"):
             weights = dropout(weights, self.dropout, self.make_rng("dropout"))

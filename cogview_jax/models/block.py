@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cogview_jax.models.activation_max import observe
+from cogview_jax.models.activation_max import sow_max
 from cogview_jax.models.attention import Attention, AttentionPattern, LayerCache
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.dropout import dropout
@@ -41,8 +41,8 @@ class MLP(nn.Module):
     """GELU (tanh form) between two affine maps: [B, T, D] -> [B, T, D]."""
 
     hidden: int
-    deviation: float
-    output_deviation: float
+    init_std: float
+    out_init_std: float
     dtype: DTypeLike = jnp.float32
     platform: str = "cpu"
 
@@ -51,12 +51,12 @@ class MLP(nn.Module):
         """Each position by itself."""
         width = x.shape[-1]
         up = Linear(
-            (self.hidden,), ("embed", "mlp"), self.deviation, self.dtype, self.platform, name="up"
+            (self.hidden,), ("embed", "mlp"), self.init_std, self.dtype, self.platform, name="up"
         )
         down = Linear(
             (width,),
             ("mlp", "embed"),
-            self.output_deviation,
+            self.out_init_std,
             self.dtype,
             self.platform,
             name="down",
@@ -69,9 +69,9 @@ def make_norm(
     config: TransformerConfig, policy: Policy, initial_scale: float = 1.0, name: str | None = None
 ) -> LayerNorm:
     """The LayerNorm of a model: which relaxation, and in which types."""
-    relax = (
-        "tensor" if config.conventions.tensor_norm else "row" if config.pb_relax_norm else "none"
-    )
+    relax = "row" if config.pb_relax_norm else "none"
+    if config.conventions.tensor_norm:
+        relax = "tensor"
     return LayerNorm(
         relax, config.epsilon, policy.compute, initial_scale, policy.reductions, name=name
     )
@@ -103,11 +103,11 @@ class Block(nn.Module):
         valid_mask: see `LayerNorm`.
         """
         config, dtype = self.config, self.policy.compute
-        deviation = config.init_deviation
-        output_deviation = deviation / (2 * config.layers) ** 0.5
+        init_std = config.init_std
+        out_init_std = init_std / (2 * config.layers) ** 0.5
 
         def norm(y: jax.Array, name: str, scale: float = 1.0) -> jax.Array:
-            observe(self, "norm_inputs", y)
+            sow_max(self, "norm_inputs", y)
             return make_norm(config, self.policy, scale, name=name)(y, valid_mask)
 
         def branch_end(y: jax.Array, name: str) -> jax.Array:
@@ -119,15 +119,15 @@ class Block(nn.Module):
             config.heads,
             config.alpha if config.pb_relax_attention else 1.0,
             config.drop_rates[1],
-            deviation,
-            output_deviation,
+            init_std,
+            out_init_std,
             self.policy,
             self.platform,
             name="attention",
         )
         y, cache = attention(norm(x, "attention_in"), pattern, cache, index)
         x = x + branch_end(y, "attention_out")
-        mlp = MLP(config.hidden, deviation, output_deviation, dtype, self.platform, name="mlp")
+        mlp = MLP(config.hidden, init_std, out_init_std, dtype, self.platform, name="mlp")
         x = x + branch_end(mlp(norm(x, "mlp_in")), "mlp_out")
-        observe(self, "main", x)
+        sow_max(self, "main", x)
         return constrain(x, "batch", "sequence", "width"), cache

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def code_embeddings(vectors: ArrayLike, width: int, deviation: float, seed: int) -> np.ndarray:
+def code_embeddings(vectors: ArrayLike, width: int, std: float, seed: int) -> np.ndarray:
     """A codec's vectors as rows of an embedding table: [V, C] -> float32 [V, width].
 
     Codes that look alike start alike: what is learned of one holds for its neighbours, the rare
@@ -16,7 +16,7 @@ def code_embeddings(vectors: ArrayLike, width: int, deviation: float, seed: int)
     Args:
         vectors: of the codebook, one a code.
         width: of the transformer.
-        deviation: of all numbers of the result, that of the other embeddings.
+        std: of all numbers of the result, that of the other embeddings.
         seed: of the turn.
     """
     vectors = np.asarray(vectors, np.float64)
@@ -28,4 +28,4 @@ def code_embeddings(vectors: ArrayLike, width: int, deviation: float, seed: int)
     turn, _ = np.linalg.qr(normal)
     rows = evened @ (turn.T if depth <= width else turn)
     # Vectors that are all the same have no spread.
-    return (rows * (deviation / (rows.std() or 1.0))).astype(np.float32)
+    return (rows * (std / (rows.std() or 1.0))).astype(np.float32)

@@ -1,6 +1,9 @@
 """Sizes and switches of the transformer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
 
 from cogview_jax.models.conventions import CONVENTIONS, Conventions
 from cogview_jax.runtime.config import require_range
@@ -29,7 +32,7 @@ class TransformerConfig:
         embedding_gradient: share of the gradient that reaches the word embeddings through the
             layers; 1 for all.
         epsilon: added to the variance in LayerNorm.
-        init_deviation: standard deviation of the normal that matrices and embeddings start from.
+        init_std: standard deviation of the normal that matrices and embeddings start from.
             0.02 is about 1 / sqrt(width) at the paper's width; a narrow model wants more.
         sandwich_scale: start of the scale of the LayerNorm that closes a branch. At 1, the paper's,
             a new branch outweighs the embeddings, which a short run has no time to mend.
@@ -47,6 +50,9 @@ class TransformerConfig:
         pivots: pivots of a row in sparse attention, all text among them.
     """
 
+    #: Names of settings in bundles and runs of earlier versions, and what they are called now.
+    RENAMED: ClassVar[Mapping[str, str]] = MappingProxyType({"init_deviation": "init_std"})
+
     layers: int = 48
     width: int = 2560
     heads: int = 40
@@ -59,7 +65,7 @@ class TransformerConfig:
     alpha: float = 32.0
     embedding_gradient: float = 0.1
     epsilon: float = 1e-5
-    init_deviation: float = 0.02
+    init_std: float = 0.02
     sandwich_scale: float = 1.0
     remat: str = "full"
     unroll: int = 1
@@ -73,9 +79,9 @@ class TransformerConfig:
         sizes = ("layers", "width", "heads", "mlp_ratio", "unroll")
         require_range(self, *sizes, "window", "window_blocks", "pivots", at_least=1, at_most=2**20)
         require_range(self, "dropout", "attention_dropout", at_least=0, below=1)
-        require_range(self, "alpha", "init_deviation", above=0)
+        require_range(self, "alpha", "init_std", above=0)
         require_range(self, "embedding_gradient", above=0, at_most=1)
-        # Smaller ones are 0 in float32, and a token without deviation is divided by it.
+        # Smaller ones are 0 in float32, and a token whose values are all alike is divided by it.
         require_range(self, "epsilon", at_least=1e-30, at_most=1)
         require_range(self, "sandwich_scale", at_least=0)
         if self.width % self.heads:

@@ -19,8 +19,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     if rate == 0:
         return x
     bits = hashed_bits(key, x.shape)
-    kept = bits >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(kept, x / jnp.asarray(1 - rate, x.dtype), 0)
+    keep = bits >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
 
 
 def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -106,14 +106,14 @@ def matvec_product(
 class Linear(nn.Module):
     """x @ kernel + bias over the last dimension: [..., D] -> [..., *features].
 
-    names: the logical axes of the kernel, input first, which describe its shape. deviation: of the
-    normal distribution that the kernel starts from. platform: what the program is for, which says
-    how the backward pass multiplies (`product`).
+    names: the logical axes of the kernel, input first, which describe its shape. init_std: standard
+    deviation of the normal distribution that the kernel starts from. platform: what the program is
+    for, which says how the backward pass multiplies (`product`).
     """
 
     features: tuple[int, ...]
     names: tuple[str, ...]
-    deviation: float
+    init_std: float
     dtype: DTypeLike = jnp.float32
     platform: str = "cpu"
 
@@ -128,7 +128,7 @@ class Linear(nn.Module):
         else:
             kernel: Any = self.param(
                 "kernel",
-                nn.with_logical_partitioning(nn.initializers.normal(self.deviation), self.names),
+                nn.with_logical_partitioning(nn.initializers.normal(self.init_std), self.names),
                 (x.shape[-1], *self.features),
                 jnp.float32,
             )

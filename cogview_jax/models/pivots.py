@@ -1,4 +1,4 @@
-"""Which tokens are pivots of sparse attention: all text, and image tokens drawn by chance.
+"""Which tokens are pivots of sparse attention: all text, and random image tokens.
 
 Legend: B batch, T positions, S slots of a cache, P pivots, L layers.
 """
@@ -45,7 +45,7 @@ def draw_pivots(
 
 def draw_regions(
     config: TransformerConfig,
-    ids: Vocabulary | None,
+    vocabulary: Vocabulary | None,
     tokens: jax.Array,
     keys: jax.Array | None = None,
 ) -> ThreeRegions:
@@ -53,14 +53,14 @@ def draw_regions(
 
     Args:
         config: of the transformer.
-        ids: see `text_and_image`.
+        vocabulary: see `text_and_image`.
         tokens: int32 [B, T], rows padded with [PAD].
         keys: one typed key a row, from which its pivots are drawn. Without any they depend on where
             the row's text stands alone: the same row gives the same result.
     """
     if keys is None:
         keys = jnp.broadcast_to(random_key(0), tokens.shape[:1])
-    pivots = draw_pivots(keys, *text_and_image(ids, tokens), config.pivots, config.layers)
+    pivots = draw_pivots(keys, *text_and_image(vocabulary, tokens), config.pivots, config.layers)
     biased = config.conventions.pivot_bias
     bias = pivot_bias(tokens.shape[1], config.pivots) if biased else 0.0
     return ThreeRegions(pivots, config.window, config.window_blocks, bias)
@@ -68,7 +68,7 @@ def draw_regions(
 
 def draw_slots(
     config: TransformerConfig,
-    ids: Vocabulary | None,
+    vocabulary: Vocabulary | None,
     tokens: jax.Array,
     valid: jax.Array,
     keys: jax.Array,
@@ -77,7 +77,7 @@ def draw_slots(
 
     Args:
         config: of the transformer.
-        ids: see `text_and_image`.
+        vocabulary: see `text_and_image`.
         tokens: int32 [B, S], for every slot of the cache one of the kind that it will hold.
         valid: bool [B, S], False on the padding.
         keys: one typed key a row.
@@ -87,20 +87,20 @@ def draw_slots(
     """
     starts = jnp.argmax(valid, axis=1)
     text, image = (
-        jax.vmap(jnp.roll)(kind & valid, -starts) for kind in text_and_image(ids, tokens)
+        jax.vmap(jnp.roll)(kind & valid, -starts) for kind in text_and_image(vocabulary, tokens)
     )
     return draw_pivots(keys, text, image, config.pivots, config.layers) + starts[:, None]
 
 
-def text_and_image(ids: Vocabulary | None, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+def text_and_image(vocabulary: Vocabulary | None, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Where the tokens are text or commands, and where image codes: bool; padding is neither.
 
-    ids: what the ids mean. Raises InputError where a transformer was not told.
+    vocabulary: what the ids mean. Raises InputError where a transformer was not told.
     """
-    if ids is None:
+    if vocabulary is None:
         raise InputError(
             "sparse attention has to tell text from image: give the Transformer its vocabulary"
-            " (ids)"
+            " (`vocabulary`)"
         )
-    image = tokens < ids.codes
-    return ~image & (tokens != ids.command("PAD")), image
+    image = tokens < vocabulary.codes
+    return ~image & (tokens != vocabulary.command("PAD")), image

@@ -31,7 +31,7 @@ def named(x: jax.Array, name: str) -> jax.Array:
     return checkpoint_name(x, name)
 
 
-def kept(remat: str) -> Callable[..., Any]:
+def checkpoint_policy(remat: str) -> Callable[..., Any]:
     """The policy of `jax.checkpoint` for a name of `TransformerConfig.remat` other than "none"."""
     policies = jax.checkpoint_policies
     if remat == "full":

@@ -1,7 +1,7 @@
 """Three-region sparse attention (CogView's appendix): text, random image pivots, and a window.
 
 A query sees its own block of `window` tokens up to itself, the blocks right before it, and of all
-blocks before those the pivots: every token of text, and image tokens drawn by chance, anew for each
+blocks before those the pivots: every token of text, and random image tokens, anew for each
 row and layer. One softmax goes over both, so that the result is that of dense attention under a
 mask; but the cost of a token is pivots + window x window_blocks instead of the length.
 

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cogview_jax.models.activation_max import EXTREMES
+from cogview_jax.models.activation_max import ACTIVATION_MAX
 from cogview_jax.models.attention import AttentionPattern, KeyValues, causal_mask
 from cogview_jax.models.block import Block, make_norm
 from cogview_jax.models.config import TransformerConfig
@@ -27,7 +27,7 @@ from cogview_jax.models.kernels.fused_attention import Causal
 from cogview_jax.models.kernels.token_step import ROWS, token_step
 from cogview_jax.models.linear import TRANSPOSED, product, transpose_for_matvec
 from cogview_jax.models.pivots import draw_regions
-from cogview_jax.models.remat import kept
+from cogview_jax.models.remat import checkpoint_policy
 from cogview_jax.models.sparse_attention import (
     CachedRegions,
     PivotCache,
@@ -46,17 +46,17 @@ Cache = tuple[KeyValues | PivotCache, ...]
 class Transformer(nn.Module):
     """Left-to-right transformer over one vocabulary.
 
-    vocabulary: number of ids V. positions: how many positions were learned. policy: the types of
-    the arithmetic; parameters are float32. ids: what the ids mean; only sparse attention has to
-    know, to tell text from image. implementation: which programs run; without one, those that are
-    fastest on jax's first device.
+    vocab_size: number of ids V. positions: how many positions were learned. policy: the types of
+    the arithmetic; parameters are float32. vocabulary: what the ids mean; only sparse attention
+    needs it, to tell text from image. implementation: which programs run; without one, those that
+    are fastest on jax's first device.
     """
 
     config: TransformerConfig
-    vocabulary: int
+    vocab_size: int
     positions: int
     policy: Policy = FLOAT32
-    ids: Vocabulary | None = None
+    vocabulary: Vocabulary | None = None
     implementation: Implementation | None = None
 
     def __post_init__(self):
@@ -74,21 +74,21 @@ class Transformer(nn.Module):
     def setup(self):
         """Tables, the scanned stack, and the final norm."""
         config = self.config
-        normal = nn.initializers.normal(config.init_deviation)
+        normal = nn.initializers.normal(config.init_std)
 
         def table(name: str, rows: int, axis: str) -> jax.Array:
             init = nn.with_logical_partitioning(normal, (axis, "embed"))
             values: Any = self.param(name, init, (rows, config.width), jnp.float32)
             return values
 
-        self.word_table = table("word_embedding", self.vocabulary, "vocabulary")
+        self.word_table = table("word_embedding", self.vocab_size, "vocabulary")
         self.position_table = table("position_embedding", self.positions, "positions")
         layer = ScannedBlock
         if config.remat != "none":
-            layer = nn.remat(layer, prevent_cse=False, policy=kept(config.remat))
+            layer = nn.remat(layer, prevent_cse=False, policy=checkpoint_policy(config.remat))
         self.blocks = nn.scan(
             layer,
-            variable_axes={"params": 0, EXTREMES: 0},
+            variable_axes={"params": 0, ACTIVATION_MAX: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=0 if config.sparse else nn.broadcast,
             length=config.layers,
@@ -144,9 +144,9 @@ class Transformer(nn.Module):
         or its scores are recorded.
         """
         if self.config.sparse:
-            return draw_regions(self.config, self.ids, tokens)
+            return draw_regions(self.config, self.vocabulary, tokens)
         dropping = self.config.drop_rates[1] > 0 and self.has_rng("dropout")
-        recording = self.is_mutable_collection(EXTREMES)
+        recording = self.is_mutable_collection(ACTIVATION_MAX)
         if self.programs.attention == "cudnn" and not dropping and not recording:
             return Causal(self.programs.interpret)
         return causal_mask(tokens.shape[1])

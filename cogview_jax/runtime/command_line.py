@@ -110,7 +110,7 @@ def _run(command: ModuleType) -> NoReturn:
         _fail_in_a_line(error)
         if "RESOURCE_EXHAUSTED" in str(error):  # jax's own type is known only once jax is loaded
             line = str(error).strip().splitlines()[0]
-            advice = "raise train.accumulate, or draw fewer images at a time (--batch_size)"
+            advice = "raise train.accumulate, or sample fewer images at a time (--batch_size)"
             _fail(f"error: the device has too little memory ({line}): {advice}", 1)
         _fail(traceback.format_exc(), 1)
     sys.exit(status)

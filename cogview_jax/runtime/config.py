@@ -133,6 +133,8 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
     `X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `list[X]`, `dict[str, X]`, `Any`, and other
     dataclasses, which are built recursively; of the head of a `Tagged` family the kind that the
     section names. A value that is an instance of the wanted dataclass already is taken as it is.
+    Where the dataclass has a mapping RENAMED of earlier names of its settings to present ones, both
+    are understood.
 
     Args:
         cls: a dataclass; its `__post_init__` may raise InputError for values that do not fit
@@ -154,6 +156,7 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
         if "kind" not in mapping:
             raise InputError(f"{where} lacks kind; choices are {', '.join(sorted(cls.kinds))}")
         return build(cls.of_kind(mapping["kind"], where), mapping, where)
+    mapping = _with_present_names(cls, mapping)
     for key in mapping:
         if key not in fields:
             advice = f"no such setting; {closest(key, fields)}"
@@ -175,6 +178,16 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
         raise InputError(f"{where}.{error}") from None
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _with_present_names(cls: type, mapping: Any) -> Any:
+    """`mapping` with earlier names of settings replaced, unless it has the present ones too."""
+    renamed = {
+        earlier: name
+        for earlier, name in getattr(cls, "RENAMED", {}).items()
+        if earlier in mapping and name not in mapping
+    }
+    return {renamed.get(key, key): mapping[key] for key in mapping} if renamed else mapping
 
 
 def closest(word: str, choices) -> str:

@@ -23,7 +23,7 @@ def random_key(seed: int) -> Key[jax.Array, ""]:
         found = getattr(jax.config, name)
         if found != needed:
             raise InputError(
-                f"{name.upper()} is {found}: the same seeds would draw other numbers; leave it at"
+                f"{name.upper()} is {found}: the same seeds would give other numbers; leave it at"
                 f" {needed}"
             )
     return jax.random.key(seed, impl="threefry2x32")

@@ -69,7 +69,7 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """`x` with its sharding pinned to `names` under `jax.set_mesh`; `x` itself outside any mesh.
 
-    A batch that its mesh axes do not divide, such as a few images drawn during training, is left
+    A batch that its mesh axes do not divide, such as a few images sampled during training, is left
     whole.
     """
     if len(names) != x.ndim:

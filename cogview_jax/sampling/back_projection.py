@@ -1,4 +1,4 @@
-"""Enlarged pictures that keep to the small ones they were drawn from."""
+"""Iterative back-projection: large images that agree with small ones when downsampled."""
 
 from collections.abc import Iterable
 
@@ -13,13 +13,14 @@ ROUNDS = OURS.back_projection_rounds
 def back_projected(
     large: Iterable[np.ndarray], small: Iterable[np.ndarray], rounds: int
 ) -> list[np.ndarray]:
-    """Pictures with what they lack of the smaller ones they stand for.
+    """Large images, changed so that they agree with the small ones when downsampled.
 
-    A model of codes sees a picture as its codes hold it; reduced, what it draws is not quite the
-    picture that was given. Each round adds the difference, enlarged (Irani and Peleg 1991,
-    "Improving resolution by image registration"): colours and places become those of the small
-    picture, while what it cannot tell, such as where within a pixel an edge runs, stays as drawn.
-    The difference shrinks to three quarters or less a round, before values are cut to 0..255.
+    A model of codes sees an image as its codes hold it, so what it samples, downsampled, is not
+    quite the image that was given. Each round upsamples the difference and adds it (Irani and Peleg
+    1991, "Improving resolution by image registration"): colours and places become those of the
+    small image, while what the small image cannot tell, such as where within a pixel an edge runs,
+    stays as it was sampled. The difference shrinks to three quarters or less a round, before values
+    are clipped to [0, 255].
 
     Args:
         large: uint8 [2h, 2w, 3] each.
@@ -30,13 +31,13 @@ def back_projected(
         uint8 [2h, 2w, 3] each.
 
     Raises:
-        ValueError: there are not as many small pictures as large ones.
+        ValueError: there are not as many small images as large ones.
     """
     return [_one(*pair, rounds) for pair in zip(large, small, strict=True)]
 
 
 def downsampled_mse(large: np.ndarray, small: np.ndarray) -> np.ndarray:
-    """How far pictures, reduced, are from the small ones: the mean squared difference of values.
+    """MSE between downsampled large images and small ones.
 
     large: uint8 [..., 2h, 2w, 3]. small: uint8 [..., h, w, 3]. Returns float64 [...].
     """
@@ -44,17 +45,17 @@ def downsampled_mse(large: np.ndarray, small: np.ndarray) -> np.ndarray:
 
 
 def _one(large: np.ndarray, small: np.ndarray, rounds: int) -> np.ndarray:
-    picture = large.astype(np.float32)
+    image = large.astype(np.float32)
     for _ in range(rounds):
-        lacking = small - _halved(picture)
-        picture += _doubled(_doubled(lacking, 0), 1)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+        lacking = small - _halved(image)
+        image += _doubled(_doubled(lacking, 0), 1)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def _halved(picture: np.ndarray) -> np.ndarray:
+def _halved(image: np.ndarray) -> np.ndarray:
     """The mean of every 2 x 2 values: [..., 2h, 2w, 3] -> [..., h, w, 3]."""
-    *before, rows, columns, colours = picture.shape
-    pairs = picture.reshape(*before, rows // 2, 2, columns // 2, 2, colours)
+    *before, rows, columns, colours = image.shape
+    pairs = image.reshape(*before, rows // 2, 2, columns // 2, 2, colours)
     return pairs.mean(axis=(-4, -2))
 
 

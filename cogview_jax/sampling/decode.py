@@ -1,6 +1,6 @@
-"""Decoding: a prompt's cache is filled once, then jitted scans draw a fixed count of tokens.
+"""Decoding: a prompt's cache is filled once, then jitted scans sample a fixed count of tokens.
 
-Legend: B batch, P prompt length with padding on the left, C tokens to draw, S slots of the cache.
+Legend: B batch, P prompt length with padding on the left, C tokens to sample, S slots of the cache.
 """
 
 import functools
@@ -21,14 +21,14 @@ from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 
 #: In a row of tokens: this one is to be sampled.
 OPEN = -1
-#: Slots of the smallest cache that a larger one follows, and tokens drawn with one at least.
+#: Slots of the smallest cache that a larger one follows, and tokens sampled with one at least.
 SMALLEST, FEWEST = 256, 64
 
 
 def seed_key(seed: int) -> jax.Array:
     """The typed random key of a seed; InputError for one of more than 32 bits.
 
-    jax would drop the rest, and draw as another seed does.
+    jax would drop the rest, and sample as another seed does.
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed}: expected 0 to {2**32 - 1}")
@@ -56,18 +56,18 @@ class Sequences(NamedTuple):
     """Sequences on their way, B at a time: what `decode` goes on from.
 
     token: int32 [B], the last token of each, which the cache does not hold yet. position: int32
-    [B], its place among the learned positions. visible: bool [B, S], the slots of the cache that
+    [B], its place among the learned positions. cache_mask: bool [B, S], the slots of the cache that
     hold tokens, or will. cache: see `empty_cache`. slot: int32, that of `token`. keys: [B],
-    one a row. drawn: int32, how many tokens were drawn.
+    one a row. sampled: int32, how many tokens were sampled.
     """
 
     token: jax.Array
     position: jax.Array
-    visible: jax.Array
+    cache_mask: jax.Array
     cache: Cache
     slot: jax.Array
     keys: jax.Array
-    drawn: jax.Array
+    sampled: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("model", "count", "first"))
@@ -89,21 +89,21 @@ def prefill(
     batch, prompt = tokens.shape
     if positions is None:
         positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
-    visible = jnp.concatenate([valid, jnp.ones((batch, count), bool)], axis=1)
+    cache_mask = jnp.concatenate([valid, jnp.ones((batch, count), bool)], axis=1)
     pivots = None
     if model.config.sparse:
-        # What will be drawn is known by its kind.
+        # What will be sampled is known by its kind.
         whole = jnp.concatenate([tokens, jnp.full((batch, count), first, tokens.dtype)], axis=1)
         streams = jax.vmap(jax.random.fold_in, (0, None))(keys, PIVOT_STREAM)
-        pivots = draw_slots(model.config, model.ids, whole, visible, streams)
-    # The last token drawn is never read.
+        pivots = draw_slots(model.config, model.vocabulary, whole, cache_mask, streams)
+    # The last token sampled is never read.
     cache = empty_cache(model, batch, prompt + count - 1, pivots)
-    visible = visible[:, :-1]
+    cache_mask = cache_mask[:, :-1]
     if prompt > 1:
         head, at = tokens[:, :-1], positions[:, :-1]
-        _, cache = cached_forward(model, params, head, at, visible, cache, 0)
-    slot, drawn = jnp.int32(prompt - 1), jnp.int32(0)
-    return Sequences(tokens[:, -1], positions[:, -1], visible, cache, slot, keys, drawn)
+        _, cache = cached_forward(model, params, head, at, cache_mask, cache, 0)
+    slot, sampled = jnp.int32(prompt - 1), jnp.int32(0)
+    return Sequences(tokens[:, -1], positions[:, -1], cache_mask, cache, slot, keys, sampled)
 
 
 @jax.jit
@@ -118,15 +118,15 @@ def spread(sequences: Sequences, rows: jax.Array, keys: jax.Array) -> Sequences:
         rows: int32 [B], below U.
         keys: one typed key a row, [B].
     """
-    token, position, visible, cache = jax.tree.map(
+    token, position, cache_mask, cache = jax.tree.map(
         lambda leaf: leaf[rows],
-        (sequences.token, sequences.position, sequences.visible, sequences.cache),
+        (sequences.token, sequences.position, sequences.cache_mask, sequences.cache),
     )
-    return Sequences(token, position, visible, cache, sequences.slot, keys, sequences.drawn)
+    return Sequences(token, position, cache_mask, cache, sequences.slot, keys, sequences.sampled)
 
 
 def stages(model: Transformer, prompt: int, count: int) -> list[int]:
-    """How many tokens are drawn with each size of the cache: `count` in all.
+    """How many tokens are sampled with each size of the cache: `count` in all.
 
     XLA reads all slots of a cache for every token, empty ones too. On a CPU a cache therefore
     begins small and is doubled up to the whole length: over 1,024 tokens 72% of that is read. Every
@@ -135,8 +135,8 @@ def stages(model: Transformer, prompt: int, count: int) -> list[int]:
 
     Args:
         model: sparse attention keeps one size, to which its pivots belong.
-        prompt: tokens before those that are drawn, their padding included.
-        count: tokens to draw.
+        prompt: tokens before those that are sampled, their padding included.
+        count: tokens to sample.
     """
     ends = [prompt + count]
     while (
@@ -155,8 +155,8 @@ def grow(sequences: Sequences, count: int) -> Sequences:
     def longer(leaf: jax.Array) -> jax.Array:
         return jnp.pad(leaf, ((0, 0), (0, 0), (0, count), (0, 0)))
 
-    visible = jnp.pad(sequences.visible, ((0, 0), (0, count)), constant_values=True)
-    return sequences._replace(visible=visible, cache=jax.tree.map(longer, sequences.cache))
+    cache_mask = jnp.pad(sequences.cache_mask, ((0, 0), (0, count)), constant_values=True)
+    return sequences._replace(cache_mask=cache_mask, cache=jax.tree.map(longer, sequences.cache))
 
 
 @functools.partial(
@@ -202,12 +202,12 @@ def decode(
             params,
             now.token[:, None],
             now.position[:, None],
-            now.visible,
+            now.cache_mask,
             whole(now.cache),
             now.slot,
         )
         logits = matvec_product(hidden[:, -1], head, jnp.float32)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(now.keys, now.drawn)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(now.keys, now.sampled)
         if guide:
             conditional, bare = jnp.split(logits, 2)
             logits, keys = guided(conditional, bare, settings.guidance), keys[: rows // 2]
@@ -221,7 +221,7 @@ def decode(
             position=now.position + 1,
             cache=carried(cache),
             slot=now.slot + 1,
-            drawn=now.drawn + 1,
+            sampled=now.sampled + 1,
         )
         return following, token
 
@@ -248,32 +248,32 @@ def in_parts(
     last: int,
     guide: bool = False,
 ) -> Iterator[jax.Array]:
-    """Continues each prompt by `count` tokens with ids in [first, last), as they are drawn.
+    """Continues each prompt by `count` tokens with ids in [first, last), as they are sampled.
 
     Args:
         params: from `unstack_layers`; `prepare_decode_params` makes them fast.
         tokens: int32 [B, P], prompts that end together (`tokenizers.layout.left_padded`).
         valid: bool [B, P], False on the padding, which has no position and is never seen.
-        keys: one typed key a row; the draw of token i uses the key folded with i. A row's
+        keys: one typed key a row; token i uses the key folded with i. A row's
             pivots of sparse attention follow from its key and prompt.
         settings: of each row; with `guide`, of each row of the first half.
         positions: int32 [B, P], of the prompts' tokens, where they are not simply counted; what is
-            drawn counts on from the last.
-        given: int32 [B, C], tokens that are known already; -1 is drawn.
+            sampled counts on from the last.
+        given: int32 [B, C], tokens that are known already; -1 is sampled.
         rows: int32 [B], which of the prompts each row continues (`spread`); its own where None.
-        every: a part ends where so many tokens are drawn since the last such place, and in between
-            where the cache grows.
+        every: a part ends where so many tokens are sampled since the last such place, and where the
+            cache grows.
         model: the transformer of `params`.
         count: how many tokens each row gets, C.
-        first: the first id that may be drawn; only this part of the head is computed.
-        last: one past the last id that may be drawn.
+        first: the first id that may be sampled; only this part of the head is computed.
+        last: one past the last id that may be sampled.
         guide: the second half of the rows are those of the first without their texts, for guidance;
             both get the same tokens.
 
     Yields:
         int32 [B, n], the n adding up to C.
     """
-    drawn, sequences = 0, None
+    sampled, sequences = 0, None
     for stage in stages(model, tokens.shape[1], count):
         if sequences is None:
             own = keys[: len(tokens)]
@@ -284,10 +284,10 @@ def in_parts(
                 sequences = spread(sequences, rows, keys)
         else:
             sequences = grow(sequences, stage)
-        end = drawn + stage
-        while drawn < end:
-            part = min(every - drawn % every, end - drawn)
-            known = None if given is None else given[:, drawn : drawn + part]
+        end = sampled + stage
+        while sampled < end:
+            part = min(every - sampled % every, end - sampled)
+            known = None if given is None else given[:, sampled : sampled + part]
             sequences, new = decode(
                 params,
                 sequences,
@@ -299,11 +299,11 @@ def in_parts(
                 last=last,
                 guide=guide,
             )
-            drawn += part
+            sampled += part
             yield new
 
 
 def generate(*prompts: Any, count: int, **options: Any) -> jax.Array:
     """What `in_parts` gives, at once: int32 [B, C]. Its arguments, but for `every`."""
-    drawn = list(in_parts(*prompts, count=count, every=count, **options))
-    return drawn[0] if len(drawn) == 1 else jnp.concatenate(drawn, axis=1)
+    sampled = list(in_parts(*prompts, count=count, every=count, **options))
+    return sampled[0] if len(sampled) == 1 else jnp.concatenate(sampled, axis=1)

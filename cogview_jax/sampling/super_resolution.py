@@ -16,7 +16,7 @@ from cogview_jax.tokenizers.layout import left_padded
 
 #: Picture's number, a window's source codes -> what stands before its target, and the positions.
 Head = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
-#: A window, what was drawn for it [b, candidates, rows, columns] -> which candidate stays, [b].
+#: A window, what was sampled for it [b, candidates, rows, columns] -> which candidate stays, [b].
 Choose = Callable[[Window, np.ndarray], np.ndarray]
 
 
@@ -34,17 +34,17 @@ def upsampled_codes(
     choose: Choose | None = None,
     on_window: Callable[[], None] | None = None,
 ) -> np.ndarray:
-    """Codes int [b, g, g] -> int32 [b, 2g, 2g], all pictures at once, window by window.
+    """Codes int [b, g, g] -> int32 [b, 2g, 2g], all images at once, window by window.
 
     A cell that an earlier window filled is given to the later ones: those in front of the first
-    open one belong to the prompt, which is one call. Where a window is drawn several times, the one
-    that is chosen is what later windows continue.
+    open one belong to the prompt, which is one call. Where a window has several candidates, later
+    windows continue the one that is chosen.
 
     Args:
         params: from `unstack_layers`.
         head: the sequence's beginning, int32 [n] twice (tokens and positions).
         longest: tokens of the longest head there can be: one compilation for all of them.
-        codes: of the pictures.
+        codes: of the images.
         keys: typed, [b, candidates].
         plan: the windows.
         model: the transformer of `params`, with positions for a whole window's target.
@@ -54,9 +54,9 @@ def upsampled_codes(
         on_window: is called after each window, of all images.
     """
     config.need_no_guidance("super-resolution")
-    size, pictures, candidates = 2 * plan.grid, np.arange(len(codes)), keys.shape[1]
+    size, images, candidates = 2 * plan.grid, np.arange(len(codes)), keys.shape[1]
     # Candidates share the cache of their prompt; pivots are a candidate's own.
-    prompts = np.repeat(pictures, candidates)
+    prompts = np.repeat(images, candidates)
     settings = row_settings([config] * (len(codes) * candidates))
     shared = candidates > 1 and not model.config.sparse
     target = np.zeros((len(codes), size, size), np.int32)
@@ -73,7 +73,7 @@ def upsampled_codes(
         if not shared:
             tokens, valid, positions = tokens[prompts], valid[prompts], positions[prompts]
         cells = cells[prompts]
-        drawn = generate(
+        sampled = generate(
             params,
             tokens,
             valid,
@@ -87,13 +87,13 @@ def upsampled_codes(
             first=0,
             last=last,
         )
-        cells[:, leading:] = to_host(drawn)
+        cells[:, leading:] = to_host(sampled)
         cells = cells.reshape(len(codes), candidates, *window.known.shape)
         chosen: np.ndarray | int = 0
         if candidates > 1:
             assert choose is not None, "several candidates need a choice"
             chosen = choose(window, cells)
-        target[:, *window.target] = cells[pictures, chosen]
+        target[:, *window.target] = cells[images, chosen]
         if on_window is not None:
             on_window()
     return target

@@ -1,11 +1,11 @@
-"""The plan of super-resolution: which windows are enlarged in which order (PAPER, finetuning).
+"""The plan of super-resolution: which windows are upsampled in which order.
 
-A grid of codes is enlarged to twice its size through overlapping square windows, since the model
-has learned pairs of one window's size only. The order is centre-continuous: every window but the
-first continues what its neighbours have filled, and the middle of the picture comes early. A
-window's target is a rectangle from its own top left corner, twice as wide as the window and often
-less than twice as high, so that the rows at its lower edge are left to the window that sees more
-of what is below.
+CogView (arXiv 2105.13290), section 3.1. A grid of codes is upsampled to twice its size through
+overlapping square windows, since the model has learned pairs of one window's size only. The order
+is centre-continuous: every window but the first continues what its neighbours have filled, and the
+middle of the image comes early. A window's target is a rectangle from its own top left corner,
+twice as wide as the window and often less than twice as high, so that the rows at its lower edge
+are left to the window that sees more of what is below.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Window:
         return int(self.known.argmin())
 
     def pixels(self, each: int) -> tuple[slice, slice]:
-        """The rectangle of the source's picture, `each` pixels a code, that `target` stands for."""
+        """The rectangle of the source's image, `each` pixels a code, that `target` stands for."""
         rows, columns = (slice(s.start * each // 2, s.stop * each // 2) for s in self.target)
         return rows, columns
 
@@ -88,7 +88,7 @@ class WindowPlan:
     def of(cls, grid: int, window: int) -> "WindowPlan":
         """The plan for grids of `grid` codes a side with a model of windows of `window`.
 
-        One window where it holds the whole picture; nine in the release's order where the picture
+        One window where it holds the whole image; nine in the release's order where the image
         is twice as large. Of those the first goes a source row beyond its half, as the release's
         does, and others with windows below stop a source row before their end. InputError for other
         sizes.
@@ -98,7 +98,7 @@ class WindowPlan:
         nine = in_nine(window)
         if grid != 2 * window or not nine:
             raise InputError(
-                f"pictures of {grid} x {grid} codes cannot be magnified in windows of {window} x"
+                f"images of {grid} x {grid} codes cannot be upsampled in windows of {window} x"
                 f" {window}: expected {window}" + (f" or {2 * window}" if nine else "") + " a side"
             )
         rows = {18: window + 2, 30: 2 * window - 2, 32: 2 * window}
@@ -128,7 +128,7 @@ class WindowPlan:
 
 
 def in_nine(window: int) -> bool:
-    """Whether windows of this side can enlarge a picture twice as wide, overlapping by half."""
+    """Whether windows of this side can upsample an image twice as wide, overlapping by half."""
     return window >= 4 and window % 2 == 0
 
 

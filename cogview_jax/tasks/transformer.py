@@ -37,7 +37,7 @@ from cogview_jax.training.state import TrainState
 INIT_FROM_IGNORED = (
     "dropout",
     "attention_dropout",
-    "init_deviation",
+    "init_std",
     "sandwich_scale",
     "remat",
     "unroll",
@@ -215,7 +215,7 @@ class TransformerTask:
             return state
         codec, model = self._codec().codec(state.mesh), experiment.model
         vectors = to_host(codec.codebook.codes)
-        rows = code_embeddings(vectors, model.width, model.init_deviation, experiment.seed)
+        rows = code_embeddings(vectors, model.width, model.init_std, experiment.seed)
         held = self.objective.bundle_values(state.values)
         table = held.params[name]
         # The codes are the first ids.

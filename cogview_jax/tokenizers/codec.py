@@ -9,8 +9,10 @@ Legend: b batch, h w rows and columns, c channels, K codebook size, D code width
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -22,7 +24,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import constrain
 from cogview_jax.tokenizers.quantiser import Codebook, nearest
 
-#: Pixels along a side of a picture.
+#: Pixels along a side of an image.
 LARGEST_IMAGE = 1 << 14
 
 
@@ -38,8 +40,11 @@ class CodecConfig:
         codebook: how many codes there are.
         code_width: numbers of a code's vector.
         mean: of the pixels in [0, 1], by channel.
-        deviation: standard deviation of the pixels in [0, 1], by channel.
+        std: standard deviation of the pixels in [0, 1], by channel.
     """
+
+    #: Names of settings in bundles and runs of earlier versions, and what they are called now.
+    RENAMED: ClassVar[Mapping[str, str]] = MappingProxyType({"deviation": "std"})
 
     image_size: int = 256
     downsampling: int = 8
@@ -48,7 +53,7 @@ class CodecConfig:
     codebook: int = 8192
     code_width: int = 256
     mean: tuple[float, float, float] = (0.79093, 0.76271, 0.75340)
-    deviation: tuple[float, float, float] = (0.30379, 0.32279, 0.32800)
+    std: tuple[float, float, float] = (0.30379, 0.32279, 0.32800)
 
     def __post_init__(self):
         require_range(self, "image_size", at_least=1, at_most=LARGEST_IMAGE)
@@ -57,7 +62,7 @@ class CodecConfig:
         require_range(self, "residual_blocks", at_least=0, at_most=2**10)
         require_range(self, "mean")
         # Pixels are divided by it, in float32 and in narrower types.
-        require_range(self, "deviation", at_least=1e-4)
+        require_range(self, "std", at_least=1e-4)
         if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
             raise SettingError(
                 f"downsampling = {self.downsampling}: expected a power of two, at least 2"
@@ -75,7 +80,7 @@ class CodecConfig:
 
     @property
     def levels(self) -> int:
-        """How often the picture is halved."""
+        """How often the image is halved."""
         return int(math.log2(self.downsampling))
 
     @property
@@ -111,7 +116,7 @@ class Convolution(nn.Module):
             padding=((padding, padding), (padding, padding)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + spread(bias, y)
+        return y + broadcast_bias(bias, y)
 
 
 class TransposedConvolution(nn.Module):
@@ -145,17 +150,17 @@ class TransposedConvolution(nn.Module):
             axis=2,
         )
         y = y.reshape(b, 2 * h, 2 * w, self.features)
-        return y + spread(bias, y)
+        return y + broadcast_bias(bias, y)
 
 
-def spread(bias: jax.Array, y: jax.Array) -> jax.Array:
+def broadcast_bias(bias: jax.Array, y: jax.Array) -> jax.Array:
     """The bias in the shape and type of y; its gradient is summed in its own type, float32."""
     return jnp.broadcast_to(bias, y.shape).astype(y.dtype)
 
 
 def conv_parameters(module: nn.Module, channels_in: int) -> tuple[jax.Array, jax.Array]:
     """The kernel [taps, taps, c_in, features] and bias [features] of a convolution module."""
-    # The three channels of a picture are never split: no mesh divides them.
+    # The three channels of an image are never split: no mesh divides them.
     names = ("channels_in", "pixel" if module.features == 3 else "channels_out")
     kernel: Any = module.param(
         "kernel",
@@ -234,17 +239,17 @@ class Codec(nn.Module):
 
 
 def normalise(config: CodecConfig, images: jax.Array) -> jax.Array:
-    """(value / 255 - mean) / deviation: uint8 images [b, h, w, 3] -> what the encoder reads."""
-    mean, deviation = jnp.asarray(config.mean), jnp.asarray(config.deviation)
-    return (images.astype(jnp.float32) / 255 - mean) / deviation
+    """(value / 255 - mean) / std: uint8 images [b, h, w, 3] -> what the encoder reads."""
+    mean, std = jnp.asarray(config.mean), jnp.asarray(config.std)
+    return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def unclipped(config: CodecConfig, pixels: jax.Array) -> jax.Array:
     """Decoder outputs [b, h, w, 3] -> values that are 0 for black and 1 for white, float32.
 
-    The decoder may go beyond both; so do the pictures that the release's `code2img` returns.
+    The decoder may go beyond both; so do the images that the release's `code2img` returns.
     """
-    return pixels * jnp.asarray(config.deviation) + jnp.asarray(config.mean)
+    return pixels * jnp.asarray(config.std) + jnp.asarray(config.mean)
 
 
 def denormalise(config: CodecConfig, pixels: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
 """Layouts: what a sequence is made of, task by task.
 
 A layout lists the regions of its sequence. Everything else that depends on the task derives from
-the list: tokens, positions, loss weights, prompts, and which tokens may be drawn where. A new task
-is a new layout.
+the list: tokens, positions, loss weights, prompts, and which tokens may be sampled where. A new
+task is a new layout.
 
 Positions count a row's own tokens, so padding never changes them: training pads on the right,
 batched sampling on the left. They begin again where a region says so. Every token but the last has
@@ -116,7 +116,7 @@ class Layout:
         return sum(region.length for region in before)
 
     def allowed(self, name: str) -> tuple[int, int]:
-        """The ids [first, last) that may be drawn in the region `name`."""
+        """The ids [first, last) that may be sampled in the region `name`."""
         if self.region(name).kind == "image":
             return 0, self.vocabulary.codes
         return self.vocabulary.text_start, self.vocabulary.commands_start

@@ -7,7 +7,7 @@ badly, which is also how a fresh codebook gets its first values.
 
 Every product here is taken in float32 at the highest precision. Accelerators round what they
 multiply to bfloat16 or TF32 unless they are told otherwise, and codes that are nearly as near as
-the nearest would win there: the codes of a picture would depend on the machine.
+the nearest would win there: the codes of an image would depend on the machine.
 
 Legend: N vectors of a batch, K codes, D width of a code.
 """
@@ -33,7 +33,7 @@ class Codebook(NamedTuple):
 
 
 class Relaxed(NamedTuple):
-    """Vectors drawn through a relaxation (see `relax`).
+    """Vectors sampled through a relaxation (see `relax`).
 
     quantised [..., D]: what the decoder reads. ids int32 [...]: the code that won. kl: the mean
     over vectors of the Kullback-Leibler divergence of their codes from uniform, a scalar in nats.
@@ -87,10 +87,10 @@ def straight_through(vectors: jax.Array, quantised: jax.Array) -> jax.Array:
 def relax(
     codes: jax.Array, vectors: jax.Array, noise: jax.Array, temperature: float, *, hard: bool
 ) -> Relaxed:
-    """A draw of codes whose gradient reaches the vectors (Jang et al. 2017; the paper's mode 2).
+    """A sample of codes whose gradient reaches the vectors (Jang et al. 2017; the paper's mode 2).
 
     The logits of the codes are minus the squared distances, here with the vectors' own norm, which
-    no softmax sees. With Gumbel noise the likeliest code is a draw from their softmax, and
+    no softmax sees. With Gumbel noise the most likely code is a sample from their softmax, and
     softmax((logits + noise) / temperature) is its relaxation: one-hot as the temperature goes to 0,
     which is where a run anneals it.
 

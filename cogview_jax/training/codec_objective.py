@@ -100,7 +100,7 @@ class CodecObjective:
         reconstruction = jnp.mean(error, axis=(1, 2, 3))
         commitment = jnp.mean((vectors - quantised) ** 2, axis=(1, 2, 3))
         count = jnp.float32(len(reconstruction))
-        l2 = jnp.mean(error * jnp.asarray(config.deviation) ** 2, axis=(1, 2, 3))
+        l2 = jnp.mean(error * jnp.asarray(config.std) ** 2, axis=(1, 2, 3))
         return StepSums(
             jnp.sum(reconstruction + self.commitment * commitment),
             {

@@ -99,7 +99,7 @@ class SequenceObjective:
             return None
         key = jax.random.fold_in(key, PIVOT_STREAM)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-        return draw_regions(self.model.config, self.model.ids, batch.tokens, keys)
+        return draw_regions(self.model.config, self.model.vocabulary, batch.tokens, keys)
 
     def _weights(self, batch: Example) -> Float[Array | np.ndarray, "B T"]:
         return self.text_weight * batch.text_weights + batch.image_weights
@@ -130,7 +130,7 @@ def training_flops(model: Transformer, tokens: int) -> float:
     """
     config = model.config
     matrices = config.layers * (4 + 2 * config.mlp_ratio) * config.width**2
-    matrices += model.vocabulary * config.width
+    matrices += model.vocab_size * config.width
     sparse = config.pivots + config.window * config.window_blocks
     keys = min(tokens, sparse) if config.sparse else tokens
     return 6.0 * matrices * tokens + 12.0 * config.layers * config.width * tokens * keys

@@ -81,6 +81,25 @@ def test_a_bundle_of_today_is_read_without_a_seal(bundle, written):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def test_a_bundle_with_earlier_names_of_settings_is_read(bundle, written):
+    described = json.loads((bundle / "bundle.json").read_text())["parts"]
+    former = {
+        "transformer.config": ("init_deviation", "init_std"),
+        "codec.config": ("deviation", "std"),
+    }
+    changes = {}
+    for place, (earlier, name) in former.items():
+        changes[f"{place}.{earlier}"] = described[place.split(".")[0]]["config"][name]
+        changes[f"{place}.{name}"] = DROPPED
+    change(bundle, changes)
+    found, expected = Bundle(bundle), Bundle(written)
+    assert found.transformer().config == expected.transformer().config
+    assert found.codec().config == expected.codec().config
+    with pytest.raises(InputError, match=r"transformer\.config\.init_deviation: no such setting"):
+        change(bundle, {"transformer.config.init_std": 0.5})
+        Bundle(bundle)
+
+
 def test_a_flipped_bit_in_any_number_is_noticed(bundle):
     """Also where every type stays what it was, and the parts fit."""
     file = bundle / "bundle.json"

@@ -154,8 +154,8 @@ def test_a_killed_training_run_goes_on_to_the_bits_of_the_unbroken_one(chain, ki
         picture = Path("samples") / f"step_{step:08d}.png"
         assert (workdir / picture).read_bytes() == (unbroken / picture).read_bytes()
     ours, theirs = (cogview_jax.load(run / "bundle") for run in (workdir, unbroken))
-    assert_equal(ours.codec_part.codebook, theirs.codec_part.codebook)
-    assert_equal(ours.codec_part.params, theirs.codec_part.params)
+    assert_equal(ours.parts.codec_part.codebook, theirs.parts.codec_part.codebook)
+    assert_equal(ours.parts.codec_part.params, theirs.parts.codec_part.params)
 
 
 KILLED = """
@@ -403,7 +403,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(mistakes, mistake):
 
 COMMANDS = {
     "train": "Trains what a config describes: an image tokenizer or a transformer.",
-    "prepare": "Turns captioned pictures into a token store that training reads.",
+    "prepare": "Turns captioned images into a token store that training reads.",
     "sample": "Samples from a bundle.",
     "evaluate": "Evaluates a bundle and writes a JSON report.",
     "convert": "Converts checkpoints of the official PyTorch release to a bundle, and back, without"

@@ -49,7 +49,7 @@ CODEC = Codec(
         codebook=minimal.CODES,
         code_width=minimal.CODE_WIDTH,
         mean=(0.5, 0.5, 0.5),
-        deviation=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
     )
 )
 THEIRS = Transformer(

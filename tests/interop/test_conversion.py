@@ -179,7 +179,7 @@ def test_codes_and_pictures_are_the_official_ones(fixtures, model):
     table = np.load(fixtures / "vqvae_eval.npz")
     codec, part = model.codec, model.parts.codec_part
     np.testing.assert_array_equal(np.float32(codec.config.mean), table["norm_mean"])
-    np.testing.assert_array_equal(np.float32(codec.config.deviation), table["norm_std"])
+    np.testing.assert_array_equal(np.float32(codec.config.std), table["norm_std"])
     images = np.moveaxis(table["images"], 1, -1)
     encode = jax.jit(lambda x: codec.apply({"params": part.params}, x, method=codec.encode))
     vectors = encode(images)

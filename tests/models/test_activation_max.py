@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import reference
-from cogview_jax.models.activation_max import EXTREMES, layer_extremes
+from cogview_jax.models.activation_max import ACTIVATION_MAX, layer_activation_max
 from cogview_jax.models.attention import attention_scores, causal_mask
 from cogview_jax.models.block import Block
 from cogview_jax.models.config import TransformerConfig
@@ -26,13 +26,13 @@ def random_params(model):
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_extremes_are_those_of_the_layers_one_by_one(remat):
+def test_largest_activations_are_those_of_the_layers_one_by_one(remat):
     model = Transformer(dataclasses.replace(CONFIG, remat=remat), 40, 6)
     params = random_params(model)
-    _, sown = jax.jit(lambda p: model.apply({"params": p}, TOKENS, POSITIONS, mutable=EXTREMES))(
-        params
-    )
-    found = layer_extremes(sown)
+    _, sown = jax.jit(
+        lambda p: model.apply({"params": p}, TOKENS, POSITIONS, mutable=ACTIVATION_MAX)
+    )(params)
+    found = layer_activation_max(sown)
     x = model.apply({"params": params}, TOKENS, POSITIONS, method=model.embed)
     mask = causal_mask(6)
     for i, layer in enumerate(unstack_layers(params)["blocks"]):
@@ -65,8 +65,10 @@ def test_what_is_no_number_is_noted_as_such():
     model = Transformer(CONFIG, 40, 6)
     params = random_params(model)
     params["blocks"]["block"]["mlp"]["down"]["bias"][1] = np.inf
-    _, sown = model.apply({"params": params}, TOKENS, POSITIONS, mutable=EXTREMES)
-    finite = {name: np.isfinite(values).tolist() for name, values in layer_extremes(sown).items()}
+    _, sown = model.apply({"params": params}, TOKENS, POSITIONS, mutable=ACTIVATION_MAX)
+    finite = {
+        name: np.isfinite(values).tolist() for name, values in layer_activation_max(sown).items()
+    }
     assert finite["norm_inputs"] == [True, False, False]
     assert finite["main"] == [True, False, False]
     assert finite["scores"] == [True, True, False]

@@ -14,7 +14,7 @@ from cogview_jax.models.block import Block, gelu
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.runtime.sharding import unbox
 
-CONFIG = TransformerConfig(layers=2, width=32, heads=4, dropout=0.5, init_deviation=0.3)
+CONFIG = TransformerConfig(layers=2, width=32, heads=4, dropout=0.5, init_std=0.3)
 MASK = causal_mask(9)
 
 

@@ -44,7 +44,7 @@ CONFIG = TransformerConfig(
     window_blocks=2,
     pivots=8,
 )
-MODEL = Transformer(CONFIG, VOCABULARY.size, 40, ids=VOCABULARY)
+MODEL = Transformer(CONFIG, VOCABULARY.size, 40, vocabulary=VOCABULARY)
 
 
 def masks(pivots, length, config):

@@ -134,14 +134,16 @@ def test_cached_decoding_equals_the_whole_pass(params, rows, expected):
     prompts = [row[:count] for row, count in zip(rows, given, strict=True)]
     tokens, valid = left_padded(prompts, longest)
     positions = np.cumsum(valid, axis=1) - 1
-    visible = np.concatenate([valid, np.ones((len(rows), sum(steps)), bool)], axis=1)
-    cache = jax.tree.map(lambda x: x + 1e3, empty_cache(MODEL, len(rows), visible.shape[1]))
-    result, cache = continued(MODEL, layers, tokens, np.maximum(positions, 0), visible, cache, 0)
+    cache_mask = np.concatenate([valid, np.ones((len(rows), sum(steps)), bool)], axis=1)
+    cache = jax.tree.map(lambda x: x + 1e3, empty_cache(MODEL, len(rows), cache_mask.shape[1]))
+    result, cache = continued(MODEL, layers, tokens, np.maximum(positions, 0), cache_mask, cache, 0)
     pieces, done = [result], 0
     for count in steps:
         offset = np.array(given)[:, None] + done + np.arange(count)
         following = np.stack([row[at] for row, at in zip(rows, offset, strict=True)])
-        result, cache = continued(MODEL, layers, following, offset, visible, cache, longest + done)
+        result, cache = continued(
+            MODEL, layers, following, offset, cache_mask, cache, longest + done
+        )
         pieces.append(result)
         done += count
     result = np.concatenate(pieces, axis=1)

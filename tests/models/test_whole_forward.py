@@ -35,7 +35,7 @@ CONFIGS = {
 
 @pytest.fixture(params=CONFIGS)
 def model(request):
-    return Transformer(CONFIGS[request.param], VOCABULARY.size, 24, ids=VOCABULARY)
+    return Transformer(CONFIGS[request.param], VOCABULARY.size, 24, vocabulary=VOCABULARY)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.layout import left_padded
 
 CONFIG = TransformerConfig(layers=2, width=32, heads=4, dropout=0.1, remat="full")
-MODEL = Transformer(CONFIG, vocabulary=60, positions=24)
+MODEL = Transformer(CONFIG, vocab_size=60, positions=24)
 COUNT, FIRST, LAST = 12, 20, 52
 SAMPLING = SamplingConfig(temperature=0.9, top_k=20, top_p=0.95)
 PROMPTS = ([55, 3, 4, 56], [55], [55, 1, 2, 3, 4, 5, 6, 56])
@@ -126,7 +126,7 @@ def test_the_compiled_loop_copies_no_cache(params, rows):
     call = {"settings": row_settings([SAMPLING] * rows), "count": COUNT, "last": LAST, **ids}
     program = decode.lower(layers, sequences, **call).compile().as_text()
     loops, entry = program.split("\nENTRY ")
-    slots = sequences.visible.shape[1]
+    slots = sequences.cache_mask.shape[1]
     cache = rf"f32\[(?:{rows},)?{CONFIG.heads},{slots},{CONFIG.head_width}\]"
     assert len(re.findall(rf"{cache}\S* fusion\(", loops)) >= 2 * CONFIG.layers
     assert not re.findall(rf"{cache}\S* (?:copy|transpose)\(", loops)

@@ -91,7 +91,7 @@ def test_later_windows_continue_the_candidate_that_was_chosen(attention):
     plan = WindowPlan(3, 2, 1, ((0, 0, 3), (0, 1, 4), (1, 0, 4), (1, 1, 4)))
     sizes = {"pivots": 32, "window": 16} if attention == "sparse" else {}
     config = TransformerConfig(layers=1, width=32, heads=2, attention=attention, **sizes)
-    model = Transformer(config, vocabulary.size, layout.positions, ids=vocabulary)
+    model = Transformer(config, vocabulary.size, layout.positions, vocabulary=vocabulary)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *[jnp.zeros((1, 1), jnp.int32)] * 2)
     layers = unstack_layers(reference.random_like(unbox(shapes["params"]), 0))
     codes = np.random.default_rng(0).integers(0, 40, (2, 3, 3))

@@ -153,10 +153,10 @@ def test_nine_windows_of_four_codes_by_hand():
         (
             8,
             16,
-            "pictures of 8 x 8 codes cannot be magnified in windows of 16 x 16: expected 16 or",
+            "images of 8 x 8 codes cannot be upsampled in windows of 16 x 16: expected 16 or",
         ),
         (64, 16, "expected 16 or 32 a side"),
-        (10, 5, "pictures of 10 x 10 codes .* windows of 5 x 5: expected 5 a side"),
+        (10, 5, "images of 10 x 10 codes .* windows of 5 x 5: expected 5 a side"),
         (4, 2, "expected 2 a side"),
     ],
 )

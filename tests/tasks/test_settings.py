@@ -34,7 +34,7 @@ ALLOWED = {
     # tells what is too large for a model.
     **dict.fromkeys(("optimizer.lr", "optimizer.clip", "optimizer.weight_decay"), (1e30,)),
     **dict.fromkeys(("loss.commitment", "text_weight", "prompt_weight"), (1e30,)),
-    **dict.fromkeys(("model.init_deviation", "model.sandwich_scale"), (1e30,)),
+    **dict.fromkeys(("model.init_std", "model.sandwich_scale"), (1e30,)),
     # Updates shrink to nothing, which the loss shows.
     "optimizer.epsilon": (1e30,),
     # It divides scores and multiplies them again.
@@ -43,7 +43,7 @@ ALLOWED = {
     **dict.fromkeys(("loss_scale.initial", "loss_scale.minimum"), (1e30,)),
     # Pixels may be shifted and scaled as one likes.
     "model.mean": (-1.0, 1e30),
-    "model.deviation": (1e30,),
+    "model.std": (1e30,),
     # All devices that the other axes leave. More than there are is found where they are known.
     **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.tensor"), (-1, 10**12)),
 }

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-import cogview_jax
 from cogview_jax.checkpoints.bundle import Bundle, write_bundle
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.token_records import TokenRecord
@@ -202,9 +201,9 @@ def test_a_fresh_start_may_embed_codes_as_the_codec_s_vectors(chain, experiment)
         job(dataclasses.replace(experiment, code_embeddings=start), chain.run)
         for start in ("codec", "normal")
     )
-    vectors = cogview_jax.load(chain.run / "bundle").parts.codec_part.codebook.codes
+    vectors = Bundle(chain.run / "bundle").codec().codebook.codes
     config, codes = experiment.model, experiment.vocabulary.codes
-    expected = code_embeddings(vectors, config.width, config.init_deviation, experiment.seed)
+    expected = code_embeddings(vectors, config.width, config.init_std, experiment.seed)
     optimizer = make_optimizer(experiment.optimizer, 1)
     for sizes in (MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=8)):
         mesh = make_mesh(sizes)

@@ -118,6 +118,17 @@ def test_a_run_of_before_a_setting_existed_goes_on_with_its_default(workdir):
         workdir.check(EXPERIMENT)
 
 
+def test_a_run_with_earlier_names_of_settings_goes_on(workdir):
+    written = json.loads(workdir.config.read_text())
+    written["model"]["deviation"] = written["model"].pop("std")
+    workdir.config.write_text(json.dumps(written))
+    workdir.check(EXPERIMENT)
+    written["model"]["deviation"][0] *= 2
+    workdir.config.write_text(json.dumps(written))
+    with pytest.raises(InputError, match=r"holds a run with model.std = "):
+        workdir.check(EXPERIMENT)
+
+
 #: What `train` once wrote of any source: the settings of all kinds, whatever the kind was.
 FORMER_SOURCE = {
     **{"kind": "folder", "path": "图片", "name": "", "split": "", "image_key": "image"},

@@ -117,7 +117,7 @@ def test_images_become_the_nearest_codes_and_codes_their_decoded_pixels(images):
     decoded = decode_codes(codec, params, codebook, codes)
     assert decoded.dtype == np.uint8
     pixels = codec.apply({"params": params}, codebook.codes[codes], method=codec.decode)
-    values = 255 * (np.asarray(pixels) * CONFIG.deviation + CONFIG.mean)
+    values = 255 * (np.asarray(pixels) * CONFIG.std + CONFIG.mean)
     assert (values > 300).any()
     assert (values < -50).any()
     assert np.abs(decoded - np.clip(values, 0, 255)).max() <= 0.501
@@ -135,7 +135,7 @@ def test_normalisation_by_hand_and_back_for_every_value():
 
 def test_denormalised_pixels_are_clipped_and_never_stretched():
     """A picture of few values keeps them, also beside one that leaves the range."""
-    config = dataclasses.replace(CONFIG, mean=(0.5, 0.5, 0.5), deviation=(0.25, 0.25, 0.25))
+    config = dataclasses.replace(CONFIG, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     pixels = jnp.array([0.0, 0.2, -0.2, 9.0, -9.0])[:, None, None, None].repeat(3, axis=-1)
     shown = denormalise(config, pixels)[:, 0, 0, 0]
     np.testing.assert_allclose(shown, [127.5, 140.25, 114.75, 255, 0], rtol=1e-6)
@@ -167,7 +167,7 @@ def test_default_sizes_are_those_of_the_paper():
         ({"residual_blocks": -1}, "residual_blocks = -1"),
         ({"codebook": 0}, "codebook = 0"),
         ({"code_width": 0}, "code_width = 0"),
-        ({"deviation": (1.0, 0.0, 1.0)}, r"deviation = \(1.0, 0.0, 1.0\)"),
+        ({"std": (1.0, 0.0, 1.0)}, r"std = \(1.0, 0.0, 1.0\)"),
     ],
     ids=str,
 )

@@ -27,11 +27,11 @@ def test_loss_and_metrics_of_each_image():
     sums = call(START.params, START.model_state, part, rows, jax.random.key(0))
 
     config, variables = tiny.CODEC, {"params": START.params}
-    mean, deviation = np.float32(config.mean), np.float32(config.deviation)
+    mean, std = np.float32(config.mean), np.float32(config.std)
     totals = dict.fromkeys(("loss", "l2", "psnr", "commitment"), 0.0)
     hits, vector_sums, distances = np.zeros(32), np.zeros((32, 8)), 0.0
     for image in part.image:
-        pixels = ((image / 255 - mean) / deviation).astype(np.float32)
+        pixels = ((image / 255 - mean) / std).astype(np.float32)
         vectors = np.asarray(OBJECTIVE.codec.apply(variables, pixels[None], method="encode"))[0]
         codes = np.empty_like(vectors)
         for cell in np.ndindex(4, 4):
@@ -43,7 +43,7 @@ def test_loss_and_metrics_of_each_image():
         decoded = np.asarray(OBJECTIVE.codec.apply(variables, codes[None], method="decode"))[0]
         commitment = np.mean((vectors - codes) ** 2)
         totals["loss"] += np.mean((decoded - pixels) ** 2) + 0.25 * commitment
-        l2 = np.mean(((decoded * deviation + mean) - image / 255) ** 2)
+        l2 = np.mean(((decoded * std + mean) - image / 255) ** 2)
         totals["l2"] += l2
         totals["psnr"] += 10 * np.log10(1 / l2)
         totals["commitment"] += commitment
@@ -69,7 +69,7 @@ def candidates(rows, error=0.0):
 def test_candidates_are_vectors_of_the_batch_drawn_over_all_its_rows():
     found, worthwhile = candidates(np.arange(tiny.BATCH))
     image = tiny.images(0).image
-    pixels = (image / 255 - np.float32(tiny.CODEC.mean)) / np.float32(tiny.CODEC.deviation)
+    pixels = (image / 255 - np.float32(tiny.CODEC.mean)) / np.float32(tiny.CODEC.std)
     vectors = OBJECTIVE.codec.apply({"params": START.params}, pixels, method="encode")
     flat = np.asarray(vectors).reshape(-1, 8)
     places = [np.abs(flat - candidate).max(axis=1).argmin() for candidate in found]

@@ -164,6 +164,6 @@ def differences(config: CodecConfig) -> list[str]:
     released = CodecConfig()
     return [
         f"it normalises pixels with the {name} {getattr(released, name)}, not {own}"
-        for name in ("mean", "deviation")
+        for name in ("mean", "std")
         if (own := tuple(getattr(config, name))) != getattr(released, name)
     ]

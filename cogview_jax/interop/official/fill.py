@@ -65,7 +65,7 @@ def fill_steps(query: Sequence[int] | np.ndarray, vocabulary: Vocabulary) -> lis
 
 
 def filtered(logits: jax.Array, config: SamplingConfig, first: int, last: int) -> jax.Array:
-    """The distribution a token is drawn from: float [B, V] -> [B, V], 0 outside [first, last)."""
+    """The distribution a token is sampled from: float [B, V] -> [B, V], 0 outside [first, last)."""
     inside = logits[:, first:last]
     if config.temperature == 0:
         inside = filters.keep_top_k(inside, 1)
@@ -80,7 +80,7 @@ Choose = Callable[[np.ndarray, int], np.ndarray]
 
 
 def seeded_choice(seed: int) -> Choose:
-    """Draws by the given shares, reproducibly; InputError for a seed of more than 32 bits."""
+    """Samples by given probabilities, reproducibly; InputError for a seed of more than 32 bits."""
     root, numbers = seed_key(seed), itertools.count()
 
     def choose(shares: np.ndarray, samples: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def fill(
     Args:
         model: the transformer of `params`.
         params: from `unstack_layers`.
-        query: ids, -N where a token is to be drawn for N samples. Positions restart at [ROI2] as
+        query: ids, -N where a token is to be sampled for N samples. Positions restart at [ROI2] as
             the release's sampler has them.
         vocabulary: of the ids.
         config: temperature and filters.
@@ -160,8 +160,8 @@ def _advance(
     model: Transformer,
 ) -> tuple[jax.Array, Cache]:
     """Logits [B, V] after tokens [B, T], and the cache with them."""
-    visible = jnp.ones((tokens.shape[0], cache[0].keys.shape[2]), bool)
-    hidden, cache = cached_forward(model, params, tokens, positions, visible, cache, index)
+    cache_mask = jnp.ones((tokens.shape[0], cache[0].keys.shape[2]), bool)
+    hidden, cache = cached_forward(model, params, tokens, positions, cache_mask, cache, index)
     logits = model.apply({"params": params}, hidden[:, -1], method=model.logits)
     return cast(jax.Array, logits), cache
 
@@ -172,9 +172,9 @@ def _pivots(model: Transformer, query: np.ndarray, steps: Sequence[FillStep]) ->
         return None
     kinds = query.copy()
     for step in steps:
-        kinds[step.place] = step.first  # a token of the kind that will be drawn
+        kinds[step.place] = step.first  # a token of the kind that will be sampled
     valid, key = jnp.ones((1, len(query)), bool), random_key(0)
-    return draw_slots(model.config, model.ids, jnp.asarray(kinds[None]), valid, key[None])
+    return draw_slots(model.config, model.vocabulary, jnp.asarray(kinds[None]), valid, key[None])
 
 
 def _rows(cache: Cache, index: np.ndarray) -> Cache:

@@ -56,7 +56,7 @@ TILES = {
 MULTIPLE = 512
 
 
-class Form(NamedTuple):
+class Numerics(NamedTuple):
     """What a kernel must know of the model: LayerNorm's relaxation and epsilon, the type."""
 
     relax: str
@@ -92,8 +92,8 @@ def token_step(
         The main branch [B, 1, D] before the final norm, and the cache with the tokens.
     """
     norm, batch = make_norm(config, policy), len(x)
-    form = Form(norm.relax, norm.epsilon, jnp.dtype(policy.compute))
-    run = {"form": form, "interpret": span.interpret}
+    numerics = Numerics(norm.relax, norm.epsilon, jnp.dtype(policy.compute))
+    run = {"numerics": numerics, "interpret": span.interpret}
     main = jnp.pad(x[:, 0], ((0, ROWS - batch), (0, 0)))
     sums: Any = None
     bias: Any = None
@@ -104,26 +104,28 @@ def token_step(
         values = linear["kernel"].astype(policy.compute)
         return values.reshape(len(values), -1)
 
-    for layer, kept in zip(blocks, cache, strict=True):
+    for layer, layer_cache in zip(blocks, cache, strict=True):
         attention, mlp = layer["attention"], layer["mlp"]
         main, h = _joined(main, sums, bias, closing, layer["attention_in"], batch=batch, **run)
         sums = _product(h, kernel(attention["qkv"]), tiles=tiles["qkv"], **run)
         bias = attention["qkv"]["bias"].reshape(-1)
-        h, kept = _attended(sums, bias, kept, span.starts, jnp.int32(span.index), **run)
+        h, layer_cache = _attended(
+            sums, bias, layer_cache, span.starts, jnp.int32(span.index), **run
+        )
         sums = _product(h, kernel(attention["out"]), tiles=tiles["out"], **run)
         bias, closing = attention["out"]["bias"], layer.get("attention_out")
         main, h = _joined(main, sums, bias, closing, layer["mlp_in"], batch=batch, **run)
         h = _product(h, kernel(mlp["up"]), mlp["up"]["bias"], tiles=tiles["up"], **run)
         sums = _product(h, kernel(mlp["down"]), tiles=tiles["down"], **run)
         bias, closing = mlp["down"]["bias"], layer.get("mlp_out")
-        written.append(kept)
+        written.append(layer_cache)
     last = (sums.sum(0) + bias)[:batch, None]
     if closing is not None:
         last = norm.apply({"params": closing}, last, jnp.ones((batch, 1), bool))
     return main[:batch, None] + last.astype(main.dtype), tuple(written)
 
 
-@functools.partial(jax.jit, static_argnames=("form", "batch", "interpret"))
+@functools.partial(jax.jit, static_argnames=("numerics", "batch", "interpret"))
 def _joined(
     main: jax.Array,
     sums: jax.Array | None,
@@ -131,7 +133,7 @@ def _joined(
     closing: Mapping[str, jax.Array] | None,
     opening: Mapping[str, jax.Array],
     *,
-    form: Form,
+    numerics: Numerics,
     batch: int,
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
@@ -144,7 +146,7 @@ def _joined(
     inputs = (main, sums, bias, closing, dict(opening))
     result = jax.ShapeDtypeStruct(main.shape, main.dtype)
     return pl.pallas_call(
-        functools.partial(_joined_kernel, form=form),
+        functools.partial(_joined_kernel, numerics=numerics),
         grid=(batch,),
         in_specs=jax.tree.map(_whole, inputs),
         out_specs=[_whole(main)] * 2,
@@ -156,7 +158,7 @@ def _joined(
 
 def _joined_kernel(
     main_ref: Any, sums_ref: Any, bias_ref: Any, closing: Any, opening: Any,
-    new_main_ref: Any, normal_ref: Any, *, form: Form,
+    new_main_ref: Any, normal_ref: Any, *, numerics: Numerics,
 ) -> None:  # fmt: skip
     """One row."""
     from jax.experimental.pallas import triton
@@ -170,7 +172,7 @@ def _joined_kernel(
         return values.astype(jnp.float32)
 
     def norm(x: jax.Array, parameters: Any) -> jax.Array:
-        normal = _standardised(x, inside, width, form)
+        normal = _standardised(x, inside, width, numerics)
         return normal * read(parameters["scale"]) + read(parameters["bias"])
 
     x = read(main_ref, row)
@@ -179,32 +181,41 @@ def _joined_kernel(
         y += read(bias_ref)
         if closing is not None:
             y = norm(y, closing)
-        x = (x + y.astype(form.dtype).astype(jnp.float32)).astype(form.dtype).astype(jnp.float32)
+        x = (
+            (x + y.astype(numerics.dtype).astype(jnp.float32))
+            .astype(numerics.dtype)
+            .astype(jnp.float32)
+        )
     h = norm(jnp.where(inside, x, 0), opening)
-    triton.store(new_main_ref.at[row, lanes], x.astype(form.dtype), mask=inside)
-    triton.store(normal_ref.at[row, lanes], h.astype(form.dtype), mask=inside)
+    triton.store(new_main_ref.at[row, lanes], x.astype(numerics.dtype), mask=inside)
+    triton.store(normal_ref.at[row, lanes], h.astype(numerics.dtype), mask=inside)
 
 
-def _standardised(x: jax.Array, inside: jax.Array, width: int, form: Form) -> jax.Array:
+def _standardised(x: jax.Array, inside: jax.Array, width: int, numerics: Numerics) -> jax.Array:
     """A row [L] as `LayerNorm` has it before scale and bias.
 
     Kernels read powers of two: beyond the width, where it is not `inside`, x is 0. Of one token
     the release's largest value of the whole tensor is the row's own.
     """
     largest = jnp.max(jnp.abs(x))
-    if form.relax == "row":
+    if numerics.relax == "row":
         x = x / jnp.where(largest < jnp.finfo(jnp.float32).tiny, 1.0, largest)
-    elif form.relax == "tensor":
+    elif numerics.relax == "tensor":
         x = x / (jnp.where(largest > 0, largest, 8.0) / 8)
     centred = jnp.where(inside, x - jnp.sum(x) / width, 0.0)
-    return centred * jax.lax.rsqrt(jnp.sum(centred**2) / width + form.epsilon)
+    return centred * jax.lax.rsqrt(jnp.sum(centred**2) / width + numerics.epsilon)
 
 
-@functools.partial(jax.jit, static_argnames=("tiles", "form", "interpret"))
+@functools.partial(jax.jit, static_argnames=("tiles", "numerics", "interpret"))
 def _product(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, tiles: Tiles, form: Form,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    tiles: Tiles,
+    numerics: Numerics,
     interpret: bool,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """x [R, D] @ kernel [D, F] as float32 sums [P, R, F]; with a bias gelu(sum + bias) [R, F]."""
     width, features = kernel.shape
     part = width // tiles.parts
@@ -232,7 +243,7 @@ def _product(
         shape = jax.ShapeDtypeStruct((tiles.parts, len(x), features), jnp.float32)
         out = pl.BlockSpec((None, len(x), tiles.columns), lambda i, p: (p, 0, i))
     else:
-        shape = jax.ShapeDtypeStruct((len(x), features), form.dtype)
+        shape = jax.ShapeDtypeStruct((len(x), features), numerics.dtype)
         out = pl.BlockSpec((len(x), tiles.columns), lambda i, p: (0, i))
     return pl.pallas_call(
         program,
@@ -249,7 +260,7 @@ def _whole(x: jax.Array) -> pl.BlockSpec:
     return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
 
 
-@functools.partial(jax.jit, static_argnames=("form", "interpret"))
+@functools.partial(jax.jit, static_argnames=("numerics", "interpret"))
 def _attended(
     sums: jax.Array,
     bias: jax.Array,
@@ -257,7 +268,7 @@ def _attended(
     starts: jax.Array,
     index: jax.Array,
     *,
-    form: Form,
+    numerics: Numerics,
     interpret: bool,
 ) -> tuple[jax.Array, KeyValues]:
     """Attention of the new tokens to the cache and to themselves [R, D], and the cache with them.
@@ -277,7 +288,7 @@ def _attended(
     ]
     number = pl.BlockSpec((None, None, None), lambda b, n, s: (b, s, n))
     totals, largest, weights, keys, values = pl.pallas_call(
-        functools.partial(_attended_kernel, scale=head_width**-0.5, dtype=form.dtype),
+        functools.partial(_attended_kernel, scale=head_width**-0.5, dtype=numerics.dtype),
         grid=(batch, heads, shares),
         in_specs=[
             pl.BlockSpec((None,), lambda b, n, s: (b,)),
@@ -302,7 +313,7 @@ def _attended(
     factors = jnp.exp(largest - largest.max(axis=1, keepdims=True))
     totals = totals.reshape(batch, shares, heads, head_width)
     y = (totals * factors[..., None]).sum(1) / (weights * factors).sum(1)[..., None]
-    y = y.reshape(batch, width).astype(form.dtype)
+    y = y.reshape(batch, width).astype(numerics.dtype)
     return jnp.pad(y, ((0, rows - batch), (0, 0))), KeyValues(keys, values)
 
 

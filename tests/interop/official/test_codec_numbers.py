@@ -85,7 +85,7 @@ def test_quantised_vectors_and_their_commitment(official, evaluated):
 def test_decoder_and_pictures(official, evaluated):
     config, codes = official.codec.config, official.codebook.codes
     np.testing.assert_allclose(config.mean, evaluated["norm_mean"], rtol=1e-7)
-    np.testing.assert_allclose(config.deviation, evaluated["norm_std"], rtol=1e-7)
+    np.testing.assert_allclose(config.std, evaluated["norm_std"], rtol=1e-7)
     decoded = official.decode(codes[evaluated["ids"]])
     close(decoded, channels_last(evaluated["decoded_from_ids"]), OUTPUT)
     through = official.decode(channels_last(evaluated["quant_ste"]))

@@ -35,7 +35,7 @@ def test_files_are_decoded_as_they_are(fixtures, table):
 
 def test_what_the_encoder_sees_is_what_the_release_shows_it(fixtures, table):
     official = np.load(fixtures / "vqvae_eval.npz")
-    pixel = SimpleNamespace(mean=official["norm_mean"], deviation=official["norm_std"])
+    pixel = SimpleNamespace(mean=official["norm_mean"], std=official["norm_std"])
     names = [name for name in table if name.startswith("read_")]
     assert names
     for name in names:

@@ -9,7 +9,7 @@ import pytest
 from einops import rearrange
 
 import reference
-from cogview_jax.models.activation_max import EXTREMES
+from cogview_jax.models.activation_max import ACTIVATION_MAX
 from cogview_jax.models.attention import attention_scores, attention_weights, causal_mask
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.implementation import Implementation
@@ -107,6 +107,6 @@ def test_a_model_leaves_it_alone_where_it_would_compute_something_else():
     dropping = {"dropout": jax.random.key(0)}
     weights = dataclasses.replace(CONFIG, attention_dropout=0.1)
     branches = dataclasses.replace(CONFIG, dropout=0.1, attention_dropout=0.0)
-    masks = [pattern(weights, rngs=dropping), pattern(CONFIG, mutable=EXTREMES)]
+    masks = [pattern(weights, rngs=dropping), pattern(CONFIG, mutable=ACTIVATION_MAX)]
     assert all(isinstance(mask, jax.Array) for mask in masks)
     assert pattern(weights) == pattern(branches, rngs=dropping) == Causal(interpret=True)

@@ -81,7 +81,7 @@ def test_decoding_with_it_draws_the_same(rows):
     """For more rows than it takes the cache's kernel runs in every layer."""
     kernel = Implementation("xla", "token_step", jax.default_backend(), INTERPRETED)
     sizes = {"rows": rows, "width": kernels.MULTIPLE}
-    np.testing.assert_array_equal(tiny.draw(6, kernel, **sizes), tiny.draw(6, **sizes))
+    np.testing.assert_array_equal(tiny.draw(4, kernel, **sizes), tiny.draw(4, **sizes))
     # Of each layer seven, but for what lies between the products, which are alike in all.
     assert tiny.kernel_calls(kernel, **sizes) == (14 if rows <= ROWS else 2)
 
