@@ -33,7 +33,7 @@ T = TypeVar("T", bound="DataclassInstance")
 
 @dataclass(frozen=True)
 class CodecEntry:
-    """What is said of an image tokenizer; official: what its arrays do not tell of its file."""
+    """The entry of an image tokenizer; official: facts about its official file, for export."""
 
     config: CodecConfig
     sha256: str
@@ -42,7 +42,7 @@ class CodecEntry:
 
 @dataclass(frozen=True)
 class TextEntry:
-    """What is said of a text tokenizer."""
+    """The entry of a text tokenizer."""
 
     sha256: str
     pieces: int | None = None
@@ -51,7 +51,7 @@ class TextEntry:
 
 @dataclass(frozen=True)
 class TransformerEntry:
-    """What is said of a transformer.
+    """The entry of a transformer.
 
     positions: how many were learned; bundles of before official ones could be read have as many as
     the layout. drop_captions: the share of rows that were trained without their caption, None where

@@ -79,7 +79,7 @@ def _recorded(path: Path) -> tuple[int, str]:
 
 
 def _difference(folder: Path, name: str, size: int, sha256: str) -> str | None:
-    """What a file has instead of what is recorded; None where nothing."""
+    """How a file differs from its manifest entry, in words; None if it does not."""
     try:
         inside(folder, name)
     except InputError:
@@ -130,5 +130,5 @@ def _read(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether it is what is listed of a file."""
+    """Whether `entry` has the form of a manifest entry: [bytes, sha256]."""
     return isinstance(entry, list) and [type(value) for value in entry] == [int, str]

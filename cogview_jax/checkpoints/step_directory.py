@@ -18,41 +18,41 @@ from cogview_jax.runtime.processes import log
 
 
 class StepDirectory:
-    """PATH/STEP/, one folder a checkpoint. Names that are no number are no checkpoints."""
+    """The folders PATH/STEP/, one for each checkpoint. Other names are ignored."""
 
     def __init__(self, path: Path, damaged: Path):
-        """damaged: where checkpoints are moved that are not what was written."""
+        """damaged: the folder that damaged checkpoints are moved to."""
         self.path, self._damaged = path, damaged
-        #: Damaged checkpoints that could not be moved: not to be counted on, or to be replaced.
+        #: Damaged checkpoints that could not be moved.
         self._distrusted: set[int] = set()
 
     def folder(self, step: int) -> Path:
-        """Where a checkpoint is, or is to be."""
+        """The folder of a checkpoint."""
         return self.path / str(step)
 
     def steps(self) -> list[int]:
-        """The checkpoints that are there and not known to be damaged, the newest first."""
+        """The steps of all checkpoints that are not known to be damaged, the newest first."""
         names = os.listdir(self.path) if self.path.is_dir() else []
         steps = {int(name) for name in names if name.isdecimal()}
         return sorted(steps - self._distrusted, reverse=True)
 
     def trust(self, step: int) -> None:
-        """A checkpoint was written anew."""
+        """Records that a checkpoint was written again and is whole."""
         self._distrusted.discard(step)
 
     def remove_leftovers(self) -> None:
-        """Deletes what killed programs left half-written; for one process, before all else.
+        """Deletes half-written files of killed programs.
 
-        The run must hold its workdir.
+        Called by one process, first of all. The run must hold the lock of its workdir.
         """
         remove_leftovers(self.path, owned=True)
         for half_written in self.path.glob("*.orbax-checkpoint-tmp*"):  # of earlier versions
             shutil.rmtree(half_written)
 
     def thin_out(self, retention: Retention) -> None:
-        """Deletes what need not stay; for one process.
+        """Deletes the checkpoints that `retention` does not keep. Called by one process.
 
-        Only ever after a new checkpoint is whole: what it stands in for is needed until then.
+        Call it only after a new checkpoint is whole, since the old ones are needed until then.
         """
         metrics = {}
         for step in self.steps():
@@ -68,14 +68,14 @@ class StepDirectory:
             log(f"{self.path}: an old checkpoint could not be deleted: {one_line(error)}")
 
     def newest_whole(self, sync: KVStoreSync) -> tuple[int | None, dict[int, str]]:
-        """The newest checkpoint whose files are as written, and what is wrong with newer ones.
+        """The newest checkpoint that is whole, and the damage of newer ones by step.
 
-        Every process looks at a part of the files, and all find the same. None where there is no
-        checkpoint.
+        Every process verifies a part of the files, and all get the same result. The step is None
+        if there is no checkpoint.
 
         Raises:
-            InputError: there are some, and all are damaged.
-            SystemFault: the disk fails: the newest that may be whole is not given up for that.
+            InputError: there are checkpoints, and all are damaged.
+            SystemFault: the disk fails, so that a checkpoint can be neither trusted nor rejected.
         """
         number, damage = sync.next_number(), {}
         for step in sync.broadcast(f"{number}/steps", self.steps):
@@ -107,12 +107,12 @@ class StepDirectory:
         return None, {}
 
     def move_aside(self, damage: Mapping[int, str], chosen: int, sync: KVStoreSync) -> None:
-        """Names damaged checkpoints and moves them away, so that their steps can be saved again.
+        """Reports damaged checkpoints and moves them away, so that their steps can be saved again.
 
         Args:
             damage: step -> what is wrong.
-            chosen: the checkpoint that is used instead.
-            sync: among the processes, all of which call this.
+            chosen: the step of the checkpoint that is used instead.
+            sync: communicates among the processes, all of which must call this.
         """
         if damage:
             topic = f"{sync.next_number()}/aside"

@@ -46,12 +46,12 @@ def write_meta(
     metrics: Mapping[str, float],
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Records what is no array.
+    """Writes everything about a checkpoint but its arrays.
 
-    step: the checkpoint's number. updates: how many steps changed the parameters, the clock of the
-    random keys. next_batch: the place in the data, which training goes on with. metrics: what was
-    measured there; those that are not finite are left out, for JSON has no word for them. notes:
-    what else a run wants to know when it goes on, JSON values.
+    step: the checkpoint's number, and the batch with which training continues. updates: how many
+    steps changed the parameters; random keys depend on it. metrics: measured at this step; values
+    that are not finite are left out, since JSON has none. notes: JSON values that the run needs to
+    continue.
     """
     finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
     meta = {"format": FORMAT, "step": step, "updates": updates, "next_batch": step}

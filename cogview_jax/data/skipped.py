@@ -109,7 +109,7 @@ class SkippedLog:
 
 
 def _written(path: Path) -> bytes:
-    """What earlier runs have listed; nothing where that cannot be read, which is said."""
+    """The log of earlier runs; empty, with a message, where it cannot be read."""
     try:
         return read_regular(path, LIMIT)
     except FileNotFoundError:

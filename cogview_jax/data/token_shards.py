@@ -34,7 +34,7 @@ ORIGINS = ("text_tokenizer",)
 
 @dataclass(frozen=True)
 class Shard:
-    """What the manifest says of a shard: its file, what is in there, its size, its SHA-256."""
+    """The manifest's entry of a shard: file name, counts of its content, size, SHA-256."""
 
     file: str
     examples: int
@@ -58,7 +58,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Note:
-    """What was noted of a shard when it was written."""
+    """The note that is written beside a shard."""
 
     shard: Shard
     skipped: list[Skipped]

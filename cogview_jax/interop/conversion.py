@@ -38,7 +38,7 @@ GRID, TASK = 32, "text_to_image"
 
 @dataclasses.dataclass(frozen=True)
 class Official:
-    """Official files, and what they do not tell; None is what was not given.
+    """Official files, and settings that they do not hold; None for what is not given.
 
     transformer: the folder with the tracker file. image_tokenizer: the torch file. text_tokenizer:
     the SentencePiece model. num_heads: of the transformer. codes: image codes in its vocabulary,

@@ -1,8 +1,9 @@
-"""Errors of the operating system: which pass by themselves, and what is done about them.
+"""Errors of the operating system: which of them are transient, and how they are retried.
 
-A network disk that stutters or a machine that is short of memory for a moment says nothing about
-the data. So what is read while work goes on is read through `retried`: a fault that passes is
-waited out, one that stays is a `SystemFault`, and only what is left can be a bad record or input.
+A network disk that fails for a moment, or a machine that is short of memory for a moment, says
+nothing about the data. Files that are read during the work are therefore read through `retried`: a
+transient fault is retried, a persistent one is a `SystemFault`, and only other errors can mean bad
+records or bad input.
 """
 
 import contextlib
@@ -57,7 +58,7 @@ def is_fault(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What the system says of an error, without numbers and names: "No space left on device"."""
+    """The system's text for an error, without number and path: "No space left on device"."""
     if isinstance(error, MemoryError):
         return "not enough memory"
     if isinstance(error, OSError) and error.errno is not None:
@@ -66,7 +67,7 @@ def reason(error: BaseException) -> str:
 
 
 def where(error: BaseException) -> str:
-    """ "PATH: " for an error of the system that names a file, else ""."""
+    """Returns "PATH: " for an error of the system that names a file, else ""."""
     path = getattr(error, "filename", None)
     return f"{path}: " if path else ""
 

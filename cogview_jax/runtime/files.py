@@ -62,11 +62,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def replace_tree(new: Path, path: Path) -> None:
-    """Gives the file or folder `new` the name `path`, in place of what is there.
+    """Renames the file or folder `new` to `path`, and replaces what is there.
 
-    Whatever kills the program, `path` is the old one or the new one; where the file system cannot
-    exchange two folders at once, it may be neither until `remove_leftovers` gives the old one its
-    name back. On return the new name is on disk.
+    If the program is killed, `path` is the old one or the new one. Where the file system cannot
+    exchange two folders atomically, it may be missing until `remove_leftovers` restores the old
+    one. On return the new name is on disk.
 
     Raises:
         InputError: a file would replace a folder, or a folder a file.

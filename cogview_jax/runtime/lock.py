@@ -15,13 +15,13 @@ from cogview_jax.runtime.errors import InputError
 
 #: Seconds for which a lock is waited for: a killed program may need a moment to end.
 PATIENCE = 3.0
-#: What file systems say that know no locks.
+#: Errors of file systems without locks.
 _UNKNOWN = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager
 def locked(file: Path, what: str, advice: str) -> Iterator[None]:
-    """Holds the lock `file` in the block; whoever comes second is refused, and told by whom.
+    """Holds the lock `file` in the block. A second process is refused, with the holder's name.
 
     The system releases the lock when the process that holds it ends, however it ends. It holds
     among processes of one machine, and among machines where their file system passes locks on (NFS

@@ -1,4 +1,4 @@
-"""Conversion rules: which official tensor is which array of ours, and what is done to it.
+"""Conversion rules: official tensor name, our array, and the change of axes between them.
 
 A rule holds for both directions. The names of a file and the arrays of a tree are checked against
 the whole table first: each is used exactly once, and whatever is missing, unknown or of another
