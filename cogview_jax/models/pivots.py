@@ -108,7 +108,6 @@ def text_and_image(
     if vocabulary is None:
         raise InputError(
             "sparse attention has to tell text from image: give the Transformer its vocabulary"
-            " (`vocabulary`)"
         )
     image = tokens < vocabulary.codes
     return ~image & (tokens != vocabulary.command("PAD")), image

@@ -78,7 +78,7 @@ class Transformer(nn.Module):
         config = self.config
         normal = nn.initializers.normal(config.init_std)
 
-        def table(name: str, rows: int, axis: str) -> jax.Array:
+        def table(name: str, rows: int, axis: str) -> Any:
             init = nn.with_logical_partitioning(normal, (axis, "embed"))
             values: Any = self.param(name, init, (rows, config.width), jnp.float32)
             return values

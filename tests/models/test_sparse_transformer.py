@@ -330,8 +330,8 @@ def test_fewer_pivots_than_text_are_refused():
 
 
 def test_a_model_that_does_not_know_its_ids_is_refused(params):
-    with pytest.raises(InputError, match=r"give the Transformer its vocabulary \(ids\)"):
-        logits(dataclasses.replace(MODEL, ids=None), params, np.zeros((1, 3), np.int32))
+    with pytest.raises(InputError, match=r"give the Transformer its vocabulary"):
+        logits(dataclasses.replace(MODEL, vocabulary=None), params, np.zeros((1, 3), np.int32))
 
 
 def test_a_cache_without_pivots_is_refused():
