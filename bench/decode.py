@@ -21,8 +21,9 @@ import numpy as np
 
 from bench.kernels import kernels
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.layer_params import prepare_decode_params
 from cogview_jax.models.linear import matvec_parts, split_for_cores
-from cogview_jax.models.transformer import Transformer, prepare_decode_params
+from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.hardware import measured_bandwidth
 from cogview_jax.runtime.precision import policy

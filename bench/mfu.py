@@ -26,11 +26,11 @@ from bench.kernels import kernels
 from cogview_jax.models.implementation import ImplementationConfig
 from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.files import write_json
-from cogview_jax.runtime.hardware import measured_matmul_peak, peak_flops
+from cogview_jax.runtime.hardware import device_memory, measured_matmul_peak, peak_flops
 from cogview_jax.runtime.mesh import make_mesh
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import TransformerExperiment, read_experiment
-from cogview_jax.tasks.training import device_memory, make_task
+from cogview_jax.tasks.training import make_task
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import Example
 from cogview_jax.training.optimizer import make_optimizer, schedule

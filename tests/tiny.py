@@ -12,7 +12,8 @@ import optax
 import reference
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.implementation import Implementation
-from cogview_jax.models.transformer import Transformer, unstack_layers
+from cogview_jax.models.layer_params import unstack_layers
+from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import generate, sample_keys

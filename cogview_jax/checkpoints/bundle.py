@@ -36,7 +36,8 @@ from cogview_jax.checkpoints.stored_tree import (
 )
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.implementation import ImplementationConfig
-from cogview_jax.models.transformer import Transformer, layered
+from cogview_jax.models.layer_params import layered
+from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import (
@@ -83,7 +84,7 @@ class TransformerPart:
     drop_captions is the share of rows that were trained without their text, None where nobody says;
     implementation, which no bundle holds, asks for the programs that run the transformer here.
     The parameters are stacked by layer, as training has them and `write_bundle` takes them, or in
-    the form of `models.transformer.layered`.
+    the form of `models.layer_params.layered`.
     """
 
     config: TransformerConfig

@@ -9,7 +9,7 @@ Legend: B batch, T positions, D width, V vocabulary.
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,7 +27,7 @@ from cogview_jax.models.implementation import Implementation, choose
 from cogview_jax.models.kernels.cached_attention import CacheSpan
 from cogview_jax.models.kernels.fused_attention import Causal
 from cogview_jax.models.kernels.token_step import ROWS, token_step
-from cogview_jax.models.linear import TRANSPOSED, product, transpose_for_matvec
+from cogview_jax.models.linear import product
 from cogview_jax.models.pivots import draw_regions
 from cogview_jax.models.remat import checkpoint_policy
 from cogview_jax.models.sparse_attention import (
@@ -36,7 +36,6 @@ from cogview_jax.models.sparse_attention import (
     ThreeRegions,
 )
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.hardware import trim_heap
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -185,94 +184,6 @@ class ScannedBlock(nn.Module):
         """x [B, T, D] through the layer."""
         block = Block(self.config, self.policy, self.platform, name="block")
         return block(x, pattern)[0], None
-
-
-def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with one tree a layer, so that decoding slices no stacked array.
-
-    `blocks` becomes a tuple of the parameters of `Block`.
-    """
-    stacked = params["blocks"]["block"]
-    layers = len(jax.tree.leaves(stacked)[0])
-    blocks = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(layers))
-    return {**params, "blocks": blocks}
-
-
-def prepare_decode_params(params: Any) -> Any:
-    """Parameters from `unstack_layers`, or some of them, in the form that decodes fastest.
-
-    Where they lie on a single CPU device, kernels become `linear.transpose_for_matvec`; elsewhere
-    nothing changes. NumPy arrays go to jax's first device.
-    """
-    leaf = jax.tree.leaves(params)[0]
-    devices = leaf.devices() if isinstance(leaf, jax.Array) else jax.devices()[:1]
-    alone = len(devices) == 1 and all(device.platform == "cpu" for device in devices)
-    return _transposed(params) if alone else params
-
-
-def _transposed(params: Any) -> Any:
-    if isinstance(params, tuple):
-        return tuple(_transposed(value) for value in params)
-    if not isinstance(params, Mapping):
-        return params
-    kernels = {TRANSPOSED: transpose_for_matvec(params["kernel"])} if "kernel" in params else {}
-    rest = {name: _transposed(value) for name, value in params.items() if name != "kernel"}
-    return kernels | rest
-
-
-def layered(arrays: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
-    """`prepare_decode_params(unstack_layers(params))` of arrays that come one at a time.
-
-    Only one of them is there in both forms, provided that nobody else holds them.
-
-    Args:
-        arrays: keys and array of every parameter, stacked by layer (`stacked_arrays`, or
-            `checkpoints.stored_tree.restore_each`).
-    """
-    params: Any = {}
-    for keys, array in arrays:
-        tree = array
-        for key in reversed(keys):
-            tree = {key: tree}
-        params = _merged(
-            params, prepare_decode_params(unstack_layers(tree) if "blocks" in tree else tree)
-        )
-        del array, tree
-        trim_heap()
-    return params
-
-
-def stacked_arrays(params: Mapping[str, Any]) -> Iterable[tuple[Sequence[str], Any]]:
-    """Keys and array of every parameter, as `layered` reads them."""
-    for keys, array in jax.tree_util.tree_leaves_with_path(params):
-        yield tuple(key.key for key in keys), array
-
-
-def stacked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of `layered` or `unstack_layers` stacked by layer again, as new arrays."""
-
-    def with_kernels(tree: Any) -> Any:
-        if not isinstance(tree, Mapping):
-            return tree
-        if TRANSPOSED in tree:
-            # A kernel has the axes of its bias behind the first.
-            kernel = tree[TRANSPOSED][0].T.reshape(-1, *tree["bias"].shape)
-            return {"kernel": kernel, "bias": tree["bias"]}
-        return {name: with_kernels(value) for name, value in tree.items()}
-
-    layers = [with_kernels(layer) for layer in params["blocks"]]
-    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-    return {**params, "blocks": {"block": blocks}}
-
-
-def _merged(one: Any, other: Any) -> Any:
-    """Two trees of the same layers, each with arrays that the other lacks, as one."""
-    if not one:
-        return other
-    if isinstance(one, tuple):
-        return tuple(_merged(mine, theirs) for mine, theirs in zip(one, other, strict=True))
-    both = {key: _merged(one[key], other[key]) for key in one.keys() & other.keys()}
-    return {**one, **other, **both}
 
 
 def whole_forward(

@@ -10,13 +10,8 @@ import numpy as np
 from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
 from cogview_jax.models.conventions import Conventions
 from cogview_jax.models.implementation import choose
-from cogview_jax.models.transformer import (
-    layered,
-    logits_of,
-    stacked_arrays,
-    whole_forward,
-    without_blocks,
-)
+from cogview_jax.models.layer_params import layered, stacked_arrays
+from cogview_jax.models.transformer import logits_of, whole_forward, without_blocks
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy_of
 from cogview_jax.sampling.batching import in_few_shapes, rows_that_fit

@@ -140,6 +140,12 @@ def machine() -> dict[str, Any]:
     return found
 
 
+def device_memory() -> dict[str, float]:
+    """device_memory: the most bytes that this process's first device held; nothing on CPUs."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {"device_memory": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
+
+
 def free_memory(device: jax.Device) -> int | None:
     """Bytes that programs may still take on one device; None where that cannot be known.
 

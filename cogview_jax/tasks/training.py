@@ -21,7 +21,7 @@ from cogview_jax.data.sources.source import Source
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import atomic_path
-from cogview_jax.runtime.hardware import known, machine, peak_flops
+from cogview_jax.runtime.hardware import device_memory, known, machine, peak_flops
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.mesh import local_parts, make_mesh, place_batch
 from cogview_jax.runtime.precision import policy
@@ -368,12 +368,6 @@ def throughput(
         }
 
     return measure
-
-
-def device_memory() -> dict[str, float]:
-    """device_memory: the most bytes that this process's first device held; nothing on CPUs."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return {"device_memory": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
 
 
 class TolerateDiskErrors:

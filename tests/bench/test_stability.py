@@ -20,7 +20,8 @@ from bench.stability.runs import run
 from cogview_jax.models.attention import causal_mask
 from cogview_jax.models.block import Block
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer, unstack_layers
+from cogview_jax.models.layer_params import unstack_layers
+from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer, prepare_decode_params, unstack_layers
+from cogview_jax.models.layer_params import prepare_decode_params, unstack_layers
+from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import generate
 from cogview_jax.sampling.filters import row_settings

@@ -12,7 +12,8 @@ from cogview_jax.models.activation_max import ACTIVATION_MAX, layer_activation_m
 from cogview_jax.models.attention import attention_scores, causal_mask
 from cogview_jax.models.block import Block
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer, unstack_layers
+from cogview_jax.models.layer_params import unstack_layers
+from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.sharding import unbox
 
 CONFIG = TransformerConfig(layers=3, width=16, heads=2, dropout=0.0, remat="none")

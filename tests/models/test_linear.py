@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cogview_jax.models import linear
+from cogview_jax.models.layer_params import prepare_decode_params
 from cogview_jax.models.linear import (
     TRANSPOSED,
     Linear,
@@ -15,7 +16,6 @@ from cogview_jax.models.linear import (
     split_for_cores,
     transpose_for_matvec,
 )
-from cogview_jax.models.transformer import prepare_decode_params
 
 GENERATOR = np.random.default_rng(0)
 KERNEL = GENERATOR.standard_normal((16, 3, 5)).astype(np.float32)

@@ -14,14 +14,10 @@ import tiny
 from cogview_jax.checkpoints.bundle import TransformerPart, write_bundle
 from cogview_jax.interop.official.fill import fill
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.layer_params import unstack_layers
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_regions, draw_slots
 from cogview_jax.models.sparse_attention import PivotCache
-from cogview_jax.models.transformer import (
-    Transformer,
-    cached_forward,
-    empty_cache,
-    unstack_layers,
-)
+from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh, place_batch
 from cogview_jax.runtime.sharding import unbox

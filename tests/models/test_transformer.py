@@ -12,12 +12,8 @@ import pytest
 import reference
 from cogview_jax.models.attention import causal_mask
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import (
-    Transformer,
-    cached_forward,
-    empty_cache,
-    unstack_layers,
-)
+from cogview_jax.models.layer_params import unstack_layers
+from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tokenizers.layout import left_padded

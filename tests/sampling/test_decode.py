@@ -10,7 +10,8 @@ import pytest
 
 import reference
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer, prepare_decode_params, unstack_layers
+from cogview_jax.models.layer_params import prepare_decode_params, unstack_layers
+from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling import decode as decoding

@@ -5,7 +5,7 @@ import pytest
 
 import official
 import reference
-from cogview_jax.models.transformer import unstack_layers
+from cogview_jax.models.layer_params import unstack_layers
 from cogview_jax.sampling.scoring import token_log_probs
 
 SCORES = 5e-4  # absolute, as fixtures/README.md has it

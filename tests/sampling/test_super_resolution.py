@@ -9,7 +9,8 @@ import official
 import reference
 from cogview_jax.interop.official.positions import sampling_positions
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.transformer import Transformer, unstack_layers
+from cogview_jax.models.layer_params import unstack_layers
+from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import generate, sample_keys
 from cogview_jax.sampling.filters import row_settings

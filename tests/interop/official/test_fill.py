@@ -6,7 +6,7 @@ import pytest
 
 import official
 from cogview_jax.interop.official.fill import FillStep, fill, fill_steps, filtered, seeded_choice
-from cogview_jax.models.transformer import unstack_layers
+from cogview_jax.models.layer_params import unstack_layers
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.filters import keep_top_k, keep_top_p
 from cogview_jax.sampling.options import SamplingConfig

@@ -12,12 +12,9 @@ from einops import rearrange
 import official
 from cogview_jax.models.attention import KeyValues, causal_mask
 from cogview_jax.models.block import Block, make_norm
+from cogview_jax.models.layer_params import unstack_layers
 from cogview_jax.models.layernorm import LayerNorm
-from cogview_jax.models.transformer import (
-    cached_forward,
-    empty_cache,
-    unstack_layers,
-)
+from cogview_jax.models.transformer import cached_forward, empty_cache
 
 LOGITS = 1e-4  # absolute, as fixtures/README.md has it
 

@@ -17,6 +17,7 @@ import official
 import reference
 from cogview_jax.models.attention import KeyValues, attention_scores, attention_weights
 from cogview_jax.models.block import Block
+from cogview_jax.models.layer_params import unstack_layers
 from cogview_jax.models.sparse_attention import (
     KeyRegion,
     ThreeRegions,
@@ -24,7 +25,7 @@ from cogview_jax.models.sparse_attention import (
     pivot_bias,
     take,
 )
-from cogview_jax.models.transformer import Transformer, unstack_layers
+from cogview_jax.models.transformer import Transformer
 from cogview_jax.training.sequence_objective import cross_entropy
 
 FUNCTIONS, LOGITS, LOSSES, GRADIENTS = 1e-5, 1e-4, 1e-5, 1e-4
