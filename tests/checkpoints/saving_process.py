@@ -30,7 +30,7 @@ ARRAYS = {
     ("params", "bias"): ((64,), ()),
     ("opt_state", "moment"): ((1024, 512), (("data", "fsdp"),)),
     ("opt_state", "count"): ((), ()),
-    ("extras", "codes"): ((16, 8), (None, "tensor")),
+    ("model_state", "codes"): ((16, 8), (None, "tensor")),
 }
 #: Seconds: what nothing of this takes, and after how many a peer counts as dead.
 PATIENCE, TIMEOUT = 300, 8
@@ -44,7 +44,7 @@ def numbers(step, place):
 
 def tree(mesh, make):
     """A state of what `make(place, sharding)` gives."""
-    items = {"params": {}, "opt_state": {}, "extras": {}}
+    items = {"params": {}, "opt_state": {}, "model_state": {}}
     for (item, name), (_, axes) in ARRAYS.items():
         items[item][name] = make((item, name), NamedSharding(mesh, PartitionSpec(*axes)))
     return items

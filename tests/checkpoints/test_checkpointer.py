@@ -248,14 +248,16 @@ def test_a_damaged_checkpoint_that_cannot_be_moved_is_replaced(tmp_path, capfd):
 
 def saved_before_manifests(directory, *steps):
     """As earlier versions wrote them, with Orbax's own manager."""
-    items = ("params", "opt_state", "extras")
+    items = {"params": "params", "opt_state": "opt_state", "extras": "model_state"}
     handlers = {name: ocp.StandardCheckpointHandler() for name in items}
     handlers["meta"] = ocp.JsonCheckpointHandler()
     options = ocp.CheckpointManagerOptions(create=True)
     with ocp.CheckpointManager(directory, item_handlers=handlers, options=options) as manager:
         for step in steps:
             state = small(step)
-            args = {name: ocp.args.StandardSave(getattr(state, name)) for name in items}
+            args = {
+                name: ocp.args.StandardSave(getattr(state, field)) for name, field in items.items()
+            }
             meta = ocp.args.JsonSave({"step": step, "updates": step - 1})
             manager.save(step, args=ocp.args.Composite(**args, meta=meta))
 
