@@ -203,7 +203,7 @@ def test_with_an_outlier_only_the_official_form_lets_later_tokens_change_earlier
     tokens = np.array(table["tokens"][1:2])
     changed = tokens.copy()
     changed[:, -1] = int(table["row"])
-    others = np.arange(model.vocabulary) != int(table["row"])
+    others = np.arange(model.vocab_size) != int(table["row"])
 
     def earlier(model):
         before, after = (logits(model, params, row)[:, :-1] for row in (tokens, changed))

@@ -161,7 +161,7 @@ def test_sizes_are_those_of_the_weights(fixtures):
     part = opened(fixtures / "transformer", config["heads"])
     assert (part.config.layers, part.config.width) == (config["layers"], config["hidden"])
     assert (part.config.heads, part.config.hidden) == (config["heads"], config["ffn"])
-    assert (part.model.vocabulary, official.vocabulary_size) == (config["vocab_size"],) * 2
+    assert (part.model.vocab_size, official.vocabulary_size) == (config["vocab_size"],) * 2
     assert (part.model.positions, official.positions) == (config["max_pos"],) * 2
     assert (part.config.compat, part.config.dropout) == ("official", 0.1)
     assert (official.iteration, official.dropped) == (str(config["iteration"]), ("iteration",))
