@@ -20,7 +20,7 @@ def log_probs(model, params, rows, count, first):
         model=model,
         count=count,
         first=first,
-        last=model.vocabulary,
+        last=model.vocab_size,
     )
     return np.asarray(scores)
 
@@ -59,9 +59,9 @@ def test_scores_equal_the_slow_form(fixtures):
     model, params = official.transformer(fixtures)
     config = official.own_arithmetic(model.config)
     model = model.clone(config=config)
-    rows = np.random.default_rng(0).integers(0, model.vocabulary, (2, 9))
-    first = 64 if model.vocabulary > 128 else 1
-    rows[:, -3:] = rows[:, -3:] % (model.vocabulary - first) + first
+    rows = np.random.default_rng(0).integers(0, model.vocab_size, (2, 9))
+    first = 64 if model.vocab_size > 128 else 1
+    rows[:, -3:] = rows[:, -3:] % (model.vocab_size - first) + first
     scores = log_probs(model, params, rows, 3, first)
     for row, ours in zip(rows, scores, strict=True):
         logits = reference.transformer(params, config, row[:-1])[-3:, first:]

@@ -174,7 +174,7 @@ def _pivots(model: Transformer, query: np.ndarray, steps: Sequence[FillStep]) ->
     for step in steps:
         kinds[step.place] = step.first  # a token of the kind that will be drawn
     valid, key = jnp.ones((1, len(query)), bool), random_key(0)
-    return draw_slots(model.config, model.ids, jnp.asarray(kinds[None]), valid, key[None])
+    return draw_slots(model.config, model.vocabulary, jnp.asarray(kinds[None]), valid, key[None])
 
 
 def _rows(cache: Cache, index: np.ndarray) -> Cache:
