@@ -70,7 +70,7 @@ def test_captions_are_those_of_whole_passes(parts, config):
         start = len(row)
         while len(row) - start < LAYOUT.text_length:
             # With the release's LayerNorm later tokens do change earlier ones.
-            official = model.parts.released
+            official = model.parts.conventions.tensor_norm
             logits = model.logits(np.array([row]))[0, -1] if official else next_logits(model, row)
             allowed = logits[VOCABULARY.text_start : VOCABULARY.commands_start + 1]
             row.append(VOCABULARY.text_start + int(np.argmax(allowed)))
