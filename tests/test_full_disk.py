@@ -41,9 +41,7 @@ def test_sampling_keeps_its_pictures(chain, disk, tmp_path):
         text_to_image(f"{chain.run}/bundle", str(out), ["a star"], options)
 
     fill(disk, 20_000)
-    kept = (
-        rf"out/unfinished/\S*png: No space left on device; the pictures so far are kept in {disk}"
-    )
+    kept = rf"out/unfinished/\S*png: No space left on device; the images so far are kept in {disk}"
     with pytest.raises(SystemFault, match=kept):
         job(disk / "out")
     drawn = len(list((disk / "out" / "unfinished").glob("*.png")))

@@ -90,7 +90,9 @@ def test_what_draws_no_pictures_is_not_asked_for_them():
     section = TRANSFORMER["layout"] | {"task": "caption"}
     train = TRANSFORMER["train"] | {"sample_every": 5}
     assert read_experiment(TRANSFORMER | {"layout": section}).layout.task == "caption"
-    with pytest.raises(InputError, match=r"sample_every 5: a model of layout.task 'caption' draws"):
+    with pytest.raises(
+        InputError, match=r"sample_every 5: a model of layout.task 'caption' has no"
+    ):
         read_experiment(TRANSFORMER | {"layout": section, "train": train})
 
 
