@@ -1,6 +1,7 @@
 """What a caller may ask of sampling: how tokens are chosen, and how a call is run. Free of jax."""
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypedDict
@@ -79,7 +80,7 @@ class SamplingOptions:
     progress: Callable[[int], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
+        if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < 2**32:
             raise InputError(f"seed {self.seed}: expected 0 to {2**32 - 1}")
         if self.sampling is not None and not isinstance(self.sampling, SamplingConfig):
             raise InputError(f"sampling = {self.sampling!r}: expected a SamplingConfig")

@@ -156,6 +156,8 @@ def test_a_model_says_what_it_is(parts, model):
         (lambda m: m.generate(["a"], 0), "num_images 0: expected at least 1"),
         (lambda m: m.generate(["a"], batch_size=0), "batch_size 0: expected at least 1"),
         (lambda m: m.generate(["a"], seed=-1), "seed -1"),
+        (lambda m: m.generate(["a"], seed=1.5), r"seed 1\.5: expected 0 to 4294967295"),
+        (lambda m: m.generate(["a"], sampling=3), "sampling = 3: expected a SamplingConfig"),
         (lambda m: m.encode(np.zeros((1, 8, 8, 3), np.uint8)), r"got uint8 \(1, 8, 8, 3\), expec"),
         (lambda m: m.encode(np.zeros((1, 16, 16, 3))), r"got float64 .* uint8 \[b, 16, 16, 3\]"),
         (lambda m: m.encode(np.zeros((16, 16, 3), np.uint8)), r"got uint8 \(16, 16, 3\)"),

@@ -1,5 +1,6 @@
 """What a source of records is, and how a config names one."""
 
+import abc
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Source(Protocol[Item]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig(Tagged):
+class SourceConfig(Tagged, abc.ABC):
     """Where captioned images come from: the section `data.source` of a config.
 
     Each kind of source is a subclass with its own settings and an `open` method, and one file in
@@ -50,6 +51,7 @@ class SourceConfig(Tagged):
     def __post_init__(self):
         require_range(self, "max_pixels", at_least=1, at_most=MOST_PIXELS)
 
+    @abc.abstractmethod
     def open(self) -> Source[Record]:
         """Opens the source; makes the data first if the kind can make them.
 
@@ -57,7 +59,6 @@ class SourceConfig(Tagged):
             InputError: a setting does not fit the data, or there are none.
             SystemFault: the machine cannot read the data.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no open()")
 
 
 def readable(source: Source[Item]) -> Iterator[Item]:
