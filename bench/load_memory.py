@@ -73,9 +73,9 @@ def draw(path: Path) -> None:
     from cogview_jax.models.config import TransformerConfig
     from cogview_jax.models.transformer import Transformer
     from cogview_jax.runtime.sharding import unbox
-    from cogview_jax.tokenizers.codec import CodecConfig
+    from cogview_jax.tokenizers.codecs.vqvae import VQVAEConfig
     from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
-    from cogview_jax.tokenizers.quantiser import Codebook
+    from cogview_jax.tokenizers.quantisers.moving_average import Codebook
     from cogview_jax.tokenizers.text import TextConfig, train_text_tokenizer
     from cogview_jax.tokenizers.vocabulary import Vocabulary
 
@@ -89,10 +89,10 @@ def draw(path: Path) -> None:
     config, vocabulary = TransformerConfig(layers=12, width=1024, heads=16), Vocabulary()
     layout = LayoutConfig(text_length=61, grid=32)
     model = Transformer(config, vocabulary.size, make_layout(layout, vocabulary).positions)
-    codec = random(codec_shapes(CodecConfig()))
+    codec = random(codec_shapes(VQVAEConfig()))
     write_bundle(
         path,
-        codec=CodecPart(CodecConfig(), codec["params"], Codebook(**codec["codebook"])),
+        codec=CodecPart(VQVAEConfig(), codec["params"], Codebook(**codec["codebook"])),
         text=train_text_tokenizer(["a red circle"] * 3, TextConfig(300, "bpe")),
         transformer=TransformerPart(config, vocabulary, layout, random(transformer_shapes(model))),
     )

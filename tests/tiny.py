@@ -19,8 +19,9 @@ from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.decode import generate, sample_keys
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
-from cogview_jax.tokenizers.codec import Codec, CodecConfig
+from cogview_jax.tokenizers.codecs.vqvae import VQVAE, VQVAEConfig
 from cogview_jax.tokenizers.layout import Example, LayoutConfig, left_padded, make_layout
+from cogview_jax.tokenizers.quantisers.quantiser import CodebookTraining
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.codec_objective import CodecObjective, ImageExample
 from cogview_jax.training.objective import Objective
@@ -34,7 +35,7 @@ BATCH = 16
 VOCABULARY = Vocabulary(codes=64, text=29)  # 120 ids, padded to 128
 LAYOUT = LayoutConfig(text_length=5, grid=2)  # 13 tokens
 TRANSFORMER = TransformerConfig(layers=2, width=32, heads=4, dropout=0.0, remat="none")
-CODEC = CodecConfig(
+CODEC = VQVAEConfig(
     image_size=8, downsampling=2, channels=16, residual_blocks=1, codebook=32, code_width=8
 )
 
@@ -56,7 +57,9 @@ def transformer_objective(
 
 def codec_objective(revive_below: float = 0.5) -> CodecObjective:
     """Codes move often, so that moving is tested too."""
-    return CodecObjective(Codec(CODEC), global_batch=BATCH, revive_below=revive_below)
+    return CodecObjective(
+        VQVAE(CODEC), global_batch=BATCH, codebook=CodebookTraining(revive_below=revive_below)
+    )
 
 
 def start(objective: Objective[Any]) -> TrainState:

@@ -54,9 +54,8 @@ from cogview_jax.runtime.paths import check_tree, inside, local_path
 from cogview_jax.runtime.random_key import random_key
 from cogview_jax.runtime.sealed import sealed
 from cogview_jax.runtime.sharding import sharded_shapes, unbox
-from cogview_jax.tokenizers.codec import Codec, CodecConfig
+from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.tokenizers.layout import LayoutConfig
-from cogview_jax.tokenizers.quantiser import Codebook, initial_codebook
 from cogview_jax.tokenizers.text import TextTokenizer
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
@@ -70,11 +69,11 @@ FILES = {"codec": "codec", "text": "text.model", "transformer": "transformer"}
 
 @dataclass(frozen=True)
 class CodecPart:
-    """An image tokenizer: its sizes, parameters and codebook."""
+    """An image tokenizer: its sizes, parameters, and the state of its quantiser."""
 
     config: CodecConfig
     params: Any
-    codebook: Codebook
+    codebook: Any
 
 
 @dataclass(frozen=True)
@@ -157,12 +156,11 @@ class Bundle:
         """The image tokenizer: on one device, or split over `mesh`."""
         path, config = self._stored_as("codec", self._codec_shapes)
         saved = restore_tree(path, sharded_shapes(codec_shapes(config), mesh))
-        return CodecPart(config, saved["params"], Codebook(**saved["codebook"]))
+        return _codec_part(config, saved)
 
     def stored_codec(self) -> CodecPart:
         """The image tokenizer as it lies on disk: every array a `Deferred`, in its own type."""
-        saved = stored_tree(self.verified("codec"))
-        return CodecPart(self._codec_entry.config, saved["params"], Codebook(**saved["codebook"]))
+        return _codec_part(self._codec_entry.config, stored_tree(self.verified("codec")))
 
     def transformer(
         self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
@@ -227,10 +225,9 @@ class Bundle:
     def _codec_shapes(self, arrays: int) -> tuple[CodecConfig, Any]:
         """The sizes of the codec, and its parameters as shapes."""
         config = self._codec_entry.config
-        if max(config.levels, config.residual_blocks) > arrays:
+        if config.depth > arrays:
             raise InputError(
-                f"bundle {self.path}: {arrays} arrays are no codec of {config.levels} levels and"
-                f" {config.residual_blocks} residual blocks"
+                f"bundle {self.path}: {arrays} arrays are no codec of {config.depth} or more"
             )
         return config, codec_shapes(config)
 
@@ -292,10 +289,19 @@ def codec_shapes(config: CodecConfig) -> dict[str, Any]:
     # Parameters do not depend on the size of the images.
     side = config.downsampling
     pixels = jax.ShapeDtypeStruct((1, side, side, 3), "float32")
-    boxed = jax.eval_shape(Codec(config).init, random_key(0), pixels)["params"]
-    size, width = config.codebook, config.code_width
-    codebook = jax.eval_shape(lambda: initial_codebook(random_key(0), size, width))
-    return {"params": boxed, "codebook": codebook._asdict()}
+    boxed = jax.eval_shape(config.module().init, random_key(0), pixels)["params"]
+    own, state = jax.eval_shape(
+        lambda: config.quantiser.init(random_key(0), config.codebook, config.code_width)
+    )
+    return {
+        "params": boxed | ({"quantiser": own} if own else {}),
+        "codebook": state._asdict(),
+    }
+
+
+def _codec_part(config: CodecConfig, saved: Any) -> CodecPart:
+    """The part of a tree like that of `codec_shapes`."""
+    return CodecPart(config, saved["params"], config.quantiser.State(**saved["codebook"]))
 
 
 def write_bundle(

@@ -15,7 +15,7 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sealed import check_seal, read_object
-from cogview_jax.tokenizers.codec import CodecConfig
+from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 

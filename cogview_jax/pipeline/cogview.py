@@ -15,7 +15,7 @@ from cogview_jax.pipeline.prompts import Prompts
 from cogview_jax.pipeline.queries import Images, fill_query
 from cogview_jax.pipeline.super_resolution import SuperResolution
 from cogview_jax.sampling.options import SamplingConfig, SamplingKeywords, SamplingOptions
-from cogview_jax.tokenizers.codec import Codec
+from cogview_jax.tokenizers.codecs.codec import Codec
 from cogview_jax.tokenizers.layout import Layout
 from cogview_jax.tokenizers.text import TextTokenizer
 

@@ -16,7 +16,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy_of
 from cogview_jax.sampling.batching import in_few_shapes, rows_that_fit
 from cogview_jax.sampling.engine import Engine
-from cogview_jax.tokenizers.codec import Codec, decode_codes, encode_images
+from cogview_jax.tokenizers.codecs.codec import Codec, decode_codes, encode_images
 from cogview_jax.tokenizers.layout import Layout, LayoutConfig, make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
 
@@ -49,8 +49,8 @@ class Parts:
         policy = self.policy = policy_of(dtype)
         self.text, self.codec_part, self.transformer = text, codec, None
         if codec is not None:
-            self.codec = Codec(codec.config, policy.compute)
-            encoder = self.codec.clone(dtype=policy_of(encode_dtype).compute)
+            self.codec = codec.config.module(policy.compute)
+            encoder = codec.config.module(policy_of(encode_dtype).compute)
             self._encode = jax.jit(lambda p, c, images: encode_images(encoder, p, c, images))
             self._decode = jax.jit(lambda p, c, codes: decode_codes(self.codec, p, c, codes))
         if transformer is not None:
@@ -160,7 +160,7 @@ class Parts:
         channels.
         """
         config = self.codec.config
-        return rows_that_fit(3 * 4 * config.image_size**2 * config.level_channels[0])
+        return rows_that_fit(3 * 4 * config.image_size**2 * config.outer_channels)
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """int32 tokens [b, t] at positions 0..t-1 -> float32 [b, t, vocabulary]."""

@@ -35,10 +35,14 @@ class Tagged:
     The class directly below is the head of the family: the annotation under which `build` chooses,
     with the settings that all kinds share. Every class below the head is a kind; it says which as
     `kind: Literal["..."] = "..."`, and is known to configs once it is defined.
+
+    Where a head has a `default_kind`, a section without `kind` is of that one.
     """
 
     #: The kinds of a family by name; each head has its own.
     kinds: ClassVar[dict[str, type]] = {}
+    #: The kind of a section that names none; None where it has to.
+    default_kind: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
@@ -153,9 +157,10 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
             f"{where} = {_shown(mapping)}: expected a section with {', '.join(fields)}"
         )
     if issubclass(cls, Tagged) and cls.is_head():
-        if "kind" not in mapping:
+        kind = mapping.get("kind", cls.default_kind)
+        if kind is None:
             raise InputError(f"{where} lacks kind; choices are {', '.join(sorted(cls.kinds))}")
-        return build(cls.of_kind(mapping["kind"], where), mapping, where)
+        return build(cls.of_kind(kind, where), mapping, where)
     mapping = _with_present_names(cls, mapping)
     for key in mapping:
         if key not in fields:

@@ -196,7 +196,7 @@ def _kind(
     dropped: set[str] = set()
     if not isinstance(section, ConfigDict):
         return None, dropped
-    if override is not None and override != section.get("kind"):
+    if override is not None and override != section.get("kind", family.default_kind):
         family.of_kind(override, f"config.{place}")
         dropped = family.unshared() & set(section)
         for key in dropped:
@@ -204,7 +204,10 @@ def _kind(
         section.kind = override
         config[name] = section
     if "kind" not in section:
-        return None, dropped
+        if family.default_kind is None:
+            return None, dropped
+        section.kind = family.default_kind
+        config[name] = section
     return family.of_kind(section.kind, f"config.{place}"), dropped
 
 

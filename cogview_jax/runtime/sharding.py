@@ -36,6 +36,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "channels_in": None,
     "channels_out": "fsdp",
     "pixel": None,
+    "codes": "fsdp",
+    "code_width": None,
 }
 
 #: Elements from which on an array must be split where the mesh splits parameters at all: 16 MiB of

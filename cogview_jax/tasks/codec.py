@@ -16,7 +16,6 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import CodecExperiment
 from cogview_jax.tasks.workdir import Workdir
-from cogview_jax.tokenizers.codec import Codec
 from cogview_jax.training.codec_objective import CodecObjective, ImageExample
 from cogview_jax.training.objective import ModelValues, Objective
 from cogview_jax.training.state import TrainState
@@ -31,13 +30,10 @@ class CodecTask:
     def __init__(self, experiment: CodecExperiment, workdir: Workdir):
         """Composes the codec and its objective; `source` opens the data."""
         self.experiment = experiment
-        self.codec = Codec(experiment.model, policy(experiment.precision).compute)
         self.objective: Objective[ImageExample] = CodecObjective(
-            self.codec,
+            experiment.model.module(policy(experiment.precision).compute),
             global_batch=experiment.train.global_batch,
-            commitment=experiment.loss.commitment,
-            decay=experiment.loss.decay,
-            revive_below=experiment.loss.revive_below,
+            codebook=experiment.loss,
         )
         data = experiment.data
         self._view = SquareView(experiment.model.image_size, data.smallest_crop, data.flip)

@@ -14,8 +14,10 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
 from cogview_jax.runtime.paths import require_paths
 from cogview_jax.runtime.precision import policy
-from cogview_jax.tokenizers.codec import CodecConfig
+from cogview_jax.tokenizers.codecs.codec import CodecConfig
+from cogview_jax.tokenizers.codecs.vqvae import VQVAEConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
+from cogview_jax.tokenizers.quantisers.quantiser import CodebookTraining
 from cogview_jax.tokenizers.text import TextConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.loss_scale import LossScaleConfig
@@ -85,26 +87,6 @@ class ImageData:
 
 
 @dataclass(frozen=True)
-class CodecLoss:
-    """The loss of an image tokenizer, and how its codebook moves; see `CodecObjective`.
-
-    Attributes:
-        commitment: weight of the squared distance between the encoder's vectors and their codes.
-        decay: of the codebook's moving averages.
-        revive_below: a code that is used less than this share of the mean use is moved onto a
-            vector of the batch.
-    """
-
-    commitment: float = 0.25
-    decay: float = 0.99
-    revive_below: float = 0.03
-
-    def __post_init__(self):
-        require_range(self, "commitment", at_least=0)
-        require_range(self, "decay", "revive_below", at_least=0, below=1)
-
-
-@dataclass(frozen=True)
 class CodecExperiment:
     """Stage 1: an image tokenizer from images.
 
@@ -112,9 +94,9 @@ class CodecExperiment:
         stage: the value that selects an image tokenizer.
         train: steps, batch, checkpoints.
         data: the images.
-        model: sizes of the image tokenizer.
+        model: the image tokenizer: its architecture, its quantiser, its sizes.
         optimizer: rate, schedule, decay.
-        loss: weights of the loss.
+        loss: weights of the loss, and how the codebook learns.
         mesh: how devices are divided.
         precision: types of the arithmetic: float32, bfloat16, float16 or float16_pure.
         loss_scale: used only with float16 policies.
@@ -126,9 +108,9 @@ class CodecExperiment:
     stage: Literal["image_tokenizer"]
     train: TrainConfig
     data: ImageData
-    model: CodecConfig = CodecConfig()
+    model: CodecConfig = VQVAEConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    loss: CodecLoss = CodecLoss()
+    loss: CodebookTraining = CodebookTraining()
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
     loss_scale: LossScaleConfig = LossScaleConfig()

@@ -76,12 +76,12 @@ class Objective(Protocol[BatchT_contra]):
         """
 
     def finish(
-        self, model_state: Any, aux: Any, key: Key[Array, ""]
-    ) -> tuple[Any, dict[str, Array]]:
-        """The model state after a step, and further metrics.
+        self, values: ModelValues, aux: Any, key: Key[Array, ""]
+    ) -> tuple[ModelValues, dict[str, Array]]:
+        """The values after a step, and further metrics.
 
         Args:
-            model_state: the model state before the step.
+            values: the parameters after the update, and the model state before the step.
             aux: `StepSums.aux`, summed over the whole batch.
             key: the key of the step.
         """

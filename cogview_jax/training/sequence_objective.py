@@ -78,10 +78,10 @@ class SequenceObjective:
         )
 
     def finish(
-        self, model_state: tuple[()], aux: tuple[()], key: Key[Array, ""]
-    ) -> tuple[tuple[()], dict[str, Array]]:
+        self, values: ModelValues, aux: tuple[()], key: Key[Array, ""]
+    ) -> tuple[ModelValues, dict[str, Array]]:
         """There is no model state, and there are no further metrics."""
-        return model_state, {}
+        return values, {}
 
     def bundle_values(self, values: ModelValues) -> ModelValues:
         """All of them: the parameters of the transformer."""

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from cogview_jax.runtime.random_key import random_key
 from cogview_jax.training.loss_scale import LossScaleConfig, overflows, update
-from cogview_jax.training.objective import BatchT, Metrics, Objective, StepSums
+from cogview_jax.training.objective import BatchT, Metrics, ModelValues, Objective, StepSums
 from cogview_jax.training.state import TrainState
 
 Step = Callable[[TrainState, BatchT], tuple[TrainState, Metrics]]
@@ -63,7 +63,8 @@ def make_step(
         scaled, sums = sum_over_parts(gradient, (batch, rows), accumulate)
         gradients = jax.tree.map(lambda leaf: leaf / scale, scaled) if loss_scale else scaled
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        model_state, metrics = objective.finish(state.model_state, sums.aux, key)
+        params = optax.apply_updates(state.params, updates)
+        values, metrics = objective.finish(ModelValues(params, state.model_state), sums.aux, key)
         metrics |= {
             "loss": sums.loss / normalizer,
             "lr": rate(state.step),
@@ -71,9 +72,7 @@ def make_step(
             "loss_scale": scale,
             **{name: total / of for name, (total, of) in sums.metrics.items()},
         }
-        new = TrainState(
-            state.step + 1, optax.apply_updates(state.params, updates), opt_state, model_state
-        )
+        new = TrainState(state.step + 1, values.params, opt_state, values.model_state)
         if loss_scale is None:
             return new, metrics
         overflow = overflows(scaled) | ~jnp.isfinite(sums.loss)

@@ -29,8 +29,8 @@ from cogview_jax.runtime.sealed import sealed
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.training import run
-from cogview_jax.tokenizers.codec import denormalise
-from cogview_jax.tokenizers.quantiser import nearest
+from cogview_jax.tokenizers.codecs.codec import denormalise
+from cogview_jax.tokenizers.quantisers.quantiser import nearest
 from cogview_jax.tokenizers.text import TextTokenizer
 from cogview_jax.tokenizers.vocabulary import COMMANDS
 from command_runs import call

@@ -10,18 +10,16 @@ from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.tokenizers.codec import (
-    Codec,
-)
+from cogview_jax.tokenizers.codecs.vqvae import VQVAE
 from cogview_jax.tokenizers.layout import make_layout
-from cogview_jax.tokenizers.quantiser import initial_codebook
+from cogview_jax.tokenizers.quantisers.moving_average import initial_codebook
 from cogview_jax.tokenizers.text import TextConfig, train_text_tokenizer
 
 
 @pytest.fixture(scope="module")
 def parts():
     pixels = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-    codec = unbox(jax.eval_shape(Codec(CODEC).init, jax.random.key(0), pixels)["params"])
+    codec = unbox(jax.eval_shape(VQVAE(CODEC).init, jax.random.key(0), pixels)["params"])
     model = Transformer(MODEL, VOCABULARY.size, make_layout(LAYOUT, VOCABULARY).length)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     params = unbox(jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"])

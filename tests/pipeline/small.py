@@ -6,13 +6,11 @@ import numpy as np
 
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.sampling.options import SamplingConfig
-from cogview_jax.tokenizers.codec import (
-    CodecConfig,
-)
+from cogview_jax.tokenizers.codecs.vqvae import VQVAEConfig
 from cogview_jax.tokenizers.layout import LayoutConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
-CODEC = CodecConfig(image_size=16, downsampling=4, channels=8, codebook=30, code_width=4)
+CODEC = VQVAEConfig(image_size=16, downsampling=4, channels=8, codebook=30, code_width=4)
 VOCABULARY = Vocabulary(codes=30, text=400)
 LAYOUT = LayoutConfig(text_length=12, grid=4)
 MODEL = TransformerConfig(layers=2, width=32, heads=4, remat="none")

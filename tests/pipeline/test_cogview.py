@@ -22,12 +22,8 @@ from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.batching import batch_rows
 from cogview_jax.shapes.scenes import drawing
-from cogview_jax.tokenizers.codec import (
-    Codec,
-    decode_codes,
-    denormalise,
-    encode_images,
-)
+from cogview_jax.tokenizers.codecs.codec import decode_codes, denormalise, encode_images
+from cogview_jax.tokenizers.codecs.vqvae import VQVAE
 
 
 def test_codes_of_pictures_do_not_depend_on_the_precision_of_drawing(parts):
@@ -42,7 +38,7 @@ def test_codes_of_pictures_do_not_depend_on_the_precision_of_drawing(parts):
 
 
 def test_encode_and_decode_are_those_of_the_codec(parts, model, codes):
-    part, codec = parts["codec"], Codec(CODEC)
+    part, codec = parts["codec"], VQVAE(CODEC)
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     encoded = model.encode(images)
     expected = encode_images(codec, part.params, part.codebook, images)

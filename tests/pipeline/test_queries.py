@@ -9,9 +9,7 @@ from pipeline.small import VOCABULARY, codec_of, prompt_tokens
 
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.options import SamplingConfig
-from cogview_jax.tokenizers.codec import (
-    encode_images,
-)
+from cogview_jax.tokenizers.codecs.codec import encode_images
 
 
 def test_a_query_is_filled_as_a_prompt_is(model):

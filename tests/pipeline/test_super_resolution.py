@@ -31,11 +31,8 @@ from cogview_jax.sampling.decode import sample_keys
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.sampling.super_resolution import upsampled_codes
 from cogview_jax.sampling.windows import WindowPlan, released_head
-from cogview_jax.tokenizers.codec import (
-    Codec,
-    decode_codes,
-    encode_images,
-)
+from cogview_jax.tokenizers.codecs.codec import decode_codes, encode_images
+from cogview_jax.tokenizers.codecs.vqvae import VQVAE
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 
 
@@ -43,7 +40,7 @@ def test_super_resolution_is_upsampling_between_encoder_and_decoder(parts):
     """At true grid, 32 x 32 codes to 64 x 64, with a codec of two pixels a code."""
     config = dataclasses.replace(CODEC, image_size=64, downsampling=2)
     pixels = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    shapes = unbox(jax.eval_shape(Codec(config).init, jax.random.key(0), pixels)["params"])
+    shapes = unbox(jax.eval_shape(VQVAE(config).init, jax.random.key(0), pixels)["params"])
     codec = CodecPart(config, reference.random_like(shapes, 0), parts["codec"].codebook)
     layout = LayoutConfig(text_length=12, grid=32)
     sizes = {"layers": 1, "width": 16, "heads": 2}

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 import tiny
-from cogview_jax.tokenizers.codec import Codec, CodecConfig
-from cogview_jax.tokenizers.quantiser import Assignments, Codebook
+from cogview_jax.tokenizers.codecs.vqvae import VQVAE, VQVAEConfig
+from cogview_jax.tokenizers.quantisers.moving_average import Assignments, BatchVectors, Codebook
+from cogview_jax.tokenizers.quantisers.quantiser import CodebookTraining
+from cogview_jax.tokenizers.quantisers.revival import Candidates
 from cogview_jax.training.codec_objective import (
-    BatchVectors,
     CodecObjective,
     ImageExample,
     training_flops,
 )
+from cogview_jax.training.objective import ModelValues
 
 OBJECTIVE = tiny.codec_objective()
 START = tiny.start(OBJECTIVE)
@@ -63,7 +65,7 @@ def candidates(rows, error=0.0):
     part = ImageExample(tiny.images(0).image[rows])
     codebook = START.model_state._replace(error=jnp.float32(error))
     sums = jax.jit(OBJECTIVE.sums)(START.params, codebook, part, rows, jax.random.key(5))
-    return np.asarray(sums.aux.candidates), np.asarray(sums.aux.worthwhile)
+    return tuple(map(np.asarray, sums.aux.candidates))
 
 
 def test_candidates_are_vectors_of_the_batch_drawn_over_all_its_rows():
@@ -94,17 +96,18 @@ def test_every_candidate_comes_from_one_part_of_the_batch():
 
 def test_metrics_of_the_codebook():
     """Of four codes two win the batch evenly, a third lives on from before, the fourth is dead."""
-    codec = Codec(CodecConfig(image_size=8, downsampling=2, channels=8, codebook=4, code_width=2))
-    objective = CodecObjective(codec, global_batch=1, decay=0.5, revive_below=0.1)
+    codec = VQVAE(VQVAEConfig(image_size=8, downsampling=2, channels=8, codebook=4, code_width=2))
+    objective = CodecObjective(
+        codec, global_batch=1, codebook=CodebookTraining(decay=0.5, revive_below=0.1)
+    )
     counts = jnp.array([8.0, 0.0, 8.0, 0.0])
     codebook = Codebook(jnp.zeros((4, 2)), counts, jnp.zeros((4, 2)), jnp.float32(1))
     hits = jnp.array([8.0, 8.0, 0.0, 0.0])
     aux = BatchVectors(
         Assignments(hits, jnp.ones((4, 2)), jnp.float32(32)),
-        candidates=jnp.full((4, 2), 7.0),
-        worthwhile=jnp.ones(4),
+        Candidates(jnp.full((4, 2), 7.0), jnp.ones(4)),
     )
-    after, metrics = objective.finish(codebook, aux, jax.random.key(0))
+    (_, after), metrics = objective.finish(ModelValues({}, codebook), aux, jax.random.key(0))
     assert metrics["perplexity"] == pytest.approx(2)
     assert metrics["revived"] == 1
     np.testing.assert_array_equal(after.codes[3], [7.0, 7.0])
@@ -115,13 +118,13 @@ def test_metrics_of_the_codebook():
 
 
 def test_flops_are_six_a_multiply_add():
-    plain = CodecConfig(image_size=8, downsampling=2, channels=5, code_width=7)
+    plain = VQVAEConfig(image_size=8, downsampling=2, channels=5, code_width=7)
     # Taps x channels in x channels out x cells.
     encoder = 16 * 3 * 5 * 16 + 5 * 7 * 16
     decoder = 16 * 7 * 5 * 16 + 5 * 3 * 64
     assert training_flops(plain) == 6 * (encoder + decoder)
 
-    deep = CodecConfig(
+    deep = VQVAEConfig(
         image_size=16, downsampling=4, channels=(5, 6), code_width=7, residual_blocks=2
     )
     encoder = 16 * 3 * 5 * 64 + 16 * 5 * 6 * 16 + 6 * 7 * 16

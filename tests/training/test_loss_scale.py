@@ -100,8 +100,8 @@ class Line(Objective):
     def sums(self, params, model_state, batch, rows, key):
         return StepSums(jnp.sum(params["slope"] * batch.x), {}, jnp.int32(1))
 
-    def finish(self, model_state, aux, key):
-        return model_state + aux, {}
+    def finish(self, values, aux, key):
+        return values._replace(model_state=values.model_state + aux), {}
 
 
 def test_a_step_that_overflows_changes_nothing_but_the_scale():

@@ -14,7 +14,7 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.tokenizers.codec import Codec, CodecConfig
+from cogview_jax.tokenizers.codecs.vqvae import VQVAE, VQVAEConfig
 from cogview_jax.tokenizers.layout import LayoutConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.optimizer import (
@@ -163,8 +163,8 @@ def test_exactly_layernorms_and_biases_are_undecayed():
     assert decayed == {"word_embedding", "position_embedding"} | {f"{m}.kernel" for m in maps}
     assert undecayed == {f"{m}.bias" for m in maps | norms} | {f"{n}.scale" for n in norms}
 
-    config = CodecConfig(image_size=8, downsampling=2, channels=8, residual_blocks=1)
-    decayed, undecayed = masked(Codec(config), jnp.zeros((1, 8, 8, 3)))
+    config = VQVAEConfig(image_size=8, downsampling=2, channels=8, residual_blocks=1)
+    decayed, undecayed = masked(VQVAE(config), jnp.zeros((1, 8, 8, 3)))
     assert {name.removesuffix(".kernel") for name in decayed} == {
         name.removesuffix(".bias") for name in undecayed
     }

@@ -12,7 +12,7 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
-from cogview_jax.tokenizers.codec import Codec, CodecConfig
+from cogview_jax.tokenizers.codecs.vqvae import VQVAE, VQVAEConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.codec_objective import CodecObjective
@@ -118,7 +118,7 @@ def test_every_large_array_of_the_4b_model_is_split():
 
 def test_every_large_kernel_of_the_paper_codec_is_split():
     mesh = make_mesh(MeshConfig(data=1, fsdp=8))
-    objective = CodecObjective(Codec(CodecConfig()), global_batch=8)
+    objective = CodecObjective(VQVAE(VQVAEConfig()), global_batch=8)
     state = state_shapes(objective, make_optimizer(tiny.OPTIMIZER, 10), mesh)
     for tree in (state.params, *moments(state)):
         for name, leaf in named(tree).items():

@@ -159,8 +159,9 @@ class Dice(Objective):
         draws = {"draw": (jax.random.uniform(key), jnp.float32(1))}
         return StepSums(params["slope"] * batch.x.sum(), draws, rows.sum())
 
-    def finish(self, model_state, aux, key):
-        return model_state + aux, {"last": jax.random.uniform(key)}
+    def finish(self, values, aux, key):
+        after = values._replace(model_state=values.model_state + aux)
+        return after, {"last": jax.random.uniform(key)}
 
 
 def test_keys_follow_from_seed_and_step_alone():

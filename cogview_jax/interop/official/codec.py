@@ -27,8 +27,9 @@ from cogview_jax.interop.official.names import (
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.tokenizers.codec import CodecConfig
-from cogview_jax.tokenizers.quantiser import Codebook
+from cogview_jax.tokenizers.codecs.codec import CodecConfig
+from cogview_jax.tokenizers.codecs.vqvae import VQVAEConfig
+from cogview_jax.tokenizers.quantisers.moving_average import Codebook, MovingAverage
 
 PREFIX = "module."
 #: How often the released model halves an image.
@@ -118,7 +119,7 @@ class OfficialCodec:
         width, codes = required(self.state, "quantize_t.embed", 2, where)
         if self.levels < 1:
             raise InputError(f"{where} has one convolution in its encoder, expected at least two")
-        config = CodecConfig(
+        config = VQVAEConfig(
             image_size=grid << self.levels,
             downsampling=1 << self.levels,
             channels=first[0],
@@ -140,6 +141,11 @@ def write_codec(file: Path, part: CodecPart, prefix: str) -> None:
         InputError: the released code cannot hold this architecture.
     """
     config = part.config
+    if not isinstance(config, VQVAEConfig) or not isinstance(config.quantiser, MovingAverage):
+        raise InputError(
+            f"the codec is a {config.kind} with quantiser {config.quantiser.kind}; the official"
+            " code has vqvae with moving_average"
+        )
     has = {
         "residual_blocks": (config.residual_blocks, 0),
         "downsampling": (config.downsampling, 1 << LEVELS),
@@ -161,7 +167,7 @@ def write_codec(file: Path, part: CodecPart, prefix: str) -> None:
 
 def differences(config: CodecConfig) -> list[str]:
     """What the released code does otherwise than this image tokenizer was trained to, in words."""
-    released = CodecConfig()
+    released = VQVAEConfig()
     return [
         f"it normalises pixels with the {name} {getattr(released, name)}, not {own}"
         for name in ("mean", "std")

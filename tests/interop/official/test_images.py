@@ -14,7 +14,7 @@ from PIL import Image
 from cogview_jax.data.records import BadRecord
 from cogview_jax.interop.official.images import official_pixels, official_square
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.tokenizers.codec import normalise
+from cogview_jax.tokenizers.codecs.codec import normalise
 
 
 @pytest.fixture(scope="module")

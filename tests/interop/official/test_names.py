@@ -30,7 +30,7 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.tokenizers.codec import CodecConfig
+from cogview_jax.tokenizers.codecs.vqvae import VQVAEConfig
 
 LAYER = "transformer.layers.{}."
 
@@ -60,7 +60,7 @@ def test_the_table_covers_the_official_transformer(fixtures, size):
 def test_the_table_covers_the_official_image_tokenizer(fixtures):
     released = json.loads((fixtures / "vqvae_full_shapes.json").read_text())
     there = released["config"]
-    config = CodecConfig(
+    config = VQVAEConfig(
         channels=there["channel"], codebook=there["n_embed"], code_width=there["embed_dim"]
     )
     shapes = unbox(codec_shapes(config))
@@ -114,7 +114,7 @@ def transformer(tmp_path):
 @pytest.fixture
 def codec(tmp_path):
     """A small official image tokenizer, to be spoiled."""
-    shapes = unbox(codec_shapes(CodecConfig(channels=4, codebook=6, code_width=3)))
+    shapes = unbox(codec_shapes(VQVAEConfig(channels=4, codebook=6, code_width=3)))
     del shapes["codebook"]["error"]
     write_random(tmp_path / "vqvae.pt", rules(3), shapes, prefix="module.")
     return tmp_path / "vqvae.pt"
@@ -168,7 +168,7 @@ def test_sizes_are_those_of_the_weights(fixtures):
 
     sizes, official = config["vq"], OfficialCodec.open(fixtures / "vqvae" / "vqvae.pt")
     assert (official.codes, official.prefix) == (sizes["n_embed"], "module.")
-    assert official.part(config["vq_code_side"]).config == CodecConfig(
+    assert official.part(config["vq_code_side"]).config == VQVAEConfig(
         image_size=config["vq_image_size"],
         channels=sizes["channel"],
         codebook=sizes["n_embed"],

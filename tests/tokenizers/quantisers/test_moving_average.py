@@ -7,16 +7,16 @@ import pytest
 import rounding
 
 import reference
-from cogview_jax.tokenizers.quantiser import (
+from cogview_jax.tokenizers.quantisers.gumbel import distance_logits, relax
+from cogview_jax.tokenizers.quantisers.moving_average import (
     Codebook,
     assign,
     initial_codebook,
-    nearest,
-    relax,
     revive,
-    straight_through,
     update,
 )
+from cogview_jax.tokenizers.quantisers.quantiser import nearest, straight_through
+from cogview_jax.tokenizers.quantisers.revival import Candidates
 
 K, D, N = 12, 4, 50
 
@@ -64,7 +64,8 @@ def test_codes_do_not_follow_the_precision_of_the_device():
     assert 3 < np.sum(rounding.on_tpu(coarse)(codes, vectors) != ids) < 30
 
     def both(codes, vectors, noise):
-        return relax(codes, vectors, noise, 0.9, hard=True), assign(codes, vectors, ids)
+        logits = distance_logits(codes, vectors)
+        return relax(logits, codes, noise, 0.9, hard=True), assign(codes, vectors, ids)
 
     given = codes, vectors, noise
     exact, found = both(*given), rounding.on_tpu(both)(*given)
@@ -168,57 +169,14 @@ def test_straight_through_is_the_code_forward_and_the_vector_backward(codebook, 
     assert not blocked.any()
 
 
-def gumbel(seed):
-    return np.random.default_rng(seed).gumbel(size=(N, K)).astype(np.float32)
-
-
-def test_relaxed_codes_equal_loops(codebook, vectors):
-    noise, temperature = gumbel(2), 0.7
-    result = relax(codebook.codes, vectors, noise, temperature, hard=False)
-    divergences = []
-    for i, vector in enumerate(vectors.astype(np.float64)):
-        logits = -np.array([np.sum((vector - code) ** 2) for code in codebook.codes])
-        shares = np.exp((logits + noise[i]) / temperature)
-        mixed = shares / shares.sum() @ codebook.codes
-        np.testing.assert_allclose(result.quantised[i], mixed, atol=1e-5)
-        assert result.ids[i] == np.argmax(logits + noise[i])
-        likely = np.exp(logits) / np.exp(logits).sum()
-        divergences.append(sum(p * np.log(p * K) for p in likely))
-    assert result.ids.dtype == jnp.int32
-    assert float(result.kl) == pytest.approx(np.mean(divergences), rel=1e-5)
-
-
-def test_the_hard_form_is_a_code_forward_and_the_relaxation_backward(codebook, vectors):
-    weights = np.arange(N * D, dtype=np.float32).reshape(N, D)
-
-    def value(v, codes, hard):
-        result = relax(codes, v, gumbel(3), 0.9, hard=hard)
-        return jnp.sum(result.quantised * weights), result
-
-    gradients = {}
-    for hard in (True, False):
-        gradients[hard], result = jax.grad(value, has_aux=True)(vectors, codebook.codes, hard)
-        exact = np.allclose(result.quantised, codebook.codes[result.ids], atol=1e-5)
-        assert exact == hard
-    assert np.abs(gradients[True]).max() > 1
-    np.testing.assert_allclose(gradients[True], gradients[False], rtol=1e-4, atol=1e-3)
-
-
-def test_without_noise_a_cold_relaxation_is_the_nearest_code(codebook, vectors):
-    result = relax(codebook.codes, vectors, np.zeros((N, K), np.float32), 1e-5, hard=False)
-    ids = reference.nearest(codebook.codes, vectors)
-    np.testing.assert_array_equal(result.ids, ids)
-    np.testing.assert_allclose(result.quantised, codebook.codes[ids], atol=1e-3)
-
-
 def test_revival_moves_the_dead_codes_that_are_worth_it_and_no_other():
     """A fair share is 40 / 4 = 10; below a tenth of it a code is dead."""
     codes = np.zeros((4, 2), np.float32)
     counts = np.array([0.0, 0.99, 1.0, 0.5], np.float32)
     before = Codebook(codes, counts, codes + 7, np.float32(3.0))
     candidates = np.arange(8, dtype=np.float32).reshape(4, 2) + 1
-    worthwhile = np.array([True, True, True, False])
-    result, moved = revive(before, candidates, worthwhile, 40, 0.1)
+    worthwhile = np.array([1, 1, 1, 0], np.float32)
+    result, moved = revive(before, Candidates(candidates, worthwhile), 40, 0.1)
     assert int(moved) == 2
     assert result.codes.tolist() == [[1, 2], [3, 4], [0, 0], [0, 0]]
     assert result.counts.tolist() == [2, 2, 1, 0.5]

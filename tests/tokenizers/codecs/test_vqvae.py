@@ -11,19 +11,13 @@ import rounding
 import reference
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.tokenizers.codec import (
-    Codec,
-    CodecConfig,
-    Convolution,
-    TransposedConvolution,
-    decode_codes,
-    denormalise,
-    encode_images,
-    normalise,
-)
-from cogview_jax.tokenizers.quantiser import initial_codebook, nearest
+from cogview_jax.tokenizers.codecs.codec import decode_codes, denormalise, encode_images, normalise
+from cogview_jax.tokenizers.codecs.convolution import Convolution, TransposedConvolution
+from cogview_jax.tokenizers.codecs.vqvae import VQVAE, VQVAEConfig
+from cogview_jax.tokenizers.quantisers.moving_average import initial_codebook
+from cogview_jax.tokenizers.quantisers.quantiser import nearest
 
-CONFIG = CodecConfig(
+CONFIG = VQVAEConfig(
     image_size=16, downsampling=4, channels=(6, 8), residual_blocks=1, codebook=20, code_width=5
 )
 
@@ -88,7 +82,7 @@ def test_convolution_gathers(taps, stride):
 @pytest.mark.parametrize("blocks", [0, 1, 2])
 def test_codec_equals_the_plain_form(images, blocks):
     config = dataclasses.replace(CONFIG, residual_blocks=blocks)
-    codec, pixels = Codec(config), normalise(config, images)
+    codec, pixels = VQVAE(config), normalise(config, images)
     params = random_params(codec, pixels)
     exact = reference.float64(params)
     vectors = jax.jit(lambda p, x: codec.apply({"params": p}, x, method=codec.encode))(
@@ -106,7 +100,7 @@ def test_codec_equals_the_plain_form(images, blocks):
 
 
 def test_images_become_the_nearest_codes_and_codes_their_decoded_pixels(images):
-    codec, pixels = Codec(CONFIG), normalise(CONFIG, images)
+    codec, pixels = VQVAE(CONFIG), normalise(CONFIG, images)
     params = random_params(codec, pixels)
     params["decoder_out"]["kernel"] *= 20  # beyond black and white
     vectors = codec.apply({"params": params}, pixels, method=codec.encode).reshape(-1, 5)
@@ -142,11 +136,11 @@ def test_denormalised_pixels_are_clipped_and_never_stretched():
 
 
 def test_default_sizes_are_those_of_the_paper():
-    config = CodecConfig()
+    config = VQVAEConfig()
     assert (config.grid, config.levels, config.level_channels) == (32, 3, (512, 512, 512))
     assert dataclasses.replace(CONFIG, channels=(6, 8)).level_channels == (6, 8)
     pixels = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
-    shapes = unbox(jax.eval_shape(Codec(config).init, jax.random.key(0), pixels)["params"])
+    shapes = unbox(jax.eval_shape(VQVAE(config).init, jax.random.key(0), pixels)["params"])
     inner = 16 * 512 * 512 + 512  # a convolution between two levels
     encoder = (16 * 3 * 512 + 512) + 2 * inner + (512 * 256 + 256)
     decoder = (16 * 256 * 512 + 512) + 2 * inner + (512 * 3 + 3)
@@ -178,7 +172,7 @@ def test_impossible_sizes_are_refused(setting, message):
 
 def test_pictures_are_encoded_at_the_highest_precision():
     """On an emulated TPU the codes are those of a CPU, though not those of its default."""
-    generator, codec = np.random.default_rng(5), Codec(CONFIG)
+    generator, codec = np.random.default_rng(5), VQVAE(CONFIG)
     images = generator.integers(0, 256, (32, 16, 16, 3), dtype=np.uint8)
     params = random_params(codec, normalise(CONFIG, jnp.asarray(images)))
 
