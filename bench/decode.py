@@ -28,7 +28,7 @@ from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.hardware import measured_bandwidth
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.decode import decode, prefill, sample_keys, stages
+from cogview_jax.sampling.decode import decode, prefill, sample_keys, segment_lengths
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -94,7 +94,7 @@ def measure(
     tokens = generator.integers(0, 8192, (batch, context)).astype(np.int32)
     keys = sample_keys(0, ["a"] * batch, range(batch))
     sizes = {"model": model, "first": 0}
-    ends = np.cumsum(stages(model, PROMPT, CODES)) + PROMPT
+    ends = np.cumsum(segment_lengths(model, PROMPT, CODES)) + PROMPT
     # The first that holds a call to warm up and one that is timed.
     room = int(min(end for end in ends if end >= context + 2 * COUNT)) - context
     sequences = prefill(params, tokens, np.ones(tokens.shape, bool), keys, count=room, **sizes)

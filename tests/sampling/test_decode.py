@@ -15,7 +15,14 @@ from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling import decode as decoding
-from cogview_jax.sampling.decode import decode, generate, in_parts, prefill, sample_keys, stages
+from cogview_jax.sampling.decode import (
+    decode,
+    generate,
+    in_parts,
+    prefill,
+    sample_keys,
+    segment_lengths,
+)
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.layout import left_padded
@@ -135,15 +142,15 @@ def test_the_compiled_loop_copies_no_cache(params, rows):
 
 
 def test_the_cache_of_a_whole_picture_is_doubled_twice():
-    assert stages(MODEL, 64, 1024) == [272 - 64, 272, 544]
-    assert stages(MODEL, 208, 880) == [272 - 208, 272, 544]
+    assert segment_lengths(MODEL, 64, 1024) == [272 - 64, 272, 544]
+    assert segment_lengths(MODEL, 208, 880) == [272 - 208, 272, 544]
     # Not for a few tokens, nor where the prompt fills most of it.
-    assert stages(MODEL, 209, 879) == [544 - 209, 544]
-    assert stages(MODEL, 600, 488) == [488]
-    assert stages(MODEL, 9, 502) == [502]
-    assert stages(MODEL, 9, 503) == [256 - 9, 256]
+    assert segment_lengths(MODEL, 209, 879) == [544 - 209, 544]
+    assert segment_lengths(MODEL, 600, 488) == [488]
+    assert segment_lengths(MODEL, 9, 502) == [502]
+    assert segment_lengths(MODEL, 9, 503) == [256 - 9, 256]
     config = dataclasses.replace(CONFIG, attention="sparse", pivots=4, window=4)
-    assert stages(MODEL.clone(config=config), 64, 1024) == [1024]
+    assert segment_lengths(MODEL.clone(config=config), 64, 1024) == [1024]
 
 
 @pytest.mark.parametrize("rows", [None, np.array([2, 0, 2, 1])])
@@ -167,7 +174,7 @@ def test_tokens_do_not_depend_on_the_cache_s_sizes(params, monkeypatch, rows):
     one = np.asarray(generate(layers, tokens, valid, **call))
     monkeypatch.setattr(decoding, "SMALLEST", 4)
     monkeypatch.setattr(decoding, "FEWEST", 1)
-    assert stages(MODEL, 9, count) == [3, 12]
+    assert segment_lengths(MODEL, 9, count) == [3, 12]
     np.testing.assert_array_equal(generate(layers, tokens, valid, **call), one)
     parts = list(in_parts(layers, tokens, valid, every=5, **call))
     assert [part.shape[1] for part in parts] == [3, 2, 5, 5]
