@@ -6,7 +6,7 @@ from cogview_jax.runtime.errors import InputError
 
 #: Images of one job or call: what is listed of so many takes about a gigabyte of memory. The
 #: paper's largest evaluation is 60 candidates for each of 30,000 captions, two such jobs.
-MOST_PICTURES = 1_000_000
+MOST_IMAGES = 1_000_000
 #: Rows of one batch: 64 times the number from which on more gain little (docs/benchmarks.md).
 #: Logits and caches of so many are gigabytes even of a small model.
 MOST_ROWS = 4096

@@ -243,7 +243,7 @@ def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experim
     windows = dataclasses.replace(
         store_of_its_own,
         layout=dataclasses.replace(layout, grid=4),
-        data=dataclasses.replace(store_of_its_own.data, picture_grid=8),
+        data=dataclasses.replace(store_of_its_own.data, image_grid=8),
     )
     prepare(windows, tmp_path / "tokens")  # finds it finished
     job = TransformerTask(windows, Workdir(tmp_path / "run"))
@@ -259,8 +259,8 @@ def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experim
             for x in range(3)
         )
     for grid in (3, 5):
-        with pytest.raises(InputError, match=rf"data.picture_grid {grid} with layout.grid 4"):
-            dataclasses.replace(windows, data=dataclasses.replace(windows.data, picture_grid=grid))
-    other = dataclasses.replace(windows, data=dataclasses.replace(windows.data, picture_grid=16))
-    with pytest.raises(InputError, match=r"pass --config.data.picture_grid=8"):
+        with pytest.raises(InputError, match=rf"data.image_grid {grid} with layout.grid 4"):
+            dataclasses.replace(windows, data=dataclasses.replace(windows.data, image_grid=grid))
+    other = dataclasses.replace(windows, data=dataclasses.replace(windows.data, image_grid=16))
+    with pytest.raises(InputError, match=r"pass --config.data.image_grid=8"):
         TransformerTask(other, Workdir(tmp_path / "run")).source()
