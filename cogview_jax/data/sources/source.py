@@ -1,4 +1,4 @@
-"""What a source of records is, and how a config names one."""
+"""The interface of a source of records, and the section of a config that names one."""
 
 import abc
 import contextlib
@@ -14,18 +14,20 @@ Item = TypeVar("Item", covariant=True)
 
 
 class Source(Protocol[Item]):
-    """Records by index, in an order that never changes; safe to read from many threads."""
+    """Records by index, in an order that never changes. Many threads may read at once."""
 
     def __len__(self) -> int:
-        """The number of records, good and bad."""
+        """Returns the number of records, good and bad."""
 
     def key(self, i: int) -> str:
-        """The name of record `i`, without reading it."""
+        """Returns the name of record `i` without reading it."""
 
     def __getitem__(self, i: int) -> Item:
         """Reads record `i`.
 
-        Raises BadRecord if it cannot be used, SystemFault if the machine cannot read it.
+        Raises:
+            BadRecord: the record cannot be used.
+            SystemFault: the machine cannot read it.
         """
 
 
@@ -38,7 +40,7 @@ class SourceConfig(Tagged, abc.ABC):
     come with the package are imported by `cogview_jax.data.sources`.
 
     Attributes:
-        kind: which kind of source; a subclass fixes it, as `Literal`.
+        kind: the kind of the source. A subclass fixes it as a `Literal`.
         require_captions: a record without a caption is bad. An image tokenizer needs none.
         max_pixels: an image with more pixels is bad. It is not decoded, so this bounds the memory
             that one image takes.
@@ -53,7 +55,7 @@ class SourceConfig(Tagged, abc.ABC):
 
     @abc.abstractmethod
     def open(self) -> Source[Record]:
-        """Opens the source; makes the data first if the kind can make them.
+        """Opens the source. Some kinds make their data first.
 
         Raises:
             InputError: a setting does not fit the data, or there are none.
@@ -62,7 +64,7 @@ class SourceConfig(Tagged, abc.ABC):
 
 
 def readable(source: Source[Item]) -> Iterator[Item]:
-    """The records of a source in their order; those that cannot be used are passed over."""
+    """Yields the records of a source in their order. Bad records are left out."""
     for i in range(len(source)):
         with contextlib.suppress(BadRecord):
             record = source[i]
