@@ -1,4 +1,4 @@
-"""The loss of a model that sees nothing: what a network cut off from its input can reach."""
+"""Computes the least loss of a model that does not see its input."""
 
 import itertools
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ KINDS = ("text", "image")
 
 
 def constant_losses(batches: Iterator[Example], steps: int, vocabulary: int) -> dict[str, float]:
-    """Cross-entropy of the best fixed distribution over all ids: {"text_loss", "image_loss"}.
+    """Returns {"text_loss", "image_loss"} of the best fixed distribution over all ids.
 
-    It is the distribution of the targets of the first `steps` of `batches`, text and image tokens
-    weighing the same, and the losses are theirs.
+    It is the distribution of the targets in the first `steps` of `batches`, where text and image
+    tokens have the same weight. The losses are cross-entropies over these batches.
     """
     counts = {kind: np.zeros(vocabulary) for kind in KINDS}
     for batch in itertools.islice(batches, steps):

@@ -1,4 +1,4 @@
-"""The runs of the stability experiment, one after the other, then drawn and reported."""
+"""Runs the variants of the stability experiment one after the other, and reports on them."""
 
 import contextlib
 import sys
@@ -20,15 +20,17 @@ from cogview_jax.tokenizers.layout import Example
 def run(
     experiments: Mapping[str, TransformerExperiment], workdir: Path, out: Path
 ) -> dict[str, Any]:
-    """Runs those of `experiments` that `workdir` has no record of, and reports on all of them.
+    """Runs the `experiments` that have no record in `workdir`, and reports on all of them.
 
     Args:
-        experiments: by the name of the variant. All see the same batches of the token store.
-        workdir: where the records are left as NAME.npz, and the store is unless they name another.
-        out: the folder of the figures, the table and results.json.
+        experiments: the experiments by the names of their variants. All see the same batches of
+            the token store.
+        workdir: the folder of the records NAME.npz, and of the store unless an experiment names
+            another.
+        out: the folder for the figures, the table and results.json.
 
     Returns:
-        What results.json holds; see `report`.
+        The content of results.json; see `report`.
     """
     records = {}
     for name, experiment in experiments.items():
@@ -54,7 +56,7 @@ def run(
 def _opened(
     experiment: TransformerExperiment, workdir: Path
 ) -> Iterator[tuple[TransformerTask, Iterator[Example]]]:
-    """The task of an experiment, and its batches from the first on."""
+    """Returns the task of an experiment, and its batches from the first on."""
     task = TransformerTask(experiment, Workdir(workdir))
     stream = batches(
         task.source(),

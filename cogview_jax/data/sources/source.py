@@ -4,7 +4,7 @@ import abc
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from cogview_jax.data.images import MAX_PIXELS, MOST_PIXELS
 from cogview_jax.data.records import BadRecord, Record
@@ -13,6 +13,7 @@ from cogview_jax.runtime.config import Tagged, require_range
 Item = TypeVar("Item", covariant=True)
 
 
+@runtime_checkable
 class Source(Protocol[Item]):
     """Records by index, in an order that never changes. Many threads may read at once."""
 
