@@ -1,6 +1,6 @@
 """The slow, obvious form of the fast computations: loops, float64, nothing clever.
 
-One sequence or one picture at a time, so there is no batch, no padding and no cache to get wrong.
+One sequence or one image at a time, so there is no batch, no padding and no cache to get wrong.
 Parameters are the trees of the modules that are restated.
 """
 
@@ -155,7 +155,7 @@ def generate(
     return row[len(prompt) :]
 
 
-# ---- image tokenizer: pictures [h, w, c], codes [K, D]
+# ---- image tokenizer: images [h, w, c], codes [K, D]
 
 
 def convolution(x: np.ndarray, params: Any, stride: int = 1) -> np.ndarray:

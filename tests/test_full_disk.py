@@ -35,7 +35,7 @@ def one_line(result, *parts):
     return line
 
 
-def test_sampling_keeps_its_pictures(chain, disk, tmp_path):
+def test_sampling_keeps_its_images(chain, disk, tmp_path):
     def job(out):
         options = JobOptions(SamplingOptions(batch_size=2), 6)
         text_to_image(f"{chain.run}/bundle", str(out), ["a star"], options)

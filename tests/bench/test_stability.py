@@ -128,8 +128,8 @@ def test_results_are_a_table_figures_and_numbers(finished):
     ]
     assert table["`both`"][:2] == ["nothing", "-"]
     for name in ("layers", "growth", "losses"):
-        with Image.open(out / f"{name}.png") as picture:
-            assert min(picture.size) > 300
+        with Image.open(out / f"{name}.png") as image:
+            assert min(image.size) > 300
     kept = recording.load(workdir / "both.npz", experiments["both"])
     assert kept.main.shape == (STEPS["both"], 16)
     curves = results["variants"]["both"]["curves"]

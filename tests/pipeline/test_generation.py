@@ -39,7 +39,7 @@ def test_codes_are_those_of_the_reference_decoder(parts, model, codes):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_picture_does_not_depend_on_batches_company_or_order(model, codes, batch_size):
+def test_an_image_does_not_depend_on_batches_company_or_order(model, codes, batch_size):
     def drawn(prompts, count):
         return model.generate_codes(prompts, count, 7, sampling=SAMPLING, batch_size=batch_size)
 
@@ -47,30 +47,28 @@ def test_a_picture_does_not_depend_on_batches_company_or_order(model, codes, bat
     np.testing.assert_array_equal(drawn(PROMPTS[1:2], 1), codes[1:2, :1])
 
 
-def test_pictures_of_other_seeds_prompts_and_indices_differ(model, codes):
+def test_images_of_other_seeds_prompts_and_indices_differ(model, codes):
     other = model.generate_codes(PROMPTS, 2, 8, sampling=SAMPLING, batch_size=4)
-    pictures = np.concatenate([codes, other]).reshape(12, 16)
-    assert len({picture.tobytes() for picture in pictures}) == 12
+    images = np.concatenate([codes, other]).reshape(12, 16)
+    assert len({image.tobytes() for image in images}) == 12
 
 
 @pytest.mark.parametrize("keep_rows", [1, 3])
-def test_a_completed_picture_is_the_kept_codes_and_what_the_reference_draws(
-    parts, model, keep_rows
-):
+def test_a_completed_image_is_the_kept_codes_and_what_the_reference_draws(parts, model, keep_rows):
     image = np.random.default_rng(5).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     done, prompt, kept = [], PROMPTS[1], model.encode(image[None])[0, :keep_rows].ravel()
-    pictures = model.complete(
+    completed = model.complete(
         image, keep_rows, prompt, 3, seed=4, sampling=SAMPLING, batch_size=2, progress=done.append
     )
     assert done == [2, 1]
     tokens = [*prompt_tokens(model, prompt).tolist(), *kept.tolist()]
-    for index, picture in enumerate(pictures):
+    for index, whole in enumerate(completed):
         (key,) = sample_keys(4, [prompt], [index])
         drawn = reference.generate(
             parts["transformer"].params, MODEL, tokens, key, 16 - len(kept), (0, 30), SAMPLING
         )
         codes = np.array([*kept, *drawn]).reshape(1, 4, 4)
-        np.testing.assert_array_equal(np.asarray(picture), model.decode(codes)[0])
+        np.testing.assert_array_equal(np.asarray(whole), model.decode(codes)[0])
 
 
 def test_completing_from_nothing_is_drawing(model):
@@ -99,27 +97,27 @@ def test_what_cannot_be_completed_is_refused(model, image, keep_rows, changes, m
         model.complete(image, keep_rows, "a star", **changes)
 
 
-def test_a_streamed_picture_grows_by_rows_to_the_generated_one(model):
-    pictures = [np.asarray(p) for p in model.stream(PROMPTS[2], 9, sampling=SAMPLING)]
+def test_a_streamed_image_grows_by_rows_to_the_generated_one(model):
+    images = [np.asarray(p) for p in model.stream(PROMPTS[2], 9, sampling=SAMPLING)]
     ((whole,),) = model.generate(PROMPTS[2:], seed=9, sampling=SAMPLING)
-    assert len(pictures) == 4
-    np.testing.assert_array_equal(pictures[-1], np.asarray(whole))
-    for row, picture in enumerate(pictures, 1):
-        assert (picture[4 * row :] == GREY).all()
-        assert (picture[: 4 * row] != GREY).any(axis=-1).mean() > 0.9
+    assert len(images) == 4
+    np.testing.assert_array_equal(images[-1], np.asarray(whole))
+    for row, image in enumerate(images, 1):
+        assert (image[4 * row :] == GREY).all()
+        assert (image[: 4 * row] != GREY).any(axis=-1).mean() > 0.9
     with pytest.raises(InputError, match="holds no text"):
         next(model.stream(" "))
 
 
-def test_generate_gives_the_decoded_pictures_and_reports_each_once(model, codes):
+def test_generate_gives_the_decoded_images_and_reports_each_once(model, codes):
     done = []
-    pictures = model.generate(
+    images = model.generate(
         PROMPTS, 2, seed=7, sampling=SAMPLING, batch_size=4, progress=done.append
     )
     assert done == [4, 2]
-    for row, expected in zip(pictures, codes, strict=True):
+    for row, expected in zip(images, codes, strict=True):
         np.testing.assert_array_equal([np.asarray(p) for p in row], model.decode(expected))
-        assert [(picture.mode, picture.size) for picture in row] == [("RGB", (16, 16))] * 2
+        assert [(image.mode, image.size) for image in row] == [("RGB", (16, 16))] * 2
 
 
 def test_a_prompt_that_is_too_long_is_cut_or_refused(parts, capsys):
@@ -151,7 +149,7 @@ def test_one_prompt_is_a_list_of_one(model):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_weights_of_the_release_draw_the_same_picture_in_any_company(parts, batch_size):
+def test_weights_of_the_release_draw_the_same_image_in_any_company(parts, batch_size):
     """Their LayerNorm looks at whole tensors; of a batch, each row still looks at itself alone."""
     part = dataclasses.replace(parts["transformer"], config=OFFICIAL)
     model = CogView(**parts | {"transformer": part})
@@ -163,7 +161,7 @@ def test_weights_of_the_release_draw_the_same_picture_in_any_company(parts, batc
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 def test_guidance_is_away_from_what_comes_without_the_text(model, guidance):
-    """Greedily, against two whole passes a token; and each picture is its own when drawn."""
+    """Greedily, against two whole passes a token; and each image is its own when drawn."""
     greedy = SamplingConfig(temperature=0.0, guidance=guidance)
     codes = model.generate_codes(PROMPTS, 1, 7, sampling=greedy, batch_size=2)
     bare = [VOCABULARY.command(name) for name in ("ROI1", "TINY", "BOI1")]

@@ -141,7 +141,7 @@ def test_the_compiled_loop_copies_no_cache(params, rows):
     assert not re.findall(rf"{cache}\S* (?:copy|transpose)\(", entry)
 
 
-def test_the_cache_of_a_whole_picture_is_doubled_twice():
+def test_the_cache_of_a_whole_image_is_doubled_twice():
     assert segment_lengths(MODEL, 64, 1024) == [272 - 64, 272, 544]
     assert segment_lengths(MODEL, 208, 880) == [272 - 208, 272, 544]
     # Not for a few tokens, nor where the prompt fills most of it.
