@@ -146,7 +146,7 @@ def test_a_recorded_variant_is_not_run_again(finished, monkeypatch):
 
 
 def batch_of(step, rows=4):
-    """Captions and codes drawn by numpy."""
+    """Captions and codes from numpy's random numbers."""
     rng = np.random.default_rng([7, step])
     layout = make_layout(LAYOUT, VOCABULARY)
     examples = [
@@ -186,7 +186,7 @@ def test_the_record_is_of_the_parameters_and_batch_of_each_step(root):
         np.testing.assert_allclose(seen.loss[number], metrics["loss"], rtol=1e-5)
 
 
-def drawn(steps=4, layers=3, **values):
+def record_of(steps=4, layers=3, **values):
     """A record of ones, with `values` in place of some of its arrays."""
     ones = {name: np.ones(steps, np.float32) for name in METRICS}
     ones |= {name: np.ones((steps, layers), np.float32) for name in EXTREME}
@@ -202,24 +202,24 @@ RELAXED = TransformerConfig()
 def test_the_first_failure_is_found_by_step_then_layer_then_order_of_computation():
     spread = [[1, 1, 1], [2, 9, 4], [1, INF, NAN], [INF, NAN, NAN]]
     # Scores that are no number make the rest of their layer so too: they were first.
-    found = failures(drawn(scores=spread, main=spread, norm_inputs=spread), RELAXED)
+    found = failures(record_of(scores=spread, main=spread, norm_inputs=spread), RELAXED)
     assert found == [Failure("scores", step=2, layer=1, before=9)]
     # A layer further back counts more than the order within a layer.
     early = [[1, 1, 1], [2, 9, 40], [INF, NAN, NAN], [1, 1, 1]]
-    found = failures(drawn(scores=spread, main=early, norm_inputs=spread), RELAXED)
+    found = failures(record_of(scores=spread, main=early, norm_inputs=spread), RELAXED)
     assert found == [Failure("branch", step=2, layer=0, before=40)]
     # Without Sandwich-LN a LayerNorm reads the main branch.
-    found = failures(drawn(scores=spread, main=early, norm_inputs=spread), PLAIN)
+    found = failures(record_of(scores=spread, main=early, norm_inputs=spread), PLAIN)
     assert found[0] == Failure("main", step=2, layer=0, before=40)
-    assert failures(drawn(), RELAXED) == failures(drawn(), PLAIN) == []
+    assert failures(record_of(), RELAXED) == failures(record_of(), PLAIN) == []
 
 
 def test_squares_fail_above_the_root_of_the_largest_number():
     inputs = [[1, 1, 1], [200, 255.5, 255], [2, 300, 256], [1, INF, INF]]
-    found = failures(drawn(norm_inputs=inputs), SANDWICH)
+    found = failures(record_of(norm_inputs=inputs), SANDWICH)
     squares = Failure("squares", step=2, layer=1, before=255.5)
     assert found == [squares, Failure("branch", step=3, layer=1, before=300)]
-    assert failures(drawn(norm_inputs=inputs), RELAXED) == found[1:]
+    assert failures(record_of(norm_inputs=inputs), RELAXED) == found[1:]
     assert np.isfinite(np.float16(255.5) ** 2)
     with np.errstate(over="ignore"):
         assert np.isinf(np.float16(256) ** 2)

@@ -247,8 +247,8 @@ def test_a_report_is_that_of_the_models_own_images(chain, tmp_path):
     model = cogview_jax.load(chain.run / "bundle")
 
     def generate(texts):
-        drawn = model.generate(texts, 1, 3, sampling=SamplingConfig(top_k=5), batch_size=4)
-        return np.stack([[np.asarray(image)] for (image,) in drawn])
+        sampled = model.generate(texts, 1, 3, sampling=SamplingConfig(top_k=5), batch_size=4)
+        return np.stack([[np.asarray(image)] for (image,) in sampled])
 
     expected = generation_report(
         generate, lambda x: model.decode(model.encode(x)), size=16, count=4, seed=3
@@ -330,7 +330,7 @@ def mistakes(chain, tmp_path_factory):
             *("sample", bundle, out, "--task=caption", "--image=a.png"),
             "--rerank_with=nowhere",
         ),
-        "image to draw": ("sample", bundle, prompt, out, "--image=a.png"),
+        "image for a task without one": ("sample", bundle, prompt, out, "--image=a.png"),
         "rows of nothing": ("sample", bundle, prompt, out, "--keep_rows=2"),
         "candidates for nobody": ("evaluate", bundle, out, "--candidates=4"),
         "negative guidance": ("sample", bundle, prompt, out, "--guidance=-1"),
@@ -379,7 +379,7 @@ SAID = {
     "fewer rounds than none": "--back_projection -1: expected at least 0",
     "described prompt": "--task caption finds the text itself: it takes no prompt",
     "reranked captions": "--rerank_with is for --task text_to_image, not caption",
-    "image to draw": (
+    "image for a task without one": (
         "--image is for --task complete, super_resolution, caption, rerank, not text_to_image"
     ),
     "rows of nothing": "--keep_rows is for --task complete, not text_to_image",

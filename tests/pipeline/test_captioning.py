@@ -85,7 +85,7 @@ def test_captions_are_those_of_whole_passes(parts, config):
     assert model.caption(images[:1], seed=9) == said[:1]
 
 
-def test_drawn_captions_are_an_images_own(parts):
+def test_sampled_captions_are_an_images_own(parts):
     layout = dataclasses.replace(LAYOUT, task="caption")
     part = dataclasses.replace(parts["transformer"], layout=layout)
     model = CogView(**parts | {"transformer": part})

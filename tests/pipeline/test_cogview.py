@@ -30,7 +30,7 @@ from cogview_jax.tokenizers.codec import (
 )
 
 
-def test_codes_of_images_do_not_depend_on_the_precision_of_drawing(parts):
+def test_codes_of_images_do_not_depend_on_the_precision_of_sampling(parts):
     images = np.stack([drawing(0, "train", i, 16)[1] for i in range(64)])
     expected = CogView(codec=parts["codec"]).encode(images)
     for name in ("bfloat16", "float16"):

@@ -26,14 +26,14 @@ def test_a_query_holds_images_and_samples(model, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "a.png")
     query = "[TINY] [BOI1] [Image]a.png [EOI1] [ROI1] [MASK]*5"
-    drawn = {"samples": 3, "seed": 1, "sampling": SamplingConfig(top_k=0)}
-    rows = model.fill(query, images=tmp_path, **drawn)
+    options = {"samples": 3, "seed": 1, "sampling": SamplingConfig(top_k=0)}
+    rows = model.fill(query, images=tmp_path, **options)
     assert rows.shape == (3, 25)
     np.testing.assert_array_equal(rows[1, 2:18], model.encode(image[None]).ravel())
     text = rows[:, 20:]
     assert ((text >= VOCABULARY.text_start) & (text < VOCABULARY.commands_start)).all()
     assert len({tuple(row) for row in text.tolist()}) == 3
-    np.testing.assert_array_equal(rows, model.fill(query, images={"a.png": image}.get, **drawn))
+    np.testing.assert_array_equal(rows, model.fill(query, images={"a.png": image}.get, **options))
     with pytest.raises(InputError, match=r"\[Image\]gone.png cannot be read"):
         model.fill("[BOI1] [Image]gone.png [MASK]", images=tmp_path)
     with pytest.raises(InputError, match="seed 4294967296: expected 0 to 4294967295"):

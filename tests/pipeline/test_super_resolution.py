@@ -89,7 +89,7 @@ def test_super_resolution_is_upsampling_between_encoder_and_decoder(parts):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_super_resolution_of_a_small_image_is_what_the_reference_draws(parts, batch_size):
+def test_super_resolution_of_a_small_image_is_what_the_reference_samples(parts, batch_size):
     """Four codes to sixteen in one sequence, whose positions begin again at [ROI2]."""
     layout = dataclasses.replace(LAYOUT, task="super_resolution")
     model = CogView(
@@ -125,7 +125,7 @@ def test_super_resolution_of_a_small_image_is_what_the_reference_draws(parts, ba
         first.append(command("EOI1"))
         second = [command("ROI2"), command("TINY"), command("BOI2")]
         name = f"{text} {codes[0].astype(np.int32).tobytes().hex()}"
-        drawn, downsampled_mse = [], []
+        sampled, downsampled_mse = [], []
         for key in sample_keys(5, [name] * 2, [0, 1]):
             larger = reference.generate(
                 parts["transformer"].params,
@@ -137,11 +137,11 @@ def test_super_resolution_of_a_small_image_is_what_the_reference_draws(parts, ba
                 SAMPLING,
                 [*range(len(first)), *range(3 + 16)],
             )
-            drawn.append(model.decode(np.array(larger).reshape(1, 4, 4))[0])
-            reduced = einops.reduce(drawn[-1] / 1.0, "(h i) (w j) c -> h w c", "mean", i=2, j=2)
+            sampled.append(model.decode(np.array(larger).reshape(1, 4, 4))[0])
+            reduced = einops.reduce(sampled[-1] / 1.0, "(h i) (w j) c -> h w c", "mean", i=2, j=2)
             downsampled_mse.append(np.square(reduced - original).mean())
         chosen.append(int(np.argmin(downsampled_mse)))
-        np.testing.assert_array_equal(np.asarray(larger_image), drawn[chosen[-1]])
+        np.testing.assert_array_equal(np.asarray(larger_image), sampled[chosen[-1]])
     assert {*chosen} == {0, 1}
     with pytest.raises(InputError, match="no transformer"):
         CogView(codec=parts["codec"], text=parts["text"]).super_resolve(small, PROMPTS)

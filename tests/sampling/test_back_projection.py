@@ -72,13 +72,13 @@ def test_the_difference_shrinks_as_fast_as_promised():
         np.testing.assert_allclose(np.abs(left[6:10, 6:10]), 100 * 0.75**rounds, atol=0.5)
 
 
-def test_what_a_small_image_cannot_tell_stays_as_it_was_drawn():
+def test_what_a_small_image_cannot_tell_stays_as_it_was_sampled():
     rng = np.random.default_rng(1)
     detail = np.array([[9, -9], [-9, 9]])  # adds up to nothing in each 2 x 2
     small = rng.integers(50, 200, (1, 6, 8, 3), dtype=np.uint8)
     plain = small.repeat(2, axis=1).repeat(2, axis=2)
-    drawn = (plain + np.tile(detail, (6, 8))[None, ..., None]).astype(np.uint8)
-    np.testing.assert_array_equal(back_projected(drawn, small, 5), drawn)
+    detailed = (plain + np.tile(detail, (6, 8))[None, ..., None]).astype(np.uint8)
+    np.testing.assert_array_equal(back_projected(detailed, small, 5), detailed)
 
 
 def test_no_round_changes_nothing(images):

@@ -1,4 +1,4 @@
-"""The jitted decoder against drawing token by token with a pass over the whole prefix for each."""
+"""The jitted decoder against sampling token by token with a pass over the whole prefix for each."""
 
 import dataclasses
 import re
@@ -43,7 +43,7 @@ def params():
     return reference.random_like(unbox(boxed), seed=0)
 
 
-def drawn(params, rows=(0, 1, 2), *, seed=0, count=COUNT, sampling=SAMPLING, longest=9):
+def sample(params, rows=(0, 1, 2), *, seed=0, count=COUNT, sampling=SAMPLING, longest=9):
     """What `generate` gives for these prompts as one batch."""
     tokens, valid = left_padded([np.array(PROMPTS[i]) for i in rows], longest)
     keys = sample_keys(seed, [NAMES[i] for i in rows], [INDICES[i] for i in rows])
@@ -63,7 +63,7 @@ def drawn(params, rows=(0, 1, 2), *, seed=0, count=COUNT, sampling=SAMPLING, lon
 
 @pytest.fixture(scope="module")
 def together(params):
-    return drawn(params)
+    return sample(params)
 
 
 def expected(params, i, sampling):
@@ -79,14 +79,14 @@ def test_equals_drawing_without_a_cache(params, together):
 
 def test_temperature_zero_equals_the_greedy_path(params):
     greedy = SamplingConfig(temperature=0)
-    for i, row in enumerate(drawn(params, sampling=greedy).tolist()):
+    for i, row in enumerate(sample(params, sampling=greedy).tolist()):
         assert row == expected(params, i, greedy)
 
 
 def test_a_row_does_not_depend_on_its_company_its_place_or_the_padding(params, together):
-    np.testing.assert_array_equal(drawn(params, (2, 0, 1)), together[[2, 0, 1]])
-    np.testing.assert_array_equal(drawn(params, (1, 1, 1)), together[[1, 1, 1]])
-    np.testing.assert_array_equal(drawn(params, (2,), longest=8), together[[2]])
+    np.testing.assert_array_equal(sample(params, (2, 0, 1)), together[[2, 0, 1]])
+    np.testing.assert_array_equal(sample(params, (1, 1, 1)), together[[1, 1, 1]])
+    np.testing.assert_array_equal(sample(params, (2,), longest=8), together[[2]])
 
 
 def test_only_allowed_tokens_are_drawn_and_many_of_them(together):
@@ -96,11 +96,11 @@ def test_only_allowed_tokens_are_drawn_and_many_of_them(together):
 
 
 def test_seeds_draw_differently(params, together):
-    assert (drawn(params, seed=1) != together).any(axis=1).all()
+    assert (sample(params, seed=1) != together).any(axis=1).all()
 
 
 def test_one_token_is_the_first_of_many(params, together):
-    np.testing.assert_array_equal(drawn(params, count=1), together[:, :1])
+    np.testing.assert_array_equal(sample(params, count=1), together[:, :1])
 
 
 def test_a_key_is_that_of_its_seed_prompt_and_index():

@@ -1,4 +1,4 @@
-"""What the codec sees of an image, what is drawn of it, and starting from another bundle."""
+"""What the codec sees of an image, its reconstruction, and starting from another bundle."""
 
 import dataclasses
 import json
@@ -76,21 +76,21 @@ def test_unreadable_images_are_passed_over(chain, experiment, tmp_path):
     for number in (0, 4):
         (tmp_path / f"{number}.png").write_bytes(b"no image")
     good = [np.asarray(Image.open(tmp_path / f"{n}.png")) for n in (1, 2, 3, 5, 6, 7, 8, 9)]
-    drawing = job(experiment, chain.codec)
-    state = drawing.initial(Bundle(chain.codec / "bundle"), shapes_of(drawing))
+    task = job(experiment, chain.codec)
+    state = task.initial(Bundle(chain.codec / "bundle"), shapes_of(task))
     source = FolderSource(tmp_path, require_captions=False)
     model = cogview_jax.load(chain.codec / "bundle")
     decoded = model.decode(model.encode(np.stack(good)))
     expected = caption_grid([*good, *decoded], ["image"] * 8 + ["reconstruction"] * 8, columns=8)
-    np.testing.assert_array_equal(drawing.preview(state, source), np.asarray(expected))
+    np.testing.assert_array_equal(task.preview(state, source), np.asarray(expected))
 
 
-def test_images_are_drawn_above_their_reconstructions(chain, experiment):
-    drawing = job(experiment, chain.codec)
-    state = drawing.initial(Bundle(chain.codec / "bundle"), shapes_of(drawing))
-    source = drawing.source()
+def test_images_stand_above_their_reconstructions(chain, experiment):
+    task = job(experiment, chain.codec)
+    state = task.initial(Bundle(chain.codec / "bundle"), shapes_of(task))
+    source = task.source()
     model = cogview_jax.load(chain.codec / "bundle")
     images = np.stack([source[i].image for i in range(8)])
     rows = [*images, *model.decode(model.encode(images))]
     expected = caption_grid(rows, ["image"] * 8 + ["reconstruction"] * 8, columns=8)
-    np.testing.assert_array_equal(drawing.preview(state, source), np.asarray(expected))
+    np.testing.assert_array_equal(task.preview(state, source), np.asarray(expected))
