@@ -1,13 +1,15 @@
 """Runs the variants of the stability experiment one after the other, and reports on them."""
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.stability import figures, recording
-from bench.stability.constant import constant_losses
 from bench.stability.report import report
 from cogview_jax.data.loader import batches
 from cogview_jax.data.skipped import SkippedLog
@@ -15,6 +17,8 @@ from cogview_jax.tasks.experiment import TransformerExperiment
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import Example
+
+KINDS = ("text", "image")
 
 
 def run(
@@ -50,6 +54,24 @@ def run(
     results = report(records, experiments, constant, out)
     print(f"figures and table in {out}", file=sys.stderr)
     return results
+
+
+def constant_losses(stream: Iterator[Example], steps: int, vocabulary: int) -> dict[str, float]:
+    """Returns {"text_loss", "image_loss"} of the best fixed distribution over all ids.
+
+    It is the distribution of the targets in the first `steps` of `stream`, where text and image
+    tokens have the same weight. The losses are cross-entropies over these batches.
+    """
+    counts = {kind: np.zeros(vocabulary) for kind in KINDS}
+    for batch in itertools.islice(stream, steps):
+        for kind, count in counts.items():
+            weights = getattr(batch, f"{kind}_weights").ravel()
+            count += np.bincount(batch.targets.ravel(), weights, vocabulary)
+    total = sum(counts.values())
+    entropies = -np.log(np.where(total > 0, total, 1) / total.sum())
+    return {
+        f"{kind}_loss": float(count @ entropies / count.sum()) for kind, count in counts.items()
+    }
 
 
 @contextlib.contextmanager

@@ -11,12 +11,11 @@ from PIL import Image
 
 import tiny
 from bench.stability import recording
-from bench.stability.constant import constant_losses
 from bench.stability.failures import Failure, failures
 from bench.stability.figures import SMOOTH, smoothed
 from bench.stability.recording import EXTREME, METRICS, Record
 from bench.stability.report import BEGIN, END
-from bench.stability.runs import run
+from bench.stability.runs import constant_losses, run
 from cogview_jax.models.attention import causal_mask
 from cogview_jax.models.block import Block
 from cogview_jax.models.config import TransformerConfig
