@@ -9,6 +9,8 @@ import jax
 import numpy as np
 
 from cogview_jax.models.activation_max import ACTIVATION_MAX, layer_activation_max
+from cogview_jax.runtime.config import build
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sharding import unbox
@@ -96,10 +98,18 @@ def load(path: Path, experiment: TransformerExperiment) -> Record | None:
     if not path.exists():
         return None
     with np.load(path) as file:
-        if file["experiment"].item() != _text(experiment):
+        if not _describes(file["experiment"].item(), experiment):
             return None
         return Record(*(file[field.name] for field in dataclasses.fields(Record)))
 
 
 def _text(experiment: TransformerExperiment) -> str:
     return json.dumps(dataclasses.asdict(experiment), sort_keys=True)
+
+
+def _describes(text: str, experiment: TransformerExperiment) -> bool:
+    """Returns whether `text` describes the experiment, also by earlier names of settings."""
+    try:
+        return build(TransformerExperiment, json.loads(text)) == experiment
+    except InputError:
+        return False

@@ -144,6 +144,21 @@ def test_a_recorded_variant_is_not_run_again(finished, monkeypatch):
     assert recording.load(workdir / "none.npz", other) is None
 
 
+def test_a_record_with_earlier_names_of_settings_is_found(finished, tmp_path):
+    experiments, workdir, *_ = finished
+    with np.load(workdir / "both.npz") as file:
+        arrays = dict(file)
+    settings = json.loads(arrays["experiment"].item())
+    settings["data"]["picture_grid"] = settings["data"].pop("image_grid")
+    settings["model"]["init_deviation"] = settings["model"].pop("init_std")
+    np.savez(tmp_path / "both.npz", **arrays | {"experiment": json.dumps(settings)})
+    found = recording.load(tmp_path / "both.npz", experiments["both"])
+    np.testing.assert_array_equal(found.main, arrays["main"])
+    settings["model"]["init_deviation"] *= 2
+    np.savez(tmp_path / "both.npz", **arrays | {"experiment": json.dumps(settings)})
+    assert recording.load(tmp_path / "both.npz", experiments["both"]) is None
+
+
 def batch_of(step, rows=4):
     """Captions and codes from numpy's random numbers."""
     rng = np.random.default_rng([7, step])

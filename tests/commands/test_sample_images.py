@@ -310,7 +310,7 @@ def test_three_bundles_in_one_command_do_what_they_do_one_after_the_other(
     }
 
 
-def test_a_magnifier_that_reads_no_text_needs_none(chain, upsampler, tmp_path):
+def test_an_upsampler_that_reads_no_text_needs_none(chain, upsampler, tmp_path):
     _, drawing = shapes.drawing(0, "train", 3, 16)
     Image.fromarray(drawing).save(tmp_path / "a.png")
     files, options = [str(tmp_path / "a.png")], job()
@@ -329,7 +329,7 @@ def test_a_magnifier_that_reads_no_text_needs_none(chain, upsampler, tmp_path):
         load(upsampler).super_resolve(drawing[None])
 
 
-def test_a_magnifier_that_does_not_fit_is_refused_at_once(chain, upsampler, tmp_path):
+def test_an_upsampler_that_does_not_fit_is_refused_at_once(chain, upsampler, tmp_path):
     base, out = f"{chain.run}/bundle", tmp_path / "out"
     tiny = retold(chain, tmp_path / "tiny", "super_resolution")
     for bundle, prompt, message in (

@@ -42,7 +42,7 @@ class Folder(SourceConfig):
         if not self.path:
             raise InputError(
                 "data.source.path is empty: name the folder of images, such as"
-                " --config.data.source.path=my_pictures"
+                " --config.data.source.path=my_images"
             )
         return FolderSource(
             self.path,
