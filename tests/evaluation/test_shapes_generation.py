@@ -72,7 +72,7 @@ def test_prompts_are_of_the_split_half_in_each_language_and_follow_the_seed():
         assert sum(text.isascii() for text in texts) == 20
         pairs = {pair for text in texts for pair in parse_caption(text).things}
         assert {is_held_out(*pair) for pair in pairs} == {expected}
-    # No image that a codec trained on is drawn again.
+    # No image that a codec trained on is made again.
     trained = [drawing(0, "train", index, SIZE)[1] for index in range(40)]
     assert not any(np.array_equal(a, b) for a in true[0] for b in trained)
 

@@ -44,7 +44,7 @@ def test_each_way_to_enlarge_is_held_against_the_drawing_in_full_size():
     for name, split in report.items():
         errors, true = split["squared_error"], drawings[name].astype(float)
         assert split["drawings"] == COUNT
-        assert errors["drawn"] == pytest.approx(np.mean((255 - 2 * true) ** 2))
+        assert errors["sampled"] == pytest.approx(np.mean((255 - 2 * true) ** 2))
         assert errors["ceiling"] == pytest.approx(np.mean(np.minimum(true, 3) ** 2))
         small = small_drawings[name]
         for key, images in (("bilinear", small), ("bilinear_of_codes", reconstruct(small))):
