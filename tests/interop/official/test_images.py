@@ -5,7 +5,6 @@ darkest and brightest value, and this project never does (a saved image has its 
 """
 
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from PIL import Image
 from cogview_jax.data.records import BadRecord
 from cogview_jax.interop.official.images import official_pixels, official_square
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.tokenizers.codec import normalise
+from cogview_jax.tokenizers.codec import CodecConfig, normalise
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,8 @@ def test_files_are_decoded_as_they_are(fixtures, table):
 
 def test_what_the_encoder_sees_is_what_the_release_shows_it(fixtures, table):
     official = np.load(fixtures / "vqvae_eval.npz")
-    pixel = SimpleNamespace(mean=official["norm_mean"], std=official["norm_std"])
+    mean, std = (tuple(official[name].tolist()) for name in ("norm_mean", "norm_std"))
+    pixel = CodecConfig(mean=mean, std=std)
     names = [name for name in table if name.startswith("read_")]
     assert names
     for name in names:
