@@ -1,14 +1,15 @@
-"""How much memory `convert` needs beside what its libraries take, in both directions.
+"""Measures the peak memory of `convert` in both directions, without that of its libraries.
 
     .venv/bin/python -m bench.convert_memory
 
 A checkpoint of the tutorial model's sizes (12 layers of width 1024, vocabulary 58,240, 1,089
-positions) is drawn, read into a bundle and written back, in float32 and in float16, each way in a
-process of its own. Prints a table and writes bench/results/convert_memory.json.
+positions) gets random weights, is read into a bundle and written back, in float32 and in float16.
+Each direction is a process of its own. The command prints a table and writes
+bench/results/convert_memory.json.
 
-"anonymous" is what the process itself holds; "resident" counts mapped pages of the files too, which
-the system takes back when it needs them. Both are peaks above the level after the imports, and the
-first is to stay below the size of the output plus the largest tensor.
+"anonymous" counts the memory of the process itself. "resident" also counts mapped pages of files,
+which the system can take back. Both are peaks above the level after the imports. The first should
+stay below the size of the output plus the largest tensor.
 """
 
 import json
@@ -33,7 +34,7 @@ MIB = 1 << 20
 
 
 def main() -> None:
-    """Draws, measures, prints, writes; or, in a process of its own, measures one direction."""
+    """Measures both directions and writes the table; with arguments, measures one direction."""
     if sys.argv[1:]:
         print(json.dumps(measured(*sys.argv[1:])))
         return
@@ -41,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for dtype in ("float32", "float16"):
             given, bundle, back = (Path(folder) / f"{dtype}_{n}" for n in ("in", "bundle", "out"))
-            largest = draw(given, np.dtype(dtype))
+            largest = write_checkpoint(given, np.dtype(dtype))
             for direction, source, out in (("source", given, bundle), ("target", bundle, back)):
                 row = apart(direction, source, out)
                 size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -57,7 +58,7 @@ def main() -> None:
         print("  {:18}{:10.0f}{:10.0f}{:8.0f}{:8.0f}{:9.1f}".format(name, *sizes, row["seconds"]))
 
 
-def draw(directory: Path, dtype: np.dtype) -> int:
+def write_checkpoint(directory: Path, dtype: np.dtype) -> int:
     """Writes an official checkpoint of random weights; returns the bytes of its largest tensor."""
     shapes = {"word_embeddings.weight": (VOCABULARY, WIDTH)}
     shapes["transformer.position_embeddings.weight"] = (POSITIONS, WIDTH)
@@ -88,14 +89,14 @@ def draw(directory: Path, dtype: np.dtype) -> int:
 
 
 def apart(direction: str, source: Path, out: Path) -> dict:
-    """`measured` in a process of its own."""
+    """Returns `measured` of a process of its own."""
     command = [sys.executable, "-m", "bench.convert_memory", direction, str(source), str(out)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 
 
 def measured(direction: str, source: str, out: str) -> dict:
-    """Converts; bytes of the peaks above the level before, and seconds."""
+    """Converts, and returns the peaks in bytes above the level before, and the seconds."""
     finished, before = threading.Event(), held()
     peaks = dict(before)
 
@@ -119,7 +120,7 @@ def measured(direction: str, source: str, out: str) -> dict:
 
 
 def held() -> dict[str, int]:
-    """Bytes this process has in memory: without pages of files, and with them."""
+    """Returns the bytes of this process in memory, without and with pages of files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     sizes = dict(line.split(":", 1) for line in lines)
     fields = {"anonymous": "RssAnon", "resident": "VmRSS"}
@@ -127,7 +128,7 @@ def held() -> dict[str, int]:
 
 
 def same(given: Path, back: Path) -> None:
-    """Every tensor of both files has the same bytes."""
+    """Asserts that every tensor has the same bytes in both files."""
     ours, theirs = (read_torch(path)["module"] for path in (back, given))
     assert list(ours) == list(theirs)
     for name, tensor in theirs.items():

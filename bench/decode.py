@@ -1,11 +1,12 @@
-"""Sampling speed against the memory bandwidth of this machine, in one run.
+"""Compares the speed of sampling with the memory bandwidth of this machine.
 
     python -m bench.decode [--model tutorial|4b] [--precision P] [--batches 1,4,16]
         [--contexts 64,1000] [--layers N] [--trace]
 
-A token needs every weight once, the part of the head it is drawn from, and what the cache holds of
-its own row. The table has tokens a second, the share of the limit that these bytes set at the
-measured bandwidth, and the seconds of an image of 1,024 codes. Writes bench/results/decode.json.
+To sample a token, the device reads every weight once, the part of the head for the ids that may be
+sampled, and the cache of the token's row. These bytes and the measured bandwidth set a limit. The
+table has the tokens per second, their share of that limit, and the seconds for an image of 1,024
+codes. The command also writes bench/results/decode.json.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.hardware import measured_bandwidth
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.decode import decode, prefill, sample_keys, stages
+from cogview_jax.sampling.decode import decode, prefill, sample_keys, segment_lengths
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -40,14 +41,14 @@ MODELS = {
 }
 POSITIONS, CODES = 1089, 1024
 PROMPT = POSITIONS - CODES
-#: Tokens of a timed call.
+#: A timed call samples so many tokens.
 COUNT = 32
 
 
 def random_params(model: Transformer) -> dict[str, Any]:
-    """Parameters in the form `unstack_layers` gives, in the type of the arithmetic.
+    """Returns random parameters in the form of `unstack_layers`, in the type of the arithmetic.
 
-    Layer by layer: a model that just fits in the device's memory is made there.
+    They are made layer by layer, so that a model that only just fits can be made on the device.
     """
     tokens = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
@@ -75,7 +76,7 @@ def random_params(model: Transformer) -> dict[str, Any]:
 
 
 def bytes_a_step(model: Transformer, codes: int, batch: int, context: int) -> int:
-    """What a step must read of weights, head and caches: one token for each row."""
+    """Returns the bytes of weights, head and caches that one token for each row has to read."""
     config, size = model.config, jnp.dtype(model.policy.compute).itemsize
     weights = config.layers * (4 + 2 * config.mlp_ratio) * config.width**2
     head = codes * config.width
@@ -86,19 +87,19 @@ def bytes_a_step(model: Transformer, codes: int, batch: int, context: int) -> in
 def measure(
     model: Transformer, params: dict, batch: int, context: int, trace: str | None = None
 ) -> dict[str, Any]:
-    """Seconds a step of `batch` rows that have `context` tokens already.
+    """Returns the seconds for one step of `batch` rows that already have `context` tokens.
 
-    The cache has the slots that sampling gives it at this context.
+    The cache has as many slots as it has in sampling at this context.
     """
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, 8192, (batch, context)).astype(np.int32)
     keys = sample_keys(0, ["a"] * batch, range(batch))
     sizes = {"model": model, "first": 0}
-    ends = np.cumsum(stages(model, PROMPT, CODES)) + PROMPT
-    # The first that holds a call to warm up and one that is timed.
+    ends = np.cumsum(segment_lengths(model, PROMPT, CODES)) + PROMPT
+    # The smallest cache that has room for a call to warm up and one that is timed.
     room = int(min(end for end in ends if end >= context + 2 * COUNT)) - context
     sequences = prefill(params, tokens, np.ones(tokens.shape, bool), keys, count=room, **sizes)
-    # What sampling does once an image is not part of a step.
+    # Work that is done once for an image is not part of a step.
     parts = matvec_parts(batch, model.programs.platform)
     params = jax.jit(split_for_cores, static_argnums=1)(params, parts)
     settings = row_settings([SamplingConfig()] * batch)
@@ -117,7 +118,7 @@ def measure(
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measures, prints the table, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="tutorial")
     parser.add_argument("--precision", default="float32")

@@ -1,4 +1,4 @@
-"""Disks that fill up under a run, or fail."""
+"""The faults of a disk that fills up or fails during a run."""
 
 import random
 import signal
@@ -8,14 +8,14 @@ from bench.failing_disk import BROKEN, FULL, FailingDisk
 from bench.soak_faults import EVERY, Soak
 from bench.supervised import Supervised
 
-#: Seconds of a disk that fails for a while: less than what is read is tried again for.
+#: A disk fails for so many seconds, which is less than the time for which reads are retried.
 SECONDS = 3.0
-#: Steps that are logged while a log cannot be written: more lines than a buffer of files has.
+#: A log cannot be written for so many steps, which are more lines than the buffer of a file has.
 LOGGED = 5 * EVERY
 
 
 class DiskSoak(Soak):
-    """A run on a disk that fails, and the faults it gets."""
+    """A run on a disk that fails, with a method for each fault."""
 
     def __init__(
         self,
@@ -25,10 +25,7 @@ class DiskSoak(Soak):
         disk: FailingDisk,
         everything: str,
     ):
-        """disk: what `run` was given as its environment.
-
-        everything: a text in the paths of the workdir and of the data.
-        """
+        """`run` has the environment of `disk`; `everything` is part of all paths that it uses."""
         super().__init__(run, rng, topologies)
         self._disk, self._everything = disk, everything
 
@@ -45,7 +42,7 @@ class DiskSoak(Soak):
         return self._full_log("/samples/", "the sample")
 
     def _full_log(self, text: str, what: str) -> int:
-        """What only tells of the run cannot be written for many steps."""
+        """Logs cannot be written for many steps."""
         run, lines, step = self._run, len(self._run.output), self._run.step
         with self._disk.fails(FULL, text):
             told = f"{what} could not be written"
@@ -60,14 +57,14 @@ class DiskSoak(Soak):
         return step
 
     def _full_config(self) -> int:
-        """No room for config.json when the run starts again."""
+        """The disk is full for config.json when the run starts again."""
         with self._disk.fails(FULL, "config.json"):
             step = self._signal(signal.SIGKILL, self._run.children())
             self._wait_for_failures(1, "No space left on device")
         return step
 
     def _full_bundle(self) -> int:
-        """No room for what the run leaves, once all steps are done."""
+        """The disk is full for the bundle, once all steps are done."""
         with self._disk.fails(FULL, "-bundle/"):
             self._wait_for_failures(1, "No space left on device")
         return self._run.step
@@ -81,14 +78,14 @@ class DiskSoak(Soak):
         return step
 
     def _eio_until_restarts(self) -> int:
-        """Nothing can be read or written until the processes were started three times in vain."""
+        """Nothing can be read or written until the processes have failed to start three times."""
         step = self._run.step
         with self._disk.fails(BROKEN, self._everything):
             self._wait_for_failures(3, "Input/output error")
         return step
 
     def _eio_at_restore(self) -> int:
-        """No checkpoint can be read when the run starts again; none may count as damaged."""
+        """No checkpoint can be read when the run starts again. None may count as damaged."""
         run, lines = self._run, len(self._run.output)
         with self._disk.fails(BROKEN, f"{run.workdir}/checkpoints/"):
             step = self._signal(signal.SIGKILL, run.children())
@@ -98,7 +95,7 @@ class DiskSoak(Soak):
         return step
 
     def _wait_for_failures(self, count: int, reason: str) -> None:
-        """So many ends with status 1, each after one line with the reason."""
+        """Waits for so many ends with status 1, each after one line with the reason."""
         run, lines = self._run, len(self._run.output)
         ends = ("exited with 1 (failure)", reason)
         run.wait_for(lambda: all(run.said(words, lines) >= count for words in ends), reason)
@@ -106,7 +103,7 @@ class DiskSoak(Soak):
             raise AssertionError(f"expected one line, {reason}:\n{run.tail()}")
 
 
-#: Every kind, the one that comes when the steps are done last.
+#: All faults. The last one comes when all steps are done.
 KINDS = (
     *("full_metrics", "full_events", "full_ledger", "full_samples", "full_checkpoints"),
     *("full_config", "eio_for_seconds", "eio_until_restarts", "eio_at_restore", "full_bundle"),

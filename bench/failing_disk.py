@@ -1,4 +1,4 @@
-"""A disk that fails when it is told to: see failing_disk.c."""
+"""A disk that fails when it is told to; see failing_disk.c."""
 
 import contextlib
 import errno
@@ -13,10 +13,10 @@ FULL, BROKEN = errno.ENOSPC, errno.EIO
 
 
 class FailingDisk:
-    """What programs meet that are started with its `environ`; others meet nothing."""
+    """A disk that fails for programs that are started with its `environ`, and for no others."""
 
     def __init__(self, folder: Path):
-        """Compiles the library into `folder`; the disk works. Needs a C compiler and Linux."""
+        """Compiles the library into `folder`. This needs a C compiler and Linux."""
         folder.mkdir(parents=True, exist_ok=True)
         library, self._control = folder / "failing_disk.so", folder / "failing_disk.txt"
         command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl"]
@@ -25,14 +25,14 @@ class FailingDisk:
 
     @staticmethod
     def available() -> bool:
-        """Whether there is a compiler."""
+        """Returns whether there is a C compiler."""
         return shutil.which("cc") is not None
 
     @contextlib.contextmanager
     def fails(self, code: int, text: str) -> Iterator[None]:
-        """In the block calls on paths that contain `text` fail with the error number `code`.
+        """Lets calls on paths that contain `text` fail with error number `code` in the block.
 
-        FULL is met by what writes, every other error by what reads too.
+        With FULL only writing fails; with every other error reading fails too.
         """
         written = self._control.with_suffix(".new")
         written.write_text(f"{code} {text}\n", encoding="utf-8")

@@ -1,12 +1,12 @@
-"""One run on several hosts of a real network: its losses, and its bytes on the wire.
+"""Measures the losses of a run on several hosts of a real network, and the bytes they send.
 
     python -m bench.hosts [--hosts 4] [--steps 120]
 
-Every host is a Linux network namespace with an address of its own on a bridge, so what processes
-send each other passes an interface that counts it. A small image tokenizer trains once a mesh; the
-losses must be those of one process, and the bytes a host sends a step are printed beside what
-`train --dry_run` foresees. Needs root and Linux; says why where it cannot run. Writes
-bench/results/hosts.json.
+Every host is a Linux network namespace with an address of its own on a bridge, so that an interface
+counts all bytes that processes send each other. A small image tokenizer trains once on each mesh.
+The losses must be those of one process. The bytes that a host sends in a step are printed beside
+those that `train --dry_run` predicts, and written to bench/results/hosts.json. The command needs
+root and Linux, and says why if it cannot run.
 """
 
 import argparse
@@ -31,24 +31,24 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "hosts.json"
 MESHES = {"data": (-1, 1), "fsdp": (1, -1), "data and fsdp": (2, -1)}
 PORT = 8476
-#: Steps before counting begins: the first ones connect.
+#: Counting begins after so many steps, because the hosts connect in the first ones.
 WARM = 20
 
 
 class Network:
-    """Namespaces PREFIX0, PREFIX1, ... on one bridge, each a host with a name."""
+    """Network namespaces PREFIX0, PREFIX1, ... on one bridge; each is a host with a name."""
 
     def __init__(self, hosts: int, prefix: str = "cvh"):
-        """Nothing is made yet."""
+        """The network is made when the block is entered."""
         self.hosts, self._prefix = hosts, prefix
         self._bridge = f"{prefix}br"
 
     def name(self, i: int) -> str:
-        """The name of host i, as the others know it."""
+        """Returns the name by which the other hosts know host i."""
         return f"{self._prefix}{i}"
 
     def __enter__(self) -> "Network":
-        """Makes it; what a killed program left of one is removed first."""
+        """Makes the network, after removing one that a killed program left."""
         self.remove()
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("link", "set", self._bridge, "up")
@@ -67,11 +67,11 @@ class Network:
         return self
 
     def __exit__(self, *exception) -> None:
-        """Removes it."""
+        """Removes the network."""
         self.remove()
 
     def remove(self) -> None:
-        """Removes what there is of it."""
+        """Removes the parts of the network that exist."""
         for i in range(self.hosts):
             for command in (
                 ("link", "del", f"{self._prefix}o{i}"),
@@ -82,19 +82,19 @@ class Network:
         subprocess.run(["ip", "link", "del", self._bridge], capture_output=True)
 
     def command(self, i: int, command: list[str]) -> list[str]:
-        """`command` on host i; gloo publishes the address of the host's own name."""
+        """Returns `command` for host i. Gloo publishes the address of the host's own name."""
         inner = f"hostname {self.name(i)}; exec " + " ".join(f"'{part}'" for part in command)
         return ["ip", "netns", "exec", self.name(i), "unshare", "--uts", "sh", "-c", inner]
 
     def sent(self, i: int) -> int:
-        """Bytes host i has sent so far, headers included."""
-        # What the outer end receives is what the inner end, the host, has sent.
+        """Returns the bytes that host i has sent so far, with headers."""
+        # The outer end receives what the host, which is the inner end, has sent.
         counter = f"/sys/class/net/{self._prefix}o{i}/statistics/rx_bytes"
         return int(Path(counter).read_text())
 
 
 def why_not() -> str:
-    """Why this machine cannot make such a network; empty where it can."""
+    """Returns why this machine cannot make such a network, or an empty text if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces need Linux and root"
     for program in ("ip", "unshare"):
@@ -108,7 +108,7 @@ def why_not() -> str:
 
 
 def settings(folder: Path, steps: int, mesh: tuple[int, int]) -> list[str]:
-    """Arguments of the train command: the demo's image tokenizer, on small images."""
+    """Returns the arguments of `train` for the image tokenizer of the demo, on small images."""
     values = {
         "data.source.path": folder / "drawings",
         "data.source.size": 16,
@@ -130,7 +130,7 @@ def settings(folder: Path, steps: int, mesh: tuple[int, int]) -> list[str]:
 
 
 def train(network: Network, folder: Path, steps: int, mesh: tuple[int, int]) -> dict:
-    """The losses of a run on all hosts, one device each, and what a host sent a step."""
+    """Trains on all hosts, one device each; returns the losses, and the bytes sent per step."""
     arguments = [*settings(folder, steps, mesh), f"--workdir={folder / 'run'}"]
     program = [sys.executable, "-m", "cogview_jax.train", *arguments]
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
@@ -161,14 +161,14 @@ def train(network: Network, folder: Path, steps: int, mesh: tuple[int, int]) -> 
 def _sampled(
     network: Network, folder: Path, processes: list[subprocess.Popen], steps: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """(step, bytes sent by each host) whenever a step was logged, after the first few."""
+    """Returns (step, bytes sent by each host) for all logged steps but the first few."""
     path, seen = folder / "run" / "metrics" / "metrics.jsonl", WARM
     deadline = time.monotonic() + 300
     while all(process.poll() is None for process in processes):
         if time.monotonic() > deadline:
             raise AssertionError(f"stuck: {(folder / '0.log').read_text()[-2000:]}")
         done = path.read_bytes().count(b"\n") if path.exists() else 0
-        # The last steps are left out: after them the bundle is written.
+        # The last steps are left out, because the bundle is written after them.
         if seen < done < steps:
             seen = done
             yield done, [network.sent(i) for i in range(network.hosts)]
@@ -176,13 +176,13 @@ def _sampled(
 
 
 def losses(workdir: Path) -> list[float]:
-    """The losses of a run, step by step."""
+    """Returns the losses of a run, step by step."""
     lines = (workdir / "metrics" / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
 
 def alone(folder: Path, steps: int) -> list[float]:
-    """The losses of one process with one device."""
+    """Trains with one process and one device; returns the losses."""
     workdir = folder / "alone"
     arguments = [*settings(folder, steps, (-1, 1)), f"--workdir={workdir}"]
     subprocess.run(
@@ -196,13 +196,13 @@ def alone(folder: Path, steps: int) -> list[float]:
 
 
 def foreseen(workdir: Path, hosts: int) -> float:
-    """The bytes that a dry run expects each host to send a step, of the run in `workdir`."""
+    """Returns the bytes that a dry run expects each host to send in a step of a run."""
     config = json.loads((workdir / "config.json").read_text())
     return plan_run(read_experiment(config), hosts).sent
 
 
 def measure(folder: Path, hosts: int, steps: int) -> dict:
-    """All meshes on the network, and one process alone; what hosts.json holds."""
+    """Trains on all meshes and in one process alone; returns the content of hosts.json."""
     reference = alone(folder, steps)
     rows = {}
     with Network(hosts) as network:
@@ -223,7 +223,7 @@ def measure(folder: Path, hosts: int, steps: int) -> dict:
 
 
 def main() -> None:
-    """Runs, prints, writes."""
+    """Measures, prints the table, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--steps", type=int, default=120)

@@ -1,4 +1,4 @@
-"""What a GPU's time went to, out of a trace."""
+"""Reads from a trace for which kernels a GPU needed its time."""
 
 import collections
 import glob
@@ -9,7 +9,7 @@ import jax
 
 
 def kernels(trace: str) -> Iterator[tuple[str, int, float]]:
-    """Name, number and milliseconds of the kernels of a trace, the longest first."""
+    """Returns name, number and milliseconds of the kernels of a trace, the longest first."""
     (path,) = glob.glob(f"{trace}/**/*.xplane.pb", recursive=True)
     times: dict[str, list[float]] = collections.defaultdict(list)
     for plane in jax.profiler.ProfileData.from_file(path).planes:

@@ -1,14 +1,14 @@
-"""How much memory it takes to load a bundle of the tutorial model's sizes and draw an image.
+"""Measures the memory to load a bundle of the sizes of the tutorial model and sample an image.
 
     .venv/bin/python -m bench.load_memory [--against TREE] [--repeats N] [--dtype T]
 
-A bundle of random weights is written: 12 layers of width 1024 over 58,240 ids and 1,089 positions,
-and the paper's image tokenizer. A process of its own imports cogview_jax, loads it and draws one
-image. With --against, the same is done by the code in another folder, in turns with this one.
-Prints a table and writes bench/results/load_memory.json.
+The bundle has random weights: 12 layers of width 1024 over 58,240 ids and 1,089 positions, and the
+image tokenizer of the paper. A process of its own imports cogview_jax, loads the bundle and samples
+one image. With --against, the code in another folder does the same, in turns with this one. The
+command prints a table and writes bench/results/load_memory.json.
 
-All numbers are VmHWM, the most memory a process ever had, everything counted: libraries, programs
-as they are compiled (no compilation cache is used), and the pages of files.
+All numbers are VmHWM, the peak memory of a process. It includes the libraries, the programs while
+they are compiled (no compilation cache is used), and the pages of files.
 """
 
 import argparse
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 
 def main() -> None:
-    """Writes the bundle, measures in turns, prints; or, in a process of its own, measures once."""
+    """Writes the bundle, measures in turns and prints; with "measure", measures once."""
     if sys.argv[1:2] == ["measure"]:
         print(json.dumps(measured(*sys.argv[2:])))
         return
@@ -40,7 +40,7 @@ def main() -> None:
     rows = {name: [] for name in trees}
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
-        draw(bundle)
+        write_random_bundle(bundle)
         for _ in range(flags.repeats):
             for name, tree in trees.items():
                 rows[name].append(apart(tree, bundle, flags.dtype))
@@ -48,17 +48,17 @@ def main() -> None:
 
     write_json(RESULT, {"dtype": flags.dtype, "peaks": rows})
     print(f"load and one image, tutorial model in {flags.dtype}; peak MiB of the process")
-    print(f"  {'code':8}{'imported':>10}{'loaded':>10}{'drawn':>10}{'seconds':>9}")
+    print(f"  {'code':8}{'imported':>10}{'loaded':>10}{'sampled':>10}{'seconds':>9}")
     for name, runs in rows.items():
         for run in runs:
-            sizes = [run[stage] / MIB for stage in ("imported", "loaded", "drawn")]
+            sizes = [run[stage] / MIB for stage in ("imported", "loaded", "sampled")]
             print("  {:8}{:10.0f}{:10.0f}{:10.0f}{:9.1f}".format(name, *sizes, run["seconds"]))
     if len(rows) == 2:
-        here, there = (statistics.median(run["drawn"] for run in rows[name]) for name in rows)
+        here, there = (statistics.median(run["sampled"] for run in rows[name]) for name in rows)
         print(f"  of the other's: {here / there:.3f}")
 
 
-def draw(path: Path) -> None:
+def write_random_bundle(path: Path) -> None:
     """Writes a bundle of random weights at `path`."""
     import jax
     import numpy as np
@@ -99,7 +99,7 @@ def draw(path: Path) -> None:
 
 
 def apart(tree: Path, bundle: Path, dtype: str) -> dict:
-    """`measured` in a process of its own, with the code in `tree`."""
+    """Returns `measured` of a process of its own, with the code in `tree`."""
     command = [sys.executable, __file__, "measure", str(tree), str(bundle), dtype]
     environment = os.environ | {"PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": ""}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -107,7 +107,7 @@ def apart(tree: Path, bundle: Path, dtype: str) -> dict:
 
 
 def measured(tree: str, bundle: str, dtype: str) -> dict:
-    """Peaks in bytes after the imports, after loading, and after an image; and seconds."""
+    """Returns the peak bytes after imports, loading and sampling, and the seconds of all."""
     import cogview_jax
 
     assert Path(cogview_jax.__file__).is_relative_to(tree), cogview_jax.__file__
@@ -116,11 +116,11 @@ def measured(tree: str, bundle: str, dtype: str) -> dict:
     model = load(bundle, dtype=dtype)
     peaks["loaded"] = peak()
     model.generate(["a red circle"])
-    return peaks | {"drawn": peak(), "seconds": time.perf_counter() - start}
+    return peaks | {"sampled": peak(), "seconds": time.perf_counter() - start}
 
 
 def peak() -> int:
-    """The most bytes this process has had in memory so far."""
+    """Returns the peak bytes of this process so far."""
     lines = Path("/proc/self/status").read_text().splitlines()
     sizes = dict(line.split(":", 1) for line in lines)
     return int(sizes["VmHWM"].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""Training steps of the 4B model on one device, held against its matrix products, in one run.
+"""Measures the model FLOPs utilisation of training steps of the 4B model on one device.
 
     XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 python -m bench.mfu [VARIANT ...]
 
@@ -7,8 +7,9 @@ configs/cogview_4b.py, and fused=0 to leave the attention kernel alone:
 
     python -m bench.mfu rows=16,remat=dots,attention_dropout=0 rows=24,remat=save-attention
 
-The step is that of `train` with its optimizer, on random tokens. Prints a table, then the longest
-kernels of the first variant, and writes bench/results/mfu.json.
+The step is that of `train` with its optimizer, on random tokens. The peak is that of matrix
+products, which are measured between the steps. The command prints a table and the longest kernels
+of the first variant, and writes bench/results/mfu.json.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ STEPS = 5
 
 
 def experiment_of(variant: str) -> TransformerExperiment:
-    """The paper's training with a variant's settings."""
+    """Returns the training of the paper with the settings of a variant."""
     experiment = read_experiment(load_config(str(ROOT / "configs" / "cogview_4b.py")))
     given = dict(setting.split("=", 1) for setting in variant.split(","))
     rows, fused = int(given.pop("rows")), given.pop("fused", "1") != "0"
@@ -64,14 +65,14 @@ def experiment_of(variant: str) -> TransformerExperiment:
 
 
 class Bench:
-    """One state, stepped by every variant in turn."""
+    """Steps one state with every variant in turn."""
 
     def __init__(self):
-        """Nothing is on the device yet."""
+        """The state is made by the first measurement."""
         self.state: TrainState | None = None
 
     def measure(self, variant: str, trace: str | None = None) -> dict[str, Any]:
-        """Seconds a step and what follows; a message where the variant does not fit."""
+        """Returns the seconds of a step and what follows from them, or why it does not fit."""
         experiment = experiment_of(variant)
         task = make_task(experiment, Workdir(Path("nowhere")))
         objective, config = task.objective, experiment.train
@@ -90,7 +91,7 @@ class Bench:
                 compiled = jax.jit(step, donate_argnums=0).lower(self.state, batches[0]).compile()
                 compile_seconds = time.perf_counter() - began
                 self._steps(compiled, batches[:2])
-                # The peak is measured beside the steps: both sides see the same clock and heat.
+                # The peak is measured between the steps, so that both have the same clock and heat.
                 peak = matmul_peak(experiment)
                 began = time.perf_counter()
                 losses = self._steps(compiled, batches)
@@ -126,14 +127,14 @@ class Bench:
 
 
 def matmul_peak(experiment: TransformerExperiment) -> float:
-    """FLOPs a second of 8192 x 8192 products in the compute type, 1024 on CPUs."""
+    """Returns the FLOPs per second of 8192 x 8192 products (on CPUs, 1024 x 1024)."""
     measured_matmul_peak.cache_clear()
     n, chained = (1024, 1) if jax.default_backend() == "cpu" else (8192, 20)
     return measured_matmul_peak(jnp.dtype(policy(experiment.precision).compute), n, chained)
 
 
 def random_batch(layout: Any, rows: int, seed: int) -> Example:
-    """Rows of full length."""
+    """Returns rows of full length with random tokens."""
     generator = np.random.default_rng(seed)
     sizes = {"text": layout.vocabulary.text, "image": layout.vocabulary.codes}
     examples = []
@@ -148,7 +149,7 @@ def random_batch(layout: Any, rows: int, seed: int) -> Example:
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measures, prints the table, and writes the results."""
     variants = sys.argv[1:] or VARIANTS
     device, bench, rows = jax.devices()[0].device_kind, Bench(), []
     print(f"cogview_4b in bfloat16, {device}, jax {jax.__version__}", flush=True)

@@ -1,11 +1,11 @@
-"""The precision policies against float32 on this machine, in one run.
+"""Compares the precision policies with float32 on this machine.
 
     .venv/bin/python -m bench.precision [BUNDLE]
 
-For each policy: the time of a training step (8 layers of width 256, 16 rows of 128 tokens) and the
-peak of matrix products in its type; and, over a bundle's weights where one is given and random ones
-elsewhere, how far its logits are from float32's and how often the likeliest token is the same.
-Prints a table and writes bench/results/precision.json.
+For each policy, the table has the time of a training step (8 layers of width 256, 16 rows of 128
+tokens), the peak of matrix products in its type, how far its logits are from those of float32, and
+how often the likeliest token is the same. The logits are those of a bundle, or of random weights if
+none is given. The command also writes bench/results/precision.json.
 """
 
 import json
@@ -41,7 +41,7 @@ ROWS, REPEATS = 16, 4
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measures, prints the table, and writes the results."""
     bundle = sys.argv[1] if len(sys.argv) > 1 else None
     rows = []
     expected = None
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def step_seconds(policy: Policy) -> float:
-    """The best of some training steps."""
+    """Returns the seconds of the fastest of some training steps."""
     layout = make_layout(LAYOUT, VOCABULARY)
     objective = SequenceObjective(
         Transformer(MODEL, VOCABULARY.size, layout.length, policy), layout
@@ -112,7 +112,7 @@ def step_seconds(policy: Policy) -> float:
 
 
 def random_logits(policy: Policy) -> np.ndarray:
-    """Of the model as it is initialised: [rows, T, V]."""
+    """Returns the logits of an initialised model: [rows, T, V]."""
     model = Transformer(MODEL, VOCABULARY.size, 128, policy)
     tokens = jax.random.randint(jax.random.key(1), (ROWS, 128), 0, VOCABULARY.size)
     positions = jnp.broadcast_to(jnp.arange(128), tokens.shape)
@@ -126,7 +126,7 @@ def random_logits(policy: Policy) -> np.ndarray:
 
 
 def bundle_logits(bundle: str, policy: Policy) -> np.ndarray:
-    """Of sequences that the bundle itself samples in float32: [rows, T, V], at the codes."""
+    """Returns logits at the codes of sequences that a bundle samples in float32: [rows, T, V]."""
     prompts = [f"a {colour} circle" for colour in ("red", "green", "blue", "yellow")]
     sampler = cogview_jax.load(bundle)
     queries = sampler.generation.prompt_rows(prompts).values()

@@ -1,10 +1,10 @@
-"""What the 4B model takes on the machines people have: the table of docs/explanations/scaling.md.
+"""Computes the memory and time of the 4B model on common machines by dry runs.
 
     python -m bench.scaling
 
-Each row is a `train --dry_run` in a process of its own, since a process simulates one number of
-devices. Rewrites the tables in docs/explanations/scaling.md and writes bench/results/scaling.json;
-ten minutes.
+Each row is a `train --dry_run` in a process of its own, because a process simulates one number of
+devices. The command rewrites the tables in docs/explanations/scaling.md and writes
+bench/results/scaling.json. It takes ten minutes.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "explanations" / "scaling.md"
 
 @dataclass(frozen=True)
 class Setup:
-    """A machine, and how the model is spread over it. rows: of a part of the batch, a device."""
+    """A machine, and the mesh of the model on it. `rows`: rows per device in a part of a batch."""
 
     devices: int
     accelerator: str
@@ -39,7 +39,7 @@ class Setup:
     precision: str = "bfloat16"
 
     def experiment(self, remat: str) -> Experiment:
-        """The paper's training run, here."""
+        """Returns the training run of the paper on one of the machines."""
         config = load_config(str(ROOT / "configs" / "cogview_4b.py"))
         experiment = read_experiment(config)
         data, fsdp, tensor = self.mesh
@@ -64,7 +64,7 @@ SETUPS = (
 
 
 def measure(setup: Setup, remat: str) -> dict:
-    """One row of the table; to be called in a process of its own."""
+    """Returns one row of the table. It has to be called in a process of its own."""
     experiment, target = setup.experiment(remat), accelerator(setup.accelerator)
     plan = plan_run(experiment, setup.devices)
     return {
@@ -90,7 +90,7 @@ def measure(setup: Setup, remat: str) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown."""
+    """Returns the rows as a Markdown table."""
     lines = [
         "| devices | mesh (data, fsdp, tensor) | rows x parts | remat | state | activations |"
         " temporaries | total | fits | sent a step | again | least s a step |",
@@ -110,7 +110,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    """Runs, prints, writes."""
+    """Measures, prints the table, and writes the results."""
     if len(sys.argv) > 1:
         number, remat = sys.argv[1:]
         print(json.dumps(measure(SETUPS[int(number)], remat)))

@@ -1,4 +1,4 @@
-"""Faults at random points of a run, and whether it ends where the unbroken run ends.
+"""Tests whether a run with faults at random points ends where the unbroken run ends.
 
     python -m bench.soak [--parts processes disk jobs] [--faults 20] [--steps 400] [--out DIR]
 
@@ -43,20 +43,20 @@ from cogview_jax.runtime.files import write_json
 
 PARTS = ("processes", "disk", "jobs")
 RESULT = Path(__file__).parent / "results" / "soak.json"
-#: Processes, and devices of each: one run of eight devices on one, two and four hosts.
+#: The number of processes, and the devices of each: eight devices on one, two and four hosts.
 TOPOLOGIES = ((2, 4), (1, 8), (4, 2))
 
-#: What can happen to a run that keeps its topology, and to one that is moved.
+#: The faults of a run that keeps its topology, and of one that is moved.
 STAYING = (
     *("one_killed", "asked_to_stop", "bit_flipped", "full_disk", "killed_while_saving"),
     *("all_killed", "one_frozen"),
 )
-# One process that freezes has no peer to miss it: that is for runs of several.
+# A single process that freezes has no peer to notice it, so several are needed.
 MOVING = ("other_hosts", "one_killed", "bit_flipped", "all_killed", "asked_to_stop")
 
 
 def arguments(folder: Path, steps: int, fsdp: int, sample_every: int) -> list[str]:
-    """The demo's image tokenizer, as small as it gets."""
+    """Returns the arguments for the image tokenizer of the demo, as small as possible."""
     settings = {
         "data.source.path": folder / "drawings",
         "data.source.size": 16,
@@ -79,13 +79,13 @@ def arguments(folder: Path, steps: int, fsdp: int, sample_every: int) -> list[st
 
 
 def final(workdir: Path) -> list[np.ndarray]:
-    """Parameters and codebook at the end of a run."""
+    """Returns the parameters and the codebook at the end of a run."""
     part = Bundle(workdir / "bundle").codec()
     return [np.asarray(leaf) for leaf in jax.tree.leaves((part.params, part.codebook))]
 
 
 def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    """The largest difference in any array, as a share of the array's largest value."""
+    """Returns the largest difference in any array, as a share of its largest value."""
     return max(
         float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
         for a, b in zip(ours, theirs, strict=True)
@@ -94,10 +94,12 @@ def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to happen to one run.
+    """The faults of one run.
 
-    topologies: the first is where it starts, the others where it may be moved. faults: their kinds,
-    one after the other. unbroken: the topology of the run it is held against.
+    Attributes:
+        topologies: the run starts on the first, and may be moved to the others.
+        faults: the kinds of the faults, in their order.
+        unbroken: the topology of the run with which it is compared.
     """
 
     name: str
@@ -107,17 +109,17 @@ class Plan:
 
     @property
     def tolerance(self) -> float:
-        """How far apart the ends may be: the same arithmetic gives the same bits."""
+        """Returns how far apart the ends may be; the same arithmetic gives the same bits."""
         return 0.0 if self.topologies == (self.unbroken,) else 1e-6
 
     @property
     def sample_every(self) -> int:
-        """Steps between two drawings, which take a while."""
+        """Returns the steps between two samples, which take a while."""
         return 2 * EVERY if "full_samples" in self.faults else 0
 
 
 def process_plans(faults: int) -> tuple[Plan, ...]:
-    """Half of the faults to a run that stays, half to one that moves."""
+    """Gives half of the faults to a run that stays, and half to one that moves."""
     stay = tuple(STAYING[i % len(STAYING)] for i in range(faults - faults // 2))
     move = tuple(MOVING[i % len(MOVING)] for i in range(faults // 2))
     return (
@@ -127,7 +129,7 @@ def process_plans(faults: int) -> tuple[Plan, ...]:
 
 
 def disk_plan() -> Plan:
-    """Every fault of a disk, and a second train, once."""
+    """Gives every fault of a disk, and a second `train`, once to a run."""
     kinds = ("second_train", *disk_faults.KINDS)
     return Plan("failing disk", TOPOLOGIES[:1], kinds, TOPOLOGIES[0])
 
@@ -135,7 +137,7 @@ def disk_plan() -> Plan:
 def make_soak(
     run: Path, flags: list[str], rng: random.Random, plan: Plan
 ) -> tuple[Supervised, Soak]:
-    """A run in the workdir `run`, on a disk that can fail if it is to, and what happens to it."""
+    """Returns a run in the workdir `run`, on a disk that can fail if the plan says so."""
     if not set(plan.faults) & set(disk_faults.KINDS):
         broken = Supervised(run, flags)
         return broken, Soak(broken, rng, plan.topologies)
@@ -145,7 +147,7 @@ def make_soak(
 
 
 def soak(folder: Path, plans: Sequence[Plan], steps: int, seed: int, fsdp: int = 4) -> dict:
-    """Runs everything in `folder`; the result is what soak.json holds."""
+    """Runs all parts in `folder`; returns the content of soak.json."""
     rng = random.Random(seed)
     result = {"jax": jax.__version__, "steps": steps, "checkpoint_every": EVERY, "runs": {}}
     for plan in plans:
@@ -181,7 +183,7 @@ def soak(folder: Path, plans: Sequence[Plan], steps: int, seed: int, fsdp: int =
 
 
 def soak_jobs(folder: Path) -> dict[str, dict]:
-    """What `prepare` and `sample` met, and whether they left what an undisturbed one leaves."""
+    """Returns the faults of `prepare` and `sample`, and whether their outputs are right."""
     codec = Supervised(folder / "codec", arguments(folder, EVERY, 1, 0))
     codec.start((1, 2))
     codec.finish()
@@ -190,7 +192,7 @@ def soak_jobs(folder: Path) -> dict[str, dict]:
 
 
 def main() -> None:
-    """Runs, prints, writes."""
+    """Runs all parts, prints the table, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--faults", type=int, default=20, help="of the part processes")

@@ -1,4 +1,4 @@
-"""What happens to a run in the soak, and what it costs."""
+"""The faults of a run in the soak test, and their cost."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from bench.supervised import Supervised
 
 EVERY = 10
-#: After these the same processes go on; after this one the run has no steps left.
+#: After the first two the same processes go on; after the third the run has no steps left.
 GOING_ON = {"full_disk", "second_train", "eio_for_seconds"}
 GOING_ON |= {f"full_{kind}" for kind in ("metrics", "events", "ledger", "samples", "checkpoints")}
 LAST = "full_bundle"
@@ -20,7 +20,7 @@ LAST = "full_bundle"
 
 @dataclasses.dataclass
 class Fault:
-    """What happened, at which logged step, and what it cost."""
+    """A fault: its kind, the logged step at which it happened, and its cost."""
 
     kind: str
     step: int
@@ -29,26 +29,26 @@ class Fault:
 
     @property
     def lost(self) -> int:
-        """Steps that had to be done again."""
+        """Returns the number of steps that had to be done again."""
         return max(0, self.step - self.resumed)
 
 
 class Soak:
-    """One run and the faults it gets."""
+    """A run, with a method for each fault."""
 
     def __init__(
         self, run: Supervised, rng: random.Random, topologies: tuple[tuple[int, int], ...]
     ):
-        """`topologies`: the first to start with, the others to be moved to."""
+        """The run starts on the first of `topologies`, and may be moved to the others."""
         self._run, self._rng, self._topologies = run, rng, topologies
         self._topology = topologies[0]
 
     def go(self, kinds: Sequence[str], steps: int) -> Iterator[Fault]:
-        """Starts the run, does the faults one after the other, and waits for its end."""
+        """Starts the run, causes the faults one after the other, and waits for its end."""
         self._run.start(self._topology)
         for number, kind in enumerate(kinds):
-            # A random point within this fault's share of the steps that are left; before there is a
-            # checkpoint nothing is to be continued.
+            # A random point within this fault's share of the steps that are left. A run without a
+            # checkpoint could not be continued, so the first two intervals are left out.
             here = max(self._run.step, 2 * EVERY)
             share = max(1, (steps - here - 2 * EVERY) // (len(kinds) - number))
             target = here + 1 + self._rng.randrange(min(share, 2 * EVERY))
@@ -68,13 +68,13 @@ class Soak:
             return Fault(kind, step, step, time.monotonic() - began)
         run.wait_for(lambda: run.resumed(lines), f"the run to continue after {kind}")
         resumed = run.resumed(lines)[-1]
-        if kind == LAST:  # no step is left
+        if kind == LAST:  # No step is left.
             return Fault(kind, step, resumed, time.monotonic() - began)
         run.wait_for(lambda: run.step > resumed and self._fresh(began), "a step after that")
         return Fault(kind, step, resumed, time.monotonic() - began)
 
     def _fresh(self, began: float) -> bool:
-        """Whether the ledger was written by the start that came after the fault."""
+        """Returns whether the ledger was written by the start after the fault."""
         path = self._run.workdir / "metrics" / "goodput.json"
         return path.stat().st_mtime > time.time() - (time.monotonic() - began)
 
@@ -102,7 +102,7 @@ class Soak:
         return self._signal(signal.SIGSTOP, [self._rng.choice(self._run.children())])
 
     def _bit_flipped(self) -> int:
-        """A bit of the newest checkpoint, and then everything starts again."""
+        """Flips a bit of the newest checkpoint; then everything starts again."""
         self._run.wait_for(lambda: len(self._run.saved) > 1, "a second checkpoint")
         step = self._signal(signal.SIGSTOP, self._run.children())
         newest = self._run.workdir / "checkpoints" / str(max(self._run.saved))
@@ -115,12 +115,12 @@ class Soak:
         return step
 
     def _checkpoints(self) -> set[str]:
-        """What lies in the folder of checkpoints, half-written ones too."""
+        """Returns the names in the folder of checkpoints, with those that are half written."""
         folder = self._run.workdir / "checkpoints"
         return set(os.listdir(folder)) if folder.is_dir() else set()
 
     def _full_disk(self) -> int:
-        """No file may grow beyond a few bytes, until a checkpoint could not be written."""
+        """Lets no file grow beyond a few bytes until a checkpoint could not be written."""
         run, lines, pids = self._run, len(self._run.output), self._run.children()
         step = run.step
         most = [resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in pids]
@@ -140,13 +140,13 @@ class Soak:
         return step
 
     def _second_train(self) -> int:
-        """Another train in the workdir, which must be refused and change nothing."""
+        """Starts another `train` in the workdir, which must be refused and change nothing."""
         run, (processes, devices) = self._run, self._topology
         step, files = run.step, (run.workdir / ".train.lock", run.workdir / "config.json")
         before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
         second = run.second(processes * devices)
         while second.poll() is None:
-            # The run must not end meanwhile; heartbeats have to go through.
+            # The run must not end meanwhile, and heartbeats have to go through.
             self._signal(signal.SIGSTOP, run.children())
             time.sleep(1.0)
             self._signal(signal.SIGCONT, run.children())

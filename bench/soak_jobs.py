@@ -1,4 +1,4 @@
-"""Preparing a token store and sampling on a disk that fills up or fails, time and again."""
+"""Prepares a token store and samples on a disk that fills up or fails again and again."""
 
 import contextlib
 import dataclasses
@@ -14,8 +14,8 @@ from PIL import Image
 from bench.failing_disk import BROKEN, FULL, FailingDisk
 from bench.supervised import ROOT, on_cpu
 
-PICTURES, GARBAGE, BAD = 40, "7.png", "23.png"
-#: Texts in the paths of what is written, in the order in which it is.
+IMAGES, GARBAGE, BAD = 40, "7.png", "23.png"
+#: Parts of the paths of the files that are written, in that order.
 STORE = ("tokenizers/", "plan.json", "tokens-00000.array_record", "tokens-00001.json")
 OUTPUT = ("00000_002.png", "/images/", "grid.png", "samples.jsonl")
 
@@ -24,7 +24,9 @@ OUTPUT = ("00000_002.png", "/images/", "grid.png", "samples.jsonl")
 class Jobs:
     """Commands on a small bundle and the disk that they write to.
 
-    folder: for everything. codec: a bundle of 16 codes, 4 x 4 for 16 pixels.
+    Attributes:
+        folder: the folder for all files.
+        codec: a bundle with a codebook of 16, whose images of 16 pixels have 4 x 4 codes.
     """
 
     folder: Path
@@ -32,19 +34,19 @@ class Jobs:
 
     def __post_init__(self):
         self._disk = FailingDisk(self.folder / "failing")
-        self._pictures = self.folder / "pictures"
-        self._pictures.mkdir()
+        self._images = self.folder / "images"
+        self._images.mkdir()
         self._said = self.folder / "said.txt"
         rng = np.random.default_rng(0)
-        for number in range(PICTURES):
-            picture = rng.integers(0, 256, (16, 16, 3), np.uint8)
-            Image.fromarray(picture).save(self._pictures / f"{number}.png")
-            caption = f"the picture with the number {number}, of {rng.integers(9)} colours"
-            (self._pictures / f"{number}.txt").write_text(caption)
-        (self._pictures / GARBAGE).write_bytes(b"no picture")
+        for number in range(IMAGES):
+            pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(self._images / f"{number}.png")
+            caption = f"the image with the number {number}, of {rng.integers(9)} colours"
+            (self._images / f"{number}.txt").write_text(caption)
+        (self._images / GARBAGE).write_bytes(b"no image")
 
     def prepare(self) -> dict:
-        """What a store met that was begun again after each fault; it must be that of one start."""
+        """Prepares a store, starting again after each fault; it must equal that of one start."""
         self._succeeds("prepare", *self._experiment("unbroken"))
         job = ("prepare", *self._experiment("broken"))
         met = [self._full(text, *job) for text in STORE]
@@ -58,10 +60,10 @@ class Jobs:
         return {"faults": met, "equal": all(equal) and skipped == 1}
 
     def sample(self) -> dict:
-        """What a job met that was begun again after each fault; so must be its pictures."""
+        """Samples, starting again after each fault; the images must equal those of one start."""
         self._succeeds("train", *self._experiment("unbroken"))
         bundle = f"--bundle={self.folder / 'unbroken' / 'bundle'}"
-        job = ("sample", bundle, "--prompt=a picture", "--num_images=6", "--batch_size=2")
+        job = ("sample", bundle, "--prompt=an image", "--num_images=6", "--batch_size=2")
         self._succeeds(*job, f"--out={self.folder / 'whole'}")
         job = (*job, f"--out={self.folder / 'out'}")
         met = [self._full(text, *job) for text in OUTPUT]
@@ -73,7 +75,7 @@ class Jobs:
     def _experiment(self, workdir: str) -> list[str]:
         settings = {
             "data.source.kind": "folder",
-            "data.source.path": self._pictures,
+            "data.source.path": self._images,
             "data.shard_size": 8,
             "data.encode_batch": 8,
             "data.image_tokenizer": self.codec,
@@ -92,19 +94,19 @@ class Jobs:
         return ["--config=configs/demo.py", f"--workdir={self.folder / workdir}", *flags]
 
     def _full(self, text: str, *job: str) -> dict:
-        """No room for what has `text` in its path: one line, status 1."""
+        """The disk is full for paths with `text`; the job ends with one line and status 1."""
         with self._timed(f"{job[0]}: full at {text}") as met, self._disk.fails(FULL, text):
             self._fails_with("No space left on device", self._start(*job))
         return met
 
     def _stays_broken(self, text: str, *job: str) -> dict:
-        """What has `text` in its path cannot be read or written: one line, status 1."""
+        """Paths with `text` cannot be read or written; the job ends with one line and status 1."""
         with self._timed(f"{job[0]}: EIO at {text}") as met, self._disk.fails(BROKEN, text):
             self._fails_with("Input/output error", self._start(*job))
         return met
 
     def _broken_for_a_second(self, text: str, *experiment: str) -> dict:
-        """A picture cannot be read, and after a second it can: nothing is missing."""
+        """An image cannot be read for a second. No record may be missing."""
         with self._timed(f"prepare: a second of EIO at {text}") as met:
             with self._disk.fails(BROKEN, text):
                 process = self._start("prepare", *experiment)
@@ -114,7 +116,7 @@ class Jobs:
         return met
 
     def _log_then_manifest(self, *job: str) -> dict:
-        """No room for skipped.jsonl, which stops nothing, and then none for the manifest."""
+        """The disk is full for skipped.jsonl, which stops nothing, and then for the manifest."""
         with self._timed(f"{job[0]}: full at skipped.jsonl, manifest.json") as met:
             with self._disk.fails(FULL, "skipped.jsonl"):
                 process = self._start(*job)
@@ -161,6 +163,6 @@ class Jobs:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Returns the bytes of every file below a folder, by its path."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -1,10 +1,10 @@
-"""Dense against three-region sparse attention at 4,096 tokens, in one run.
+"""Compares dense with three-region sparse attention at 4,096 tokens.
 
     .venv/bin/python -m bench.sparse_attention
 
-Forward and backward of one attention layer (16 heads of 64, its projections included) and of the
-model of configs/fashion.py:small, float32; and one token of the layer against a full cache. Prints
-a table and writes bench/results/sparse_attention.json.
+It measures forward and backward passes of one attention layer (16 heads of 64, with projections)
+and of the model of configs/fashion.py:small in float32, and one token of the layer with a full
+cache. The command prints a table and writes bench/results/sparse_attention.json.
 """
 
 import dataclasses
@@ -41,15 +41,15 @@ REPEATS = 5
 TOKENS, TEXT, HEADS, HEAD_WIDTH = 4096, 64, 16, 64
 WINDOW, BLOCKS, PIVOTS = 128, 6, 768
 SIDES = ("dense", "sparse")
-#: What is compared: its name, unit, and units in one of the base. The time of all cores together
-#: tells the sides apart where other work shares the machine.
+#: Each row has the name of a quantity, its unit, and how many units are one base unit. The time of
+#: all cores together is a fair comparison even if other work shares the machine.
 QUANTITIES = (("seconds", "ms", 1e3), ("cpu_seconds", "cpu ms", 1e3), ("bytes", "MiB", 2**-20))
 
 Call = tuple[Callable[..., Any], tuple]
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measures, prints the table, and writes the results."""
     result: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def compare(calls: dict[str, Call]) -> dict[str, Any]:
-    """Seconds of each side, best of several in turn, and the bytes it needs beside its inputs."""
+    """Returns the least seconds of each side, and the bytes that it needs beside its inputs."""
     compiled = {side: jax.jit(f).lower(*x).compile() for side, (f, x) in calls.items()}
     clocks = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
     times = {side: {name: [] for name in clocks} for side in SIDES}
@@ -100,14 +100,14 @@ def compare(calls: dict[str, Call]) -> dict[str, Any]:
 
 
 def pivots_of(rows: int) -> jax.Array:
-    """Pivots of one layer, the first tokens being text."""
+    """Returns the pivots of one layer, for rows that begin with text."""
     text = jnp.broadcast_to(jnp.arange(TOKENS) < TEXT, (rows, TOKENS))
     keys = jax.random.split(jax.random.key(0), rows)
     return draw_pivots(keys, text, ~text, PIVOTS, 1)[0]
 
 
 def attention() -> tuple[Attention, dict]:
-    """A layer and its parameters."""
+    """Returns a layer and its parameters."""
     width = HEADS * HEAD_WIDTH
     module = Attention(HEADS, 32.0, 0.0, 0.02, 0.02)
     params = module.init(jax.random.key(1), jnp.zeros((1, 4, width)), causal_mask(4))["params"]
@@ -115,7 +115,7 @@ def attention() -> tuple[Attention, dict]:
 
 
 def layer(rows: int) -> dict[str, Call]:
-    """Gradients of a layer, with respect to its input and parameters."""
+    """Returns the gradients of a layer with respect to its input and parameters."""
     module, params = attention()
     x = jax.random.normal(jax.random.key(2), (rows, TOKENS, HEADS * HEAD_WIDTH))
 
@@ -133,7 +133,7 @@ def layer(rows: int) -> dict[str, Call]:
 
 
 def model() -> dict[str, Call]:
-    """Gradients of the loss of a whole model for one row."""
+    """Returns the gradients of the loss of a whole model for one row."""
     experiment = read_experiment(load_config(f"{ROOT}/configs/fashion.py:small"))
     layout = make_layout(experiment.layout, experiment.vocabulary)
     rng = np.random.default_rng(0)
@@ -157,7 +157,7 @@ def model() -> dict[str, Call]:
 
 
 def token(rows: int) -> dict[str, Call]:
-    """The last of 4,096 tokens, the others being cached."""
+    """Computes the last of 4,096 tokens; the others are cached."""
     module, params = attention()
     x = jax.random.normal(jax.random.key(2), (rows, 1, HEADS * HEAD_WIDTH))
     shape = (rows, HEADS, TOKENS, HEAD_WIDTH)
@@ -168,7 +168,7 @@ def token(rows: int) -> dict[str, Call]:
     regions = CachedRegions(TOKENS - 1, jnp.zeros(rows, jnp.int32), WINDOW, BLOCKS)
 
     def output(params: dict, x: jax.Array, pattern: Any, cache: Any) -> jax.Array:
-        # What is written is left out: a decoding loop updates its cache in place.
+        # Writes are left out, because a decoding loop updates its cache in place.
         return module.apply({"params": params}, x, pattern, cache, TOKENS - 1)[0]
 
     return {

@@ -1,4 +1,4 @@
-"""A training run under the supervisor of launch/, watched from outside."""
+"""A training run under the supervisor of launch/, controlled from outside."""
 
 import json
 import os
@@ -18,10 +18,10 @@ HEARTBEAT = 6
 
 
 class Supervised:
-    """A training run in a workdir, under the supervisor; `start` it again after it has stopped."""
+    """A training run in a workdir under the supervisor, which can be stopped and started again."""
 
     def __init__(self, workdir: Path, arguments: list[str], environ: Mapping[str, str] = {}):
-        """The command's `arguments` without --workdir; `environ` is added to the environment."""
+        """`arguments` of the command lack --workdir; `environ` is added to the environment."""
         self.workdir, self._environ = workdir, environ
         self._train = [sys.executable, "-m", "cogview_jax.train", f"--workdir={workdir}"]
         self._train += [f"--heartbeat_timeout={HEARTBEAT}", "--shutdown_timeout=20", *arguments]
@@ -29,7 +29,7 @@ class Supervised:
         self._process: subprocess.Popen | None = None
 
     def start(self, topology: tuple[int, int]) -> None:
-        """Starts the supervisor, with so many processes of so many devices each."""
+        """Starts the supervisor with so many processes and devices of each."""
         processes, devices = topology
         command = [sys.executable, str(ROOT / "launch" / "local.py"), "-n", str(processes)]
         command += ["--max_restarts", "100", "--backoff", "0.1", "--grace", "60", "--"]
@@ -44,61 +44,61 @@ class Supervised:
         threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
 
     def second(self, devices: int) -> subprocess.Popen:
-        """The same run in the same workdir once more, as one process; its output is in pipes."""
+        """Starts the same run in the same workdir once more, as one process with pipes."""
         pipe = subprocess.PIPE
         return subprocess.Popen(
             self._train, cwd=ROOT, env=on_cpu(devices), stdout=pipe, stderr=pipe, text=True
         )
 
     def stop(self) -> None:
-        """Asks the supervisor to stop; the state must be saved, and the status say so."""
+        """Asks the supervisor to stop; the state must be saved and the status must say so."""
         self._process.send_signal(signal.SIGTERM)
         status = self._process.wait(timeout=120)
         if status != PREEMPTED and not self.finished:
             raise AssertionError(f"stopping gave status {status}:\n{self.tail()}")
 
     def finish(self, timeout: float = 3600) -> None:
-        """Waits for the end of the run, which must be a good one."""
+        """Waits for the end of the run, which must succeed."""
         status = self._process.wait(timeout)
         if status:
             raise AssertionError(f"the run ended with status {status}:\n{self.tail()}")
 
     def kill(self) -> None:
-        """Ends it, however it stands."""
+        """Kills the run, whatever its state."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
 
     @property
     def finished(self) -> bool:
-        """Whether the bundle is there."""
+        """Returns whether the bundle exists."""
         return (self.workdir / "bundle").is_dir()
 
     @property
     def step(self) -> int:
-        """The last step that was logged."""
+        """Returns the last step that was logged."""
         lines = self._logged()
         return json.loads(lines[-1])["step"] if lines else 0
 
     @property
     def losses(self) -> list[tuple[int, float]]:
-        """Every logged step and its loss."""
+        """Returns every logged step and its loss."""
         lines = map(json.loads, self._logged())
         return [(line["step"], line["loss"]) for line in lines]
 
     @property
     def saved(self) -> list[int]:
-        """The steps of the checkpoints that are whole."""
+        """Returns the steps of the complete checkpoints."""
         folder = self.workdir / "checkpoints"
         names = os.listdir(folder) if folder.is_dir() else []
         return sorted(int(name) for name in names if name.isdigit())
 
     def said(self, words: str, since: int) -> int:
-        """How many lines of output after line `since` hold `words`."""
+        """Returns how many lines of output after line `since` contain `words`."""
         return sum(words in line for line in self.output[since:])
 
     def children(self) -> list[int]:
-        """The process ids of the training processes."""
+        """Returns the ids of the training processes."""
         found = []
         for path in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -110,7 +110,7 @@ class Supervised:
         return sorted(found)
 
     def wait_for(self, ready: Callable[[], bool], what: str, timeout: float = 300) -> None:
-        """Returns when `ready()`; the supervisor must not end before."""
+        """Returns when `ready()` is true; the supervisor must not end before."""
         deadline = time.monotonic() + timeout
         while not ready():
             if self._process.poll() is not None:
@@ -120,12 +120,12 @@ class Supervised:
             time.sleep(0.01)
 
     def resumed(self, since: int) -> list[int]:
-        """After which steps the starts continued whose output comes after line `since`."""
+        """Returns the steps from which the starts after line `since` of the output continued."""
         found = (re.search(r"continues after step (\d+) of", line) for line in self.output[since:])
         return [int(match[1]) for match in found if match]
 
     def tail(self) -> str:
-        """The last lines of output."""
+        """Returns the last lines of output."""
         return "".join(self.output[-40:])
 
     def _logged(self) -> list[str]:
@@ -141,8 +141,8 @@ class Supervised:
 
 
 def on_cpu(devices: int) -> dict[str, str]:
-    """The environment of a program that sees so many devices.
+    """Returns the environment of a program that sees so many devices.
 
-    They are more than there are cores: the programs are small, and the cache has them all.
+    There may be more devices than cores, since the programs are small and are cached.
     """
     return os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}

@@ -1,9 +1,9 @@
-"""What each task makes of the captioned shapes, on one sheet; `make demo-tasks` runs it.
+"""Draws a figure with the results of each task on captioned shapes, for `make demo-tasks`.
 
   python -m bench.tasks_figure --out runs/demo/tasks.png
 
-Candidates of a prompt in the order of their CapLoss, captions of true drawings, drawings whose
-lower half is sampled again, and upsampled ones beside what needs no model.
+The figure shows the candidates of a prompt in the order of their CapLoss, captions of true
+drawings, drawings whose lower half is sampled again, and upsampled drawings beside resampled ones.
 """
 
 import argparse
@@ -26,12 +26,13 @@ PROMPTS = (
     "a large purple heart at the top left on a white background",
     "三个蓝色星形，灰色背景",
 )
-#: Of the held-out split: pairs of colour and shape that no training has shown. A row of them.
+#: A row has so many drawings of the held-out split, whose pairs of colour and shape are not in
+#: the training split.
 DRAWINGS = range(COLUMNS)
 
 
 def candidates(model: CogView, scorer: CogView) -> Image.Image:
-    """Eight images for each prompt, the best by CapLoss first."""
+    """Returns eight images for each prompt, with the least CapLoss first."""
     images, captions = [], []
     for prompt, sampled in zip(PROMPTS, model.generate(PROMPTS, COLUMNS), strict=True):
         pixels = np.stack([np.asarray(image) for image in sampled])
@@ -43,12 +44,12 @@ def candidates(model: CogView, scorer: CogView) -> Image.Image:
 
 
 def described(captioner: CogView, small: np.ndarray) -> Image.Image:
-    """Drawings with what the caption model says of them."""
+    """Returns drawings with the captions that the caption model samples."""
     return caption_grid(list(small), captioner.caption(small), COLUMNS)
 
 
 def completed(model: CogView, small: np.ndarray, texts: list[str]) -> Image.Image:
-    """The upper half that is given, and the whole that is made of it, for every drawing."""
+    """Returns the upper half of every drawing, and the whole image that completes it."""
     rows = model.codec.config.grid // 2
     given = small.copy()
     given[:, rows * model.codec.config.downsampling :] = GREY
@@ -61,7 +62,7 @@ def completed(model: CogView, small: np.ndarray, texts: list[str]) -> Image.Imag
 def upsampled(
     upsampler: CogView, small: np.ndarray, large: np.ndarray, texts: list[str]
 ) -> Image.Image:
-    """Drawings upsampled in several ways: by resampling, by the model, and as they truly are."""
+    """Returns drawings upsampled by resampling and by the model, and the true drawings."""
     ways = {
         f"given, {small.shape[1]} px": small,
         "bilinear": resampled(small, RESAMPLING["bilinear"]),
@@ -75,7 +76,7 @@ def upsampled(
 
 
 def main() -> None:
-    """Three bundles in, one image out."""
+    """Loads three bundles and writes the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", default="runs/demo/bundle")
     parser.add_argument("--caption", default="runs/demo/caption/bundle")

@@ -1,9 +1,10 @@
-"""The training step of the tutorial model against this machine's matrix products, in one run.
+"""Compares a training step of the tutorial model with the matrix products of this machine.
 
     make bench
 
-One row of 1089 positions, float32, forward and backward without the optimizer, as the official
-release was timed. Prints a table and writes bench/results/train_step.json.
+The step is a forward and backward pass of one row of 1,089 positions in float32, without the
+optimizer, as the official release was timed. The command prints a table and writes
+bench/results/train_step.json.
 """
 
 import json
@@ -29,7 +30,7 @@ REPEATS = 5
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measures, prints the table, and writes the results."""
     layout = make_layout(LayoutConfig(text_length=62), Vocabulary())
     config = TransformerConfig(
         layers=12, width=1024, heads=16, dropout=0.0, remat="none", unroll=12
@@ -52,7 +53,7 @@ def main() -> None:
     for function in (forward, both):
         jax.block_until_ready(function(params, batch))
     for _ in range(REPEATS):
-        # The peak is measured between the steps: both sides see the same machine.
+        # The peak is measured between the steps, so that both see the same machine.
         measured_matmul_peak.cache_clear()
         peaks.append(measured_matmul_peak(jnp.dtype("float32"), 2048))
         forwards.append(timed(forward, params, batch))
@@ -89,7 +90,7 @@ def main() -> None:
 
 
 def timed(function, *arguments) -> float:
-    """Seconds of one call."""
+    """Returns the seconds of one call."""
     start = time.perf_counter()
     jax.block_until_ready(function(*arguments))
     return time.perf_counter() - start

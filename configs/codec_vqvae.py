@@ -1,7 +1,7 @@
 """The paper's image tokenizer: 256 pixels to 32 x 32 codes of 8192, 512 channels, moving averages.
 
     python -m cogview_jax.train --config configs/codec_vqvae.py --workdir runs/codec \\
-        --config.data.source.path=my_pictures
+        --config.data.source.path=my_images
 
 The paper names no optimiser, batch or number of steps for this stage; these are our choice.
 """

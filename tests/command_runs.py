@@ -43,10 +43,10 @@ def kill_when(ready: Callable[[], bool], process: subprocess.Popen) -> None:
     assert process.returncode == -9
 
 
-def draw_picture(path: Path, number: int) -> list[str]:
+def write_drawing(path: Path, number: int) -> list[str]:
     """Writes a drawing; returns its captions."""
-    scene, picture = drawing(0, "train", number, 16)
-    Image.fromarray(picture).save(path, "png")
+    scene, image = drawing(0, "train", number, 16)
+    Image.fromarray(image).save(path, "png")
     return [caption(scene, "en"), caption(scene, "zh")]
 
 
@@ -72,7 +72,7 @@ class Chain:
         """Arguments of `prepare` and of the second run, with their workdir called `name`."""
         return (
             *("--config=configs/demo.py", f"--workdir={self.folder / name}", *TRAINING),
-            *("--config.data.source.kind=folder", f"--config.data.source.path={self.pictures}"),
+            *("--config.data.source.kind=folder", f"--config.data.source.path={self.images}"),
             *("--config.data.shard_size=8", f"--config.data.image_tokenizer={self.codec}/bundle"),
             *("--config.vocabulary.codes=16", "--config.vocabulary.text=400"),
             *("--config.data.text.pieces=400", "--config.layout.text_length=40"),
@@ -86,12 +86,12 @@ class Chain:
         return result
 
     @functools.cached_property
-    def pictures(self) -> Path:
-        """A folder of captioned pictures."""
-        folder = self.folder / "pictures"
+    def images(self) -> Path:
+        """A folder of captioned images."""
+        folder = self.folder / "images"
         folder.mkdir()
         files = [f"{number}.png" for number in range(PICTURES)]
-        texts = [draw_picture(folder / file, number) for number, file in enumerate(files)]
+        texts = [write_drawing(folder / file, number) for number, file in enumerate(files)]
         lines = [json.dumps({"file": f, "captions": t}) for f, t in zip(files, texts, strict=True)]
         (folder / "captions.jsonl").write_text("\n".join(lines))
         return folder

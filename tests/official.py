@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogview_jax.interop.official.names import flat, tensor_sources
 from cogview_jax.interop.official.sizes import infer_layout
 from cogview_jax.interop.official.transformer import RULES, OfficialTransformer
+from cogview_jax.interop.rules import flat, tensor_sources
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.tokenizers.vocabulary import Vocabulary

@@ -1,6 +1,6 @@
 """The slow, obvious form of the fast computations: loops, float64, nothing clever.
 
-One sequence or one picture at a time, so there is no batch, no padding and no cache to get wrong.
+One sequence or one image at a time, so there is no batch, no padding and no cache to get wrong.
 Parameters are the trees of the modules that are restated.
 """
 
@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 
-def random_like(shapes: Any, seed: int, deviation: float = 0.3) -> Any:
+def random_like(shapes: Any, seed: int, std: float = 0.3) -> Any:
     """Parameters of these shapes, none at 0 or 1, so that one left out or swapped shows."""
     generator = np.random.default_rng(seed)
 
     def fill(path: tuple, leaf: Any) -> np.ndarray:
         centre = 1.0 if path[-1].key == "scale" else 0.0
-        return (centre + deviation * generator.standard_normal(leaf.shape)).astype(np.float32)
+        return (centre + std * generator.standard_normal(leaf.shape)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
@@ -122,7 +122,7 @@ def keep_top_p(logits: Sequence[float], p: float) -> np.ndarray:
 
 
 def filtered(logits: np.ndarray, config: Any) -> np.ndarray:
-    """The logits that a token is drawn from."""
+    """The logits that a token is sampled from."""
     logits = np.asarray(logits, np.float64) / config.temperature
     return keep_top_p(keep_top_k(logits, config.top_k), config.top_p)
 
@@ -139,7 +139,7 @@ def generate(
 ) -> list[int]:
     """`count` tokens, a pass over the whole prefix for each; token i by `key` folded with i.
 
-    positions: of prompt and drawn tokens, where they do not just count.
+    positions: of prompt and sampled tokens, where they do not just count.
     """
     first, last = allowed
     row = list(prompt)
@@ -147,15 +147,15 @@ def generate(
         places = None if positions is None else positions[: len(row)]
         logits = transformer(params, model_config, row, places)[-1, first:last]
         if config.temperature == 0:
-            drawn = np.argmax(logits)
+            sampled = np.argmax(logits)
         else:
             logits = filtered(logits, config).astype(np.float32)
-            drawn = jax.random.categorical(jax.random.fold_in(key, i), logits)
-        row.append(first + int(drawn))
+            sampled = jax.random.categorical(jax.random.fold_in(key, i), logits)
+        row.append(first + int(sampled))
     return row[len(prompt) :]
 
 
-# ---- image tokenizer: pictures [h, w, c], codes [K, D]
+# ---- image tokenizer: images [h, w, c], codes [K, D]
 
 
 def convolution(x: np.ndarray, params: Any, stride: int = 1) -> np.ndarray:

@@ -169,7 +169,7 @@ def test_finetuning_differs_from_the_demo_in_what_its_file_says():
         "demo_caption": {"layout.task", "text_weight", "data.store"},
         "demo_superres": {
             *("layout.task", "layout.text_length", "prompt_weight", "data.text_tokenizer"),
-            *("data.picture_grid", "data.source.size", "data.source.train_count"),
+            *("data.image_grid", "data.source.size", "data.source.train_count"),
         },
     }.items():
         other = flat(dataclasses.asdict(read_experiment(load_config(name))))

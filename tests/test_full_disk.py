@@ -35,7 +35,7 @@ def one_line(result, *parts):
     return line
 
 
-def test_sampling_keeps_its_pictures(chain, disk, tmp_path):
+def test_sampling_keeps_its_images(chain, disk, tmp_path):
     def job(out):
         options = JobOptions(SamplingOptions(batch_size=2), 6)
         text_to_image(f"{chain.run}/bundle", str(out), ["a star"], options)
@@ -44,8 +44,8 @@ def test_sampling_keeps_its_pictures(chain, disk, tmp_path):
     kept = rf"out/unfinished/\S*png: No space left on device; the images so far are kept in {disk}"
     with pytest.raises(SystemFault, match=kept):
         job(disk / "out")
-    drawn = len(list((disk / "out" / "unfinished").glob("*.png")))
-    assert 0 < drawn < 6
+    finished = len(list((disk / "out" / "unfinished").glob("*.png")))
+    assert 0 < finished < 6
     assert not (disk / "out" / "samples.jsonl").exists()
     make_room(disk)
     job(disk / "out")

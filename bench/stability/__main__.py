@@ -1,11 +1,11 @@
-"""The paper's stability experiment (Figure 4b): five variants, figures and a table.
+"""Runs the stability experiment of the paper (Figure 4b): five variants, figures and a table.
 
   make stability
 
-reads the token store WORKDIR/tokens, trains the variants of configs/stability.py one after the
-other, and writes layers.png, growth.png, losses.png and results.json into OUT, and the table into
-OUT/README.md. Each variant leaves its whole record as WORKDIR/VARIANT.npz; one that has a record is
-not run again.
+The command reads the token store WORKDIR/tokens and trains the variants of configs/stability.py one
+after the other. It writes layers.png, growth.png, losses.png and results.json into OUT, and the
+table into OUT/README.md. The record of each variant is saved as WORKDIR/VARIANT.npz, and a variant
+that has a record is not run again.
 """
 
 import os
@@ -24,9 +24,9 @@ NAMES = ("pre_ln", "sandwich_only", "plain_attention", "pb_relax_only", "both")
 
 
 def main() -> None:
-    """Flags in, the five runs."""
-    # So that a value between two operations is no wider than float16 on any device. Read by XLA
-    # when jax is imported.
+    """Reads the flags and starts the runs."""
+    # Values between two operations then have no more than float16's precision on any device. XLA
+    # reads the flag when jax is imported.
     flag = "--xla_allow_excess_precision=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     from bench.stability.runs import run

@@ -1,4 +1,4 @@
-"""The figures of the stability experiment."""
+"""Draws the figures of the stability experiment."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 Records = Mapping[str, Record]
 Models = Mapping[str, TransformerConfig]
 
-#: Okabe and Ito's colours, which the colour-blind tell apart. The last lies under the others.
+#: Okabe and Ito's colours, which the colour-blind can tell apart. The last lies under the others.
 STYLES = (
     {"color": "#0072B2"},
     {"color": "#E69F00"},
@@ -28,16 +28,20 @@ STYLES = (
     {"color": "#D55E00"},
     {"color": "#009E73", "linewidth": 3.5, "alpha": 0.6, "zorder": 1},
 )
-#: The panel in which the failure of a quantity is shown.
+#: The failure of a quantity is shown in this panel.
 PANELS = {"main": "main", "scores": "scores", "branch": "norm_inputs", "squares": "norm_inputs"}
-#: How many steps a loss is averaged over: batches are small.
+#: A loss is averaged over so many steps, because batches are small.
 SMOOTH = 10
 
 
 def draw(records: Records, models: Models, constant: Mapping[str, float], out: Path) -> None:
-    """Writes layers.png, growth.png and losses.png into the folder `out`.
+    """Draws layers.png, growth.png and losses.png into the folder `out`.
 
-    records, models: of each variant, by its name. constant: see `constant_losses`.
+    Args:
+        records: the record of each variant, by its name.
+        models: the model of each variant, by its name.
+        constant: the losses of a model that does not see its input; see `constant_losses`.
+        out: the folder.
     """
     figures = {
         "layers": layers(records, models),
@@ -51,7 +55,7 @@ def draw(records: Records, models: Models, constant: Mapping[str, float], out: P
 
 
 def layers(records: Records, models: Models) -> Figure:
-    """The main branch by layer and step, a panel a variant; crosses where something failed."""
+    """Draws the main branch by layer and step, a panel for each variant, a cross at failures."""
     figure, panels = pyplot.subplots(
         1, len(records), figsize=(14, 3.6), sharex=True, sharey=True, layout="constrained"
     )
@@ -74,7 +78,7 @@ def layers(records: Records, models: Models) -> Figure:
 
 
 def growth(records: Records, models: Models) -> Figure:
-    """The largest values of any layer, step by step, against what float16 holds."""
+    """Draws the largest values of any layer, step by step, and the largest of float16."""
     figure, axes = pyplot.subplots(1, 3, figsize=(14, 5), sharey=True, layout="constrained")
     titles = {
         "main": "main branch",
@@ -108,7 +112,7 @@ def growth(records: Records, models: Models) -> Figure:
 
 
 def losses(records: Records, constant: Mapping[str, float]) -> Figure:
-    """Loss of text and of image tokens, averaged over steps; a cross where a run died."""
+    """Draws the losses of text and image tokens, smoothed over steps, a cross at failures."""
     figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
     kinds = {"text_loss": "text tokens", "image_loss": "image tokens"}
     for panel, (kind, title) in zip(panels, kinds.items(), strict=True):
@@ -127,7 +131,7 @@ def losses(records: Records, constant: Mapping[str, float]) -> Figure:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean of each value and up to SMOOTH - 1 before it: [S] -> [S]."""
+    """Returns the mean of each value and up to SMOOTH - 1 before it: [S] -> [S]."""
     total = np.concatenate([[0], np.cumsum(values, dtype=np.float64)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - SMOOTH, 0)
@@ -135,7 +139,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def _remark(panel: Axes, height: float, text: str) -> None:
-    """At the right edge of a panel, just above a height."""
+    """Writes a text at the right edge of a panel, just above a height."""
     place = {"transform": panel.get_yaxis_transform(), "ha": "right", "fontsize": 9}
     panel.text(0.98, 1.15 * height, text, **place)
 

@@ -1,4 +1,4 @@
-"""One run of the stability experiment, watched from inside."""
+"""Records the extreme values of one run of the stability experiment."""
 
 import dataclasses
 import json
@@ -9,6 +9,8 @@ import jax
 import numpy as np
 
 from cogview_jax.models.activation_max import ACTIVATION_MAX, layer_activation_max
+from cogview_jax.runtime.config import build
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sharding import unbox
@@ -25,11 +27,12 @@ EXTREME = ("main", "scores", "norm_inputs")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What was seen, a row for each step that was tried, skipped ones included.
+    """The values of a run, with a row for each step that was tried, also if it was skipped.
 
-    loss, text_loss, image_loss, loss_scale, overflow (1 where the step was skipped): float32 [S].
-    main, scores, norm_inputs: float32 [S, L], the largest absolute values in each layer, infinite
-    or no number where float16's range ran out (see `models.activation_max`).
+    Of type float32 [S]: loss, text_loss, image_loss, loss_scale, and overflow, which is 1 if the
+    step was skipped. Of type float32 [S, L]: main, scores and norm_inputs, the largest absolute
+    values in each layer. They are infinite or no number if they are beyond the range of float16
+    (see `models.activation_max`).
     """
 
     loss: np.ndarray
@@ -43,7 +46,7 @@ class Record:
 
     @property
     def steps(self) -> int:
-        """How many steps were tried."""
+        """Returns how many steps were tried."""
         return len(self.loss)
 
 
@@ -53,11 +56,11 @@ def record(
     batches: Iterator[Example],
     label: str,
 ) -> Record:
-    """Trains until the steps are done, or the loss scale at its floor has run out of patience.
+    """Trains until the steps are done, or until too many steps overflow at the least loss scale.
 
-    The extremes are those of the forward pass that a step differentiates: of its own parameters
-    and its own batch, also where the step is then skipped because something overflowed. A skipped
-    step leaves the parameters as they are and the next one tries the next batch.
+    The extreme values are those of the forward pass that a step differentiates, also if the step
+    is then skipped because something overflowed. A skipped step does not change the parameters, and
+    the next step tries the next batch.
     """
     steps, scale, model = experiment.train.steps, experiment.loss_scale, objective.model
     optimizer = make_optimizer(experiment.optimizer, steps)
@@ -85,20 +88,28 @@ def record(
 
 
 def save(path: Path, record: Record, experiment: TransformerExperiment) -> None:
-    """Writes a record beside the experiment it is of."""
+    """Writes a record together with its experiment."""
     with atomic_path(path) as temporary:
         np.savez_compressed(temporary, experiment=_text(experiment), **dataclasses.asdict(record))
 
 
 def load(path: Path, experiment: TransformerExperiment) -> Record | None:
-    """The record that an earlier run of the same experiment left at `path`, or None."""
+    """Returns the record of an earlier run of the same experiment at `path`, or None."""
     if not path.exists():
         return None
     with np.load(path) as file:
-        if file["experiment"].item() != _text(experiment):
+        if not _describes(file["experiment"].item(), experiment):
             return None
         return Record(*(file[field.name] for field in dataclasses.fields(Record)))
 
 
 def _text(experiment: TransformerExperiment) -> str:
     return json.dumps(dataclasses.asdict(experiment), sort_keys=True)
+
+
+def _describes(text: str, experiment: TransformerExperiment) -> bool:
+    """Returns whether `text` describes the experiment, also by earlier names of settings."""
+    try:
+        return build(TransformerExperiment, json.loads(text)) == experiment
+    except InputError:
+        return False

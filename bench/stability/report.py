@@ -1,4 +1,4 @@
-"""The numbers of the stability experiment: a table in README.md, and results.json beside it."""
+"""Writes the numbers of the stability experiment: a table in README.md, and results.json."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from bench.stability.recording import EXTREME, METRICS, Record
 from cogview_jax.runtime.files import atomic_path, write_json
 from cogview_jax.tasks.experiment import TransformerExperiment
 
-#: The table stands in README.md between these lines; what surrounds them is left alone.
+#: The table stands in README.md between these lines. The rest of the file is not changed.
 BEGIN, END = "<!-- table: written by make stability -->", "<!-- end of table -->"
 HEAD = (
     *("variant", "what failed first", "step", "layer", "largest before", "what failed then"),
@@ -25,7 +25,7 @@ WORDS = {
     "main": "main branch",
     "branch": "end of a branch",
 }
-#: Steps whose mean is the last loss, and steps between those kept in results.json.
+#: The last loss is the mean of so many steps; results.json holds one of so many steps.
 LAST, EVERY = 20, 10
 
 
@@ -35,9 +35,9 @@ def report(
     constant: Mapping[str, float],
     out: Path,
 ) -> dict[str, Any]:
-    """Writes both into the folder `out`; returns what results.json holds.
+    """Writes both into the folder `out`, and returns the content of results.json.
 
-    Values that are not finite are null there.
+    In results.json a value that is not finite is null.
     """
     results = {
         "device": jax.devices()[0].device_kind,

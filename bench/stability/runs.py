@@ -1,13 +1,15 @@
-"""The runs of the stability experiment, one after the other, then drawn and reported."""
+"""Runs the variants of the stability experiment one after the other, and reports on them."""
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.stability import figures, recording
-from bench.stability.constant import constant_losses
 from bench.stability.report import report
 from cogview_jax.data.loader import batches
 from cogview_jax.data.skipped import SkippedLog
@@ -16,19 +18,23 @@ from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import Example
 
+KINDS = ("text", "image")
+
 
 def run(
     experiments: Mapping[str, TransformerExperiment], workdir: Path, out: Path
 ) -> dict[str, Any]:
-    """Runs those of `experiments` that `workdir` has no record of, and reports on all of them.
+    """Runs the `experiments` that have no record in `workdir`, and reports on all of them.
 
     Args:
-        experiments: by the name of the variant. All see the same batches of the token store.
-        workdir: where the records are left as NAME.npz, and the store is unless they name another.
-        out: the folder of the figures, the table and results.json.
+        experiments: the experiments by the names of their variants. All see the same batches of
+            the token store.
+        workdir: the folder of the records NAME.npz, and of the store unless an experiment names
+            another.
+        out: the folder for the figures, the table and results.json.
 
     Returns:
-        What results.json holds; see `report`.
+        The content of results.json; see `report`.
     """
     records = {}
     for name, experiment in experiments.items():
@@ -50,11 +56,29 @@ def run(
     return results
 
 
+def constant_losses(stream: Iterator[Example], steps: int, vocabulary: int) -> dict[str, float]:
+    """Returns {"text_loss", "image_loss"} of the best fixed distribution over all ids.
+
+    It is the distribution of the targets in the first `steps` of `stream`, where text and image
+    tokens have the same weight. The losses are cross-entropies over these batches.
+    """
+    counts = {kind: np.zeros(vocabulary) for kind in KINDS}
+    for batch in itertools.islice(stream, steps):
+        for kind, count in counts.items():
+            weights = getattr(batch, f"{kind}_weights").ravel()
+            count += np.bincount(batch.targets.ravel(), weights, vocabulary)
+    total = sum(counts.values())
+    entropies = -np.log(np.where(total > 0, total, 1) / total.sum())
+    return {
+        f"{kind}_loss": float(count @ entropies / count.sum()) for kind, count in counts.items()
+    }
+
+
 @contextlib.contextmanager
 def _opened(
     experiment: TransformerExperiment, workdir: Path
 ) -> Iterator[tuple[TransformerTask, Iterator[Example]]]:
-    """The task of an experiment, and its batches from the first on."""
+    """Returns the task of an experiment, and its batches from the first on."""
     task = TransformerTask(experiment, Workdir(workdir))
     stream = batches(
         task.source(),

@@ -10,7 +10,7 @@ from cogview_jax.runtime.faults import system_error
 
 @functools.cache
 def silence() -> None:
-    """Drops these messages for the rest of the program; all other messages are still shown.
+    """Drops these messages for the rest of the program. All other messages are still shown.
 
     Orbax logs the exceptions of its threads and raises them again where they are joined. When one
     of several writes has failed, Orbax closes its event loop. Writes that end later then report the

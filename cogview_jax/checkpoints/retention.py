@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept."""
+"""Decides which checkpoints of a run are kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +10,11 @@ from cogview_jax.runtime.errors import InputError
 class Retention:
     """Keeps the newest checkpoints, some at regular steps, and the best ones.
 
-    latest: how many of the newest are kept, at least one. every: checkpoints whose step is a
-    multiple of it are kept for good; 0 for none. best: how many with the lowest `metric` are kept.
+    Attributes:
+        latest: how many of the newest are kept, at least one.
+        every: checkpoints whose step is a multiple of it are kept for good; 0 for none.
+        best: how many checkpoints with the lowest `metric` are kept.
+        metric: the name of a metric in metrics.jsonl.
     """
 
     latest: int = 2
@@ -36,8 +39,8 @@ class Retention:
         """Returns the steps whose checkpoints are kept.
 
         Args:
-            metrics: the metrics of every checkpoint, by step. A checkpoint that lacks `metric` is
-                no candidate for the best. Of equal ones the newer is better.
+            metrics: the metrics of every checkpoint, by step. A checkpoint without `metric` cannot
+                be one of the best. If two are equal, the newer one is better.
         """
         steps = sorted(metrics)
         periodic = [step for step in steps if self.every and step % self.every == 0]

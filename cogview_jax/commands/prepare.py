@@ -6,7 +6,7 @@ Trains the text tokenizer unless the config names one, encodes every image with 
 command continues; finished, it does nothing.
 
   python -m cogview_jax.prepare --config configs/tutorial.py --workdir runs/tutorial \\
-      --config.data.source.path=my_pictures --config.data.image_tokenizer=runs/codec/bundle
+      --config.data.source.path=my_images --config.data.image_tokenizer=runs/codec/bundle
 """
 
 from cogview_jax.commands.experiment_flag import experiment_flag

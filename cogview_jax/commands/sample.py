@@ -42,7 +42,7 @@ from absl import flags
 from cogview_jax.runtime import command_line
 from cogview_jax.runtime.bounds import (
     MOST_CANDIDATES,
-    MOST_PICTURES,
+    MOST_IMAGES,
     MOST_ROUNDS,
     MOST_ROWS,
     need_flag,
@@ -129,7 +129,7 @@ def main() -> int:
         The exit status, which says whether a prompt of the file was bad.
     """
     # Before the libraries are loaded that take seconds.
-    need_flag(NUM_IMAGES, MOST_PICTURES)
+    need_flag(NUM_IMAGES, MOST_IMAGES)
     need_flag(BATCH_SIZE, MOST_ROWS)
     need_flag(WINDOW_CANDIDATES, MOST_CANDIDATES)
     need_flag(BACK_PROJECTION, MOST_ROUNDS, least=0)

@@ -20,7 +20,7 @@ from cogview_jax.commands.sample_inputs import (
 )
 from cogview_jax.commands.sample_outputs import Sample, write_images
 from cogview_jax.pipeline.cogview import CogView
-from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PICTURES, MOST_ROUNDS, need_count
+from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_IMAGES, MOST_ROUNDS, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.engine import SamplingRequest
 from cogview_jax.sampling.options import SamplingConfig
@@ -87,7 +87,7 @@ def text_to_image(
     Raises:
         InputError: a bundle, a number or a prompt that is needed is wrong.
     """
-    need_count("number of images", len(prompts) * options.num_images, MOST_PICTURES, 0)
+    need_count("number of images", len(prompts) * options.num_images, MOST_IMAGES, 0)
     model, scorer, upsampler = options.load(bundle), None, None
     model.need("transformer", "text", "codec")
     model.need_task("text_to_image")
@@ -290,7 +290,7 @@ def _samples(
 
     numbers: of what is given, in the names of the files; 0, 1 and so on where None.
     """
-    need_count("number of images", len(given) * options.num_images, MOST_PICTURES, 0)
+    need_count("number of images", len(given) * options.num_images, MOST_IMAGES, 0)
     numbers = range(len(given)) if numbers is None else numbers
     return [
         Sample(

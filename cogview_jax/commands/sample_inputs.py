@@ -12,7 +12,7 @@ from cogview_jax.data.records import BadRecord, printable
 from cogview_jax.data.transforms import center_crop
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load
-from cogview_jax.runtime.bounds import MOST_PICTURES, need_count
+from cogview_jax.runtime.bounds import MOST_IMAGES, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import is_fault, reason
 from cogview_jax.runtime.files import text_lines
@@ -40,7 +40,7 @@ class JobOptions:
     long_prompts: Literal["cut", "refuse"] = "cut"
 
     def __post_init__(self):
-        need_count("--num_images", self.num_images, MOST_PICTURES)
+        need_count("--num_images", self.num_images, MOST_IMAGES)
 
     def load(self, bundle: str) -> CogView:
         """The bundle, computing in the `precision`, and treating prompts as `long_prompts` says."""
@@ -54,7 +54,7 @@ def read_prompts(given: Sequence[str], file: str | None, needed: bool = True) ->
 
     Raises:
         InputError: a flag's prompt is no text, the file cannot be read or is no UTF-8, there are
-            more prompts than MOST_PICTURES, or none at all though some is `needed`.
+            more prompts than MOST_IMAGES, or none at all though some is `needed`.
     """
     prompts = list(given)
     for prompt in prompts:
@@ -62,7 +62,7 @@ def read_prompts(given: Sequence[str], file: str | None, needed: bool = True) ->
     if file:
         try:
             data = _read_prompts(file)
-            need_count(f"--prompts {file}: number of lines", data.count(b"\n"), MOST_PICTURES, 0)
+            need_count(f"--prompts {file}: number of lines", data.count(b"\n"), MOST_IMAGES, 0)
             lines = text_lines(data)
         except (OSError, ValueError) as error:
             if is_fault(error):
@@ -73,7 +73,7 @@ def read_prompts(given: Sequence[str], file: str | None, needed: bool = True) ->
         prompts += [line.strip() for line in lines if line.strip()]
     if needed and not prompts:
         raise InputError("no prompt: give --prompt TEXT (repeatable) or --prompts FILE")
-    need_count("number of prompts", len(prompts), MOST_PICTURES, 0)
+    need_count("number of prompts", len(prompts), MOST_IMAGES, 0)
     return prompts
 
 

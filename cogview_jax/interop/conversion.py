@@ -1,4 +1,4 @@
-"""From the official release's files to a bundle, and back."""
+"""Converts the files of the official release to a bundle, and a bundle to such files."""
 
 import dataclasses
 import sys
@@ -27,23 +27,29 @@ from cogview_jax.tokenizers.text import TextTokenizer
 
 Part = TypeVar("Part", CodecPart, TransformerPart)
 
-#: What lies in the folder that is given back.
+#: The names in the folder that `to_official` writes.
 TRANSFORMER, IMAGE_TOKENIZER = "transformer", "image_tokenizer.pt"
 TEXT_TOKENIZER = "text_tokenizer.model"
-#: What is kept where the machine fails.
+#: Said if the machine fails while `{}` is written.
 NOTHING_WRITTEN = "{} is as it was, and the same command starts anew"
-#: What is taken where nothing tells: the released image tokenizer's grid, the pretraining task.
+#: Assumed if neither a file nor a flag tells: the grid of the released image tokenizer, and the
+#: pretraining task.
 GRID, TASK = 32, "text_to_image"
 
 
 @dataclasses.dataclass(frozen=True)
 class Official:
-    """Official files, and settings that they do not hold; None for what is not given.
+    """Official files, and settings that the files do not hold. None means that one is not given.
 
-    transformer: the folder with the tracker file. image_tokenizer: the torch file. text_tokenizer:
-    the SentencePiece model. num_heads: of the transformer. codes: image codes in its vocabulary,
-    where no image tokenizer tells. pieces: text pieces in it, where no text tokenizer does. grid:
-    rows and columns of an image's codes. layout_task: the sequence the transformer was trained on.
+    Attributes:
+        transformer: the folder with the tracker file.
+        image_tokenizer: the torch file.
+        text_tokenizer: the SentencePiece model.
+        num_heads: the number of attention heads of the transformer.
+        codes: the number of image codes in its vocabulary, needed if there is no image tokenizer.
+        pieces: the number of text pieces in its vocabulary, needed if there is no text tokenizer.
+        grid: rows and columns of the codes of an image.
+        layout_task: the task whose sequences the transformer was trained on.
     """
 
     transformer: str | None = None
@@ -56,17 +62,17 @@ class Official:
     layout_task: str | None = None
 
 
-#: Settings that say something of a transformer alone.
+#: These settings describe a transformer.
 OF_A_TRANSFORMER = ("num_heads", "codes", "pieces", "layout_task")
 
 
 def convert(
     source: str | None, target: str | None, official: Official, bundle: str | None, out: str
 ) -> None:
-    """Goes in the direction that was asked for: see `from_official` and `to_official`.
+    """Converts in the given direction; see `from_official` and `to_official`.
 
     Raises:
-        InputError: none or both were asked for, or a setting belongs to the other one.
+        InputError: no direction or both are given, or a setting belongs to the other direction.
     """
     if (source is None) == (target is None):
         raise InputError("expected either --source official or --target official")
@@ -94,14 +100,14 @@ def _give_back(official: Official, bundle: str | None, out: str) -> None:
 
 
 def from_official(official: Official, out: str) -> None:
-    """Writes the bundle `out` from one, two or three official parts, in the types they have.
+    """Writes the bundle `out` from one, two or three official parts, without changing their types.
 
-    What is assumed of a part that is not given is said on standard error, and so is what is
-    dropped. A bundle that is at `out` is replaced.
+    Standard error says what is assumed about a part that is not given, and which arrays are
+    dropped. A bundle at `out` is replaced.
 
     Raises:
-        InputError: a file cannot be read, or is of another model; the parts do not fit each other;
-            something else than a bundle is at `out`.
+        InputError: a file cannot be read or holds another model, the parts do not fit each other,
+            or `out` exists and is no bundle.
     """
     path = Path(out)
     if not _free(path) and not (path / "bundle.json").is_file():
@@ -130,12 +136,12 @@ def from_official(official: Official, out: str) -> None:
 
 
 def to_official(bundle: str, out: str) -> None:
-    """Writes the parts of a bundle as official files into the folder `out`; whole or not at all.
+    """Writes the parts of a bundle as official files into the folder `out`, whole or not at all.
 
     The transformer becomes OUT/transformer/ with its tracker file, the image tokenizer
-    OUT/image_tokenizer.pt, the text tokenizer OUT/text_tokenizer.model, in the types they lie in;
-    what came from official files gets the names and the iteration it had. What the official code
-    computes otherwise than the bundle was trained to is said on standard error.
+    OUT/image_tokenizer.pt, and the text tokenizer OUT/text_tokenizer.model. Types do not change.
+    Parts that came from official files get the names and the iteration that they had there.
+    Standard error says where the official code computes something else than the trained model.
 
     Raises:
         InputError: the official code cannot hold an architecture, or `out` is not empty.
@@ -177,7 +183,7 @@ def to_official(bundle: str, out: str) -> None:
 
 
 def _check(official: Official) -> None:
-    """Refuses settings that do not belong together, before a file is read."""
+    """Checks the settings before a file is read."""
     if not (official.transformer or official.image_tokenizer or official.text_tokenizer):
         raise InputError(
             "nothing to convert: give --transformer, --image_tokenizer or --text_tokenizer"
@@ -198,7 +204,7 @@ def _transformer_part(
     codec: OfficialCodec | None,
     text: TextTokenizer | None,
 ) -> TransformerPart:
-    """The transformer with the vocabulary and the layout that it and its companions tell."""
+    """Returns the transformer, with the vocabulary and the layout that the three parts tell."""
     if codec is not None and official.codes not in (None, codec.codes):
         raise InputError(
             f"--codes {official.codes}, but {codec.file} has a codebook of {codec.codes}"
@@ -212,7 +218,7 @@ def _transformer_part(
     vocabulary = infer_vocabulary(opened.vocabulary_size, codes, pieces)
     task = TASK if official.layout_task is None else official.layout_task
     layout = infer_layout(opened.positions, official.grid, task)
-    make_layout(layout, vocabulary)  # refuses a task it does not know
+    make_layout(layout, vocabulary)  # It refuses an unknown task.
     assert official.num_heads is not None, "`_check` has refused that"
     part = opened.part(official.num_heads, vocabulary, layout)
     config = part.config
@@ -246,13 +252,13 @@ def _codec_part(codec: OfficialCodec, grid: int | None) -> CodecPart:
 
 
 def _progress(*parts: CodecPart | TransformerPart | None) -> Progress:
-    """Counts the arrays of some parts."""
+    """Returns a progress bar for the arrays of some parts."""
     count = sum(len(jax.tree.leaves(part.params)) for part in parts if part is not None)
     return Progress(count, "convert", unit="array")
 
 
 def _reporting(part: Part, progress: Progress) -> Part:
-    """The part, every array of which reports that it is made."""
+    """Returns the part, each of whose arrays reports to `progress` when it is made."""
 
     def reporting(array: Deferred) -> Deferred:
         def make() -> np.ndarray:
@@ -266,7 +272,7 @@ def _reporting(part: Part, progress: Progress) -> Part:
 
 
 def _free(path: Path) -> bool:
-    """Whether nothing would be lost there."""
+    """Returns whether nothing is lost if `path` is written."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 

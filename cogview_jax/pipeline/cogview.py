@@ -92,7 +92,7 @@ class CogView:
             keywords: see `CogView`.
 
         Raises:
-            InputError: no prompt or no image, more images than MOST_PICTURES, or a prompt that is
+            InputError: no prompt or no image, more images than MOST_IMAGES, or a prompt that is
                 blank, no text, or too long.
         """
         self.parts.need("transformer", "text", "codec")

@@ -6,7 +6,7 @@ import numpy as np
 
 from cogview_jax.pipeline.parts import Parts
 from cogview_jax.pipeline.prompts import Prompts
-from cogview_jax.runtime.bounds import MOST_PICTURES, need_count
+from cogview_jax.runtime.bounds import MOST_IMAGES, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.engine import SamplingRequest, Span
@@ -42,12 +42,12 @@ class Generation:
         """`num_images` for every prompt: int32 [prompts, num_images, grid, grid].
 
         Raises:
-            InputError: as `sample_codes`; no prompt, no image, or more than MOST_PICTURES.
+            InputError: as `sample_codes`; no prompt, no image, or more than MOST_IMAGES.
         """
         self.parts.need("transformer", "text")
         if not len(prompts):
             raise InputError("generate needs a list of at least one prompt")
-        need_count("num_images", num_images, MOST_PICTURES // len(prompts))
+        need_count("num_images", num_images, MOST_IMAGES // len(prompts))
         requests = [
             SamplingRequest(prompt, options.seed, index, options.config())
             for prompt in prompts
@@ -69,7 +69,7 @@ class Generation:
         Raises:
             InputError: as `complete_codes`.
         """
-        need_count("num_images", num_images, MOST_PICTURES)
+        need_count("num_images", num_images, MOST_IMAGES)
         requests = [
             SamplingRequest(text, options.seed, index, options.config())
             for index in range(num_images)

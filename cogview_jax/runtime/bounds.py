@@ -1,29 +1,29 @@
-"""Upper bounds of counts that users give, so that no request exhausts the memory."""
+"""Upper bounds for the counts that users give, so that no request exhausts the memory."""
 
 from absl.flags import FlagHolder
 
 from cogview_jax.runtime.errors import InputError
 
-#: Images of one job or call: what is listed of so many takes about a gigabyte of memory. The
-#: paper's largest evaluation is 60 candidates for each of 30,000 captions, two such jobs.
-MOST_PICTURES = 1_000_000
-#: Rows of one batch: 64 times the number from which on more gain little (docs/benchmarks.md).
-#: Logits and caches of so many are gigabytes even of a small model.
+#: Images of one job or call. The list of so many takes about a gigabyte of memory. The largest
+#: evaluation of the paper, 60 candidates for each of 30,000 captions, needs two such jobs.
+MOST_IMAGES = 1_000_000
+#: Rows of one batch. A 64th of them is as fast (docs/benchmarks.md), and even the logits and caches
+#: of a small model take gigabytes for so many.
 MOST_ROWS = 4096
-#: Candidates of a window, and rounds of back-projection: far more than gain anything.
+#: Candidates of a window, and rounds of back-projection. Far fewer already gain all there is.
 MOST_CANDIDATES, MOST_ROUNDS = 1024, 1024
-#: Images of each split at most, candidates counted: by then a share is known to within .2%.
+#: Images of each split in a benchmark, with all candidates. They give a share to within 0.2%.
 MOST_PROMPTS = 100_000
 
 
 def need_flag(flag: FlagHolder, most: int, least: int = 1) -> None:
-    """`need_count` of a flag of a command, if it was given."""
+    """Checks the value of a flag with `need_count`, if the flag was given."""
     if flag.value is not None:
         need_count(f"--{flag.name}", flag.value, most, least)
 
 
 def need_count(name: str, value: int, most: int, least: int = 1) -> None:
-    """InputError for a number below `least` or above `most`, by its name."""
+    """Raises InputError if the count `name` is below `least` or above `most`."""
     if value < least:
         raise InputError(f"{name} {value}: expected at least {least}")
     if value > most:

@@ -1,14 +1,15 @@
-"""What the hardware could do at best: the denominator of every efficiency figure.
+"""Peak rates and memory of the hardware, against which efficiency is measured.
 
 Model FLOPs utilisation (PaLM, Chowdhery et al. 2022, appendix B) is
 
     MFU = model FLOPs per second / (devices x peak FLOPs per second of one device)
 
-where model FLOPs are those of the mathematics (6 a parameter and token, plus attention), not those
-that rematerialisation adds. Likewise decoding is held against the bytes it must read a token over
-`memory_bandwidth`. Makers' figures are used where the device is known (dense, without sparsity);
-elsewhere, as on CPUs, the peak is what a large matrix product reaches, or a program that reaches
-more: other work may take the cores while the product is measured.
+where model FLOPs are those of the mathematics (6 for each parameter and token, plus attention),
+without those that rematerialisation adds. For decoding, the bound is the number of bytes that a
+token has to read, divided by `memory_bandwidth`. If the device is known, the peaks are the figures
+of its maker (dense, without sparsity). For other devices, such as CPUs, the peak is the rate of a
+large matrix product. Other work may take the cores while that is measured, so a program may reach
+more; the peak is then the rate of that program.
 """
 
 import contextlib
@@ -48,14 +49,14 @@ class Accelerator:
 
     @property
     def name(self) -> str:
-        """What users call it."""
+        """Returns the name that users give."""
         return self.kind.removesuffix("?")
 
 
-# `kind` is sought as whole words in `device.device_kind`; the first match counts.
+# `kind` is searched for as whole words in `device.device_kind`, and the first match counts.
 ACCELERATORS = (
     Accelerator("V100-SXM2-32GB", 15.7, 125, 15.7, 0.9, 34.4),
-    Accelerator("V100", 15.7, 125, 15.7, 0.9, 17.2),  # no bfloat16 tensor cores
+    Accelerator("V100", 15.7, 125, 15.7, 0.9, 17.2),  # It has no bfloat16 tensor cores.
     Accelerator("A100-SXM4-80GB", 312, 312, 156, 2.039, 85.9),
     Accelerator("A100 80GB PCIe", 312, 312, 156, 1.935, 85.9),
     Accelerator("A100", 312, 312, 156, 1.555, 42.9),
@@ -75,10 +76,10 @@ ACCELERATORS = (
 
 
 def accelerator(name: str) -> Accelerator:
-    """The table's row that a user means: "H100", "v5p", "V100-SXM2-32GB", in any case.
+    """Returns the row for a name such as "H100", "v5p" or "V100-SXM2-32GB", in any case.
 
     Raises:
-        InputError: there is none; the message has the choices.
+        InputError: there is no such row; the message lists the choices.
     """
     wanted = name.casefold().removeprefix("tpu ")
     for row in ACCELERATORS:
@@ -89,7 +90,7 @@ def accelerator(name: str) -> Accelerator:
 
 
 def known(device_kind: str) -> Accelerator | None:
-    """The table's row for a `device.device_kind`, None where there is none."""
+    """Returns the row for a `device.device_kind`, or None if there is none."""
     for row in ACCELERATORS:
         if re.search(rf"\b{row.kind}\b", device_kind):
             return row
@@ -97,34 +98,36 @@ def known(device_kind: str) -> Accelerator | None:
 
 
 def peak_flops(device: jax.Device, dtype: DTypeLike) -> float:
-    """Peak FLOPs per second of one device for matrix products in `dtype`.
+    """Returns the peak FLOPs per second of one device for matrix products in `dtype`.
 
-    Devices that are not in the table are measured once (a moment on a CPU). CPU devices share one
-    machine, however many jax was told to make of it, so each counts as its part. A CPU's peak is
-    that of float32 for all types: XLA may widen to it those whose own products are slower.
+    A device that is not in the table is measured once, which takes a moment on a CPU. All CPU
+    devices of jax share one machine, so each has an equal part of its peak. The peak of a CPU is
+    that of float32 for all types, because XLA may compute the others in float32.
     """
     row = known(device.device_kind)
     if row is not None:
         return getattr(row, jnp.dtype(dtype).name) * 1e12
     if device.platform == "cpu":
         return measured_matmul_peak(jnp.dtype("float32")) / _sharers(device)
-    # As large and as many as it takes for their start not to count.
+    # The products are so large and so many that the time to start them does not matter.
     return measured_matmul_peak(jnp.dtype(dtype), 8192, 10)
 
 
 def memory_bandwidth(device: jax.Device) -> float:
-    """Peak bytes per second between one device and its memory; measured where unknown.
+    """Returns the peak bytes per second between one device and its memory.
 
-    CPU devices share one machine, however many jax was told to make of it: each has its part.
+    It is measured if the device is unknown. All CPU devices of jax share one machine, so each has
+    an equal part.
     """
     row = known(device.device_kind)
     return row.bandwidth * 1e12 if row is not None else measured_bandwidth() / _sharers(device)
 
 
 def machine() -> dict[str, Any]:
-    """What the last bits of a run's numbers depend on, as JSON has it.
+    """Returns, as JSON values, what the last bits of the numbers of a run depend on.
 
-    On a CPU also the number of cores this process may use: XLA cuts long sums by it.
+    On a CPU this includes the number of cores that this process may use, because XLA splits long
+    sums by it.
     """
     device = jax.devices()[0]
     found = {
@@ -134,22 +137,22 @@ def machine() -> dict[str, Any]:
         "jax": jax.__version__,
     }
     if device.platform == "cpu":
-        # Not every system lets a process ask which cores are its own.
+        # Some systems do not tell a process which cores it may use.
         own = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
         found["cores"] = len(own(0))
     return found
 
 
 def device_memory() -> dict[str, float]:
-    """device_memory: the most bytes that this process's first device held; nothing on CPUs."""
+    """Returns the peak bytes in use on the first device as `device_memory`; empty on CPUs."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return {"device_memory": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
 
 
 def free_memory(device: jax.Device) -> int | None:
-    """Bytes that programs may still take on one device; None where that cannot be known.
+    """Returns the bytes that programs may still take on one device; None if they are unknown.
 
-    Of a GPU or TPU as its allocator counts; of a CPU the machine's, shared by its jax devices.
+    For a GPU or TPU the allocator counts them. The devices of a CPU share those of the machine.
     """
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
@@ -158,17 +161,23 @@ def free_memory(device: jax.Device) -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
-        return None  # no Linux
+        return None  # The system is not Linux.
     available = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
     return int(available[0]) * 1024 // _sharers(device) if available else None
 
 
 @functools.cache
 def measured_matmul_peak(dtype: DTypeLike = jnp.float32, n: int = 1024, chained: int = 1) -> float:
-    """FLOPs per second of the fastest of several jitted [n, n] @ [n, n], on the default device.
+    """Returns the FLOPs per second of the fastest of several jitted [n, n] @ [n, n].
 
-    Of random numbers: a GPU is faster on zeros, which cost it less power. chained: products
-    between two looks at the clock; an accelerator needs some for its start not to count.
+    They run on the default device. The numbers are random, because a GPU is faster on zeros, which
+    need less power.
+
+    Args:
+        dtype: the type of the matrices.
+        n: rows and columns.
+        chained: how many products are timed together. With one, an accelerator would mostly be
+            waiting for the next to start.
     """
     # The magnitude of a random matrix stays the same when it is multiplied by this.
     factor = (jax.random.normal(random_key(0), (n, n)) / n**0.5).astype(dtype)
@@ -178,11 +187,15 @@ def measured_matmul_peak(dtype: DTypeLike = jnp.float32, n: int = 1024, chained:
 
 @functools.cache
 def measured_bandwidth(megabytes: int = 512, chained: int = 1) -> float:
-    """Bytes per second, read, of the fastest of several jitted products of a matrix and a vector.
+    """Returns the bytes read per second by the fastest of several matrix-vector products.
 
-    Reading alone, as decoding does: what is written comes on top on some machines and not on
-    others. The matrix is in one part for each core of a CPU, which reads each with one thread.
-    chained: see `measured_matmul_peak`.
+    Decoding, too, mostly reads. Bytes that are written cost extra time on some machines and not on
+    others, so they are few here. The matrix has one part for each core of a CPU, because XLA reads
+    each part with one thread.
+
+    Args:
+        megabytes: the size of the matrix.
+        chained: see `measured_matmul_peak`.
     """
     width, parts = 1024, (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     rows = megabytes * 2**20 // (4 * width * parts)
@@ -200,11 +213,16 @@ def measured_bandwidth(megabytes: int = 512, chained: int = 1) -> float:
 def _shortest(
     function: Callable[[jax.Array], jax.Array], x: jax.Array, repeats: int = 10, chained: int = 1
 ) -> float:
-    """The least seconds of a call over several trials, each on the result of the one before.
+    """Returns the shortest time of a call in seconds; each call gets the result of the last.
 
-    chained: calls of a trial. Several let an accelerator start the next while the host waits.
+    Args:
+        function: the function to time.
+        x: the argument of the first call.
+        repeats: how many times are measured.
+        chained: how many calls are timed together. If there are several, an accelerator can start
+            the next while the host waits.
     """
-    x = function(x).block_until_ready()  # compiles
+    x = function(x).block_until_ready()  # Compiles the function.
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -220,10 +238,10 @@ def _sharers(device: jax.Device) -> int:
 
 
 def trim_heap() -> None:
-    """Gives back what the C library keeps for later, where it can (glibc's malloc_trim).
+    """Returns freed memory to the system, if the C library can (glibc's malloc_trim).
 
-    Arrays of some megabytes come from its heap, and what they leave behind stays with the process:
-    after a model of gigabytes was read, hundreds of megabytes.
+    Arrays of some megabytes come from the heap of the C library, which keeps them when they are
+    freed: hundreds of megabytes after a model of gigabytes was read.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -9,7 +9,7 @@ from jaxtyping import Key
 
 from cogview_jax.runtime.errors import InputError
 
-#: Settings of jax under which Threefry gives other numbers, and what they have to be.
+#: Settings of jax that change the numbers of Threefry, and the values that they need.
 _NEEDED = {"jax_threefry_partitionable": True, "jax_random_seed_offset": 0}
 
 
@@ -23,7 +23,7 @@ def random_key(seed: int) -> Key[jax.Array, ""]:
         found = getattr(jax.config, name)
         if found != needed:
             raise InputError(
-                f"{name.upper()} is {found}: the same seeds would draw other numbers; leave it at"
+                f"{name.upper()} is {found}: the same seeds would give other numbers; leave it at"
                 f" {needed}"
             )
     return jax.random.key(seed, impl="threefry2x32")

@@ -8,13 +8,16 @@ parameter that no axis splits.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from cogview_jax.runtime.errors import InputError
+
+ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)
 
 #: name of a dimension -> the mesh axes that split it (None: every device holds all of it).
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -68,7 +71,7 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
     return PartitionSpec(*axes)
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+def constrain(x: ArrayT, *names: str | None) -> ArrayT:
     """`x` with its sharding pinned to `names` under `jax.set_mesh`; `x` itself outside any mesh.
 
     A batch that its mesh axes do not divide, such as a few images sampled during training, is left

@@ -107,7 +107,7 @@ def prefill(
 
 
 @jax.jit
-def spread(sequences: Sequences, rows: jax.Array, keys: jax.Array) -> Sequences:
+def expand(sequences: Sequences, rows: jax.Array, keys: jax.Array) -> Sequences:
     """Sequences that go on from the same prompts: number i from `rows[i]`, with `keys[i]`.
 
     The cache of a prompt is so computed once for all its candidates. Not for sparse attention,
@@ -125,7 +125,7 @@ def spread(sequences: Sequences, rows: jax.Array, keys: jax.Array) -> Sequences:
     return Sequences(token, position, cache_mask, cache, sequences.slot, keys, sequences.sampled)
 
 
-def stages(model: Transformer, prompt: int, count: int) -> list[int]:
+def segment_lengths(model: Transformer, prompt: int, count: int) -> list[int]:
     """How many tokens are sampled with each size of the cache: `count` in all.
 
     XLA reads all slots of a cache for every token, empty ones too. On a CPU a cache therefore
@@ -260,7 +260,7 @@ def in_parts(
         positions: int32 [B, P], of the prompts' tokens, where they are not simply counted; what is
             sampled counts on from the last.
         given: int32 [B, C], tokens that are known already; -1 is sampled.
-        rows: int32 [B], which of the prompts each row continues (`spread`); its own where None.
+        rows: int32 [B], which of the prompts each row continues (`expand`); its own where None.
         every: a part ends where so many tokens are sampled since the last such place, and where the
             cache grows.
         model: the transformer of `params`.
@@ -274,17 +274,17 @@ def in_parts(
         int32 [B, n], the n adding up to C.
     """
     sampled, sequences = 0, None
-    for stage in stages(model, tokens.shape[1], count):
+    for length in segment_lengths(model, tokens.shape[1], count):
         if sequences is None:
             own = keys[: len(tokens)]
             sequences = prefill(
-                params, tokens, valid, own, positions, model=model, count=stage, first=first
+                params, tokens, valid, own, positions, model=model, count=length, first=first
             )
             if rows is not None:
-                sequences = spread(sequences, rows, keys)
+                sequences = expand(sequences, rows, keys)
         else:
-            sequences = grow(sequences, stage)
-        end = sampled + stage
+            sequences = grow(sequences, length)
+        end = sampled + length
         while sampled < end:
             part = min(every - sampled % every, end - sampled)
             known = None if given is None else given[:, sampled : sampled + part]

@@ -14,9 +14,10 @@ from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.sampling.windows import Window, WindowPlan
 from cogview_jax.tokenizers.layout import left_padded
 
-#: Picture's number, a window's source codes -> what stands before its target, and the positions.
+#: From the number of an image and the source codes of a window: the tokens before its target, and
+#: the positions.
 Head = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
-#: A window, what was sampled for it [b, candidates, rows, columns] -> which candidate stays, [b].
+#: From a window and its samples [b, candidates, rows, columns]: which candidate is kept, [b].
 Choose = Callable[[Window, np.ndarray], np.ndarray]
 
 

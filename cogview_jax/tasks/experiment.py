@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import jax
 
@@ -139,12 +140,15 @@ class TokenData:
         encode_batch: images encoded at a time.
         encode_precision: type of the encoder's arithmetic, whatever the precision of training;
             another type finds other codes.
-        picture_grid: rows and columns of the codes of a whole image (of the larger one where a
+        image_grid: rows and columns of the codes of a whole image (of the larger one where a
             record has two), if training cuts random windows of `layout.grid` out of it; 0 where
             images have `layout.grid`.
         shard_size: records of a shard of the store.
         max_skipped: the share of records that may be unreadable or without a caption.
     """
+
+    #: Names of settings in the configs of earlier runs, and what they are called now.
+    RENAMED: ClassVar[Mapping[str, str]] = MappingProxyType({"picture_grid": "image_grid"})
 
     source: SourceConfig
     store: str = ""
@@ -154,7 +158,7 @@ class TokenData:
     text_records: int = 1_000_000
     encode_batch: int = 64
     encode_precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    picture_grid: int = 0
+    image_grid: int = 0
     shard_size: int = 8192
     max_skipped: float = 0.05
 
@@ -162,7 +166,7 @@ class TokenData:
         require_paths(self, "store", "image_tokenizer", "text_tokenizer")
         require_range(self, "text_records", "shard_size", at_least=1)
         require_range(self, "encode_batch", at_least=1, at_most=2**16)
-        require_range(self, "picture_grid", at_least=0, at_most=2**10)
+        require_range(self, "image_grid", at_least=0, at_most=2**10)
         require_range(self, "max_skipped", at_least=0, at_most=1)
         if not self.source.require_captions:
             raise InputError(
@@ -229,16 +233,16 @@ class TransformerExperiment:
     @property
     def image_grids(self) -> list[int]:
         """Rows and columns of the codes of a whole image, for each image region of the layout."""
-        whole = self.data.picture_grid or self.layout.grid
+        whole = self.data.image_grid or self.layout.grid
         images = make_layout(self.layout, self.vocabulary).images
         return [region.grid * whole // self.layout.grid for region in images]
 
     def __post_init__(self):
-        whole, window = self.data.picture_grid, self.layout.grid
+        whole, window = self.data.image_grid, self.layout.grid
         odd = self.layout.task == "super_resolution" and whole % 2
         if whole and (whole < window or odd):
             raise InputError(
-                f"data.picture_grid {whole} with layout.grid {window}: expected at least that, and"
+                f"data.image_grid {whole} with layout.grid {window}: expected at least that, and"
                 " an even number for super_resolution, or 0 for the same"
             )
         require_range(self, "drop_captions", at_least=0, at_most=1)

@@ -122,7 +122,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
         },
         meta={
             "layout": experiment.layout.task,
-            "grid": data.picture_grid or experiment.layout.grid,
+            "grid": data.image_grid or experiment.layout.grid,
             "grids": grids,
             "codebook": model.codec.config.codebook,
             "pieces": len(text_tokenizer),
@@ -196,11 +196,11 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
         )
     given = Bundle(experiment.data.image_tokenizer)
     codec = given.codec().config
-    window, whole = experiment.layout.grid, experiment.data.picture_grid
+    window, whole = experiment.layout.grid, experiment.data.image_grid
     # Either image of super-resolution may have the size that the codec was trained on.
     learned = codec.grid in experiment.image_grids
     wanted = {
-        "data.picture_grid" if whole else "layout.grid": (
+        "data.image_grid" if whole else "layout.grid": (
             whole or window,
             (whole or window) if learned else codec.grid,
         ),

@@ -87,10 +87,10 @@ class TransformerTask:
                 " choose another data.store"
             )
         wanted = {
-            "grid": experiment.data.picture_grid or experiment.layout.grid,
+            "grid": experiment.data.image_grid or experiment.layout.grid,
             "codebook": experiment.vocabulary.codes,
         }
-        whole = "data.picture_grid" if experiment.data.picture_grid else "layout.grid"
+        whole = "data.image_grid" if experiment.data.image_grid else "layout.grid"
         names = {"grid": whole, "codebook": "vocabulary.codes"}
         for key, value in wanted.items():
             if (own := getattr(meta, key)) != value:

@@ -1,14 +1,23 @@
-"""What a prompt has to be, whatever becomes of it."""
+"""Checks prompts, whichever task they are for."""
 
 from cogview_jax.runtime.errors import InputError
 
-#: No text region holds nearly as many; a longer prompt is a file given by mistake.
+#: No text region holds nearly as many characters. A longer prompt is a file given by mistake.
 MOST_CHARACTERS = 4096
 _SHOWN = 60
 
 
-def need_text(prompt: str, *, blank: bool = False) -> None:
-    """InputError for what no text tokenizer should get; `blank`: whether it may hold nothing."""
+def need_text(prompt: object, *, blank: bool = False) -> None:
+    """Checks that a text tokenizer can encode a prompt.
+
+    Args:
+        prompt: the value that a user gave; it may be of any type.
+        blank: whether the prompt may hold nothing but spaces.
+
+    Raises:
+        InputError: it is no text, is longer than MOST_CHARACTERS, is blank, or holds a NUL
+            character or a surrogate.
+    """
     if not isinstance(prompt, str):
         raise InputError(f"prompt {repr(prompt)[:_SHOWN]}: expected a text")
     if len(prompt) > MOST_CHARACTERS:
@@ -29,5 +38,5 @@ def need_text(prompt: str, *, blank: bool = False) -> None:
 
 
 def shown(prompt: str) -> str:
-    """The beginning of a prompt, in one line that can be printed."""
+    """Returns the beginning of a prompt as one line that can be printed."""
     return repr(prompt[:_SHOWN])

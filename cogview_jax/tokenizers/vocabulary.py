@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -57,7 +58,7 @@ class Vocabulary:
         return self.commands_start + COMMANDS.index(name)
 
 
-def token_ids(values: Sequence[int] | np.ndarray, what: str) -> Int32[np.ndarray, "..."]:
+def token_ids(values: Sequence[Any] | np.ndarray, what: str) -> Int32[np.ndarray, "..."]:
     """Ids as an int32 array of the same shape.
 
     Args:

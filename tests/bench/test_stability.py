@@ -11,12 +11,11 @@ from PIL import Image
 
 import tiny
 from bench.stability import recording
-from bench.stability.constant import constant_losses
 from bench.stability.failures import Failure, failures
 from bench.stability.figures import SMOOTH, smoothed
 from bench.stability.recording import EXTREME, METRICS, Record
 from bench.stability.report import BEGIN, END
-from bench.stability.runs import run
+from bench.stability.runs import constant_losses, run
 from cogview_jax.models.attention import causal_mask
 from cogview_jax.models.block import Block
 from cogview_jax.models.config import TransformerConfig
@@ -128,8 +127,8 @@ def test_results_are_a_table_figures_and_numbers(finished):
     ]
     assert table["`both`"][:2] == ["nothing", "-"]
     for name in ("layers", "growth", "losses"):
-        with Image.open(out / f"{name}.png") as picture:
-            assert min(picture.size) > 300
+        with Image.open(out / f"{name}.png") as image:
+            assert min(image.size) > 300
     kept = recording.load(workdir / "both.npz", experiments["both"])
     assert kept.main.shape == (STEPS["both"], 16)
     curves = results["variants"]["both"]["curves"]
@@ -145,8 +144,23 @@ def test_a_recorded_variant_is_not_run_again(finished, monkeypatch):
     assert recording.load(workdir / "none.npz", other) is None
 
 
+def test_a_record_with_earlier_names_of_settings_is_found(finished, tmp_path):
+    experiments, workdir, *_ = finished
+    with np.load(workdir / "both.npz") as file:
+        arrays = dict(file)
+    settings = json.loads(arrays["experiment"].item())
+    settings["data"]["picture_grid"] = settings["data"].pop("image_grid")
+    settings["model"]["init_deviation"] = settings["model"].pop("init_std")
+    np.savez(tmp_path / "both.npz", **arrays | {"experiment": json.dumps(settings)})
+    found = recording.load(tmp_path / "both.npz", experiments["both"])
+    np.testing.assert_array_equal(found.main, arrays["main"])
+    settings["model"]["init_deviation"] *= 2
+    np.savez(tmp_path / "both.npz", **arrays | {"experiment": json.dumps(settings)})
+    assert recording.load(tmp_path / "both.npz", experiments["both"]) is None
+
+
 def batch_of(step, rows=4):
-    """Captions and codes drawn by numpy."""
+    """Captions and codes from numpy's random numbers."""
     rng = np.random.default_rng([7, step])
     layout = make_layout(LAYOUT, VOCABULARY)
     examples = [
@@ -186,7 +200,7 @@ def test_the_record_is_of_the_parameters_and_batch_of_each_step(root):
         np.testing.assert_allclose(seen.loss[number], metrics["loss"], rtol=1e-5)
 
 
-def drawn(steps=4, layers=3, **values):
+def record_of(steps=4, layers=3, **values):
     """A record of ones, with `values` in place of some of its arrays."""
     ones = {name: np.ones(steps, np.float32) for name in METRICS}
     ones |= {name: np.ones((steps, layers), np.float32) for name in EXTREME}
@@ -202,24 +216,24 @@ RELAXED = TransformerConfig()
 def test_the_first_failure_is_found_by_step_then_layer_then_order_of_computation():
     spread = [[1, 1, 1], [2, 9, 4], [1, INF, NAN], [INF, NAN, NAN]]
     # Scores that are no number make the rest of their layer so too: they were first.
-    found = failures(drawn(scores=spread, main=spread, norm_inputs=spread), RELAXED)
+    found = failures(record_of(scores=spread, main=spread, norm_inputs=spread), RELAXED)
     assert found == [Failure("scores", step=2, layer=1, before=9)]
     # A layer further back counts more than the order within a layer.
     early = [[1, 1, 1], [2, 9, 40], [INF, NAN, NAN], [1, 1, 1]]
-    found = failures(drawn(scores=spread, main=early, norm_inputs=spread), RELAXED)
+    found = failures(record_of(scores=spread, main=early, norm_inputs=spread), RELAXED)
     assert found == [Failure("branch", step=2, layer=0, before=40)]
     # Without Sandwich-LN a LayerNorm reads the main branch.
-    found = failures(drawn(scores=spread, main=early, norm_inputs=spread), PLAIN)
+    found = failures(record_of(scores=spread, main=early, norm_inputs=spread), PLAIN)
     assert found[0] == Failure("main", step=2, layer=0, before=40)
-    assert failures(drawn(), RELAXED) == failures(drawn(), PLAIN) == []
+    assert failures(record_of(), RELAXED) == failures(record_of(), PLAIN) == []
 
 
 def test_squares_fail_above_the_root_of_the_largest_number():
     inputs = [[1, 1, 1], [200, 255.5, 255], [2, 300, 256], [1, INF, INF]]
-    found = failures(drawn(norm_inputs=inputs), SANDWICH)
+    found = failures(record_of(norm_inputs=inputs), SANDWICH)
     squares = Failure("squares", step=2, layer=1, before=255.5)
     assert found == [squares, Failure("branch", step=3, layer=1, before=300)]
-    assert failures(drawn(norm_inputs=inputs), RELAXED) == found[1:]
+    assert failures(record_of(norm_inputs=inputs), RELAXED) == found[1:]
     assert np.isfinite(np.float16(255.5) ** 2)
     with np.errstate(over="ignore"):
         assert np.isinf(np.float16(256) ** 2)

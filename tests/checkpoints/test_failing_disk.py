@@ -26,7 +26,7 @@ from cogview_jax.runtime import faults
 folder, flag, passing = Path(sys.argv[1]), Path(os.environ["FAIL_WHILE"]), []
 
 
-class Pictures:
+class Images:
     def __len__(self):
         return 4
 
@@ -36,7 +36,7 @@ class Pictures:
 
 write_store(
     folder / "failing",
-    Pictures(),
+    Images(),
     lambda records: [([np.array([1])], np.array([int(record.key)])) for record in records],
     plan={}, meta={}, batch_size=1, shard_size=2, skipped=SkippedLog(folder),
 )

@@ -1,4 +1,4 @@
-"""The commands, run as programs: one chain from pictures to a report; killed runs; mistakes."""
+"""The commands, run as programs: one chain from images to a report; killed runs; mistakes."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def samples(chain, tmp_path_factory):
-    """Two pictures for each prompt, two prompts by flags and one in a file."""
+    """Two images for each prompt, two prompts by flags and one in a file."""
     out = tmp_path_factory.mktemp("samples") / "out"
     (chain.folder / "prompts.txt").write_text(f"\n {PROMPTS[2]} \n", encoding="utf-8")
     chain.succeed(
@@ -151,8 +151,8 @@ def test_a_killed_training_run_goes_on_to_the_bits_of_the_unbroken_one(chain, ki
     assert metrics(workdir) == metrics(unbroken)
     assert_equal(last_state(workdir), last_state(unbroken))
     for step in (6, 12):
-        picture = Path("samples") / f"step_{step:08d}.png"
-        assert (workdir / picture).read_bytes() == (unbroken / picture).read_bytes()
+        image = Path("samples") / f"step_{step:08d}.png"
+        assert (workdir / image).read_bytes() == (unbroken / image).read_bytes()
     ours, theirs = (cogview_jax.load(run / "bundle") for run in (workdir, unbroken))
     assert_equal(ours.parts.codec_part.codebook, theirs.parts.codec_part.codebook)
     assert_equal(ours.parts.codec_part.params, theirs.parts.codec_part.params)
@@ -233,12 +233,12 @@ def test_samples_are_listed_in_order_and_are_what_the_model_decodes(chain, sampl
     model = cogview_jax.load(chain.run / "bundle")
     codes = model.generate_codes(PROMPTS, 2, 5, sampling=SamplingConfig(), batch_size=6)
     np.testing.assert_array_equal(pixels, model.decode(codes.reshape(6, 4, 4)))
-    # The same prompt and index are the same picture; another index is another.
+    # The same prompt and index are the same image; another index is another.
     np.testing.assert_array_equal(pixels[0], pixels[4])
     assert not np.array_equal(codes[0, 0], codes[0, 1])
 
 
-def test_a_report_is_that_of_the_models_own_pictures(chain, tmp_path):
+def test_a_report_is_that_of_the_models_own_images(chain, tmp_path):
     report = tmp_path / "deep" / "report.json"
     result = chain.succeed(
         *("evaluate", f"--bundle={chain.run}/bundle", f"--out={report}", "--num_prompts=4"),
@@ -247,8 +247,8 @@ def test_a_report_is_that_of_the_models_own_pictures(chain, tmp_path):
     model = cogview_jax.load(chain.run / "bundle")
 
     def generate(texts):
-        drawn = model.generate(texts, 1, 3, sampling=SamplingConfig(top_k=5), batch_size=4)
-        return np.stack([[np.asarray(picture)] for (picture,) in drawn])
+        sampled = model.generate(texts, 1, 3, sampling=SamplingConfig(top_k=5), batch_size=4)
+        return np.stack([[np.asarray(image)] for (image,) in sampled])
 
     expected = generation_report(
         generate, lambda x: model.decode(model.encode(x)), size=16, count=4, seed=3
@@ -330,7 +330,7 @@ def mistakes(chain, tmp_path_factory):
             *("sample", bundle, out, "--task=caption", "--image=a.png"),
             "--rerank_with=nowhere",
         ),
-        "image to draw": ("sample", bundle, prompt, out, "--image=a.png"),
+        "image for a task without one": ("sample", bundle, prompt, out, "--image=a.png"),
         "rows of nothing": ("sample", bundle, prompt, out, "--keep_rows=2"),
         "candidates for nobody": ("evaluate", bundle, out, "--candidates=4"),
         "negative guidance": ("sample", bundle, prompt, out, "--guidance=-1"),
@@ -379,7 +379,7 @@ SAID = {
     "fewer rounds than none": "--back_projection -1: expected at least 0",
     "described prompt": "--task caption finds the text itself: it takes no prompt",
     "reranked captions": "--rerank_with is for --task text_to_image, not caption",
-    "image to draw": (
+    "image for a task without one": (
         "--image is for --task complete, super_resolution, caption, rerank, not text_to_image"
     ),
     "rows of nothing": "--keep_rows is for --task complete, not text_to_image",

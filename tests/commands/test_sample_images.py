@@ -69,8 +69,8 @@ def test_bad_prompts_of_a_file_are_left_out_and_the_others_drawn(chain, tmp_path
     """The others keep their numbers, and are what they are without the bad ones."""
     prompts = ["a star", "red " * 1025, "a ring", "a\0b", "caf\udce9", "red " * 60]
     bundle, out = f"{chain.run}/bundle", tmp_path / "out"
-    draws = job(seed=5, long_prompts="refuse")
-    assert text_to_image(bundle, str(out), prompts, draws, needed=1) == 4
+    options = job(seed=5, long_prompts="refuse")
+    assert text_to_image(bundle, str(out), prompts, options, needed=1) == 4
     said = capsys.readouterr().err
     for number, reason in (
         (2, "has 4100 characters, expected at most 4096"),
@@ -90,17 +90,17 @@ def test_bad_prompts_of_a_file_are_left_out_and_the_others_drawn(chain, tmp_path
         np.asarray(Image.open(out / "images" / "00002_000.png")), np.asarray(expected)
     )
     with pytest.raises(InputError, match="has 4100 characters"):
-        text_to_image(bundle, f"{tmp_path}/none", prompts, draws, needed=2)
+        text_to_image(bundle, f"{tmp_path}/none", prompts, options, needed=2)
     with pytest.raises(InputError, match="has 4100 characters"):
-        text_to_image(bundle, f"{tmp_path}/none", prompts[1:2], draws, needed=0)
+        text_to_image(bundle, f"{tmp_path}/none", prompts[1:2], options, needed=0)
     with pytest.raises(InputError, match="number of images 3000000: expected at most 1000000"):
         text_to_image(bundle, f"{tmp_path}/none", ["a"] * 3, job(num_images=10**6))
     assert not (tmp_path / "none").exists()
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Two files, one of them larger than the codec's pictures and no square, and one broken."""
+def image_files(tmp_path):
+    """Two files, one of them larger than the codec's images and no square, and one broken."""
     generator = np.random.default_rng(0)
     for name, shape in (("a", (32, 32, 3)), ("b", (48, 40, 3))):
         pixels = generator.integers(0, 256, shape).astype(np.uint8)
@@ -109,23 +109,23 @@ def pictures(tmp_path):
     return [str(tmp_path / f"{name}.png") for name in ("a", "b", "broken")]
 
 
-def test_pictures_are_completed_into_a_folder(chain, tmp_path, pictures):
-    draws, out = job(num_images=2, seed=5), tmp_path / "out"
-    complete(f"{chain.run}/bundle", str(out), pictures[:2], ["a red circle"], None, draws)
+def test_images_are_completed_into_a_folder(chain, tmp_path, image_files):
+    options, out = job(num_images=2, seed=5), tmp_path / "out"
+    complete(f"{chain.run}/bundle", str(out), image_files[:2], ["a red circle"], None, options)
     lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     model = load(chain.run / "bundle")
     rows = model.codec.config.grid // 2
     assert [(line["image"], line["index"]) for line in lines] == [
-        (file, index) for file in pictures[:2] for index in range(2)
+        (file, index) for file in image_files[:2] for index in range(2)
     ]
     assert {(line["prompt"], line["seed"], line["keep_rows"]) for line in lines} == {
         ("a red circle", 5, rows)
     }
-    for file, (start, stop) in zip(pictures, ((0, 2), (2, 4)), strict=False):
+    for file, (start, stop) in zip(image_files, ((0, 2), (2, 4)), strict=False):
         square = center_crop(np.asarray(Image.open(file)), model.codec.config.image_size)
         expected = model.complete(square, rows, "a red circle", 2, 5)
-        for line, picture in zip(lines[start:stop], expected, strict=True):
-            np.testing.assert_array_equal(np.asarray(Image.open(out / line["file"])), picture)
+        for line, image in zip(lines[start:stop], expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(Image.open(out / line["file"])), image)
     assert (out / "grid.png").is_file()
 
 
@@ -139,9 +139,9 @@ def test_pictures_are_completed_into_a_folder(chain, tmp_path, pictures):
     ],
 )
 def test_what_cannot_be_completed_leaves_nothing(
-    chain, tmp_path, pictures, which, prompts, keep_rows, message
+    chain, tmp_path, image_files, which, prompts, keep_rows, message
 ):
-    images, out = [pictures[i] for i in which], tmp_path / "out"
+    images, out = [image_files[i] for i in which], tmp_path / "out"
     with pytest.raises(InputError, match=message):
         complete(f"{chain.run}/bundle", str(out), images, prompts, keep_rows, job())
     assert not out.exists()
@@ -156,14 +156,14 @@ def lines_of(file):
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def test_captions_are_written_in_the_order_of_the_pictures(captioner, tmp_path, pictures):
-    out, files = tmp_path / "out", [pictures[1], pictures[0]]
-    draws = job(seed=3, sampling=SamplingConfig(temperature=1.0))
-    caption(captioner, str(out), files, draws)
+def test_captions_are_written_in_the_order_of_the_images(captioner, tmp_path, image_files):
+    out, files = tmp_path / "out", [image_files[1], image_files[0]]
+    options = job(seed=3, sampling=SamplingConfig(temperature=1.0))
+    caption(captioner, str(out), files, options)
     model = load(captioner)
     size = model.codec.config.image_size
     squares = [center_crop(np.asarray(Image.open(file)), size) for file in files]
-    expected = model.caption(np.stack(squares), 3, sampling=draws.sampling.sampling)
+    expected = model.caption(np.stack(squares), 3, sampling=options.sampling.sampling)
     assert expected[0] != expected[1]
     assert lines_of(out / "captions.jsonl") == [
         {"image": file, "caption": text, "seed": 3}
@@ -172,8 +172,8 @@ def test_captions_are_written_in_the_order_of_the_pictures(captioner, tmp_path, 
     assert (out / "grid.png").is_file()
 
 
-def test_pairs_are_scored_and_ranked_within_a_prompt(captioner, tmp_path, pictures):
-    a, b, _ = pictures
+def test_pairs_are_scored_and_ranked_within_a_prompt(captioner, tmp_path, image_files):
+    a, b, _ = image_files
     files, texts = [a, b, a, b], ["a red circle", "a red circle", "a blue star", "a red ring"]
     rerank(captioner, str(tmp_path / "out"), files, texts, job(batch_size=3))
     lines = lines_of(tmp_path / "out" / "scores.jsonl")
@@ -191,16 +191,16 @@ def test_pairs_are_scored_and_ranked_within_a_prompt(captioner, tmp_path, pictur
 
 
 def test_the_candidates_that_a_caption_model_finds_likeliest_stay(chain, captioner, tmp_path):
-    prompts, draws = ["a red circle", "a blue star"], job(num_images=5, seed=2, batch_size=4)
+    prompts, options = ["a red circle", "a blue star"], job(num_images=5, seed=2, batch_size=4)
     base, out = f"{chain.run}/bundle", tmp_path / "out"
-    text_to_image(base, str(out), prompts, draws, Reranking(captioner, keep=2))
-    drawn = load(base).generate(prompts, 5, 2)
+    text_to_image(base, str(out), prompts, options, Reranking(captioner, keep=2))
+    sampled = load(base).generate(prompts, 5, 2)
     scorer = load(captioner)
     lines, scored = lines_of(out / "samples.jsonl"), lines_of(out / "scores.jsonl")
     assert [line["prompt"] for line in lines] == [prompts[0]] * 2 + [prompts[1]] * 2
     assert [line["rank"] for line in scored] == [1, 2, 3, 4, 5] * 2
     for number, prompt in enumerate(prompts):
-        scores = scorer.score(np.stack([np.asarray(x) for x in drawn[number]]), [prompt] * 5)
+        scores = scorer.score(np.stack([np.asarray(x) for x in sampled[number]]), [prompt] * 5)
         order = np.argsort(scores).tolist()
         mine = lines[2 * number : 2 * number + 2]
         assert [line["index"] for line in mine] == order[:2]
@@ -209,15 +209,15 @@ def test_the_candidates_that_a_caption_model_finds_likeliest_stay(chain, caption
         np.testing.assert_allclose([x["score"] for x in all_five], scores[order], atol=1e-5)
         assert [x["file"] for x in all_five] == [line["file"] for line in mine] + [None] * 3
         for line in mine:
-            picture = np.asarray(Image.open(out / line["file"]))
-            np.testing.assert_array_equal(picture, np.asarray(drawn[number][line["index"]]))
+            image = np.asarray(Image.open(out / line["file"]))
+            np.testing.assert_array_equal(image, np.asarray(sampled[number][line["index"]]))
     assert len(list((out / "images").iterdir())) == 4
 
 
 def test_bundles_of_the_wrong_task_and_bad_pairs_leave_nothing(
-    chain, captioner, tmp_path, pictures
+    chain, captioner, tmp_path, image_files
 ):
-    base, out, a = f"{chain.run}/bundle", str(tmp_path / "out"), pictures[:1]
+    base, out, a = f"{chain.run}/bundle", str(tmp_path / "out"), image_files[:1]
     several, guided = job(num_images=2), job(sampling=SamplingConfig(guidance=2.0))
     for call, message in (
         (lambda: caption(base, out, a, job()), "trained for text_to_image, this needs caption"),
@@ -225,7 +225,7 @@ def test_bundles_of_the_wrong_task_and_bad_pairs_leave_nothing(
             lambda: caption(captioner, out, [], job()),
             "--task caption needs an image: --image FILE",
         ),
-        (lambda: caption(captioner, out, pictures, job()), "broken.png cannot be read"),
+        (lambda: caption(captioner, out, image_files, job()), "broken.png cannot be read"),
         (lambda: caption(captioner, out, a, several), "--num_images 2: --task caption writes one"),
         (lambda: caption(captioner, out, a, guided), "guidance 2.0: a caption has none"),
         (lambda: rerank(captioner, out, a, ["x"], guided), "guidance 2.0: a score has none"),
@@ -278,10 +278,12 @@ def upsampling_bundle(chain, path, **changes):
 def test_three_bundles_in_one_command_do_what_they_do_one_after_the_other(
     chain, captioner, upsampler, tmp_path
 ):
-    prompts, draws = ["a red circle", "a blue star"], job(num_images=3, seed=2)
+    prompts, options = ["a red circle", "a blue star"], job(num_images=3, seed=2)
     base, best = f"{chain.run}/bundle", Reranking(captioner, keep=1)
-    text_to_image(base, str(tmp_path / "chain"), prompts, draws, best, upsampler, Upsampling(3, 2))
-    text_to_image(base, str(tmp_path / "small"), prompts, draws, best)
+    text_to_image(
+        base, str(tmp_path / "chain"), prompts, options, best, upsampler, Upsampling(3, 2)
+    )
+    text_to_image(base, str(tmp_path / "small"), prompts, options, best)
     small = lines_of(tmp_path / "small" / "samples.jsonl")
     files = [str(tmp_path / "small" / line["file"]) for line in small]
     once = job(seed=2)
@@ -297,8 +299,8 @@ def test_three_bundles_in_one_command_do_what_they_do_one_after_the_other(
             (line["small"], tmp_path / "small" / before["file"]),
             (line["file"], tmp_path / "large" / after["file"]),
         ):
-            picture = (tmp_path / "chain" / file).read_bytes()
-            assert picture == expected.read_bytes()
+            image = (tmp_path / "chain" / file).read_bytes()
+            assert image == expected.read_bytes()
         assert Image.open(tmp_path / "chain" / line["file"]).size == (32, 32)
     assert lines_of(tmp_path / "chain" / "scores.jsonl") == lines_of(
         tmp_path / "small" / "scores.jsonl"
@@ -308,26 +310,26 @@ def test_three_bundles_in_one_command_do_what_they_do_one_after_the_other(
     }
 
 
-def test_a_magnifier_that_reads_no_text_needs_none(chain, upsampler, tmp_path):
+def test_an_upsampler_that_reads_no_text_needs_none(chain, upsampler, tmp_path):
     _, drawing = shapes.drawing(0, "train", 3, 16)
     Image.fromarray(drawing).save(tmp_path / "a.png")
-    files, draws = [str(tmp_path / "a.png")], job()
+    files, options = [str(tmp_path / "a.png")], job()
     blind = upsampling_bundle(chain, tmp_path / "blind", text_length=0)
     for out, prompts in (("bare", []), ("told", ["a red circle " * 40])):
-        super_resolution(blind, str(tmp_path / out), files, prompts, draws, temperature=0)
+        super_resolution(blind, str(tmp_path / out), files, prompts, options, temperature=0)
     bare, told = (lines_of(tmp_path / out / "samples.jsonl")[0] for out in ("bare", "told"))
     assert (bare["prompt"], told["prompt"]) == ("", "a red circle " * 40)
-    pictures = [(tmp_path / out / bare["file"]).read_bytes() for out in ("bare", "told")]
-    assert pictures[0] == pictures[1]
-    (picture,) = load(blind).super_resolve(drawing[None], sampling=SamplingConfig(temperature=0))
-    np.testing.assert_array_equal(Image.open(tmp_path / "bare" / bare["file"]), picture)
+    images = [(tmp_path / out / bare["file"]).read_bytes() for out in ("bare", "told")]
+    assert images[0] == images[1]
+    (image,) = load(blind).super_resolve(drawing[None], sampling=SamplingConfig(temperature=0))
+    np.testing.assert_array_equal(Image.open(tmp_path / "bare" / bare["file"]), image)
     with pytest.raises(InputError, match=r"no prompt: the model of \S+ has learned with texts"):
-        super_resolution(upsampler, str(tmp_path / "refused"), files, [], draws)
+        super_resolution(upsampler, str(tmp_path / "refused"), files, [], options)
     with pytest.raises(InputError, match="super_resolve got 1 images and 0 texts"):
         load(upsampler).super_resolve(drawing[None])
 
 
-def test_a_magnifier_that_does_not_fit_is_refused_at_once(chain, upsampler, tmp_path):
+def test_an_upsampler_that_does_not_fit_is_refused_at_once(chain, upsampler, tmp_path):
     base, out = f"{chain.run}/bundle", tmp_path / "out"
     tiny = retold(chain, tmp_path / "tiny", "super_resolution")
     for bundle, prompt, message in (
@@ -358,7 +360,7 @@ def stopped(monkeypatch, method, after, call):
 
 
 def counted(monkeypatch, method):
-    """How many pictures `method` draws from here on, a number a call."""
+    """How many images `method` samples from here on, a number a call."""
     whole, counts = getattr(METHODS[method], method), []
 
     def counting(*args, **kwargs):
@@ -379,21 +381,21 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("task", ["text_to_image", "complete", "super_resolution"])
-def test_an_interrupted_job_goes_on_with_the_missing_pictures(
-    chain, captioner, upsampler, tmp_path, pictures, monkeypatch, capsys, task
+def test_an_interrupted_job_goes_on_with_the_missing_images(
+    chain, captioner, upsampler, tmp_path, image_files, monkeypatch, capsys, task
 ):
-    base, files = f"{chain.run}/bundle", [pictures[i] for i in (0, 1, 0)]
-    prompts, draws = ["a red circle", "a star", "two rings"], job(num_images=3, batch_size=4)
+    base, files = f"{chain.run}/bundle", [image_files[i] for i in (0, 1, 0)]
+    prompts, options = ["a red circle", "a star", "two rings"], job(num_images=3, batch_size=4)
     method, count, run = {
         "text_to_image": (
             "sample_codes",
             9,
-            lambda out: text_to_image(base, out, prompts, draws, Reranking(captioner, 2)),
+            lambda out: text_to_image(base, out, prompts, options, Reranking(captioner, 2)),
         ),
         "complete": (
             "complete_codes",
             9,
-            lambda out: complete(base, out, files, prompts, 2, draws),
+            lambda out: complete(base, out, files, prompts, 2, options),
         ),
         "super_resolution": (
             "upsample_codes",
@@ -412,13 +414,13 @@ def test_an_interrupted_job_goes_on_with_the_missing_pictures(
     assert before.items() <= after.items()
     first = len([name for name in after if name.startswith("unfinished/") and "png" in name])
     assert 1 <= first < count
-    # One that was cut off, as by a failing power supply, is drawn again.
+    # One that was cut off, as by a failing power supply, is sampled again.
     damaged = next(out.glob("unfinished/*.png"))
     damaged.write_bytes(damaged.read_bytes()[:60])
-    drawn = counted(monkeypatch, method)
+    sampled = counted(monkeypatch, method)
     capsys.readouterr()
     run(str(out))
-    assert drawn == [count - first + 1]
+    assert sampled == [count - first + 1]
     said = capsys.readouterr().err
     assert f"unfinished has {first - 1} of {count} images: going on" in said
     whole, left = contents(tmp_path / "whole"), contents(out)
@@ -430,16 +432,16 @@ def test_a_chain_that_was_interrupted_while_enlarging_keeps_its_candidates(
     chain, captioner, upsampler, tmp_path, monkeypatch
 ):
     base, prompts = f"{chain.run}/bundle", ["a red circle", "a star", "two rings"]
-    draws, best = job(num_images=2, batch_size=4), Reranking(captioner, 1)
+    options, best = job(num_images=2, batch_size=4), Reranking(captioner, 1)
 
     def run(out):
-        text_to_image(base, str(tmp_path / out), prompts, draws, best, upsampler, Upsampling(2))
+        text_to_image(base, str(tmp_path / out), prompts, options, best, upsampler, Upsampling(2))
 
     run("whole")
     stopped(monkeypatch, "upsample_codes", 1, lambda: run("out"))
-    drawn, larger = counted(monkeypatch, "sample_codes"), counted(monkeypatch, "upsample_codes")
+    sampled, larger = counted(monkeypatch, "sample_codes"), counted(monkeypatch, "upsample_codes")
     run("out")
-    assert (drawn, larger) == ([], [1])
+    assert (sampled, larger) == ([], [1])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -447,10 +449,10 @@ def test_what_another_job_left_unfinished_is_not_taken_over(chain, tmp_path, mon
     base, out, prompts = f"{chain.run}/bundle", tmp_path / "out", ["a red circle", "a star"]
     once = job(batch_size=1)
     stopped(monkeypatch, "sample_codes", 1, lambda: text_to_image(base, str(out), prompts, once))
-    drawn = counted(monkeypatch, "sample_codes")
+    sampled = counted(monkeypatch, "sample_codes")
     other = job(batch_size=1, seed=1)
     text_to_image(base, str(out), prompts, other)
-    assert drawn == [2]
+    assert sampled == [2]
     assert "images of another job (of another seed): they are sampled anew" in (
         capsys.readouterr().err
     )
@@ -493,7 +495,7 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_any_work(tmp_path, name
         raise AssertionError("the work began")
 
 
-def test_a_file_in_the_place_of_the_pictures_is_found_before_any_work(tmp_path):
+def test_a_file_in_the_place_of_the_images_is_found_before_any_work(tmp_path):
     (tmp_path / "images").write_text("mine")
     with pytest.raises(InputError, match="images is a file"), held_output(str(tmp_path)):
         raise AssertionError("the work began")
@@ -510,18 +512,18 @@ def test_a_folder_of_something_else_is_left_alone(chain, tmp_path):
 
 def test_a_job_that_cannot_be_read_is_drawn_anew(chain, tmp_path, monkeypatch, capsys):
     base, out = f"{chain.run}/bundle", tmp_path / "out"
-    draws = job(num_images=2, batch_size=1)
+    options = job(num_images=2, batch_size=1)
     stopped(
-        monkeypatch, "sample_codes", 1, lambda: text_to_image(base, str(out), ["a star"], draws)
+        monkeypatch, "sample_codes", 1, lambda: text_to_image(base, str(out), ["a star"], options)
     )
     (out / "unfinished" / "job.json").write_text("{")
-    drawn = counted(monkeypatch, "sample_codes")
-    text_to_image(base, str(out), ["a star"], draws)
-    assert drawn == [2]
+    sampled = counted(monkeypatch, "sample_codes")
+    text_to_image(base, str(out), ["a star"], options)
+    assert sampled == [2]
     assert "of another job.json, which cannot be read" in capsys.readouterr().err
 
 
-def test_scores_of_an_earlier_job_do_not_stay_beside_pictures_without(chain, captioner, tmp_path):
+def test_scores_of_an_earlier_job_do_not_stay_beside_images_without(chain, captioner, tmp_path):
     base, out = f"{chain.run}/bundle", tmp_path / "out"
     text_to_image(base, str(out), ["a star"], job(), Reranking(captioner))
     assert (out / "scores.jsonl").is_file()
@@ -529,29 +531,31 @@ def test_scores_of_an_earlier_job_do_not_stay_beside_pictures_without(chain, cap
     assert not (out / "scores.jsonl").exists()
 
 
-def test_pictures_are_enlarged_into_a_folder(chain, tmp_path, pictures):
+def test_images_are_enlarged_into_a_folder(chain, tmp_path, image_files):
     """The chain's weights, told to be those of a super-resolution of 2 x 2 codes to 4 x 4."""
     path, out = tmp_path / "bundle", tmp_path / "out"
     retold(chain, path, "super_resolution")
-    texts, draws = ["a red circle", "a blue star"], job(seed=4)
-    super_resolution(str(path), str(out), pictures[:2], texts, draws, upsampling=Upsampling(2, 1))
+    texts, options = ["a red circle", "a blue star"], job(seed=4)
+    super_resolution(
+        str(path), str(out), image_files[:2], texts, options, upsampling=Upsampling(2, 1)
+    )
     model, lines = load(path), lines_of(out / "samples.jsonl")
-    squares = [center_crop(np.asarray(Image.open(file)), 8) for file in pictures[:2]]
+    squares = [center_crop(np.asarray(Image.open(file)), 8) for file in image_files[:2]]
     kept = {"window_candidates": 2, "back_projection": 1}
     expected = model.super_resolve(np.stack(squares), texts, 4, **kept)
     assert [(line["image"], line["prompt"], line["seed"]) for line in lines] == [
-        (file, text, 4) for file, text in zip(pictures, texts, strict=False)
+        (file, text, 4) for file, text in zip(image_files, texts, strict=False)
     ]
-    for line, picture in zip(lines, expected, strict=True):
-        assert picture.size == (16, 16)
-        np.testing.assert_array_equal(np.asarray(Image.open(out / line["file"])), picture)
+    for line, image in zip(lines, expected, strict=True):
+        assert image.size == (16, 16)
+        np.testing.assert_array_equal(np.asarray(Image.open(out / line["file"])), image)
     for call, message in (
-        (lambda: (str(path), pictures, texts[:1], draws), "broken.png cannot be read"),
-        (lambda: (str(path), pictures[:1], [" "], draws), "prompt ' ' holds no text"),
-        (lambda: (str(path), pictures[:1], texts[:1], draws, 16), "upsamples those of 8"),
-        (lambda: (str(path), pictures[:1], texts[:1], job(num_images=2)), "--num_images 2"),
+        (lambda: (str(path), image_files, texts[:1], options), "broken.png cannot be read"),
+        (lambda: (str(path), image_files[:1], [" "], options), "prompt ' ' holds no text"),
+        (lambda: (str(path), image_files[:1], texts[:1], options, 16), "upsamples those of 8"),
+        (lambda: (str(path), image_files[:1], texts[:1], job(num_images=2)), "--num_images 2"),
         (
-            lambda: (f"{chain.run}/bundle", pictures[:1], texts[:1], draws),
+            lambda: (f"{chain.run}/bundle", image_files[:1], texts[:1], options),
             "trained for text_to_image, this needs super_resolution",
         ),
     ):

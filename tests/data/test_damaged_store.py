@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from data.test_token_store import PLAN, Pictures, contents, write
+from data.test_token_store import PLAN, Images, contents, write
 
 from cogview_jax.data.token_records import encode_record
 from cogview_jax.data.token_store import TokenStore
@@ -96,7 +96,7 @@ def test_fewer_examples_than_the_manifest_says_are_noticed(store):
     rewrite(store, manifest)
     reader = TokenStore(store)
     refused(lambda: reader[5], "the file has 4 examples, but the manifest says 5")
-    assert reader[0].key == "picture/0"
+    assert reader[0].key == "image/0"
     with pytest.raises(IndexError):
         reader[20]
 
@@ -198,10 +198,10 @@ def test_a_store_of_before_is_read(store, tmp_path):
 def test_a_store_begun_before_is_finished(tmp_path):
     """Its plan says nothing of a place, and so do all of its records."""
     (tmp_path / "store").mkdir()
-    plan = {"records": len(Pictures()), "shard_size": 5, **PLAN}
+    plan = {"records": len(Images()), "shard_size": 5, **PLAN}
     (tmp_path / "store" / "plan.json").write_text(json.dumps(plan))
     assert write(tmp_path)
-    assert [TokenStore(tmp_path / "store")[i].key for i in (0, 18)] == ["picture/0", "picture/19"]
+    assert [TokenStore(tmp_path / "store")[i].key for i in (0, 18)] == ["image/0", "image/19"]
 
 
 def test_a_machine_without_open_files_is_no_damage(store, monkeypatch):
@@ -218,4 +218,4 @@ def test_a_machine_without_open_files_is_no_damage(store, monkeypatch):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     shard = store / "tokens-00003.array_record"
     assert str(caught.value) == f"{shard}: Too many open files (3 tries)"
-    assert reader[18].key == "picture/19"  # nothing was kept of the failure
+    assert reader[18].key == "image/19"  # nothing was kept of the failure

@@ -24,8 +24,8 @@ PLAN = {"source": {"kind": "test", "keys": ("a", "b")}, "codec": "c0dec"}
 META = {"grid": [2, 2], "codebook": 512}
 
 
-class Pictures:
-    """Record i is a picture of colour i with i % 3 captions more than one.
+class Images:
+    """Record i is an image of colour i with i % 3 captions more than one.
 
     Reading record `hang` never ends.
     """
@@ -37,7 +37,7 @@ class Pictures:
         return COUNT
 
     def key(self, i):
-        return f"picture/{i}"
+        return f"image/{i}"
 
     def __getitem__(self, i):
         while i == self.hang:
@@ -62,7 +62,7 @@ def encode(records):
 def write(folder, source=None, *, plan=PLAN, max_skipped=0.5, shard_size=SHARD, encode=encode):
     return write_store(
         folder / "store",
-        source or Pictures(),
+        source or Images(),
         encode,
         plan=plan,
         meta=META,
@@ -83,10 +83,10 @@ def store(tmp_path):
 
 
 def test_what_was_written_is_read_in_order(store):
-    reader, source = TokenStore(store), Pictures()
+    reader, source = TokenStore(store), Images()
     kept = [i for i in range(COUNT) if i not in BROKEN]
     assert len(reader) == len(kept)
-    for at in np.random.default_rng(0).permutation(len(kept)):
+    for at in np.random.default_rng(0).permutation(len(kept)).tolist():
         example, record = reader[at], source[kept[at]]
         captions, codes = tokens(record)
         assert example.key == reader.key(at) == record.key
@@ -108,12 +108,12 @@ def test_the_manifest_counts_and_describes(store):
 def test_skipped_records_are_logged(store):
     lines = (store.parent / "skipped.jsonl").read_text().splitlines()
     logged = {entry["key"]: entry["reason"] for entry in map(json.loads, lines)}
-    assert logged == {f"picture/{i}": reason for i, reason in BROKEN.items()}
+    assert logged == {f"image/{i}": reason for i, reason in BROKEN.items()}
 
 
 def test_a_finished_store_is_left_alone(store):
     before = contents(store.parent)
-    assert not write(store.parent, encode=None)
+    assert not write(store.parent, encode=lambda _: pytest.fail("it encoded again"))
     assert contents(store.parent) == before
 
 
@@ -141,7 +141,7 @@ def test_a_killed_writer_goes_on_and_ends_with_the_same_bytes(tmp_path, root):
     program = (
         f"import sys; from pathlib import Path; sys.path[:0] = [{str(root)!r}, sys.argv[1]]\n"
         "import test_token_store as test\n"
-        "test.write(Path(sys.argv[2]), test.Pictures(hang=13))\n"
+        "test.write(Path(sys.argv[2]), test.Images(hang=13))\n"
     )
     here = str(root / "tests" / "data")
     process = subprocess.Popen([sys.executable, "-c", program, here, str(killed)])
@@ -160,7 +160,7 @@ def test_a_killed_writer_goes_on_and_ends_with_the_same_bytes(tmp_path, root):
 
     encoded = []
     write(killed, encode=lambda records: encoded.extend(r.key for r in records) or encode(records))
-    assert encoded[0] == "picture/10"  # shards 0 and 1 are not done again
+    assert encoded[0] == "image/10"  # shards 0 and 1 are not done again
     assert contents(killed) == contents(tmp_path / "unbroken")
     log = "skipped.jsonl"
     assert (killed / log).read_text() == (tmp_path / "unbroken" / log).read_text()
@@ -187,7 +187,7 @@ def test_a_store_that_lost_files_is_repaired(store, lost):
 
 def test_another_plan_is_refused_with_what_differs(tmp_path):
     with pytest.raises(InputError, match="20 of 20"):  # so the store is begun, not finished
-        write(tmp_path, Pictures({i: "gone" for i in range(COUNT)}))
+        write(tmp_path, Images({i: "gone" for i in range(COUNT)}))
     with pytest.raises(InputError, match="codec was 'c0dec', is 'other'") as caught:
         write(tmp_path, plan={**PLAN, "codec": "other"})
     assert "source" not in str(caught.value).split("something else")[1]
@@ -207,7 +207,7 @@ def test_too_many_skipped_records_leave_the_store_unfinished(tmp_path):
 
 
 def test_shards_already_written_count_for_the_limit(tmp_path):
-    source = Pictures({0: "x", 1: "x", 2: "x"})
+    source = Images({0: "x", 1: "x", 2: "x"})
     with pytest.raises(InputError, match="3 of 23"):
         write(tmp_path, source, max_skipped=0.1)
     with pytest.raises(InputError, match="3 of 23"):
@@ -216,7 +216,7 @@ def test_shards_already_written_count_for_the_limit(tmp_path):
 
 def test_an_error_while_encoding_leaves_no_half_shard(tmp_path):
     def fail(records):
-        if records[0].key == "picture/8":
+        if records[0].key == "image/8":
             raise RuntimeError("out of memory")
         return encode(records)
 
@@ -267,7 +267,7 @@ def test_a_flipped_bit_is_never_read_as_data(store):
     shutil.copytree(store, copy)
     shard = copy / "tokens-00000.array_record"
     data = bytearray(shard.read_bytes())
-    start = data.index(b"picture/2")  # the record's bytes, not the padding around them
+    start = data.index(b"image/2")  # the record's bytes, not the padding around them
     for offset in range(start - 12, start + 8):
         flipped = bytearray(data)
         flipped[offset] ^= 4

@@ -1,4 +1,4 @@
-"""Crops and colours of pictures drawn by hand, and what augmentation may and may not do."""
+"""Crops and colours of images drawn by hand, and what augmentation may and may not do."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from cogview_jax.runtime.errors import InputError
 
 
 def coordinates(height: int, width: int) -> np.ndarray:
-    """A picture whose pixels say where they are: red is the row, green the column."""
+    """An image whose pixels say where they are: red is the row, green the column."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 0] = np.arange(height)[:, None]
     image[..., 1] = np.arange(width)
@@ -57,7 +57,7 @@ def test_alpha_blends_onto_white_as_real_numbers_do():
         (np.zeros((1, 2, 2, 3), np.uint8), r"\[1, 2, 2, 3\]"),
     ],
 )
-def test_what_is_no_picture_is_refused(image, what):
+def test_what_is_no_image_is_refused(image, what):
     with pytest.raises(InputError, match=what):
         to_rgb(image)
 
@@ -74,7 +74,7 @@ def test_an_image_of_the_right_size_is_untouched():
     np.testing.assert_array_equal(center_crop(image, 8), image)
 
 
-def test_shorter_side_then_crop_gives_the_same_picture():
+def test_shorter_side_then_crop_gives_the_same_image():
     smooth = np.asarray(Image.fromarray(coordinates(12, 20)).resize((200, 120)))
     whole = Image.fromarray(smooth).resize((50, 30), Image.Resampling.BICUBIC)
     expected = np.asarray(whole)[:, 10:40].astype(int)
@@ -177,7 +177,7 @@ def test_a_window_is_the_same_place_in_every_size(order):
     assert places == {(row, column) for row in range(3) for column in range(3)}
 
 
-def test_whole_pictures_draw_nothing():
+def test_whole_images_draw_nothing():
     """So a run without windows reads the same rows as before there were any."""
     generator = np.random.default_rng(3)
     (window,) = random_window([numbered(4)], [4], generator)

@@ -11,21 +11,21 @@ from cogview_jax.evaluation.contact_sheet import _FONT, _font, _wrap, caption_gr
 WHITE = 255
 
 
-def pictures(*sizes):
+def images(*sizes):
     generator = np.random.default_rng(0)
     return [generator.integers(0, 200, (h, w, 3), dtype=np.uint8) for h, w in sizes]
 
 
-def test_small_pictures_become_blocks_of_their_own_values():
-    (small,) = pictures((16, 16))
+def test_small_images_become_blocks_of_their_own_values():
+    (small,) = images((16, 16))
     sheet = np.asarray(caption_grid([small], ["x"], cell=70))  # 4 fits, 5 does not
     rows, columns = 12 + np.arange(64), 12 + np.arange(64)
     shown = sheet[np.ix_(rows, columns)]
     np.testing.assert_array_equal(shown, np.kron(small, np.ones((4, 4, 1), np.uint8)))
 
 
-def test_large_pictures_are_not_shrunk_and_order_is_reading_order():
-    group = pictures((200, 150), (8, 8), (100, 180))
+def test_large_images_are_not_shrunk_and_order_is_reading_order():
+    group = images((200, 150), (8, 8), (100, 180))
     sheet = np.asarray(caption_grid(group, ["", "", ""], columns=2, cell=64))
     assert sheet.shape[1] == 12 + 2 * (180 + 12)
     np.testing.assert_array_equal(sheet[12:212, 12:162], group[0])
@@ -36,13 +36,13 @@ def test_large_pictures_are_not_shrunk_and_order_is_reading_order():
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 2), (5, 3), (9, 3)])
 def test_sheet_is_as_square_as_it_can_be(count, columns):
-    sheet = caption_grid(pictures(*[(64, 64)] * count), [""] * count, cell=64)
+    sheet = caption_grid(images(*[(64, 64)] * count), [""] * count, cell=64)
     assert sheet.width == 12 + columns * (64 + 12)
 
 
 def test_captions_are_drawn_below_and_wrapped_inside_their_cell():
     short, long = (
-        np.asarray(caption_grid(pictures((64, 64)), [text], cell=64))
+        np.asarray(caption_grid(images((64, 64)), [text], cell=64))
         for text in ("a", "a small red circle on a white background 白色背景的一个红色圆形")
     )
     assert long.shape[0] > short.shape[0]
@@ -84,13 +84,13 @@ def test_font_has_the_captions_of_the_shapes():
     assert [character for character in text if bytes(font.getmask(character)) == missing] == []
 
 
-def test_one_caption_a_picture():
+def test_one_caption_an_image():
     with pytest.raises(ValueError, match="zip"):
-        caption_grid(pictures((8, 8)), ["a", "b"])
+        caption_grid(images((8, 8)), ["a", "b"])
 
 
 def test_titled_sheets_stand_whole_below_their_titles():
-    first, second = (caption_grid(pictures((64, 64 * n)), ["x"], cell=64) for n in (1, 3))
+    first, second = (caption_grid(images((64, 64 * n)), ["x"], cell=64) for n in (1, 3))
     whole = np.asarray(titled({"one": first, "the second 第二": second}))
     assert whole.shape[1] == second.width
     # A line of title with a margin over it, then the sheet as it is.

@@ -47,15 +47,15 @@ def test_a_report_is_of_fresh_drawings_of_both_splits():
     fresh = {each.name: each for each in fresh_scenes(COUNT, 5)}
     texts, given = iter(fresh.values()), []
 
-    def describe(pictures):
-        given.append(pictures)
+    def describe(images):
+        given.append(images)
         return [text if i < COUNT // 2 else RING for i, text in enumerate(next(texts).texts)]
 
     report = caption_report(describe, size=SIZE, count=COUNT, seed=5)
     assert list(report) == ["seen", "held_out"]
-    for (name, split), pictures in zip(report.items(), given, strict=True):
+    for (name, split), images in zip(report.items(), given, strict=True):
         scenes = fresh[name].scenes
-        assert all(judge(p, scene).all for p, scene in zip(pictures, scenes, strict=True))
+        assert all(judge(p, scene).all for p, scene in zip(images, scenes, strict=True))
         pairs = [scene.things == (("red", "ring"),) for scene in scenes[COUNT // 2 :]]
         assert split["drawings"] == COUNT
         assert split["said"]["colour_and_shape"] == (COUNT // 2 + sum(pairs)) / COUNT

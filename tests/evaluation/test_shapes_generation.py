@@ -16,12 +16,12 @@ def perfect(texts):
 
 
 def english_only(texts):
-    pictures = perfect(texts)
-    pictures[[not text.isascii() for text in texts]] = 255
-    return pictures
+    images = perfect(texts)
+    images[[not text.isascii() for text in texts]] = 255
+    return images
 
 
-def report(generate, reconstruct=lambda pictures: pictures, seed=0, prompts=PROMPTS, score=None):
+def report(generate, reconstruct=lambda images: images, seed=0, prompts=PROMPTS, score=None):
     return generation_report(
         generate, reconstruct, size=SIZE, count=prompts, seed=seed, score=score
     )
@@ -30,7 +30,7 @@ def report(generate, reconstruct=lambda pictures: pictures, seed=0, prompts=PROM
 @pytest.fixture(scope="module")
 def one_sided():
     """What a model that knows no Chinese gets, beside a codec that loses everything."""
-    return report(english_only, lambda pictures: np.full_like(pictures, 255))
+    return report(english_only, lambda images: np.full_like(images, 255))
 
 
 def test_a_model_that_draws_what_is_said_reaches_one():
@@ -59,9 +59,9 @@ def test_prompts_are_of_the_split_half_in_each_language_and_follow_the_seed():
         asked.append(list(texts))
         return np.full((len(texts), 1, SIZE, SIZE, 3), 255, np.uint8)
 
-    def see(pictures):
-        true.append(pictures)
-        return np.full_like(pictures, 255)
+    def see(images):
+        true.append(images)
+        return np.full_like(images, 255)
 
     for seed in (0, 0, 1):
         report(ask, see, seed, prompts=40)
@@ -72,7 +72,7 @@ def test_prompts_are_of_the_split_half_in_each_language_and_follow_the_seed():
         assert sum(text.isascii() for text in texts) == 20
         pairs = {pair for text in texts for pair in parse_caption(text).things}
         assert {is_held_out(*pair) for pair in pairs} == {expected}
-    # No picture that a codec trained on is drawn again.
+    # No image that a codec trained on is made again.
     trained = [drawing(0, "train", index, SIZE)[1] for index in range(40)]
     assert not any(np.array_equal(a, b) for a in true[0] for b in trained)
 
@@ -82,13 +82,13 @@ def test_the_best_of_several_is_the_one_of_the_lowest_score():
 
     def generate(texts):
         right = perfect(texts)
-        pictures = np.full((len(texts), 8, *right.shape[2:]), 255, np.uint8)
-        pictures[:, [3, 4]] = right
-        return pictures
+        images = np.full((len(texts), 8, *right.shape[2:]), 255, np.uint8)
+        images[:, [3, 4]] = right
+        return images
 
-    def score(pictures, texts):
+    def score(images, texts):
         assert [texts[0]] * 8 == list(texts[:8])
-        scores = np.arange(len(pictures), dtype=float)
+        scores = np.arange(len(images), dtype=float)
         scores[4::8] = -1
         return scores
 

@@ -28,10 +28,10 @@ def get_config():
 
 def test_an_archive_is_prepared(chain, root, tmp_path):
     names = [f"{i}.png" for i in range(5)]
-    path = tmp_path / "pictures.zip"
+    path = tmp_path / "images.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for i, name in enumerate(names):
-            archive.write(chain.pictures / name, f"drawing number {i}.png")
+            archive.write(chain.images / name, f"drawing number {i}.png")
     (tmp_path / "mine.py").write_text(CONFIG)
     _, *settings = chain.transformer("archive")
     settings = [text for text in settings if "data.source" not in text and "workdir" not in text]
@@ -53,8 +53,8 @@ def test_an_archive_is_prepared(chain, root, tmp_path):
     store = TokenStore(tmp_path / "run" / "tokens")
     model = cogview_jax.load(tmp_path / "run" / "tokens" / "tokenizers")
     assert [store[i].key for i in range(5)] == [f"drawing number {i}.png" for i in range(5)]
-    pictures = np.stack([np.asarray(Image.open(chain.pictures / name)) for name in names])
-    codes = model.encode(pictures).reshape(5, -1)
+    images = np.stack([np.asarray(Image.open(chain.images / name)) for name in names])
+    codes = model.encode(images).reshape(5, -1)
     for i in range(5):
         np.testing.assert_array_equal(store[i].codes, codes[i])
         assert [model.text.decode(ids) for ids in store[i].captions] == [f"drawing number {i}"]

@@ -19,7 +19,7 @@ import cogview_jax
 import tiny
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart, write_bundle
 from cogview_jax.interop.conversion import Official, convert, from_official, to_official
-from cogview_jax.interop.official.names import flat
+from cogview_jax.interop.rules import flat
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.interop.torch_format.pickle import Slot
 from cogview_jax.models.conventions import RELEASE
@@ -175,7 +175,7 @@ def test_logits_are_the_official_ones(fixtures, model):
     np.testing.assert_allclose(model.logits(table["tokens"]), table["logits"], rtol=0, atol=1e-4)
 
 
-def test_codes_and_pictures_are_the_official_ones(fixtures, model):
+def test_codes_and_images_are_the_official_ones(fixtures, model):
     table = np.load(fixtures / "vqvae_eval.npz")
     codec, part = model.codec, model.parts.codec_part
     np.testing.assert_array_equal(np.float32(codec.config.mean), table["norm_mean"])
@@ -190,8 +190,8 @@ def test_codes_and_pictures_are_the_official_ones(fixtures, model):
     assert np.abs(model.decode(table["ids"]) - expected).max() < 0.5 + 0.01
 
 
-def test_codes_of_pictures_in_bytes_are_the_official_ones(fixtures, model):
-    """Rounded to bytes, the recorded pictures keep the codes that were not close calls."""
+def test_codes_of_images_in_bytes_are_the_official_ones(fixtures, model):
+    """Rounded to bytes, the recorded images keep the codes that were not close calls."""
     table = np.load(fixtures / "vqvae_eval.npz")
     values = table["images"] * table["norm_std"][:, None, None] + table["norm_mean"][:, None, None]
     images = np.moveaxis(np.round(values * 255), 1, -1).astype(np.uint8)
@@ -214,9 +214,9 @@ def test_a_bundle_samples_as_the_contract_says(root, bundle, model, config, tmp_
     ]
     codes = model.generate_codes(prompts, 2, 3, sampling=SamplingConfig())
     assert codes.shape[2:] == (config["vq_code_side"],) * 2
-    pictures = model.decode(codes.reshape(4, *codes.shape[2:]))
-    for line, picture in zip(lines, pictures, strict=True):
-        np.testing.assert_array_equal(Image.open(out / json.loads(line)["file"]), picture)
+    images = model.decode(codes.reshape(4, *codes.shape[2:]))
+    for line, image in zip(lines, images, strict=True):
+        np.testing.assert_array_equal(Image.open(out / json.loads(line)["file"]), image)
 
 
 def test_a_bundle_says_what_it_came_from(bundle, config, text):

@@ -26,14 +26,14 @@ from cogview_jax.tokenizers.codecs.codec import decode_codes, denormalise, encod
 from cogview_jax.tokenizers.codecs.vqvae import VQVAE
 
 
-def test_codes_of_pictures_do_not_depend_on_the_precision_of_drawing(parts):
-    pictures = np.stack([drawing(0, "train", i, 16)[1] for i in range(64)])
-    expected = CogView(codec=parts["codec"]).encode(pictures)
+def test_codes_of_images_do_not_depend_on_the_precision_of_sampling(parts):
+    images = np.stack([drawing(0, "train", i, 16)[1] for i in range(64)])
+    expected = CogView(codec=parts["codec"]).encode(images)
     for name in ("bfloat16", "float16"):
         model = CogView(codec=parts["codec"], dtype=name)
-        np.testing.assert_array_equal(model.encode(pictures), expected)
+        np.testing.assert_array_equal(model.encode(images), expected)
     # Another type for them has to be asked for, and finds others.
-    coarse = CogView(codec=parts["codec"], encode_dtype="bfloat16").encode(pictures)
+    coarse = CogView(codec=parts["codec"], encode_dtype="bfloat16").encode(images)
     assert 0 < np.mean(coarse != expected) < 0.1
 
 
@@ -53,7 +53,7 @@ def test_encode_and_decode_are_those_of_the_codec(parts, model, codes):
     assert np.abs(decoded[0] - np.asarray(denormalise(CODEC, pixels))).max() <= 0.51
 
 
-def test_a_picture_is_decoded_as_it_is_beside_others(model, codes):
+def test_an_image_is_decoded_as_it_is_beside_others(model, codes):
     """No stretching to the range of a batch."""
     together = model.decode(codes.reshape(6, 4, 4))
     for i, row in enumerate(codes.reshape(6, 4, 4)):
@@ -85,7 +85,7 @@ def test_fewer_rows_are_padded_to_what_is_compiled(parts, model):
     teller = CogView(**parts | {"transformer": part})
     calls = {
         "generate": lambda n: model.generate_codes(prompts[:n], 1, 7, sampling=SAMPLING),
-        "pictures": lambda n: np.stack(model.generate(prompts[:n], 1, 7, sampling=SAMPLING)),
+        "images": lambda n: np.stack(model.generate(prompts[:n], 1, 7, sampling=SAMPLING)),
         "encode": lambda n: model.encode(images[:n]),
         "decode": lambda n: model.decode(codes[:n]),
         "logits": lambda n: model.logits(tokens[:n]),

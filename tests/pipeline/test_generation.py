@@ -39,45 +39,45 @@ def test_codes_are_those_of_the_reference_decoder(parts, model, codes):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_picture_does_not_depend_on_batches_company_or_order(model, codes, batch_size):
-    def drawn(prompts, count):
+def test_an_image_does_not_depend_on_batches_company_or_order(model, codes, batch_size):
+    def sample(prompts, count):
         return model.generate_codes(prompts, count, 7, sampling=SAMPLING, batch_size=batch_size)
 
-    np.testing.assert_array_equal(drawn(PROMPTS[::-1], 3)[:, :2], codes[::-1])
-    np.testing.assert_array_equal(drawn(PROMPTS[1:2], 1), codes[1:2, :1])
+    np.testing.assert_array_equal(sample(PROMPTS[::-1], 3)[:, :2], codes[::-1])
+    np.testing.assert_array_equal(sample(PROMPTS[1:2], 1), codes[1:2, :1])
 
 
-def test_pictures_of_other_seeds_prompts_and_indices_differ(model, codes):
+def test_images_of_other_seeds_prompts_and_indices_differ(model, codes):
     other = model.generate_codes(PROMPTS, 2, 8, sampling=SAMPLING, batch_size=4)
-    pictures = np.concatenate([codes, other]).reshape(12, 16)
-    assert len({picture.tobytes() for picture in pictures}) == 12
+    images = np.concatenate([codes, other]).reshape(12, 16)
+    assert len({image.tobytes() for image in images}) == 12
 
 
 @pytest.mark.parametrize("keep_rows", [1, 3])
-def test_a_completed_picture_is_the_kept_codes_and_what_the_reference_draws(
+def test_a_completed_image_is_the_kept_codes_and_what_the_reference_samples(
     parts, model, keep_rows
 ):
     image = np.random.default_rng(5).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     done, prompt, kept = [], PROMPTS[1], model.encode(image[None])[0, :keep_rows].ravel()
-    pictures = model.complete(
+    completed = model.complete(
         image, keep_rows, prompt, 3, seed=4, sampling=SAMPLING, batch_size=2, progress=done.append
     )
     assert done == [2, 1]
     tokens = [*prompt_tokens(model, prompt).tolist(), *kept.tolist()]
-    for index, picture in enumerate(pictures):
+    for index, whole in enumerate(completed):
         (key,) = sample_keys(4, [prompt], [index])
-        drawn = reference.generate(
+        sampled = reference.generate(
             parts["transformer"].params, MODEL, tokens, key, 16 - len(kept), (0, 30), SAMPLING
         )
-        codes = np.array([*kept, *drawn]).reshape(1, 4, 4)
-        np.testing.assert_array_equal(np.asarray(picture), model.decode(codes)[0])
+        codes = np.array([*kept, *sampled]).reshape(1, 4, 4)
+        np.testing.assert_array_equal(np.asarray(whole), model.decode(codes)[0])
 
 
-def test_completing_from_nothing_is_drawing(model):
+def test_completing_from_nothing_is_sampling(model):
     image = np.zeros((16, 16, 3), np.uint8)
     (completed,) = model.complete(image, 0, PROMPTS[0], seed=3, sampling=SAMPLING)
-    ((drawn,),) = model.generate(PROMPTS[:1], seed=3, sampling=SAMPLING)
-    np.testing.assert_array_equal(np.asarray(completed), np.asarray(drawn))
+    ((sampled,),) = model.generate(PROMPTS[:1], seed=3, sampling=SAMPLING)
+    np.testing.assert_array_equal(np.asarray(completed), np.asarray(sampled))
 
 
 @pytest.mark.parametrize(
@@ -99,27 +99,27 @@ def test_what_cannot_be_completed_is_refused(model, image, keep_rows, changes, m
         model.complete(image, keep_rows, "a star", **changes)
 
 
-def test_a_streamed_picture_grows_by_rows_to_the_generated_one(model):
-    pictures = [np.asarray(p) for p in model.stream(PROMPTS[2], 9, sampling=SAMPLING)]
+def test_a_streamed_image_grows_by_rows_to_the_generated_one(model):
+    images = [np.asarray(p) for p in model.stream(PROMPTS[2], 9, sampling=SAMPLING)]
     ((whole,),) = model.generate(PROMPTS[2:], seed=9, sampling=SAMPLING)
-    assert len(pictures) == 4
-    np.testing.assert_array_equal(pictures[-1], np.asarray(whole))
-    for row, picture in enumerate(pictures, 1):
-        assert (picture[4 * row :] == GREY).all()
-        assert (picture[: 4 * row] != GREY).any(axis=-1).mean() > 0.9
+    assert len(images) == 4
+    np.testing.assert_array_equal(images[-1], np.asarray(whole))
+    for row, image in enumerate(images, 1):
+        assert (image[4 * row :] == GREY).all()
+        assert (image[: 4 * row] != GREY).any(axis=-1).mean() > 0.9
     with pytest.raises(InputError, match="holds no text"):
         next(model.stream(" "))
 
 
-def test_generate_gives_the_decoded_pictures_and_reports_each_once(model, codes):
+def test_generate_gives_the_decoded_images_and_reports_each_once(model, codes):
     done = []
-    pictures = model.generate(
+    images = model.generate(
         PROMPTS, 2, seed=7, sampling=SAMPLING, batch_size=4, progress=done.append
     )
     assert done == [4, 2]
-    for row, expected in zip(pictures, codes, strict=True):
+    for row, expected in zip(images, codes, strict=True):
         np.testing.assert_array_equal([np.asarray(p) for p in row], model.decode(expected))
-        assert [(picture.mode, picture.size) for picture in row] == [("RGB", (16, 16))] * 2
+        assert [(image.mode, image.size) for image in row] == [("RGB", (16, 16))] * 2
 
 
 def test_a_prompt_that_is_too_long_is_cut_or_refused(parts, capsys):
@@ -131,12 +131,12 @@ def test_a_prompt_that_is_too_long_is_cut_or_refused(parts, capsys):
     assert len(rows[0]) == 15
     np.testing.assert_array_equal(*rows)
     says = "has 13 tokens, but the text region holds 12"
-    drawn = model.generate_codes([prompts[1], "a red circle"], 1, 7, sampling=SAMPLING)
+    sampled = model.generate_codes([prompts[1], "a red circle"], 1, 7, sampling=SAMPLING)
     (key,) = sample_keys(7, [prompts[1]], [0])
     expected = reference.generate(
         parts["transformer"].params, MODEL, rows[0].tolist(), key, 16, (0, 30), SAMPLING
     )
-    assert drawn[0].ravel().tolist() == expected
+    assert sampled[0].ravel().tolist() == expected
     assert capsys.readouterr().err.count(f"{says}: it is cut") == 1, "once, not with every call"
     model = CogView(**parts, long_prompts="refuse")
     with pytest.raises(InputError, match=f"{says}: shorten"):
@@ -151,19 +151,19 @@ def test_one_prompt_is_a_list_of_one(model):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_weights_of_the_release_draw_the_same_picture_in_any_company(parts, batch_size):
+def test_weights_of_the_release_sample_the_same_image_in_any_company(parts, batch_size):
     """Their LayerNorm looks at whole tensors; of a batch, each row still looks at itself alone."""
     part = dataclasses.replace(parts["transformer"], config=OFFICIAL)
     model = CogView(**parts | {"transformer": part})
-    drawn = model.generate_codes(PROMPTS, 2, 7, sampling=SAMPLING, batch_size=batch_size)
+    sampled = model.generate_codes(PROMPTS, 2, 7, sampling=SAMPLING, batch_size=batch_size)
     for i, prompt in enumerate(PROMPTS):
         alone = model.generate_codes([prompt], 1, 7, sampling=SAMPLING, batch_size=1)
-        np.testing.assert_array_equal(alone[0, 0], drawn[i, 0])
+        np.testing.assert_array_equal(alone[0, 0], sampled[i, 0])
 
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 def test_guidance_is_away_from_what_comes_without_the_text(model, guidance):
-    """Greedily, against two whole passes a token; and each picture is its own when drawn."""
+    """Greedily, against two whole passes a token; and each image is its own when sampled."""
     greedy = SamplingConfig(temperature=0.0, guidance=guidance)
     codes = model.generate_codes(PROMPTS, 1, 7, sampling=greedy, batch_size=2)
     bare = [VOCABULARY.command(name) for name in ("ROI1", "TINY", "BOI1")]
@@ -176,11 +176,11 @@ def test_guidance_is_away_from_what_comes_without_the_text(model, guidance):
             )
             row.append(int(np.argmax(without + guidance * (with_text - without))))
         assert grid.ravel().tolist() == row
-    drawn = dataclasses.replace(SAMPLING, guidance=guidance)
-    several = model.generate_codes(PROMPTS, 2, 7, sampling=drawn, batch_size=4)
-    alone = model.generate_codes(PROMPTS[1:2], 2, 7, sampling=drawn, batch_size=1)
+    guided = dataclasses.replace(SAMPLING, guidance=guidance)
+    several = model.generate_codes(PROMPTS, 2, 7, sampling=guided, batch_size=4)
+    alone = model.generate_codes(PROMPTS[1:2], 2, 7, sampling=guided, batch_size=1)
     np.testing.assert_array_equal(several[1:2], alone)
-    *_, last = model.stream(PROMPTS[1], 7, sampling=drawn)
+    *_, last = model.stream(PROMPTS[1], 7, sampling=guided)
     np.testing.assert_array_equal(np.asarray(last), model.decode(alone[:, 0])[0])
     # Without a text all prompts are alike, and a prompt's own random key is what is left.
     assert (codes[0] == codes[1]).all() == (guidance == 0)
@@ -208,9 +208,9 @@ def test_guidance_without_dropped_captions_is_said_once(parts, dropped, line, ca
 
 
 def test_guidance_of_one_is_none(model, codes):
-    drawn = dataclasses.replace(SAMPLING, guidance=1.0)
+    guided = dataclasses.replace(SAMPLING, guidance=1.0)
     np.testing.assert_array_equal(
-        model.generate_codes(PROMPTS, 2, 7, sampling=drawn, batch_size=4), codes
+        model.generate_codes(PROMPTS, 2, 7, sampling=guided, batch_size=4), codes
     )
     with pytest.raises(InputError, match=r"guidance 2.0: a query has none, leave it at 1"):
         model.fill("[ROI1] red [MASK]", sampling=SamplingConfig(guidance=2.0))

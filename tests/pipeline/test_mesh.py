@@ -31,7 +31,7 @@ def requests(indices, sampling):
 
 TASKS = {
     "text_to_image": {
-        "drawn": lambda model: np.concatenate(
+        "sampled": lambda model: np.concatenate(
             list(model.generation.sample_codes(requests([0, 1, 2], SAMPLING), 2))
         ),
         "guided": lambda model: np.concatenate(

@@ -20,18 +20,18 @@ def test_a_query_is_filled_as_a_prompt_is(model):
     np.testing.assert_array_equal(row, [expected])
 
 
-def test_a_query_holds_pictures_and_samples(model, tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
+def test_a_query_holds_images_and_samples(model, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
     query = "[TINY] [BOI1] [Image]a.png [EOI1] [ROI1] [MASK]*5"
-    drawn = {"samples": 3, "seed": 1, "sampling": SamplingConfig(top_k=0)}
-    rows = model.fill(query, images=tmp_path, **drawn)
+    options = {"samples": 3, "seed": 1, "sampling": SamplingConfig(top_k=0)}
+    rows = model.fill(query, images=tmp_path, **options)
     assert rows.shape == (3, 25)
-    np.testing.assert_array_equal(rows[1, 2:18], model.encode(picture[None]).ravel())
+    np.testing.assert_array_equal(rows[1, 2:18], model.encode(image[None]).ravel())
     text = rows[:, 20:]
     assert ((text >= VOCABULARY.text_start) & (text < VOCABULARY.commands_start)).all()
     assert len({tuple(row) for row in text.tolist()}) == 3
-    np.testing.assert_array_equal(rows, model.fill(query, images={"a.png": picture}.get, **drawn))
+    np.testing.assert_array_equal(rows, model.fill(query, images={"a.png": image}.get, **options))
     with pytest.raises(InputError, match=r"\[Image\]gone.png cannot be read"):
         model.fill("[BOI1] [Image]gone.png [MASK]", images=tmp_path)
     with pytest.raises(InputError, match="seed 4294967296: expected 0 to 4294967295"):
@@ -43,8 +43,8 @@ def test_a_query_holds_pictures_and_samples(model, tmp_path):
 
 
 def test_a_query_opens_nothing_outside_the_folder_that_is_named(model, tmp_path):
-    """A picture that could well be read lies outside; a link to it lies inside."""
-    root = tmp_path / "pictures"
+    """An image that could well be read lies outside; a link to it lies inside."""
+    root = tmp_path / "images"
     root.mkdir()
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "other.png")
     (root / "link.png").symlink_to(tmp_path / "other.png")
@@ -68,13 +68,13 @@ def test_a_query_opens_nothing_outside_the_folder_that_is_named(model, tmp_path)
         model.fill("[BOI1] [MASK]*999999999999999")
 
 
-def test_a_query_reads_pictures_at_the_size_asked_for(model, tmp_path):
-    """The low picture of a super-resolution has half the rows and columns."""
-    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    Image.fromarray(picture).save(tmp_path / "low.png")
+def test_a_query_reads_images_at_the_size_asked_for(model, tmp_path):
+    """The low image of a super-resolution has half the rows and columns."""
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "low.png")
     query = "[ROI1] red [TINY] [BOI1] [Image]low.png [EOI1] [ROI2] [MASK]"
     row = model.fill(query, images=tmp_path, image_size=8, sampling=SamplingConfig(0.0))[0]
-    codes = encode_images(model.codec, *codec_of(model), picture[None]).ravel()
+    codes = encode_images(model.codec, *codec_of(model), image[None]).ravel()
     start = row.tolist().index(VOCABULARY.command("BOI1")) + 1
     assert row[start : start + 4].tolist() == codes.tolist()
     assert row[start + 4] == VOCABULARY.command("EOI1")

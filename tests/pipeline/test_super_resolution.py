@@ -52,7 +52,7 @@ def test_super_resolution_is_upsampling_between_encoder_and_decoder(parts):
     model = CogView(codec=codec, text=parts["text"], transformer=part)
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)
     done = []
-    (picture,) = model.super_resolve(
+    (larger_image,) = model.super_resolve(
         images, [PROMPTS[0]], 3, sampling=SAMPLING, progress=done.append
     )
     guided = SamplingConfig(guidance=2.0)
@@ -78,7 +78,7 @@ def test_super_resolution_is_upsampling_between_encoder_and_decoder(parts):
         config=SAMPLING,
     )
     expected = decode_codes(model.codec, *codec_of(model), larger)
-    np.testing.assert_array_equal(np.asarray(picture), expected[0])
+    np.testing.assert_array_equal(np.asarray(larger_image), expected[0])
     with pytest.raises(InputError, match="super_resolve got 1 images and 2 texts"):
         model.super_resolve(images, PROMPTS[:2])
     with pytest.raises(InputError, match="trained for text_to_image, this needs super_resolution"):
@@ -86,31 +86,31 @@ def test_super_resolution_is_upsampling_between_encoder_and_decoder(parts):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, batch_size):
+def test_super_resolution_of_a_small_image_is_what_the_reference_samples(parts, batch_size):
     """Four codes to sixteen in one sequence, whose positions begin again at [ROI2]."""
     layout = dataclasses.replace(LAYOUT, task="super_resolution")
     model = CogView(
         **parts | {"transformer": dataclasses.replace(parts["transformer"], layout=layout)}
     )
-    images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+    small = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
     done = []
     asked = {"sampling": SAMPLING, "batch_size": batch_size, "window_candidates": 2}
-    pictures = model.super_resolve(
-        images, PROMPTS, 5, **asked, progress=done.append, back_projection=0
+    larger_images = model.super_resolve(
+        small, PROMPTS, 5, **asked, progress=done.append, back_projection=0
     )
     assert sum(done) == 3
-    kept = model.super_resolve(images, PROMPTS, 5, **asked)
-    for picture, expected in zip(
-        kept, back_projected(map(np.asarray, pictures), images, ROUNDS), strict=True
+    kept = model.super_resolve(small, PROMPTS, 5, **asked)
+    for larger_image, expected in zip(
+        kept, back_projected(map(np.asarray, larger_images), small, ROUNDS), strict=True
     ):
-        np.testing.assert_array_equal(np.asarray(picture), expected)
+        np.testing.assert_array_equal(np.asarray(larger_image), expected)
     told = {"sampling": SamplingConfig(temperature=0.7), "window_candidates": 16}
-    by_default, as_told = (model.super_resolve(images, PROMPTS, 5, **k) for k in ({}, told))
+    by_default, as_told = (model.super_resolve(small, PROMPTS, 5, **k) for k in ({}, told))
     np.testing.assert_array_equal(np.stack(by_default), np.stack(as_told))
     command = VOCABULARY.command
     chosen = []
-    for picture, image, text in zip(pictures, images, PROMPTS, strict=True):
-        codes = encode_images(model.codec, *codec_of(model), image[None])
+    for larger_image, original, text in zip(larger_images, small, PROMPTS, strict=True):
+        codes = encode_images(model.codec, *codec_of(model), original[None])
         pieces = [VOCABULARY.text_start + piece for piece in parts["text"].encode(text)]
         first = [
             command("ROI1"),
@@ -122,7 +122,7 @@ def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, 
         first.append(command("EOI1"))
         second = [command("ROI2"), command("TINY"), command("BOI2")]
         name = f"{text} {codes[0].astype(np.int32).tobytes().hex()}"
-        drawn, downsampled_mse = [], []
+        sampled, downsampled_mse = [], []
         for key in sample_keys(5, [name] * 2, [0, 1]):
             larger = reference.generate(
                 parts["transformer"].params,
@@ -134,17 +134,17 @@ def test_super_resolution_of_a_small_picture_is_what_the_reference_draws(parts, 
                 SAMPLING,
                 [*range(len(first)), *range(3 + 16)],
             )
-            drawn.append(model.decode(np.array(larger).reshape(1, 4, 4))[0])
-            reduced = einops.reduce(drawn[-1] / 1.0, "(h i) (w j) c -> h w c", "mean", i=2, j=2)
-            downsampled_mse.append(np.square(reduced - image).mean())
+            sampled.append(model.decode(np.array(larger).reshape(1, 4, 4))[0])
+            reduced = einops.reduce(sampled[-1] / 1.0, "(h i) (w j) c -> h w c", "mean", i=2, j=2)
+            downsampled_mse.append(np.square(reduced - original).mean())
         chosen.append(int(np.argmin(downsampled_mse)))
-        np.testing.assert_array_equal(np.asarray(picture), drawn[chosen[-1]])
+        np.testing.assert_array_equal(np.asarray(larger_image), sampled[chosen[-1]])
     assert {*chosen} == {0, 1}
     with pytest.raises(InputError, match="no transformer"):
-        CogView(codec=parts["codec"], text=parts["text"]).super_resolve(images, PROMPTS)
+        CogView(codec=parts["codec"], text=parts["text"]).super_resolve(small, PROMPTS)
     with pytest.raises(InputError, match="back_projection -1: expected at least 0"):
-        model.super_resolve(images, PROMPTS, back_projection=-1)
+        model.super_resolve(small, PROMPTS, back_projection=-1)
     with pytest.raises(InputError, match="window_candidates 0: expected at least 1"):
-        model.super_resolve(images, PROMPTS, window_candidates=0)
+        model.super_resolve(small, PROMPTS, window_candidates=0)
     with pytest.raises(InputError, match="images of 16 pixels: the bundle upsamples those of 8"):
         model.super_resolve(np.zeros((1, 16, 16, 3), np.uint8), PROMPTS[:1])

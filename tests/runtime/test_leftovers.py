@@ -18,7 +18,7 @@ from pathlib import Path
 from cogview_jax.runtime import leftovers
 if len(sys.argv) > 2:
     leftovers._host = lambda: "0123abcd"
-path = leftovers.temporary_path(Path(sys.argv[1]) / "picture.png")
+path = leftovers.temporary_path(Path(sys.argv[1]) / "image.png")
 path.mkdir()
 (path / "half").write_text("half")
 print(path.name, flush=True)
@@ -38,7 +38,7 @@ def start(root, *arguments):
 
 
 def test_only_what_dead_processes_left_goes(root, tmp_path):
-    theirs = [".tmp-notes", ".cogview-tmp-mine", ".cogview", "picture.png.tmp", "tmp"]
+    theirs = [".tmp-notes", ".cogview-tmp-mine", ".cogview", "image.png.tmp", "tmp"]
     for name in theirs:
         (tmp_path / name).write_text("mine")
     own = temporary_path(tmp_path / "own.bin")

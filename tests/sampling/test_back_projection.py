@@ -8,15 +8,15 @@ from cogview_jax.sampling.back_projection import back_projected, downsampled_mse
 
 
 @pytest.fixture
-def pictures():
-    """Large pictures and small ones of something else, away from the ends of the range."""
+def images():
+    """Large images and small ones of something else, away from the ends of the range."""
     rng = np.random.default_rng(0)
     large = rng.integers(90, 160, (3, 12, 16, 3), dtype=np.uint8)
     return large, rng.integers(90, 160, (3, 6, 8, 3), dtype=np.uint8)
 
 
-def halved(pictures):
-    return pictures.reshape(len(pictures), 6, 2, 8, 2, 3).astype(float).mean(axis=(2, 4))
+def halved(images):
+    return images.reshape(len(images), 6, 2, 8, 2, 3).astype(float).mean(axis=(2, 4))
 
 
 def resized(channel):
@@ -24,11 +24,11 @@ def resized(channel):
     return np.asarray(image.resize((16, 12), Image.Resampling.BILINEAR))
 
 
-def test_a_misfit_is_the_mean_squared_difference_of_the_reduced_picture(pictures):
-    large, small = pictures
+def test_a_misfit_is_the_mean_squared_difference_of_the_reduced_image(images):
+    large, small = images
     expected = np.square(halved(large) - small).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(downsampled_mse(large, small), expected, rtol=1e-12)
-    # Every large picture against every small one.
+    # Every large image against every small one.
     every = downsampled_mse(large[:, None], small[None])
     np.testing.assert_allclose(np.diagonal(every), expected, rtol=1e-12)
     assert every.shape == (3, 3)
@@ -38,8 +38,8 @@ def test_a_misfit_is_the_mean_squared_difference_of_the_reduced_picture(pictures
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_each_round_adds_the_enlarged_difference(pictures, rounds):
-    large, small = pictures
+def test_each_round_adds_the_enlarged_difference(images, rounds):
+    large, small = images
     expected = large.astype(float)
     for _ in range(rounds):
         lacking = np.moveaxis(small - halved(expected), -1, 1)
@@ -52,8 +52,8 @@ def test_each_round_adds_the_enlarged_difference(pictures, rounds):
     assert np.abs(found - np.clip(expected, 0, 255)).max() < 0.501
 
 
-def test_reduced_it_becomes_the_small_picture(pictures):
-    large, small = pictures
+def test_reduced_it_becomes_the_small_image(images):
+    large, small = images
     found = np.stack(back_projected(large, small, 60))
     inside = (found > 0) & (found < 255)
     assert inside.all()  # nothing was cut
@@ -72,17 +72,17 @@ def test_the_difference_shrinks_as_fast_as_promised():
         np.testing.assert_allclose(np.abs(left[6:10, 6:10]), 100 * 0.75**rounds, atol=0.5)
 
 
-def test_what_a_small_picture_cannot_tell_stays_as_it_was_drawn():
+def test_what_a_small_image_cannot_tell_stays_as_it_was_sampled():
     rng = np.random.default_rng(1)
     detail = np.array([[9, -9], [-9, 9]])  # adds up to nothing in each 2 x 2
     small = rng.integers(50, 200, (1, 6, 8, 3), dtype=np.uint8)
     plain = small.repeat(2, axis=1).repeat(2, axis=2)
-    drawn = (plain + np.tile(detail, (6, 8))[None, ..., None]).astype(np.uint8)
-    np.testing.assert_array_equal(back_projected(drawn, small, 5), drawn)
+    detailed = (plain + np.tile(detail, (6, 8))[None, ..., None]).astype(np.uint8)
+    np.testing.assert_array_equal(back_projected(detailed, small, 5), detailed)
 
 
-def test_no_round_changes_nothing(pictures):
-    large, small = pictures
+def test_no_round_changes_nothing(images):
+    large, small = images
     np.testing.assert_array_equal(back_projected(large, small, 0), large)
 
 

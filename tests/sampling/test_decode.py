@@ -1,4 +1,4 @@
-"""The jitted decoder against drawing token by token with a pass over the whole prefix for each."""
+"""The jitted decoder against sampling token by token with a pass over the whole prefix for each."""
 
 import dataclasses
 import re
@@ -15,7 +15,14 @@ from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling import decode as decoding
-from cogview_jax.sampling.decode import decode, generate, in_parts, prefill, sample_keys, stages
+from cogview_jax.sampling.decode import (
+    decode,
+    generate,
+    in_parts,
+    prefill,
+    sample_keys,
+    segment_lengths,
+)
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.layout import left_padded
@@ -36,7 +43,7 @@ def params():
     return reference.random_like(unbox(boxed), seed=0)
 
 
-def drawn(params, rows=(0, 1, 2), *, seed=0, count=COUNT, sampling=SAMPLING, longest=9):
+def sample(params, rows=(0, 1, 2), *, seed=0, count=COUNT, sampling=SAMPLING, longest=9):
     """What `generate` gives for these prompts as one batch."""
     tokens, valid = left_padded([np.array(PROMPTS[i]) for i in rows], longest)
     keys = sample_keys(seed, [NAMES[i] for i in rows], [INDICES[i] for i in rows])
@@ -56,7 +63,7 @@ def drawn(params, rows=(0, 1, 2), *, seed=0, count=COUNT, sampling=SAMPLING, lon
 
 @pytest.fixture(scope="module")
 def together(params):
-    return drawn(params)
+    return sample(params)
 
 
 def expected(params, i, sampling):
@@ -72,14 +79,14 @@ def test_equals_drawing_without_a_cache(params, together):
 
 def test_temperature_zero_equals_the_greedy_path(params):
     greedy = SamplingConfig(temperature=0)
-    for i, row in enumerate(drawn(params, sampling=greedy).tolist()):
+    for i, row in enumerate(sample(params, sampling=greedy).tolist()):
         assert row == expected(params, i, greedy)
 
 
 def test_a_row_does_not_depend_on_its_company_its_place_or_the_padding(params, together):
-    np.testing.assert_array_equal(drawn(params, (2, 0, 1)), together[[2, 0, 1]])
-    np.testing.assert_array_equal(drawn(params, (1, 1, 1)), together[[1, 1, 1]])
-    np.testing.assert_array_equal(drawn(params, (2,), longest=8), together[[2]])
+    np.testing.assert_array_equal(sample(params, (2, 0, 1)), together[[2, 0, 1]])
+    np.testing.assert_array_equal(sample(params, (1, 1, 1)), together[[1, 1, 1]])
+    np.testing.assert_array_equal(sample(params, (2,), longest=8), together[[2]])
 
 
 def test_only_allowed_tokens_are_drawn_and_many_of_them(together):
@@ -89,11 +96,11 @@ def test_only_allowed_tokens_are_drawn_and_many_of_them(together):
 
 
 def test_seeds_draw_differently(params, together):
-    assert (drawn(params, seed=1) != together).any(axis=1).all()
+    assert (sample(params, seed=1) != together).any(axis=1).all()
 
 
 def test_one_token_is_the_first_of_many(params, together):
-    np.testing.assert_array_equal(drawn(params, count=1), together[:, :1])
+    np.testing.assert_array_equal(sample(params, count=1), together[:, :1])
 
 
 def test_a_key_is_that_of_its_seed_prompt_and_index():
@@ -134,16 +141,16 @@ def test_the_compiled_loop_copies_no_cache(params, rows):
     assert not re.findall(rf"{cache}\S* (?:copy|transpose)\(", entry)
 
 
-def test_the_cache_of_a_whole_picture_is_doubled_twice():
-    assert stages(MODEL, 64, 1024) == [272 - 64, 272, 544]
-    assert stages(MODEL, 208, 880) == [272 - 208, 272, 544]
+def test_the_cache_of_a_whole_image_is_doubled_twice():
+    assert segment_lengths(MODEL, 64, 1024) == [272 - 64, 272, 544]
+    assert segment_lengths(MODEL, 208, 880) == [272 - 208, 272, 544]
     # Not for a few tokens, nor where the prompt fills most of it.
-    assert stages(MODEL, 209, 879) == [544 - 209, 544]
-    assert stages(MODEL, 600, 488) == [488]
-    assert stages(MODEL, 9, 502) == [502]
-    assert stages(MODEL, 9, 503) == [256 - 9, 256]
+    assert segment_lengths(MODEL, 209, 879) == [544 - 209, 544]
+    assert segment_lengths(MODEL, 600, 488) == [488]
+    assert segment_lengths(MODEL, 9, 502) == [502]
+    assert segment_lengths(MODEL, 9, 503) == [256 - 9, 256]
     config = dataclasses.replace(CONFIG, attention="sparse", pivots=4, window=4)
-    assert stages(MODEL.clone(config=config), 64, 1024) == [1024]
+    assert segment_lengths(MODEL.clone(config=config), 64, 1024) == [1024]
 
 
 @pytest.mark.parametrize("rows", [None, np.array([2, 0, 2, 1])])
@@ -167,7 +174,7 @@ def test_tokens_do_not_depend_on_the_cache_s_sizes(params, monkeypatch, rows):
     one = np.asarray(generate(layers, tokens, valid, **call))
     monkeypatch.setattr(decoding, "SMALLEST", 4)
     monkeypatch.setattr(decoding, "FEWEST", 1)
-    assert stages(MODEL, 9, count) == [3, 12]
+    assert segment_lengths(MODEL, 9, count) == [3, 12]
     np.testing.assert_array_equal(generate(layers, tokens, valid, **call), one)
     parts = list(in_parts(layers, tokens, valid, every=5, **call))
     assert [part.shape[1] for part in parts] == [3, 2, 5, 5]

@@ -1,4 +1,4 @@
-"""Filters against sorting in Python and the official sampler; draws against their distribution."""
+"""Filters against sorting in Python and the official sampler; samples have their distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -61,15 +61,15 @@ def test_top_p_by_hand():
     assert kept.tolist() == [[True, True, False, False], [False, False, True, True]]
 
 
-def draw(logits, keys, config):
+def sample(logits, keys, config):
     """`sample_token` with the same settings for every row."""
     return sample_token(jnp.asarray(logits), keys, row_settings([config] * len(logits)))
 
 
-def frequencies(logits, config, draws):
-    """How often `draw` takes each token of each row, over many keys."""
-    keys = jax.random.split(jax.random.key(0), (draws, len(logits)))
-    tokens = jax.jit(jax.vmap(lambda keys: draw(logits, keys, config)))(keys)
+def frequencies(logits, config, trials):
+    """How often `sample` takes each token of each row, over many keys."""
+    keys = jax.random.split(jax.random.key(0), (trials, len(logits)))
+    tokens = jax.jit(jax.vmap(lambda keys: sample(logits, keys, config)))(keys)
     return np.stack([np.bincount(row, minlength=logits.shape[1]) for row in np.asarray(tokens).T])
 
 
@@ -78,10 +78,10 @@ def frequencies(logits, config, draws):
 )
 def test_tokens_are_drawn_with_their_filtered_probabilities(logits, config):
     """Chi-square: its mean is the degrees of freedom, its variance twice as many."""
-    draws = 20_000
-    counts = frequencies(jnp.asarray(logits), config, draws)
+    trials = 20_000
+    counts = frequencies(jnp.asarray(logits), config, trials)
     for row, count in zip(logits, counts, strict=True):
-        expected = draws * reference.softmax(reference.filtered(row, config))
+        expected = trials * reference.softmax(reference.filtered(row, config))
         assert not count[expected == 0].any()
         often = expected >= 5
         statistic = np.sum((count - expected)[often] ** 2 / expected[often])
@@ -92,7 +92,7 @@ def test_tokens_are_drawn_with_their_filtered_probabilities(logits, config):
 def test_temperature_zero_takes_the_likeliest_whatever_the_key(logits):
     keys = jax.random.split(jax.random.key(0), 4)
     for top_k, top_p in ((0, 1.0), (3, 0.5)):
-        tokens = draw(logits, keys, SamplingConfig(0.0, top_k, top_p))
+        tokens = sample(logits, keys, SamplingConfig(0.0, top_k, top_p))
         np.testing.assert_array_equal(tokens, np.argmax(logits, axis=-1))
 
 
@@ -102,7 +102,7 @@ def test_the_smaller_the_temperature_the_nearer_to_the_likeliest(temperature):
     keys = jax.random.split(jax.random.key(0), 2)
     for top_k, top_p in ((0, 1.0), (2, 1.0), (0, 0.9), (0, 1e-45)):
         config = SamplingConfig(temperature, top_k, top_p)
-        assert draw(logits, keys, config).tolist() == [3, 1]
+        assert sample(logits, keys, config).tolist() == [3, 1]
         shares = filtered(jnp.pad(logits, ((0, 0), (1, 1))), config, 1, 6)
         np.testing.assert_array_equal(shares, np.eye(7)[[4, 2]])
 
@@ -115,10 +115,10 @@ def test_the_smallest_top_p_keeps_the_likeliest_alone(logits, p):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_logits_of_fewer_bits_are_drawn_from_as_float32(dtype):
-    """Of equal logits in bfloat16 jax itself draws none but the first few."""
+    """Of equal logits in bfloat16 jax itself samples none but the first few."""
     flat, keys = jnp.zeros((500, 4096), dtype), jax.random.split(jax.random.key(0), 500)
     config = SamplingConfig(1.0, 0)
-    assert abs(np.mean(draw(flat, keys, config)) - 2047.5) < 5 * 4096 / (12 * 500) ** 0.5
+    assert abs(np.mean(sample(flat, keys, config)) - 2047.5) < 5 * 4096 / (12 * 500) ** 0.5
     some = jax.random.normal(jax.random.key(1), (2, 4096)).astype(dtype)
     wide = some.astype(jnp.float32)
     np.testing.assert_array_equal(keep_top_p(some, 0.5), keep_top_p(wide, 0.5))
@@ -131,11 +131,11 @@ def test_logits_of_fewer_bits_are_drawn_from_as_float32(dtype):
 
 def test_a_draw_depends_on_its_own_row_and_key_alone(logits):
     keys, config = jax.random.split(jax.random.key(1), 4), SamplingConfig(1.0, 20, 0.9)
-    together = draw(logits, keys, config).tolist()
-    alone = [draw(logits[i : i + 1], keys[i : i + 1], config).item() for i in range(4)]
+    together = sample(logits, keys, config).tolist()
+    alone = [sample(logits[i : i + 1], keys[i : i + 1], config).item() for i in range(4)]
     order = np.array([2, 0, 3, 1])
     assert together == alone
-    assert draw(logits[order], keys[order], config).tolist() == [alone[i] for i in order]
+    assert sample(logits[order], keys[order], config).tolist() == [alone[i] for i in order]
 
 
 def test_rows_of_different_settings_are_sampled_as_alone(logits):
@@ -148,7 +148,7 @@ def test_rows_of_different_settings_are_sampled_as_alone(logits):
     keys = jax.random.split(jax.random.key(2), (50, 4))
     together = jax.vmap(lambda keys: sample_token(logits, keys, row_settings(configs)))(keys)
     for i, config in enumerate(configs):
-        alone = [draw(logits[i : i + 1], own[i : i + 1], config).item() for own in keys]
+        alone = [sample(logits[i : i + 1], own[i : i + 1], config).item() for own in keys]
         assert together[:, i].tolist() == alone
 
 

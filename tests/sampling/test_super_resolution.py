@@ -1,4 +1,4 @@
-"""Greedy runs at true length end in the official codes; windows that are drawn several times."""
+"""Greedy runs at true length end in the official codes; windows that are sampled several times."""
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def test_nine_windows_end_in_the_official_codes(fixtures, released, table):
 
 @pytest.mark.parametrize("attention", ["dense", "sparse"])
 def test_later_windows_continue_the_candidate_that_was_chosen(attention):
-    """Always the last of three: what is drawn where there is only that one."""
+    """Always the last of three: what is sampled where there is only that one."""
     vocabulary = Vocabulary(codes=40, text=5)
     layout = make_layout(LayoutConfig("super_resolution", 0, 4), vocabulary)
     plan = WindowPlan(3, 2, 1, ((0, 0, 3), (0, 1, 4), (1, 0, 4), (1, 1, 4)))
@@ -103,8 +103,8 @@ def test_later_windows_continue_the_candidate_that_was_chosen(attention):
         row = layout.tokens({"text": [], "source": source})
         return row, layout.positions_of(row)
 
-    def last(window, drawn):
-        seen.append(drawn)
+    def last(window, sampled):
+        seen.append(sampled)
         return np.array([2, 2])
 
     def larger(keys, choose=None):
@@ -120,10 +120,10 @@ def test_later_windows_continue_the_candidate_that_was_chosen(attention):
     found = larger(keys, last)
     np.testing.assert_array_equal(found, larger(keys[:, 2:]))
     assert not np.array_equal(found, larger(keys[:, :1]))
-    for window, drawn in zip(plan.windows, seen, strict=True):
-        assert drawn.shape == (2, 3, *window.known.shape)
-        np.testing.assert_array_equal(drawn[:, 0, window.known], drawn[:, 2, window.known])
-        assert not np.array_equal(drawn[:, 0], drawn[:, 2])
+    for window, sampled in zip(plan.windows, seen, strict=True):
+        assert sampled.shape == (2, 3, *window.known.shape)
+        np.testing.assert_array_equal(sampled[:, 0, window.known], sampled[:, 2, window.known])
+        assert not np.array_equal(sampled[:, 0], sampled[:, 2])
 
 
 def test_margins_are_those_of_the_official_runs(fixtures, table):

@@ -116,7 +116,7 @@ def test_a_small_plan_by_hand():
     assert row.tolist() == [7, 1, 2, 4, 5, 49, 53, 63, 59, 47]
 
 
-def test_a_picture_of_one_window_and_the_nine_of_one_twice_as_large():
+def test_an_image_of_one_window_and_the_nine_of_one_twice_as_large():
     (whole,) = WindowPlan.of(6, 6).windows
     assert whole.source == (slice(0, 6), slice(0, 6))
     assert whole.target == (slice(0, 12), slice(0, 12))
@@ -160,7 +160,7 @@ def test_nine_windows_of_four_codes_by_hand():
         (4, 2, "expected 2 a side"),
     ],
 )
-def test_pictures_of_other_sizes_have_no_plan(grid, window, message):
+def test_images_of_other_sizes_have_no_plan(grid, window, message):
     with pytest.raises(InputError, match=message):
         WindowPlan.of(grid, window)
 

@@ -47,9 +47,9 @@ def test_reference_drawings_pass(reference_shapes, size):
     references = json.loads((reference_shapes / "captions.json").read_text(encoding="utf-8"))
     verdicts = []
     for reference in references:
-        picture = Image.open(reference_shapes / reference["file"]).convert("RGB")
-        picture = np.asarray(picture.resize((size, size), Image.BOX))
-        verdicts.append(judge(picture, parse_caption(reference["en"])))
+        image = Image.open(reference_shapes / reference["file"]).convert("RGB")
+        image = np.asarray(image.resize((size, size), Image.BOX))
+        verdicts.append(judge(image, parse_caption(reference["en"])))
     assert len(verdicts) == 240
     assert min(shares(verdicts).values()) > 0.99
 
@@ -58,8 +58,8 @@ def test_reference_drawings_pass(reference_shapes, size):
 def test_true_drawings_pass_and_wrong_captions_do_not(size):
     rng = np.random.default_rng(2)
     passed, accepted, wrong = 0, 0, 0
-    for scene, picture in drawings(200, size):
-        reading = read(picture)
+    for scene, image in drawings(200, size):
+        reading = read(image)
         passed += compare(reading, scene).all
         for _, other in wrong_scenes(scene):
             wrong += 1
@@ -73,8 +73,8 @@ def test_true_drawings_pass_and_wrong_captions_do_not(size):
 
 
 def test_one_wrong_attribute_leaves_the_others_right():
-    for scene, picture in drawings(60, 64):
-        reading = read(picture)
+    for scene, image in drawings(60, 64):
+        reading = read(image)
         for attribute, other in wrong_scenes(scene):
             if attribute == "count":
                 continue  # then nobody can say which object is which
@@ -83,32 +83,32 @@ def test_one_wrong_attribute_leaves_the_others_right():
 
 
 @pytest.mark.parametrize(("size", "blur"), [(32, 0.8), (64, 1.2)])
-def test_blurred_and_faded_pictures_pass(size, blur):
+def test_blurred_and_faded_images_pass(size, blur):
     """At about the error of a good tokenizer, 0.004 of pixels in [-1, 1]."""
     rng = np.random.default_rng(8)
     verdicts, errors = [], []
-    for scene, picture in drawings(150, size):
-        hazy = ndimage.gaussian_filter(picture.astype(float), (blur, blur, 0))
-        hazy += rng.normal(0, 5, (1, 1, 3)) + rng.normal(0, 3, picture.shape)
+    for scene, image in drawings(150, size):
+        hazy = ndimage.gaussian_filter(image.astype(float), (blur, blur, 0))
+        hazy += rng.normal(0, 5, (1, 1, 3)) + rng.normal(0, 3, image.shape)
         hazy = hazy.clip(0, 255).astype(np.uint8)
-        errors.append(np.mean((hazy / 127.5 - picture / 127.5) ** 2))
+        errors.append(np.mean((hazy / 127.5 - image / 127.5) ** 2))
         verdicts.append(judge(hazy, scene))
     assert np.mean(errors) > 0.004
     assert shares(verdicts)["all"] > 0.98
 
 
-def test_larger_pictures_are_judged_too():
-    assert all(judge(picture, scene).all for scene, picture in drawings(20, 256))
+def test_larger_images_are_judged_too():
+    assert all(judge(image, scene).all for scene, image in drawings(20, 256))
 
 
-def picture_of(scene: Scene) -> np.ndarray:
+def image_of(scene: Scene) -> np.ndarray:
     return shapes.draw(scene, 64, np.random.default_rng(0))
 
 
 RED_SQUARE = Scene("one", (("red", "square"),), "white", size="large", position="center")
 
 
-def test_an_empty_picture_shows_only_its_background():
+def test_an_empty_image_shows_only_its_background():
     verdict = judge(np.full((64, 64, 3), 255, np.uint8), RED_SQUARE)
     assert verdict == Verdict(True, False, False, False, False, False)
 
@@ -122,35 +122,35 @@ def test_noise_is_refused():
 
 
 def test_a_bitten_object_has_no_shape():
-    picture = picture_of(RED_SQUARE)
-    assert judge(picture, RED_SQUARE).all
-    picture[32:, 32:] = 255
-    verdict = judge(picture, RED_SQUARE)
+    image = image_of(RED_SQUARE)
+    assert judge(image, RED_SQUARE).all
+    image[32:, 32:] = 255
+    verdict = judge(image, RED_SQUARE)
     assert verdict.colour
     assert not verdict.shape
 
 
 def test_one_object_too_many_is_a_wrong_count():
-    """Colour and shape can still be said: everything in the picture is a red square."""
+    """Colour and shape can still be said: everything in the image is a red square."""
     two = Scene("many", (("red", "square"),), "white", count=2)
     three = dataclasses.replace(two, count=3)
-    verdict = judge(picture_of(three), two)
+    verdict = judge(image_of(three), two)
     assert verdict == Verdict(True, False, False, True, True, True)
 
 
 def test_specks_and_smudges_are_overlooked():
-    picture = picture_of(RED_SQUARE)
-    picture[3:5, 3:5] = 0
-    picture[50:60, 4:14] = 190
-    assert judge(picture, RED_SQUARE).all
+    image = image_of(RED_SQUARE)
+    image[3:5, 3:5] = 0
+    image[50:60, 4:14] = 190
+    assert judge(image, RED_SQUARE).all
 
 
 def test_touching_objects_are_told_apart():
     """A bridge of two thirds of the contrast joins two red squares."""
     scene = Scene("many", (("red", "square"),), "white", count=2)
-    picture = picture_of(scene)
-    picture[31:33, 20:44] = np.minimum(picture[31:33, 20:44], (232, 112, 112))
-    assert judge(picture, scene).all
+    image = image_of(scene)
+    image[31:33, 20:44] = np.minimum(image[31:33, 20:44], (232, 112, 112))
+    assert judge(image, scene).all
 
 
 def test_shares_are_by_attribute():

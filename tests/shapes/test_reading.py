@@ -20,8 +20,8 @@ def test_every_outline_is_found_where_it_lies(shape, size):
     rng = np.random.default_rng(1)
     for radius in (0.125, 0.17, 0.22):
         x, y = rng.uniform(0.3, 0.7, 2)
-        picture = paint(shape, size, x, y, radius, (45, 90, 220), 185)
-        (ways,) = read(picture).objects
+        image = paint(shape, size, x, y, radius, (45, 90, 220), 185)
+        (ways,) = read(image).objects
         assert [way.shape for way in ways] == [shape]
         assert abs(ways[0].x - x) < 0.2 / size
         assert abs(ways[0].y - y) < 0.2 / size
@@ -34,8 +34,8 @@ def test_every_colour_is_read_at_the_corners_of_its_jitter(name, rgb, ground):
     """On a thin ring at 32 pixels, where hardly a pixel has the full colour."""
     for corner in np.indices((2, 2, 2)).reshape(3, -1).T * 24 - 12:
         jittered = (np.array(rgb) + corner).clip(0, 255)
-        picture = paint("ring", 32, 0.51, 0.49, 0.13, jittered, ground)
-        (ways,) = read(picture).objects
+        image = paint("ring", 32, 0.51, 0.49, 0.13, jittered, ground)
+        (ways,) = read(image).objects
         assert ways[0].colour == name
 
 
@@ -54,13 +54,13 @@ def test_a_colour_far_from_the_table_has_no_name():
     assert (ways[0].shape, ways[0].colour) == ("circle", None)
 
 
-def test_no_picture_is_too_strange_to_be_read():
+def test_no_image_is_too_strange_to_be_read():
     """Noise, smooth and rough, has objects with ragged edges and centroids far outside of them."""
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(60, 32, 32, 3)) * 600
     with np.errstate(invalid="raise", divide="raise", over="raise"):
         for number, rough in enumerate(noise):
             blur = (number % 3, number % 3, 0)
-            picture = (ndimage.gaussian_filter(rough, blur) + 200).clip(0, 255)
-            for ways in read(picture.astype(np.uint8)).objects:
+            image = (ndimage.gaussian_filter(rough, blur) + 200).clip(0, 255)
+            for ways in read(image.astype(np.uint8)).objects:
                 assert all(0 <= way.x <= 1 and 0 <= way.y <= 1 for way in ways)

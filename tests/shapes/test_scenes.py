@@ -192,28 +192,28 @@ def test_drawings_have_the_colours_and_centres_of_the_table(size):
         scene = shapes.sample_scene(rng)
         if scene.kind != "one" or scene.things[0][1] in ("triangle", "star", "heart", "ring"):
             continue  # the centroid of the others is not their centre, or the centre not painted
-        picture = draw(scene, size, rng).astype(float)
+        image = draw(scene, size, rng).astype(float)
         ground = np.array(shapes.BACKGROUNDS[scene.background][1])
-        assert (picture[0] == ground).all()
-        weight = np.abs(picture - ground).sum(axis=2)
+        assert (image[0] == ground).all()
+        weight = np.abs(image - ground).sum(axis=2)
         cx, cy = (weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()
         wanted = shapes.POSITIONS[scene.position][2]
         assert abs(cx - wanted[0]) < 0.031
         assert abs(cy - wanted[1]) < 0.031
-        paint = picture[int(cy * size), int(cx * size)]
+        paint = image[int(cy * size), int(cx * size)]
         assert np.abs(paint - shapes.COLOURS[scene.things[0][0]][1]).max() <= 12
 
 
 def test_counts_and_relations_are_drawn_at_their_slots():
     rng = np.random.default_rng(4)
     for scene in scenes(200):
-        picture = draw(scene, 64, rng).astype(float)
-        painted = np.abs(picture - shapes.BACKGROUNDS[scene.background][1]).sum(axis=2) > 60
+        image = draw(scene, 64, rng).astype(float)
+        painted = np.abs(image - shapes.BACKGROUNDS[scene.background][1]).sum(axis=2) > 60
         expected = {"one": 1, "many": scene.count, "two": 2}[scene.kind]
         assert len(scene.objects) == len(scene.centres) == expected
         for (colour, _), (cx, cy) in zip(scene.objects, scene.centres, strict=True):
             row, column = int(cy * 64), int(cx * 64)
-            near = picture[row - 9 : row + 10, column - 9 : column + 10]
+            near = image[row - 9 : row + 10, column - 9 : column + 10]
             near = near[painted[row - 9 : row + 10, column - 9 : column + 10]]
             assert np.abs(np.median(near, axis=0) - shapes.COLOURS[colour][1]).max() <= 12
 
@@ -234,11 +234,11 @@ def test_drawings_depend_on_seed_split_and_index_alone():
     assert first[0] == again[0]
     assert (first[1] == again[1]).all()
     others = [drawing(1, "train", 3, 32), drawing(0, "held_out", 3, 32), drawing(0, "train", 4, 32)]
-    assert all((picture != first[1]).any() for _, picture in others)
+    assert all((image != first[1]).any() for _, image in others)
 
 
 @pytest.mark.parametrize("size", [16, 48, 256])
 def test_any_size(size):
-    _, picture = drawing(0, "held_out", 0, size)
-    assert picture.shape == (size, size, 3)
-    assert picture.dtype == np.uint8
+    _, image = drawing(0, "held_out", 0, size)
+    assert image.shape == (size, size, 3)
+    assert image.dtype == np.uint8

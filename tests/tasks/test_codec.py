@@ -1,4 +1,4 @@
-"""What the codec sees of a picture, what is drawn of it, and starting from another bundle."""
+"""What the codec sees of an image, its reconstruction, and starting from another bundle."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import state_shapes
-from command_runs import draw_picture
+from command_runs import write_drawing
 
 
 @pytest.fixture
@@ -37,18 +37,18 @@ def shapes_of(job):
     return state_shapes(job.objective, make_optimizer(job.experiment.optimizer, 1), mesh)
 
 
-def test_a_row_is_the_picture_augmented_as_the_config_says(experiment, tmp_path):
-    picture = np.random.default_rng(0).integers(256, size=(16, 16, 3)).astype(np.uint8)
-    record, rng = Record("x", picture, ()), np.random.default_rng(0)
+def test_a_row_is_the_image_augmented_as_the_config_says(experiment, tmp_path):
+    image = np.random.default_rng(0).integers(256, size=(16, 16, 3)).astype(np.uint8)
+    record, rng = Record("x", image, ()), np.random.default_rng(0)
     plain = job(experiment, tmp_path).transform(record, rng)
-    np.testing.assert_array_equal(plain.image, picture)
+    np.testing.assert_array_equal(plain.image, image)
 
     data = dataclasses.replace(experiment.data, flip=True)
     flipping = job(dataclasses.replace(experiment, data=data), tmp_path)
     rows = [flipping.transform(record, rng).image for _ in range(20)]
-    flipped = [np.array_equal(row, picture[:, ::-1]) for row in rows]
+    flipped = [np.array_equal(row, image[:, ::-1]) for row in rows]
     assert 0 < sum(flipped) < 20
-    assert all(f or np.array_equal(row, picture) for f, row in zip(flipped, rows, strict=True))
+    assert all(f or np.array_equal(row, image) for f, row in zip(flipped, rows, strict=True))
 
 
 def test_a_start_from_a_bundle_has_its_parameters_and_codebook(chain, experiment):
@@ -69,28 +69,28 @@ def test_a_start_from_another_codec_is_refused(chain, experiment):
         started.initial(Bundle(chain.codec / "bundle"), shapes_of(started))
 
 
-def test_unreadable_pictures_are_passed_over(chain, experiment, tmp_path):
+def test_unreadable_images_are_passed_over(chain, experiment, tmp_path):
     """Of ten files the first and the fifth are none: the preview shows the other eight."""
     for number in range(10):
-        draw_picture(tmp_path / f"{number}.png", number)
+        write_drawing(tmp_path / f"{number}.png", number)
     for number in (0, 4):
-        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
     good = [np.asarray(Image.open(tmp_path / f"{n}.png")) for n in (1, 2, 3, 5, 6, 7, 8, 9)]
-    drawing = job(experiment, chain.codec)
-    state = drawing.initial(Bundle(chain.codec / "bundle"), shapes_of(drawing))
+    task = job(experiment, chain.codec)
+    state = task.initial(Bundle(chain.codec / "bundle"), shapes_of(task))
     source = FolderSource(tmp_path, require_captions=False)
     model = cogview_jax.load(chain.codec / "bundle")
     decoded = model.decode(model.encode(np.stack(good)))
     expected = caption_grid([*good, *decoded], ["image"] * 8 + ["reconstruction"] * 8, columns=8)
-    np.testing.assert_array_equal(drawing.preview(state, source), np.asarray(expected))
+    np.testing.assert_array_equal(task.preview(state, source), np.asarray(expected))
 
 
-def test_pictures_are_drawn_above_their_reconstructions(chain, experiment):
-    drawing = job(experiment, chain.codec)
-    state = drawing.initial(Bundle(chain.codec / "bundle"), shapes_of(drawing))
-    source = drawing.source()
+def test_images_stand_above_their_reconstructions(chain, experiment):
+    task = job(experiment, chain.codec)
+    state = task.initial(Bundle(chain.codec / "bundle"), shapes_of(task))
+    source = task.source()
     model = cogview_jax.load(chain.codec / "bundle")
-    pictures = np.stack([source[i].image for i in range(8)])
-    rows = [*pictures, *model.decode(model.encode(pictures))]
+    images = np.stack([source[i].image for i in range(8)])
+    rows = [*images, *model.decode(model.encode(images))]
     expected = caption_grid(rows, ["image"] * 8 + ["reconstruction"] * 8, columns=8)
-    np.testing.assert_array_equal(drawing.preview(state, source), np.asarray(expected))
+    np.testing.assert_array_equal(task.preview(state, source), np.asarray(expected))

@@ -82,11 +82,20 @@ def test_what_is_wrong_is_named(place, value, message):
     assert message in str(error.value)
 
 
+def test_a_setting_is_read_by_its_earlier_name():
+    windows = changed("data.image_grid", 8)
+    assert read_experiment(windows).data.image_grid == 8
+    assert read_experiment(changed("data.picture_grid", 8)) == read_experiment(windows)
+    windows["data"]["picture_grid"] = 8
+    with pytest.raises(InputError, match=r"data.picture_grid: no such setting; did you mean"):
+        read_experiment(windows)
+
+
 def test_steps_may_be_fewer_than_the_intervals():
     assert TrainConfig(steps=1, global_batch=1, log_every=10).checkpoint_every == 1000
 
 
-def test_what_draws_no_pictures_is_not_asked_for_them():
+def test_a_task_without_images_is_not_asked_for_samples():
     section = TRANSFORMER["layout"] | {"task": "caption"}
     train = TRANSFORMER["train"] | {"sample_every": 5}
     assert read_experiment(TRANSFORMER | {"layout": section}).layout.task == "caption"

@@ -32,12 +32,12 @@ def experiment(chain):
     return change
 
 
-def test_records_are_the_codes_and_pieces_of_their_pictures(chain):
+def test_records_are_the_codes_and_pieces_of_their_images(chain):
     store, model = TokenStore(chain.store), cogview_jax.load(chain.store / "tokenizers")
-    lines = [json.loads(x) for x in (chain.pictures / "captions.jsonl").read_text().splitlines()]
+    lines = [json.loads(x) for x in (chain.images / "captions.jsonl").read_text().splitlines()]
     assert len(store) == len(lines)
-    pictures = np.stack([np.asarray(Image.open(chain.pictures / line["file"])) for line in lines])
-    codes = model.encode(pictures).reshape(len(lines), -1)
+    images = np.stack([np.asarray(Image.open(chain.images / line["file"])) for line in lines])
+    codes = model.encode(images).reshape(len(lines), -1)
     for i, line in enumerate(lines):
         record = store[i]
         assert record.key == line["file"]
@@ -131,7 +131,7 @@ def begun(chain, tmp_path, **changes):
     return store
 
 
-def test_pictures_are_encoded_in_float32_whatever_trains(chain, experiment, tmp_path):
+def test_images_are_encoded_in_float32_whatever_trains(chain, experiment, tmp_path):
     store = begun(chain, tmp_path)
     prepare(dataclasses.replace(experiment(), precision="bfloat16"), store)
     for name in ("manifest.json", "tokens-00003.array_record"):
@@ -173,7 +173,7 @@ def test_a_store_of_before_limits_of_pixels_and_settings_of_a_kind_is_finished(
     chain, experiment, tmp_path
 ):
     former = {
-        **{"kind": "folder", "path": str(chain.pictures), "name": "", "split": "train"},
+        **{"kind": "folder", "path": str(chain.images), "name": "", "split": "train"},
         **{"image_key": "image", "caption_keys": [], "require_captions": True, "size": 32},
         **{"train_count": 20_000, "held_out_count": 500, "seed": 0},  # and no max_pixels
     }
@@ -211,7 +211,7 @@ def test_a_store_made_otherwise_is_refused(chain, experiment, tmp_path):
         prepare(experiment(shard_size=16), store)
 
 
-def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experiment, tmp_path):
+def test_a_super_resolution_store_holds_both_images_of_a_record(chain, experiment, tmp_path):
     base = experiment()
     layout = dataclasses.replace(base.layout, task="super_resolution", grid=8)
     text = str(chain.store / "tokenizers" / "text.model")
@@ -220,11 +220,11 @@ def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experim
     prepare(large, tmp_path / "tokens")
     store, model = TokenStore(tmp_path / "tokens"), cogview_jax.load(chain.store / "tokenizers")
     assert store.meta["grids"] == [4, 8]
-    picture = np.asarray(Image.open(chain.pictures / store[3].key))
-    twice = np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC))
-    source, image = np.split(store[3].codes, [16])
-    np.testing.assert_array_equal(source, model.encode(picture[None]).ravel())
-    np.testing.assert_array_equal(image, model.encode(twice[None], 8).ravel())
+    original = np.asarray(Image.open(chain.images / store[3].key))
+    twice = np.asarray(Image.fromarray(original).resize((32, 32), Image.Resampling.BICUBIC))
+    source, larger = np.split(store[3].codes, [16])
+    np.testing.assert_array_equal(source, model.encode(original[None]).ravel())
+    np.testing.assert_array_equal(larger, model.encode(twice[None], 8).ravel())
 
     # A transformer reads the stores of its own task alone.
     job = TransformerTask(experiment(store=str(tmp_path / "tokens")), Workdir(tmp_path / "run"))
@@ -239,15 +239,15 @@ def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experim
     np.testing.assert_array_equal(codes, store[3].codes)
     assert row.positions.max() == job.model.positions - 1 == 3 + 64
 
-    # Windows of the same pictures: the store is the same, the rows are parts of it.
+    # Windows of the same images: the store is the same, the rows are parts of it.
     windows = dataclasses.replace(
         store_of_its_own,
         layout=dataclasses.replace(layout, grid=4),
-        data=dataclasses.replace(store_of_its_own.data, picture_grid=8),
+        data=dataclasses.replace(store_of_its_own.data, image_grid=8),
     )
     prepare(windows, tmp_path / "tokens")  # finds it finished
     job = TransformerTask(windows, Workdir(tmp_path / "run"))
-    record, whole = job.source()[3], image.reshape(8, 8)
+    record, whole = job.source()[3], larger.reshape(8, 8)
     for seed in range(5):
         row = job.transform(record, np.random.default_rng(seed))
         codes = row.tokens[row.tokens < base.vocabulary.codes]
@@ -259,8 +259,8 @@ def test_a_super_resolution_store_holds_both_pictures_of_a_record(chain, experim
             for x in range(3)
         )
     for grid in (3, 5):
-        with pytest.raises(InputError, match=rf"data.picture_grid {grid} with layout.grid 4"):
-            dataclasses.replace(windows, data=dataclasses.replace(windows.data, picture_grid=grid))
-    other = dataclasses.replace(windows, data=dataclasses.replace(windows.data, picture_grid=16))
-    with pytest.raises(InputError, match=r"pass --config.data.picture_grid=8"):
+        with pytest.raises(InputError, match=rf"data.image_grid {grid} with layout.grid 4"):
+            dataclasses.replace(windows, data=dataclasses.replace(windows.data, image_grid=grid))
+    other = dataclasses.replace(windows, data=dataclasses.replace(windows.data, image_grid=16))
+    with pytest.raises(InputError, match=r"pass --config.data.image_grid=8"):
         TransformerTask(other, Workdir(tmp_path / "run")).source()

@@ -37,12 +37,12 @@ def test_a_row_is_one_of_the_captions_and_the_codes(chain, experiment):
     layout = job(experiment, chain.run).layout
     record = TokenRecord("x", (np.array([5, 6]), np.array([7])), np.arange(16) % 5)
     expected = [layout.example({"text": ids, "image": record.codes}) for ids in record.captions]
-    drawn = [
+    sampled = [
         job(experiment, chain.run).transform(record, np.random.default_rng(seed))
         for seed in range(20)
     ]
     seen = set()
-    for row in drawn:
+    for row in sampled:
         match = [np.array_equal(row.tokens, example.tokens) for example in expected]
         assert sum(match) == 1
         seen.add(match.index(True))

@@ -158,7 +158,7 @@ def test_float16_loses_gradients_that_the_scale_keeps(name):
     objective = tiny.transformer_objective()
     objective.model = objective.model.clone(policy=policy(name))
     params, batch = tiny.start(objective).params, tiny.sequences(0)
-    rows, key = np.arange(len(batch.tokens)), jax.random.key(0)
+    rows, key = jnp.arange(len(batch.tokens)), jax.random.key(0)
 
     def gradient(model, scale, shrink=2.0**-26):
         objective.model = model

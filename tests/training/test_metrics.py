@@ -59,11 +59,11 @@ def test_resumed_equals_unbroken(tmp_path):
     assert starts[-1] == 30
 
 
-def test_events_hold_scalars_and_pictures(tmp_path):
-    picture = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+def test_events_hold_scalars_and_images(tmp_path):
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
     with MetricsWriter(tmp_path) as writer:
         writer.scalars(3, {"loss": 0.25})
-        writer.images(3, "samples", picture)
+        writer.images(3, "samples", pixels)
     values = {v.tag: (e.step, v) for e in events(tmp_path) for v in e.summary.value}
     assert values["loss"][0] == 3
     assert values["loss"][1].simple_value == 0.25

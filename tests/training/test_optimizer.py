@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from cogview_jax.interop.official.names import flat, tensor_sources
 from cogview_jax.interop.official.transformer import RULES, OfficialTransformer
+from cogview_jax.interop.rules import flat, tensor_sources
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError

@@ -68,7 +68,7 @@ def test_dropout_differs_by_step_and_by_part(batch):
     assert first == again
     assert first != sums(batch, objective, first=ROWS).loss
     assert first != sums(batch, objective, key=1).loss
-    assert sums(batch, key=0).loss == sums(batch, key=1).loss  # no dropout, no draw
+    assert sums(batch, key=0).loss == sums(batch, key=1).loss  # no dropout, no random number
 
 
 def test_flops_are_six_a_matrix_parameter_and_token_and_those_of_attention():

@@ -1,8 +1,9 @@
-"""The data set `captioned_shapes`: drawings of `shapes`, prepared once and read through TFDS.
+"""Prepares the data set `captioned_shapes`: drawings of `shapes` that are read through TFDS.
 
 Each record holds the encoded image, both captions and the number of the drawing. Record i of a
 split is `shapes.drawing(seed, split, i, size)`, so the data are the same wherever they are
-prepared. No TensorFlow: images are yielded as PNG bytes and records lie in ArrayRecord files.
+prepared. TensorFlow is not needed, because images are yielded as PNG bytes and records lie in
+ArrayRecord files.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from cogview_jax.shapes import scenes as shapes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the data depend on: the side of an image, the drawings of each split, the seed."""
+    """The side of an image, the number of drawings of each split, and the seed of the data set."""
 
     size: int
     train_count: int
@@ -46,19 +47,19 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """Names the folder of these settings: other settings lie elsewhere."""
+        """Returns the name of the folder for these settings; other settings have other folders."""
         return f"px{self.size}_n{self.train_count}_h{self.held_out_count}_s{self.seed}"
 
 
 class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
-    """The TFDS builder of one setting, as DATA_DIR/captioned_shapes/NAME/1.0.1."""
+    """Builds the data set of one `Settings` in DATA_DIR/captioned_shapes/NAME/1.0.1."""
 
     VERSION = tfds.core.Version("1.0.1")
     RELEASE_NOTES: ClassVar = {"1.0.1": "Captions say an orange star, and no longer a orange star."}
-    url_infos = None  # nothing is downloaded, so TFDS need not look for checksums
+    url_infos = None  # TFDS need not look for checksums, because nothing is downloaded.
 
     def __init__(self, *, settings: Settings, data_dir: str | os.PathLike):
-        """Names the data set under `data_dir`; nothing is drawn yet."""
+        """Names the data set under `data_dir`; `prepare` makes its images."""
         self.settings = settings
         super().__init__(
             data_dir=os.fspath(data_dir),
@@ -79,7 +80,7 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
                     "index": tfds.features.Scalar(np.int64),
                 }
             ),
-            disable_shuffling=True,  # record i is drawing i; readers shuffle
+            disable_shuffling=True,  # Record i is drawing i, and readers shuffle.
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
@@ -110,15 +111,15 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
 def prepare(
     data_dir: str | os.PathLike, *, size: int, train_count: int, held_out_count: int, seed: int
 ) -> Path:
-    """Draws the data set, unless that was done before, and returns its folder.
+    """Makes the data set, unless that was done before, and returns its folder.
 
     Read it with `tfds.builder_from_directory(folder).as_data_source("train")`; the splits are
     `train` and `held_out`, captions come back as UTF-8 bytes. The folder appears whole or not at
-    all; what a killed run left is removed. One process at a time: on many hosts with one file
-    system, process 0 prepares and the others wait.
+    all, and what a killed run left is removed. Only one process may prepare it at a time: on many
+    hosts with one file system, process 0 prepares it and the others wait.
 
     Raises:
-      InputError: a size, a count or the seed is too small, or what was drawn before is damaged.
+        InputError: a size, a count or the seed is too small, or an earlier data set is damaged.
     """
     settings = Settings(
         size=size, train_count=train_count, held_out_count=held_out_count, seed=seed
@@ -129,19 +130,20 @@ def prepare(
         if not builder.is_prepared():
             for leftover in folder.parent.glob("incomplete.*"):
                 shutil.rmtree(leftover)
-            # TFDS makes a folder for downloads even where there are none: not among the data.
+            # TFDS makes a folder for downloads even where there are none. It may not lie among the
+            # data.
             builder.download_and_prepare(download_dir=downloads)
     return folder
 
 
 def _builder(settings: Settings, data_dir: str | os.PathLike) -> CaptionedShapes:
-    """The builder, which reads the description of what was drawn before."""
+    """Returns the builder, which reads the description of an earlier data set."""
     folder = Path(data_dir) / "captioned_shapes" / settings.name / str(CaptionedShapes.VERSION)
     if folder.exists():
         check_description(folder)
     try:
         return CaptionedShapes(settings=settings, data_dir=data_dir)
-    except Exception as error:  # as many kinds as there are ways to damage it
+    except Exception as error:  # A damaged description can raise any of them.
         if faults.is_fault(error):
             raise
         raise InputError(

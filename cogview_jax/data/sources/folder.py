@@ -1,4 +1,4 @@
-"""The kind `folder`: a folder of images with captions."""
+"""Reads a folder of images with captions: `data.source.kind = "folder"`."""
 
 import json
 import os
@@ -15,18 +15,18 @@ from cogview_jax.runtime.faults import reason, retried
 from cogview_jax.runtime.files import read_regular, text_lines
 from cogview_jax.runtime.paths import require_paths
 
-#: The most bytes of a listing, and of what it says of one image; of a caption file.
+#: A listing, a line of it, and a caption file may have at most so many bytes.
 LISTING_LIMIT, LINE_LIMIT, TEXT_LIMIT = 8 << 30, 1 << 20, 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(SourceConfig):
-    """A folder of images with captions; `FolderSource` says in which forms.
+    """The settings of a folder of images; `FolderSource` says how captions are given.
 
     Attributes:
         kind: "folder".
         path: the folder.
-        caption: the caption of every image, instead of captions from files; empty for those.
+        caption: the caption of every image. If it is empty, captions are read from files.
     """
 
     kind: Literal["folder"] = "folder"
@@ -42,7 +42,7 @@ class Folder(SourceConfig):
         if not self.path:
             raise InputError(
                 "data.source.path is empty: name the folder of images, such as"
-                " --config.data.source.path=my_pictures"
+                " --config.data.source.path=my_images"
             )
         return FolderSource(
             self.path,
@@ -56,14 +56,16 @@ class FolderSource:
     """The images of a folder, in one of two forms.
 
     With a `captions.jsonl` directly in the folder, its lines are the records, in their order:
-    `{"file": "a/1.png", "caption": "a cat"}`, or `"captions": [...]` for several. Images it does
-    not list are no part of the data. A file is a path within the folder: an absolute one, one with
-    "..", and one that a link leads out of the folder are bad records, so that a listing opens
-    nothing but what lies in the folder. Without a listing, every image in the folder and below it
-    is a record, in the order of the paths, and `1.txt` beside `1.png` holds a caption a line;
-    linked sub folders count (see `scan_folder`).
+    `{"file": "a/1.png", "caption": "a cat"}`, or `"captions": [...]` for several. Images that it
+    does not list are no part of the data. A file is a path within the folder. An absolute path, one
+    with "..", and one that a link leads out of the folder are bad records, so that a listing opens
+    only files in the folder.
 
-    Listing reads no image and no caption, so it is quick and cannot fail on a bad record.
+    Without a listing, every image in the folder and below it is a record, in the order of the
+    paths, and each line of `1.txt` is a caption of `1.png` beside it. Linked subfolders count (see
+    `scan_folder`).
+
+    Making the list reads no image and no caption, so it is quick and cannot fail on a bad record.
     """
 
     def __init__(
@@ -78,13 +80,13 @@ class FolderSource:
 
         Args:
             path: the folder.
-            require_captions: without, images that have no caption are records too (an image
-                tokenizer trains on those).
-            max_pixels: images of more are bad records.
-            caption: the caption of every image; captions in files are not read then.
+            require_captions: if it is False, images without a caption are records too. An image
+                tokenizer trains on those.
+            max_pixels: an image with more pixels is a bad record.
+            caption: the caption of every image. If it is given, captions in files are not read.
 
         Raises:
-            InputError: no such folder, or no image or no caption in it.
+            InputError: there is no such folder, or it holds no image or no caption.
             SystemFault: the machine cannot read it.
         """
         self._root, self._required, self._max_pixels = os.fspath(path), require_captions, max_pixels
@@ -117,13 +119,13 @@ class FolderSource:
             )
 
     def __len__(self) -> int:
-        """The number of records, good and bad."""
+        """Returns the number of records, good and bad."""
         return len(self._scan.images if self._scan else self._lines)
 
     def describe(self) -> str:
-        """One line: how many records there are, and what in the folder is none of them.
+        """Returns one line: how many records there are, and which files are not among them.
 
-        With a listing this lists the folder, which takes a while on a slow disk.
+        If there is a listing, this reads the folder too, which takes a while on a slow disk.
         """
         if self._scan:
             texts = f", {self._scan.texts} with a caption file" if self._required else ""
@@ -136,7 +138,7 @@ class FolderSource:
         return f"{len(self)} lines of {LISTING}; {scan.ignored}"
 
     def key(self, i: int) -> str:
-        """The image's path within the folder; for a line that cannot be read, the line."""
+        """Returns the path of the image within the folder, or the line if it cannot be read."""
         try:
             return self._parsed(i)[0]
         except BadRecord as error:
@@ -146,8 +148,8 @@ class FolderSource:
         """Reads record `i`.
 
         Raises:
-            BadRecord: a malformed line; no caption; a missing or unreadable image, or one that
-                lies elsewhere.
+            BadRecord: the line is malformed, there is no caption, or the image is missing, cannot
+                be read, or lies outside the folder.
             SystemFault: the machine cannot read it.
         """
         key, texts = self._parsed(i)
@@ -165,7 +167,7 @@ class FolderSource:
         return Record(key, decode_image(data, key, max_pixels=self._max_pixels), captions)
 
     def _parsed(self, i: int) -> tuple[str, list[str]]:
-        """The path of record `i`, and its captions where a listing has them."""
+        """Returns the path of record `i`, and its captions if a listing has them."""
         if not self._scan:
             return _parse(*self._lines[i])
         file = self._scan.images[i]
@@ -174,7 +176,7 @@ class FolderSource:
         return file, []
 
     def _beside(self, file: str) -> list[str]:
-        """The lines of the text file beside an image."""
+        """Returns the lines of the text file beside an image."""
         path = os.path.splitext(os.path.join(self._root, file))[0] + ".txt"
         try:
             data = retried(lambda: read_regular(path, TEXT_LIMIT), path)
@@ -200,10 +202,10 @@ def _read_listing(path: str) -> list[bytes]:
 
 
 def _why(what: str, path: str, error: Exception) -> str:
-    """Why the file of an image or of its captions cannot be read."""
+    """Returns why the file of an image or of its captions cannot be read."""
     if isinstance(error, FileNotFoundError):
         why = "not found"
-    elif isinstance(error, InputError):  # which begins with the path
+    elif isinstance(error, InputError):  # Its message begins with the path.
         why = str(error).removeprefix(f"{path}: ")
     else:
         why = reason(error)
@@ -215,7 +217,7 @@ def _within(path: str, folder: str) -> bool:
 
 
 def _parse(number: int, line: bytes) -> tuple[str, list[str]]:
-    """The file and captions of a line of the listing."""
+    """Returns the file and the captions of a line of the listing."""
     where = f"{LISTING}:{number}"
     if len(line) > LINE_LIMIT:
         raise BadRecord(where, f"a line of {len(line)} bytes: expected at most {LINE_LIMIT}")
@@ -223,7 +225,7 @@ def _parse(number: int, line: bytes) -> tuple[str, list[str]]:
         entry = json.loads(line)
     except RecursionError:
         raise BadRecord(where, "malformed line: nested too deeply") from None
-    except ValueError as error:  # not JSON, or not UTF-8
+    except ValueError as error:  # The line is not JSON or not UTF-8.
         raise BadRecord(where, f"malformed line: {error}") from None
     if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
         raise BadRecord(where, 'expected an object with "file", the path of an image')

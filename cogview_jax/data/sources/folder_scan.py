@@ -1,4 +1,4 @@
-"""What lies in a folder and below it: images, captions, and everything that is neither."""
+"""Finds the images and caption files in and below a folder, and counts all other files."""
 
 import errno
 import functools
@@ -13,27 +13,27 @@ from cogview_jax.runtime import faults
 from cogview_jax.runtime.errors import InputError
 
 LISTING = "captions.jsonl"
-#: How many reasons for ignoring something are named.
+#: At most so many reasons for ignoring files are named.
 _REASONS = 8
-# Files of these endings may hold captions: their names are worth more than those of others.
+# Files with these endings may hold captions, so they are named before other ignored files.
 _TEXTS = tuple(f"of ending {ending}" for ending in (".json", ".jsonl", ".csv", ".tsv", ".parquet"))
 
 
 @dataclass
 class Ignored:
-    """What is no record, by reason: how many there are, and the first of them."""
+    """Files that are no records: how many there are for each reason, and the first of them."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
     def add(self, reason: str, name: str, count: int = 1) -> None:
-        """Counts `name`, the first of `count` alike."""
+        """Counts `count` files that are ignored for the same `reason`; `name` is the first."""
         if count:
             self.counts[reason] += count
             self.first.setdefault(reason, name)
 
     def __str__(self) -> str:
-        """One line: `ignored 13: 9 of ending .heic (such as a/1.heic), 4 hidden (such as ...)`."""
+        """Returns one line: `ignored 13: 9 of ending .heic (such as a/1.heic), 4 hidden (...)`."""
         if not self.counts:
             return "nothing ignored"
         reasons = sorted(
@@ -50,7 +50,7 @@ class Ignored:
 
 
 def _is_common(reason: str) -> bool:
-    """Whether a reason is that of any file of no use: the others are named first."""
+    """Returns whether a reason tells a user little; the others are named first."""
     return reason.startswith("of ending") and reason not in _TEXTS
 
 
@@ -60,8 +60,8 @@ class FolderScan:
 
     Attributes:
         images: paths of the images within the folder, sorted, with slashes.
-        texts: as many of them have a file with the same name and the ending .txt beside them.
-        ignored: everything else.
+        texts: how many of the images have a file with the same name and the ending .txt.
+        ignored: all other files.
     """
 
     images: list[str]
@@ -70,11 +70,11 @@ class FolderScan:
 
 
 def scan_folder(root: str) -> FolderScan:
-    """Lists a folder and all below it; opens no file.
+    """Lists a folder and all folders below it. No file is opened.
 
-    What has the ending of an image and no leading dot is one: "._1.png" is what macOS leaves beside
-    "1.png". Links to folders are followed, wherever they lead, since only who made the folder can
-    have made them; each real folder is listed once, under its own name rather than a link's, so
+    A file is an image if it has the ending of one and no leading dot: macOS leaves "._1.png" beside
+    "1.png". Links to folders are followed, wherever they lead, because only the maker of the folder
+    can have made them. Each real folder is listed once, under its own name rather than a link's, so
     that links in a circle end.
 
     Raises:
@@ -97,7 +97,7 @@ def scan_folder(root: str) -> FolderScan:
 def _tree(
     root: str, top: str, links: list[str], listed: set[str], ignored: Ignored
 ) -> Iterator[tuple[str, list[str]]]:
-    """Each folder from `top` on that is not yet `listed`, and the names of its files."""
+    """Yields each folder from `top` on that is not yet `listed`, and the names of its files."""
     stack = [top]
     while stack:
         folder = stack.pop()
@@ -120,7 +120,7 @@ def _tree(
 
 
 def _entries(path: str) -> tuple[list[str], list[str], list[str]]:
-    """The names of the files, the folders and the linked folders in a folder."""
+    """Returns the names of the files, the folders and the linked folders in a folder."""
     files, folders, linked = [], [], []
     with os.scandir(path) as entries:
         for entry in entries:
@@ -137,13 +137,13 @@ def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EACCES, errno.ENOTDIR):  # a link that leads nowhere
+        if error.errno in (errno.ELOOP, errno.EACCES, errno.ENOTDIR):  # The link leads nowhere.
             return False
         raise
 
 
 def _sort(folder: str, files: list[str], images: list[str], ignored: Ignored) -> int:
-    """Adds the images of a folder to `images`, the rest to `ignored`; how many have texts."""
+    """Adds the files of a folder to `images` or `ignored`; returns how many images have texts."""
     shown = [name for name in sorted(files) if not name.startswith(".")]
     own = [name for name in shown if _ending(name).lower() in SUFFIXES]
     stems = {name[: -len(_ending(name))] for name in own}

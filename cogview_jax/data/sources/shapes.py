@@ -1,4 +1,4 @@
-"""The kind `shapes`: the embedded drawings of coloured shapes, with captions in two languages."""
+"""Reads the embedded drawings with captions in two languages: `data.source.kind = "shapes"`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,17 +13,18 @@ CAPTION_KEYS = ("caption_en", "caption_zh")
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes(SourceConfig):
-    """The embedded drawings. They are drawn when the source is first opened.
+    """The settings of the embedded drawings, which are made when the source is first opened.
 
     Attributes:
         kind: "shapes".
         path: the folder where the drawings are kept.
         split: "train", "held_out", or a part such as "train[:90%]".
-        caption_keys: which captions a record gets, "caption_en" or "caption_zh"; both if empty.
+        caption_keys: the captions of a record, "caption_en" or "caption_zh". If it is empty, a
+            record has both.
         size: height and width of a drawing in pixels.
         train_count: the number of drawings in "train".
         held_out_count: the number of drawings in "held_out".
-        seed: what the drawings are sampled from.
+        seed: the seed of the random numbers from which the scenes are sampled.
     """
 
     kind: Literal["shapes"] = "shapes"
@@ -44,7 +45,7 @@ class Shapes(SourceConfig):
 
     def open(self) -> Source[Record]:
         """Opens a split; see `SourceConfig.open`."""
-        # TFDS takes a second to import and is absent from many GPU images: only its readers pay.
+        # TFDS is imported only here, since it takes a second and many GPU images do not have it.
         from cogview_jax.data.sources import captioned_shapes, tfds_split
 
         directory = captioned_shapes.prepare(

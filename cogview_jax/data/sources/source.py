@@ -1,10 +1,10 @@
-"""What a source of records is, and how a config names one."""
+"""The interface of a source of records, and the section of a config that names one."""
 
 import abc
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from cogview_jax.data.images import MAX_PIXELS, MOST_PIXELS
 from cogview_jax.data.records import BadRecord, Record
@@ -13,19 +13,22 @@ from cogview_jax.runtime.config import Tagged, require_range
 Item = TypeVar("Item", covariant=True)
 
 
+@runtime_checkable
 class Source(Protocol[Item]):
-    """Records by index, in an order that never changes; safe to read from many threads."""
+    """Records by index, in an order that never changes. Many threads may read at once."""
 
     def __len__(self) -> int:
-        """The number of records, good and bad."""
+        """Returns the number of records, good and bad."""
 
     def key(self, i: int) -> str:
-        """The name of record `i`, without reading it."""
+        """Returns the name of record `i` without reading it."""
 
     def __getitem__(self, i: int) -> Item:
         """Reads record `i`.
 
-        Raises BadRecord if it cannot be used, SystemFault if the machine cannot read it.
+        Raises:
+            BadRecord: the record cannot be used.
+            SystemFault: the machine cannot read it.
         """
 
 
@@ -38,7 +41,7 @@ class SourceConfig(Tagged, abc.ABC):
     come with the package are imported by `cogview_jax.data.sources`.
 
     Attributes:
-        kind: which kind of source; a subclass fixes it, as `Literal`.
+        kind: the kind of the source. A subclass fixes it as a `Literal`.
         require_captions: a record without a caption is bad. An image tokenizer needs none.
         max_pixels: an image with more pixels is bad. It is not decoded, so this bounds the memory
             that one image takes.
@@ -53,7 +56,7 @@ class SourceConfig(Tagged, abc.ABC):
 
     @abc.abstractmethod
     def open(self) -> Source[Record]:
-        """Opens the source; makes the data first if the kind can make them.
+        """Opens the source. Some kinds make their data first.
 
         Raises:
             InputError: a setting does not fit the data, or there are none.
@@ -62,7 +65,7 @@ class SourceConfig(Tagged, abc.ABC):
 
 
 def readable(source: Source[Item]) -> Iterator[Item]:
-    """The records of a source in their order; those that cannot be used are passed over."""
+    """Yields the records of a source in their order. Bad records are left out."""
     for i in range(len(source)):
         with contextlib.suppress(BadRecord):
             record = source[i]

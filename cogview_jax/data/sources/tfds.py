@@ -1,4 +1,4 @@
-"""The kind `tfds`: any prepared TensorFlow data set, read without TensorFlow."""
+"""Reads any prepared TensorFlow data set without TensorFlow: `data.source.kind = "tfds"`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,16 +10,17 @@ from cogview_jax.runtime.paths import require_paths
 
 @dataclass(frozen=True, kw_only=True)
 class Tfds(SourceConfig):
-    """A split of a prepared TensorFlow data set.
+    """The settings of a split of a prepared TensorFlow data set.
 
     Attributes:
         kind: "tfds".
-        path: the `data_dir` of the data set; empty for TFDS's usual one.
+        path: the `data_dir` of the data set. If it is empty, it is the usual one of TFDS.
         name: "name", "name/config" or "name/config:version".
-        split: such as "train" or "train[:90%]".
+        split: a split or a part of one, such as "train" or "train[:90%]".
         image_key: the feature that holds the image.
-        caption_keys: the features that hold captions, texts or sequences of texts. A record gets
-            the captions of all of them. A slash goes into a feature, as in "captions/text".
+        caption_keys: the features that hold captions, which are texts or sequences of texts. A
+            record gets the captions of all of them. A slash names a feature within another, as in
+            "captions/text".
     """
 
     kind: Literal["tfds"] = "tfds"
@@ -35,7 +36,7 @@ class Tfds(SourceConfig):
 
     def open(self) -> Source[Record]:
         """Opens the split; see `SourceConfig.open`."""
-        # TFDS takes a second to import and is absent from many GPU images: only its readers pay.
+        # TFDS is imported only here, since it takes a second and many GPU images do not have it.
         from cogview_jax.data.sources import tfds_split
 
         return tfds_split.TfdsSource(

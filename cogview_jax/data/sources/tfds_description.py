@@ -1,7 +1,7 @@
-"""What a prepared TFDS folder says of itself, checked before TFDS follows it.
+"""Checks the description in a prepared TFDS folder before TFDS imports what it names.
 
-A description names a Python class for each feature, and TFDS imports the modules of those it does
-not know: a folder from elsewhere would choose what is run.
+A description names a Python class for each feature, and TFDS imports the modules of those that it
+does not know. Without this check a folder from elsewhere could choose what code is run.
 """
 
 import functools
@@ -17,7 +17,7 @@ from cogview_jax.runtime.files import read_json
 
 _FILES = ("features.json", "dataset_info.json")
 _OWN = "tensorflow_datasets."
-# As TFDS writes them today, as protocol buffers may spell them, and as TFDS wrote them once.
+# TFDS writes the first today and once wrote the last; protocol buffers may spell it as the second.
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
@@ -51,7 +51,7 @@ def check_description(folder: str | os.PathLike) -> None:
 
 
 def _class_names(value: Any) -> Iterator[str]:
-    """Every name of a class in a description, however deep; also in the JSON that texts hold."""
+    """Yields every class name at any depth of a description, and in texts that hold JSON."""
     stack = [value]
     while stack:
         value = stack.pop()
@@ -63,5 +63,5 @@ def _class_names(value: Any) -> Iterator[str]:
         elif isinstance(value, str) and value.lstrip().startswith(("{", "[")):
             try:
                 stack.append(json.loads(value))
-            except ValueError:  # a text that only begins like JSON
+            except ValueError:  # The text only begins like JSON.
                 continue

@@ -1,7 +1,7 @@
-"""Any prepared TensorFlow data set as a source, read without TensorFlow.
+"""Opens a prepared TensorFlow data set as a source of records, without TensorFlow.
 
-Preparing most of the public sets needs TensorFlow, once; reading what was prepared as ArrayRecord
-does not. So a set is found by its files, not by the code that made it.
+Most of the public sets need TensorFlow to be prepared. Reading what was prepared as ArrayRecord
+needs none, so a set is found by its files and not by the code that made it.
 """
 
 import os
@@ -20,14 +20,14 @@ from cogview_jax.runtime.errors import InputError, SystemFault
 
 
 def find_builder(name: str, data_dir: str | os.PathLike) -> DatasetBuilder:
-    """The prepared data set `name` under `data_dir`.
+    """Finds and opens the prepared data set `name` under `data_dir`.
 
     Args:
-        name: "name", "name/config" or "name/config:version"; the newest version if none is said.
-        data_dir: the folder of prepared sets; empty for TFDS's own (TFDS_DATA_DIR).
+        name: "name", "name/config" or "name/config:version". Without a version the newest is taken.
+        data_dir: the folder of prepared sets. If it is empty, it is that of TFDS (TFDS_DATA_DIR).
 
     Raises:
-        InputError: no such set there, or one that is damaged or names classes of others.
+        InputError: there is no such set, or it is damaged or names classes that are not TFDS's.
     """
     try:
         folder = _find_folder(name, data_dir or None)
@@ -47,9 +47,9 @@ def find_builder(name: str, data_dir: str | os.PathLike) -> DatasetBuilder:
 
 
 def _find_folder(name: str, data_dir: str | os.PathLike | None) -> Path:
-    """Where TFDS finds a prepared set.
+    """Returns the folder where TFDS finds a prepared set.
 
-    Its public function opens what it finds at once, and would import what that names.
+    The public function of TFDS would open the set at once, and import what its description names.
     """
     from tensorflow_datasets.core import read_only_builder
     from tensorflow_datasets.core.utils import error_utils
@@ -62,7 +62,7 @@ def _find_folder(name: str, data_dir: str | os.PathLike | None) -> Path:
 
 
 def open_builder(folder: str | os.PathLike) -> DatasetBuilder:
-    """The prepared data set in a folder, the one of its version.
+    """Opens the prepared data set in a folder, which is the one of a version.
 
     Raises:
         InputError: its description is damaged, or names classes that are not TFDS's own.
@@ -73,14 +73,14 @@ def open_builder(folder: str | os.PathLike) -> DatasetBuilder:
         return faults.retried(lambda: tfds.builder_from_directory(folder), str(folder))
     except SystemFault:
         raise
-    except Exception as error:  # as many kinds as there are ways to damage it
+    except Exception as error:  # A damaged description can raise any of them.
         raise InputError(
             f"{folder}: not readable as a prepared TFDS data set: {_first_line(error)}"
         ) from error
 
 
 class TfdsSource:
-    """A split of a prepared TFDS data set."""
+    """The records of a split of a prepared TFDS data set."""
 
     def __init__(
         self,
@@ -92,19 +92,19 @@ class TfdsSource:
         require_captions: bool = True,
         max_pixels: int = MAX_PIXELS,
     ):
-        """Opens the split; reads no record.
+        """Opens the split without reading a record.
 
         Args:
             builder: the data set, as from `find_builder` or `tfds.builder_from_directory`.
-            split: as TFDS writes it: "train", "train[:90%]", "train+test".
-            image_key: the image feature. Keys go into nested features by slashes.
-            caption_keys: the text features, or sequences of texts; a record gets all captions.
+            split: a split as TFDS writes it: "train", "train[:90%]", "train+test".
+            image_key: the image feature. A slash in a key names a feature within another.
+            caption_keys: the text features, or sequences of texts. A record gets all captions.
             require_captions: whether a record without a caption is bad.
-            max_pixels: images of more are bad records.
+            max_pixels: an image with more pixels is a bad record.
 
         Raises:
-            InputError: unknown or empty split, unknown feature or one of the wrong kind, files that
-                cannot be read without TensorFlow, that are missing, or that lie elsewhere.
+            InputError: the split is unknown or empty, a feature is unknown or of the wrong kind, or
+                a file is missing, lies elsewhere, or cannot be read without TensorFlow.
         """
         image, text = tfds.features.Image, tfds.features.Text
         _require(builder, "image_key", image_key, image)
@@ -127,15 +127,15 @@ class TfdsSource:
         _check_files(builder, split)
 
     def __len__(self) -> int:
-        """The number of records."""
+        """Returns the number of records."""
         return len(self._records)
 
     def describe(self) -> str:
-        """One line: how many records there are, and of what."""
+        """Returns one line with the number of records and the name of the split."""
         return f"{len(self)} records of {self._name}"
 
     def key(self, i: int) -> str:
-        """NAME/VERSION/SPLIT/i."""
+        """Returns the name of record `i`: NAME/VERSION/SPLIT/i."""
         return f"{self._name}/{i}"
 
     def __getitem__(self, i: int) -> Record:
@@ -169,13 +169,13 @@ class TfdsSource:
         except RuntimeError as error:
             fault = faults.system_error(error)
             if fault is not None and faults.is_passing(fault):
-                self._records = self._opened()  # a reader that has failed once goes on failing
+                self._records = self._opened()  # A failed reader keeps failing.
                 raise fault from error
             raise BadRecord(key, f"damaged file: {_first_line(error)}") from error
 
 
 def _check_split(builder: DatasetBuilder, split: str) -> None:
-    """InputError unless `split` names records of the data set."""
+    """Raises InputError unless `split` names records of the data set."""
     try:
         count = builder.info.splits[split].num_examples
     except (KeyError, ValueError) as error:
@@ -191,13 +191,13 @@ def _check_split(builder: DatasetBuilder, split: str) -> None:
 
 
 def _check_files(builder: DatasetBuilder, split: str) -> None:
-    """InputError unless the files of a split lie in the folder of the data set.
+    """Raises InputError unless the files of a split lie in the folder of the data set.
 
-    Its description says how they are called.
+    The description of the data set names these files, and may name files elsewhere.
     """
     folder = os.path.abspath(builder.data_dir)
     for path in {part.filename for part in builder.info.splits[split].file_instructions}:
-        path = os.path.abspath(path)  # a relative data_dir is in it already
+        path = os.path.abspath(path)  # It contains a relative data_dir already.
         if os.path.dirname(path) != folder:
             raise InputError(f"{folder}: the data of split {split!r} lie elsewhere, in {path}")
         if not os.path.isfile(path):
@@ -215,14 +215,14 @@ def _at(example: Any, path: str) -> Any:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts of a Text feature (bytes) or of a sequence of them, however deep."""
+    """Returns the texts of a Text feature (bytes), or of sequences of them at any depth."""
     if isinstance(value, bytes):
         return [value.decode("utf-8")]
     return [text for item in value for text in _texts(item)]
 
 
 def _leaves(feature: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every feature that holds values, with its slash path; sequences are looked through."""
+    """Yields every feature that holds values, with its path; those within sequences too."""
     if isinstance(feature, tfds.features.FeaturesDict):
         for name, inner in feature.items():
             yield from _leaves(inner, f"{path}/{name}" if path else name)

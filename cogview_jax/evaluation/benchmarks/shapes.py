@@ -339,7 +339,7 @@ def super_resolution_report(
     """MSE of upsampled drawings against the same drawings in full size, by method.
 
     The errors are of pixel values from 0 to 255. Their names in the report:
-        drawn: what the model's codes decode to.
+        sampled: the decoded codes of the model.
         enlarged: the same after iterative back-projection (`back_projected`), which is what
             `super_resolve` returns for all but released weights.
         bilinear, bicubic: the small drawing resampled without a model.
@@ -366,7 +366,7 @@ def super_resolution_report(
         resamplings = {name: resampled(small, method) for name, method in RESAMPLING.items()}
         sampled, smooth = upsample(small, fresh.texts), resamplings["bilinear"]
         images = {
-            "drawn": sampled,
+            "sampled": sampled,
             "enlarged": np.stack(back_projected(sampled, small, rounds)),
             **resamplings,
             "bilinear_back_projected": np.stack(back_projected(smooth, small, rounds)),

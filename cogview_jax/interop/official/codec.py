@@ -14,7 +14,7 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import CodecPart, codec_shapes
 from cogview_jax.checkpoints.stored_tree import Deferred
-from cogview_jax.interop.official.names import (
+from cogview_jax.interop.rules import (
     COLUMNS,
     CONVOLUTION,
     SAME,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cogview_jax.checkpoints.bundle import TransformerPart, transformer_shapes
-from cogview_jax.interop.official.names import (
+from cogview_jax.interop.rules import (
     FUSED,
     FUSED_BIAS,
     LINEAR,

@@ -1,9 +1,9 @@
-"""Torch's file format, read and written without torch: a zip of one pickle and the tensors' bytes.
+"""Reads and writes the file format of torch without torch.
 
-NAME/data.pkl holds the tree (`torch_pickle`), NAME/data/KEY the numbers of a storage and
-NAME/byteorder the order of their bytes. Tensors are read when they are asked for and written as
-they come, so that one at a time is in memory, however large the file. Files of before torch 1.6 are
-no zip (`torch_legacy`).
+A torch file is a zip. NAME/data.pkl holds the tree (see `pickle.py`), NAME/data/KEY the numbers of
+a storage, and NAME/byteorder the order of their bytes. A tensor is read when it is asked for, and
+written when it is made, so that only one at a time is in memory, however large the file is. Before
+torch 1.6 files were no zips (see `legacy.py`).
 """
 
 import functools
@@ -25,26 +25,26 @@ from cogview_jax.interop.torch_format.tensor import Tensor, mapped
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path
 
-#: Tensors start at a multiple of this many bytes, as in files that torch writes.
+#: A tensor starts at a multiple of this many bytes, as in files that torch writes.
 ALIGNMENT = 64
-#: Name and numbers before the name of a member in front of its data (APPNOTE 4.3.7).
+#: The header of a member, before its name (APPNOTE 4.3.7); the lengths of name and extra field.
 _HEADER = struct.Struct("<26xHH")
-#: What a file may unpack to: so many bytes, and so many times its own size. Torch packs nothing.
+#: A file may unpack to `SPARE` bytes and `UNPACKED` times its own size. Torch compresses nothing.
 SPARE, UNPACKED = 64 << 20, 64
 _CHUNK = 1 << 20
-#: What zipfile raises about damaged members.
+#: zipfile raises one of these if a member is damaged.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 
 
 def read_torch(path: Path | str) -> Any:
-    """The tree in a torch file: dict, list, tuple, set, str, numbers, and `Tensor`s.
+    """Reads the tree in a torch file: dict, list, tuple, set, str, numbers, and `Tensor`s.
 
-    Every member's checksum is verified first, which reads the file once; files of before torch 1.6
-    have none.
+    The checksum of every member is verified first, which reads the file once. Files from before
+    torch 1.6 have no checksums.
 
     Raises:
-        InputError: it is no such file, damaged, or its pickle holds more than tensors and plain
-            containers.
+        InputError: it is no torch file, it is damaged, or its pickle holds more than tensors and
+            plain containers.
     """
     path = Path(path)
     if not path.is_file():
@@ -68,7 +68,7 @@ def read_torch(path: Path | str) -> Any:
 
 
 def _verify(path: Path, archive: zipfile.ZipFile) -> None:
-    """Refuses members that are not what the directory says: in checksum, in bytes, or by far."""
+    """Refuses a file whose members are too large, or differ from what its directory says."""
     announced = sum(member.file_size for member in archive.infolist())
     most = SPARE + UNPACKED * path.stat().st_size
     if announced > most:
@@ -99,7 +99,7 @@ def _read_tree(path: Path, archive: zipfile.ZipFile) -> Any:
     if len(roots) != 1 or len(members) != len(archive.infolist()):
         raise InputError(f"{path} is a zip, but no torch file: expected one data.pkl in one folder")
     root = roots[0]
-    order = "little"  # files of before torch 2.1 do not say
+    order = "little"  # Files from before torch 2.1 do not name it.
     if f"{root}/byteorder" in members:
         with archive.open(f"{root}/byteorder") as file:
             order = file.read(16).decode("ascii", "replace")
@@ -123,7 +123,7 @@ def _read_tree(path: Path, archive: zipfile.ZipFile) -> Any:
 
 
 def _bytes(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
-    """The bytes of a member: mapped, unless they have to be unpacked."""
+    """Returns the bytes of a member. They are mapped, unless they have to be unpacked."""
     if member.compress_type != zipfile.ZIP_STORED:
         with zipfile.ZipFile(path) as archive:
             return np.frombuffer(archive.read(member), np.uint8)
@@ -135,14 +135,14 @@ def _bytes(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
 
 
 def write_torch(path: Path, tree: Any, arrays: Iterable[tuple[Slot, np.ndarray]]) -> None:
-    """Writes a file that `torch.load(path, weights_only=True)` reads; whole or not at all.
+    """Writes a file that `torch.load(path, weights_only=True)` reads, whole or not at all.
 
     The same content gives the same bytes.
 
     Args:
         path: the file.
         tree: dicts and plain values, with a `Slot` for each tensor.
-        arrays: what each slot holds, in any order, each once.
+        arrays: the values of every slot, in any order, each once.
     """
     keys = {slot: str(number) for number, slot in enumerate(_slots(tree))}
     # The archive is closed, and so complete, before it gets its name.
@@ -156,7 +156,7 @@ def write_torch(path: Path, tree: Any, arrays: Iterable[tuple[Slot, np.ndarray]]
             flat = np.ascontiguousarray(array).reshape(-1)
             _add(archive, f"data/{keys[slot]}", flat.view(np.uint8).data)
             written.add(slot)
-            del array, flat  # before the next is made
+            del array, flat  # Frees the array before the next is made.
         assert written == set(keys), "a slot without its array"
 
 
@@ -169,10 +169,10 @@ def _slots(tree: Any) -> Iterator[Slot]:
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
-    """A member with its data at a multiple of `ALIGNMENT`, by an extra field that nobody reads."""
-    member = zipfile.ZipInfo(f"archive/{name}")  # dated 1980, whatever the clock says
-    member.file_size, member.CRC = len(data), 0  # zipfile fills in the checksum
-    zip64 = member.file_size * 1.05 > zipfile.ZIP64_LIMIT  # as zipfile decides it
+    """Adds a member. An extra field moves its data to a multiple of `ALIGNMENT` bytes."""
+    member = zipfile.ZipInfo(f"archive/{name}")  # It is dated 1980, whatever the time.
+    member.file_size, member.CRC = len(data), 0  # zipfile computes the checksum.
+    zip64 = member.file_size * 1.05 > zipfile.ZIP64_LIMIT  # zipfile decides it so.
     assert archive.fp is not None, "the archive is open"
     ends = archive.fp.tell() + len(member.FileHeader(zip64)) + 4
     filling = -ends % ALIGNMENT

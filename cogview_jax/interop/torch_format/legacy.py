@@ -1,8 +1,8 @@
-"""Torch's file format of before version 1.6, read without torch: pickles, then the numbers.
+"""Reads files from before torch 1.6 without torch.
 
-A magic number, the version of the protocol, a description of the machine, the tree, and the keys of
-its storages, each a pickle of its own; then for every key how many numbers its storage has (int64)
-and the numbers themselves.
+Such a file begins with five pickles: a magic number, the version of the protocol, a description of
+the machine, the tree, and the keys of its storages. Then follow, for every key, how many numbers
+its storage has (int64), and the numbers.
 """
 
 import struct
@@ -17,19 +17,19 @@ from cogview_jax.interop.torch_format.tensor import Tensor, mapped
 from cogview_jax.runtime.errors import InputError
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-#: The magic number as a pickle of protocol 2, which every such file begins with.
+#: Every such file begins with the magic number as a pickle of protocol 2.
 _BEGINNING = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _COUNT = struct.Struct("<q")
 
 
 def is_legacy(path: Path) -> bool:
-    """Whether a file begins as one of before torch 1.6."""
+    """Returns whether a file begins like one from before torch 1.6."""
     with open(path, "rb") as file:
         return file.read(len(_BEGINNING)) == _BEGINNING
 
 
 def read_legacy(path: Path) -> Any:
-    """The tree in a file; see `torch_file.read_torch`.
+    """Reads the tree in a file; see `file.read_torch`.
 
     Raises:
         InputError: it is damaged, or its pickles hold more than tensors and plain containers.
@@ -43,7 +43,9 @@ def read_legacy(path: Path) -> Any:
 
 def _read(path: Path, file: BinaryIO) -> Any:
     storages: dict[str, Storage] = {}
-    places: dict[str, tuple[int, int]] = {}  # key -> where its numbers begin and end
+    places: dict[
+        str, tuple[int, int]
+    ] = {}  # For each key, the bytes where its numbers begin and end.
 
     def tensor(view: View) -> Tensor:
         key = view.storage.key
@@ -51,7 +53,7 @@ def _read(path: Path, file: BinaryIO) -> Any:
             raise InputError(f"its storage {key} has two types or sizes")
         return Tensor(view, swapped, lambda: _bytes(path, *places[key]))
 
-    load(file, tensor)  # the magic number, which is known
+    load(file, tensor)  # This is the magic number, which is known.
     protocol, machine = load(file, tensor), load(file, tensor)
     if type(protocol) is not int or protocol != PROTOCOL or not isinstance(machine, dict):
         small = type(protocol) is int and abs(protocol) < 1 << 32

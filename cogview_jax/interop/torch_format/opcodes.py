@@ -1,8 +1,9 @@
-"""What a pickle would make, looked at before anything is made.
+"""Checks the instructions of a pickle before any of them is run.
 
-A few bytes can ask a reader for gigabytes: a place far up in its memo, a run of empty sets, tuples
-within tuples that no hash comes back from. So its instructions are counted and followed first,
-without running them. Ours are a few dozen a tensor, and never nest deeply.
+A few bytes can ask a reader for gigabytes: a high number in its memo, a run of empty sets, or
+tuples within tuples, whose hash never ends. Therefore the instructions are first counted and
+followed without running them. A pickle of tensors has a few dozen instructions for each tensor, and
+never nests deeply.
 """
 
 import pickletools
@@ -10,18 +11,19 @@ from typing import Any, BinaryIO
 
 from cogview_jax.runtime.errors import InputError
 
-#: Of a pickle, the most bytes and instructions that are read: thousands of tensors have fewer.
+#: A pickle may have so many bytes and instructions. Thousands of tensors have fewer.
 BYTES, INSTRUCTIONS = 16 << 20, 400_000
-#: Tuples within tuples.
+#: Tuples may be nested so deeply.
 DEPTH = 200
 
 _MARK = -1
-#: Instructions whose result may be, or hold, what they were given.
+#: The result of these instructions may be, or contain, what they were given.
 _HANDED_ON = (
     *("REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "OBJ", "BINPERSID", "APPEND", "APPENDS"),
     *("SETITEM", "SETITEMS", "ADDITEMS", "DUP"),
 )
-#: name -> how much it takes off the stack, whether up to the mark, and how much it puts there.
+#: For each instruction: how many values it takes off the stack, whether it takes all down to the
+#: mark, and how many values it puts on the stack.
 _RUN = (pickletools.markobject, pickletools.stackslice)
 _EFFECTS = {
     op.name: (
@@ -34,10 +36,10 @@ _EFFECTS = {
 
 
 def examined(file: BinaryIO) -> tuple[bytes, int]:
-    """The next pickle of a file, which then stands behind it, and how many instructions it has.
+    """Returns the next pickle of a file and its number of instructions; the file is then behind it.
 
     Raises:
-        InputError: it is damaged, or larger or deeper than what this program reads.
+        InputError: it is damaged, too large, or nested too deeply.
     """
     start = file.tell()
     data = file.read(BYTES)
@@ -47,13 +49,13 @@ def examined(file: BinaryIO) -> tuple[bytes, int]:
 
 
 def _follow(data: bytes) -> tuple[int, int]:
-    """How many instructions there are, and where they end."""
-    stack: list[int] = []  # how many tuples are within each value, or the mark
+    """Returns the number of instructions, and where they end."""
+    stack: list[int] = []  # For each value, the depth of tuples in it; or the mark.
     memo: dict[int, int] = {}
     count = end = 0
     try:
         for op, argument, place in pickletools.genops(data):
-            assert place is not None  # pickletools knows it wherever it reads bytes
+            assert place is not None  # It is None only for files, not for bytes.
             name, end = op.name, place + 1
             count += 1
             if count > INSTRUCTIONS:
@@ -69,7 +71,7 @@ def _follow(data: bytes) -> tuple[int, int]:
 
 
 def _apply(name: str, argument: Any, stack: list[int], memo: dict[int, int]) -> None:
-    """What an instruction does to the depths on the stack and in the memo."""
+    """Updates the depths on the stack and in the memo as an instruction would."""
     if name in ("PUT", "BINPUT", "LONG_BINPUT"):
         if argument > 2 * INSTRUCTIONS:
             raise InputError(f"its pickle keeps a value under number {argument}")

@@ -1,10 +1,10 @@
-"""The pickle inside a torch file, read and written without torch.
+"""Reads and writes the pickle inside a torch file without torch.
 
-Reading builds tensors and plain containers and nothing else. What a training run leaves beside its
-weights (random states, arguments, optimizers) becomes inert: an object of ours that takes whatever
-is put into it and does nothing. Everything else a pickle may ask for is refused by its name, so no
-file can make this program run anything. What it may take of memory is bounded by `torch_opcodes`
-and by the bytes that are there.
+Reading builds tensors and plain containers and nothing else. Other objects that a training run
+saves beside its weights (random states, arguments, optimizers) become inert: each is replaced by an
+object that ignores whatever is put into it. Everything else that a pickle may ask for is refused by
+its name, so no file can make this program run code. The memory that a pickle may take is bounded
+by `opcodes.py` and by the number of bytes in the file.
 """
 
 import io
@@ -19,11 +19,11 @@ import numpy as np
 from cogview_jax.interop.torch_format.opcodes import examined
 from cogview_jax.runtime.errors import InputError
 
-#: How often the numbers of a storage may be shown by its tensors: tied weights share them.
+#: Tensors may share a storage, as tied weights do, up to so many times its size in all.
 VIEWS = 64
-#: Axes of a tensor.
+#: A tensor may have so many axes.
 AXES = 32
-#: torch's name of a storage -> the type of its numbers.
+#: The type of the numbers for each of torch's names of a storage.
 STORAGES = {
     "HalfStorage": np.dtype("float16"),
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
@@ -36,9 +36,9 @@ STORAGES = {
     "ByteStorage": np.dtype("uint8"),
     "BoolStorage": np.dtype("bool"),
 }
-#: Types that have no storage of their own: their tensors name them over a storage of bytes.
+#: These types have no storage of their own. Their tensors name the type, over a storage of bytes.
 LATER_TYPES = {name: np.dtype(name) for name in ("uint16", "uint32", "uint64")}
-#: Packages whose objects lie beside the weights of real checkpoints.
+#: Real checkpoints hold objects of these packages beside the weights.
 INERT = ("numpy", "torch", "deepspeed", "apex", "fp16", "mpu")
 INERT_NAMES = (
     *(("argparse", "Namespace"), ("_codecs", "encode"), ("collections", "defaultdict")),
@@ -47,7 +47,7 @@ INERT_NAMES = (
 
 
 class Storage(NamedTuple):
-    """A flat run of numbers in the file: its name there, their type, and how many."""
+    """A flat array in the file: its name, the type of its numbers, and how many there are."""
 
     key: str
     dtype: np.dtype
@@ -55,7 +55,7 @@ class Storage(NamedTuple):
 
 
 class View(NamedTuple):
-    """A tensor: a shape laid over a storage, with offset and strides in numbers, not bytes."""
+    """A tensor as a shape over a storage. Offset and strides count numbers and not bytes."""
 
     storage: Storage
     dtype: np.dtype
@@ -65,9 +65,9 @@ class View(NamedTuple):
 
 
 def load(file: BinaryIO, tensor: Callable[[View], Any]) -> Any:
-    """The tree in the next pickle of a file, which then stands behind it.
+    """Reads the tree in the next pickle of a file, which is then behind that pickle.
 
-    dict, list, tuple, set, str, numbers, and what `tensor` makes of views.
+    The tree consists of dict, list, tuple, set, str, numbers, and what `tensor` returns for views.
 
     Raises:
         InputError: the pickle is damaged, or asks for something else.
@@ -77,13 +77,13 @@ def load(file: BinaryIO, tensor: Callable[[View], Any]) -> Any:
         return _Unpickler(io.BytesIO(data), tensor, instructions).load()
     except InputError:
         raise
-    except Exception as error:  # a damaged pickle can end in any of them
+    except Exception as error:  # A damaged pickle can raise any of them.
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"its pickle cannot be read ({type(error).__name__}: {reason})") from error
 
 
 class _Inert:
-    """Stands for an object this program has no use for; does nothing with what it is given."""
+    """Replaces an object that this program does not need; ignores whatever it is given."""
 
     def __new__(cls, *_, **__):
         return super().__new__(cls)
@@ -98,7 +98,7 @@ class _Inert:
 
 
 class _Ordered(dict):
-    """An OrderedDict without the attributes that may be set on one (torch keeps versions there)."""
+    """An OrderedDict whose attributes cannot be set (torch keeps versions in them)."""
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -107,15 +107,15 @@ class _Ordered(dict):
 class _Unpickler(pickle.Unpickler):
     """Knows the few functions and types that tensors are made of.
 
-    It hands out bound methods, and classes made for one file: a pickle can change neither what they
-    do nor what the next file gets.
+    It returns only bound methods, and classes that are made for one file, so that a pickle can
+    change neither what they do nor what the next file gets.
     """
 
     def __init__(self, file: BinaryIO, tensor: Callable[[View], Any], instructions: int):
         super().__init__(file, encoding="utf-8")
         self._tensor = tensor
         self._inert: dict[tuple[str, str], type] = {}
-        self._shown: dict[str, int] = {}  # storage -> bytes that its tensors show
+        self._shown: dict[str, int] = {}  # For each storage, the bytes of all its tensors.
         self._copied, self._most_copied = 0, instructions
         self._known: dict[tuple[str, str], Any] = {
             ("torch._utils", "_rebuild_tensor_v2"): self._rebuild,
@@ -131,7 +131,7 @@ class _Unpickler(pickle.Unpickler):
             self._known[module, "frozenset"] = self._frozenset
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may have under a name."""
+        """Returns what a pickle may use under a name; raises InputError for all other names."""
         if (module, name) in self._known:
             return self._known[module, name]
         if module.partition(".")[0] in INERT or (module, name) in INERT_NAMES:
@@ -144,8 +144,8 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> Storage:
-        """The storage a tensor lies in."""
-        # Files of before torch 1.6 have a sixth part, for storages that are parts of others.
+        """Returns the storage that holds the numbers of a tensor."""
+        # Files from before torch 1.6 have a sixth part, for storages that are parts of others.
         kind, type_, key, _, size, *part = pid
         readable = isinstance(type_, _Type) and isinstance(key, str) and part in ([], [None])
         if kind != "storage" or not readable:
@@ -165,7 +165,7 @@ class _Unpickler(pickle.Unpickler):
 
     def _view(self, storage: Storage, dtype: np.dtype, offset: int, shape, strides) -> Any:
         numbers = (storage.size, offset, *shape[: AXES + 1], *strides[: AXES + 1])
-        # Products of these are still small numbers.
+        # The bounds keep the products below small.
         if any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers) or not (
             len(shape) == len(strides) <= AXES
         ):
@@ -201,7 +201,7 @@ class _Unpickler(pickle.Unpickler):
         return frozenset(self._counted(items))
 
     def _counted(self, items: Any) -> Any:
-        """What is about to be copied: all together no more than there are instructions."""
+        """Returns `items`; all items that are copied may be no more than there are instructions."""
         self._copied += len(items)
         if self._copied > self._most_copied:
             raise InputError("its pickle copies the same values again and again")
@@ -209,16 +209,16 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Type(NamedTuple):
-    """A type's name in a pickle, without the methods a numpy type has."""
+    """A type that a pickle names, without the methods that a numpy type has."""
 
     dtype: np.dtype
 
 
 class Slot:
-    """A place for a tensor in a tree that is to be written: its shape and type."""
+    """Stands for a tensor in a tree that is to be written, with its shape and type."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
-        """`dtype` is one that torch has a storage for."""
+        """`dtype` has to be a type for which torch has a storage."""
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
 
     def __repr__(self) -> str:
@@ -226,12 +226,12 @@ class Slot:
 
 
 def dump(tree: Any, keys: Mapping[Slot, str]) -> bytes:
-    """The pickle (protocol 2) of dicts, plain values and slots; `keys` name their storages."""
+    """Returns the pickle (protocol 2) of a tree; `keys` names the storage of each slot."""
     return b"".join((pickle.PROTO, b"\x02", *_opcodes(tree, keys), pickle.STOP))
 
 
 def _opcodes(value: Any, keys: Mapping[Slot, str]):
-    """The instructions that put `value` on the reader's stack."""
+    """Yields the instructions that put `value` on the stack of a reader."""
     if isinstance(value, dict):
         yield from (pickle.EMPTY_DICT, pickle.MARK)
         for key, entry in value.items():
@@ -240,11 +240,11 @@ def _opcodes(value: Any, keys: Mapping[Slot, str]):
     elif isinstance(value, Slot):
         yield from _tensor_opcodes(value, keys[value])
     else:
-        yield pickle.dumps(value, protocol=2)[2:-1]  # without its own header and end
+        yield pickle.dumps(value, protocol=2)[2:-1]  # Without its header and end.
 
 
 def _tensor_opcodes(slot: Slot, key: str):
-    """A call of torch's function for a tensor that lies row by row over its own storage."""
+    """Yields a call of torch's function for a contiguous tensor with a storage of its own."""
     name = next(name for name, dtype in STORAGES.items() if dtype == slot.dtype)
     strides = tuple(math.prod(slot.shape[axis + 1 :]) for axis in range(len(slot.shape)))
     yield from (_global("torch._utils", "_rebuild_tensor_v2"), pickle.MARK)

@@ -1,4 +1,4 @@
-"""A tensor in a file, not yet read."""
+"""A tensor in a file, which is read when it is asked for."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +12,10 @@ from cogview_jax.interop.torch_format.pickle import View
 class Tensor(NamedTuple):
     """A view over bytes that are read when they are asked for.
 
-    swapped: the file has the other order of bytes than this machine. data: gives the bytes of its
-    storage, uint8 [n], at least as many as it needs.
+    Attributes:
+        view: its storage, type, shape and strides.
+        swapped: whether the file has another order of bytes than this machine.
+        data: returns the bytes of its storage, uint8 [n], at least as many as the tensor needs.
     """
 
     view: View
@@ -22,18 +24,18 @@ class Tensor(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+        """Returns the shape of the tensor."""
         return self.view.shape
 
     @property
     def dtype(self) -> np.dtype:
-        """Its type; bfloat16 is that of ml_dtypes."""
+        """Returns the type of the numbers; bfloat16 is that of ml_dtypes."""
         return self.view.dtype
 
     def read(self) -> np.ndarray:
-        """Its values: read-only, and as long as nothing needs to be unpacked, mapped from the file.
+        """Returns the values, read-only. They are mapped from the file, unless it is compressed.
 
-        What was mapped is given back to the system once the array is forgotten.
+        Mapped memory goes back to the system when the array is deleted.
         """
         count, itemsize = self.view.storage.size, self.dtype.itemsize
         raw = self.data()[: count * itemsize]
@@ -47,7 +49,7 @@ class Tensor(NamedTuple):
 
 
 def mapped(path: Path, start: int, size: int) -> np.ndarray:
-    """`size` bytes of a file from `start` on, uint8, read as they are looked at."""
+    """Returns `size` bytes of a file from byte `start` on, uint8, which are read when used."""
     if not size:
         return np.zeros(0, np.uint8)
     return np.asarray(np.memmap(path, np.uint8, "r", start, (size,)))

@@ -41,9 +41,9 @@ def test_records_are_the_drawings(folder, split, count):
     read = records(folder, split)
     assert len(read) == count
     for i, record in enumerate(read):
-        scene, picture = shapes.drawing(3, split, i, 32)
+        scene, image = shapes.drawing(3, split, i, 32)
         assert record["image"].startswith(b"\x89PNG")
-        assert (np.asarray(Image.open(io.BytesIO(record["image"]))) == picture).all()
+        assert (np.asarray(Image.open(io.BytesIO(record["image"]))) == image).all()
         assert record["caption_en"].decode() == shapes.caption(scene, "en")
         assert shapes.parse_caption(record["caption_zh"].decode()) == scene
         assert record["index"] == i

@@ -39,7 +39,7 @@ def test_a_line_ends_where_lines_of_files_end(tmp_path):
 def test_images_with_text_files_recursive_and_sorted(tmp_path):
     for value, name in enumerate(["b/2.JPG", "b/10.png", "a.webp", "c.bmp", "b/c/1.jpeg"]):
         paint(tmp_path / name, value)
-        (tmp_path / name).with_suffix(".txt").write_text(f"a picture of {name}\n", "utf-8")
+        (tmp_path / name).with_suffix(".txt").write_text(f"an image of {name}\n", "utf-8")
     (tmp_path / "._a.webp").write_bytes(b"not an image")
     (tmp_path / "notes.md").write_text("not an image either")
     source = FolderSource(tmp_path)
@@ -47,7 +47,7 @@ def test_images_with_text_files_recursive_and_sorted(tmp_path):
     assert [source.key(i) for i in range(len(source))] == keys
     for i, key in enumerate(keys):
         record = source[i]
-        assert (record.key, record.captions) == (key, (f"a picture of {key}",))
+        assert (record.key, record.captions) == (key, (f"an image of {key}",))
         assert record.image.shape == (3, 4, 3)
     assert (source[1].image == (1, 0, 0)).all()
 

@@ -346,8 +346,8 @@ def test_shapes_are_drawn_when_they_are_missing(tmp_path):
     config = Shapes(path=str(tmp_path), size=24, train_count=3, held_out_count=4, seed=5)
     source = dataclasses.replace(config, split="held_out").open()
     assert (len(config.open()), len(source)) == (3, 4)
-    scene, picture = shapes.drawing(5, "held_out", 2, 24)
-    np.testing.assert_array_equal(source[2].image, picture)
+    scene, image = shapes.drawing(5, "held_out", 2, 24)
+    np.testing.assert_array_equal(source[2].image, image)
     captions = {language: shapes.caption(scene, language) for language in ("en", "zh")}
     assert source[2].captions == (captions["en"], captions["zh"])
     chinese = dataclasses.replace(config, split="held_out", caption_keys=("caption_zh",)).open()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cogview_jax.interop.official.codec import OfficialCodec, rules
-from cogview_jax.interop.official.names import flat
+from cogview_jax.interop.rules import flat
 from cogview_jax.tokenizers.codecs.codec import denormalise, unclipped
 from cogview_jax.tokenizers.codecs.vqvae import VQVAE
 from cogview_jax.tokenizers.quantisers.gumbel import distance_logits, relax
@@ -23,7 +23,7 @@ OUTPUT, GRADIENT = 1e-4, 1e-4
 
 @pytest.fixture(scope="module")
 def official(fixtures):
-    """The recorded weights as our codec's, and the recorded pictures."""
+    """The recorded weights as our codec's, and the recorded images."""
     table = np.load(fixtures / "vqvae_eval.npz")
     opened = OfficialCodec.open(fixtures / "vqvae" / "vqvae.pt")
     part = opened.part(table["ids"].shape[-1])
@@ -86,7 +86,7 @@ def test_quantised_vectors_and_their_commitment(official, evaluated):
     assert float(commitment) == pytest.approx(float(evaluated["diff"][0]), rel=1e-5)
 
 
-def test_decoder_and_pictures(official, evaluated):
+def test_decoder_and_images(official, evaluated):
     config, codes = official.codec.config, official.codebook.codes
     np.testing.assert_allclose(config.mean, evaluated["norm_mean"], rtol=1e-7)
     np.testing.assert_allclose(config.std, evaluated["norm_std"], rtol=1e-7)
@@ -132,8 +132,8 @@ def test_loss_and_commitment_of_a_training_pass(hard_pass, official, trained):
     terms, _, _ = hard_pass
     count = len(official.images)
     assert float(terms.loss) / count == pytest.approx(float(trained["loss"]), rel=1e-5)
-    commitment, pictures = terms.metrics["commitment"]
-    assert float(commitment / pictures) == pytest.approx(float(trained["diff"][0]), rel=1e-5)
+    commitment, images = terms.metrics["commitment"]
+    assert float(commitment / images) == pytest.approx(float(trained["diff"][0]), rel=1e-5)
     quantised = official.codebook.codes[nearest(official.codebook.codes, official.vectors)]
     decoded = official.decode(straight_through(official.vectors, quantised))
     close(decoded, channels_last(trained["decoded"]), OUTPUT)

@@ -1,11 +1,10 @@
-"""Pictures read as the release reads them.
+"""Images read as the release reads them.
 
 The arrays of writing in image_io.npz are left out: the release stretches what it saves to its own
-darkest and brightest value, and this project never does (a saved picture has its true values).
+darkest and brightest value, and this project never does (a saved image has its true values).
 """
 
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from cogview_jax.data.records import BadRecord
 from cogview_jax.interop.official.images import official_pixels, official_square
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.codecs.codec import normalise
+from cogview_jax.tokenizers.codecs.vqvae import VQVAEConfig
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,8 @@ def test_files_are_decoded_as_they_are(fixtures, table):
 
 def test_what_the_encoder_sees_is_what_the_release_shows_it(fixtures, table):
     official = np.load(fixtures / "vqvae_eval.npz")
-    pixel = SimpleNamespace(mean=official["norm_mean"], std=official["norm_std"])
+    mean, std = (tuple(official[name].tolist()) for name in ("norm_mean", "norm_std"))
+    pixel = VQVAEConfig(mean=mean, std=std)
     names = [name for name in table if name.startswith("read_")]
     assert names
     for name in names:
@@ -47,18 +48,18 @@ def test_what_the_encoder_sees_is_what_the_release_shows_it(fixtures, table):
 
 
 def test_the_centre_is_cut_out_and_a_square_of_that_size_is_not_touched():
-    picture = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
-    np.testing.assert_array_equal(official_square(picture, 2), picture[:, 2:4])
-    tall = picture.transpose(1, 0, 2)
+    image = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
+    np.testing.assert_array_equal(official_square(image, 2), image[:, 2:4])
+    tall = image.transpose(1, 0, 2)
     np.testing.assert_array_equal(official_square(tall, 2), tall[2:4])
-    np.testing.assert_array_equal(official_square(picture[:, :2], 2), picture[:, :2])
+    np.testing.assert_array_equal(official_square(image[:, :2], 2), image[:, :2])
 
 
-def test_transparent_parts_turn_black_only_where_the_picture_is_scaled():
-    picture = np.full((4, 4, 4), 200, np.uint8)
-    picture[..., 3] = 0
-    assert (official_square(picture, 4) == 200).all()
-    assert not official_square(picture, 2).any()
+def test_transparent_parts_turn_black_only_where_the_image_is_scaled():
+    image = np.full((4, 4, 4), 200, np.uint8)
+    image[..., 3] = 0
+    assert (official_square(image, 4) == 200).all()
+    assert not official_square(image, 2).any()
 
 
 def png(mode):
@@ -83,6 +84,6 @@ def test_what_the_release_cannot_read_is_a_bad_record(data, reason):
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (3, 3, 2)])
-def test_arrays_that_are_no_pictures_are_refused(shape):
+def test_arrays_that_are_no_images_are_refused(shape):
     with pytest.raises(InputError, match="expected uint8"):
         official_square(np.zeros(shape, np.uint8), 2)

@@ -192,7 +192,7 @@ def test_an_outlier_reaches_every_token_of_the_batch(outlier):
     np.testing.assert_allclose(last, table["hidden_last"], atol=LOGITS, rtol=0)
     alone = logits(model, params, tokens[1:2])
     assert_others_equal(alone, table["logits_sample1_alone"], table)
-    # Without the outlier beside it, sample 1 is another picture.
+    # Without the outlier beside it, sample 1 is another image.
     others = np.arange(alone.shape[-1]) != int(table["row"])
     assert np.abs(alone - table["logits"][1:2])[..., others].max() > 100 * LOGITS
 

@@ -11,7 +11,9 @@ import pytest
 from cogview_jax.checkpoints.bundle import codec_shapes, transformer_shapes
 from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.interop.official.codec import OfficialCodec, rules
-from cogview_jax.interop.official.names import (
+from cogview_jax.interop.official.sizes import infer_layout, infer_vocabulary
+from cogview_jax.interop.official.transformer import RULES, OfficialTransformer
+from cogview_jax.interop.rules import (
     COLUMNS,
     CONVOLUTION,
     FUSED,
@@ -22,8 +24,6 @@ from cogview_jax.interop.official.names import (
     tensor_sources,
     to_official,
 )
-from cogview_jax.interop.official.sizes import infer_layout, infer_vocabulary
-from cogview_jax.interop.official.transformer import RULES, OfficialTransformer
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.interop.torch_format.pickle import Slot
 from cogview_jax.models.config import TransformerConfig

@@ -23,19 +23,19 @@ def tables(fixtures):
 
 @pytest.fixture(scope="module")
 def official(tables, official_text):
-    """Parses queries and decodes ids over the released vocabulary and the recorded pictures."""
+    """Parses queries and decodes ids over the released vocabulary and the recorded images."""
     return Official(tables, TextTokenizer.load(official_text))
 
 
 class Official:
     def __init__(self, tables, text):
         self.vocabulary = Vocabulary(tables["img_vocab"], tables["text_vocab"])
-        self.text, self.pictures = text, tables["image_codes"]
+        self.text, self.images = text, tables["image_codes"]
 
     def read_codes(self, path):
-        if path not in self.pictures:
-            raise InputError(f"no picture at {path}")
-        return self.pictures[path]
+        if path not in self.images:
+            raise InputError(f"no image at {path}")
+        return self.images[path]
 
     def parse(self, query):
         return parse_query(query, self.vocabulary, self.text, self.read_codes)
@@ -107,7 +107,7 @@ def test_a_query_by_hand(small_text):
     boi1 = SMALL.command("BOI1")
     query = "a red [BOI1] [Image2]ab.c [MASK]*2 dot"
     assert parse(query, small_text) == [*red, boi1, 4, 3, OPEN, OPEN, OPEN, OPEN, *dot]
-    # The order of the line, also where no command parts text and picture.
+    # The order of the line, also where no command parts text and image.
     assert parse("dot [Image9]x", small_text) == [*dot, 1, 3, 1, 2]
     assert parse("[Image0]x", small_text) == [OPEN] * 4
 
@@ -152,7 +152,7 @@ def test_what_is_no_text_is_refused(small_text, query):
         parse_query(query, SMALL, small_text, list)
 
 
-def test_more_digits_than_any_picture_has_codes_are_all_codes(small_text):
+def test_more_digits_than_any_image_has_codes_are_all_codes(small_text):
     assert parse(f"[Image{'9' * 5000}]x", small_text) == [1, 3, 1, 2]
 
 

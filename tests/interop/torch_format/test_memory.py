@@ -61,7 +61,7 @@ BOMBS = {
         "copies the same values again and again",
     ),
     "numbers shown again": (tensor((MUCH, MUCH), (0, 0)), "shows numbers again and again"),
-    "a picture of one number": (tensor((25,), (0,)), "shows numbers again and again"),
+    "a tensor of one number": (tensor((25,), (0,)), "shows numbers again and again"),
     "huge strides": (tensor((2,), (1 << 61,)), "reaches to number"),
     "larger than numbers go": (tensor((1 << 80,), (1,)), "lays shape"),
     "a negative number of numbers": (tensor((-(1 << 80),), (1,)), "lays shape"),

@@ -24,7 +24,7 @@ CONFIG = VQVAEConfig(
 
 def random_params(codec, pixels, seed=0):
     shapes = unbox(jax.eval_shape(codec.init, jax.random.key(0), pixels)["params"])
-    return reference.random_like(shapes, seed, deviation=0.2)
+    return reference.random_like(shapes, seed, std=0.2)
 
 
 @pytest.fixture(scope="module")
