@@ -71,13 +71,17 @@ def test_codes_and_pixels_are_those_of_the_original(name, oracles, bundle):
         expected = table[f"{batch}{ids}"].reshape(-1, rows, columns)
         np.testing.assert_array_equal(model.encode(images), expected)
         pixels = np.float32(images / 127.5 - 1)
-        vectors = codec.apply({"params": part.params}, pixels, method=codec.encode)
+        vectors = jax.jit(codec.apply, static_argnames="method")(
+            {"params": part.params}, pixels, method="encode"
+        )
         before = channels_last(table[f"{batch}pre_quant"])
         np.testing.assert_allclose(vectors, before, atol=1e-4)
         rows = config.quantiser.vectors(part.params["quantiser"], part.codebook, expected)
         codes = channels_last(table[f"{batch}code_vectors"])
         np.testing.assert_allclose(rows, codes, atol=1e-6)
-        decoded = codec.apply({"params": part.params}, codes, method=codec.decode)
+        decoded = jax.jit(codec.apply, static_argnames="method")(
+            {"params": part.params}, codes, method="decode"
+        )
         theirs = channels_last(table[f"{batch}decoded"])
         np.testing.assert_allclose(decoded, theirs, atol=1e-4)
         shown = np.clip(127.5 * (theirs + 1), 0, 255)
@@ -135,8 +139,9 @@ def test_safetensors_there_and_back_are_the_same_bundle(name, bundle, tmp_path):
     file = tmp_path / "files" / "image_tokenizer.safetensors"
     given = SourceFiles(image_tokenizer=str(file))
     conversion.convert("safetensors", None, given, None, str(tmp_path / "again"))
-    assert Bundle(tmp_path / "again").sha256("codec") == Bundle(path).sha256("codec")
-    assert Bundle(tmp_path / "again").parts["codec"] == Bundle(path).parts["codec"]
+    before, after = (Bundle(one).codec() for one in (path, tmp_path / "again"))
+    assert before.config == after.config
+    jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 # ---- full sizes, by their lists of tensors
@@ -152,6 +157,7 @@ def test_safetensors_there_and_back_are_the_same_bundle(name, bundle, tmp_path):
 )
 def test_released_models_of_compvis_have_a_rule_for_every_tensor(oracles, name, expected):
     keys = json.loads(oracles("taming_vq/released_keys.json").read_text())[name]
+    keys = {name: shape for name, shape in keys.items() if not name.startswith("loss.")}
     quantiser = taming.Learned()
     if "gumbel" in name:
         quantiser = taming.GumbelProjection()
@@ -264,7 +270,7 @@ def test_a_bundle_is_not_replaced_by_one_that_cannot_be_read(oracles, bundle, tm
     before = Bundle(tmp_path / "kept").sha256("codec")
     changed(oracles(FILES["taming"]), tmp_path / "odd.ckpt", lambda s: s.pop("quant_conv.bias"))
     given = SourceFiles(image_tokenizer=str(tmp_path / "odd.ckpt"))
-    with pytest.raises(InputError, match="lacks quant_conv.bias"):
+    with pytest.raises(InputError, match=r"lacks quant_conv\.bias"):
         conversion.convert("taming", None, given, None, str(tmp_path / "kept"))
     assert Bundle(tmp_path / "kept").sha256("codec") == before
 

@@ -10,11 +10,11 @@ from cogview_jax.interop.files import (
     progress_of,
     reporting,
 )
-from cogview_jax.interop.files.transformer import OfficialTransformer
 from cogview_jax.interop.official import codec as official_codec
 from cogview_jax.interop.official import transformer as official_transformer
 from cogview_jax.interop.official.codec import OfficialCodec
 from cogview_jax.interop.official.sizes import infer_layout, infer_vocabulary
+from cogview_jax.interop.official.transformer import OfficialTransformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import atomic_path

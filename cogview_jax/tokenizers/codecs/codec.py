@@ -10,7 +10,7 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +98,7 @@ class CodecConfig(Tagged, abc.ABC):
         return self.image_size // self.downsampling
 
 
+@runtime_checkable
 class Codec(Protocol):
     """An encoder and decoder, a Linen module; pixels are normalised floats.
 
