@@ -1,12 +1,21 @@
 """Sampling through the Gumbel softmax against loops, and against CompVis' quantiser."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import reference
-from cogview_jax.tokenizers.quantisers.gumbel import distance_logits, relax
+from cogview_jax.interop.torch_format.file import read_torch
+from cogview_jax.tokenizers.quantisers.gumbel import (
+    Gumbel,
+    GumbelProjection,
+    distance_logits,
+    relax,
+)
+from cogview_jax.tokenizers.quantisers.quantiser import CodebookTraining
 
 K, D, N = 12, 4, 50
 
@@ -64,3 +73,57 @@ def test_without_noise_a_cold_relaxation_is_the_nearest_code(book, vectors):
     ids = reference.nearest(book, vectors)
     np.testing.assert_array_equal(result.ids, ids)
     np.testing.assert_allclose(result.quantised, book[ids], atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["eval", "train_soft", "train_hard"])
+def test_samples_are_those_of_compvis(oracles, form):
+    """With its noise: what the decoder reads, the ids, and the divergence."""
+    config = json.loads(oracles("taming_gumbel/config.json").read_text())["model"]["params"]
+    table = np.load(oracles("taming_gumbel/io.npz"))
+    state = read_torch(oracles("taming_gumbel/last.ckpt"))["state_dict"]
+    codes = state["quantize.embed.weight"].read()
+    params = {
+        "kernel": state["quantize.proj.weight"].read()[:, :, 0, 0].T,
+        "bias": state["quantize.proj.bias"].read(),
+    }
+    vectors, noise = (np.moveaxis(table[name], 1, -1) for name in ("pre_quant", "noise"))
+    logits = GumbelProjection().logits(params, vectors)
+    np.testing.assert_allclose(logits, np.moveaxis(table["logits"], 1, -1), atol=1e-4)
+    temperature = float(table["temperature"][["eval", "train_soft", "train_hard"].index(form)])
+    sampled = relax(logits, codes, noise, temperature, hard=form != "train_soft")
+    np.testing.assert_array_equal(sampled.ids, table[f"{form}:indices"])
+    expected = np.moveaxis(table[f"{form}:z_q"], 1, -1)
+    np.testing.assert_allclose(sampled.quantised, expected, atol=1e-4)
+    kl = config["kl_weight"] * float(jnp.mean(sampled.kl))
+    assert kl == pytest.approx(float(table[f"{form}:kl"][0]), rel=1e-5)
+
+
+def test_the_temperature_falls_as_that_of_compvis(oracles):
+    facts = json.loads(oracles("taming_vq/facts.json").read_text())["gumbel_temperature"]
+    quantiser = Gumbel(temperature=0.9, last_temperature=1e-6, anneal_steps=1_000_001)
+    for step, expected in facts.items():
+        assert float(quantiser.temperature_at(int(step))) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_part_of_a_batch_has_the_noise_of_its_rows(book):
+    quantiser, training = Gumbel(), CodebookTraining()
+    state = quantiser.init(jax.random.key(0), K, D)[1]
+    vectors = np.random.default_rng(5).standard_normal((4, 2, 3, D)).astype(np.float32)
+
+    def quantised(rows):
+        return quantiser.quantise(
+            training,
+            {"codes": book},
+            state,
+            jnp.asarray(vectors[rows]),
+            jnp.asarray(rows),
+            4,
+            jax.random.key(7),
+        )
+
+    whole, part = quantised(np.arange(4)), quantised(np.array([1, 3]))
+    np.testing.assert_allclose(part.vectors, whole.vectors[np.array([1, 3])], atol=1e-6)
+    assert not np.allclose(whole.vectors[0], whole.vectors[1])
+    after = quantiser.finish(training, {"codes": book}, state, whole.aux, None)[1]
+    assert after.steps == 1
+    assert float(after.counts.sum()) == pytest.approx(0.01 * 24)
