@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cogview_jax.interop.conversion import Official, from_official, to_official
+from cogview_jax.interop.files import SourceFiles
+from cogview_jax.interop.official.conversion import from_official, to_official
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.interop.torch_format.pickle import Slot
 from cogview_jax.runtime.files import write_json
@@ -109,7 +110,7 @@ def measured(direction: str, source: str, out: str) -> dict:
     start = time.perf_counter()
     try:
         if direction == "source":
-            from_official(Official(transformer=source, num_heads=HEADS), out)
+            from_official(SourceFiles(transformer=source, num_heads=HEADS), out)
         else:
             to_official(source, out)
     finally:

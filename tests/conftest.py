@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,28 @@ def fixtures() -> Path:
     if not (folder / "config.json").is_file():
         pytest.fail(f"COGVIEW_FIXTURES: no config.json in {folder}")
     return folder
+
+
+@dataclass(frozen=True)
+class Oracles:
+    """Files of expected values that others' image tokenizers and metrics gave, by relative name."""
+
+    folders: tuple[Path, ...]
+
+    def __call__(self, name: str) -> Path:
+        """The file; the test is skipped where none of the folders has it."""
+        for folder in self.folders:
+            if (folder / name).is_file():
+                return folder / name
+        pytest.skip(f"needs {name}, which is in none of {', '.join(map(str, self.folders))}")
+
+
+@pytest.fixture(scope="session")
+def oracles(root) -> Oracles:
+    """Finds oracle files, in `COGVIEW_ORACLES` alone if it is set."""
+    if folder := os.environ.get("COGVIEW_ORACLES"):
+        return Oracles((Path(folder).absolute(),))
+    return Oracles((root / "tests" / "oracles", SHARED / "oracles"))
 
 
 @pytest.fixture(scope="session")

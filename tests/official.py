@@ -48,5 +48,5 @@ def by_official_name(tree: dict) -> dict[str, np.ndarray]:
     named = {}
     for name, (rule, layer, _) in tensor_sources(RULES, tree).items():
         array = np.asarray(leaves[rule.ours])
-        named[name] = rule.form.official(array if layer is None else array[layer])
+        named[name] = rule.form.theirs(array if layer is None else array[layer])
     return named

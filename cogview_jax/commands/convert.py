@@ -1,26 +1,50 @@
-"""Converts checkpoints of the official PyTorch release to a bundle, and back, without torch.
+"""Converts other people's checkpoints to a bundle, and a bundle to such files, without torch.
 
   python -m cogview_jax.convert --source official --transformer cogview-base --num_heads 40 \\
       --image_tokenizer vqvae_hard_biggerset_011.pt --text_tokenizer cog-pretrain.model \\
       --out bundles/base
   python -m cogview_jax.convert --target official --bundle bundles/base --out official
+  python -m cogview_jax.convert --source taming --image_tokenizer last.ckpt --out bundles/vqgan
+  python -m cogview_jax.convert --target safetensors --bundle bundles/base --out files
 
-Each of the three inputs may be left out: the bundle is then without that part, and what it would
-have told is assumed and said. Weights keep their type and their bits. A transformer that was read
-so computes as the release does (compat "official"). Back, OUT gets transformer/ (the tracker file
-and ITERATION/mp_rank_00_model_states.pt), image_tokenizer.pt and text_tokenizer.model.
+Formats:
+  official     the CogView release. Each of its three files may be left out: the bundle is then
+               without that part, and what it would have told is assumed and said. A transformer
+               that was read so computes as the release does (compat "official"). Back, OUT gets
+               transformer/ (the tracker file and ITERATION/mp_rank_00_model_states.pt),
+               image_tokenizer.pt and text_tokenizer.model.
+  taming       a VQModel or GumbelVQ of CompVis' taming-transformers, as --image_tokenizer; its
+               sizes are read from its tensors, and those of its loss are dropped. Back, OUT gets
+               image_tokenizer.ckpt.
+  llamagen     an image tokenizer of LlamaGen (a .pt file), as --image_tokenizer; to read only.
+  vqgan_jax    an image tokenizer of dalle-mini (flax_model.msgpack); to read only.
+  safetensors  a file for each part of any bundle, which describes itself. Back, OUT gets
+               transformer.safetensors, image_tokenizer.safetensors and text_tokenizer.model.
+
+Weights keep their type and their bits.
 """
 
 from absl import flags
 
 from cogview_jax.runtime import command_line
 
-SOURCE = flags.DEFINE_enum("source", None, ["official"], "what to read; the bundle is --out")
-TARGET = flags.DEFINE_enum("target", None, ["official"], "what to write of --bundle, into --out")
-TRANSFORMER = command_line.path_flag(
-    "transformer", "the folder with latest_checkpointed_iteration.txt"
+SOURCE = flags.DEFINE_enum(
+    "source",
+    None,
+    ["official", "taming", "llamagen", "vqgan_jax", "safetensors"],
+    "the format to read; the bundle is --out",
 )
-IMAGE_TOKENIZER = command_line.path_flag("image_tokenizer", "the image tokenizer's torch file")
+TARGET = flags.DEFINE_enum(
+    "target",
+    None,
+    ["official", "taming", "safetensors"],
+    "the format to write of --bundle, into --out",
+)
+TRANSFORMER = command_line.path_flag(
+    "transformer",
+    "the folder with latest_checkpointed_iteration.txt (official), or a .safetensors file",
+)
+IMAGE_TOKENIZER = command_line.path_flag("image_tokenizer", "the image tokenizer's file")
 TEXT_TOKENIZER = command_line.path_flag("text_tokenizer", "the SentencePiece model")
 NUM_HEADS = flags.DEFINE_integer("num_heads", None, "the transformer's heads; 40 in the released")
 CODES = flags.DEFINE_integer(
@@ -32,7 +56,8 @@ PIECES = flags.DEFINE_integer(
 GRID = flags.DEFINE_integer(
     "grid",
     None,
-    "rows and columns of an image's codes, unless the largest that the positions hold",
+    "rows and columns of an image's codes, unless the largest that the positions hold, or those of"
+    " 256 pixels",
 )
 LAYOUT_TASK = flags.DEFINE_string(
     "layout_task", None, "what the transformer was trained for, unless text_to_image"
@@ -43,9 +68,9 @@ OUT = command_line.path_flag("out", "the bundle, or the folder, to write", requi
 
 def main() -> None:
     """Flags in, one job."""
-    from cogview_jax.interop import conversion
+    from cogview_jax.interop import conversion, files
 
-    official = conversion.Official(
+    given = files.SourceFiles(
         transformer=TRANSFORMER.value,
         image_tokenizer=IMAGE_TOKENIZER.value,
         text_tokenizer=TEXT_TOKENIZER.value,
@@ -55,4 +80,4 @@ def main() -> None:
         grid=GRID.value,
         layout_task=LAYOUT_TASK.value,
     )
-    conversion.convert(SOURCE.value, TARGET.value, official, BUNDLE.value, OUT.value)
+    conversion.convert(SOURCE.value, TARGET.value, given, BUNDLE.value, OUT.value)

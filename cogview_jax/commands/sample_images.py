@@ -279,7 +279,7 @@ def _decoded(
 ) -> Iterator[np.ndarray]:
     """The images of codes, batch by batch; `on_progress` hears how many."""
     for codes in sampled:
-        yield model.decode(codes, codes.shape[1])
+        yield model.decode(codes)
         on_progress(len(codes))
 
 

@@ -1,4 +1,4 @@
-"""Conversion rules: official tensor name, our array, and the change of axes between them.
+"""Conversion rules: their tensor name, our array, and the change of axes between them.
 
 A rule holds for both directions. The names of a file and the arrays of a tree are checked against
 the whole table first: each is used exactly once, and whatever is missing, unknown or of another
@@ -9,7 +9,7 @@ there and back gives the same bits.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import ml_dtypes
@@ -17,7 +17,6 @@ import numpy as np
 
 from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.interop.torch_format.pickle import Slot
-from cogview_jax.interop.torch_format.tensor import Tensor
 from cogview_jax.runtime.errors import InputError
 
 #: The types weights may have.
@@ -28,30 +27,36 @@ LISTED = 3
 
 @dataclass(frozen=True)
 class AxisTransform:
-    """How an array changes: ours has the official axes in the order `axes`.
+    """How an array changes: ours has their axes in the order `axes`.
 
-    thirds: ours then has its last axis split in (3, width): queries, keys, values.
+    thirds: ours then has its last axis split in (3, width): queries, keys, values. spatial: theirs
+    has two more axes of length 1 at its end, being a 1x1 convolution.
     """
 
     axes: tuple[int, ...]
     thirds: bool = False
+    spatial: bool = False
 
     def ours(self, array: np.ndarray) -> np.ndarray:
-        """An official array in our form, as a view."""
+        """An array of theirs in our form, as a view."""
+        array = array[..., 0, 0] if self.spatial else array
         array = array.transpose(self.axes)
         return array.reshape(*array.shape[:-1], 3, -1) if self.thirds else array
 
-    def official(self, array: np.ndarray) -> np.ndarray:
-        """One of our arrays in the official form, as a view."""
+    def theirs(self, array: np.ndarray) -> np.ndarray:
+        """One of our arrays in their form, as a view."""
         array = array.reshape(*array.shape[:-2], -1) if self.thirds else array
-        return array.transpose(np.argsort(self.axes))
+        array = array.transpose(np.argsort(self.axes))
+        return array[..., None, None] if self.spatial else array
 
-    def official_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The official shape of an array of ours."""
-        return self.official(np.broadcast_to(np.int8(0), shape)).shape
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Their shape of an array of ours."""
+        return self.theirs(np.broadcast_to(np.int8(0), shape)).shape
 
 
 SAME, TABLE = AxisTransform((0,)), AxisTransform((0, 1))
+#: [h, w, in, out] on both sides.
+KERNEL = AxisTransform((0, 1, 2, 3))
 #: Linear maps are stored output by input there, input by output here.
 LINEAR = AxisTransform((1, 0))
 FUSED, FUSED_BIAS = AxisTransform((1, 0), thirds=True), AxisTransform((0,), thirds=True)
@@ -59,26 +64,44 @@ FUSED, FUSED_BIAS = AxisTransform((1, 0), thirds=True), AxisTransform((0,), thir
 CONVOLUTION, TRANSPOSED = AxisTransform((2, 3, 1, 0)), AxisTransform((2, 3, 0, 1))
 #: Codes are columns there, rows here.
 COLUMNS = AxisTransform((1, 0))
+#: A 1x1 convolution there, [out, in, 1, 1]; a linear map here, [in, out].
+PROJECTION = AxisTransform((1, 0), spatial=True)
+
+
+@runtime_checkable
+class StoredTensor(Protocol):
+    """A tensor in a file, not yet read: one of torch's, of safetensors, of a msgpack."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Its type; bfloat16 is that of ml_dtypes."""
+
+    def read(self) -> np.ndarray:
+        """Its values."""
 
 
 class Rule(NamedTuple):
-    """An official name, the dotted place in our tree, and the form.
+    """Their name, the dotted place in our tree, and the form.
 
     {} in the name stands for a layer, whose arrays are stacked along a first axis here.
     """
 
-    official: str
+    theirs: str
     ours: str
     form: AxisTransform
 
     @property
     def stacked(self) -> bool:
-        """Whether there is one official tensor a layer."""
-        return "{}" in self.official
+        """Whether there is one tensor of theirs a layer."""
+        return "{}" in self.theirs
 
 
 class TensorSource(NamedTuple):
-    """Where an official tensor lies in our tree: its rule, its layer, its official shape."""
+    """Where a tensor of theirs lies in our tree: its rule, its layer, its shape there."""
 
     rule: Rule
     layer: int | None
@@ -86,7 +109,7 @@ class TensorSource(NamedTuple):
 
 
 def tensor_sources(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> dict[str, TensorSource]:
-    """Official name -> source, in the order of an official state dict.
+    """Their name -> source, in the order of the rules.
 
     Args:
         rules: the whole table; rules with layers stand together.
@@ -100,23 +123,23 @@ def tensor_sources(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> dict[str
     for rule in rules:
         shape = ours[rule.ours]
         if rule not in stacked:
-            found[rule.official] = TensorSource(rule, None, rule.form.official_shape(shape))
+            found[rule.theirs] = TensorSource(rule, None, rule.form.their_shape(shape))
         elif rule == stacked[0]:
             for layer in range(shape[0]):
                 for each in stacked:
-                    single = each.form.official_shape(ours[each.ours][1:])
-                    found[each.official.format(layer)] = TensorSource(each, layer, single)
+                    single = each.form.their_shape(ours[each.ours][1:])
+                    found[each.theirs.format(layer)] = TensorSource(each, layer, single)
     return found
 
 
 def to_ours(
     rules: Sequence[Rule], state: Mapping[str, Any], shapes: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """Our tree of an official state dict, every array a `Deferred` in the official type.
+    """Our tree of a state dict, every array a `Deferred` in the type it has there.
 
     Args:
         rules: see `tensor_sources`.
-        state: official name -> `Tensor`.
+        state: their name -> tensor.
         shapes: see `tensor_sources`; what the tree has to be like.
         where: the file, for complaints.
 
@@ -126,7 +149,7 @@ def to_ours(
     """
     wanted = tensor_sources(rules, shapes)
     _check_names(state, wanted, where)
-    stacks: dict[str, list[Tensor]] = {rule.ours: [] for rule in rules}
+    stacks: dict[str, list[StoredTensor]] = {rule.ours: [] for rule in rules}
     for name, source in wanted.items():
         tensor, stack = state[name], stacks[source.rule.ours]
         check_tensor(tensor, name, where)
@@ -154,7 +177,7 @@ def to_ours(
     return tree
 
 
-def to_official(
+def to_theirs(
     rules: Sequence[Rule], tree: Mapping[str, Any], prefix: str = ""
 ) -> tuple[dict[str, Slot], Iterator[tuple[Slot, np.ndarray]]]:
     """The state dict of our tree, and what its slots hold, with one array of ours in memory.
@@ -162,7 +185,7 @@ def to_official(
     Args:
         rules: see `tensor_sources`.
         tree: of `Deferred`s.
-        prefix: in front of every official name.
+        prefix: in front of every name of theirs.
     """
     leaves = flat(tree)
     wanted = tensor_sources(rules, tree)
@@ -176,7 +199,7 @@ def to_official(
             for name, source in wanted.items():
                 if source.rule == rule:
                     single = array if source.layer is None else array[source.layer]
-                    yield slots[name], rule.form.official(single)
+                    yield slots[name], rule.form.theirs(single)
             del array, single  # before the next is read
 
     return {prefix + name: slot for name, slot in slots.items()}, arrays()
@@ -190,7 +213,7 @@ def flat(tree: Any) -> dict[str, Any]:
 
 def check_tensor(tensor: Any, name: str, where: str, axes: int | None = None) -> None:
     """Refuses what is no tensor of floating-point numbers, or has not so many axes."""
-    if not isinstance(tensor, Tensor):
+    if not isinstance(tensor, StoredTensor):
         raise InputError(f"{where}: {name} is no tensor")
     if tensor.dtype not in TYPES:
         raise InputError(
@@ -222,7 +245,7 @@ def _some(names: Sequence[Any]) -> str:
     return ", ".join(map(str, names[:LISTED])) + more
 
 
-def _maker(rule: Rule, tensors: Sequence[Tensor]) -> Callable[[], np.ndarray]:
+def _maker(rule: Rule, tensors: Sequence[StoredTensor]) -> Callable[[], np.ndarray]:
     """Makes our array of a rule's tensors: one, or one a layer."""
 
     def make() -> np.ndarray:

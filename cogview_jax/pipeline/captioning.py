@@ -30,7 +30,7 @@ class Captioning:
         config = options.config(SamplingConfig(temperature=0.0))
         config.need_no_guidance("a caption")
         layout, span = self.parts.layout, Span.of_text(self.parts.layout)
-        codes = self.parts.encode(np.asarray(images)).reshape(len(images), -1)
+        codes = self.parts.encode(images, self.parts.codec.config.grid).reshape(len(images), -1)
         requests = [SamplingRequest(row.tobytes().hex(), options.seed, 0, config) for row in codes]
         prompts = [layout.tokens({"image": row}) for row in codes]
         texts: list[str] = []
@@ -57,7 +57,8 @@ class Captioning:
             alike = np.array([i for i, each in enumerate(pieces) if len(each) == count])
             for index, own in batches(len(alike), size):
                 chosen = alike[index]
-                codes = parts.encode(np.asarray(images)[chosen]).reshape(len(chosen), -1)
+                given = np.asarray(images)[chosen]
+                codes = parts.encode(given, parts.codec.config.grid).reshape(len(chosen), -1)
                 # Without the end of the text, which is none of its tokens.
                 rows = [
                     layout.tokens({"image": row, "text": pieces[i]})[:-1]

@@ -32,7 +32,8 @@ class CogView:
         parts: the parts, and what each does alone.
         generation, captioning, super_resolution: the tasks, with more options than the methods.
         need, need_task: InputError where a part is missing, or of another task.
-        encode: uint8 images [b, h, w, 3] -> codes int32 [b, rows, columns].
+        encode: uint8 images [b, h, w, 3], h and w multiples of the codec's factor -> codes int32
+            [b, rows, columns].
         decode: codes -> uint8 images [b, h, w, 3].
         logits: int32 tokens [b, t] at positions 0..t-1 -> float32 [b, t, vocabulary].
     """

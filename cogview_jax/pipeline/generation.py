@@ -105,7 +105,9 @@ class Generation:
         grid, images = self.parts.layout_config.grid, np.asarray(images)
         if not 0 <= keep_rows < grid:
             raise InputError(f"keep_rows {keep_rows}: expected 0 to {grid - 1}")
-        kept = self.parts.encode(images)[:, :keep_rows].reshape(len(images), -1)
+        kept = self.parts.encode(images, self.parts.codec.config.grid)[:, :keep_rows].reshape(
+            len(images), -1
+        )
         prompts = [
             np.concatenate([rows[request.prompt], kept[i]])
             for request, i in zip(requests, which, strict=True)

@@ -1,5 +1,6 @@
 """The parts of a bundle in memory, and what each does alone: images to codes and back, logits."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -112,31 +113,49 @@ class Parts:
         return self.engine.model.config.conventions
 
     def encode(self, images: np.ndarray, grid: int | None = None) -> np.ndarray:
-        """uint8 images [b, h, w, 3] -> codes int32 [b, grid, grid]; the codec's grid by default."""
-        self.need("codec")
-        images, config = np.asarray(images), self.codec.config
-        size = (config.grid if grid is None else grid) * config.downsampling
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-            raise InputError(
-                f"encode got {images.dtype} {images.shape}, expected uint8 [b, {size}, {size}, 3]"
-            )
-        return in_few_shapes(self.codes_of, images, self._images_that_fit())
+        """uint8 images [b, h, w, 3] -> codes int32 [b, rows, columns].
 
-    def decode(self, codes: np.ndarray, grid: int | None = None) -> np.ndarray:
-        """Codes int32 [b, grid, grid] -> uint8 images [b, h, w, 3]; the codec's grid by default."""
+        Args:
+            images: their sides are multiples of the codec's downsampling.
+            grid: the rows and columns of codes that are expected; None for any.
+
+        Raises:
+            InputError: the images are of another type or size.
+        """
+        self.need("codec")
+        images, factor = np.asarray(images), self.codec.config.downsampling
+        if grid is not None:
+            fits = images.shape[1:] == (grid * factor, grid * factor, 3)
+            expected = f"[b, {grid * factor}, {grid * factor}, 3]"
+        else:
+            fits = images.ndim == 4 and images.shape[3] == 3 and min(images.shape[1:3]) > 0
+            fits = fits and not any(side % factor for side in images.shape[1:3])
+            expected = f"[b, h, w, 3], h and w multiples of {factor}"
+        if images.dtype != np.uint8 or not fits:
+            raise InputError(f"encode got {images.dtype} {images.shape}, expected uint8 {expected}")
+        pixels = math.prod(images.shape[1:3])
+        return in_few_shapes(self.codes_of, images, self._images_that_fit(pixels))
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Codes int32 [b, rows, columns] -> uint8 images [b, h, w, 3].
+
+        Raises:
+            InputError: they are no whole numbers, or beyond the codebook.
+        """
         self.need("codec")
         codes, config = np.asarray(codes), self.codec.config
-        grid = config.grid if grid is None else grid
-        if codes.shape[1:] != (grid, grid) or codes.dtype.kind not in "iu":
+        fits = codes.ndim == 3 and min(codes.shape[1:]) > 0
+        if codes.dtype.kind not in "iu" or not fits:
             raise InputError(
-                f"decode got {codes.dtype} {codes.shape}, expected integers [b, {grid}, {grid}]"
+                f"decode got {codes.dtype} {codes.shape}, expected integers [b, rows, columns]"
             )
         if codes.size and not 0 <= codes.min() <= codes.max() < config.codebook:
             raise InputError(
                 f"decode got codes from {codes.min()} to {codes.max()}, expected 0 to"
                 f" {config.codebook - 1}"
             )
-        return in_few_shapes(self.pixels_of, codes, self._images_that_fit())
+        pixels = math.prod(codes.shape[1:]) * config.downsampling**2
+        return in_few_shapes(self.pixels_of, codes, self._images_that_fit(pixels))
 
     def codes_of(self, images: np.ndarray) -> jax.Array:
         """Images uint8 [b, h, w, 3] of any size -> int32 [b, rows, columns], in one batch."""
@@ -153,14 +172,13 @@ class Parts:
         assert self.codec_part is not None
         return self.codec_part
 
-    def _images_that_fit(self) -> int:
-        """Images that the codec handles at a time.
+    def _images_that_fit(self, pixels: int) -> int:
+        """Images of so many pixels that the codec handles at a time.
 
         An image takes about three times what its largest layer has: as many values as pixels and
         channels.
         """
-        config = self.codec.config
-        return rows_that_fit(3 * 4 * config.image_size**2 * config.outer_channels)
+        return rows_that_fit(3 * 4 * pixels * self.codec.config.outer_channels)
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """int32 tokens [b, t] at positions 0..t-1 -> float32 [b, t, vocabulary]."""

@@ -91,7 +91,7 @@ class SuperResolution:
             done = 0
             for codes in sampled:
                 given = images[done : done + len(codes)]
-                yield back_projected(self.parts.decode(codes, codes.shape[1]), given, rounds)
+                yield back_projected(self.parts.decode(codes), given, rounds)
                 done += len(codes)
 
         return each_batch()

@@ -18,7 +18,9 @@ from PIL import Image
 import cogview_jax
 import tiny
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart, write_bundle
-from cogview_jax.interop.conversion import Official, convert, from_official, to_official
+from cogview_jax.interop.conversion import convert
+from cogview_jax.interop.files import SourceFiles
+from cogview_jax.interop.official.conversion import from_official, to_official
 from cogview_jax.interop.rules import flat
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.interop.torch_format.pickle import Slot
@@ -63,7 +65,7 @@ def given(fixtures, config, text, tmp_path_factory):
     """The three official parts."""
     folder = tmp_path_factory.mktemp("given")
     text.save(folder / "text.model")
-    return Official(
+    return SourceFiles(
         transformer=str(fixtures / "transformer"),
         image_tokenizer=str(fixtures / "vqvae" / "vqvae.pt"),
         text_tokenizer=str(folder / "text.model"),
@@ -128,7 +130,7 @@ def test_a_transformer_comes_back_bit_for_bit(fixtures, config, tmp_path, name, 
     source.mkdir()
     (source / TRACKER).write_text(iteration)
     cast(fixtures / name / iteration / STATES, source / iteration / STATES, dtype)
-    official = Official(transformer=str(source), num_heads=config["heads"])
+    official = SourceFiles(transformer=str(source), num_heads=config["heads"])
     from_official(official, str(tmp_path / "bundle"))
     params = flat(Bundle(tmp_path / "bundle").stored_transformer().params)
     assert {leaf.dtype for leaf in params.values()} == {np.dtype(dtype)}
@@ -143,7 +145,7 @@ def test_a_transformer_comes_back_bit_for_bit(fixtures, config, tmp_path, name, 
 def test_an_image_tokenizer_comes_back_bit_for_bit(fixtures, tmp_path, prefix, dtype):
     source = tmp_path / "given.pt"
     cast(fixtures / "vqvae" / "vqvae.pt", source, dtype, prefix)
-    from_official(Official(image_tokenizer=str(source), grid=8), str(tmp_path / "bundle"))
+    from_official(SourceFiles(image_tokenizer=str(source), grid=8), str(tmp_path / "bundle"))
     to_official(str(tmp_path / "bundle"), str(tmp_path / "back"))
     assert [path.name for path in (tmp_path / "back").iterdir()] == ["image_tokenizer.pt"]
     assert_same_file(tmp_path / "back" / "image_tokenizer.pt", source)
@@ -239,9 +241,9 @@ def test_each_part_may_stand_alone_and_what_is_assumed_is_said(
 ):
     long, codes = str(fixtures / "transformer_long"), config["vq"]["n_embed"]
     alone = {
-        "transformer": (Official(long, num_heads=given.num_heads), {"transformer"}),
-        "codec": (Official(image_tokenizer=given.image_tokenizer), {"codec"}),
-        "text": (Official(text_tokenizer=given.text_tokenizer), {"text"}),
+        "transformer": (SourceFiles(long, num_heads=given.num_heads), {"transformer"}),
+        "codec": (SourceFiles(image_tokenizer=given.image_tokenizer), {"codec"}),
+        "text": (SourceFiles(text_tokenizer=given.text_tokenizer), {"text"}),
         "no codec": (
             dataclasses.replace(given, image_tokenizer=None, codes=codes),
             {"transformer", "text"},
@@ -269,8 +271,8 @@ def test_each_part_may_stand_alone_and_what_is_assumed_is_said(
 
 
 def test_a_bundle_may_be_replaced(given, tmp_path):
-    text_only = Official(text_tokenizer=given.text_tokenizer)
-    codec_only = Official(image_tokenizer=given.image_tokenizer)
+    text_only = SourceFiles(text_tokenizer=given.text_tokenizer)
+    codec_only = SourceFiles(image_tokenizer=given.image_tokenizer)
     (tmp_path / "bundle").mkdir()
     for official, part in ((text_only, "text"), (codec_only, "codec")):
         from_official(official, str(tmp_path / "bundle"))
@@ -297,7 +299,7 @@ OTHER_WAY = {
 def test_directions_are_not_mixed(tmp_path, mistake):
     (source, target), changes, bundle, message = OTHER_WAY[mistake]
     with pytest.raises(InputError, match=message):
-        convert(source, target, Official(**changes), bundle, str(tmp_path / "out"))
+        convert(source, target, SourceFiles(**changes), bundle, str(tmp_path / "out"))
     assert not list(tmp_path.iterdir())
 
 
@@ -393,7 +395,7 @@ def test_a_model_of_our_own_is_given_with_what_changes_for_it(tmp_path, capsys):
     for word in ("LayerNorm divides", "no PB-relax", "epsilon is 1e-05, not 1e-06"):
         assert word in said
     assert (tmp_path / "out" / "transformer" / TRACKER).read_text() == "7"
-    again = Official(
+    again = SourceFiles(
         str(tmp_path / "out" / "transformer"), num_heads=config.heads, grid=2, codes=64
     )
     from_official(again, str(tmp_path / "again"))
@@ -458,7 +460,7 @@ def test_a_record_that_could_not_have_been_read_is_refused(bundle, tmp_path, par
 
 
 def test_pixels_normalised_otherwise_are_pointed_out(given, tmp_path, capsys):
-    from_official(Official(image_tokenizer=given.image_tokenizer), str(tmp_path / "bundle"))
+    from_official(SourceFiles(image_tokenizer=given.image_tokenizer), str(tmp_path / "bundle"))
     file = tmp_path / "bundle" / "bundle.json"
     described = json.loads(file.read_text())
     described["parts"]["codec"]["config"]["mean"] = [0.5, 0.5, 0.5]
@@ -508,7 +510,9 @@ def test_released_weights_are_finetuned_on_a_released_file_and_given_back(
     lines = (tmp_path / "run" / "metrics" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert losses[-1] < losses[0]
-    convert(None, "official", Official(), str(tmp_path / "run" / "bundle"), str(tmp_path / "back"))
+    convert(
+        None, "official", SourceFiles(), str(tmp_path / "run" / "bundle"), str(tmp_path / "back")
+    )
     state = read_torch(states(tmp_path / "back" / "transformer"))["module"]
     before = read_torch(states(fixtures / "transformer"))["module"]
     assert list(state) == list(before)

@@ -320,7 +320,7 @@ def _super_resolution(model: CogView, options: Options) -> Report:
 
         def reconstruct(images: np.ndarray) -> np.ndarray:
             grid = images.shape[1] // factor
-            return model.decode(model.encode(images, grid), grid)
+            return model.decode(model.encode(images, grid))
 
         return super_resolution_report(
             upsample, reconstruct, size=size, count=options.count, seed=options.seed

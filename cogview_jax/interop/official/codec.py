@@ -21,8 +21,8 @@ from cogview_jax.interop.rules import (
     TRANSPOSED,
     Rule,
     required,
-    to_official,
     to_ours,
+    to_theirs,
 )
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.runtime.errors import InputError
@@ -162,7 +162,7 @@ def write_codec(file: Path, part: CodecPart, prefix: str) -> None:
     codebook = part.codebook._asdict()
     del codebook["error"]  # the official code has no such thing
     tree = {"params": part.params, "codebook": codebook}
-    write_torch(file, *to_official(rules(LEVELS), tree, prefix))
+    write_torch(file, *to_theirs(rules(LEVELS), tree, prefix))
 
 
 def differences(config: CodecConfig) -> list[str]:

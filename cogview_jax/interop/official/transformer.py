@@ -20,8 +20,8 @@ from cogview_jax.interop.rules import (
     TABLE,
     Rule,
     required,
-    to_official,
     to_ours,
+    to_theirs,
 )
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.models.config import TransformerConfig
@@ -183,7 +183,7 @@ def write_transformer(directory: Path, part: TransformerPart, iteration: str) ->
     if config.mlp_ratio != MLP_RATIO:
         raise InputError(f"the official code has mlp_ratio {MLP_RATIO}, not {config.mlp_ratio}")
     folder = directory / _checked(iteration, "bundle.json")
-    state, arrays = to_official(RULES, part.params)
+    state, arrays = to_theirs(RULES, part.params)
     content: dict[str, Any] = {"module": state}
     if iteration.isdecimal():
         content["iteration"] = int(iteration)

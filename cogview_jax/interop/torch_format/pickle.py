@@ -39,7 +39,10 @@ STORAGES = {
 #: These types have no storage of their own. Their tensors name the type, over a storage of bytes.
 LATER_TYPES = {name: np.dtype(name) for name in ("uint16", "uint32", "uint64")}
 #: Real checkpoints hold objects of these packages beside the weights.
-INERT = ("numpy", "torch", "deepspeed", "apex", "fp16", "mpu")
+INERT = (
+    *("numpy", "torch", "deepspeed", "apex", "fp16", "mpu"),
+    *("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf"),
+)
 INERT_NAMES = (
     *(("argparse", "Namespace"), ("_codecs", "encode"), ("collections", "defaultdict")),
     *((module, name) for module in ("builtins", "__builtin__") for name in ("dict", "list")),

@@ -40,7 +40,7 @@ def official(fixtures):
         codec=codec,
         params=params,
         codebook=codebook,
-        rules={rule.official: rule for rule in rules(opened.levels)},
+        rules={rule.theirs: rule for rule in rules(opened.levels)},
         images=pixels,
         vectors=run(codec.encode, pixels),
         decode=lambda vectors: run(codec.decode, vectors),
@@ -145,7 +145,7 @@ def test_gradients_of_a_training_pass(hard_pass, official, trained):
     assert names
     for name in names:
         rule, expected = official.rules[name], trained[f"grad:{name}"]
-        ours = rule.form.official(np.asarray(gradients[rule.ours]))
+        ours = rule.form.theirs(np.asarray(gradients[rule.ours]))
         close(ours, expected, GRADIENT * np.abs(expected).max())
 
 

@@ -22,7 +22,7 @@ from cogview_jax.interop.rules import (
     TRANSPOSED,
     flat,
     tensor_sources,
-    to_official,
+    to_theirs,
 )
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.interop.torch_format.pickle import Slot
@@ -84,7 +84,7 @@ def test_forms_move_numbers_where_they_belong():
         array = rng.standard_normal(shape)
         there = form.ours(array)
         assert np.shares_memory(there, array)
-        assert form.official_shape(there.shape) == shape
+        assert form.their_shape(there.shape) == shape
         np.testing.assert_array_equal(form.official(there), array)
     array = rng.standard_normal((2, 3, 4, 5))
     assert CONVOLUTION.ours(array)[3, 4, 2, 1] == array[1, 2, 3, 4]
@@ -330,7 +330,7 @@ def test_one_of_our_arrays_is_in_memory_at_a_time(transformer, tmp_path):
 
         return Deferred(leaf.shape, leaf.dtype, make)
 
-    write_torch(tmp_path / "back.pt", *to_official(RULES, jax.tree.map(counted, tree)))
+    write_torch(tmp_path / "back.pt", *to_theirs(RULES, jax.tree.map(counted, tree)))
     assert alive == [0] * len(RULES)
 
 

@@ -1,0 +1,1 @@
+"""Networks beside the transformer: feature networks whose weights are given, discriminators."""
