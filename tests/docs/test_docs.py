@@ -401,7 +401,7 @@ def test_the_example_of_a_trainable_part(examples, chain, tmp_path):
 
 def test_the_example_of_a_quantiser(examples):
     moving = tiny.codec_objective()
-    fixed = examples["FixedCodebook"](moving.codec, global_batch=tiny.BATCH, revive_below=0.5)
+    fixed = examples["FixedCodebook"](moving.codec, global_batch=tiny.BATCH)
     state, batch, sgd = tiny.start(moving), tiny.images(0), optax.sgd(0.1)
     state = state.replace(opt_state=sgd.init(state.params))
     after = {}
