@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import sentencepiece
 
 from cogview_jax.runtime.config import require_range
@@ -88,7 +89,7 @@ class TextTokenizer:
         """The pieces of `text` as strings, with ▁ for a space."""
         return self._processor.EncodeAsPieces(text)
 
-    def decode(self, pieces: Iterable[int]) -> str:
+    def decode(self, pieces: Iterable[int] | np.ndarray) -> str:
         """The text of `pieces`."""
         return self._processor.DecodeIds([int(piece) for piece in pieces])
 

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -356,7 +357,7 @@ def test_the_example_of_a_loss(examples):
     inner = tiny.transformer_objective()
     objective = examples["Penalised"](inner, 0.01)
     state, key = tiny.start(inner), jax.random.key(0)
-    batch = (tiny.sequences(0), np.arange(tiny.BATCH))
+    batch = (tiny.sequences(0), jnp.arange(tiny.BATCH))
     halves = [
         jax.tree.map(lambda array, part=part: array[part], batch)
         for part in (slice(None, tiny.BATCH // 2), slice(tiny.BATCH // 2, None))
@@ -400,7 +401,7 @@ def test_the_example_of_a_trainable_part(examples, chain, tmp_path):
 
 def test_the_example_of_a_quantiser(examples):
     moving = tiny.codec_objective()
-    fixed = examples["FixedCodebook"](moving.codec, global_batch=tiny.BATCH, revive_below=0.5)
+    fixed = examples["FixedCodebook"](moving.codec, global_batch=tiny.BATCH)
     state, batch, sgd = tiny.start(moving), tiny.images(0), optax.sgd(0.1)
     state = state.replace(opt_state=sgd.init(state.params))
     after = {}

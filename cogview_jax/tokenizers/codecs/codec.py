@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Real, UInt8
 
 from cogview_jax.runtime.config import Tagged, require_range
 from cogview_jax.runtime.errors import InputError
@@ -127,9 +127,9 @@ class Codec(Protocol):
 
 
 def normalise(
-    config: CodecConfig, images: UInt8[Array | np.ndarray, "b h w 3"]
+    config: CodecConfig, images: Real[Array | np.ndarray, "b h w 3"]
 ) -> Float[Array, "b h w 3"]:
-    """(value / 255 - mean) / std: uint8 images [b, h, w, 3] -> what the encoder reads."""
+    """(value / 255 - mean) / std: images [b, h, w, 3] of 0 to 255 -> what the encoder reads."""
     mean, std = jnp.asarray(config.mean), jnp.asarray(config.std)
     return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
 

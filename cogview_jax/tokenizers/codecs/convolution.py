@@ -103,7 +103,7 @@ def upsampling_kernel(kernel: Float[Array, "3 3 c f"]) -> Float[Array, "4 4 c f"
 
 
 def scattered(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "4 4 c f"]
+    x: Float[Array | np.ndarray, "b h w c"], kernel: Float[Array | np.ndarray, "4 4 c f"]
 ) -> Float[Array, "b 2*h 2*w f"]:
     """The 4x4 stride-2 transposed convolution: kernel[i, j] meets output row 2r + i - 1."""
     b, h, w, c = x.shape

@@ -34,7 +34,7 @@ def test_distributions_of_every_phase(fixtures, vocabulary, phase):
     """Some rows have ties; where the official top-p cuts through some, ours keeps all."""
     table = np.load(fixtures / "sampling_filters.npz")
     assert {f"context:{name}" for name in PHASES} == {n for n in table if n.startswith("context")}
-    (place,) = fill_steps([*table[f"context:{phase}"], -1], vocabulary)
+    (place,) = fill_steps([*table[f"context:{phase}"].tolist(), -1], vocabulary)
     for setting, expected in zip(table["settings"], table[f"probs:{phase}"], strict=True):
         config = settings(*setting)
         shares = np.asarray(filtered(table["logits"], config, place.first, place.last))
@@ -53,7 +53,7 @@ def test_distributions_over_the_real_vocabulary(fixtures):
     logits = (table["logits_x64"] / np.float32(64))[None]
     config = settings(table["temperature"], table["top_k"])
     for phase in ("image", "text", "start"):
-        (place,) = fill_steps([*table[f"{phase}_context"], -1], Vocabulary())
+        (place,) = fill_steps([*table[f"{phase}_context"].tolist(), -1], Vocabulary())
         (shares,) = np.asarray(filtered(logits, config, place.first, place.last))
         ids = np.flatnonzero(shares)
         np.testing.assert_array_equal(ids, table[f"{phase}_ids"])

@@ -1,6 +1,7 @@
 """The training loss of the release and its gradients, to the last parameter."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -67,7 +68,7 @@ def test_losses_and_all_gradients_at_both_scales(fixtures, released, table, batc
         objective = objective_of(model, fixtures, scale)
 
         def loss(params, objective=objective):
-            rows = np.arange(len(batch.tokens))
+            rows = jnp.arange(len(batch.tokens))
             sums = objective.sums(params, (), batch, rows, jax.random.key(0))
             return sums.loss / objective.normalizer(batch), sums.metrics
 

@@ -21,6 +21,11 @@ from cogview_jax.tokenizers.quantisers.revival import Candidates
 K, D, N = 12, 4, 50
 
 
+def arrays(tree):
+    """The numbers of a tree as arrays of jax."""
+    return jax.tree.map(jnp.asarray, tree)
+
+
 @pytest.fixture(scope="module")
 def vectors():
     return np.random.default_rng(0).standard_normal((N, D)).astype(np.float32)
@@ -31,7 +36,7 @@ def codebook():
     generator = np.random.default_rng(1)
     codes = generator.standard_normal((K, D)).astype(np.float32)
     counts = generator.uniform(0.5, 5, K).astype(np.float32)
-    return Codebook(codes, counts, codes * counts[:, None], np.float32(2.0))
+    return arrays(Codebook(codes, counts, codes * counts[:, None], np.float32(2.0)))
 
 
 def after(codebook, vectors, decay=0.9, epsilon=1e-5):
@@ -110,9 +115,10 @@ def test_assignments_of_parts_add_up_to_those_of_the_batch(codebook, vectors):
 
 def test_error_is_the_moving_mean_of_squared_distances(codebook, vectors):
     ids = reference.nearest(codebook.codes, vectors)
-    mean = np.mean(np.sum((vectors - codebook.codes[ids]) ** 2, axis=1))
+    codes = np.asarray(codebook.codes)
+    mean = np.mean(np.sum((vectors - codes[ids]) ** 2, axis=1))
     assert float(after(codebook, vectors).error) == pytest.approx(0.9 * 2 + 0.1 * mean, rel=1e-5)
-    fresh = codebook._replace(error=np.float32(np.inf))
+    fresh = codebook._replace(error=jnp.float32(jnp.inf))
     assert float(after(fresh, vectors).error) == pytest.approx(mean, rel=1e-5)
 
 
@@ -131,7 +137,7 @@ def test_three_passes_equal_the_official_quantiser(fixtures, start):
 
     def state(i):
         codes, sums = table[f"{start}_embed_{i}"].T, table[f"{start}_embed_avg_{i}"].T
-        return Codebook(codes, table[f"{start}_cluster_size_{i}"], sums, np.float32(np.inf))
+        return arrays(Codebook(codes, table[f"{start}_cluster_size_{i}"], sums, np.float32(np.inf)))
 
     codebook = state(0)
     for i in (1, 2, 3):
@@ -173,10 +179,10 @@ def test_revival_moves_the_dead_codes_that_are_worth_it_and_no_other():
     """A fair share is 40 / 4 = 10; below a tenth of it a code is dead."""
     codes = np.zeros((4, 2), np.float32)
     counts = np.array([0.0, 0.99, 1.0, 0.5], np.float32)
-    before = Codebook(codes, counts, codes + 7, np.float32(3.0))
+    before = arrays(Codebook(codes, counts, codes + 7, np.float32(3.0)))
     candidates = np.arange(8, dtype=np.float32).reshape(4, 2) + 1
     worthwhile = np.array([1, 1, 1, 0], np.float32)
-    result, moved = revive(before, Candidates(candidates, worthwhile), 40, 0.1)
+    result, moved = revive(before, arrays(Candidates(candidates, worthwhile)), 40, 0.1)
     assert int(moved) == 2
     assert result.codes.tolist() == [[1, 2], [3, 4], [0, 0], [0, 0]]
     assert result.counts.tolist() == [2, 2, 1, 0.5]
