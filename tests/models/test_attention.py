@@ -79,13 +79,13 @@ def test_relaxed_products_fit_half_precision_where_plain_ones_overflow(inputs):
     queries, keys, _ = inputs
     queries, keys = (queries * 50).astype(np.float16), (keys * 200).astype(np.float16)
     keys[:, :, 0] = queries[:, :, 0]
-    seen = np.ones((T, S), bool)
+    mask = np.ones((T, S), bool)
     assert np.isnan(in_half_precision(queries, keys, 1.0)).any()
     assert np.isfinite(in_half_precision(queries, keys, 32.0)).all()
-    weights = weigh(queries, keys, seen, 32.0)
+    weights = weigh(queries, keys, mask, 32.0)
     for b, n in np.ndindex(B, N):
         expected = reference.attention_weights(
-            reference.float64(queries[b, n]), reference.float64(keys[b, n]), seen
+            reference.float64(queries[b, n]), reference.float64(keys[b, n]), mask
         )
         np.testing.assert_allclose(weights[b, n], expected, atol=1e-3)
 

@@ -92,7 +92,7 @@ def test_dropout_acts_on_weights_and_on_both_branch_ends():
         unbox(jax.eval_shape(block.init, jax.random.key(0), x, mask)["params"]),
     )
 
-    def seen(change, **changes):
+    def output(change, **changes):
         params = jax.tree.map(jnp.copy, zeros)
         change(params)
         result, _ = Block(dataclasses.replace(config, **changes)).apply(
@@ -107,18 +107,18 @@ def test_dropout_acts_on_weights_and_on_both_branch_ends():
         params["attention"]["qkv"]["bias"] = jnp.zeros((3, width)).at[2].set(1)
         params["attention"]["out"]["kernel"] = jnp.eye(width)
 
-    attention, mlp = seen(set_branch("attention", "out")), seen(set_branch("mlp", "down"))
+    attention, mlp = output(set_branch("attention", "out")), output(set_branch("mlp", "down"))
     for branch in (attention, mlp):
         np.testing.assert_allclose(np.unique(branch), [0, 1 / (1 - rate)], rtol=1e-6)
         assert np.mean(branch == 0) == pytest.approx(rate, abs=0.03)
         assert len({row.tobytes() for row in branch}) == rows
     assert ((attention == 0) != (mlp == 0)).any()
     # Two keys, each weight 1/2 or dropped: sums of 0, 1 or 2 kept weights.
-    values = seen(set_values)
+    values = output(set_values)
     np.testing.assert_allclose(
         np.unique(values), np.arange(3) / 2 / (1 - rate) ** 2, rtol=1e-6, atol=1e-7
     )
-    whole = seen(set_values, attention_dropout=0.0)
+    whole = output(set_values, attention_dropout=0.0)
     np.testing.assert_allclose(np.unique(whole), [0, 1 / (1 - rate)], rtol=1e-6)
 
 

@@ -58,9 +58,9 @@ def test_who_sees_whom_by_hand():
         "x..xx.xxxx",
     ]
     pivots = np.array([[0, 3, 4, 10]], np.int32)
-    same, places = np.zeros((1, 1, 10, 10), np.float32), np.eye(10, dtype=np.float32)[None, None]
-    seen = sparse(same, same, places, regions=ThreeRegions(pivots, 2, 2))[0, 0] > 0
-    assert ["".join(".x"[int(x)] for x in row) for row in seen] == expected
+    same, one_hot = np.zeros((1, 1, 10, 10), np.float32), np.eye(10, dtype=np.float32)[None, None]
+    visible = sparse(same, same, one_hot, regions=ThreeRegions(pivots, 2, 2))[0, 0] > 0
+    assert ["".join(".x"[int(x)] for x in row) for row in visible] == expected
     mask = reference.sparse_mask(10, [0, 3, 4], 2, 2)
     assert ["".join(".x"[int(x)] for x in row) for row in mask] == expected
 

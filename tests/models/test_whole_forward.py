@@ -9,9 +9,9 @@ import pytest
 import reference
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.layer_params import (
-    layered,
     prepare_decode_params,
     stacked_arrays,
+    unstack_arrays,
     unstack_layers,
 )
 from cogview_jax.models.transformer import (
@@ -50,7 +50,7 @@ def test_it_is_what_the_scanned_stack_computes(model, params):
     tokens = np.random.default_rng(0).integers(0, VOCABULARY.size, (3, 13))
     positions = np.broadcast_to(np.arange(13), tokens.shape)
     scan = jax.jit(lambda params, rows, at: model.apply({"params": params}, rows, at))
-    expected, layers = scan(params, tokens, positions), layered(stacked_arrays(params))
+    expected, layers = scan(params, tokens, positions), unstack_arrays(stacked_arrays(params))
     hidden = whole_forward(model, layers, tokens, positions)
     np.testing.assert_allclose(hidden, expected, atol=1e-5)
     some = logits_of(without_blocks(layers), hidden, model=model, first=3, last=70)
@@ -63,7 +63,7 @@ def test_it_is_what_the_scanned_stack_computes(model, params):
 
 
 def test_arrays_one_by_one_take_the_form_of_all_at_once(params):
-    layers = layered(reversed(list(stacked_arrays(params))))
+    layers = unstack_arrays(reversed(list(stacked_arrays(params))))
     expected = prepare_decode_params(unstack_layers(params))
     assert jax.tree.structure(layers) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, layers, expected)

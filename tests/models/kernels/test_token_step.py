@@ -61,16 +61,18 @@ def test_it_is_the_blocks(precision, error, switches):
     mask, valid = mask[:, None, None, :], jnp.ones((3, 1), bool)
     shapes = jax.eval_shape(block.init, jax.random.key(0), x, mask[..., :1])["params"]
     blocks = [reference.random_like(unbox(shapes), i) for i in range(2)]
-    expected, kept, span = x, [], CacheSpan(starts, jnp.int32(index), INTERPRETED)
+    expected, expected_cache, span = x, [], CacheSpan(starts, jnp.int32(index), INTERPRETED)
     # A GPU would multiply float32 in fewer bits.
     with jax.default_matmul_precision("highest" if precision == "float32" else None):
         for layer, layer_cache in zip(blocks, cache, strict=True):
             expected, layer_cache = jax.jit(block.apply)(
                 {"params": layer}, expected, mask, layer_cache, index, valid
             )
-            kept.append(layer_cache)
+            expected_cache.append(layer_cache)
         y, written = token_step(config, types, blocks, x, span, cache, TILES)
-    pairs = zip(*map(jax.tree.leaves, ((y, written), (expected, tuple(kept)))), strict=True)
+    pairs = zip(
+        *map(jax.tree.leaves, ((y, written), (expected, tuple(expected_cache)))), strict=True
+    )
     for value, true in pairs:
         value, true = reference.float64(value), reference.float64(true)
         np.testing.assert_allclose(value, true, atol=error * np.abs(true).max(), rtol=0)
@@ -80,7 +82,7 @@ def test_it_is_the_blocks(precision, error, switches):
 def test_decoding_with_it_draws_the_same(rows):
     """For more rows than it takes the cache's kernel runs in every layer."""
     kernel = Implementation("xla", "token_step", jax.default_backend(), INTERPRETED)
-    sizes = {"rows": rows, "width": kernels.MULTIPLE}
+    sizes = {"rows": rows, "width": kernels.WIDTH_MULTIPLE}
     np.testing.assert_array_equal(tiny.draw(4, kernel, **sizes), tiny.draw(4, **sizes))
     # Of each layer seven, but for what lies between the products, which are alike in all.
     assert tiny.kernel_calls(kernel, **sizes) == (14 if rows <= ROWS else 2)
@@ -102,7 +104,7 @@ def test_a_gpu_is_given_it_at_the_papers_size():
 @pytest.mark.parametrize("mlp_ratio", [1, 3, 4])
 @pytest.mark.parametrize("multiple", [1, 2, 3, 5])
 def test_the_products_of_every_width_they_are_used_for_are_cut_without_rest(multiple, mlp_ratio):
-    width = multiple * kernels.MULTIPLE
+    width = multiple * kernels.WIDTH_MULTIPLE
     hidden = mlp_ratio * width
     shapes = {
         "qkv": (width, 3 * width),
@@ -113,7 +115,7 @@ def test_the_products_of_every_width_they_are_used_for_are_cut_without_rest(mult
     assert shapes.keys() == kernels.TILES.keys()
     for name, (given, features) in shapes.items():
         tiles = kernels.TILES[name]
-        assert given % (tiles.parts * tiles.depth) == 0, name
-        assert features % tiles.columns == 0, name
+        assert given % (tiles.split_k * tiles.block_k) == 0, name
+        assert features % tiles.block_n == 0, name
     # What goes through GELU must be whole.
-    assert kernels.TILES["up"].parts == 1
+    assert kernels.TILES["up"].split_k == 1
