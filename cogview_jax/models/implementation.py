@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.kernels.cached_attention import runs_cached_attention
-from cogview_jax.models.kernels.fused_attention import runs_fused_attention
+from cogview_jax.models.kernels.fused_attention import Device, runs_fused_attention
 from cogview_jax.models.kernels.token_step import runs_token_step
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import Policy
@@ -60,7 +60,7 @@ def choose_implementation(
     wanted: ImplementationConfig | None = None,
     *,
     devices: int = 1,
-    device: jax.Device | None = None,
+    device: Device | None = None,
 ) -> Implementation:
     """Returns the programs that `wanted` asks for.
 
@@ -92,7 +92,7 @@ def choose_implementation(
     )
 
 
-def _resolve(name: str, wanted: str, choices: list[str], device: jax.Device, policy: Policy) -> str:
+def _resolve(name: str, wanted: str, choices: list[str], device: Device, policy: Policy) -> str:
     """Returns `wanted`, or the last of the choices for "auto"."""
     if wanted == "auto":
         return choices[-1]

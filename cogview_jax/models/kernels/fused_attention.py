@@ -8,7 +8,7 @@ Legend: B batch, T positions, N heads, H head width.
 """
 
 import re
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import flax
 import jax
@@ -35,7 +35,23 @@ class Causal:
     interpret: bool = flax.struct.field(pytree_node=False, default=False)
 
 
-def runs_fused_attention(device: jax.Device, dtype: DTypeLike, head_width: int) -> bool:
+@runtime_checkable
+class Device(Protocol):
+    """The properties of a `jax.Device` that decide which programs it can run.
+
+    NVIDIA GPUs also have a `compute_capability`.
+    """
+
+    @property
+    def platform(self) -> str:
+        """The platform: "cpu", "gpu" or "tpu"."""
+
+    @property
+    def device_kind(self) -> str:
+        """The name of the hardware."""
+
+
+def runs_fused_attention(device: Device, dtype: DTypeLike, head_width: int) -> bool:
     """Returns whether `device` can run the kernel on numbers of `dtype`."""
     if device.platform != "gpu" or jnp.dtype(dtype).itemsize != 2:
         return False
