@@ -122,7 +122,7 @@ class Transformer(nn.Module):
         if share < 1:
             fixed = jax.lax.stop_gradient(word_embeddings)
             word_embeddings = word_embeddings * share + fixed * (1 - share)
-        x = (word_embeddings + position_embeddings).astype(self.policy.compute)
+        x = jnp.asarray(word_embeddings + position_embeddings, self.policy.compute)
         if self.has_rng("dropout"):
             x = dropout(x, self.config.dropout, self.make_rng("dropout"))
         return constrain(x, "batch", "sequence", "width")
