@@ -1,4 +1,4 @@
-"""Dropout's masks: the right share, unlike each other, and the hash of their places."""
+"""The masks of dropout have the right share, are independent, and are hashes of the index."""
 
 import itertools
 
@@ -14,7 +14,7 @@ M = 2**32
 
 
 def finalise(x):
-    """MurmurHash3's fmix32, number by number."""
+    """Computes fmix32 of MurmurHash3 for one number."""
     x ^= x >> 16
     x = x * 0x85EBCA6B % M
     x ^= x >> 13
@@ -48,14 +48,14 @@ def test_the_share_is_right_in_all_rows_and_columns(rate):
     "shift", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 2), (1, 1, 1), (0, 16, 64)]
 )
 def test_neighbours_are_independent(shift):
-    """Of two places the chance that both are dropped is the square of one's."""
+    """The chance that two neighbours are both dropped is the square of the rate."""
     mask = ~keep_mask(1, 0.25)
     both = (mask & np.roll(mask, shift, (0, 1, 2))).mean()
     assert both == pytest.approx(0.25**2, abs=5 * np.sqrt(0.0625 / mask.size))
 
 
 def test_masks_of_keys_are_independent():
-    """Also when they are counted through; no mask is another one shifted."""
+    """This also holds for consecutive keys; no mask is a shifted copy of another."""
     masks = np.stack([~keep_mask(key, 0.25) for key in range(8)]).reshape(8, -1)
     for one, two in itertools.combinations(masks, 2):
         spectrum = np.fft.rfft(one - 0.25) * np.conj(np.fft.rfft(two - 0.25))

@@ -1,4 +1,4 @@
-"""Which programs a model runs: chosen from device, types and sizes, or asked for."""
+"""A model runs the programs that its device, types and sizes allow, or that a config asks for."""
 
 import dataclasses
 from typing import Any
@@ -21,7 +21,7 @@ PAPER = TransformerConfig()
 
 @dataclasses.dataclass
 class Device:
-    """What a program can know of a device that is not there."""
+    """The properties of a device that this machine does not have."""
 
     platform: str
     compute_capability: Any = None
@@ -41,8 +41,8 @@ H200 = Device("gpu", "9.0", "NVIDIA H200")
         (Device("gpu", "gfx942"), "bfloat16", 40, "xla"),
         (H200, "float32", 40, "xla"),
         (H200, "float16_pure", 40, "xla"),
-        (H200, "bfloat16", 128, "xla"),  # heads of 20 numbers
-        (H200, "bfloat16", 10, "xla"),  # of 256
+        (H200, "bfloat16", 128, "xla"),  # head width 20
+        (H200, "bfloat16", 10, "xla"),  # head width 256
         (Device("tpu", "9.0"), "bfloat16", 40, "xla"),
         (Device("cpu", "9.0"), "bfloat16", 40, "xla"),
     ],

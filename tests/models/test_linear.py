@@ -1,4 +1,4 @@
-"""The forms in which a kernel is multiplied are one function."""
+"""All forms of multiplying with a kernel compute the same function."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The transformer with sparse attention: whole, cached, sampled, split, trained."""
+"""The transformer with sparse attention equals its plain form in every use."""
 
 import dataclasses
 import functools
@@ -57,7 +57,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def rows():
-    """A command, text, a command, codes: rows of 26, 13 and 20 tokens."""
+    """Three rows of 26, 13 and 20 tokens: a command, text, a command, codes."""
     generator = np.random.default_rng(1)
     sizes = ((4, 20), (2, 9), (5, 13))
     return [
@@ -110,9 +110,9 @@ def test_without_keys_a_row_is_the_same_in_any_company(params, rows):
 
 @pytest.mark.parametrize("steps", [(26,), (9, 1, 1, 8, 1, 1, 5), (2, *(1,) * 24)])
 def test_cached_decoding_equals_the_whole_pass(params, rows, steps):
-    """Rows padded on the left by what each lacks: blocks count a row's own tokens.
+    """Rows are padded on the left, and blocks are counted from the first token of each row.
 
-    The cache starts as garbage. More than a window at once goes in parts.
+    The cache starts with garbage. More tokens than a window holds are split into chunks.
     """
     tokens, valid = left_padded(rows, 26)
     keys = jax.random.split(jax.random.key(3), 3)
@@ -133,7 +133,7 @@ def test_cached_decoding_equals_the_whole_pass(params, rows, steps):
         done += count
     result = np.concatenate(pieces, axis=1)
     for i, row in enumerate(rows):
-        # The same pivots as places in the row, and those of a row that is alone.
+        # These are the same pivots as positions in the row, and those of the row alone.
         pivots = np.asarray(slots)[:, i] - starts[i]
         alone = draw_regions(CONFIG, VOCABULARY, row[None], keys[i : i + 1])
         np.testing.assert_array_equal(np.minimum(pivots, len(row)), alone.pivots[:, 0])
@@ -178,7 +178,7 @@ def test_sampling_equals_passes_over_the_whole_prefix(params):
 
 
 def test_gaps_of_a_query_are_filled_by_passes_over_the_whole_prefix(params):
-    """Codes, a given command, text; each the likeliest."""
+    """The row has codes, a given command, and text; the likeliest token is sampled."""
     command = VOCABULARY.command
     query = [command("ROI1"), 21, 22, command("BOI1"), *[-1] * 9, command("EOI1"), *[-1] * 4]
 
@@ -270,7 +270,7 @@ def test_the_loss_is_that_under_the_masks_of_the_rows_pivots(params, batch, whol
         scores = reference.transformer(params, CONFIG, batch.tokens[i, :count], None, mask)
         for score, target in zip(scores, batch.targets[i], strict=False):
             total += np.log(np.exp(score - score.max()).sum()) + score.max() - score[target]
-    # The first and last row alone: pivots follow a row's number, not its place.
+    # The first and last row by themselves: pivots depend on the number of a row, not its index.
     rows = np.array([0, ROWS - 1])
     part = jax.tree.map(lambda field: field[rows], batch)
     loss, other = (

@@ -1,4 +1,4 @@
-"""Layer by layer, over the form that decodes, is what the scanned stack computes."""
+"""Running layer by layer over the form for decoding computes what the scanned stack does."""
 
 import dataclasses
 
@@ -55,7 +55,7 @@ def test_it_is_what_the_scanned_stack_computes(model, params):
     np.testing.assert_allclose(hidden, expected, atol=1e-5)
     some = logits_of(without_blocks(layers), hidden, model=model, first=3, last=70)
     np.testing.assert_allclose(some, hidden @ params["word_embedding"][3:70].T, atol=1e-5)
-    # Counted, every row is what it is alone.
+    # With the mask, each row is what it is alone.
     together = whole_forward(model, layers, tokens, positions, np.ones(tokens.shape, bool))
     for i in range(3):
         alone = scan(params, tokens[i : i + 1], positions[:1])

@@ -1,9 +1,9 @@
 """The blocks for one new token a row, as kernels that read weights at the memory's speed.
 
 A block is seven kernels, one after the other. Four are products, which run in tensor cores and take
-as long for 16 rows as for one. They leave their results as several partial sums (split-K). The
-kernel after a product adds these up; it works on each row by itself. The kernels are written in
-Pallas for NVIDIA GPUs and compiled by Triton.
+as long for 16 rows as for one. All but the one before GELU leave their results as several partial
+sums (split-K), which the next kernel adds up. The other three kernels work on each row by itself.
+All are written in Pallas for NVIDIA GPUs and compiled by Triton.
 
 Legend: B batch, R rows of a tensor core (16, of which the first B are used), D width, F features,
 N heads, H head width, S slots of the cache, K partial sums.
