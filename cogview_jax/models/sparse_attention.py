@@ -1,10 +1,10 @@
 """Three-region sparse attention (arXiv 2105.13290, appendix): text, image pivots, and a window.
 
-A query sees its window and the pivots before it. The window is the query's own block of `window`
-tokens up to itself, and the blocks right before it. The pivots are all tokens of text and random
-image tokens, drawn anew for each row and layer. One softmax goes over both, so the result is that
-of dense attention under a mask, but the cost of a token is pivots + window x window_blocks instead
-of the length.
+A query sees its window and the pivots before the window. The window is the query's own block of
+`window` tokens up to itself, and the window_blocks - 1 blocks before that. The pivots are all text
+tokens and random image tokens, drawn anew for each row and layer. One softmax goes over both, so
+the result is that of dense attention under a mask, but the cost of a token is
+pivots + window x window_blocks instead of the length.
 
 Blocks and pivots are counted from the first token of each row, so padding changes nothing. Every
 row and layer has the same number of pivots. A row with too few tokens fills the rest with a
