@@ -117,8 +117,8 @@ def token_step(
     closing = None
     written = []
 
-    def kernel(linear: Mapping[str, Any]) -> jax.Array:
-        values = linear["kernel"].astype(policy.compute)
+    def kernel(linear: Mapping[str, Any]) -> Float[Array, "_ _"]:
+        values = jnp.asarray(linear["kernel"], policy.compute)
         return values.reshape(len(values), -1)
 
     for layer, layer_cache in zip(blocks, cache, strict=True):
