@@ -25,7 +25,7 @@ from cogview_jax.models.sparse_attention import (
     CachedRegions,
     PivotCache,
     ThreeRegions,
-    take,
+    gather_positions,
 )
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.config_flag import load_config
@@ -163,7 +163,7 @@ def token(rows: int) -> dict[str, Call]:
     shape = (rows, HEADS, TOKENS, HEAD_WIDTH)
     full = KeyValues(*(jax.random.normal(jax.random.key(i), shape) for i in (3, 4)))
     pivots = pivots_of(rows)
-    cache = PivotCache(*full, pivots, *(take(x, pivots) for x in full))
+    cache = PivotCache(*full, pivots, *(gather_positions(x, pivots) for x in full))
     mask = jnp.ones((1, TOKENS), bool)
     regions = CachedRegions(TOKENS - 1, jnp.zeros(rows, jnp.int32), WINDOW, BLOCKS)
 

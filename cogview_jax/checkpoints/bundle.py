@@ -36,7 +36,7 @@ from cogview_jax.checkpoints.stored_tree import (
 )
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.implementation import ImplementationConfig
-from cogview_jax.models.layer_params import layered
+from cogview_jax.models.layer_params import unstack_arrays
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
@@ -83,7 +83,7 @@ class TransformerPart:
     drop_captions is the share of rows that were trained without their text, None where nobody says;
     implementation, which no bundle holds, asks for the programs that run the transformer here.
     The parameters are stacked by layer, as training has them and `write_bundle` takes them, or in
-    the form of `models.layer_params.layered`.
+    the form of `models.layer_params.unstack_arrays`.
     """
 
     config: TransformerConfig
@@ -172,12 +172,12 @@ class Bundle:
     def layered_transformer(
         self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
     ) -> TransformerPart:
-        """What `transformer` gives, its parameters in the form of `layered`, and in no other.
+        """What `transformer` gives, with its parameters only in the form of `unstack_arrays`.
 
         Array after array takes that form, so that there are never two of all.
         """
         path, part, shapes = self._transformer_to_read(mesh, dtype)
-        return dataclasses.replace(part, params=layered(restore_each(path, shapes)))
+        return dataclasses.replace(part, params=unstack_arrays(restore_each(path, shapes)))
 
     def _transformer_to_read(
         self, mesh: jax.sharding.Mesh | None, dtype: Any

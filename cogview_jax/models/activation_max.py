@@ -1,39 +1,46 @@
-"""The largest values inside a model, layer by layer: what shows a type's range running out.
+"""The largest activations of each layer, which show when a numeric type is about to overflow.
 
-They are written only where a caller asks for them,
+A model records them only when the caller makes their collection mutable, and otherwise pays
+nothing:
 
-    hidden, sown = model.apply(variables, tokens, positions, mutable=ACTIVATION_MAX)
-    extremes = layer_activation_max(sown)
-
-and cost nothing elsewhere.
+    hidden, recorded = model.apply(variables, tokens, positions, mutable=ACTIVATION_MAX)
+    maxima = layer_activation_max(recorded)
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
-#: The collection that `sow_max` writes to.
+#: The name of the collection that `sow_max` writes to.
 ACTIVATION_MAX = "activation_max"
 
 
-def sow_max(module: nn.Module, name: str, x: jax.Array) -> None:
-    """Notes max |x| under `name`; of several notes of a name in one layer the largest stays."""
+def sow_max(module: nn.Module, name: str, x: Shaped[Array, "..."]) -> None:
+    """Records max |x| under `name`.
+
+    A layer that records several values under one name keeps the largest.
+    """
     if not module.is_mutable_collection(ACTIVATION_MAX) or module.is_initializing():
         return
     largest = jnp.max(jnp.abs(x)).astype(jnp.float32)
     module.sow(ACTIVATION_MAX, name, largest, reduce_fn=jnp.maximum, init_fn=lambda: jnp.float32(0))
 
 
-def layer_activation_max(sown: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """What the layers of a scanned stack with dense attention noted: name -> float32 [layers].
+def layer_activation_max(recorded: Mapping[str, Any]) -> dict[str, Float[Array, " layers"]]:
+    """Reads what the layers of a scanned stack with dense attention recorded.
 
-    "main": the residual branch after the layer. "scores": of attention, before the softmax, where
-    a query sees. "norm_inputs": of the layer's LayerNorms.
+    Args:
+        recorded: the variables that `model.apply` returned beside its result.
+
+    Returns:
+        Float32 values, one a layer, under three names. "main" is the main branch after the layer,
+        "scores" are the attention scores that a query may see, before the softmax, and
+        "norm_inputs" are the inputs of the layer's LayerNorms.
     """
-    block = sown[ACTIVATION_MAX]["blocks"]["block"]
+    block = recorded[ACTIVATION_MAX]["blocks"]["block"]
     return {
         "main": block["main"],
         "scores": block["attention"]["scores"],

@@ -1,7 +1,8 @@
 """Multi-head self-attention with precision relaxation, and its key/value cache.
 
-Legend: B batch, T query positions, S key positions, N heads, H head width, D width. Heads stand
-before positions [B, N, S, H]: one head's keys are contiguous, so decoding streams them from memory.
+Legend: B batch, T query positions, S key positions, N heads, H head width, D width. The axis of
+heads comes before the axis of positions, so the keys of one head are contiguous and decoding
+streams them from memory.
 """
 
 import functools
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -21,12 +23,13 @@ from cogview_jax.models.dropout import dropout
 from cogview_jax.models.kernels.cached_attention import CacheSpan, cached_attention
 from cogview_jax.models.kernels.fused_attention import Causal, fused_attention
 from cogview_jax.models.linear import Linear
-from cogview_jax.models.remat import ATTENDED, READ, named
+from cogview_jax.models.remat import ATTENTION_OUTPUT, QKV
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
 
-#: Dropout of attention weights: (weights, a number that tells them from others) -> weights.
-Drop = Callable[[jax.Array, jax.Array | int], jax.Array]
+#: A function that drops attention weights. It takes the weights and a number, which makes its
+#: random bits differ from those of other calls, and returns the weights.
+DropoutFn = Callable[[jax.Array, jax.Array | int], jax.Array]
 
 
 @runtime_checkable
@@ -34,15 +37,20 @@ class LayerCache(Protocol):
     """The cache of one layer: `KeyValues`, or `PivotCache` of sparse attention."""
 
     @property
-    def keys(self) -> jax.Array:
-        """[B, N, S, H]."""
+    def keys(self) -> Float[Array, "B N S H"]:
+        """The keys of all slots."""
 
     @property
-    def values(self) -> jax.Array:
-        """[B, N, S, H]."""
+    def values(self) -> Float[Array, "B N S H"]:
+        """The values of all slots."""
 
-    def write(self, index: jax.Array | int, keys: Any, values: Any) -> "LayerCache":
-        """The cache with `keys` and `values` [B, N, T, H] at positions index..index + T - 1."""
+    def write(
+        self,
+        index: jax.Array | int,
+        keys: Float[Array | np.ndarray, "B N T H"],
+        values: Float[Array | np.ndarray, "B N T H"],
+    ) -> "LayerCache":
+        """Returns the cache with `keys` and `values` in the slots index..index + T - 1."""
 
 
 @runtime_checkable
@@ -50,25 +58,28 @@ class SparsePattern(Protocol):
     """A pattern of sparse attention (`ThreeRegions`, `CachedRegions`), which attends by itself."""
 
     def attend(
-        self, queries: Any, cache: Any, alpha: float, dtype: DTypeLike, drop: Drop
-    ) -> jax.Array:
-        """[B, N, T, H] to the cache; see `sparse_attention.attend_regions`."""
+        self,
+        queries: Float[Array | np.ndarray, "B N T H"],
+        cache: Any,
+        alpha: float,
+        dtype: DTypeLike,
+        drop: DropoutFn,
+    ) -> Float[Array, "B N T H"]:
+        """Attends from the queries to a `LayerCache`; see `sparse_attention.attend_regions`."""
 
 
-#: Which keys each query sees. An array is a mask of dense attention, bool, True where a query sees
-#: a key, broadcast to [B, N, T, S] (S is T without a cache, else the cache's length). `Causal` and
-#: `CacheSpan` ask for kernels, which drop nothing; the others are those of sparse attention.
+#: Which keys each query sees. An array is the mask of dense attention: bool, True where a query
+#: sees a key, and broadcast to [B, N, T, S], where S is T without a cache and else the length of
+#: the cache. `Causal` and `CacheSpan` ask for kernels, which cannot drop weights. The others are
+#: patterns of sparse attention.
 AttentionPattern = jax.Array | np.ndarray | Causal | CacheSpan | SparsePattern
 
 
 class KeyValues(NamedTuple):
-    """The cache of one layer: keys and values [B, N, S, H].
+    """The cache of one layer. No query sees the slots that have not been written."""
 
-    What lies beyond the written positions is never seen.
-    """
-
-    keys: jax.Array
-    values: jax.Array
+    keys: Float[Array, "B N S H"]
+    values: Float[Array, "B N S H"]
 
     def write(
         self,
@@ -76,23 +87,27 @@ class KeyValues(NamedTuple):
         keys: Float[Array | np.ndarray, "B N T H"],
         values: Float[Array | np.ndarray, "B N T H"],
     ) -> "KeyValues":
-        """The cache with `keys` and `values` [B, N, T, H] at positions index..index + T - 1."""
+        """Returns the cache with `keys` and `values` in the slots index..index + T - 1."""
         return KeyValues(
-            _written(self.keys, index, keys.astype(self.keys.dtype)),
-            _written(self.values, index, values.astype(self.values.dtype)),
+            _write(self.keys, index, keys.astype(self.keys.dtype)),
+            _write(self.values, index, values.astype(self.values.dtype)),
         )
 
 
-def _written(cached: Any, index: jax.Array | int, new: Any) -> jax.Array:
+def _write(
+    cached: Float[Array | np.ndarray, "B N S H"],
+    index: jax.Array | int,
+    new: Float[Array | np.ndarray, "B N T H"],
+) -> Float[Array, "B N S H"]:
     if len(cached) > 1:
         return jax.lax.dynamic_update_slice(cached, new, (0, 0, index, 0))
-    # A single row is written without the axis of rows. XLA drops it for the products that read the
-    # cache, and what is written in one form and read in another is copied whole.
+    # A single row is written without its batch axis. XLA drops that axis in the products that read
+    # the cache, and it copies a cache that is written in one shape and read in another.
     return jax.lax.dynamic_update_slice(cached[0], new[0], (0, index, 0))[None]
 
 
-def causal_mask(length: int) -> Bool[Array, "T T"]:
-    """True where a query (row) may see a key (column), itself and what stands before: [T, T]."""
+def causal_mask(length: int) -> Bool[Array, "{length} {length}"]:
+    """Returns a mask that is True where a query (row) sees a key (column): itself and before."""
     return jnp.tril(jnp.ones((length, length), bool))
 
 
@@ -102,10 +117,9 @@ def attention_scores(
     alpha: float,
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "B N T S"]:
-    """(Q / (alpha sqrt H)) K^T: [B, N, T, H], [B, N, S, H] -> dtype [B, N, T, S].
+    """Computes (Q / (alpha sqrt H)) K^T in the type `dtype` (arXiv 2105.13290, equation 4).
 
-    The scale is applied before the product, so that no product is large (arXiv 2105.13290,
-    equation 4).
+    The queries are divided before the product, so that no product is large.
     """
     queries = queries / jnp.asarray(alpha * queries.shape[-1] ** 0.5, queries.dtype)
     return jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=dtype)
@@ -116,18 +130,19 @@ def attention_weights(
     mask: Bool[Array | np.ndarray, "..."],
     alpha: float,
 ) -> Float[Array, "B N T S"]:
-    """softmax((scores - max) x alpha) over what a query sees (arXiv 2105.13290, equation 4).
+    """Computes softmax((scores - max) x alpha) over the keys that each query sees.
 
-    The maximum is each row's own. With alpha 1 it is plain softmax attention.
+    This is equation 4 of arXiv 2105.13290. The maximum is taken for each query by itself. With an
+    alpha of 1 it is the usual softmax attention.
 
     Args:
-        scores: [B, N, T, S], from `attention_scores` with the same alpha. In float16 one above
+        scores: the result of `attention_scores` with the same alpha. In float16 a score above
             65,504 is infinite.
-        mask: bool, True where a query sees a key, broadcast to [B, N, T, S].
-        alpha: how much smaller the scores are than those of plain attention.
+        mask: True where a query sees a key, broadcast to [B, N, T, S].
+        alpha: the factor by which the scores are smaller than those of usual attention.
 
     Returns:
-        [B, N, T, S] in the type of the scores; uniform for a query that sees nothing.
+        The weights in the type of the scores. A query that sees no key has uniform weights.
     """
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     return relaxed_softmax(scores, alpha)
@@ -137,7 +152,10 @@ def attention_weights(
 def relaxed_softmax(
     scores: Float[Array | np.ndarray, "*B S"], alpha: float
 ) -> Float[Array, "*B S"]:
-    """softmax((scores - max) x alpha) over the last axis; its gradient needs the result alone."""
+    """Computes softmax((scores - max) x alpha) over the last axis.
+
+    The gradient is computed from the result alone, so the scores need not be kept.
+    """
     weights = jnp.exp((scores - scores.max(axis=-1, keepdims=True)) * alpha)
     return weights / weights.sum(axis=-1, keepdims=True)
 
@@ -145,15 +163,21 @@ def relaxed_softmax(
 @relaxed_softmax.defjvp
 def _relaxed_softmax_jvp(alpha: float, primals: tuple, tangents: tuple) -> tuple:
     weights = relaxed_softmax(*primals, alpha)
-    change = weights * tangents[0]
-    return weights, alpha * (change - weights * change.sum(axis=-1, keepdims=True))
+    weighted = weights * tangents[0]
+    return weights, alpha * (weighted - weights * weighted.sum(axis=-1, keepdims=True))
 
 
 class Attention(nn.Module):
-    """Self-attention with an output projection: [B, T, D] -> [B, T, D].
+    """Self-attention with an output projection.
 
-    alpha: see `attention_weights`. dropout: of the weights, where a "dropout" key is given.
-    platform: see `Linear`.
+    Attributes:
+        heads: the number of heads N.
+        alpha: the divisor of PB-relax; see `attention_weights`.
+        dropout: the dropout rate of the weights. It applies if a "dropout" key is given.
+        init_std: the standard deviation of the initial query, key and value projections.
+        out_init_std: the standard deviation of the initial output projection.
+        policy: the types of the arithmetic.
+        platform: see `Linear`.
     """
 
     heads: int
@@ -172,22 +196,22 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         index: jax.Array | int = 0,
     ) -> tuple[Float[Array, "B T D"], LayerCache]:
-        """Attends from x to itself, or, given a cache, to the cache with x written at `index`.
+        """Attends from x to itself or, if there is a cache, to the cache after x is written to it.
 
         Args:
-            x: [B, T, D].
-            pattern: which keys each query sees; it decides which program runs.
-            cache: the keys and values of the layer so far; without one, those of x alone.
-            index: where in the cache those of x are written.
+            x: the input.
+            pattern: which keys each query sees. It also decides which program runs.
+            cache: the keys and values of the tokens so far; None attends to those of x alone.
+            index: the first slot of the cache that the keys and values of x are written to.
 
         Returns:
-            The output [B, T, D], and the keys and values attended to.
+            The output, and the keys and values that were attended to.
         """
         width, dtype = x.shape[-1], self.policy.compute
         projected = Linear(
             (3, width), ("embed", "qkv", "heads"), self.init_std, dtype, self.platform, name="qkv"
         )(x)
-        projected = named(constrain(projected, "batch", "sequence", None, "heads"), READ)
+        projected = checkpoint_name(constrain(projected, "batch", "sequence", None, "heads"), QKV)
         queries, keys, values = rearrange(
             projected, "b t three (n h) -> three b n t h", n=self.heads
         )
@@ -199,25 +223,32 @@ class Attention(nn.Module):
             y = cached_attention(queries, cache.keys, cache.values, pattern)
             y = rearrange(y, "b t n h -> b t (n h)")
         elif isinstance(pattern, SparsePattern):
-            y = self._sparse(queries, cache, pattern)
+            y = self._attend_sparse(queries, cache, pattern)
         else:
-            y = self._dense(queries, cache, pattern)
+            y = self._attend_dense(queries, cache, pattern)
         y = constrain(y, "batch", "sequence", "heads")
         out = Linear(
             (width,), ("heads", "embed"), self.out_init_std, dtype, self.platform, name="out"
         )
         return out(y), cache
 
-    def _dense(self, queries: jax.Array, cache: LayerCache, mask: Any) -> jax.Array:
+    def _attend_dense(
+        self,
+        queries: Float[Array, "B N T H"],
+        cache: LayerCache,
+        mask: Bool[Array | np.ndarray, "..."],
+    ) -> Float[Array, "B T D"]:
         scores = attention_scores(queries, cache.keys, self.alpha, self.policy.reductions)
         sow_max(self, "scores", jnp.where(mask, scores, 0))
         weights = attention_weights(scores, mask, self.alpha)
         if self.has_rng("dropout"):
             weights = dropout(weights, self.dropout, self.make_rng("dropout"))
         y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.policy.compute), cache.values)
-        return named(rearrange(y, "b t n h -> b t (n h)"), ATTENDED)
+        return checkpoint_name(rearrange(y, "b t n h -> b t (n h)"), ATTENTION_OUTPUT)
 
-    def _sparse(self, queries: jax.Array, cache: LayerCache, pattern: SparsePattern) -> jax.Array:
+    def _attend_sparse(
+        self, queries: Float[Array, "B N T H"], cache: LayerCache, pattern: SparsePattern
+    ) -> Float[Array, "B T D"]:
         dropping = self.dropout > 0 and self.has_rng("dropout")
         key = self.make_rng("dropout") if dropping else None
 
@@ -227,4 +258,4 @@ class Attention(nn.Module):
             return dropout(weights, self.dropout, jax.random.fold_in(key, number))
 
         y = pattern.attend(queries, cache, self.alpha, self.policy.reductions, drop)
-        return named(rearrange(y, "b n t h -> b t (n h)"), ATTENDED)
+        return checkpoint_name(rearrange(y, "b n t h -> b t (n h)"), ATTENTION_OUTPUT)

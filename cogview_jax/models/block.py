@@ -1,4 +1,4 @@
-"""One layer of the transformer: attention and MLP, residual branches between two LayerNorms."""
+"""One layer of the transformer: attention and an MLP, each a residual branch with LayerNorms."""
 
 import functools
 from typing import Any
@@ -22,26 +22,34 @@ from cogview_jax.runtime.sharding import constrain
 
 @jax.custom_jvp
 def gelu(x: Float[Array | np.ndarray, "*B"]) -> Float[Array, "*B"]:
-    """GELU in its tanh form, computed in float32: [...] -> [...] in the type of x.
+    """Computes GELU in its tanh form; the arithmetic is float32 and the result has the type of x.
 
-    x^3 would be infinite in float16 from |x| = 41 on, and the gradient no number. Of its gradient
-    the slope alone is kept, in the type of x.
+    In float16, x^3 would be infinite from |x| = 41 on, and the gradient would not be a number. The
+    backward pass keeps the slope alone, in the type of x.
     """
     return nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
 @gelu.defjvp
 def _gelu_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
-    (x,), (change,) = primals, tangents
+    (x,), (tangent,) = primals, tangents
     wide = x.astype(jnp.float32)
     y, slope = jax.jvp(
         functools.partial(nn.gelu, approximate=True), (wide,), (jnp.ones_like(wide),)
     )
-    return y.astype(x.dtype), slope.astype(x.dtype) * change
+    return y.astype(x.dtype), slope.astype(x.dtype) * tangent
 
 
 class MLP(nn.Module):
-    """GELU (tanh form) between two affine maps: [B, T, D] -> [B, T, D]."""
+    """Two affine maps with a GELU (tanh form) between them.
+
+    Attributes:
+        hidden: the width between the two maps.
+        init_std: the standard deviation of the initial kernel of the first map.
+        out_init_std: the standard deviation of the initial kernel of the second map.
+        dtype: the type of the arithmetic.
+        platform: see `Linear`.
+    """
 
     hidden: int
     init_std: float
@@ -51,7 +59,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "B T D"]) -> Float[Array, "B T D"]:
-        """Each position by itself."""
+        """Applies the MLP to each position by itself."""
         width = x.shape[-1]
         up = Linear(
             (self.hidden,), ("embed", "mlp"), self.init_std, self.dtype, self.platform, name="up"
@@ -71,7 +79,7 @@ class MLP(nn.Module):
 def make_norm(
     config: TransformerConfig, policy: Policy, initial_scale: float = 1.0, name: str | None = None
 ) -> LayerNorm:
-    """The LayerNorm of a model: which relaxation, and in which types."""
+    """Returns a LayerNorm with the relaxation and the types of a model."""
     relax = "row" if config.pb_relax_norm else "none"
     if config.conventions.tensor_norm:
         relax = "tensor"
@@ -81,11 +89,16 @@ def make_norm(
 
 
 class Block(nn.Module):
-    """x + LN(attention(LN(x))), then x + LN(MLP(LN(x))): Sandwich-LN.
+    """Computes x + LN(attention(LN(x))), and then x + LN(MLP(LN(x))) of the result.
 
-    See arXiv 2105.13290, section 2.4. The LayerNorm on a branch's output bounds what each layer
-    adds to the main branch; without `sandwich_ln` it is left out, which is Pre-LN. Dropout acts on
-    the branch before that norm, where a "dropout" key is given. platform: see `Linear`.
+    This is Sandwich-LN (arXiv 2105.13290, section 2.4). The LayerNorm on the output of a branch
+    bounds what each layer adds to the main branch. Without `config.sandwich_ln` it is left out,
+    which is Pre-LN. If a "dropout" key is given, dropout acts on the branch before that norm.
+
+    Attributes:
+        config: the sizes and switches of the model.
+        policy: the types of the arithmetic.
+        platform: see `Linear`.
     """
 
     config: TransformerConfig
@@ -101,9 +114,17 @@ class Block(nn.Module):
         index: jax.Array | int = 0,
         valid_mask: Bool[Array | np.ndarray, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache]:
-        """x [B, T, D] through the layer; pattern, cache and index as in `Attention`.
+        """Applies the layer.
 
-        valid_mask: see `LayerNorm`.
+        Args:
+            x: the main branch.
+            pattern: see `Attention`.
+            cache: see `Attention`.
+            index: see `Attention`.
+            valid_mask: see `LayerNorm`.
+
+        Returns:
+            The main branch after the layer, and the keys and values that were attended to.
         """
         x, config, dtype = jnp.asarray(x), self.config, self.policy.compute
         init_std = config.init_std

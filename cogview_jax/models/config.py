@@ -1,4 +1,4 @@
-"""Sizes and switches of the transformer."""
+"""The sizes and switches of the transformer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,42 +15,49 @@ ATTENTION = ("dense", "sparse")
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes and switches of a transformer; the defaults are those of the paper (4 billion).
+    """The sizes and switches of a transformer; the defaults are those of the paper (4 billion).
+
+    The paper is CogView (arXiv 2105.13290). Sandwich-LN and PB-relax are in its section 2.4.
 
     Attributes:
-        layers: how many layers there are.
-        width: numbers of a token's vector.
-        heads: attention heads, which divide the width.
-        mlp_ratio: width of the MLP over the model's.
-        dropout: rate of dropout of the embeddings and of what each branch adds.
-        attention_dropout: rate of dropout of attention's weights; None for the same. Where it is 0
-            and the device has one, dense attention is a fused kernel (`kernels.fused_attention`).
-        sandwich_ln: a LayerNorm at both ends of each branch (Sandwich-LN), not at the first alone.
-        pb_relax_norm: LayerNorm divides by the largest value first (PB-relax).
-        pb_relax_attention: attention scores are divided by alpha before their product (PB-relax).
-        alpha: belongs to pb_relax_attention.
-        embedding_gradient: share of the gradient that reaches the word embeddings through the
-            layers; 1 for all.
-        epsilon: added to the variance in LayerNorm.
-        init_std: standard deviation of the normal that matrices and embeddings start from.
-            0.02 is about 1 / sqrt(width) at the paper's width; a narrow model wants more.
-        sandwich_scale: start of the scale of the LayerNorm that closes a branch. At 1, the paper's,
-            a new branch outweighs the embeddings, which a short run has no time to mend.
+        layers: the number of layers.
+        width: the length of a token's vector.
+        heads: the number of attention heads, which has to divide the width.
+        mlp_ratio: the width of the MLP as a multiple of the model's width.
+        dropout: the dropout rate of the embeddings and of the output of each residual branch.
+        attention_dropout: the dropout rate of attention weights; None means the rate of `dropout`.
+            If it is 0, dense attention may be a fused kernel (`kernels.fused_attention`).
+        sandwich_ln: whether each residual branch has a LayerNorm at both ends (Sandwich-LN) instead
+            of at its start alone (Pre-LN).
+        pb_relax_norm: whether LayerNorm first divides by the largest absolute value (PB-relax).
+        pb_relax_attention: whether queries are divided by `alpha` before they are multiplied with
+            keys (PB-relax, equation 4).
+        alpha: the divisor of `pb_relax_attention`.
+        embedding_gradient: the share of the gradient that reaches the word embeddings through the
+            layers; 1 means all of it.
+        epsilon: the number that LayerNorm adds to the variance.
+        init_std: the standard deviation of the normal distribution that matrices and embeddings
+            start from. The default 0.02 is about 1 / sqrt(width) at the paper's width; a narrow
+            model needs more.
+        sandwich_scale: the initial scale of the LayerNorm at the end of a branch. The paper's is 1,
+            with which a new branch outweighs the embeddings; a short run has no time to mend that.
         remat: what the backward pass computes again instead of keeping it: "none", "dots",
             "save-attention" or "full" (`models.remat`).
-        unroll: layers per scan iteration (`nn.scan(unroll=...)`); unrolling all of them avoids
-            parameter copies in small models.
-        compat: "official" computes as the released PyTorch code does, for weights that were trained
-            with it (`models.conventions`).
-        attention: "dense", or "sparse" for the three-region form (`models.sparse_attention`): a
-            query sees its own block of `window` tokens, the window_blocks - 1 blocks before it, and
-            of what lies further back the row's pivots.
-        window: tokens of a block of sparse attention.
-        window_blocks: blocks of the window of sparse attention, a query's own among them.
-        pivots: pivots of a row in sparse attention, all text among them.
+        unroll: the number of layers in one iteration of the scan (`nn.scan(unroll=...)`). Unrolling
+            all layers avoids copies of parameters in small models.
+        compat: "none", or "official" to compute as the released PyTorch code does, for weights that
+            were trained with it (`models.conventions`).
+        attention: "dense", or "sparse" for three-region sparse attention
+            (`models.sparse_attention`). In sparse attention a query sees its own block of `window`
+            tokens, the `window_blocks` - 1 blocks before it, and the pivots of the row in all
+            earlier blocks.
+        window: the number of tokens in a block of sparse attention.
+        window_blocks: the number of blocks in the window of sparse attention, including the block
+            of the query.
+        pivots: the number of pivots of a row in sparse attention, including all of its text.
     """
 
-    #: Names of settings in bundles and runs of earlier versions, and what they are called now.
+    #: The old names of settings, which bundles and runs of earlier versions use, and the new ones.
     RENAMED: ClassVar[Mapping[str, str]] = MappingProxyType({"init_deviation": "init_std"})
 
     layers: int = 48
@@ -81,7 +88,7 @@ class TransformerConfig:
         require_range(self, "dropout", "attention_dropout", at_least=0, below=1)
         require_range(self, "alpha", "init_std", above=0)
         require_range(self, "embedding_gradient", above=0, at_most=1)
-        # Smaller ones are 0 in float32, and a token whose values are all alike is divided by it.
+        # A smaller epsilon is 0 in float32, and a token of equal values would be divided by it.
         require_range(self, "epsilon", at_least=1e-30, at_most=1)
         require_range(self, "sandwich_scale", at_least=0)
         if self.width % self.heads:
@@ -106,12 +113,12 @@ class TransformerConfig:
 
     @property
     def conventions(self) -> Conventions:
-        """What follows from `compat`."""
+        """The conventions that `compat` names."""
         return CONVENTIONS[self.compat]
 
     @property
     def drop_rates(self) -> tuple[float, float]:
-        """Of embeddings and branches, and of attention's weights."""
+        """The dropout rates of embeddings and branches, and of attention weights."""
         own = self.attention_dropout
         return self.dropout, self.dropout if own is None else own
 
@@ -122,10 +129,10 @@ class TransformerConfig:
 
     @property
     def hidden(self) -> int:
-        """Width of the MLP."""
+        """The width of the MLP."""
         return self.mlp_ratio * self.width
 
     @property
     def head_width(self) -> int:
-        """Width of one attention head."""
+        """The width of one attention head."""
         return self.width // self.heads

@@ -1,7 +1,7 @@
-"""In what the CogView release differs from this package: a value, chosen by `model.compat`.
+"""How the released CogView model differs from this package; `TransformerConfig.compat` chooses.
 
-Released weights are run as they were trained; everything that follows from that, in the arithmetic
-and in how the weights are used, is one field here.
+Released weights are run in the way that they were trained. Everything that follows from that, in
+the arithmetic and in how the weights are used, is one field here.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ class Conventions:
     """How a transformer computes, and how images are upsampled with it.
 
     Attributes:
-        tensor_norm: PB-relax's LayerNorm divides by the largest absolute value of the whole tensor,
-            and not of each token by its own. A later token then changes an earlier one, and one
-            sample another, so nothing is trained this way.
-        pivot_bias: sparse attention adds log(length / pivots) to the scores of pivots.
-        plain_gradients: there is neither PB-relax of attention nor a smaller gradient of the word
-            embeddings, while there is Sandwich-LN.
-        windows_only: super-resolution is done by windows alone, over sequences of pretraining with
-            the positions of the release, since the model has no layout of its own for it.
-        upsampling_temperature: temperature of super-resolution unless the caller says.
-        upsampling_candidates: candidates of each window unless the caller says.
-        back_projection_rounds: rounds of back-projection unless the caller says.
+        tensor_norm: whether the LayerNorm of PB-relax divides by the largest absolute value of the
+            whole tensor, instead of dividing each token by its own. Then a later token changes an
+            earlier one, and one sample changes another, so no new model is trained this way.
+        pivot_bias: whether sparse attention adds log(length / pivots) to the scores of pivots.
+        plain_gradients: whether there is neither PB-relax of attention nor a smaller gradient of
+            the word embeddings, while there is Sandwich-LN.
+        windows_only: whether super-resolution goes by windows alone, over sequences of pretraining
+            with the positions of the release, since the model has no layout of its own for it.
+        upsampling_temperature: the temperature of super-resolution unless the caller gives one.
+        upsampling_candidates: the candidates of each window unless the caller gives a number.
+        back_projection_rounds: the rounds of back-projection unless the caller gives a number.
     """
 
     tensor_norm: bool
@@ -34,8 +34,9 @@ class Conventions:
     back_projection_rounds: int
 
 
-#: Candidates that are more likely are better ones to choose among; a token of the 4B model for 16
-#: rows takes an H200 an eighth longer than for one (docs/benchmarks.md).
+#: What this package does. The low temperature makes candidates more likely, and likelier candidates
+#: are better ones to choose among. Sixteen of them cost little: a token of the 4B model takes an
+#: H200 an eighth longer for 16 rows than for one (docs/benchmarks.md).
 OURS = Conventions(
     tensor_norm=False,
     pivot_bias=False,
@@ -45,6 +46,7 @@ OURS = Conventions(
     upsampling_candidates=16,
     back_projection_rounds=8,
 )
+#: What the released PyTorch code does.
 RELEASE = Conventions(
     tensor_norm=True,
     pivot_bias=True,

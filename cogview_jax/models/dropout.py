@@ -1,9 +1,9 @@
-"""Dropout whose bits cost a few instructions a number.
+"""Dropout with random bits that cost only a few instructions each.
 
-The random bits of dropout need no more than to look independent. `jax.random` has them from a
-cipher, at some hundred instructions each; on a CPU the weights of attention then take ten times as
-long to drop (docs/experiments/2026-11-26_training_4b_h200.md). Here bit i of a mask is a hash of i
-and the key: the same on any mesh and any number of devices, and on every backend.
+The random bits of dropout only have to look independent. `jax.random` draws them from a cipher, at
+about a hundred instructions each, which on a CPU makes dropping attention weights ten times as slow
+(docs/experiments/2026-11-26_training_4b_h200.md). Here bit i of a mask is a hash of i and the key,
+so the mask is the same on every mesh, number of devices and backend.
 """
 
 import jax
@@ -15,10 +15,13 @@ from jaxtyping import Array, Float, Key, UInt32
 def dropout(
     x: Float[Array | np.ndarray, "*B"], rate: float, key: Key[Array, ""]
 ) -> Float[Array, "*B"]:
-    """`x` with a share `rate` of its numbers set to 0 and the others divided by 1 - rate.
+    """Sets a share `rate` of the numbers to 0 and divides the others by 1 - rate.
 
-    key: a typed key, which alone decides with the shape of `x` what is dropped; the first axis of x
-    may have any length, the others together up to 2^32 places.
+    Args:
+        x: the numbers. The first axis may have any length; the others may hold up to 2^32 numbers
+            together.
+        rate: the share of numbers that are dropped, at least 0 and below 1.
+        key: a typed key. The key and the shape of `x` alone decide which numbers are dropped.
     """
     if rate == 0:
         return jnp.asarray(x)
@@ -28,22 +31,23 @@ def dropout(
 
 
 def hashed_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """uint32 of `shape`, each a hash of its place and the key.
+    """Returns an array of `shape` in which each number is a hash of its index and the key.
 
-    Two rounds of the finaliser of MurmurHash3 (Appleby 2011), with a word of the key before each:
-    one round alone would make the masks of all keys permutations of one another.
+    The hash is two rounds of the finaliser of MurmurHash3 (Appleby 2011), and each round first
+    takes in one word of the key. After a single round the masks of all keys would be permutations
+    of one another.
     """
     first, second = jax.random.bits(key, (2,))
-    place, stride = jnp.zeros(shape, jnp.uint32), 1
+    index, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(1, len(shape))):
-        place += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
         stride *= shape[axis]
-    # Multiples of an odd number: no two of 2^32 rows share one.
+    # The factor is odd, so no two of 2^32 rows get the same multiple.
     row = jax.lax.broadcasted_iota(jnp.uint32, shape, 0) * jnp.uint32(0x9E3779B1)
-    return _mixed(_mixed(place ^ first) + row + second)
+    return _mix(_mix(index ^ first) + row + second)
 
 
-def _mixed(x: jax.Array) -> jax.Array:
+def _mix(x: UInt32[Array, "*B"]) -> UInt32[Array, "*B"]:
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

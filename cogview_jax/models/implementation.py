@@ -1,7 +1,7 @@
-"""Which program computes attention, and which one decodes: a value, chosen once for a model.
+"""The choice of the programs that compute attention and decode; it is made once for a model.
 
-All programs compute the same function up to rounding; which of them is fast, or can run at all,
-depends on the device, the types of the arithmetic and the sizes of the model.
+All programs compute the same function up to rounding. The device, the types of the arithmetic and
+the sizes of the model decide which of them is fastest and which can run at all.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.kernels.cached_attention import runs_cached_attention
-from cogview_jax.models.kernels.fused_attention import runs_fused_attention
+from cogview_jax.models.kernels.fused_attention import Device, runs_fused_attention
 from cogview_jax.models.kernels.token_step import runs_token_step
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import Policy
@@ -20,16 +20,16 @@ from cogview_jax.runtime.precision import Policy
 
 @dataclass(frozen=True)
 class ImplementationConfig:
-    """Which programs a config asks for.
+    """The programs that a config asks for.
 
     Attributes:
-        attention: of whole sequences: "xla" writes scores to memory, "cudnn" is a fused kernel,
-            which cannot drop weights (`kernels.fused_attention`), "auto" takes the fastest that the
-            device can run.
-        decoding: of one new token a row: "layers" runs layer after layer, "cache_kernel" reads only
-            the filled part of the cache (`kernels.cached_attention`), "token_step" runs whole
-            layers as kernels for up to 16 rows, and cache_kernel for more (`kernels.token_step`),
-            "auto" takes the fastest that the device can run.
+        attention: the program for attention of whole sequences. "xla" writes the scores to memory.
+            "cudnn" is a fused kernel, which cannot drop weights (`kernels.fused_attention`). "auto"
+            takes the fastest that the device can run.
+        decoding: the program for one new token a row. "layers" runs one layer after the other.
+            "cache_kernel" reads only the filled part of the cache (`kernels.cached_attention`).
+            "token_step" runs whole layers as kernels for up to 16 rows (`kernels.token_step`), and
+            cache_kernel for more rows. "auto" takes the fastest that the device can run.
     """
 
     attention: Literal["auto", "xla", "cudnn"] = "auto"
@@ -38,13 +38,14 @@ class ImplementationConfig:
 
 @dataclass(frozen=True)
 class Implementation:
-    """Which programs run.
+    """The programs that run.
 
     Attributes:
-        attention: "xla" or "cudnn", see `ImplementationConfig`.
-        decoding: "layers", "cache_kernel" or "token_step", see `ImplementationConfig`.
-        platform: what the programs are for: "cpu", "gpu" or "tpu".
-        interpret: kernels run slowly in XLA's operations, on any platform.
+        attention: "xla" or "cudnn"; see `ImplementationConfig`.
+        decoding: "layers", "cache_kernel" or "token_step"; see `ImplementationConfig`.
+        platform: the platform that the programs are for: "cpu", "gpu" or "tpu".
+        interpret: whether kernels run as operations of XLA, which is slow but works on any
+            platform.
     """
 
     attention: str
@@ -53,25 +54,25 @@ class Implementation:
     interpret: bool = False
 
 
-def choose(
+def choose_implementation(
     config: TransformerConfig,
     policy: Policy,
     wanted: ImplementationConfig | None = None,
     *,
     devices: int = 1,
-    device: jax.Device | None = None,
+    device: Device | None = None,
 ) -> Implementation:
-    """The programs that `wanted` asks for.
+    """Returns the programs that `wanted` asks for.
 
     Args:
-        config: sizes of the model.
-        policy: types of its arithmetic.
-        wanted: what the config asks for; None for the fastest.
-        devices: over how many devices the parameters are split while the model decodes.
-        device: one of those that the programs are for; None for jax's first.
+        config: the sizes of the model.
+        policy: the types of its arithmetic.
+        wanted: the programs that the config asks for; None asks for the fastest.
+        devices: the number of devices over which the parameters are split while the model decodes.
+        device: one of the devices that the programs are for; None means jax's first device.
 
     Raises:
-        InputError: the device cannot run what is asked for; the message names what it can run.
+        InputError: the device cannot run what is asked for. The message names what it can run.
     """
     device = jax.devices()[0] if device is None else device
     wanted = wanted or ImplementationConfig()
@@ -85,14 +86,14 @@ def choose(
     decoding = ["layers", *["cache_kernel"] * cached]
     decoding += ["token_step"] * (cached and runs_token_step(config.width))
     return Implementation(
-        _chosen("attention", wanted.attention, attention, device, policy),
-        _chosen("decoding", wanted.decoding, decoding, device, policy),
+        _resolve("attention", wanted.attention, attention, device, policy),
+        _resolve("decoding", wanted.decoding, decoding, device, policy),
         device.platform,
     )
 
 
-def _chosen(name: str, wanted: str, choices: list[str], device: jax.Device, policy: Policy) -> str:
-    """`wanted`, or the last choice for "auto"."""
+def _resolve(name: str, wanted: str, choices: list[str], device: Device, policy: Policy) -> str:
+    """Returns `wanted`, or the last of the choices for "auto"."""
     if wanted == "auto":
         return choices[-1]
     if wanted not in choices:

@@ -1,6 +1,7 @@
-"""Parameters with one tree a layer: the form in which a trained model computes.
+"""Parameters as one tree a layer, the form in which a trained model computes.
 
-Training keeps parameters stacked by layer, as `nn.scan` makes them; see `models.transformer`.
+Training keeps the parameters of all layers stacked, as `nn.scan` makes them; see
+`models.transformer`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +14,14 @@ from cogview_jax.runtime.hardware import trim_heap
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with one tree a layer, so that decoding slices no stacked array.
+    """Splits stacked parameters into one tree a layer, so that decoding slices no stacked array.
 
-    `blocks` becomes a tuple of the parameters of `Block`.
+    Args:
+        params: the parameters of a `Transformer`, in which each array of `blocks` has a first axis
+            of layers.
+
+    Returns:
+        The same parameters, where `blocks` is a tuple with the parameters of one `Block` a layer.
     """
     stacked = params["blocks"]["block"]
     layers = len(jax.tree.leaves(stacked)[0])
@@ -24,42 +30,43 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prepare_decode_params(params: Any) -> Any:
-    """Parameters from `unstack_layers`, or some of them, in the form that decodes fastest.
+    """Brings parameters, or a part of them, into the form that decodes fastest.
 
-    Where they lie on a single CPU device, kernels become `linear.transpose_for_matvec`; elsewhere
-    nothing changes. NumPy arrays go to jax's first device.
+    The parameters come from `unstack_layers`. If they lie on a single CPU device, every kernel is
+    replaced by the result of `linear.transpose_for_matvec`. On other devices the parameters stay as
+    they are. NumPy arrays count as being on jax's first device.
     """
     leaf = jax.tree.leaves(params)[0]
     devices = leaf.devices() if isinstance(leaf, jax.Array) else jax.devices()[:1]
     alone = len(devices) == 1 and all(device.platform == "cpu" for device in devices)
-    return _transposed(params) if alone else params
+    return _transpose_kernels(params) if alone else params
 
 
-def _transposed(params: Any) -> Any:
+def _transpose_kernels(params: Any) -> Any:
     if isinstance(params, tuple):
-        return tuple(_transposed(value) for value in params)
+        return tuple(_transpose_kernels(value) for value in params)
     if not isinstance(params, Mapping):
         return params
     kernels = {TRANSPOSED: transpose_for_matvec(params["kernel"])} if "kernel" in params else {}
-    rest = {name: _transposed(value) for name, value in params.items() if name != "kernel"}
+    rest = {name: _transpose_kernels(value) for name, value in params.items() if name != "kernel"}
     return kernels | rest
 
 
-def layered(arrays: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
-    """`prepare_decode_params(unstack_layers(params))` of arrays that come one at a time.
+def unstack_arrays(arrays: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
+    """Does what `prepare_decode_params(unstack_layers(params))` does, one array at a time.
 
-    Only one of them is there in both forms, provided that nobody else holds them.
+    Only one array is in memory in both forms, provided that the caller holds no other.
 
     Args:
-        arrays: keys and array of every parameter, stacked by layer (`stacked_arrays`, or
-            `checkpoints.stored_tree.restore_each`).
+        arrays: the keys and the array of every parameter, stacked by layer, as `stacked_arrays` or
+            `checkpoints.stored_tree.restore_each` gives them.
     """
     params: Any = {}
     for keys, array in arrays:
         tree = array
         for key in reversed(keys):
             tree = {key: tree}
-        params = _merged(
+        params = _merge(
             params, prepare_decode_params(unstack_layers(tree) if "blocks" in tree else tree)
         )
         del array, tree
@@ -68,16 +75,16 @@ def layered(arrays: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
 
 
 def stacked_arrays(params: Mapping[str, Any]) -> Iterable[tuple[Sequence[str], Any]]:
-    """Keys and array of every parameter, as `layered` reads them."""
+    """Yields the keys and the array of every parameter, as `unstack_arrays` reads them."""
     for keys, array in jax.tree_util.tree_leaves_with_path(params):
         yield tuple(key.key for key in keys), array
 
 
-def _merged(one: Any, other: Any) -> Any:
-    """Two trees of the same layers, each with arrays that the other lacks, as one."""
+def _merge(one: Any, other: Any) -> Any:
+    """Joins two trees of the same layers, each of which has arrays that the other lacks."""
     if not one:
         return other
     if isinstance(one, tuple):
-        return tuple(_merged(mine, theirs) for mine, theirs in zip(one, other, strict=True))
-    both = {key: _merged(one[key], other[key]) for key in one.keys() & other.keys()}
+        return tuple(_merge(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+    both = {key: _merge(one[key], other[key]) for key in one.keys() & other.keys()}
     return {**one, **other, **both}

@@ -1,4 +1,4 @@
-"""Layer normalisation, with the paper's precision relaxation and the release's form of it."""
+"""Layer normalisation, with the precision relaxation of the paper and the release's form of it."""
 
 import functools
 from typing import Any
@@ -13,17 +13,17 @@ from jaxtyping import Array, Bool, Float
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def standardise(x: Float[Array | np.ndarray, "*B D"], epsilon: float) -> Float[Array, "*B D"]:
-    """(x - mean) / sqrt(variance + epsilon) over the last dimension: [..., D] -> [..., D].
+    """Computes (x - mean) / sqrt(variance + epsilon) over the last dimension, in the type of x.
 
-    All in the type of x. The gradient is written out: step by step it would have the variance to
-    the power -3/2, which float16 cannot hold for rows that vary by less than 2%.
+    The gradient is written out. Automatic differentiation would compute the variance to the power
+    -3/2, which overflows float16 for rows that vary by less than 2%.
     """
-    normal, _ = _standardised(x, epsilon)
-    return normal
+    normalised, _ = _standardise(x, epsilon)
+    return normalised
 
 
-def _standardised(x: Any, epsilon: float) -> tuple[jax.Array, jax.Array]:
-    """The normalised rows, and what their centred values were multiplied by."""
+def _standardise(x: Any, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    """Returns the normalised rows and the factor by which the centred values were multiplied."""
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(centred**2, axis=-1, keepdims=True)
     factor = jax.lax.rsqrt(variance + jnp.asarray(epsilon, x.dtype))
@@ -34,27 +34,33 @@ def _standardised(x: Any, epsilon: float) -> tuple[jax.Array, jax.Array]:
 def _standardise_jvp(
     epsilon: float, primals: tuple[Any], tangents: tuple[Any]
 ) -> tuple[jax.Array, jax.Array]:
-    normal, factor = _standardised(primals[0], epsilon)
-    change = tangents[0] - jnp.mean(tangents[0], axis=-1, keepdims=True)
-    along = jnp.mean(normal * change, axis=-1, keepdims=True)
-    return normal, factor * (change - normal * along)
+    normalised, factor = _standardise(primals[0], epsilon)
+    centred = tangents[0] - jnp.mean(tangents[0], axis=-1, keepdims=True)
+    along = jnp.mean(normalised * centred, axis=-1, keepdims=True)
+    return normalised, factor * (centred - normalised * along)
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + epsilon) x scale + bias over the last dimension.
+    """Computes (x - mean) / sqrt(variance + epsilon) x scale + bias over the last dimension.
 
-    relax says what the input is divided by first, which normalisation does not see, while the
-    squares inside the variance stay small and cannot overflow a half-precision type:
+    `relax` says what the input is divided by first. The division cancels in the normalisation, but
+    it keeps the squares inside the variance small, so that they cannot overflow a half-precision
+    type:
 
-    - "row": each row's largest absolute value (arXiv 2105.13290, section 2.4). Nothing crosses from
-      one token to another.
-    - "tensor": an eighth of the largest absolute value of the whole tensor, as the release does.
-      One token's outlier then makes epsilon weigh more for all others, also for earlier ones and
-      for other samples.
-    - "none": nothing.
+    - "row": the largest absolute value of each row (PB-relax, arXiv 2105.13290, section 2.4). No
+      token influences another.
+    - "tensor": an eighth of the largest absolute value of the whole tensor, as the release does it.
+      An outlier in one token then makes epsilon weigh more for all others, also for earlier tokens
+      and for other samples.
+    - "none": the input is not divided.
 
-    reductions: the type in which mean and variance are computed; float16 shows what PB-relax is
-    for. initial_scale: what the scale starts from.
+    Attributes:
+        relax: one of the choices above.
+        epsilon: a number that is added to the variance.
+        dtype: the type of the output; parameters are float32.
+        initial_scale: the value that the scale starts from.
+        reductions: the type in which mean and variance are computed. With float16, PB-relax is
+            needed.
     """
 
     relax: str = "row"
@@ -69,11 +75,14 @@ class LayerNorm(nn.Module):
         x: Float[Array | np.ndarray, "*B D"],
         valid_mask: Bool[Array | np.ndarray, "b t"] | None = None,
     ) -> Float[Array, "*B D"]:
-        """[..., D] -> [..., D].
+        """Normalises x.
 
-        valid_mask, bool [B, T] for an x of [B, T, D], matters to "tensor" alone: the largest value
-        is then looked for among a sequence's own valid tokens, so that neither padding nor the rest
-        of the batch changes it. It is what the release computes for a batch of one.
+        Args:
+            x: the input.
+            valid_mask: which tokens are valid, for an x of shape [b, t, D]. Only "tensor" uses it:
+                then the largest value is taken over the valid tokens of each sequence, so that
+                neither padding nor the rest of the batch changes it. This is what the release
+                computes for a batch of one.
         """
         names = ("norm",)
         scale: Any = self.param(
@@ -90,21 +99,25 @@ class LayerNorm(nn.Module):
         )
         x = jnp.asarray(x, self.reductions)
         if self.relax != "none":
-            # No gradient through the factor: it changes nothing.
-            x = x / self._largest(jax.lax.stop_gradient(jnp.abs(x)), valid_mask)
-        normal = standardise(x, self.epsilon)
-        # Spread before they are cast: their gradients are then sums in float32, over all rows.
+            # The divisor does not change the result, so no gradient has to go through it.
+            x = x / self._divisor(jax.lax.stop_gradient(jnp.abs(x)), valid_mask)
+        normalised = standardise(x, self.epsilon)
+        # Both are broadcast before they are cast, so their gradients are float32 sums over rows.
         scale, bias = (jnp.broadcast_to(p, x.shape).astype(x.dtype) for p in (scale, bias))
-        return (normal * scale + bias).astype(self.dtype)
+        return (normalised * scale + bias).astype(self.dtype)
 
-    def _largest(self, magnitude: jax.Array, valid_mask: Any) -> jax.Array:
-        """What |x| is divided by, of a shape that broadcasts to it."""
+    def _divisor(
+        self,
+        magnitude: Float[Array, "*B D"],
+        valid_mask: Bool[Array | np.ndarray, "b t"] | None,
+    ) -> Float[Array, "..."]:
+        """Returns what x is divided by, in a shape that broadcasts to that of |x|."""
         if self.relax == "row":
             largest = jnp.max(magnitude, axis=-1, keepdims=True)
-            # A row of zeros stays as it is.
+            # A row of zeros is divided by 1.
             return jnp.where(largest < jnp.finfo(largest.dtype).tiny, 1, largest)
         if valid_mask is None:
             return jnp.max(magnitude) / 8
-        own = jnp.where(valid_mask[..., None], magnitude, 0)
-        largest = jnp.max(own, axis=(-2, -1), keepdims=True)
+        valid = jnp.where(valid_mask[..., None], magnitude, 0)
+        largest = jnp.max(valid, axis=(-2, -1), keepdims=True)
         return jnp.where(largest > 0, largest, 8) / 8

@@ -1,4 +1,4 @@
-"""The affine map every layer is made of."""
+"""The affine map that every layer is made of."""
 
 import functools
 import os
@@ -9,38 +9,41 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cogview_jax.models.remat import PRODUCT, named
+from cogview_jax.models.remat import LINEAR_OUTPUT
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def product(
+def matmul(
     x: Float[Array | np.ndarray, "*B D"],
     kernel: Float[Array | np.ndarray, " D *F"],
     dtype: DTypeLike,
     platform: str = "cpu",
 ) -> Float[Array, "..."]:
-    """x @ kernel as `dtype`: [..., D], [D, *F] -> [..., *F].
+    """Multiplies x with a kernel; the result has the shape [*B, *F] and the type `dtype`.
 
-    The kernel keeps its axes: flattened, one that is split along its last axis would be exchanged
-    between devices first. The gradient of the kernel sums over all positions, for which XLA's CPU
-    backend transposes the first operand of that product in memory. JAX's own rule puts the gradient
-    of y there; this puts, where the platform is "cpu", whichever of x and y is narrower. Both
-    products of the backward pass are in the type of x.
+    The kernel keeps its axes. If it were flattened, a kernel that is split along its last axis
+    would first be exchanged between devices.
+
+    The gradient of the kernel is a product that sums over all positions, and XLA's CPU backend
+    transposes the first operand of such a product in memory. JAX's own rule puts the gradient of
+    the result there. This function puts the narrower of x and that gradient there if `platform` is
+    "cpu". Both products of the backward pass are in the type of x.
     """
     last = x.ndim - 1
     return jax.lax.dot_general(x, kernel, (((last,), (0,)), ((), ())), preferred_element_type=dtype)
 
 
-def _product_forward(
+def _matmul_forward(
     x: Any, kernel: Any, dtype: DTypeLike, platform: str
 ) -> tuple[jax.Array, tuple[Any, Any]]:
-    return product(x, kernel, dtype, platform), (x, kernel)
+    return matmul(x, kernel, dtype, platform), (x, kernel)
 
 
-def _product_backward(
+def _matmul_backward(
     dtype: DTypeLike, platform: str, saved: tuple[Any, Any], dy: Any
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
@@ -48,43 +51,49 @@ def _product_backward(
     positions, features = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, dy.ndim))
     over_positions = ((positions, positions), ((), ()))
     if kernel.shape[0] < kernel[0].size or platform != "cpu":
-        gradient = jax.lax.dot_general(x, dy, over_positions)
+        dkernel = jax.lax.dot_general(x, dy, over_positions)
     else:
-        gradient = jnp.moveaxis(jax.lax.dot_general(dy, x, over_positions), -1, 0)
-    back = ((features, tuple(range(1, kernel.ndim))), ((), ()))
-    return jax.lax.dot_general(dy, kernel, back), gradient
+        dkernel = jnp.moveaxis(jax.lax.dot_general(dy, x, over_positions), -1, 0)
+    over_features = ((features, tuple(range(1, kernel.ndim))), ((), ()))
+    return jax.lax.dot_general(dy, kernel, over_features), dkernel
 
 
-product.defvjp(_product_forward, _product_backward)
+matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-#: What stands in the place of a kernel that decoding reads: `transpose_for_matvec`.
+#: The name of a parameter that replaces "kernel" for decoding; see `transpose_for_matvec`.
 TRANSPOSED = "transposed"
-#: Into how many parts a matrix is split at most.
-MOST_PARTS = 8
+#: The largest number of parts that a matrix is split into.
+MAX_PARTS = 8
 
 
 @jax.jit
 def transpose_for_matvec(kernel: Float[Array, " D *F"]) -> tuple[Float[Array, "_ D"]]:
-    """A kernel [D, *F] as [F, D], the form in which XLA's CPU backend multiplies few rows fastest.
+    """Reshapes a kernel to [F, D], which XLA's CPU backend multiplies fastest with few rows.
 
-    It is in a tuple, since `split_for_cores` may split it.
+    The result is in a tuple because `split_for_cores` may split it into several arrays.
     """
     return (kernel.reshape(kernel.shape[0], -1).T,)
 
 
 def matvec_parts(rows: int, platform: str) -> int:
-    """Into how many parts a matrix is split that is multiplied with so many rows.
+    """Returns the number of parts into which to split a matrix that is multiplied with `rows` rows.
 
-    Such a product is as fast as the matrix comes from memory. On a CPU XLA reads it with all cores
-    for one row, but with one core for several: then there is a part for each core, and their
-    products run at the same time. Elsewhere the matrix stays whole.
+    The speed of such a product is the speed at which the matrix is read from memory. On a CPU, XLA
+    reads it with all cores for one row, but with one core for several rows. For several rows the
+    matrix is therefore split into one part for each core, and the products of the parts run at the
+    same time. On other platforms the matrix stays whole.
     """
-    return min(os.cpu_count() or 1, MOST_PARTS) if rows > 1 and platform == "cpu" else 1
+    return min(os.cpu_count() or 1, MAX_PARTS) if rows > 1 and platform == "cpu" else 1
 
 
 def split_for_cores(params: Any, parts: int) -> Any:
-    """Parameters with every `transpose_for_matvec` split into parts, unless it is already."""
+    """Splits every matrix from `transpose_for_matvec` into parts, unless it is split already.
+
+    Args:
+        params: a tree of parameters, made of mappings and tuples.
+        parts: the number of parts, from `matvec_parts`.
+    """
 
     def split(name: str, value: Any) -> Any:
         if name != TRANSPOSED:
@@ -100,10 +109,10 @@ def split_for_cores(params: Any, parts: int) -> Any:
 
 def matvec_product(
     x: Float[Array | np.ndarray, "*B D"],
-    parts: Sequence[Float[Array, "_ D"]],
+    parts: Sequence[Float[Array | np.ndarray, "_ D"]],
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "*B F"]:
-    """x @ kernel as `dtype`, of a kernel in parts [F_i, D]: [..., D] -> [..., F]."""
+    """Multiplies x with a kernel that is given in parts [F_i, D], where F is the sum of the F_i."""
     rows = x.reshape(-1, x.shape[-1])
     over_width = (((1,), (1,)), ((), ()))
     columns = [
@@ -113,11 +122,15 @@ def matvec_product(
 
 
 class Linear(nn.Module):
-    """x @ kernel + bias over the last dimension: [..., D] -> [..., *features].
+    """Computes x @ kernel + bias over the last dimension.
 
-    names: the logical axes of the kernel, input first, which describe its shape. init_std: standard
-    deviation of the normal distribution that the kernel starts from. platform: what the program is
-    for, which says how the backward pass multiplies (`product`).
+    Attributes:
+        features: the shape of the output at each position.
+        names: the logical axes of the kernel, the input axis first.
+        init_std: the standard deviation of the normal distribution that the kernel starts from.
+        dtype: the type of the product and of the output; parameters are float32.
+        platform: the platform that the program is for, which decides how the backward pass
+            multiplies (see `matmul`).
     """
 
     features: tuple[int, ...]
@@ -128,7 +141,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "*B D"]) -> Float[Array, "..."]:
-        """One matrix product, whatever the number of features' axes."""
+        """Applies the map to each position; the result has the shape [*B, *features]."""
         x = x.astype(self.dtype)
         if self.has_variable("params", TRANSPOSED):
             stored: Sequence[jax.Array] = self.get_variable("params", TRANSPOSED)
@@ -141,12 +154,13 @@ class Linear(nn.Module):
                 (x.shape[-1], *self.features),
                 jnp.float32,
             )
-            y = product(x, kernel.astype(self.dtype), self.dtype, self.platform)
+            y = matmul(x, kernel.astype(self.dtype), self.dtype, self.platform)
         bias: Any = self.param(
             "bias",
             nn.with_logical_partitioning(nn.initializers.zeros, self.names[1:]),
             self.features,
             jnp.float32,
         )
-        # Spread before it is cast: its gradient is then a sum in float32, over all positions.
-        return named(y + jnp.broadcast_to(bias, y.shape).astype(self.dtype), PRODUCT)
+        # The bias is broadcast before it is cast, so its gradient is a float32 sum over positions.
+        y = y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
+        return checkpoint_name(y, LINEAR_OUTPUT)

@@ -1,4 +1,4 @@
-"""Which tokens are pivots of sparse attention: all text, and random image tokens.
+"""The choice of the pivots of sparse attention: all text, and random image tokens.
 
 Legend: B batch, T positions, S slots of a cache, P pivots, L layers.
 """
@@ -6,7 +6,7 @@ Legend: B batch, T positions, S slots of a cache, P pivots, L layers.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.sparse_attention import ThreeRegions, pivot_bias
@@ -14,7 +14,8 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.random_key import random_key
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
-#: Names the random stream of pivots, apart from those that are numbered by rows or tokens.
+#: The number of the random stream of pivots. It is no number of a row or token, whose streams are
+#: folded from the same keys.
 PIVOT_STREAM = 0x7069766F
 
 
@@ -25,28 +26,31 @@ def draw_pivots(
     count: int,
     layers: int,
 ) -> Int[Array, "L B P"]:
-    """Pivots for every layer: all text, then image tokens by chance.
+    """Draws the pivots of every layer: all text tokens first, then random image tokens.
 
     Args:
-        keys: one typed key a row. A row's pivots follow from its key and tokens alone.
-        text: bool [B, T], where the row has text or commands.
-        image: bool [B, T], where it has image codes; where it has neither is padding.
-        count: P. Where there is more text, its first P tokens.
+        keys: one typed key a row. The pivots of a row depend on its key and tokens alone.
+        text: where the row has text or commands.
+        image: where it has image codes. A position that is in neither mask is padding.
+        count: the largest number of pivots. If there is more text, only its first `count` tokens
+            are pivots.
         layers: L.
 
     Returns:
-        int32 [L, B, at most P], ascending; T where a row has fewer than P tokens.
+        Positions in ascending order, int32, where P is `count`, or T if that is less. A row with
+        fewer than P tokens has T in the places that remain.
     """
     length = text.shape[1]
 
-    def lots(key: jax.Array) -> jax.Array:
-        # Place by place, so that a place's lot does not depend on how many there are.
-        of_places = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(length))
-        return jax.vmap(lambda key: jax.random.uniform(key, (layers,)), out_axes=1)(of_places)
+    def priorities(key: Key[Array, ""]) -> Float[Array, "layers T"]:
+        # Each position has its own key, so its priority does not depend on the length of the row.
+        position_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(length))
+        return jax.vmap(lambda key: jax.random.uniform(key, (layers,)), out_axes=1)(position_keys)
 
-    drawn = jnp.where(text, 2, jnp.where(image, jax.vmap(lots, out_axes=1)(keys), -1))
-    best, places = jax.lax.top_k(drawn, min(count, length))
-    return jnp.sort(jnp.where(best < 0, length, places))
+    # The priorities of image tokens are below 1, those of text are 2, and those of padding are -1.
+    priority = jnp.where(text, 2, jnp.where(image, jax.vmap(priorities, out_axes=1)(keys), -1))
+    highest, positions = jax.lax.top_k(priority, min(count, length))
+    return jnp.sort(jnp.where(highest < 0, length, positions))
 
 
 def draw_regions(
@@ -55,14 +59,14 @@ def draw_regions(
     tokens: Int[Array | np.ndarray, "B T"],
     keys: Key[Array, " B"] | None = None,
 ) -> ThreeRegions:
-    """What the queries of rows padded on the right see, in all layers.
+    """Draws the pivots of whole rows and returns the attention pattern of all layers.
 
     Args:
-        config: of the transformer.
+        config: the sizes of the transformer.
         vocabulary: see `text_and_image`.
-        tokens: int32 [B, T], rows padded with [PAD].
-        keys: one typed key a row, from which its pivots are drawn. Without any they depend on where
-            the row's text stands alone: the same row gives the same result.
+        tokens: rows that are padded on the right with [PAD].
+        keys: one typed key a row, from which its pivots are drawn. Without keys, the pivots of a
+            row depend on its text and image positions alone, so the same row gives the same result.
     """
     if keys is None:
         keys = jnp.broadcast_to(random_key(0), tokens.shape[:1])
@@ -72,24 +76,25 @@ def draw_regions(
     return ThreeRegions(pivots, config.window, config.window_blocks, bias)
 
 
-def draw_slots(
+def draw_pivot_slots(
     config: TransformerConfig,
     vocabulary: Vocabulary | None,
     tokens: Int[Array | np.ndarray, "B S"],
     valid: Bool[Array | np.ndarray, "B S"],
     keys: Key[Array, " B"],
 ) -> Int[Array, "L B P"]:
-    """The pivots that `draw_regions` draws, for rows that a cache will hold, padded on the left.
+    """Draws the pivots that `draw_regions` draws, as slots of a cache whose rows are padded left.
 
     Args:
-        config: of the transformer.
+        config: the sizes of the transformer.
         vocabulary: see `text_and_image`.
-        tokens: int32 [B, S], for every slot of the cache one of the kind that it will hold.
-        valid: bool [B, S], False on the padding.
+        tokens: for every slot of the cache, any token of the kind (text or image) that it will
+            hold.
+        valid: which slots are not padding.
         keys: one typed key a row.
 
     Returns:
-        Slots for `empty_cache`, int32 [L, B, P].
+        Slots for `transformer.empty_cache`, int32.
     """
     starts = jnp.argmax(valid, axis=1)
     text, image = (
@@ -101,9 +106,16 @@ def draw_slots(
 def text_and_image(
     vocabulary: Vocabulary | None, tokens: Int[Array | np.ndarray, "B T"]
 ) -> tuple[Bool[Array | np.ndarray, "B T"], Bool[Array | np.ndarray, "B T"]]:
-    """Where the tokens are text or commands, and where image codes: bool; padding is neither.
+    """Returns two masks: where the tokens are text or commands, and where they are image codes.
 
-    vocabulary: what the ids mean. Raises InputError where a transformer was not told.
+    Padding is in neither mask.
+
+    Args:
+        vocabulary: the meaning of the ids.
+        tokens: the ids.
+
+    Raises:
+        InputError: the transformer was built without a vocabulary.
     """
     if vocabulary is None:
         raise InputError(

@@ -1,12 +1,14 @@
-"""Three-region sparse attention (CogView's appendix): text, random image pivots, and a window.
+"""Three-region sparse attention (arXiv 2105.13290, appendix): text, image pivots, and a window.
 
-A query sees its own block of `window` tokens up to itself, the blocks right before it, and of all
-blocks before those the pivots: every token of text, and random image tokens, anew for each
-row and layer. One softmax goes over both, so that the result is that of dense attention under a
-mask; but the cost of a token is pivots + window x window_blocks instead of the length.
+A query sees its window and the pivots before the window. The window is the query's own block of
+`window` tokens up to itself, and the window_blocks - 1 blocks before that. The pivots are all text
+tokens and random image tokens, drawn anew for each row and layer. One softmax goes over both, so
+the result is that of dense attention under a mask, but the cost of a token is
+pivots + window x window_blocks instead of the length.
 
-Blocks and pivots count a row's own tokens, so padding changes nothing. There are as many pivots in
-every row and layer; where a row has too few tokens, the rest are a place that nobody sees.
+Blocks and pivots are counted from the first token of each row, so padding changes nothing. Every
+row and layer has the same number of pivots. A row with too few tokens fills the rest with a
+position that no query sees.
 
 Legend: B batch, T query positions, S key positions, N heads, H head width, P pivots, L layers.
 """
@@ -21,21 +23,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from cogview_jax.models.attention import Drop, KeyValues, LayerCache, attention_scores
+from cogview_jax.models.attention import DropoutFn, KeyValues, LayerCache, attention_scores
 from cogview_jax.runtime.sharding import constrain
 
 
 class KeyRegion(NamedTuple):
-    """Some of the keys: keys and values [B, N, S, H], and which queries see them.
+    """A part of the keys that some queries see.
 
-    mask: bool, broadcast to [B, N, T, S]. bias: what is added to their scores.
+    Attributes:
+        keys: the keys.
+        values: the values.
+        mask: True where a query sees a key, broadcast to [B, N, T, S].
+        bias: a number that is added to the scores of all keys of the region.
     """
 
-    keys: jax.Array
-    values: jax.Array
-    mask: jax.Array
+    keys: Float[Array, "B N S H"]
+    values: Float[Array, "B N S H"]
+    mask: Bool[Array, "..."]
     bias: float = 0.0
 
 
@@ -44,21 +50,26 @@ def attend_regions(
     regions: Sequence[KeyRegion],
     alpha: float,
     dtype: DTypeLike,
-    drop: Drop,
+    drop: DropoutFn,
 ) -> Float[Array, "B N T H"]:
-    """Attention of [B, N, T, H] to several regions under one softmax: [B, N, T, H].
+    """Attends to several regions under one softmax.
 
-    softmax((scores - max) x alpha) as in `attention_weights`, the maximum and the sum going over
-    all regions. The sum divides what comes out, not each weight: that is a third of the time.
+    This computes softmax((scores - max) x alpha) as `attention_weights` does, where the maximum and
+    the sum go over all regions. The sum divides the output instead of each weight, which takes a
+    third of the time.
 
-    alpha and dtype (of scores and softmax): see `attention_scores`. drop: the weights of each
-    region go through it, with the region's number.
+    Args:
+        queries: the queries.
+        regions: the regions, whose sizes S may differ.
+        alpha: the divisor of the scores; see `attention_scores`.
+        dtype: the type of the scores and the softmax.
+        drop: a function that is applied to the weights of each region and the region's number.
     """
-    hidden = jnp.finfo(dtype).min
+    lowest = jnp.finfo(dtype).min
     scores = []
     for region in regions:
         part = attention_scores(queries, region.keys, alpha, dtype) + region.bias / alpha
-        scores.append(jnp.where(region.mask, part, hidden))
+        scores.append(jnp.where(region.mask, part, lowest))
     maxima = [part.max(axis=-1, keepdims=True) for part in scores]
     largest = jax.lax.stop_gradient(functools.reduce(lambda a, b: jnp.maximum(a, b), maxima))
     weights = [jnp.exp((part - largest) * alpha) for part in scores]
@@ -68,7 +79,7 @@ def attend_regions(
             "bnts,bnsh->bnth",
             drop(part, i).astype(queries.dtype),
             region.values,
-            # Before the division a sum may be larger than float16 can hold.
+            # Before the division a sum may overflow float16.
             preferred_element_type=jnp.float32,
         )
         for i, (part, region) in enumerate(zip(weights, regions, strict=True))
@@ -76,21 +87,25 @@ def attend_regions(
     return jnp.asarray(y / total, queries.dtype)
 
 
-def take(
-    x: Float[Array | np.ndarray, "B N S H"], places: Int[Array | np.ndarray, "B P"]
+def gather_positions(
+    x: Float[Array | np.ndarray, "B N S H"], positions: Int[Array | np.ndarray, "B P"]
 ) -> Float[Array, "B N P H"]:
-    """What stands at `places` int32 [B, P] of x [B, N, S, H]: [B, N, P, H]; the last beyond S."""
-    taken = jax.vmap(lambda row, at: jnp.take(row, at, axis=1, mode="clip"))(x, places)
-    return constrain(taken, "batch", "heads", None, None)
+    """Gathers the vectors at `positions` of each row; a position beyond S gives the last vector."""
+    gathered = jax.vmap(lambda row, at: jnp.take(row, at, axis=1, mode="clip"))(x, positions)
+    return constrain(gathered, "batch", "heads", None, None)
 
 
 @flax.struct.dataclass
 class ThreeRegions:
-    """What the queries of whole rows see, a row beginning at position 0.
+    """The attention pattern of whole rows, which begin at position 0.
 
-    pivots: int32 [B, P], or [L, B, P] for a stack of layers; places in the row, and the length of
-    the row for those that are missing. window, window_blocks: see `TransformerConfig`. bias: what
-    is added to the score of a pivot; 0 but in the release's form (`pivot_bias`).
+    Attributes:
+        pivots: the positions of the pivots, int32 [B, P], or [L, B, P] for a stack of layers. A
+            missing pivot has the length of the row as its position.
+        window: the number of tokens in a block; see `TransformerConfig`.
+        window_blocks: the number of blocks in the window; see `TransformerConfig`.
+        bias: a number that is added to the scores of pivots. It is 0 except for the release's form
+            (`pivot_bias`).
     """
 
     pivots: Any
@@ -99,36 +114,42 @@ class ThreeRegions:
     bias: float = flax.struct.field(pytree_node=False, default=0.0)
 
     def attend(
-        self, queries: Any, cache: LayerCache, alpha: float, dtype: DTypeLike, drop: Drop
-    ) -> jax.Array:
-        """[B, N, T, H] to keys and values of as many positions; see `attend_regions`.
+        self,
+        queries: Float[Array | np.ndarray, "B N T H"],
+        cache: LayerCache,
+        alpha: float,
+        dtype: DTypeLike,
+        drop: DropoutFn,
+    ) -> Float[Array, "B N T H"]:
+        """Attends to the keys and values of the same T positions; see `attend_regions`.
 
-        One block of queries after the other. The backward pass computes a block's scores again, so
-        that those of one block at a time are in memory.
+        One block of queries attends after the other. The backward pass computes the scores of a
+        block again, so only those of one block are in memory at a time.
         """
         size, length = self.window, queries.shape[2]
         blocks = -(-length // size)
-        before, behind = (self.window_blocks - 1) * size, blocks * size - length
-        # In float32, in which the gradients of all blocks then add up, whatever the keys' type.
+        before, after = (self.window_blocks - 1) * size, blocks * size - length
+        # They are float32 here, so that the gradients of all blocks are summed in float32.
         wide = [x.astype(jnp.float32) for x in (cache.keys, cache.values)]
-        pivots = [take(x, self.pivots) for x in wide]
-        padding = ((0, 0), (0, 0), (before, behind), (0, 0))
-        window = [jnp.pad(x, padding) for x in wide]
-        queries = jnp.pad(queries, (*padding[:2], (0, behind), padding[3]))
+        pivots = [gather_positions(x, self.pivots) for x in wide]
+        padding = ((0, 0), (0, 0), (before, after), (0, 0))
+        padded = [jnp.pad(x, padding) for x in wide]
+        queries = jnp.pad(queries, (*padding[:2], (0, after), padding[3]))
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
-        def of_block(item: tuple[jax.Array, jax.Array]) -> jax.Array:
+        def attend_block(item: tuple[jax.Array, jax.Array]) -> jax.Array:
             block, queries = item
-            near = [
-                jax.lax.dynamic_slice_in_dim(x, block * size, before + size, axis=2) for x in window
+            window = [
+                jax.lax.dynamic_slice_in_dim(x, block * size, before + size, axis=2) for x in padded
             ]
-            places = jnp.arange(-before, size)
-            causal = (places <= jnp.arange(size)[:, None]) & (places >= -block * size)
-            far = self.pivots[:, None, None, :] // size <= block - self.window_blocks
+            # Positions are relative to the first query of the block.
+            positions = jnp.arange(-before, size)
+            causal = (positions <= jnp.arange(size)[:, None]) & (positions >= -block * size)
+            earlier = self.pivots[:, None, None, :] // size <= block - self.window_blocks
             pivot_keys, pivot_values = (x.astype(queries.dtype) for x in pivots)
-            keys, values = (x.astype(queries.dtype) for x in near)
+            keys, values = (x.astype(queries.dtype) for x in window)
             regions = (
-                KeyRegion(pivot_keys, pivot_values, far, self.bias),
+                KeyRegion(pivot_keys, pivot_values, earlier, self.bias),
                 KeyRegion(keys, values, causal[None, None]),
             )
             return attend_regions(
@@ -136,28 +157,41 @@ class ThreeRegions:
             )
 
         in_blocks = queries.reshape(*queries.shape[:2], blocks, size, -1)
-        y = jax.lax.map(of_block, (jnp.arange(blocks), jnp.moveaxis(in_blocks, 2, 0)))
+        y = jax.lax.map(attend_block, (jnp.arange(blocks), jnp.moveaxis(in_blocks, 2, 0)))
         return jnp.moveaxis(y, 0, 2).reshape(queries.shape)[:, :, :length]
 
 
 class PivotCache(NamedTuple):
-    """The cache of one layer: keys and values of all slots, and once more those of the pivots.
+    """The cache of one layer, which holds the keys and values of the pivots a second time.
 
-    keys, values: [B, N, S, H]. pivots: int32 [B, P], their slots. pivot_keys, pivot_values:
-    [B, N, P, H], which grow as pivots are written, so that no step has to gather them.
+    The second copies are filled in as pivots are written, so no step has to gather them.
+
+    Attributes:
+        keys: the keys of all slots.
+        values: the values of all slots.
+        pivots: the slots of the pivots.
+        pivot_keys: the keys of the pivots.
+        pivot_values: the values of the pivots.
     """
 
-    keys: jax.Array
-    values: jax.Array
-    pivots: jax.Array
-    pivot_keys: jax.Array
-    pivot_values: jax.Array
+    keys: Float[Array, "B N S H"]
+    values: Float[Array, "B N S H"]
+    pivots: Int[Array, "B P"]
+    pivot_keys: Float[Array, "B N P H"]
+    pivot_values: Float[Array, "B N P H"]
 
-    def write(self, index: jax.Array | int, keys: Any, values: Any) -> "PivotCache":
-        """The cache with `keys` and `values` [B, N, T, H] at slots index..index + T - 1."""
+    def write(
+        self,
+        index: jax.Array | int,
+        keys: Float[Array | np.ndarray, "B N T H"],
+        values: Float[Array | np.ndarray, "B N T H"],
+    ) -> "PivotCache":
+        """Returns the cache with `keys` and `values` in the slots index..index + T - 1."""
         slots = index + jnp.arange(keys.shape[2])
         equal = slots[:, None] == self.pivots[:, None, :]  # [B, T, P]
         count = self.pivots.shape[1]
+        # The rank of each written slot among the pivots. A slot that is no pivot gets a rank beyond
+        # the last, which the update below drops.
         ranks = jnp.where(equal.any(-1), jnp.argmax(equal, -1), count)
         put = jax.vmap(lambda old, at, new: old.at[:, at].set(new, mode="drop"))
         written = KeyValues(self.keys, self.values).write(index, keys, values)
@@ -171,10 +205,15 @@ class PivotCache(NamedTuple):
 
 @flax.struct.dataclass
 class CachedRegions:
-    """What queries see that continue a `PivotCache`: what they would see in the whole row.
+    """The attention pattern of queries that continue a `PivotCache`.
 
-    first: the slot of the first query. starts: int32 [B], the slot of each row's first token; what
-    lies before is padding. The rest: see `ThreeRegions`; the release adds no bias here.
+    They see what they would see in the whole row. The release adds no bias here.
+
+    Attributes:
+        first: the slot of the first query, an int32 scalar.
+        starts: the slot of the first token of each row, int32 [B]. Earlier slots are padding.
+        window: the number of tokens in a block; see `TransformerConfig`.
+        window_blocks: the number of blocks in the window; see `TransformerConfig`.
     """
 
     first: Any
@@ -183,54 +222,62 @@ class CachedRegions:
     window_blocks: int = flax.struct.field(pytree_node=False)
 
     def attend(
-        self, queries: Any, cache: PivotCache, alpha: float, dtype: DTypeLike, drop: Drop
-    ) -> jax.Array:
-        """[B, N, T, H] to the cache; see `attend_regions`.
+        self,
+        queries: Float[Array | np.ndarray, "B N T H"],
+        cache: PivotCache,
+        alpha: float,
+        dtype: DTypeLike,
+        drop: DropoutFn,
+    ) -> Float[Array, "B N T H"]:
+        """Attends to the cache; see `attend_regions`.
 
-        More than a block of queries goes in parts. Blocks of rows that start at different slots do
-        not end together, but all windows lie within the last window x window_blocks slots before
-        the query.
+        If there are more queries than a block holds, one chunk of them attends after the other. The
+        blocks of rows that start at different slots do not end together, but each window lies
+        within the last window x window_blocks slots before its query.
         """
         length, slots = queries.shape[2], cache.keys.shape[2]
         size = min(length, self.window)
-        parts = -(-length // size)
+        chunks = -(-length // size)
         span = min(slots, self.window * self.window_blocks + size - 1)
         starts = self.starts[:, None]
 
-        def of_part(item: tuple[jax.Array | int, jax.Array]) -> jax.Array:
-            part, queries = item
-            own = self.first + part * size + jnp.arange(size)
-            start = jnp.clip(own[-1] + 1 - span, 0, slots - span)
+        def attend_chunk(item: tuple[jax.Array | int, jax.Array]) -> jax.Array:
+            chunk, queries = item
+            query_slots = self.first + chunk * size + jnp.arange(size)
+            start = jnp.clip(query_slots[-1] + 1 - span, 0, slots - span)
             keys, values = (
                 jax.lax.dynamic_slice_in_dim(x, start, span, axis=2)
                 for x in (cache.keys, cache.values)
             )
-            # Slots as places in the row.
-            own = (own - starts)[:, None, :, None]
-            others = (start + jnp.arange(span) - starts)[:, None, None, :]
+            # From slots to positions in the row.
+            query_positions = (query_slots - starts)[:, None, :, None]
+            positions = (start + jnp.arange(span) - starts)[:, None, None, :]
             pivots = (cache.pivots - starts)[:, None, None, :]
-            oldest = own // self.window - self.window_blocks
-            causal = (others >= 0) & (others <= own) & (others // self.window > oldest)
+            # The last block before the window.
+            outside = query_positions // self.window - self.window_blocks
+            causal = (positions >= 0) & (positions <= query_positions)
+            inside = causal & (positions // self.window > outside)
             regions = (
-                KeyRegion(cache.pivot_keys, cache.pivot_values, pivots // self.window <= oldest),
-                KeyRegion(keys, values, causal),
+                KeyRegion(cache.pivot_keys, cache.pivot_values, pivots // self.window <= outside),
+                KeyRegion(keys, values, inside),
             )
             return attend_regions(
-                queries, regions, alpha, dtype, lambda weights, i: drop(weights, 2 * part + i)
+                queries, regions, alpha, dtype, lambda weights, i: drop(weights, 2 * chunk + i)
             )
 
-        if parts == 1:
-            return of_part((0, queries))
-        padded = jnp.pad(queries, ((0, 0), (0, 0), (0, parts * size - length), (0, 0)))
-        in_parts = padded.reshape(*padded.shape[:2], parts, size, -1)
-        y = jax.lax.map(of_part, (jnp.arange(parts), jnp.moveaxis(in_parts, 2, 0)))
+        if chunks == 1:
+            return attend_chunk((0, jnp.asarray(queries)))
+        padded = jnp.pad(queries, ((0, 0), (0, 0), (0, chunks * size - length), (0, 0)))
+        in_chunks = padded.reshape(*padded.shape[:2], chunks, size, -1)
+        y = jax.lax.map(attend_chunk, (jnp.arange(chunks), jnp.moveaxis(in_chunks, 2, 0)))
         return jnp.moveaxis(y, 0, 2).reshape(padded.shape)[:, :, :length]
 
 
 def pivot_bias(length: int, pivots: int) -> float:
-    """What the release adds to a pivot's score, as if it stood for so many keys.
+    """Returns log(floor(length / pivots)), which the release adds to the score of each pivot.
 
-    log(floor(length / pivots)), for text too, although all of it is there. With more pivots than
-    tokens the release fails; here nothing is added.
+    A pivot then counts as if it stood for length / pivots keys. This holds for text too, although
+    all text tokens are pivots. If there are more pivots than tokens, the release fails; this
+    function returns 0.
     """
     return math.log(max(1, length // pivots))

@@ -1,11 +1,12 @@
 """CogView's transformer: embeddings, a stack of blocks, and a head tied to the embeddings.
 
-The stack has two forms of one computation: scanned over parameters stacked by layer, which compiles
-in constant time and rematerialises, for training; and over one set of parameters a layer, for all
-that is done with a trained model: unrolled with a key/value cache, which streams each weight once,
-for sampling (see `cached_forward`), and layer after layer for whole sequences (`whole_forward`).
+The stack has two forms, which compute the same. For training, `Transformer` scans over parameters
+that are stacked by layer, which compiles in a time that does not grow with the layers, and which
+can rematerialise. A trained model has one tree of parameters a layer (`models.layer_params`):
+`cached_forward` unrolls the layers with a key/value cache for sampling and reads each weight once,
+and `whole_forward` runs one layer after the other over whole sequences.
 
-Legend: B batch, T positions, D width, V vocabulary.
+Legend: B batch, T positions, S slots of a cache, D width, V vocabulary, L layers, P pivots.
 """
 
 import functools
@@ -23,11 +24,11 @@ from cogview_jax.models.attention import AttentionPattern, KeyValues, causal_mas
 from cogview_jax.models.block import Block, make_norm
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.dropout import dropout
-from cogview_jax.models.implementation import Implementation, choose
+from cogview_jax.models.implementation import Implementation, choose_implementation
 from cogview_jax.models.kernels.cached_attention import CacheSpan
 from cogview_jax.models.kernels.fused_attention import Causal
 from cogview_jax.models.kernels.token_step import ROWS, token_step
-from cogview_jax.models.linear import product
+from cogview_jax.models.linear import matmul
 from cogview_jax.models.pivots import draw_regions
 from cogview_jax.models.remat import checkpoint_policy
 from cogview_jax.models.sparse_attention import (
@@ -40,17 +41,21 @@ from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
-#: What is kept of a sequence, one entry a layer.
+#: The key/value cache of a model, one entry a layer.
 Cache = tuple[KeyValues | PivotCache, ...]
 
 
 class Transformer(nn.Module):
-    """Left-to-right transformer over one vocabulary.
+    """A left-to-right transformer over one vocabulary.
 
-    vocab_size: number of ids V. positions: how many positions were learned. policy: the types of
-    the arithmetic; parameters are float32. vocabulary: what the ids mean; only sparse attention
-    needs it, to tell text from image. implementation: which programs run; without one, those that
-    are fastest on jax's first device.
+    Attributes:
+        config: the sizes and switches.
+        vocab_size: the number of ids V.
+        positions: the number of learned positions.
+        policy: the types of the arithmetic; parameters are float32.
+        vocabulary: the meaning of the ids. Only sparse attention needs it, to tell text from image.
+        implementation: the programs that run; None takes those that are fastest on jax's first
+            device.
     """
 
     config: TransformerConfig
@@ -62,18 +67,20 @@ class Transformer(nn.Module):
 
     def __post_init__(self):
         if self.implementation is None:
-            # A module refuses new values of its fields from the next line on.
-            object.__setattr__(self, "implementation", choose(self.config, self.policy))
+            # After the next line the module is frozen and refuses new values of its fields.
+            object.__setattr__(
+                self, "implementation", choose_implementation(self.config, self.policy)
+            )
         super().__post_init__()
 
     @property
     def programs(self) -> Implementation:
-        """The field `implementation`, which is set from the start."""
+        """The field `implementation`, which is never None after the module is built."""
         assert self.implementation is not None
         return self.implementation
 
     def setup(self):
-        """Tables, the scanned stack, and the final norm."""
+        """Creates the embedding tables, the scanned stack and the final norm."""
         config = self.config
         normal = nn.initializers.normal(config.init_std)
 
@@ -101,19 +108,21 @@ class Transformer(nn.Module):
     def embed(
         self, tokens: Int[Array | np.ndarray, "B T"], positions: Int[Array | np.ndarray, "B T"]
     ) -> Float[Array, "B T D"]:
-        """Word plus position embeddings: int32 [B, T] twice -> [B, T, D].
+        """Adds the word and the position embeddings.
 
-        Of the word embeddings' gradient only the share a passes: x a + stop_gradient(x) (1 - a)
-        (arXiv 2105.13290, section 2.4).
+        Only the share a = `config.embedding_gradient` of the gradient reaches the word embeddings,
+        which are x a + stop_gradient(x) (1 - a) (arXiv 2105.13290, section 2.4).
         """
-        # Rows are looked up in tables of whole width, as FSDP gathers every weight it uses: out of
-        # tables split by width would come activations that must be exchanged for rows of the batch.
-        words = constrain(self.word_table, "vocabulary", "width")[tokens]
-        places = constrain(self.position_table, "positions", "width")[positions]
+        # Rows are looked up in tables of the whole width, as FSDP gathers every weight that it
+        # uses. Tables that are split by width would give activations that are split by width, and
+        # the devices would have to exchange these for rows of the batch.
+        word_embeddings = constrain(self.word_table, "vocabulary", "width")[tokens]
+        position_embeddings = constrain(self.position_table, "positions", "width")[positions]
         share = self.config.embedding_gradient
         if share < 1:
-            words = words * share + jax.lax.stop_gradient(words) * (1 - share)
-        x = (words + places).astype(self.policy.compute)
+            fixed = jax.lax.stop_gradient(word_embeddings)
+            word_embeddings = word_embeddings * share + fixed * (1 - share)
+        x = jnp.asarray(word_embeddings + position_embeddings, self.policy.compute)
         if self.has_rng("dropout"):
             x = dropout(x, self.config.dropout, self.make_rng("dropout"))
         return constrain(x, "batch", "sequence", "width")
@@ -124,16 +133,17 @@ class Transformer(nn.Module):
         positions: Int[Array | np.ndarray, "B T"],
         pattern: AttentionPattern | None = None,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm, [B, T, D]; dropout where a "dropout" key is given.
+        """Computes the hidden states after the final norm.
 
-        Padding on the right needs no mask: causality hides it.
+        Padding on the right needs no mask, because no earlier query sees it. Dropout applies if a
+        "dropout" key is given.
 
         Args:
-            tokens: int32 [B, T].
-            positions: int32 [B, T].
-            pattern: which keys each query sees. For dense attention a mask, bool, broadcast to
-                [B, N, T, T]; for sparse attention the regions of every layer. Without one, see
-                `default_pattern`.
+            tokens: the ids.
+            positions: the positions of the tokens.
+            pattern: which keys each query sees. For dense attention it is a bool mask that is
+                broadcast to [B, N, T, T], and for sparse attention it is the regions of all layers.
+                None takes `default_pattern`.
         """
         chosen = self.default_pattern(tokens) if pattern is None else pattern
         x, _ = self.blocks(self.embed(tokens, positions), chosen)
@@ -142,11 +152,12 @@ class Transformer(nn.Module):
     def default_pattern(
         self, tokens: Int[Array | np.ndarray, "B T"]
     ) -> jax.Array | ThreeRegions | Causal:
-        """Which keys each query of int32 [B, T] sees unless the caller says.
+        """Returns the attention pattern for `tokens` if the caller gives none.
 
-        In dense attention these are its own and those before it, in sparse attention always the
-        same regions (`draw_regions`). The fused kernel is asked for unless attention drops weights
-        or its scores are recorded.
+        In dense attention a query sees its own position and those before it. In sparse attention
+        the same tokens always get the same regions (`draw_regions`). The pattern asks for the fused
+        kernel if the implementation has it, unless attention drops weights or its scores are
+        recorded.
         """
         if self.config.sparse:
             return draw_regions(self.config, self.vocabulary, tokens)
@@ -159,29 +170,31 @@ class Transformer(nn.Module):
     def logits(
         self, hidden: Float[Array | np.ndarray, "*B D"], first: int = 0, last: int | None = None
     ) -> Float[Array, "*B V"]:
-        """Scores of the ids [first, last), or all: [..., D] -> float32 [..., last - first]."""
+        """Computes the float32 logits of the ids first..last - 1, by default of all ids."""
         table = self.word_table[first:last].astype(self.policy.compute)
-        return product(hidden, table.T, jnp.float32, self.programs.platform)
+        return matmul(hidden, table.T, jnp.float32, self.programs.platform)
 
     def normalise(
         self,
         x: Float[Array | np.ndarray, "B T D"],
         valid_mask: Bool[Array | np.ndarray, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """The final norm alone: [B, T, D] -> [B, T, D]; valid_mask: see `LayerNorm`."""
+        """Applies the final norm alone; for `valid_mask` see `LayerNorm`."""
         return self.final_norm(x, valid_mask)
 
 
 class ScannedBlock(nn.Module):
-    """A block in the form `nn.scan` asks for: (carry, pattern) -> (carry, nothing)."""
+    """A `Block` with the signature that `nn.scan` asks for: (carry, input) -> (carry, output)."""
 
     config: TransformerConfig
     policy: Policy
     platform: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, pattern: AttentionPattern) -> tuple[jax.Array, None]:
-        """x [B, T, D] through the layer."""
+    def __call__(
+        self, x: Float[Array, "B T D"], pattern: AttentionPattern
+    ) -> tuple[Float[Array, "B T D"], None]:
+        """Applies the layer to the main branch; there is no output beside it."""
         block = Block(self.config, self.policy, self.platform, name="block")
         return block(x, pattern)[0], None
 
@@ -193,42 +206,54 @@ def whole_forward(
     positions: Int[Array | np.ndarray, "B T"],
     valid_mask: Bool[Array | np.ndarray, "B T"] | None = None,
 ) -> Float[Array, "B T D"]:
-    """What `model` computes of whole sequences, from parameters of `layered`: [B, T, D].
+    """Computes the hidden states of whole sequences, as `model` does, from one tree a layer.
 
-    One layer is compiled and run again and again, so compiling takes as long as for one that is
-    scanned. Without dropout.
+    One layer is compiled and then run for every layer, so compilation takes as long as for a
+    scanned stack. There is no dropout.
 
     Args:
         model: the transformer of `params`.
-        params: from `unstack_layers` or `layered`.
-        tokens: int32 [B, T].
-        positions: int32 [B, T].
-        valid_mask: bool [B, T], see `LayerNorm`; all True where no sequence may change another.
+        params: the parameters from `unstack_layers` or `unstack_arrays`.
+        tokens: the ids.
+        positions: the positions of the tokens.
+        valid_mask: see `LayerNorm`. With a mask that is all True, no sequence changes another.
     """
     outside = without_blocks(params)
-    x, pattern = _embedded(outside, tokens, positions, model=model)
+    x, pattern = _embed(outside, tokens, positions, model=model)
     for i, layer in enumerate(params["blocks"]):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], pattern) if model.config.sparse else pattern
-        x = _through_block(layer, x, own, valid_mask, model=model)
-    return _normalised(outside, x, valid_mask, model=model)
+        x = _apply_block(layer, x, own, valid_mask, model=model)
+    return _normalise(outside, x, valid_mask, model=model)
 
 
 def without_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters around the stack: the tables and the final norm."""
+    """Returns the parameters outside the stack: the embedding tables and the final norm."""
     return {name: value for name, value in params.items() if name != "blocks"}
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _embedded(params: Any, tokens: jax.Array, positions: jax.Array, *, model: Transformer) -> tuple:
+def _embed(
+    params: Mapping[str, Any],
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    *,
+    model: Transformer,
+) -> tuple[Float[Array, "B T D"], AttentionPattern]:
     variables = {"params": params}
-    pattern = model.apply(variables, tokens, method=model.default_pattern)
-    return model.apply(variables, tokens, positions, method=model.embed), pattern
+    pattern: Any = model.apply(variables, tokens, method=model.default_pattern)
+    x: Any = model.apply(variables, tokens, positions, method=model.embed)
+    return x, pattern
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _through_block(
-    params: Any, x: jax.Array, pattern: Any, valid_mask: jax.Array | None, *, model: Transformer
-) -> jax.Array:
+def _apply_block(
+    params: Mapping[str, Any],
+    x: Float[Array, "B T D"],
+    pattern: AttentionPattern,
+    valid_mask: Bool[Array, "B T"] | None,
+    *,
+    model: Transformer,
+) -> Float[Array, "B T D"]:
     block = Block(model.config, model.policy, model.programs.platform)
     return block.apply({"params": params}, x, pattern, None, 0, valid_mask)[0]
 
@@ -242,17 +267,21 @@ def logits_of(
     first: int = 0,
     last: int | None = None,
 ) -> Float[Array, "*B V"]:
-    """`Transformer.logits` of hidden states [..., D], from what `without_blocks` gives."""
+    """Computes `Transformer.logits` of hidden states; `params` come from `without_blocks`."""
     logits: Any = model.apply({"params": params}, hidden, first, last, method=model.logits)
     return logits
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _normalised(
-    params: Any, x: jax.Array, valid_mask: jax.Array | None, *, model: Transformer
-) -> jax.Array:
-    normal: Any = model.apply({"params": params}, x, valid_mask, method=model.normalise)
-    return normal
+def _normalise(
+    params: Mapping[str, Any],
+    x: Float[Array, "B T D"],
+    valid_mask: Bool[Array, "B T"] | None,
+    *,
+    model: Transformer,
+) -> Float[Array, "B T D"]:
+    hidden: Any = model.apply({"params": params}, x, valid_mask, method=model.normalise)
+    return hidden
 
 
 def empty_cache(
@@ -261,11 +290,17 @@ def empty_cache(
     length: int,
     pivots: Int[Array | np.ndarray, "L B P"] | None = None,
 ) -> Cache:
-    """A key/value cache for `length` positions, one entry a layer.
+    """Returns an empty key/value cache.
 
-    pivots: int32 [L, B, P], of a model with sparse attention: the slots of the cache that will hold
-    pivots, ascending, and slots beyond it for those that are missing. Raises InputError where such
-    a model gets none.
+    Args:
+        model: the transformer that will fill it.
+        batch: the number of rows B.
+        length: the number of slots S.
+        pivots: the slots that will hold pivots, in ascending order, for a model with sparse
+            attention. A missing pivot has a slot beyond the end of the cache.
+
+    Raises:
+        InputError: the model has sparse attention and there are no pivots.
     """
     config, dtype = model.config, model.policy.compute
 
@@ -289,21 +324,21 @@ def cached_forward(
     cache: Sequence[KeyValues | PivotCache],
     index: jax.Array | int,
 ) -> tuple[Float[Array, "B T D"], Cache]:
-    """Continues cached sequences by T tokens at cache slots index..index + T - 1.
+    """Continues cached sequences by T tokens, which fill the slots index..index + T - 1.
 
     Args:
         model: the transformer of `params`.
-        params: from `unstack_layers`.
-        tokens: int32 [B, T].
-        positions: int32 [B, T].
-        cache_mask: bool [B, S], which slots of the cache hold tokens that a query may see, those of
-            `tokens` included; causality is added here. With sparse attention, and where T is 1,
-            it is True from each row's first token on.
-        cache: of S slots, one entry a layer (`empty_cache`).
-        index: how many slots were written before.
+        params: the parameters from `unstack_layers`.
+        tokens: the ids of the new tokens.
+        positions: the positions of the new tokens.
+        cache_mask: which slots hold tokens that a query may see, the new tokens among them; this
+            function adds causality. With sparse attention, and if T is 1, the mask has to be True
+            from the first token of each row on.
+        cache: a cache from `empty_cache` or an earlier call, one entry a layer.
+        index: the number of slots that have been written before.
 
     Returns:
-        Hidden states [B, T, D], and the cache with the tokens.
+        The hidden states of the new tokens, and the cache with these tokens.
     """
     length = cache[0].keys.shape[2]
     config, programs = model.config, model.programs
@@ -318,7 +353,7 @@ def cached_forward(
         slots, queries = jnp.arange(length), index + jnp.arange(tokens.shape[1])
         pattern = (slots[None, :] <= queries[:, None]) & cache_mask[:, None, None, :]
     x: Any = model.apply({"params": params}, tokens, positions, method=model.embed)
-    # What a sequence of the batch becomes depends on itself alone, padding apart.
+    # With this mask, the hidden states of a row depend on its own tokens alone.
     valid_mask = jax.lax.dynamic_slice_in_dim(cache_mask, index, tokens.shape[1], axis=1)
     blocks = params["blocks"]
     written: Cache
@@ -326,21 +361,21 @@ def cached_forward(
         dense = [KeyValues(layer.keys, layer.values) for layer in cache]
         x, written = token_step(config, model.policy, blocks, x, pattern, dense)
     else:
-        x, written = _through_blocks(model, blocks, x, pattern, cache, index, valid_mask)
+        x, written = _apply_blocks(model, blocks, x, pattern, cache, index, valid_mask)
     hidden: Any = model.apply({"params": params}, x, valid_mask, method=model.normalise)
     return hidden, written
 
 
-def _through_blocks(
+def _apply_blocks(
     model: Transformer,
     blocks: Sequence[Mapping[str, Any]],
-    x: jax.Array,
+    x: Float[Array, "B T D"],
     pattern: AttentionPattern,
     cache: Sequence[KeyValues | PivotCache],
     index: jax.Array | int,
-    valid_mask: jax.Array,
-) -> tuple[jax.Array, Cache]:
-    """x [B, T, D] through all blocks, one after the other; see `cached_forward` and `Block`."""
+    valid_mask: Bool[Array, "B T"],
+) -> tuple[Float[Array, "B T D"], Cache]:
+    """Applies all blocks, one after the other; see `cached_forward` and `Block`."""
     block = Block(model.config, model.policy, model.programs.platform)
     written: list[Any] = []
     for layer, before in zip(blocks, cache, strict=True):

@@ -10,8 +10,8 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
 from cogview_jax.models.conventions import Conventions
-from cogview_jax.models.implementation import choose
-from cogview_jax.models.layer_params import layered, stacked_arrays
+from cogview_jax.models.implementation import choose_implementation
+from cogview_jax.models.layer_params import stacked_arrays, unstack_arrays
 from cogview_jax.models.transformer import logits_of, whole_forward, without_blocks
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy_of
@@ -57,11 +57,11 @@ class Parts:
         if transformer is not None:
             layers = transformer.params
             if not isinstance(layers["blocks"], tuple):
-                layers = layered(stacked_arrays(layers))
+                layers = unstack_arrays(stacked_arrays(layers))
             # The only form of the weights that is kept.
             self.transformer = replace(transformer, params=layers)
             layout = make_layout(transformer.layout, transformer.vocabulary)
-            implementation = choose(
+            implementation = choose_implementation(
                 transformer.config,
                 policy,
                 transformer.implementation,

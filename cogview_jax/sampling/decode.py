@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
-from cogview_jax.models.pivots import PIVOT_STREAM, draw_slots
+from cogview_jax.models.pivots import PIVOT_STREAM, draw_pivot_slots
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.random_key import random_key
@@ -95,7 +95,7 @@ def prefill(
         # What will be sampled is known by its kind.
         whole = jnp.concatenate([tokens, jnp.full((batch, count), first, tokens.dtype)], axis=1)
         streams = jax.vmap(jax.random.fold_in, (0, None))(keys, PIVOT_STREAM)
-        pivots = draw_slots(model.config, model.vocabulary, whole, cache_mask, streams)
+        pivots = draw_pivot_slots(model.config, model.vocabulary, whole, cache_mask, streams)
     # The last token sampled is never read.
     cache = empty_cache(model, batch, prompt + count - 1, pivots)
     cache_mask = cache_mask[:, :-1]

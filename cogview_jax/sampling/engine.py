@@ -81,7 +81,7 @@ class Engine:
     """
 
     def __init__(self, model: Transformer, params: Mapping[str, Any], layout: Layout):
-        """Params are those of `model`, one set a layer (`models.layer_params.layered`)."""
+        """Params are those of `model`, one set a layer (`models.layer_params.unstack_arrays`)."""
         self.model, self.params, self.layout = model, params, layout
 
     def sample(

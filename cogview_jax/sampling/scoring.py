@@ -28,7 +28,7 @@ def token_log_probs(
     sums them.
 
     Args:
-        params: of the transformer, from `unstack_layers` or `layered`.
+        params: of the transformer, from `unstack_layers` or `unstack_arrays`.
         tokens: int32 [B, T].
         positions: int32 [B, T].
         model: the transformer.

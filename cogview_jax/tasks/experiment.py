@@ -9,7 +9,11 @@ import jax
 
 from cogview_jax.data.sources.source import SourceConfig
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.implementation import Implementation, ImplementationConfig, choose
+from cogview_jax.models.implementation import (
+    Implementation,
+    ImplementationConfig,
+    choose_implementation,
+)
 from cogview_jax.runtime.config import build, require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
@@ -228,7 +232,7 @@ class TransformerExperiment:
             InputError: the devices cannot run those that `implementation` asks for.
         """
         types, devices = policy(self.precision), jax.device_count()
-        return choose(self.model, types, self.implementation, devices=devices)
+        return choose_implementation(self.model, types, self.implementation, devices=devices)
 
     @property
     def image_grids(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""What every layer notes is what its values say, whether layers are recomputed or not."""
+"""The recorded maxima are those of the values, whether layers are recomputed or not."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""PB-relax attention is plain softmax attention, with products that half precision can hold."""
+"""PB-relax attention equals softmax attention, with products that half precision can hold."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def plain(queries, keys, mask):
 
 
 def in_half_precision(queries, keys, alpha):
-    """The equation with every intermediate in float16, as on hardware that accumulates so."""
+    """Computes equation 4 with every intermediate in float16, as some hardware accumulates."""
     queries = queries / jnp.float16(alpha * H**0.5)
     scores = jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=jnp.float16)
     weights = jnp.exp((scores - scores.max(-1, keepdims=True)) * jnp.float16(alpha))
@@ -79,13 +79,13 @@ def test_relaxed_products_fit_half_precision_where_plain_ones_overflow(inputs):
     queries, keys, _ = inputs
     queries, keys = (queries * 50).astype(np.float16), (keys * 200).astype(np.float16)
     keys[:, :, 0] = queries[:, :, 0]
-    seen = np.ones((T, S), bool)
+    mask = np.ones((T, S), bool)
     assert np.isnan(in_half_precision(queries, keys, 1.0)).any()
     assert np.isfinite(in_half_precision(queries, keys, 32.0)).all()
-    weights = weigh(queries, keys, seen, 32.0)
+    weights = weigh(queries, keys, mask, 32.0)
     for b, n in np.ndindex(B, N):
         expected = reference.attention_weights(
-            reference.float64(queries[b, n]), reference.float64(keys[b, n]), seen
+            reference.float64(queries[b, n]), reference.float64(keys[b, n]), mask
         )
         np.testing.assert_allclose(weights[b, n], expected, atol=1e-3)
 
@@ -100,7 +100,7 @@ def test_writing_to_the_cache_changes_only_its_positions():
 
 
 def test_what_is_masked_stays_so_below_the_lowest_scores_of_half_precision():
-    """Visible scores near float16's end are still above what stands for a masked one."""
+    """Visible scores near the lowest float16 number are still above the score of a masked key."""
     scores = np.array([[[[-60000, -60016, 100]]]], np.float16)
     mask = np.array([[[[True, True, False]]]])
     weights = np.asarray(attention_weights(scores, mask, 1.0), np.float32)

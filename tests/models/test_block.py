@@ -1,4 +1,4 @@
-"""One layer against its plain form, switch by switch, and where dropout acts."""
+"""One layer equals its plain form for every switch, and dropout acts where it should."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ def forward(params, x, key=None, **switches):
 @pytest.mark.parametrize("relax", [True, False])
 @pytest.mark.parametrize("sandwich", [True, False])
 def test_equals_the_plain_layer(params, x, sandwich, relax):
-    """Small rows, whose variance is near epsilon, tell the two forms of LayerNorm apart."""
+    """Small rows have a variance near epsilon, which tells the two forms of LayerNorm apart."""
     x = x * 0.01
     switches = {"sandwich_ln": sandwich, "pb_relax_norm": relax}
     config = dataclasses.replace(CONFIG, **switches)
@@ -58,7 +58,7 @@ def test_switches_of_the_norms_matter(params, x):
 
 
 def test_alpha_belongs_to_the_attention_switch(params, x):
-    """An alpha at which every product underflows makes attention uniform, where it has a say."""
+    """With an alpha at which every product underflows, attention is uniform if PB-relax is on."""
     absurd = {"alpha": 1e38, "pb_relax_norm": False}
     off = forward(params, x, pb_relax_attention=False, **absurd)
     np.testing.assert_allclose(off, forward(params, x, pb_relax_norm=False), atol=2e-5)
@@ -82,7 +82,7 @@ def test_dropout_needs_a_key_and_follows_it(params, x):
 
 
 def test_dropout_acts_on_weights_and_on_both_branch_ends():
-    """Branches that are 1 everywhere, attention's by its values: what is left shows each mask."""
+    """Branches are 1 everywhere, that of attention by its values, so the output shows the masks."""
     width, rows, rate = 32, 64, 0.25
     x = jnp.zeros((rows, 2, width))
     config = dataclasses.replace(CONFIG, dropout=rate, sandwich_ln=False)
@@ -92,7 +92,7 @@ def test_dropout_acts_on_weights_and_on_both_branch_ends():
         unbox(jax.eval_shape(block.init, jax.random.key(0), x, mask)["params"]),
     )
 
-    def seen(change, **changes):
+    def output(change, **changes):
         params = jax.tree.map(jnp.copy, zeros)
         change(params)
         result, _ = Block(dataclasses.replace(config, **changes)).apply(
@@ -107,24 +107,24 @@ def test_dropout_acts_on_weights_and_on_both_branch_ends():
         params["attention"]["qkv"]["bias"] = jnp.zeros((3, width)).at[2].set(1)
         params["attention"]["out"]["kernel"] = jnp.eye(width)
 
-    attention, mlp = seen(set_branch("attention", "out")), seen(set_branch("mlp", "down"))
+    attention, mlp = output(set_branch("attention", "out")), output(set_branch("mlp", "down"))
     for branch in (attention, mlp):
         np.testing.assert_allclose(np.unique(branch), [0, 1 / (1 - rate)], rtol=1e-6)
         assert np.mean(branch == 0) == pytest.approx(rate, abs=0.03)
         assert len({row.tobytes() for row in branch}) == rows
     assert ((attention == 0) != (mlp == 0)).any()
-    # Two keys, each weight 1/2 or dropped: sums of 0, 1 or 2 kept weights.
-    values = seen(set_values)
+    # There are two keys, and each weight is 1/2 or dropped: 0, 1 or 2 weights are kept.
+    values = output(set_values)
     np.testing.assert_allclose(
         np.unique(values), np.arange(3) / 2 / (1 - rate) ** 2, rtol=1e-6, atol=1e-7
     )
-    whole = seen(set_values, attention_dropout=0.0)
+    whole = output(set_values, attention_dropout=0.0)
     np.testing.assert_allclose(np.unique(whole), [0, 1 / (1 - rate)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
 def test_gelu_and_its_gradient_are_those_of_the_formula(dtype):
-    """Far out too, where x^3 is beyond float16."""
+    """This also holds for large x, whose x^3 overflows float16."""
     x = np.concatenate([np.linspace(-6, 6, 49), [-3000, -60, 60, 3000]]).astype(dtype)
     wide = x.astype(np.float64)
     inner = np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)

@@ -1,4 +1,4 @@
-"""Embeddings of codes that start from the codec's vectors, against what these have in common."""
+"""The initial embeddings of codes have the geometry of the codec's vectors."""
 
 import numpy as np
 import pytest
@@ -8,20 +8,20 @@ from cogview_jax.models.code_embeddings import code_embeddings
 
 @pytest.fixture
 def vectors():
-    """Of unequal directions, and far from the origin, as those of a codec are."""
+    """Makes vectors with unequal directions and far from the origin, as those of a codec are."""
     rng = np.random.default_rng(0)
     return 7 + rng.standard_normal((40, 6)) * [9, 5, 3, 1, 0.5, 0.1]
 
 
 def products(rows):
-    """Scalar products of all rows, as shares of the sum of their squares."""
+    """Returns the scalar products of all rows, divided by the sum of squares."""
     matrix = rows.astype(np.float64) @ rows.T
     return matrix / np.trace(matrix)
 
 
 @pytest.mark.parametrize("width", [6, 64])
 def test_directions_keep_the_root_of_their_spread(vectors, width):
-    """The squared matrix of scalar products is then that of the vectors around their mean."""
+    """The square of their Gram matrix is proportional to the Gram matrix of the centred vectors."""
     found = products(code_embeddings(vectors, width, 0.02, 0))
     squared = found @ found
     expected = products(vectors - vectors.mean(axis=0))
@@ -29,7 +29,7 @@ def test_directions_keep_the_root_of_their_spread(vectors, width):
 
 
 def test_vectors_of_more_numbers_than_the_width_are_cast_onto_a_plane():
-    """What leads from all directions to the plane are as many ones at right angles."""
+    """The projection has orthogonal directions of equal length, one for each output dimension."""
     vectors = np.random.default_rng(0).standard_normal((300, 40))
     rows, whole = (code_embeddings(vectors, width, 1.0, 0) for width in (30, 40))
     cast, *_ = np.linalg.lstsq(whole.astype(float), rows.astype(float))

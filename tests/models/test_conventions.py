@@ -1,4 +1,4 @@
-"""What `compat` decides, and what a config with it may not say."""
+"""`compat` decides the conventions, and forbids settings that the release does not have."""
 
 import dataclasses
 

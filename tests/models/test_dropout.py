@@ -1,4 +1,4 @@
-"""Dropout's masks: the right share, unlike each other, and the hash of their places."""
+"""The masks of dropout have the right share, are independent, and are hashes of the index."""
 
 import itertools
 
@@ -14,7 +14,7 @@ M = 2**32
 
 
 def finalise(x):
-    """MurmurHash3's fmix32, number by number."""
+    """Computes fmix32 of MurmurHash3 for one number."""
     x ^= x >> 16
     x = x * 0x85EBCA6B % M
     x ^= x >> 13
@@ -31,13 +31,13 @@ def test_a_bit_is_the_hash_of_its_row_its_place_and_the_key():
         assert int(bits[row].ravel()[place]) == expected
 
 
-def kept(key, rate, shape=SHAPE):
+def keep_mask(key, rate, shape=SHAPE):
     return np.asarray(dropout(jnp.ones(shape), rate, jax.random.key(key))) > 0
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
 def test_the_share_is_right_in_all_rows_and_columns(rate):
-    mask, n = kept(0, rate), np.prod(SHAPE)
+    mask, n = keep_mask(0, rate), np.prod(SHAPE)
     for axes in ((), (0,), (1,), (2,)):
         shares = mask.mean(axis=tuple({0, 1, 2} - set(axes)))
         error = np.sqrt(rate * (1 - rate) * np.size(shares) / n)
@@ -48,15 +48,15 @@ def test_the_share_is_right_in_all_rows_and_columns(rate):
     "shift", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 2), (1, 1, 1), (0, 16, 64)]
 )
 def test_neighbours_are_independent(shift):
-    """Of two places the chance that both are dropped is the square of one's."""
-    mask = ~kept(1, 0.25)
+    """The chance that two neighbours are both dropped is the square of the rate."""
+    mask = ~keep_mask(1, 0.25)
     both = (mask & np.roll(mask, shift, (0, 1, 2))).mean()
     assert both == pytest.approx(0.25**2, abs=5 * np.sqrt(0.0625 / mask.size))
 
 
 def test_masks_of_keys_are_independent():
-    """Also when they are counted through; no mask is another one shifted."""
-    masks = np.stack([~kept(key, 0.25) for key in range(8)]).reshape(8, -1)
+    """This also holds for consecutive keys; no mask is a shifted copy of another."""
+    masks = np.stack([~keep_mask(key, 0.25) for key in range(8)]).reshape(8, -1)
     for one, two in itertools.combinations(masks, 2):
         spectrum = np.fft.rfft(one - 0.25) * np.conj(np.fft.rfft(two - 0.25))
         correlation = np.fft.irfft(spectrum, one.size) / one.size / (0.25 * 0.75)
@@ -67,7 +67,7 @@ def test_what_is_kept_is_scaled_and_so_is_its_gradient():
     x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     key = jax.random.key(3)
     y, pullback = jax.vjp(lambda x: dropout(x, 0.2, key), x)
-    mask = kept(3, 0.2)
+    mask = keep_mask(3, 0.2)
     np.testing.assert_allclose(y, np.where(mask, x / 0.8, 0), rtol=1e-6)
     np.testing.assert_allclose(pullback(jnp.asarray(x))[0], np.where(mask, x / 0.8, 0), rtol=1e-6)
 

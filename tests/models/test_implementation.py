@@ -1,4 +1,4 @@
-"""Which programs a model runs: chosen from device, types and sizes, or asked for."""
+"""A model runs the programs that its device, types and sizes allow, or that a config asks for."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,11 @@ import jax
 import pytest
 
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.implementation import Implementation, ImplementationConfig, choose
+from cogview_jax.models.implementation import (
+    Implementation,
+    ImplementationConfig,
+    choose_implementation,
+)
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
@@ -17,7 +21,7 @@ PAPER = TransformerConfig()
 
 @dataclasses.dataclass
 class Device:
-    """What a program can know of a device that is not there."""
+    """The properties of a device that this machine does not have."""
 
     platform: str
     compute_capability: Any = None
@@ -37,15 +41,15 @@ H200 = Device("gpu", "9.0", "NVIDIA H200")
         (Device("gpu", "gfx942"), "bfloat16", 40, "xla"),
         (H200, "float32", 40, "xla"),
         (H200, "float16_pure", 40, "xla"),
-        (H200, "bfloat16", 128, "xla"),  # heads of 20 numbers
-        (H200, "bfloat16", 10, "xla"),  # of 256
+        (H200, "bfloat16", 128, "xla"),  # head width 20
+        (H200, "bfloat16", 10, "xla"),  # head width 256
         (Device("tpu", "9.0"), "bfloat16", 40, "xla"),
         (Device("cpu", "9.0"), "bfloat16", 40, "xla"),
     ],
 )
 def test_the_fused_kernel_runs_where_it_can(device, precision, heads, expected):
     config = dataclasses.replace(PAPER, heads=heads)
-    found = choose(config, policy(precision), device=device)
+    found = choose_implementation(config, policy(precision), device=device)
     assert (found.attention, found.platform) == (expected, device.platform)
 
 
@@ -64,12 +68,15 @@ def test_the_fused_kernel_runs_where_it_can(device, precision, heads, expected):
 )
 def test_decoding_runs_the_largest_kernels_that_can(switches, precision, devices, expected):
     config = TransformerConfig(**switches)
-    assert choose(config, policy(precision), devices=devices, device=H200).decoding == expected
+    assert (
+        choose_implementation(config, policy(precision), devices=devices, device=H200).decoding
+        == expected
+    )
 
 
 def test_a_config_decides():
     wanted = ImplementationConfig(attention="xla", decoding="cache_kernel")
-    found = choose(PAPER, policy("bfloat16"), wanted, device=H200)
+    found = choose_implementation(PAPER, policy("bfloat16"), wanted, device=H200)
     assert found == Implementation("xla", "cache_kernel", "gpu")
 
 
@@ -82,13 +89,17 @@ def test_a_config_decides():
 )
 def test_what_a_device_cannot_run_is_refused(wanted, message):
     with pytest.raises(InputError, match=message):
-        choose(PAPER, policy("bfloat16"), ImplementationConfig(**wanted), device=Device("cpu"))
+        choose_implementation(
+            PAPER, policy("bfloat16"), ImplementationConfig(**wanted), device=Device("cpu")
+        )
     with pytest.raises(InputError, match="on NVIDIA H200: choose from auto"):
-        choose(PAPER, policy("float32"), ImplementationConfig(**wanted), device=H200)
+        choose_implementation(PAPER, policy("float32"), ImplementationConfig(**wanted), device=H200)
 
 
 def test_a_model_without_one_runs_what_is_fastest_on_the_first_device():
     model = Transformer(PAPER, 60, 24, policy("bfloat16"))
-    assert model.implementation == choose(PAPER, policy("bfloat16"), device=jax.devices()[0])
+    assert model.implementation == choose_implementation(
+        PAPER, policy("bfloat16"), device=jax.devices()[0]
+    )
     other = Implementation("xla", "layers", "tpu")
     assert model.clone(implementation=other).clone(positions=9).implementation == other

@@ -1,4 +1,4 @@
-"""LayerNorm against its plain form, and what precision relaxation adds to it."""
+"""LayerNorm equals its plain form, and precision relaxation keeps it from overflowing."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def test_equals_the_plain_form(relax, factor):
 
 @pytest.mark.parametrize("power", [-100, 9, 100])
 def test_relaxed_norm_does_not_see_the_scale_of_a_row(power):
-    """By powers of two, which round nothing; 2^100 squared overflows float32."""
+    """The factors are powers of two, which cause no rounding; 2^100 squared overflows float32."""
     factors = np.array([[2.0**power], [1], [1], [2.0**power], [1]], np.float32)
     np.testing.assert_array_equal(apply(X * factors), apply(X))
     assert np.abs(apply(X * factors, relax="none") - apply(X))[[0, 3]].max() > 1e-6
@@ -78,7 +78,7 @@ def test_half_precision_rows_near_overflow_are_normalised():
 
 
 def test_gradient_is_that_of_the_steps_it_is_made_of():
-    """In float64 precision of the steps: JAX's own rule through mean, variance and rsqrt."""
+    """In float64 it equals the gradient of automatic differentiation through each step."""
     with jax.enable_x64(True):
         x = np.asarray(GENERATOR.standard_normal((3, 16)), np.float64)
         upstream = GENERATOR.standard_normal((3, 16))
@@ -93,7 +93,7 @@ def test_gradient_is_that_of_the_steps_it_is_made_of():
 
 
 def test_half_precision_gradients_of_rows_that_hardly_vary_are_right():
-    """The variance is about 1e-5, and 1 / variance^(3/2) is 3e7, beyond float16."""
+    """The variance is about 1e-5, so 1 / variance^(3/2) is 3e7, which overflows float16."""
     x = (1 + 0.004 * GENERATOR.standard_normal((4, 32))).astype(np.float16)
     upstream = GENERATOR.standard_normal((4, 32)).astype(np.float16)
 

@@ -1,4 +1,4 @@
-"""The forms in which a kernel is multiplied are one function."""
+"""All forms of multiplying with a kernel compute the same function."""
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ from cogview_jax.models.layer_params import prepare_decode_params
 from cogview_jax.models.linear import (
     TRANSPOSED,
     Linear,
+    matmul,
     matvec_parts,
     matvec_product,
-    product,
     split_for_cores,
     transpose_for_matvec,
 )
@@ -27,7 +27,7 @@ KERNEL = GENERATOR.standard_normal((16, 3, 5)).astype(np.float32)
 def test_product_and_its_gradients_are_those_of_float64(shape, features, platform):
     kernel = GENERATOR.standard_normal((16, *features)).astype(np.float32)
     x = GENERATOR.standard_normal(shape).astype(np.float32)
-    y, pullback = jax.vjp(lambda x, kernel: product(x, kernel, jnp.float32, platform), x, kernel)
+    y, pullback = jax.vjp(lambda x, kernel: matmul(x, kernel, jnp.float32, platform), x, kernel)
     up = GENERATOR.standard_normal(y.shape).astype(np.float32)
     wide, wide_kernel, wide_up = (array.astype(np.float64) for array in (x, kernel, up))
     np.testing.assert_allclose(y, np.tensordot(wide, wide_kernel, 1), atol=1e-5)

@@ -1,4 +1,4 @@
-"""What a transformer cannot be, and what a config says then."""
+"""A config refuses sizes that no transformer can have, with a message."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Pivots are all text and some of the image, drawn for each layer and row by itself."""
+"""Pivots are all text and random image tokens, drawn anew for each layer and row."""
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ def test_pivots_differ_by_layer_row_and_key_and_every_image_token_has_its_turn()
     assert len({tuple(row) for row in pivots.tolist()}) > 390
     assert (drawn(seed=1)[:, 0] != drawn()[:, 0]).any(-1).all()
     counts = np.bincount(pivots[:, 4:].ravel(), minlength=30)[4:29]
-    # 400 draws of 6 of 25: 96 each, with a deviation of 8.5.
+    # In 400 draws of 6 out of 25, each is drawn 96 times on average, with a deviation of 8.5.
     assert (np.abs(counts - 96) < 4 * 8.5).all()
 
 

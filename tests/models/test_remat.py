@@ -1,4 +1,4 @@
-"""Policies change what is kept and what is computed again, and nothing else."""
+"""Policies change only what is kept and what is computed again."""
 
 import dataclasses
 
@@ -13,12 +13,12 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 
 ROWS = 4
-#: The programs differ as much, and compile in half the time.
+#: With these options the programs differ as much, and compile in half the time.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def loss_of(remat, attention):
-    """The loss of tiny sequences as a function of the parameters, with dropout."""
+    """Returns the loss of tiny sequences as a function of the parameters, with dropout."""
     config = dataclasses.replace(
         tiny.TRANSFORMER, remat=remat, attention=attention, dropout=0.1, window=4, pivots=9
     )
@@ -33,14 +33,14 @@ def params():
 
 
 def kept_bytes(loss, params):
-    """What the forward pass leaves for the backward pass, without the parameters."""
+    """Counts the bytes that the forward pass keeps for the backward pass, except parameters."""
     residuals = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
     return total - sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 def products(jaxpr, times=1):
-    """How many matrix products a program does."""
+    """Counts the matrix products of a program."""
     count = 0
     for equation in jaxpr.eqns:
         inner = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
@@ -72,7 +72,7 @@ def test_what_is_kept_and_what_is_computed_again_are_in_order(attention, params)
     assert len(set(memory)) == len(REMAT)
     work = [products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr) for loss in losses.values()]
     assert work == sorted(work)
-    # Of a layer's products with weights, "dots" computes none again; "full" all of them.
+    # "dots" computes no product with weights again, and "full" computes all of them again.
     layers = tiny.TRANSFORMER.layers
     assert work[-1] - work[REMAT.index("dots")] >= 4 * layers
 
@@ -83,7 +83,7 @@ def test_kept_bytes_are_those_of_the_description(params):
     tokens = ROWS * tiny.sequences(0, 1).tokens.shape[1]
     memory = {remat: kept_bytes(loss_of(remat, "dense"), params) for remat in REMAT}
     unit = 4 * layers * tokens * width
-    # A bias or two is kept by the one and not by the other.
+    # Policies also differ in a bias or two.
     assert memory["save-attention"] - memory["full"] == pytest.approx(4 * unit, rel=0.02)
     assert memory["dots"] - memory["full"] == pytest.approx(10 * unit, rel=0.02)
 
@@ -99,7 +99,7 @@ def test_an_unknown_policy_is_refused():
     ("remat", "runs"), [("none", 1), ("dots", 1), ("save-attention", 1), ("full", 2)]
 )
 def test_the_fused_kernel_runs_again_only_where_nothing_is_kept(remat, runs, monkeypatch, params):
-    """Its forward pass, of each layer; traced only, so that no GPU is needed."""
+    """The kernel is traced but not run, so no GPU is needed."""
     monkeypatch.setattr(
         "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000
     )

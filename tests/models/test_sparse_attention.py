@@ -1,4 +1,4 @@
-"""Three-region sparse attention is dense attention under a mask; its cache and its dropout."""
+"""Three-region sparse attention equals dense attention under a mask, also with its cache."""
 
 import re
 
@@ -44,7 +44,7 @@ def dense(queries, keys, values, mask):
 
 
 def test_who_sees_whom_by_hand():
-    """Blocks of two, of which a query sees its own and one before; pivots 0, 3 and 4."""
+    """Blocks have two tokens, a query sees its own block and one before; pivots are 0, 3 and 4."""
     expected = [
         "x.........",
         "xx........",
@@ -58,9 +58,9 @@ def test_who_sees_whom_by_hand():
         "x..xx.xxxx",
     ]
     pivots = np.array([[0, 3, 4, 10]], np.int32)
-    same, places = np.zeros((1, 1, 10, 10), np.float32), np.eye(10, dtype=np.float32)[None, None]
-    seen = sparse(same, same, places, regions=ThreeRegions(pivots, 2, 2))[0, 0] > 0
-    assert ["".join(".x"[int(x)] for x in row) for row in seen] == expected
+    same, one_hot = np.zeros((1, 1, 10, 10), np.float32), np.eye(10, dtype=np.float32)[None, None]
+    visible = sparse(same, same, one_hot, regions=ThreeRegions(pivots, 2, 2))[0, 0] > 0
+    assert ["".join(".x"[int(x)] for x in row) for row in visible] == expected
     mask = reference.sparse_mask(10, [0, 3, 4], 2, 2)
     assert ["".join(".x"[int(x)] for x in row) for row in mask] == expected
 
@@ -87,14 +87,14 @@ def test_gradients_equal_those_of_masked_dense_attention(inputs, dense_mask):
 
 @pytest.mark.parametrize("length", [1, 3, 4, 12, 13])
 def test_lengths_of_any_size(inputs, length):
-    """Shorter than a block, a block, all of a window, and one more."""
+    """The lengths are less than a block, a block, a whole window, and one more."""
     part = [x[:, :, :length] for x in inputs]
     mask = np.stack([reference.sparse_mask(length, row, W, BLOCKS) for row in PIVOTS])[:, None]
     np.testing.assert_allclose(sparse(*part), dense(*part, mask), atol=3e-6)
 
 
 def test_gradients_in_half_precision_add_up_in_float32():
-    """A pivot's gradient is summed over 200 blocks, the last of which bfloat16 would lose."""
+    """The gradient of a pivot is a sum over 200 blocks, whose last terms bfloat16 would lose."""
     size, length = 2, 400
     values = np.zeros((1, 1, length, 1))
     regions = ThreeRegions(np.array([[0]], np.int32), size, 1)
@@ -105,7 +105,7 @@ def test_gradients_in_half_precision_add_up_in_float32():
         return jnp.sum(regions.attend(same, cache, 1.0, jnp.float32, keep).astype(jnp.float32))
 
     gradient = jax.grad(total)(jnp.asarray(values, jnp.bfloat16))[0, 0, 0, 0]
-    # Queries 0 and 1 see 1 and 2 keys; after them come blocks whose queries see 2 and 3.
+    # Queries 0 and 1 see 1 and 2 keys; those of later blocks see 2 and 3.
     expected = 1 + 1 / 2 + (length / size - 1) * (1 / 2 + 1 / 3)
     assert float(gradient) == pytest.approx(expected, rel=2**-7)
 
@@ -127,7 +127,7 @@ def test_float16_holds_the_relaxed_scores_and_not_the_plain_ones(inputs, dense_m
 
 
 def test_sums_of_weights_need_not_fit_half_precision():
-    """Equal scores over 1,024 values of 100: their sum is beyond float16, their mean is not."""
+    """Of 1,024 values of 100 with equal scores, the sum overflows float16 and the mean does not."""
     same, values = np.zeros((1, 1, 1024, 1), np.float16), np.full((1, 1, 1024, 1), 100, np.float16)
     regions = ThreeRegions(np.zeros((1, 1), np.int32), 1024, 1)
     y = regions.attend(same, KeyValues(same, values), 32.0, jnp.float16, keep)
@@ -144,7 +144,7 @@ def test_nothing_of_the_size_of_length_squared_is_made():
 
 
 def test_rows_and_heads_stay_on_their_devices():
-    """Forwards and backwards, nothing is exchanged between devices."""
+    """Neither pass exchanges anything between devices."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 
     def gradients(x, pivots):
@@ -165,13 +165,15 @@ def test_rows_and_heads_stay_on_their_devices():
 
 
 def test_dropout_of_weights_differs_by_block_head_and_query():
-    """Equal scores and values of 1: what comes out counts the keys that were kept."""
+    """Scores are equal and values are 1, so the output counts the keys that were kept."""
     width, length = 8, 40
     params = {
         "qkv": {"kernel": np.zeros((width, 3, width)), "bias": np.ones((3, width))},
         "out": {"kernel": np.eye(width), "bias": np.zeros(width)},
     }
-    regions = ThreeRegions(np.full((1, 1), length, np.int32), 4, 1)  # no pivot: 1 to 4 keys
+    regions = ThreeRegions(
+        np.full((1, 1), length, np.int32), 4, 1
+    )  # without pivots a query sees 1 to 4 keys
     layer = Attention(width, 1.0, 0.5, 0.02, 0.02)
     x = jnp.zeros((1, length, width))
 
@@ -183,7 +185,7 @@ def test_dropout_of_weights_differs_by_block_head_and_query():
     dropped = counts(dropout=jax.random.key(0)) / 2
     np.testing.assert_allclose(dropped, np.round(dropped), atol=1e-5)
     assert dropped.mean() == pytest.approx(2.5 / 2, abs=0.15)
-    full = np.round(dropped[3::4])  # of 4 keys each: ten blocks, eight heads
+    full = np.round(dropped[3::4])  # the queries that see 4 keys, in ten blocks and eight heads
     assert len({row.tobytes() for row in full}) > 8
     assert set(full.ravel()) == {0, 1, 2, 3, 4}
     assert (dropped != counts(dropout=jax.random.key(1)) / 2).any()
@@ -200,6 +202,6 @@ def test_writing_to_the_cache_puts_pivots_in_their_places():
     expected = [[0, 0, 1, 2, 3, 0], [0, 0, 4, 5, 6, 0]]
     np.testing.assert_array_equal(cache.keys[:, 0, :, 0], expected)
     np.testing.assert_array_equal(cache.values[:, 0, :, 0], -np.array(expected))
-    # Slots 2 and 4 of the first row, 3 and 4 of the second.
+    # The written pivots are slots 2 and 4 of the first row, and 3 and 4 of the second.
     np.testing.assert_array_equal(cache.pivot_keys[:, 0, :, 0], [[0, 1, 3], [5, 6, 0]])
     np.testing.assert_array_equal(cache.pivot_values[:, 0, :, 0], [[0, -1, -3], [-5, -6, 0]])

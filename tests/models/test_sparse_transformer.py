@@ -1,4 +1,4 @@
-"""The transformer with sparse attention: whole, cached, sampled, split, trained."""
+"""The transformer with sparse attention equals its plain form in every use."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from cogview_jax.checkpoints.bundle import TransformerPart, write_bundle
 from cogview_jax.interop.official.fill import fill
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.layer_params import unstack_layers
-from cogview_jax.models.pivots import PIVOT_STREAM, draw_regions, draw_slots
+from cogview_jax.models.pivots import PIVOT_STREAM, draw_pivot_slots, draw_regions
 from cogview_jax.models.sparse_attention import PivotCache
 from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
@@ -57,7 +57,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def rows():
-    """A command, text, a command, codes: rows of 26, 13 and 20 tokens."""
+    """Three rows of 26, 13 and 20 tokens: a command, text, a command, codes."""
     generator = np.random.default_rng(1)
     sizes = ((4, 20), (2, 9), (5, 13))
     return [
@@ -67,9 +67,9 @@ def rows():
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def logits(model, params, tokens, seen=None):
+def logits(model, params, tokens, pattern=None):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = model.apply({"params": params}, tokens, positions, seen)
+    hidden = model.apply({"params": params}, tokens, positions, pattern)
     return model.apply({"params": params}, hidden, method=model.logits)
 
 
@@ -110,13 +110,13 @@ def test_without_keys_a_row_is_the_same_in_any_company(params, rows):
 
 @pytest.mark.parametrize("steps", [(26,), (9, 1, 1, 8, 1, 1, 5), (2, *(1,) * 24)])
 def test_cached_decoding_equals_the_whole_pass(params, rows, steps):
-    """Rows padded on the left by what each lacks: blocks count a row's own tokens.
+    """Rows are padded on the left, and blocks are counted from the first token of each row.
 
-    The cache starts as garbage. More than a window at once goes in parts.
+    The cache starts with garbage. More tokens than a window holds are split into chunks.
     """
     tokens, valid = left_padded(rows, 26)
     keys = jax.random.split(jax.random.key(3), 3)
-    slots = draw_slots(CONFIG, VOCABULARY, tokens, valid, keys)
+    slots = draw_pivot_slots(CONFIG, VOCABULARY, tokens, valid, keys)
     starts = 26 - np.array([len(row) for row in rows])
     positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
     layers, done, pieces = unstack_layers(params), 0, []
@@ -133,7 +133,7 @@ def test_cached_decoding_equals_the_whole_pass(params, rows, steps):
         done += count
     result = np.concatenate(pieces, axis=1)
     for i, row in enumerate(rows):
-        # The same pivots as places in the row, and those of a row that is alone.
+        # These are the same pivots as positions in the row, and those of the row alone.
         pivots = np.asarray(slots)[:, i] - starts[i]
         alone = draw_regions(CONFIG, VOCABULARY, row[None], keys[i : i + 1])
         np.testing.assert_array_equal(np.minimum(pivots, len(row)), alone.pivots[:, 0])
@@ -171,14 +171,14 @@ def test_sampling_equals_passes_over_the_whole_prefix(params):
         ]
         prefix = list(PROMPTS[i])
         for _ in range(COUNT):
-            seen = masks(pivots, len(prefix), CONFIG)
-            scores = reference.transformer(params, CONFIG, prefix, None, seen)[-1, :20]
+            mask = masks(pivots, len(prefix), CONFIG)
+            scores = reference.transformer(params, CONFIG, prefix, None, mask)[-1, :20]
             prefix.append(int(np.argmax(scores)))
         assert prefix[-COUNT:] == row
 
 
 def test_gaps_of_a_query_are_filled_by_passes_over_the_whole_prefix(params):
-    """Codes, a given command, text; each the likeliest."""
+    """The row has codes, a given command, and text; the likeliest token is sampled."""
     command = VOCABULARY.command
     query = [command("ROI1"), 21, 22, command("BOI1"), *[-1] * 9, command("EOI1"), *[-1] * 4]
 
@@ -189,8 +189,8 @@ def test_gaps_of_a_query_are_filled_by_passes_over_the_whole_prefix(params):
     kinds = np.array(query)
     kinds[4:13], kinds[14:] = 0, 20
     pivots = np.asarray(draw_regions(CONFIG, VOCABULARY, kinds[None]).pivots)[:, 0]
-    seen = masks(pivots, len(query), CONFIG)
-    scores = reference.transformer(params, CONFIG, row, None, seen)
+    mask = masks(pivots, len(query), CONFIG)
+    scores = reference.transformer(params, CONFIG, row, None, mask)
     for place in np.flatnonzero(np.array(query) < 0):
         first, last = (0, 20) if place < 13 else (20, 32)
         assert row[place] == first + np.argmax(scores[place - 1, first:last])
@@ -266,11 +266,11 @@ def test_the_loss_is_that_under_the_masks_of_the_rows_pivots(params, batch, whol
     total = 0.0
     for i in (0, ROWS - 1):
         count = int((batch.text_weights + batch.image_weights)[i].sum())
-        seen = masks(pivots[:, i], count, CONFIG)
-        scores = reference.transformer(params, CONFIG, batch.tokens[i, :count], None, seen)
+        mask = masks(pivots[:, i], count, CONFIG)
+        scores = reference.transformer(params, CONFIG, batch.tokens[i, :count], None, mask)
         for score, target in zip(scores, batch.targets[i], strict=False):
             total += np.log(np.exp(score - score.max()).sum()) + score.max() - score[target]
-    # The first and last row alone: pivots follow a row's number, not its place.
+    # The first and last row by themselves: pivots depend on the number of a row, not its index.
     rows = np.array([0, ROWS - 1])
     part = jax.tree.map(lambda field: field[rows], batch)
     loss, other = (

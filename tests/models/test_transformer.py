@@ -1,4 +1,4 @@
-"""The stack against its plain form: whole, padded, cached, recomputed; its sizes and its start."""
+"""The stack equals its plain form: whole, padded, cached and recomputed; sizes and init."""
 
 import dataclasses
 import functools
@@ -60,13 +60,13 @@ def rows():
 
 @pytest.fixture(scope="module")
 def expected(params, rows):
-    """Each row by itself, unpadded, in float64."""
+    """The logits of each row by itself, without padding, in float64."""
     return [reference.transformer(params, CONFIG, row) for row in rows]
 
 
 @pytest.fixture(scope="module")
 def batch(rows):
-    """The rows in training form: tokens and positions, padded on the right with token 0."""
+    """The tokens and positions of the rows, padded on the right with token 0."""
     tokens = np.zeros((len(rows), max(LENGTHS)), np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
@@ -121,9 +121,9 @@ def test_causal_mask_by_hand():
 
 
 def test_cached_decoding_equals_the_whole_pass(params, rows, expected):
-    """Ragged prompts padded on the left, then one token, then three, then one.
+    """Prompts of unequal length are padded on the left; then come one token, three and one.
 
-    The cache starts as garbage: what was not written is not seen.
+    The cache starts with garbage, since no query sees what has not been written.
     """
     given, steps = (9, 0, 4), (1, 3, 1)  # tokens of each row in the prompt; each has 5 more
     longest, layers = max(given), unstack_layers(params)
@@ -158,7 +158,7 @@ def test_a_part_of_the_head_is_a_slice_of_all(params):
 
 
 def loss(model, params, tokens, positions, rngs=None, head=None):
-    """Cross-entropy of the next token; the head may have parameters of its own."""
+    """Computes the cross-entropy of the next token; the head may have other parameters."""
     hidden = model.apply({"params": params}, tokens, positions, rngs=rngs)
     scores = model.apply({"params": head or params}, hidden, method=model.logits)
     return optax.softmax_cross_entropy_with_integer_labels(scores[:, :-1], tokens[:, 1:]).mean()
@@ -186,7 +186,7 @@ def test_embedding_gradient_shares_what_comes_through_the_layers_and_only_that(p
 
 @pytest.fixture(scope="module")
 def training(params, batch):
-    """remat, unroll -> value and gradients, with dropout."""
+    """A function from remat and unroll to the value and the gradients, with dropout."""
 
     @functools.cache
     def run(remat, unroll):
@@ -206,9 +206,10 @@ def test_recomputation_and_unrolling_change_no_value_and_no_gradient(training, r
 
 @pytest.mark.parametrize(("where", "kinds"), [("layers", 3), ("embeddings", 2)])
 def test_dropout_differs_by_layer_row_and_position(where, kinds):
-    """Layers that only add 1 to each unit, or embeddings of 1: units show how many masks kept them.
+    """Each layer adds 1 to each unit, or embeddings are 1, so units count the masks that kept them.
 
-    The norm at the end keeps the order. Were both layers' masks equal, a unit would count 0 or 2.
+    The final norm keeps the order. If the masks of both layers were equal, a unit would count 0 or
+    2.
     """
     config = dataclasses.replace(CONFIG, dropout=0.5, sandwich_ln=False)
     model = dataclasses.replace(MODEL, config=config)
@@ -249,8 +250,11 @@ def test_layers_start_from_the_deviations_of_the_paper():
 @pytest.mark.parametrize(
     ("sizes", "count"),
     [
-        ({}, 3_928_849_920),  # the paper's model: the defaults
-        ({"layers": 12, "width": 1024, "heads": 16}, 211_958_784),  # the official tutorial's
+        ({}, 3_928_849_920),  # the model of the paper, which is the default
+        (
+            {"layers": 12, "width": 1024, "heads": 16},
+            211_958_784,
+        ),  # the model of the official tutorial
     ],
 )
 def test_parameters_are_as_many_as_in_the_official_models(sizes, count):

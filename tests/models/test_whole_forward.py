@@ -1,4 +1,4 @@
-"""Layer by layer, over the form that decodes, is what the scanned stack computes."""
+"""Running layer by layer over the form for decoding computes what the scanned stack does."""
 
 import dataclasses
 
@@ -9,9 +9,9 @@ import pytest
 import reference
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.layer_params import (
-    layered,
     prepare_decode_params,
     stacked_arrays,
+    unstack_arrays,
     unstack_layers,
 )
 from cogview_jax.models.transformer import (
@@ -50,12 +50,12 @@ def test_it_is_what_the_scanned_stack_computes(model, params):
     tokens = np.random.default_rng(0).integers(0, VOCABULARY.size, (3, 13))
     positions = np.broadcast_to(np.arange(13), tokens.shape)
     scan = jax.jit(lambda params, rows, at: model.apply({"params": params}, rows, at))
-    expected, layers = scan(params, tokens, positions), layered(stacked_arrays(params))
+    expected, layers = scan(params, tokens, positions), unstack_arrays(stacked_arrays(params))
     hidden = whole_forward(model, layers, tokens, positions)
     np.testing.assert_allclose(hidden, expected, atol=1e-5)
     some = logits_of(without_blocks(layers), hidden, model=model, first=3, last=70)
     np.testing.assert_allclose(some, hidden @ params["word_embedding"][3:70].T, atol=1e-5)
-    # Counted, every row is what it is alone.
+    # With the mask, each row is what it is alone.
     together = whole_forward(model, layers, tokens, positions, np.ones(tokens.shape, bool))
     for i in range(3):
         alone = scan(params, tokens[i : i + 1], positions[:1])
@@ -63,7 +63,7 @@ def test_it_is_what_the_scanned_stack_computes(model, params):
 
 
 def test_arrays_one_by_one_take_the_form_of_all_at_once(params):
-    layers = layered(reversed(list(stacked_arrays(params))))
+    layers = unstack_arrays(reversed(list(stacked_arrays(params))))
     expected = prepare_decode_params(unstack_layers(params))
     assert jax.tree.structure(layers) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, layers, expected)

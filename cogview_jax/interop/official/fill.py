@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.interop.official.positions import sampling_positions
-from cogview_jax.models.pivots import draw_slots
+from cogview_jax.models.pivots import draw_pivot_slots
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.random_key import random_key
@@ -174,7 +174,9 @@ def _pivots(model: Transformer, query: np.ndarray, steps: Sequence[FillStep]) ->
     for step in steps:
         kinds[step.place] = step.first  # a token of the kind that will be drawn
     valid, key = jnp.ones((1, len(query)), bool), random_key(0)
-    return draw_slots(model.config, model.vocabulary, jnp.asarray(kinds[None]), valid, key[None])
+    return draw_pivot_slots(
+        model.config, model.vocabulary, jnp.asarray(kinds[None]), valid, key[None]
+    )
 
 
 def _rows(cache: Cache, index: np.ndarray) -> Cache:

@@ -1,1 +1,1 @@
-"""Parts of the transformer as kernels for GPUs."""
+"""Parts of the transformer that are written as kernels for GPUs."""

@@ -1,7 +1,8 @@
-"""Attention of one new token a row to a cache, as a kernel that reads what is filled of it.
+"""Attention of one new token a row to a cache, as a kernel that reads only its filled slots.
 
-Without it XLA reads all slots of the cache for every token, those too that are still empty. Written
-in Pallas for NVIDIA GPUs, through Triton. Scores and softmax are float32, as in `fused_attention`.
+Without the kernel, XLA reads all slots of the cache for every token, even those that are still
+empty. The kernel is written in Pallas for NVIDIA GPUs and compiled by Triton. Scores and softmax
+are float32, as in `fused_attention`.
 
 Legend: B batch, N heads, S slots of the cache, H head width.
 """
@@ -13,18 +14,22 @@ import flax
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-#: Slots that are read at a time, and threads (in warps) that do it.
+#: The number of slots that are read at a time, and the number of warps that read them.
 BLOCK, WARPS = 256, 8
 
 
 @flax.struct.dataclass
 class CacheSpan:
-    """The attention pattern of one new token a row: it sees the slots starts..index of its cache.
+    """The attention pattern of one new token a row, which sees the slots starts..index.
 
-    It asks for the kernel. starts: int32 [B]. index: int32, the slot of the token itself.
-    interpret: the kernel runs without a GPU, slowly.
+    It asks for the kernel.
+
+    Attributes:
+        starts: the first slot that each row sees, int32 [B].
+        index: the slot of the token itself, an int32 scalar.
+        interpret: whether the kernel is interpreted, which is slow but needs no GPU.
     """
 
     starts: Any
@@ -33,7 +38,10 @@ class CacheSpan:
 
 
 def runs_cached_attention(head_width: int) -> bool:
-    """Whether a single device that runs the fused kernel can run this one, for 16-bit numbers."""
+    """Returns whether a single device that runs the fused kernel can also run this one.
+
+    This holds for 16-bit numbers. The head width has to be a power of two, at least 16.
+    """
     return head_width & (head_width - 1) == 0 and head_width >= 16
 
 
@@ -43,68 +51,76 @@ def cached_attention(
     values: Float[Array, "B N S H"],
     span: CacheSpan,
 ) -> Float[Array, "B 1 N H"]:
-    """softmax(Q K^T / sqrt H) V over the filled slots.
-
-    queries: [B, N, 1, H]. keys, values: [B, N, S, H]. Returns [B, 1, N, H].
-    """
+    """Computes softmax(Q K^T / sqrt H) V over the slots of `span`."""
     batch, heads, slots, width = keys.shape
     stops = jnp.full(batch, span.index + 1, jnp.int32)
 
     def row(*block: int | None) -> pl.BlockSpec:
         return pl.BlockSpec((None, *block), lambda b, n: (b, n, *(0,) * (len(block) - 1)))
 
-    number, cached = pl.BlockSpec((None,), lambda b, n: (b,)), row(None, slots, width)
+    scalar, cached = pl.BlockSpec((None,), lambda b, n: (b,)), row(None, slots, width)
     return pl.pallas_call(
         functools.partial(_kernel, scale=width**-0.5),
         grid=(batch, heads),
-        in_specs=[number, number, row(None, width), cached, cached],
+        in_specs=[scalar, scalar, row(None, width), cached, cached],
         out_specs=row(None, width),
         out_shape=jax.ShapeDtypeStruct((batch, heads, width), queries.dtype),
         interpret=span.interpret,
-        **compiler(WARPS),
+        **compiler_options(WARPS),
     )(span.starts.astype(jnp.int32), stops, queries[:, :, 0], keys, values)[:, None]
 
 
-def compiler(warps: int, stages: int | None = None) -> dict[str, Any]:
-    """Arguments of a kernel's call: its threads, in 32s, and how many reads of a loop overlap.
+def compiler_options(num_warps: int, num_stages: int | None = None) -> dict[str, Any]:
+    """Returns the arguments of `pallas_call` that tell Triton how to compile a kernel.
 
-    Without `stages` Triton's own number.
+    Args:
+        num_warps: the number of warps of a program, each of which is 32 threads.
+        num_stages: the number of reads of a loop that overlap; None takes Triton's default.
     """
     from jax.experimental.pallas import triton
 
-    return {"compiler_params": triton.CompilerParams(num_warps=warps, num_stages=stages)}
+    return {"compiler_params": triton.CompilerParams(num_warps=num_warps, num_stages=num_stages)}
 
 
 def _kernel(
     start_ref: Any, stop_ref: Any, query_ref: Any, keys_ref: Any, values_ref: Any, out_ref: Any,
     *, scale: float
 ) -> None:  # fmt: skip
-    """One head of one row."""
+    """Computes one head of one row."""
     query = query_ref[...].astype(jnp.float32) * scale
-    total, _, shares = online_softmax(query, keys_ref, values_ref, start_ref[...], stop_ref[...])
-    out_ref[...] = (total / shares).astype(out_ref.dtype)
+    total, _, denominator = online_softmax(
+        query, keys_ref, values_ref, start_ref[...], stop_ref[...]
+    )
+    out_ref[...] = (total / denominator).astype(out_ref.dtype)
 
 
 def online_softmax(
-    query: jax.Array, keys_ref: Any, values_ref: Any, start: jax.Array, stop: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Inside a kernel, of one head: a block of slots after the other, under a running maximum.
+    query: Float[Array, " H"],
+    keys_ref: Any,
+    values_ref: Any,
+    start: Int[Array, ""],
+    stop: Int[Array, ""],
+) -> tuple[Float[Array, " H"], Float[Array, ""], Float[Array, ""]]:
+    """Attends to the slots start..stop - 1 of one head; for use inside a kernel.
 
-    (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".)
+    It reads one block of slots after the other and keeps a running maximum of the scores (Milakov
+    and Gimelshein 2018, "Online normalizer calculation for softmax").
 
     Args:
-        query: [H], scaled.
-        keys_ref, values_ref: [S, H].
-        start, stop: the slots start..stop - 1 are seen.
+        query: the query of the head, already scaled.
+        keys_ref: a reference to the keys [S, H].
+        values_ref: a reference to the values [S, H].
+        start: the first slot that the query sees.
+        stop: the first slot after those that it sees.
 
     Returns:
-        The values' sum [H] by exp(score - largest), the largest score, and the sum of those
-        factors: all float32, and zeros for the sums where nothing is seen.
+        The sum of the values, each times exp(score - largest), the largest score, and the sum of
+        these factors. All are float32. If the query sees no slot, both sums are 0.
     """
     from jax.experimental.pallas import triton
 
     def block(i: jax.Array, carry: tuple) -> tuple:
-        total, largest, shares = carry
+        total, largest, denominator = carry
         slots = i * BLOCK + jnp.arange(BLOCK)
         inside = (slots >= start) & (slots < stop)
 
@@ -113,10 +129,10 @@ def online_softmax(
             return triton.load(at, mask=inside[:, None], other=0.0).astype(jnp.float32)
 
         scores = jnp.where(inside, jnp.sum(read(keys_ref) * query[None, :], axis=1), -jnp.inf)
-        now = jnp.maximum(largest, jnp.max(scores))
-        weights, faded = jnp.exp(scores - now), jnp.exp(largest - now)
-        total = total * faded + jnp.sum(weights[:, None] * read(values_ref), axis=0)
-        return total, now, shares * faded + jnp.sum(weights)
+        new_largest = jnp.maximum(largest, jnp.max(scores))
+        weights, correction = jnp.exp(scores - new_largest), jnp.exp(largest - new_largest)
+        total = total * correction + jnp.sum(weights[:, None] * read(values_ref), axis=0)
+        return total, new_largest, denominator * correction + jnp.sum(weights)
 
-    nothing = (jnp.zeros_like(query), jnp.finfo(jnp.float32).min, jnp.float32(0))
-    return jax.lax.fori_loop(start // BLOCK, pl.cdiv(stop, BLOCK), block, nothing)
+    empty = (jnp.zeros_like(query), jnp.finfo(jnp.float32).min, jnp.float32(0))
+    return jax.lax.fori_loop(start // BLOCK, pl.cdiv(stop, BLOCK), block, empty)

@@ -1,14 +1,14 @@
-"""Causal attention as one kernel: its scores never reach memory.
+"""Causal attention as one kernel, which never writes its scores to memory.
 
-The kernel is cuDNN's flash attention (Dao 2023, arXiv 2307.08691) through `jax.nn`. It keeps scores
-and softmax in float32 whatever the type of its inputs, so nothing in it overflows, and the paper's
-relaxation, which changes no result, has nothing left to do. It can drop no weights.
+The kernel is cuDNN's flash attention (Dao 2023, arXiv 2307.08691), called through `jax.nn`. It
+computes scores and softmax in float32 for inputs of any type. Nothing in it overflows, so it does
+without the precision relaxation of the paper, which changes no result. It cannot drop weights.
 
 Legend: B batch, T positions, N heads, H head width.
 """
 
 import re
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import flax
 import jax
@@ -17,28 +17,48 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-#: The oldest devices that have it (Ampere), and the widest head it takes on all of them.
-CAPABILITY, WIDEST = 8.0, 128
+#: The lowest compute capability that has the kernel (Ampere), and the largest head width that the
+#: kernel takes on all devices that have it.
+MIN_CAPABILITY, MAX_HEAD_WIDTH = 8.0, 128
 
 
 @flax.struct.dataclass
 class Causal:
-    """The attention pattern of whole sequences in which a query sees itself and what precedes it.
+    """The attention pattern in which a query of a whole sequence sees its own position and earlier.
 
-    It asks for the fused kernel. interpret: the same function in XLA's operations, on any device.
+    It asks for the fused kernel.
+
+    Attributes:
+        interpret: whether operations of XLA compute the same function, on any device.
     """
 
     interpret: bool = flax.struct.field(pytree_node=False, default=False)
 
 
-def runs_fused_attention(device: jax.Device, dtype: DTypeLike, head_width: int) -> bool:
-    """Whether `device` can run the kernel on numbers of `dtype`."""
+@runtime_checkable
+class Device(Protocol):
+    """The properties of a `jax.Device` that decide which programs it can run.
+
+    NVIDIA GPUs also have a `compute_capability`.
+    """
+
+    @property
+    def platform(self) -> str:
+        """The platform: "cpu", "gpu" or "tpu"."""
+
+    @property
+    def device_kind(self) -> str:
+        """The name of the hardware."""
+
+
+def runs_fused_attention(device: Device, dtype: DTypeLike, head_width: int) -> bool:
+    """Returns whether `device` can run the kernel on numbers of `dtype`."""
     if device.platform != "gpu" or jnp.dtype(dtype).itemsize != 2:
         return False
-    # NVIDIA's are "9.0" and the like, AMD's "gfx942".
+    # NVIDIA's capabilities are like "9.0", and AMD's are like "gfx942".
     capability = str(getattr(device, "compute_capability", ""))
-    recent = re.fullmatch(r"\d+\.\d+", capability) and float(capability) >= CAPABILITY
-    return bool(recent) and head_width % 8 == 0 and head_width <= WIDEST
+    recent = re.fullmatch(r"\d+\.\d+", capability) and float(capability) >= MIN_CAPABILITY
+    return bool(recent) and head_width % 8 == 0 and head_width <= MAX_HEAD_WIDTH
 
 
 def fused_attention(
@@ -47,14 +67,13 @@ def fused_attention(
     values: Float[Array, "B N T H"],
     pattern: Causal,
 ) -> Float[Array, "B T N H"]:
-    """softmax(Q K^T / sqrt H) V, over each query and what stands before it.
-
-    [B, N, T, H] three times -> [B, T, N, H].
-    """
+    """Computes softmax(Q K^T / sqrt H) V, where a query sees its own position and earlier."""
     kernel: Literal["xla", "cudnn"] = "xla" if pattern.interpret else "cudnn"
     length = queries.shape[2]
-    # The kernel's backward pass takes even lengths. What is added at the end nobody sees.
-    odd = ((0, 0), (0, length % 2), (0, 0), (0, 0))
-    q, k, v = (jnp.pad(rearrange(x, "b n t h -> b t n h"), odd) for x in (queries, keys, values))
+    # The backward pass of the kernel takes even lengths only. No query sees the padding at the end.
+    padding = ((0, 0), (0, length % 2), (0, 0), (0, 0))
+    q, k, v = (
+        jnp.pad(rearrange(x, "b n t h -> b t n h"), padding) for x in (queries, keys, values)
+    )
     y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kernel)
     return y[:, :length]

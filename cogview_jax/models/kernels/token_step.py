@@ -1,11 +1,12 @@
 """The blocks for one new token a row, as kernels that read weights at the memory's speed.
 
-A block is seven kernels in a row: what lies between two products is one, for each row by itself,
-and reads the sums that the product before it left in parts. Products run in tensor cores, for up to
-16 rows in the time of one. Written in Pallas for NVIDIA GPUs, through Triton.
+A block is seven kernels, one after the other. Four are products, which run in tensor cores and take
+as long for 16 rows as for one. All but the one before GELU leave their results as several partial
+sums (split-K), which the next kernel adds up. The other three kernels work on each row by itself.
+All are written in Pallas for NVIDIA GPUs and compiled by Triton.
 
-Legend: B batch, R rows of a tensor core (16, of which B count), D width, F features, N heads,
-H head width, S slots of the cache, P parts of a sum.
+Legend: B batch, R rows of a tensor core (16, of which the first B are used), D width, F features,
+N heads, H head width, S slots of the cache, K partial sums.
 """
 
 import functools
@@ -17,48 +18,59 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from cogview_jax.models.attention import KeyValues
 from cogview_jax.models.block import make_norm
 from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.kernels.cached_attention import CacheSpan, compiler, online_softmax
+from cogview_jax.models.kernels.cached_attention import CacheSpan, compiler_options, online_softmax
 from cogview_jax.runtime.precision import Policy
 
-#: The fewest rows that tensor cores multiply, and the most that `token_step` takes.
+#: The smallest number of rows that tensor cores multiply, and the largest that `token_step` takes.
 ROWS = 16
-#: Slots of the cache for each program of attention.
-SHARE = 256
+#: The number of slots of the cache that each program of attention reads.
+SPLIT = 256
 
 
 class Tiles(NamedTuple):
-    """How a product [R, D] @ [D, F] is cut.
+    """How a product [R, D] @ [D, F] is divided among programs.
 
-    columns: of F, for each program. parts: of D; each is a program's and makes one of the sums.
-    depth: how much of D is read at a time. warps: threads of a program, in 32s. stages: reads that
-    are under way at a time.
+    Attributes:
+        block_n: the number of columns of F that a program computes.
+        split_k: the number of parts of D. Each part belongs to one program and makes one partial
+            sum.
+        block_k: the number of rows of D that a program reads at a time.
+        num_warps: the number of warps of a program, each of which is 32 threads.
+        num_stages: the number of reads that overlap.
     """
 
-    columns: int
-    parts: int
-    depth: int
-    warps: int
-    stages: int
+    block_n: int
+    split_k: int
+    block_k: int
+    num_warps: int
+    num_stages: int
 
 
-#: Of a block's four products; chosen on an H200: docs/experiments/2026-11-27_decoding_4b_h200.md.
+#: The tiles of the four products of a block. They were chosen on an H200; see
+#: docs/experiments/2026-11-27_decoding_4b_h200.md.
 TILES = {
     "qkv": Tiles(64, 2, 64, 4, 6),
     "out": Tiles(64, 4, 128, 4, 4),
     "up": Tiles(64, 1, 64, 4, 6),
     "down": Tiles(64, 4, 128, 4, 4),
 }
-#: What a width must be a multiple of for all of these.
-MULTIPLE = 512
+#: The width of a model has to be a multiple of this number for all of these tiles.
+WIDTH_MULTIPLE = 512
 
 
 class Numerics(NamedTuple):
-    """What a kernel must know of the model: LayerNorm's relaxation and epsilon, the type."""
+    """What a kernel has to know about the arithmetic of the model.
+
+    Attributes:
+        relax: see `LayerNorm`.
+        epsilon: see `LayerNorm`.
+        dtype: the type of activations.
+    """
 
     relax: str
     epsilon: float
@@ -66,8 +78,11 @@ class Numerics(NamedTuple):
 
 
 def runs_token_step(width: int) -> bool:
-    """Whether a device that runs the cache's kernel can run these, for a model of that width."""
-    return width % MULTIPLE == 0
+    """Returns whether these kernels fit a model of that width.
+
+    The device has to be one that runs `cached_attention`.
+    """
+    return width % WIDTH_MULTIPLE == 0
 
 
 def token_step(
@@ -79,18 +94,19 @@ def token_step(
     cache: Sequence[KeyValues],
     tiles: Mapping[str, Tiles] = TILES,
 ) -> tuple[Float[Array, "B 1 D"], tuple[KeyValues, ...]]:
-    """x [B, 1, D] through all blocks: what `Block` computes one after the other, up to rounding.
+    """Applies all blocks to one token a row; the result is that of `Block`, up to rounding.
 
     Args:
-        config, policy: of a model with dense attention.
+        config: the sizes of a model with dense attention.
+        policy: the types of its arithmetic.
         blocks: the parameters of `Block`, one tree a layer.
-        x: the embedded tokens, one a row.
-        span: which slots the tokens see; they are written at `span.index`.
-        cache: one entry a layer.
-        tiles: of the four products.
+        x: the embedded tokens, one a row; B is at most `ROWS`.
+        span: the slots that the tokens see. The tokens are written to slot `span.index`.
+        cache: the cache, one entry a layer.
+        tiles: the tiles of the four products.
 
     Returns:
-        The main branch [B, 1, D] before the final norm, and the cache with the tokens.
+        The main branch before the final norm, and the cache with the tokens.
     """
     norm, batch = make_norm(config, policy), len(x)
     numerics = Numerics(norm.relax, norm.epsilon, jnp.dtype(policy.compute))
@@ -101,23 +117,23 @@ def token_step(
     closing = None
     written = []
 
-    def kernel(linear: Mapping[str, Any]) -> jax.Array:
-        values = linear["kernel"].astype(policy.compute)
+    def kernel(linear: Mapping[str, Any]) -> Float[Array, "_ _"]:
+        values = jnp.asarray(linear["kernel"], policy.compute)
         return values.reshape(len(values), -1)
 
     for layer, layer_cache in zip(blocks, cache, strict=True):
         attention, mlp = layer["attention"], layer["mlp"]
-        main, h = _joined(main, sums, bias, closing, layer["attention_in"], batch=batch, **run)
-        sums = _product(h, kernel(attention["qkv"]), tiles=tiles["qkv"], **run)
-        bias = attention["qkv"]["bias"].reshape(-1)
-        h, layer_cache = _attended(
-            sums, bias, layer_cache, span.starts, jnp.int32(span.index), **run
+        main, h = _add_and_norm(
+            main, sums, bias, closing, layer["attention_in"], batch=batch, **run
         )
-        sums = _product(h, kernel(attention["out"]), tiles=tiles["out"], **run)
+        sums = _matmul(h, kernel(attention["qkv"]), tiles=tiles["qkv"], **run)
+        bias = attention["qkv"]["bias"].reshape(-1)
+        h, layer_cache = _attend(sums, bias, layer_cache, span.starts, jnp.int32(span.index), **run)
+        sums = _matmul(h, kernel(attention["out"]), tiles=tiles["out"], **run)
         bias, closing = attention["out"]["bias"], layer.get("attention_out")
-        main, h = _joined(main, sums, bias, closing, layer["mlp_in"], batch=batch, **run)
-        h = _product(h, kernel(mlp["up"]), mlp["up"]["bias"], tiles=tiles["up"], **run)
-        sums = _product(h, kernel(mlp["down"]), tiles=tiles["down"], **run)
+        main, h = _add_and_norm(main, sums, bias, closing, layer["mlp_in"], batch=batch, **run)
+        h = _matmul(h, kernel(mlp["up"]), mlp["up"]["bias"], tiles=tiles["up"], **run)
+        sums = _matmul(h, kernel(mlp["down"]), tiles=tiles["down"], **run)
         bias, closing = mlp["down"]["bias"], layer.get("mlp_out")
         written.append(layer_cache)
     last = (sums.sum(0) + bias)[:batch, None]
@@ -127,44 +143,54 @@ def token_step(
 
 
 @functools.partial(jax.jit, static_argnames=("numerics", "batch", "interpret"))
-def _joined(
-    main: jax.Array,
-    sums: jax.Array | None,
-    bias: jax.Array | None,
-    closing: Mapping[str, jax.Array] | None,
-    opening: Mapping[str, jax.Array],
+def _add_and_norm(
+    main: Float[Array, "R D"],
+    sums: Float[Array, "K R D"] | None,
+    bias: Float[Array | np.ndarray, " D"] | None,
+    closing: Mapping[str, Float[Array | np.ndarray, " D"]] | None,
+    opening: Mapping[str, Float[Array | np.ndarray, " D"]],
     *,
     numerics: Numerics,
     batch: int,
     interpret: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """The end of one branch and the start of the next: main with the branch, and its norm.
+) -> tuple[Float[Array, "R D"], Float[Array, "R D"]]:
+    """Adds the output of a branch to the main branch, and normalises the result.
 
-    main: [R, D]. sums, bias: of the branch [P, R, D] and [D], added through the norm `closing`
-    where there is one. opening: the norm of the next branch. Of the results [R, D] the rows from
-    `batch` on are not written.
+    Args:
+        main: the main branch.
+        sums: the partial sums of the branch's last product; None if there is no branch to add.
+        bias: the bias of that product.
+        closing: the parameters of the LayerNorm at the end of the branch, if it has one.
+        opening: the parameters of the LayerNorm at the start of the next branch.
+        numerics: the arithmetic of the model.
+        batch: the number of rows that are used. The rows from `batch` on are not written.
+        interpret: whether the kernel is interpreted.
+
+    Returns:
+        The main branch, and the input of the next branch.
     """
     inputs = (main, sums, bias, closing, dict(opening))
     result = jax.ShapeDtypeStruct(main.shape, main.dtype)
     return pl.pallas_call(
-        functools.partial(_joined_kernel, numerics=numerics),
+        functools.partial(_add_and_norm_kernel, numerics=numerics),
         grid=(batch,),
         in_specs=jax.tree.map(_whole, inputs),
         out_specs=[_whole(main)] * 2,
         out_shape=[result] * 2,
         interpret=interpret,
-        **compiler(8, 1),
+        **compiler_options(8, 1),
     )(*inputs)
 
 
-def _joined_kernel(
+def _add_and_norm_kernel(
     main_ref: Any, sums_ref: Any, bias_ref: Any, closing: Any, opening: Any,
-    new_main_ref: Any, normal_ref: Any, *, numerics: Numerics,
+    new_main_ref: Any, normalised_ref: Any, *, numerics: Numerics,
 ) -> None:  # fmt: skip
-    """One row."""
+    """Computes one row."""
     from jax.experimental.pallas import triton
 
     row, width = pl.program_id(0), main_ref.shape[1]
+    # Kernels read vectors whose length is a power of two.
     lanes = jnp.arange(pl.next_power_of_2(width))
     inside = lanes < width
 
@@ -173,8 +199,8 @@ def _joined_kernel(
         return values.astype(jnp.float32)
 
     def norm(x: jax.Array, parameters: Any) -> jax.Array:
-        normal = _standardised(x, inside, width, numerics)
-        return normal * read(parameters["scale"]) + read(parameters["bias"])
+        normalised = _standardise(x, inside, width, numerics)
+        return normalised * read(parameters["scale"]) + read(parameters["bias"])
 
     x = read(main_ref, row)
     if sums_ref is not None:
@@ -189,14 +215,16 @@ def _joined_kernel(
         )
     h = norm(jnp.where(inside, x, 0), opening)
     triton.store(new_main_ref.at[row, lanes], x.astype(numerics.dtype), mask=inside)
-    triton.store(normal_ref.at[row, lanes], h.astype(numerics.dtype), mask=inside)
+    triton.store(normalised_ref.at[row, lanes], h.astype(numerics.dtype), mask=inside)
 
 
-def _standardised(x: jax.Array, inside: jax.Array, width: int, numerics: Numerics) -> jax.Array:
-    """A row [L] as `LayerNorm` has it before scale and bias.
+def _standardise(
+    x: Float[Array, " lanes"], inside: Bool[Array, " lanes"], width: int, numerics: Numerics
+) -> Float[Array, " lanes"]:
+    """Normalises a row as `LayerNorm` does before scale and bias.
 
-    Kernels read powers of two: beyond the width, where it is not `inside`, x is 0. Of one token
-    the release's largest value of the whole tensor is the row's own.
+    The row is longer than the width; x is 0 where it is not `inside`. For a single token, the
+    largest value of the whole tensor, which the release divides by, is that of its row.
     """
     largest = jnp.max(jnp.abs(x))
     if numerics.relax == "row":
@@ -208,89 +236,106 @@ def _standardised(x: jax.Array, inside: jax.Array, width: int, numerics: Numeric
 
 
 @functools.partial(jax.jit, static_argnames=("tiles", "numerics", "interpret"))
-def _product(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None = None,
+def _matmul(
+    x: Float[Array, "R D"],
+    kernel: Float[Array, "D F"],
+    bias: Float[Array | np.ndarray, " F"] | None = None,
     *,
     tiles: Tiles,
     numerics: Numerics,
     interpret: bool,
-) -> jax.Array:
-    """x [R, D] @ kernel [D, F] as float32 sums [P, R, F]; with a bias gelu(sum + bias) [R, F]."""
+) -> Float[Array, "K R F"] | Float[Array, "R F"]:
+    """Multiplies x with a kernel.
+
+    Without a bias the result is float32 partial sums [K, R, F]. With a bias it is
+    gelu(sum + bias), which is [R, F] and has the type of activations; then K has to be 1.
+    """
     width, features = kernel.shape
-    part = width // tiles.parts
-    given = (x, kernel) if bias is None else (x, kernel, bias)
+    part = width // tiles.split_k
+    inputs = (x, kernel) if bias is None else (x, kernel, bias)
 
     def program(x_ref: Any, kernel_ref: Any, *refs: Any) -> None:
         def add(i: jax.Array, sums: jax.Array) -> jax.Array:
-            at = pl.ds(i * tiles.depth, tiles.depth)
+            at = pl.ds(i * tiles.block_k, tiles.block_k)
             return sums + jnp.dot(
                 x_ref[:, at], kernel_ref[at, :], preferred_element_type=jnp.float32
             )
 
-        nothing = jnp.zeros((len(x), tiles.columns), jnp.float32)
-        sums = jax.lax.fori_loop(0, part // tiles.depth, add, nothing)
+        zeros = jnp.zeros((len(x), tiles.block_n), jnp.float32)
+        sums = jax.lax.fori_loop(0, part // tiles.block_k, add, zeros)
         if bias is not None:
             sums = nn.gelu(sums + refs[0][...].astype(jnp.float32)[None], approximate=True)
         refs[-1][...] = sums.astype(refs[-1].dtype)
 
     specs = [
         pl.BlockSpec((len(x), part), lambda i, p: (0, p)),
-        pl.BlockSpec((part, tiles.columns), lambda i, p: (p, i)),
-        pl.BlockSpec((tiles.columns,), lambda i, p: (i,)),
+        pl.BlockSpec((part, tiles.block_n), lambda i, p: (p, i)),
+        pl.BlockSpec((tiles.block_n,), lambda i, p: (i,)),
     ]
     if bias is None:
-        shape = jax.ShapeDtypeStruct((tiles.parts, len(x), features), jnp.float32)
-        out = pl.BlockSpec((None, len(x), tiles.columns), lambda i, p: (p, 0, i))
+        shape = jax.ShapeDtypeStruct((tiles.split_k, len(x), features), jnp.float32)
+        out = pl.BlockSpec((None, len(x), tiles.block_n), lambda i, p: (p, 0, i))
     else:
         shape = jax.ShapeDtypeStruct((len(x), features), numerics.dtype)
-        out = pl.BlockSpec((len(x), tiles.columns), lambda i, p: (0, i))
+        out = pl.BlockSpec((len(x), tiles.block_n), lambda i, p: (0, i))
     return pl.pallas_call(
         program,
-        grid=(features // tiles.columns, tiles.parts),
-        in_specs=specs[: len(given)],
+        grid=(features // tiles.block_n, tiles.split_k),
+        in_specs=specs[: len(inputs)],
         out_specs=out,
         out_shape=shape,
         interpret=interpret,
-        **compiler(tiles.warps, tiles.stages),
-    )(*given)
+        **compiler_options(tiles.num_warps, tiles.num_stages),
+    )(*inputs)
 
 
-def _whole(x: jax.Array) -> pl.BlockSpec:
+def _whole(x: jax.Array | np.ndarray) -> pl.BlockSpec:
+    """Gives every program the whole array."""
     return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
 
 
 @functools.partial(jax.jit, static_argnames=("numerics", "interpret"))
-def _attended(
-    sums: jax.Array,
-    bias: jax.Array,
+def _attend(
+    sums: Float[Array, "K R three_D"],
+    bias: Float[Array | np.ndarray, " three_D"],
     cache: KeyValues,
-    starts: jax.Array,
-    index: jax.Array,
+    starts: Int[Array, " B"],
+    index: Int[Array, ""],
     *,
     numerics: Numerics,
     interpret: bool,
-) -> tuple[jax.Array, KeyValues]:
-    """Attention of the new tokens to the cache and to themselves [R, D], and the cache with them.
+) -> tuple[Float[Array, "R D"], KeyValues]:
+    """Attends from the new tokens to the cache and to themselves, and writes them to the cache.
 
-    sums, bias: of queries, keys and values [P, R, 3D] and [3D]. Programs take a share of the slots
-    each; what they find is put together afterwards.
+    Each program attends to one split of the slots (flash-decoding). The results of the splits are
+    combined afterwards.
+
+    Args:
+        sums: the partial sums of the queries, keys and values, which are side by side.
+        bias: the bias of queries, keys and values.
+        cache: the cache of the layer.
+        starts: the first slot that each row sees.
+        index: the slot of the new tokens.
+        numerics: the arithmetic of the model.
+        interpret: whether the kernel is interpreted.
+
+    Returns:
+        The output of attention before its projection, and the cache with the tokens.
     """
     batch, heads, slots, head_width = cache.keys.shape
     parts, rows = sums.shape[:2]
-    width, shares = heads * head_width, -(-slots // SHARE)
+    width, splits = heads * head_width, -(-slots // SPLIT)
     cached = pl.BlockSpec((None, None, slots, head_width), lambda b, n, s: (b, n, 0, 0))
     like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in cache]
-    found = [
-        jax.ShapeDtypeStruct((batch, shares, width), jnp.float32),
-        jax.ShapeDtypeStruct((batch, shares, heads), jnp.float32),
-        jax.ShapeDtypeStruct((batch, shares, heads), jnp.float32),
+    of_splits = [
+        jax.ShapeDtypeStruct((batch, splits, width), jnp.float32),
+        jax.ShapeDtypeStruct((batch, splits, heads), jnp.float32),
+        jax.ShapeDtypeStruct((batch, splits, heads), jnp.float32),
     ]
-    number = pl.BlockSpec((None, None, None), lambda b, n, s: (b, s, n))
-    totals, largest, weights, keys, values = pl.pallas_call(
-        functools.partial(_attended_kernel, scale=head_width**-0.5, dtype=numerics.dtype),
-        grid=(batch, heads, shares),
+    scalar = pl.BlockSpec((None, None, None), lambda b, n, s: (b, s, n))
+    totals, largest, denominators, keys, values = pl.pallas_call(
+        functools.partial(_attend_kernel, scale=head_width**-0.5, dtype=numerics.dtype),
+        grid=(batch, heads, splits),
         in_specs=[
             pl.BlockSpec((None,), lambda b, n, s: (b,)),
             pl.BlockSpec((1,), lambda b, n, s: (0,)),
@@ -301,55 +346,55 @@ def _attended(
         ],
         out_specs=[
             pl.BlockSpec((None, None, head_width), lambda b, n, s: (b, s, n)),
-            number, number, cached, cached,
+            scalar, scalar, cached, cached,
         ],
-        out_shape=[*found, *like],
+        out_shape=[*of_splits, *like],
         input_output_aliases={4: 3, 5: 4},
         interpret=interpret,
-        **compiler(4, 1),
+        **compiler_options(4, 1),
     )(
         starts.astype(jnp.int32), index[None],
         sums.reshape(parts, rows, 3, width), bias.reshape(3, width), *cache,
     )  # fmt: skip
     factors = jnp.exp(largest - largest.max(axis=1, keepdims=True))
-    totals = totals.reshape(batch, shares, heads, head_width)
-    y = (totals * factors[..., None]).sum(1) / (weights * factors).sum(1)[..., None]
+    totals = totals.reshape(batch, splits, heads, head_width)
+    y = (totals * factors[..., None]).sum(1) / (denominators * factors).sum(1)[..., None]
     y = y.reshape(batch, width).astype(numerics.dtype)
     return jnp.pad(y, ((0, rows - batch), (0, 0))), KeyValues(keys, values)
 
 
-def _attended_kernel(
+def _attend_kernel(
     start_ref: Any, index_ref: Any, sums_ref: Any, bias_ref: Any, keys_ref: Any, values_ref: Any,
-    total_ref: Any, largest_ref: Any, weights_ref: Any, new_keys_ref: Any, new_values_ref: Any,
+    total_ref: Any, largest_ref: Any, denominator_ref: Any, new_keys_ref: Any, new_values_ref: Any,
     *, scale: float, dtype: Any,
 ) -> None:  # fmt: skip
-    """A share of the slots of one head of one row.
+    """Attends to one split of the slots, for one head of one row.
 
-    The first share has the token itself, too, whose key and value it takes from where they were
-    computed.
+    The first split also attends to the token itself, whose key and value it computes from the
+    partial sums.
     """
 
     def projected(i: int) -> jax.Array:
         sums = sum(sums_ref[part, i, :] for part in range(sums_ref.shape[0]))
         return (sums + bias_ref[i, :].astype(jnp.float32)).astype(dtype)
 
-    share, index = pl.program_id(2), index_ref[0]
+    split, index = pl.program_id(2), index_ref[0]
     key, value = projected(1), projected(2)
     query = projected(0).astype(jnp.float32) * scale
-    start = jnp.maximum(start_ref[...], share * SHARE)
-    stop = jnp.minimum(index, (share + 1) * SHARE)
-    total, largest, weights = online_softmax(query, keys_ref, values_ref, start, stop)
+    start = jnp.maximum(start_ref[...], split * SPLIT)
+    stop = jnp.minimum(index, (split + 1) * SPLIT)
+    total, largest, denominator = online_softmax(query, keys_ref, values_ref, start, stop)
 
-    @pl.when(share == 0)
+    @pl.when(split == 0)
     def _() -> None:
         new_keys_ref[index, :] = key
         new_values_ref[index, :] = value
 
     key, value = key.astype(jnp.float32), value.astype(jnp.float32)
-    score = jnp.where(share == 0, jnp.sum(query * key), jnp.finfo(jnp.float32).min)
-    now = jnp.maximum(largest, score)
-    faded = jnp.exp(largest - now)
-    own = jnp.where(share == 0, jnp.exp(score - now), 0.0)
-    total_ref[...] = total * faded + own * value
-    largest_ref[...] = now
-    weights_ref[...] = weights * faded + own
+    score = jnp.where(split == 0, jnp.sum(query * key), jnp.finfo(jnp.float32).min)
+    new_largest = jnp.maximum(largest, score)
+    correction = jnp.exp(largest - new_largest)
+    weight = jnp.where(split == 0, jnp.exp(score - new_largest), 0.0)
+    total_ref[...] = total * correction + weight * value
+    largest_ref[...] = new_largest
+    denominator_ref[...] = denominator * correction + weight

@@ -22,8 +22,8 @@ from cogview_jax.models.sparse_attention import (
     KeyRegion,
     ThreeRegions,
     attend_regions,
+    gather_positions,
     pivot_bias,
-    take,
 )
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.training.sequence_objective import cross_entropy
@@ -40,9 +40,9 @@ class Listed(NamedTuple):
     def attend(self, queries, cache, alpha, dtype, drop):
         own = self.first + jnp.arange(queries.shape[2])
         places = self.places[:, None, None, :]
-        seen = (places >= 0) & (places <= own[:, None])
-        keys, values = (take(x, jnp.maximum(self.places, 0)) for x in cache)
-        return attend_regions(queries, [KeyRegion(keys, values, seen)], alpha, dtype, drop)
+        mask = (places >= 0) & (places <= own[:, None])
+        keys, values = (gather_positions(x, jnp.maximum(self.places, 0)) for x in cache)
+        return attend_regions(queries, [KeyRegion(keys, values, mask)], alpha, dtype, drop)
 
 
 def keep(weights, number):

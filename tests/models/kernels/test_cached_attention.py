@@ -1,4 +1,4 @@
-"""The kernel that reads a cache, against attention written out; without a GPU, interpreted."""
+"""The kernel that reads a cache equals plain attention; it is interpreted without a GPU."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ INTERPRETED = jax.default_backend() != "gpu"
     ("index", "starts"), [(0, [0, 0, 0]), (300, [0, 5, 299]), (S - 1, [0, 300, 512])]
 )
 def test_it_is_softmax_attention_to_what_is_filled(index, starts, dtype, error):
-    """What lies outside is poison."""
+    """All slots that should not be seen hold NaN."""
     generator = np.random.default_rng(index)
     queries = jnp.asarray(2 * generator.standard_normal((B, N, 1, H)), dtype)
     keys, values = generator.standard_normal((2, B, N, S, H))
@@ -39,7 +39,7 @@ def test_it_is_softmax_attention_to_what_is_filled(index, starts, dtype, error):
 
 
 def test_a_gpu_is_given_it():
-    """With slots that no number of blocks makes up."""
+    """The number of slots is no multiple of a block."""
     x = jax.ShapeDtypeStruct((B, N, 1, H), jnp.bfloat16)
     cached = jax.ShapeDtypeStruct((B, N, S, H), jnp.bfloat16)
     span = CacheSpan(jnp.zeros(B, jnp.int32), jnp.int32(0))
@@ -49,4 +49,4 @@ def test_a_gpu_is_given_it():
 def test_decoding_with_it_draws_the_same():
     kernel = Implementation("xla", "cache_kernel", jax.default_backend(), INTERPRETED)
     np.testing.assert_array_equal(tiny.draw(12, kernel), tiny.draw(12))
-    assert tiny.kernel_calls(kernel) == 2  # one a layer
+    assert tiny.kernel_calls(kernel) == 2  # one for each layer

@@ -1,4 +1,4 @@
-"""The fused kernel against attention written out; without a GPU, what asks for it and its twin."""
+"""The fused kernel equals plain attention; without a GPU, XLA computes the same function."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def inputs(dtype):
 
 
 def with_gradients(function, queries, keys, values, upstream):
-    """[B, N, T, H] of the function, and the gradients of its product with `upstream`."""
+    """Returns the output [B, N, T, H] and the gradients of its product with `upstream`."""
     y, pullback = jax.vjp(function, queries, keys, values)
     return [np.asarray(x, np.float64) for x in (y, *pullback(upstream.astype(y.dtype)))]
 
@@ -47,7 +47,7 @@ def kernel(queries, keys, values, interpret=False):
 
 
 def written_out(queries, keys, values, alpha=32.0):
-    """As `Attention` does it without the kernel."""
+    """Attends as `Attention` does without the kernel."""
     scores = attention_scores(queries, keys, alpha)
     weights = attention_weights(scores, causal_mask(queries.shape[2]), alpha)
     return jnp.einsum("bnts,bnsh->bnth", weights.astype(values.dtype), values)
@@ -67,7 +67,7 @@ def test_what_it_computes_is_causal_softmax_attention():
 @pytest.mark.parametrize("length", [T, T - 1])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_the_kernel_is_as_near_to_float32_as_attention_written_out(dtype, length):
-    """In value and gradients, by the norm of the difference."""
+    """This compares values and gradients by the norm of the difference."""
     rounded = [x[:, :, :length] for x in inputs(dtype)]
     with jax.default_matmul_precision("highest"):
         expected = with_gradients(written_out, *(x.astype(jnp.float32) for x in rounded))
@@ -81,7 +81,7 @@ def test_the_kernel_is_as_near_to_float32_as_attention_written_out(dtype, length
         assert error < max(1.2 * yardstick, float(jnp.finfo(dtype).eps))
 
 
-#: The fused kernel where there is none.
+#: The fused kernel, computed by operations of XLA because there may be no GPU.
 TWIN = Implementation("cudnn", "layers", jax.default_backend(), interpret=True)
 
 
@@ -96,7 +96,7 @@ def test_a_model_computes_the_same_with_it():
     found = applied(CONFIG, "float32")
     expected = applied(CONFIG, "float32", pattern=causal_mask(19))
     np.testing.assert_allclose(found, expected, atol=3e-5)
-    assert not np.array_equal(found, expected)  # another program
+    assert not np.array_equal(found, expected)  # it is another program
 
 
 def test_a_model_leaves_it_alone_where_it_would_compute_something_else():

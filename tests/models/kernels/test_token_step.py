@@ -1,4 +1,4 @@
-"""The kernels for one new token a row, against the blocks; without a GPU, interpreted."""
+"""The kernels for one new token a row equal the blocks; they are interpreted without a GPU."""
 
 import functools
 
@@ -41,9 +41,9 @@ TILES = {
 )
 @pytest.mark.parametrize(("precision", "error"), [("float32", 1e-6), ("bfloat16", 1.5e-2)])
 def test_it_is_the_blocks(precision, error, switches):
-    """Rows that begin at the first slot, at the last but one, and at the token itself.
+    """The rows begin at the first slot, at the last but one, and at the token itself.
 
-    error: of the largest value of what is compared, the output and each cache.
+    `error` is relative to the largest value of what is compared, the output and each cache.
     """
     config = TransformerConfig(layers=2, width=WIDTH, heads=HEADS, dropout=0.0, **switches)
     types = policy(precision)
@@ -61,16 +61,18 @@ def test_it_is_the_blocks(precision, error, switches):
     mask, valid = mask[:, None, None, :], jnp.ones((3, 1), bool)
     shapes = jax.eval_shape(block.init, jax.random.key(0), x, mask[..., :1])["params"]
     blocks = [reference.random_like(unbox(shapes), i) for i in range(2)]
-    expected, kept, span = x, [], CacheSpan(starts, jnp.int32(index), INTERPRETED)
-    # A GPU would multiply float32 in fewer bits.
+    expected, expected_cache, span = x, [], CacheSpan(starts, jnp.int32(index), INTERPRETED)
+    # By default a GPU multiplies float32 in fewer bits.
     with jax.default_matmul_precision("highest" if precision == "float32" else None):
         for layer, layer_cache in zip(blocks, cache, strict=True):
             expected, layer_cache = jax.jit(block.apply)(
                 {"params": layer}, expected, mask, layer_cache, index, valid
             )
-            kept.append(layer_cache)
+            expected_cache.append(layer_cache)
         y, written = token_step(config, types, blocks, x, span, cache, TILES)
-    pairs = zip(*map(jax.tree.leaves, ((y, written), (expected, tuple(kept)))), strict=True)
+    pairs = zip(
+        *map(jax.tree.leaves, ((y, written), (expected, tuple(expected_cache)))), strict=True
+    )
     for value, true in pairs:
         value, true = reference.float64(value), reference.float64(true)
         np.testing.assert_allclose(value, true, atol=error * np.abs(true).max(), rtol=0)
@@ -78,16 +80,16 @@ def test_it_is_the_blocks(precision, error, switches):
 
 @pytest.mark.parametrize("rows", [3, ROWS + 1])
 def test_decoding_with_it_draws_the_same(rows):
-    """For more rows than it takes the cache's kernel runs in every layer."""
+    """For more rows than it takes, `cached_attention` runs in every layer."""
     kernel = Implementation("xla", "token_step", jax.default_backend(), INTERPRETED)
-    sizes = {"rows": rows, "width": kernels.MULTIPLE}
+    sizes = {"rows": rows, "width": kernels.WIDTH_MULTIPLE}
     np.testing.assert_array_equal(tiny.draw(4, kernel, **sizes), tiny.draw(4, **sizes))
-    # Of each layer seven, but for what lies between the products, which are alike in all.
+    # Each layer has seven kernels.
     assert tiny.kernel_calls(kernel, **sizes) == (14 if rows <= ROWS else 2)
 
 
 def test_a_gpu_is_given_it_at_the_papers_size():
-    """A width that is no power of two, which kernels read."""
+    """The width is no power of two, and kernels read vectors whose length is one."""
     config, types = TransformerConfig(layers=2, width=2560, heads=40), policy("bfloat16")
     shape = functools.partial(jax.ShapeDtypeStruct, dtype=types.compute)
     x, mask = shape((3, 1, config.width)), jax.ShapeDtypeStruct((3, 1, 1, 1), bool)
@@ -95,14 +97,14 @@ def test_a_gpu_is_given_it_at_the_papers_size():
     cache = [KeyValues(*[shape((3, config.heads, 1088, config.head_width))] * 2)] * 2
     span = CacheSpan(jnp.zeros(3, jnp.int32), jnp.int32(0))
     step = functools.partial(token_step, config, types)
-    # Four products, attention, and what lies between: without a branch to add, and with one.
+    # Four products, attention, and the addition of a branch, in two forms: without and with one.
     assert gpu_lowering.kernels(step, [block] * 2, x, span, cache) == 7
 
 
 @pytest.mark.parametrize("mlp_ratio", [1, 3, 4])
 @pytest.mark.parametrize("multiple", [1, 2, 3, 5])
 def test_the_products_of_every_width_they_are_used_for_are_cut_without_rest(multiple, mlp_ratio):
-    width = multiple * kernels.MULTIPLE
+    width = multiple * kernels.WIDTH_MULTIPLE
     hidden = mlp_ratio * width
     shapes = {
         "qkv": (width, 3 * width),
@@ -113,7 +115,7 @@ def test_the_products_of_every_width_they_are_used_for_are_cut_without_rest(mult
     assert shapes.keys() == kernels.TILES.keys()
     for name, (given, features) in shapes.items():
         tiles = kernels.TILES[name]
-        assert given % (tiles.parts * tiles.depth) == 0, name
-        assert features % tiles.columns == 0, name
-    # What goes through GELU must be whole.
-    assert kernels.TILES["up"].parts == 1
+        assert given % (tiles.split_k * tiles.block_k) == 0, name
+        assert features % tiles.block_n == 0, name
+    # The input of GELU has to be a whole sum.
+    assert kernels.TILES["up"].split_k == 1
