@@ -24,6 +24,8 @@ import command_runs  # noqa: E402
 
 # Only here, and not in the environment: the commands that tests start see one device, as users do.
 jax.config.update("jax_num_cpu_devices", 8)
+# Programs of tests are compiled more often than they are run. The commands compile as users do.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
