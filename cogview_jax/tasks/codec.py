@@ -11,17 +11,34 @@ from cogview_jax.data.records import Record
 from cogview_jax.data.sources.source import Source, readable
 from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.contact_sheet import caption_grid
+from cogview_jax.interop.feature_weights import read_lpips
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import CodecExperiment
 from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.training.codec_loss import VQGANLoss
 from cogview_jax.training.codec_objective import CodecObjective, ImageExample
 from cogview_jax.training.objective import ModelValues, Objective
 from cogview_jax.training.state import TrainState
+from cogview_jax.training.vqgan_objective import VQGANObjective
 
 #: Images of a preview, which are shown with their reconstructions.
 PREVIEW_IMAGES = 8
+
+
+def make_objective(experiment: CodecExperiment) -> CodecObjective:
+    """The objective that the experiment's loss asks for.
+
+    Raises:
+        InputError: the weights of LPIPS cannot be read, or the images are too small for the loss.
+    """
+    codec, loss = experiment.model.module(policy(experiment.precision).compute), experiment.loss
+    batch = experiment.train.global_batch
+    if not isinstance(loss, VQGANLoss):
+        return CodecObjective(codec, global_batch=batch, codebook=loss)
+    weights = read_lpips(loss.perceptual) if loss.perceptual else None
+    return VQGANObjective(codec, global_batch=batch, loss=loss, perceptual=weights)
 
 
 class CodecTask:
@@ -30,11 +47,7 @@ class CodecTask:
     def __init__(self, experiment: CodecExperiment, workdir: Workdir):
         """Composes the codec and its objective; `source` opens the data."""
         self.experiment = experiment
-        self.objective: Objective[ImageExample] = CodecObjective(
-            experiment.model.module(policy(experiment.precision).compute),
-            global_batch=experiment.train.global_batch,
-            codebook=experiment.loss,
-        )
+        self.objective: Objective[ImageExample] = make_objective(experiment)
         data = experiment.data
         self._view = SquareView(experiment.model.image_size, data.smallest_crop, data.flip)
 

@@ -22,9 +22,9 @@ from cogview_jax.runtime.precision import policy
 from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.tokenizers.codecs.vqvae import VQVAEConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
-from cogview_jax.tokenizers.quantisers.quantiser import CodebookTraining
 from cogview_jax.tokenizers.text import TextConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
+from cogview_jax.training.codec_loss import CodecLoss, L2Loss, VQGANLoss
 from cogview_jax.training.loss_scale import LossScaleConfig
 from cogview_jax.training.optimizer import OptimizerConfig
 from cogview_jax.training.profiler import ProfileConfig
@@ -115,7 +115,7 @@ class CodecExperiment:
     data: ImageData
     model: CodecConfig = VQVAEConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    loss: CodebookTraining = CodebookTraining()
+    loss: CodecLoss = L2Loss()
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
     loss_scale: LossScaleConfig = LossScaleConfig()
@@ -127,6 +127,13 @@ class CodecExperiment:
         require_range(self, "seed", at_least=0, below=2**32)
         require_paths(self, "init_from")
         policy(self.precision)
+        if isinstance(self.loss, VQGANLoss):
+            self.loss.check_accumulation(self.train.accumulate)
+            if {*self.model.mean, *self.model.std} != {0.5}:
+                raise InputError(
+                    f"loss.kind 'vqgan' compares pixels in [-1, 1]: model.mean = {self.model.mean}"
+                    f" and model.std = {self.model.std}, expected 0.5 everywhere"
+                )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from cogview_jax.tokenizers.codecs.codec import Codec, CodecConfig, normalise
-from cogview_jax.tokenizers.quantisers.quantiser import CodebookTraining
+from cogview_jax.tokenizers.quantisers.quantiser import CodebookTraining, Quantised
 from cogview_jax.training.objective import ModelValues, StepSums
 
 
@@ -67,26 +67,34 @@ class CodecObjective:
         config, variables = self.codec.config, {"params": params}
         pixels = normalise(config, batch.image)
         vectors = self.codec.apply(variables, pixels, method=self.codec.encode)
-        quantised = self.quantiser.quantise(
-            self.codebook,
-            params.get("quantiser", {}),
-            model_state,
-            vectors,
-            rows,
-            self.global_batch,
-            key,
-        )
+        quantised = self.quantise(params, model_state, vectors, rows, key)
         decoded = self.codec.apply(variables, quantised.vectors, method=self.codec.decode)
         error = (decoded - pixels) ** 2
         reconstruction = jnp.mean(error, axis=(1, 2, 3))
         count = jnp.float32(len(reconstruction))
         l2 = jnp.mean(error * jnp.asarray(config.std) ** 2, axis=(1, 2, 3))
-        metrics = {"l2": l2, "psnr": -10 * jnp.log10(jnp.maximum(l2, 1e-10)), **quantised.metrics}
+        metrics = self.pixel_metrics(l2) | quantised.metrics
         return StepSums(
             jnp.sum(reconstruction + quantised.loss),
             {name: (jnp.sum(values), count) for name, values in metrics.items()},
             quantised.aux,
         )
+
+    def quantise(
+        self,
+        params: Any,
+        codebook: Any,
+        vectors: Float[Array, "b h w D"],
+        rows: Int[Array, " b"],
+        key: Key[Array, ""],
+    ) -> Quantised:
+        """What the quantiser makes of the encoder's vectors of some rows."""
+        own, batch = params.get("quantiser", {}), self.global_batch
+        return self.quantiser.quantise(self.codebook, own, codebook, vectors, rows, batch, key)
+
+    def pixel_metrics(self, l2: Float[Array, " b"]) -> dict[str, Float[Array, " b"]]:
+        """Metrics of each image, from the mean squared error of its pixels in [0, 1]."""
+        return {"l2": l2, "psnr": -10 * jnp.log10(jnp.maximum(l2, 1e-10))}
 
     def finish(
         self, values: ModelValues, aux: Any, key: Key[Array, ""]

@@ -125,6 +125,15 @@ class Codec(Protocol):
     def decode(self, vectors: Float[Array | np.ndarray, "b h w D"]) -> Float[Array, "b H W 3"]:
         """Code vectors [b, h, w, D] -> normalised pixels, float32 [b, H, W, 3]."""
 
+    def features(self, vectors: Float[Array | np.ndarray, "b h w D"]) -> Float[Array, "b H W c"]:
+        """Code vectors [b, h, w, D] -> what the last layer reads, [b, H, W, c].
+
+        The last layer is a convolution with the parameters "decoder_out".
+        """
+
+    def pixels(self, features: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
+        """The last layer: what `features` gives -> normalised pixels, float32 [b, H, W, 3]."""
+
 
 def normalise(
     config: CodecConfig, images: Real[Array | np.ndarray, "b h w 3"]

@@ -296,9 +296,13 @@ class VQGAN(nn.Module):
         x = constrain(jnp.asarray(vectors), "batch", None, None, None)
         return self.decoder(self.decoder_in(x))
 
+    def pixels(self, features: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
+        """The last convolution: features -> normalised pixels, float32 [b, H, W, 3]."""
+        return self.decoder_out(features).astype(jnp.float32)
+
     def decode(self, vectors: Float[Array | np.ndarray, "b h w D"]) -> Float[Array, "b H W 3"]:
         """Code vectors [b, h, w, D] -> normalised pixels, float32 [b, H, W, 3]."""
-        return self.decoder_out(self.features(vectors)).astype(jnp.float32)
+        return self.pixels(self.features(vectors))
 
     def __call__(self, pixels: Float[Array | np.ndarray, "b H W 3"]) -> Float[Array, "b H W 3"]:
         """Encoder and decoder without quantisation: touches every parameter, for `init`."""

@@ -145,8 +145,8 @@ class VQVAE(nn.Module):
             x = block(x)
         return self.encoder_out(x).astype(jnp.float32)
 
-    def decode(self, vectors: Float[Array | np.ndarray, "b h w D"]) -> Float[Array, "b H W 3"]:
-        """Code vectors [b, h, w, D] -> normalised pixels, float32 [b, H, W, 3]."""
+    def features(self, vectors: Float[Array | np.ndarray, "b h w D"]) -> Float[Array, "b H W c"]:
+        """Code vectors [b, h, w, D] -> what the last convolution reads, [b, H, W, c]."""
         x = constrain(jnp.asarray(vectors), "batch", None, None, None)
         if self.config.residual_blocks:
             x = self.decoder_in(x)
@@ -156,7 +156,15 @@ class VQVAE(nn.Module):
             x = nn.relu(x)
         for conv in self.decoder_convs:
             x = nn.relu(conv(x))
-        return self.decoder_out(x).astype(jnp.float32)
+        return x
+
+    def pixels(self, features: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
+        """The last convolution: features -> normalised pixels, float32 [b, H, W, 3]."""
+        return self.decoder_out(features).astype(jnp.float32)
+
+    def decode(self, vectors: Float[Array | np.ndarray, "b h w D"]) -> Float[Array, "b H W 3"]:
+        """Code vectors [b, h, w, D] -> normalised pixels, float32 [b, H, W, 3]."""
+        return self.pixels(self.features(vectors))
 
     def __call__(self, pixels: Float[Array | np.ndarray, "b H W 3"]) -> Float[Array, "b H W 3"]:
         """Encoder and decoder without quantisation: touches every parameter, for `init`."""

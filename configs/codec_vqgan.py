@@ -1,0 +1,75 @@
+"""A VQGAN image tokenizer: residual blocks, a perceptual loss and a discriminator.
+
+    python -m cogview_jax.train --config configs/codec_vqgan.py --workdir runs/vqgan \\
+        --config.data.source.path=my_images --config.loss.perceptual=vgg16.ckpt
+    python -m cogview_jax.train --config configs/codec_vqgan.py:small --workdir runs/vqgan_small \\
+        --config.data.source.path=my_images
+
+- `base` (the default): 256 pixels as 16 x 16 codes of 16,384.
+- `fashion`: 800 pixels as 50 x 50 codes, the sizes of the paper's fashion model.
+- `small`: 64 pixels as 16 x 16 codes of 1,024, minutes on two cores; without the perceptual loss,
+  which `--config.loss.perceptual=FILE --config.loss.adversarial.perceptual_weight=1` adds.
+
+`loss.perceptual` is the file with the weights of LPIPS; docs/guides/image_tokenizers.md says where
+to get it. Sizes of `base` are those of Esser et al. 2021 (arXiv 2012.09841), codes on the unit
+sphere those of LlamaGen (arXiv 2406.06525); the paper gives only the sizes of its images and codes.
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("base", "fashion", "small")
+
+
+def get_config(variant: str = "base") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r}: choose from {', '.join(VARIANTS)}")
+    config = ConfigDict(
+        {
+            "stage": "image_tokenizer",
+            "train": {
+                "steps": 250_000,
+                "global_batch": 64,
+                "log_every": 50,
+                "checkpoint_every": 5000,
+                "sample_every": 5000,
+            },
+            "optimizer": {
+                "lr": 1e-4,
+                "beta1": 0.5,
+                "beta2": 0.9,
+                "weight_decay": 0.0,
+                "warmup": 0.01,
+                "schedule": "constant",
+            },
+            "model": {
+                "kind": "vqgan",
+                "image_size": 256,
+                "code_width": 8,
+                # Unused codes are revived, so that no entropy loss over 16,384 codes is needed.
+                "quantiser": {"kind": "cosine", "entropy_weight": 0.0},
+            },
+            "loss": {"kind": "vqgan", "adversarial": {"start_step": 20_000}},
+            "data": {
+                "source": {"kind": "folder", "require_captions": False},
+                "smallest_crop": 0.8,
+            },
+        }
+    )
+    if variant == "fashion":
+        config.model.image_size = 800
+        config.train.global_batch = 16
+    if variant == "small":
+        config.train.update(steps=2000, global_batch=16, checkpoint_every=500, sample_every=500)
+        config.optimizer.update(lr=3e-4)
+        config.model.update(
+            image_size=64,
+            codebook=1024,
+            channels=32,
+            multipliers=(1, 2, 4),
+            blocks=1,
+            attention=(2,),
+            latent_channels=64,
+        )
+        config.loss.adversarial.update(perceptual_weight=0.0, start_step=1000, weight=0.1)
+        config.loss.discriminator = {"channels": 32, "layers": 2}
+    return config
