@@ -12,7 +12,7 @@ COMMANDS = {
     "prepare": "turn captioned images into a token store",
     "sample": "generate, complete, upsample, caption or rank images",
     "evaluate": "measure a bundle into a JSON report",
-    "convert": "read and write the official PyTorch checkpoints",
+    "convert": "read and write the checkpoints of others, and safetensors",
 }
 _HELP = ("--help", "-help", "-h", "help")
 

@@ -90,7 +90,7 @@ def constrain(x: ArrayT, *names: str | None) -> ArrayT:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
-def sharded_shapes(boxed: Any, mesh: Mesh | None = None) -> Any:
+def sharded_shapes(boxed: Any, mesh: Mesh | AbstractMesh | None = None) -> Any:
     """Shape, type and sharding of every array of a tree, from the names its arrays were made with.
 
     Without a mesh everything lies whole on the first local device. An array without names is
@@ -130,7 +130,9 @@ def unbox(tree: Any) -> Any:
     return nn.unbox(tree)
 
 
-def _check_divides(shape: tuple[int, ...], partition: PartitionSpec, mesh: Mesh) -> None:
+def _check_divides(
+    shape: tuple[int, ...], partition: PartitionSpec, mesh: Mesh | AbstractMesh
+) -> None:
     for size, axes in zip(shape, partition, strict=False):
         ways = _ways(mesh, axes)
         if size % ways:
@@ -140,7 +142,9 @@ def _check_divides(shape: tuple[int, ...], partition: PartitionSpec, mesh: Mesh)
             )
 
 
-def _check_split(name: str, shape: tuple[int, ...], partition: PartitionSpec, mesh: Mesh) -> None:
+def _check_split(
+    name: str, shape: tuple[int, ...], partition: PartitionSpec, mesh: Mesh | AbstractMesh
+) -> None:
     splits = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
     whole = all(_ways(mesh, axes) == 1 for axes in partition)
     if splits and whole and math.prod(shape) >= LARGE:

@@ -37,7 +37,14 @@ def make_objective(experiment: CodecExperiment) -> CodecObjective:
     batch = experiment.train.global_batch
     if not isinstance(loss, VQGANLoss):
         return CodecObjective(codec, global_batch=batch, codebook=loss)
-    weights = read_lpips(loss.perceptual) if loss.perceptual else None
+    weights = None
+    if loss.adversarial.perceptual_weight > 0:
+        if not loss.perceptual:
+            raise InputError(
+                "loss.perceptual is empty: expected a file with the weights of LPIPS (see"
+                " docs/guides/image_tokenizers.md), or loss.adversarial.perceptual_weight = 0"
+            )
+        weights = read_lpips(loss.perceptual)
     return VQGANObjective(codec, global_batch=batch, loss=loss, perceptual=weights)
 
 

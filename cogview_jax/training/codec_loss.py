@@ -39,8 +39,8 @@ class VQGANLoss(CodecLoss):
     """Reconstruction, a perceptual distance and a discriminator, plus the quantiser's loss.
 
     Attributes:
-        perceptual: the file with the weights of LPIPS (see docs/guides/image_tokenizers.md); needed
-            unless adversarial.perceptual_weight is 0.
+        perceptual: the file with the weights of LPIPS (see docs/guides/image_tokenizers.md). A run
+            needs it unless adversarial.perceptual_weight is 0.
         adversarial: the terms and their weights.
         discriminator: sizes of the discriminator.
     """
@@ -53,12 +53,6 @@ class VQGANLoss(CodecLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_paths(self, "perceptual")
-        if bool(self.perceptual) != (self.adversarial.perceptual_weight > 0):
-            raise InputError(
-                f"perceptual = {self.perceptual!r} with adversarial.perceptual_weight ="
-                f" {self.adversarial.perceptual_weight}: expected a file with the weights of LPIPS,"
-                " or none and a weight of 0"
-            )
 
     def check_accumulation(self, accumulate: int) -> None:
         """Refuses parts of a batch where the loss is of the whole batch.

@@ -74,7 +74,7 @@ def initial_state(
 def state_shapes(
     objective: Objective[Any],
     optimizer: optax.GradientTransformation,
-    mesh: jax.sharding.Mesh,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
     loss_scale: LossScaleConfig | None = None,
 ) -> TrainState:
     """The shapes, types and shardings of a state on `mesh`; no array is made.

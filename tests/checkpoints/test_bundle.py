@@ -235,7 +235,7 @@ def test_a_setting_this_program_does_not_know_is_named(bundle):
     parts = json.loads((bundle / "bundle.json").read_text())["parts"]
     parts["codec"]["config"]["gain"] = 3
     spoil(bundle, parts=parts)
-    refused(lambda: Bundle(bundle), bundle, "codec.config.gain: no such setting")
+    refused(lambda: Bundle(bundle), bundle, "codec.config.gain: kind 'vqvae' has no such setting")
 
 
 def test_what_is_no_bundle_is_refused(tmp_path):

@@ -20,6 +20,7 @@ from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import state_shapes
+from cogview_jax.training.vqgan_objective import VQGANObjective
 from command_runs import write_drawing
 
 
@@ -67,6 +68,23 @@ def test_a_start_from_another_codec_is_refused(chain, experiment):
     started = job(dataclasses.replace(experiment, model=other), chain.codec)
     with pytest.raises(InputError, match=r"init_from .* codebook=16.* the config says .*=32"):
         started.initial(Bundle(chain.codec / "bundle"), shapes_of(started))
+
+
+def test_a_perceptual_loss_needs_its_weights(experiment, tmp_path):
+    config = dataclasses.asdict(experiment)
+    config["loss"] = {"kind": "vqgan", "discriminator": {"layers": 1, "channels": 8}}
+    config["model"] |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    with pytest.raises(InputError, match="is empty: expected a file with the weights of LPIPS"):
+        job(read_experiment(config), tmp_path)
+    config["loss"]["adversarial"] = {"perceptual_weight": 0.0}
+    objective = job(read_experiment(config), tmp_path).objective
+    assert isinstance(objective, VQGANObjective)
+    config["loss"]["discriminator"]["layers"] = 4
+    with pytest.raises(InputError, match="images of 16 x 16 pixels are too small"):
+        job(read_experiment(config), tmp_path)
+    config["model"]["mean"] = (0.4, 0.5, 0.5)
+    with pytest.raises(InputError, match=r"expected 0\.5 everywhere"):
+        read_experiment(config)
 
 
 def test_unreadable_images_are_passed_over(chain, experiment, tmp_path):

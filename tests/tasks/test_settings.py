@@ -10,6 +10,9 @@ import pytest
 
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tasks.experiment import CodecExperiment, TransformerExperiment, read_experiment
+from cogview_jax.tokenizers.codecs.codec import CodecConfig
+from cogview_jax.tokenizers.quantisers.quantiser import Quantiser
+from cogview_jax.training.codec_loss import CodecLoss
 
 SECTIONS = {
     "train": {"steps": 10, "global_batch": 8},
@@ -34,6 +37,18 @@ ALLOWED = {
     # tells what is too large for a model.
     **dict.fromkeys(("optimizer.lr", "optimizer.clip", "optimizer.weight_decay"), (1e30,)),
     **dict.fromkeys(("loss.commitment", "text_weight", "prompt_weight"), (1e30,)),
+    **dict.fromkeys(
+        (
+            "loss.adversarial.weight",
+            "loss.adversarial.perceptual_weight",
+            "model.quantiser.kl_weight",
+        ),
+        (1e30,),
+    ),
+    **dict.fromkeys(("model.quantiser.codebook_weight", "model.quantiser.entropy_weight"), (1e30,)),
+    # A distribution that is flat, or codes that never become sure.
+    "model.quantiser.entropy_temperature": (1e30,),
+    **dict.fromkeys(("model.quantiser.temperature", "model.quantiser.last_temperature"), (1e30,)),
     **dict.fromkeys(("model.init_std", "model.sandwich_scale"), (1e30,)),
     # Updates shrink to nothing, which the loss shows.
     "optimizer.epsilon": (1e30,),
@@ -49,62 +64,105 @@ ALLOWED = {
 }
 
 
-def numbers(cls, prefix=""):
-    """(dotted name, type, values in a list or None for a single one) of every number in `cls`."""
-    kinds = typing.get_type_hints(cls)
+#: Families of which every kind is looked at, each beside what makes the rest of a config fit it.
+FAMILIES = (CodecConfig, Quantiser, CodecLoss)
+BESIDE = {"loss": {"vqgan": {"model": {"kind": "vqgan"}}}}
+
+
+class Number(typing.NamedTuple):
+    """A number of a config.
+
+    name: its dotted name. type: int or float. many: values in a list, or None for a single one.
+    kinds: place of a section -> the kind that has the number.
+    """
+
+    name: str
+    type: type
+    many: int | None
+    kinds: dict[str, str]
+
+
+def numbers(cls, prefix="", kinds=None):
+    """Every number in `cls`, of the families in every kind."""
+    hints, kinds = typing.get_type_hints(cls), kinds or {}
     for field in dataclasses.fields(cls):
-        kind, name = kinds[field.name], prefix + field.name
+        kind, name = hints[field.name], prefix + field.name
         if dataclasses.is_dataclass(kind):
-            yield from numbers(kind, f"{name}.")
+            family = kind.kinds if kind in FAMILIES else {None: kind}
+            for key, member in family.items():
+                if member.__module__.startswith("cogview_jax"):
+                    yield from numbers(member, f"{name}.", kinds | ({name: key} if key else {}))
             continue
         alternatives = typing.get_args(kind) or (kind,)
         for number in {int, float} & set(alternatives):
-            yield name, number, len(alternatives) if typing.get_origin(kind) is tuple else None
+            many = len(alternatives) if typing.get_origin(kind) is tuple else None
+            yield Number(name, number, many, kinds)
+
+
+def allowed(number, value):
+    return value in ALLOWED.get(number.name, ())
 
 
 CASES = [
-    pytest.param(cls, name, [value] * many if many else value, id=f"{cls.__name__}-{name}={value}")
+    pytest.param(
+        cls,
+        number,
+        [value] * number.many if number.many else value,
+        id=f"{cls.__name__}-{number.name}={value}",
+    )
     for cls in CONFIGS
-    for name, kind, many in numbers(cls)
-    for value in WRONG[kind]
-    if value not in ALLOWED.get(name, ())
+    for number in numbers(cls)
+    for value in WRONG[number.type]
+    if not allowed(number, value)
 ]
 
 
-def changed(cls, name, value):
+def changed(cls, number, value):
     """The config of `cls` with one setting changed."""
     config = copy.deepcopy(CONFIGS[cls])
-    *sections, last = name.split(".")
-    node = config
-    for section in sections:
-        node = node[section]
-    node[last] = value
+    for place, kind in number.kinds.items():
+        for section, settings in BESIDE.get(place, {}).get(kind, {}).items():
+            config[section] |= copy.deepcopy(settings)
+        section_of(config, place)["kind"] = kind
+    section, _, last = number.name.rpartition(".")
+    section_of(config, section)[last] = value
+    return config
+
+
+def single(name):
+    """A number that every kind has."""
+    return Number(name, float, None, {})
+
+
+def section_of(config, place):
+    for key in place.split(".") if place else ():
+        config = config.setdefault(key, {})
     return config
 
 
 @pytest.mark.parametrize("cls", CONFIGS)
 def test_all_numbers_are_looked_at(cls):
-    names = {name for name, _, _ in numbers(cls)}
+    names = {number.name for number in numbers(cls)}
     assert {"train.steps", "optimizer.beta2", "mesh.fsdp", "seed", "data.max_skipped"} <= names
     assert len(names) > 40
     assert isinstance(read_experiment(CONFIGS[cls]), cls)
 
 
-@pytest.mark.parametrize(("cls", "name", "value"), CASES)
-def test_a_number_that_makes_no_sense_is_refused_by_name(cls, name, value):
+@pytest.mark.parametrize(("cls", "number", "value"), CASES)
+def test_a_number_that_makes_no_sense_is_refused_by_name(cls, number, value):
     with pytest.raises(InputError) as error:
-        read_experiment(changed(cls, name, value))
+        read_experiment(changed(cls, number, value))
     shown = tuple(value) if isinstance(value, list) else value
-    assert f"config.{name} = {shown!r}: expected" in str(error.value)
+    assert f"config.{number.name} = {shown!r}: expected" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ALLOWED)
 def test_what_is_allowed_is_allowed(name):
     for cls in CONFIGS:
-        for known, _, many in numbers(cls):
-            for value in ALLOWED[name] if known == name else ():
-                config = changed(cls, name, [value] * many if many else value)
+        for number in numbers(cls):
+            for value in ALLOWED[name] if number.name == name else ():
+                config = changed(cls, number, [value] * number.many if number.many else value)
                 if name == "loss_scale.minimum":
                     config["loss_scale"]["initial"] = value
                 assert isinstance(read_experiment(config), cls)
@@ -128,7 +186,7 @@ def test_what_is_allowed_is_allowed(name):
 )
 def test_bounds_are_told(cls, name, value, message):
     with pytest.raises(InputError) as error:
-        read_experiment(changed(cls, name, value))
+        read_experiment(changed(cls, single(name), value))
     assert str(error.value) == f"config.{name} = {value!r}: expected {message}"
 
 
@@ -147,14 +205,14 @@ def test_bounds_are_told(cls, name, value, message):
 )
 def test_addresses_are_no_paths(cls, name, scheme):
     with pytest.raises(InputError) as error:
-        read_experiment(changed(cls, name, scheme))
+        read_experiment(changed(cls, single(name), scheme))
     assert f"config.{name} = {scheme!r}: expected the path of a mounted" in str(error.value)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "caf\udce9"])
 def test_texts_that_config_json_or_a_file_system_cannot_hold_are_no_paths(path):
     with pytest.raises(InputError, match=r"config\.data\.store = .*expected a path") as error:
-        read_experiment(changed(TransformerExperiment, "data.store", path))
+        read_experiment(changed(TransformerExperiment, single("data.store"), path))
     str(error.value).encode()
 
 
@@ -174,4 +232,4 @@ def test_precision_and_layout_are_known_before_anything_is_done():
         ("layout.text_length", 0, "layout.text_length = 0: layout.task text_to_image expects"),
     ):
         with pytest.raises(InputError, match=message):
-            read_experiment(changed(TransformerExperiment, name, value))
+            read_experiment(changed(TransformerExperiment, single(name), value))

@@ -232,10 +232,3 @@ def test_a_loss_of_rows_may_be_accumulated():
         results.append(jax.jit(step)(state, images(0)))
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
-
-
-def test_lpips_is_needed_with_its_weight_alone():
-    with pytest.raises(InputError, match="expected a file with the weights of LPIPS, or none"):
-        VQGANLoss()
-    with pytest.raises(InputError, match="expected a file with the weights of LPIPS, or none"):
-        VQGANLoss(perceptual="file", adversarial=AdversarialConfig(perceptual_weight=0))

@@ -67,10 +67,7 @@ class VQGANConfig(CodecConfig):
                 f"codec decoder_multipliers {self.decoder_multipliers}: expected none, or as many"
                 f" as multipliers {self.multipliers}"
             )
-        if not set(self.attention) <= set(range(levels)):
-            raise InputError(
-                f"codec attention {self.attention}: expected levels from 0 to {levels - 1}"
-            )
+        require_range(self, "attention", at_least=0, at_most=levels - 1)
         for multiplier in {1, *self.multipliers, *self.decoder_multipliers}:
             if self.channels * multiplier % self.norm_groups:
                 raise InputError(

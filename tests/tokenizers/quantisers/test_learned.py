@@ -107,14 +107,15 @@ def test_cosine_codes_do_not_follow_lengths():
     codes = generator.standard_normal((9, 4)).astype(np.float32)
     vectors = generator.standard_normal((30, 4)).astype(np.float32)
     quantiser = Cosine()
-    ids = quantiser.encode({"codes": codes}, None, vectors)
+    state = quantiser.init(jax.random.key(0), *codes.shape)[1]
+    ids = quantiser.encode({"codes": codes}, state, vectors)
     angles = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)) @ (
         codes / np.linalg.norm(codes, axis=1, keepdims=True)
     ).T
     np.testing.assert_array_equal(ids, angles.argmax(axis=1))
     stretched = codes * generator.uniform(0.1, 9, (9, 1)).astype(np.float32)
-    np.testing.assert_array_equal(quantiser.encode({"codes": stretched}, None, 7 * vectors), ids)
-    rows = quantiser.vectors({"codes": stretched}, None, ids)
+    np.testing.assert_array_equal(quantiser.encode({"codes": stretched}, state, 7 * vectors), ids)
+    rows = quantiser.vectors({"codes": stretched}, state, ids)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
     gradient = jax.grad(lambda v: quantiser.place(v).sum())(jnp.zeros((1, 4)))
     assert np.isfinite(gradient).all()
