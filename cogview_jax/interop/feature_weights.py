@@ -158,7 +158,7 @@ def _lpips(network: str, names: LpipsNames, arrays: "Arrays") -> LpipsWeights:
         heads.append(head)
     for name, values in names.fixed.items():
         array = arrays.get(name, (1, 3, 1, 1)).reshape(-1)
-        if not np.allclose(array, values, atol=1e-6):
+        if not np.allclose(array, values, rtol=4e-3, atol=0):
             raise InputError(
                 f"{arrays.where}: {name} is {array.tolist()}, expected {list(values)} as in version"
                 " 0.1 of LPIPS"
@@ -410,6 +410,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = [name[:80] for name in names[:LISTED]]
+    shown = [" ".join(name.split())[:80] for name in names[:LISTED]]
     more = f" and {len(names) - LISTED} more" * (len(names) > LISTED)
     return ", ".join(shown) + more

@@ -121,7 +121,7 @@ class _Unpickler(pickle.Unpickler):
         """What a pickle may have under a name."""
         if (module, name) in self._known:
             return self._known[module, name]
-        asked = f"{module}.{name}"[:200]
+        asked = " ".join(f"{module}.{name}".split())[:200]
         raise InputError(
             f"its pickle asks for {asked}: expected numpy arrays and plain containers, and nothing"
             " of it was run"

@@ -195,35 +195,31 @@ def last_kernel_gradients(
     Returns:
         One gradient for each cotangent, float32.
     """
-    taps, outputs = kernel.shape[0], kernel.shape[-1]
-    before = taps // 2
-    # Side by side, so that the features are read once. Each is scaled into the range of the
-    # features' type, which may be narrow, and back.
+    taps, channels, outputs = kernel.shape[0], kernel.shape[2], kernel.shape[3]
+    # Each is scaled into the range of the features' type, which may be narrow, and back.
     largest = [jnp.max(jnp.abs(each)).astype(jnp.float32) for each in cotangents]
     scales = [jnp.where(size > 0, size, 1) for size in largest]
-    joined = jnp.concatenate(
-        [
-            (each / scale).astype(features.dtype)
-            for each, scale in zip(cotangents, scales, strict=True)
-        ],
-        axis=-1,
-    )
+    scaled = zip(cotangents, scales, strict=True)
+    joined = jnp.concatenate([(x / scale).astype(features.dtype) for x, scale in scaled], axis=-1)
+    # A tap (i, j) of the kernel sees the features shifted by it. The few channels of the cotangents
+    # are shifted the other way instead: one matrix product, for which the features are read once.
     h, w = features.shape[1:3]
-    padded = jnp.pad(features, ((0, 0), (before, before), (before, before), (0, 0)))
-    everywhere = (((0, 1, 2), (0, 1, 2)), ((), ()))
-    products = jnp.stack(
-        [
-            jax.lax.dot_general(
-                padded[:, i : i + h, j : j + w],
-                joined,
-                everywhere,
-                preferred_element_type=jnp.float32,
-            )
-            for i in range(taps)
-            for j in range(taps)
-        ]
-    ).reshape(taps, taps, features.shape[-1], len(cotangents), outputs)
-    return tuple(products[:, :, :, i] * scale for i, scale in enumerate(scales))
+    around = taps // 2
+    padded = jnp.pad(joined, ((0, 0), (around, around), (around, around), (0, 0)))
+    shifted = [
+        padded[:, taps - 1 - i : taps - 1 - i + h, taps - 1 - j : taps - 1 - j + w]
+        for i in range(taps)
+        for j in range(taps)
+    ]
+    products = jax.lax.dot_general(
+        features,
+        jnp.concatenate(shifted, axis=-1),
+        (((0, 1, 2), (0, 1, 2)), ((), ())),
+        preferred_element_type=jnp.float32,
+    ).reshape(channels, taps, taps, len(cotangents), outputs)
+    return tuple(
+        products[:, :, :, i].transpose(1, 2, 0, 3) * scale for i, scale in enumerate(scales)
+    )
 
 
 # ---- turns

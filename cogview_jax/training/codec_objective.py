@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from cogview_jax.tokenizers.codecs.codec import Codec, CodecConfig, normalise
@@ -60,7 +61,7 @@ class CodecObjective:
         params: Any,
         model_state: Any,
         batch: ImageExample,
-        rows: Int[Array, " b"],
+        rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
     ) -> StepSums:
         """Sums over images: losses, metrics (of pixels in [0, 1]), and what moves the codebook."""
@@ -85,7 +86,7 @@ class CodecObjective:
         params: Any,
         codebook: Any,
         vectors: Float[Array, "b h w D"],
-        rows: Int[Array, " b"],
+        rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
     ) -> Quantised:
         """What the quantiser makes of the encoder's vectors of some rows."""

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 BatchT = TypeVar("BatchT")
@@ -62,7 +63,7 @@ class Objective(Protocol[BatchT_contra]):
         params: Any,
         model_state: Any,
         batch: BatchT_contra,
-        rows: Int[Array, " b"],
+        rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
     ) -> StepSums:
         """The sums over a batch, or over a part of it.

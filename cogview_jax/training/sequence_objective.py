@@ -52,7 +52,7 @@ class SequenceObjective:
         params: Any,
         model_state: tuple[()],
         batch: Example,
-        rows: Int[Array, " b"],
+        rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
     ) -> StepSums:
         """Sums of cross-entropies: weighted, and those of text and of image tokens."""
@@ -92,7 +92,7 @@ class SequenceObjective:
         return given
 
     def _attention(
-        self, batch: Example, rows: Int[Array, " b"], key: Key[Array, ""]
+        self, batch: Example, rows: Int[Array | np.ndarray, " b"], key: Key[Array, ""]
     ) -> ThreeRegions | None:
         """The pattern of sparse attention, whose pivots differ by step, row and layer."""
         if not self.model.config.sparse:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 from cogview_jax.models.networks.discriminator import Discriminator, initial_state
@@ -78,7 +79,7 @@ class VQGANObjective(CodecObjective):
         params: Any,
         model_state: VQGANState,
         batch: ImageExample,
-        rows: Int[Array, " b"],
+        rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
     ) -> StepSums:
         """Sums over images of both losses, metrics, and what moves the codebook and the norms.

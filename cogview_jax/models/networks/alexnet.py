@@ -49,5 +49,5 @@ def features(
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
     """The largest of each 3x3 in steps of 2: [b, h, w, c] -> [b, (h - 1) // 2, (w - 1) // 2, c]."""
-    lowest = jnp.array(-jnp.inf, x.dtype)
+    lowest = np.array(-np.inf, x.dtype)  # traced, it would hide that this is a maximum
     return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")

@@ -117,7 +117,7 @@ class Gumbel(Quantiser):
         params: Any,
         state: Annealing,
         vectors: Float[Array, "b h w D"],
-        rows: Int[Array, " b"],
+        rows: Int[Array | np.ndarray, " b"],
         batch: int,
         key: Key[Array, ""],
     ) -> Quantised:

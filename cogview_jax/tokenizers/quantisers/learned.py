@@ -112,7 +112,7 @@ class Learned(Quantiser):
         params: Any,
         state: Use,
         vectors: Float[Array, "b h w D"],
-        rows: Int[Array, " b"],
+        rows: Int[Array | np.ndarray, " b"],
         batch: int,
         key: Key[Array, ""],
     ) -> Quantised:

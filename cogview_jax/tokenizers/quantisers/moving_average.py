@@ -96,7 +96,7 @@ class MovingAverage(Quantiser):
         params: Any,
         state: Codebook,
         vectors: Float[Array, "b h w D"],
-        rows: Int[Array, " b"],
+        rows: Int[Array | np.ndarray, " b"],
         batch: int,
         key: Key[Array, ""],
     ) -> Quantised:

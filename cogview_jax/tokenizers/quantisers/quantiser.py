@@ -98,7 +98,7 @@ class Quantiser(Tagged, abc.ABC):
         params: Any,
         state: Any,
         vectors: Float[Array, "b h w D"],
-        rows: Int[Array, " b"],
+        rows: Int[Array | np.ndarray, " b"],
         batch: int,
         key: Key[Array, ""],
     ) -> Quantised:

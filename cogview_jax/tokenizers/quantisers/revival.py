@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 
@@ -33,7 +34,7 @@ def sample_candidates(
     vectors: Float[Array, "b h w D"],
     ids: Int[Array, "b h w"],
     error: Float[Array, ""],
-    rows: Int[Array, " b"],
+    rows: Int[Array | np.ndarray, " b"],
     batch: int,
 ) -> Candidates:
     """The candidates that lie in some rows of a batch.

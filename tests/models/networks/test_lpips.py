@@ -178,9 +178,11 @@ def test_smallest_image(network):
 @pytest.mark.parametrize("network", sorted(NETWORKS))
 def test_equal_images_have_no_distance_and_no_gradient(network):
     weights, a = random_weights(network), images((1, 48, 48, 3))
-    value, gradient = jax.jit(jax.value_and_grad(lambda x: lpips(weights, x, a).sum()))(a)
-    assert value == 0
-    assert not np.any(gradient)
+    b = images(a.shape, seed=2)
+    gradient = jax.jit(jax.value_and_grad(lambda x, y: lpips(weights, x, y).sum()))
+    # Compiled, the two may be rounded apart.
+    for one, other in zip(gradient(a, a), gradient(a, b), strict=True):
+        assert np.abs(one).max() < 1e-5 * np.abs(other).max()
 
 
 @pytest.mark.parametrize("network", sorted(NETWORKS))
