@@ -1,6 +1,7 @@
 """The documentation: its links, commands and Python are tried, its generated pages are current."""
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -22,18 +23,21 @@ import pytest
 import cogview_jax
 import tiny
 from cogview_jax.__main__ import COMMANDS
-from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle import Bundle, CodecPart, write_bundle
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.options import SamplingKeywords
 from cogview_jax.tasks.codec import CodecTask
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers import layout as layouts
+from cogview_jax.tokenizers.codecs.codec import normalise
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
-from cogview_jax.training.codec_objective import ImageExample
-from cogview_jax.training.state import make_state, state_shapes
+from cogview_jax.training.codec_objective import CodecObjective, ImageExample
+from cogview_jax.training.state import initial_state, make_state, state_shapes
 from cogview_jax.training.step import make_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -399,19 +403,29 @@ def test_the_example_of_a_trainable_part(examples, chain, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.params["inner"], given.codec().params)
 
 
-def test_the_example_of_a_quantiser(examples):
-    moving = tiny.codec_objective()
-    fixed = examples["FixedCodebook"](moving.codec, global_batch=tiny.BATCH)
-    state, batch, sgd = tiny.start(moving), tiny.images(0), optax.sgd(0.1)
-    state = state.replace(opt_state=sgd.init(state.params))
-    after = {}
-    for name, objective in (("moving", moving), ("fixed", fixed)):
-        step = jax.jit(make_step(objective, sgd, optax.constant_schedule(0.1), seed=0))
-        after[name] = step(state, batch)
-    codes = {name: np.asarray(state.model_state.codes) for name, (state, _) in after.items()}
-    np.testing.assert_array_equal(codes["fixed"], state.model_state.codes)
-    assert np.any(codes["moving"] != state.model_state.codes)
-    assert after["fixed"][1]["perplexity"] == after["moving"][1]["perplexity"]
+def test_the_example_of_a_quantiser(examples, tmp_path):
+    """It trains within the objective, and a bundle with it encodes as it does."""
+    signs = examples["Signs"]()
+    with pytest.raises(InputError, match="30 codes of width 4: signs have 16"):
+        dataclasses.replace(tiny.CODEC, quantiser=signs, codebook=30, code_width=4)
+    config = dataclasses.replace(tiny.CODEC, quantiser=signs, codebook=16, code_width=4)
+    objective = CodecObjective(config.module(), global_batch=tiny.BATCH)
+    sgd = optax.sgd(0.1)
+    state = jax.jit(lambda: unbox(initial_state(objective, sgd, 0)))()
+    step = jax.jit(make_step(objective, sgd, optax.constant_schedule(0.1), seed=0))
+    losses = []
+    for _ in range(8):
+        state, metrics = step(state, tiny.images(0))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    part = CodecPart(config, state.params, state.model_state)
+    write_bundle(tmp_path / "bundle", codec=part)
+    ids = np.asarray(cogview_jax.load(tmp_path / "bundle").encode(tiny.images(0).image))
+    pixels = normalise(config, tiny.images(0).image)
+    vectors = config.module().apply({"params": state.params}, pixels, method="encode")
+    for row, code in zip(np.asarray(vectors).reshape(-1, 4), ids.reshape(-1), strict=True):
+        assert code == sum(2**i for i in range(4) if row[i] > 0)
+        np.testing.assert_array_equal(signs.vectors({}, state.model_state, code) > 0, row > 0)
 
 
 # ---- the pages as a whole

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogview_jax.interop.feature_weights import discriminator_from_torch, discriminator_to_torch
+from cogview_jax.interop.discriminator_names import (
+    discriminator_from_torch,
+    discriminator_to_torch,
+)
 from cogview_jax.interop.torch_format.file import read_torch
 from cogview_jax.models.networks.discriminator import (
     ActNormState,
