@@ -19,6 +19,7 @@ from cogview_jax.interop.rules import (
     FUSED,
     FUSED_BIAS,
     LINEAR,
+    PROJECTION,
     TRANSPOSED,
     flat,
     tensor_sources,
@@ -79,13 +80,14 @@ def test_forms_move_numbers_where_they_belong():
         np.testing.assert_allclose(values, weight[rows] @ x + bias[rows])
     for form, shape in (
         *((LINEAR, (3, 4)), (FUSED, (12, 4)), (FUSED_BIAS, (12,)), (COLUMNS, (5, 2))),
+        (PROJECTION, (5, 4, 1, 1)),
         *((CONVOLUTION, (2, 3, 4, 5)), (TRANSPOSED, (2, 3, 4, 5))),
     ):
         array = rng.standard_normal(shape)
         there = form.ours(array)
         assert np.shares_memory(there, array)
         assert form.their_shape(there.shape) == shape
-        np.testing.assert_array_equal(form.official(there), array)
+        np.testing.assert_array_equal(form.theirs(there), array)
     array = rng.standard_normal((2, 3, 4, 5))
     assert CONVOLUTION.ours(array)[3, 4, 2, 1] == array[1, 2, 3, 4]
     assert TRANSPOSED.ours(array)[3, 4, 1, 2] == array[1, 2, 3, 4]
