@@ -33,6 +33,12 @@ from cogview_jax.tokenizers.quantisers.quantiser import Quantiser
 IMAGE_SIZE = 256
 
 
+#: What the state of a quantiser is taken to be where nothing was measured. A code that was trained
+#: counts as used once a batch: one that is not used soon falls below the share that is revived,
+#: but the first batch moves none.
+UNMEASURED = {"counts": 1.0, "error": np.inf}
+
+
 @dataclass(frozen=True)
 class Names:
     """What a code base calls the parts of a VQGAN; `{}` stands for a number.
@@ -215,16 +221,15 @@ def infer_config(
 def read_part(
     state: Mapping[str, StoredTensor], config: VQGANConfig, names: Names, where: str
 ) -> CodecPart:
-    """The image tokenizer, its arrays `Deferred`; the state of its quantiser is a fresh one's.
+    """The image tokenizer, its arrays `Deferred`, with a state that was not measured.
 
     Raises:
         InputError: a tensor is missing, unknown or of another shape than the rest.
     """
     shapes = unbox(codec_shapes(config))
     tree = to_ours(rules(config, names), state, {"params": shapes["params"]}, where)
-    # Where nothing was measured, the averages of use are 0 and that of the error is infinite.
     fresh = {
-        name: Deferred(leaf.shape, leaf.dtype, _filled(leaf, np.inf if name == "error" else 0))
+        name: Deferred(leaf.shape, leaf.dtype, _filled(leaf, UNMEASURED.get(name, 0)))
         for name, leaf in shapes["codebook"].items()
     }
     return CodecPart(config, tree["params"], config.quantiser.State(**fresh))

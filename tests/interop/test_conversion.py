@@ -281,7 +281,7 @@ def test_a_bundle_may_be_replaced(given, tmp_path):
 
 
 OTHER_WAY = {
-    "neither": ((None, None), {}, None, "expected either --source official or --target official"),
+    "neither": ((None, None), {}, None, r"expected either --source \(official, taming"),
     "both": (("official", "official"), {}, None, "expected either --source"),
     "bundle to source": (("official", None), {}, "b", "--bundle belongs to --target official"),
     "heads to target": (

@@ -1,0 +1,93 @@
+"""A public image tokenizer is trained on with the VQGAN loss, killed, resumed, and given back."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.interop import conversion
+from cogview_jax.interop.files import SourceFiles
+from cogview_jax.interop.torch_format.file import read_torch
+from command_runs import call, kill_when, start
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def given(oracles, tmp_path_factory):
+    """The checkpoint of others, and a bundle of it for images of 32 pixels or more."""
+    file, out = oracles("taming_vq/last.ckpt"), tmp_path_factory.mktemp("given") / "bundle"
+    resolution = json.loads(oracles("taming_vq/config.json").read_text())["model"]["params"][
+        "ddconfig"
+    ]["resolution"]
+    conversion.convert("taming", None, SourceFiles(image_tokenizer=str(file)), None, str(out))
+    grid = resolution // Bundle(out).codec().config.downsampling
+    files = SourceFiles(image_tokenizer=str(file), grid=grid)
+    conversion.convert("taming", None, files, None, str(out))
+    return file, out
+
+
+def arguments(given, folder, name):
+    """Of a run that starts from the bundle, with sizes as `convert` tells them."""
+    file, bundle = given
+    config = Bundle(bundle).codec().config
+    sizes = dataclasses.asdict(config)
+    sizes |= {f"quantiser.{key}": value for key, value in sizes.pop("quantiser").items()}
+    listed = {key: value for key, value in sizes.items() if value != ()}
+    return (
+        *("--config=configs/codec_vqgan.py", f"--workdir={folder / name}"),
+        *(f"--config.model.{key}={value}" for key, value in listed.items()),
+        *(f"--config.init_from={bundle}", f"--config.loss.perceptual={file}"),
+        *("--config.loss.adversarial.start_step=2", "--config.loss.discriminator.layers=2"),
+        *("--config.loss.discriminator.channels=8", "--config.data.source.kind=shapes"),
+        *(f"--config.data.source.path={folder / 'drawings'}", "--config.train.global_batch=4"),
+        *(f"--config.data.source.size={config.image_size}", f"--config.train.steps={STEPS}"),
+        *("--config.data.source.train_count=32", "--config.data.source.held_out_count=8"),
+        *("--config.train.log_every=1", "--config.train.checkpoint_every=2"),
+        *("--config.train.sample_every=0", "--config.precision=float32"),
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(root, given, tmp_path_factory):
+    """Workdirs of an unbroken run, and of one that was killed after its first checkpoint."""
+    folder = tmp_path_factory.mktemp("runs")
+    unbroken = call(root, "train", *arguments(given, folder, "unbroken"))
+    assert unbroken.returncode == 0, unbroken.stderr
+    process = start(root, "train", *arguments(given, folder, "killed"))
+    kill_when((folder / "killed" / "checkpoints" / "2").exists, process)
+    resumed = call(root, "train", *arguments(given, folder, "killed"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "continues after step" in resumed.stderr
+    return folder / "unbroken", folder / "killed"
+
+
+def test_a_killed_run_equals_the_unbroken_one_bit_for_bit(runs):
+    parts = [Bundle(run / "bundle").codec() for run in runs]
+    for one, other in zip(*(jax.tree.leaves((p.params, p.codebook)) for p in parts), strict=True):
+        np.testing.assert_array_equal(one, other)
+    lines = [
+        [json.loads(line) for line in (run / "metrics" / "metrics.jsonl").read_text().splitlines()]
+        for run in runs
+    ]
+    for name in ("loss", "perceptual", "generator", "discriminator", "adversarial_weight"):
+        unbroken, killed = ({line["step"]: line[name] for line in each} for each in lines)
+        assert killed == unbroken, name
+    weights = [line["adversarial_weight"] for line in lines[0]]
+    assert [weight > 0 for weight in weights] == [False, False, True, True, True, True]
+
+
+def test_what_was_trained_is_given_back_to_the_original_code(runs, given, tmp_path):
+    file, _ = given
+    conversion.convert(
+        None, "taming", SourceFiles(), str(runs[0] / "bundle"), str(tmp_path / "back")
+    )
+    before = read_torch(file)["state_dict"]
+    after = read_torch(tmp_path / "back" / "image_tokenizer.ckpt")["state_dict"]
+    assert set(after) == {name for name in before if not name.startswith("loss.")}
+    moved = [np.abs(after[name].read() - before[name].read()).max() for name in after]
+    assert 0 < max(moved) < 0.1
+    assert np.mean(np.array(moved) > 0) > 0.9
