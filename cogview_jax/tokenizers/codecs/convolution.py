@@ -88,12 +88,13 @@ class UpsampledConvolution(nn.Module):
         return y + broadcast_bias(bias, y)
 
 
-def upsampling_kernel(kernel: Float[Array, "3 3 c f"]) -> Float[Array, "4 4 c f"]:
+def upsampling_kernel(kernel: Float[Array | np.ndarray, "3 3 c f"]) -> Float[Array, "4 4 c f"]:
     """The 4x4 transposed form of doubling and a 3x3 convolution.
 
     Output row 2r + i - 1 reads input row r, which lies twice below the taps: as copy 2r at tap
     2 - i and as copy 2r + 1 at tap 3 - i of the three, where these exist.
     """
+    kernel = jnp.asarray(kernel)
     for axis in (0, 1):
         turned = jnp.flip(kernel, axis)
         before = [(1, 0) if other == axis else (0, 0) for other in range(4)]

@@ -60,7 +60,7 @@ def test_a_group_norm_by_loops():
     x = np.random.default_rng(1).standard_normal((2, 3, 5, 6)).astype(np.float32)
     x[1] += 300
     params = random_params(GroupNorm(3), x)
-    found = GroupNorm(3).apply({"params": params}, x)
+    found = GroupNorm(3).apply({"params": params}, jnp.asarray(x))
     for image, row in zip(x.astype(np.float64), np.asarray(found), strict=True):
         for group in range(3):
             channels = slice(2 * group, 2 * group + 2)
