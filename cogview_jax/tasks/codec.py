@@ -1,7 +1,9 @@
 """The task of stage 1: an image tokenizer, its images, previews and bundle."""
 
+import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import CodecExperiment
 from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.training.codec_loss import VQGANLoss
 from cogview_jax.training.codec_objective import CodecObjective, ImageExample
 from cogview_jax.training.objective import ModelValues, Objective
@@ -25,6 +28,23 @@ from cogview_jax.training.vqgan_objective import VQGANObjective
 
 #: Images of a preview, which are shown with their reconstructions.
 PREVIEW_IMAGES = 8
+
+
+def different_settings(there: CodecConfig, here: CodecConfig) -> dict[str, tuple[Any, Any]]:
+    """Names of settings that weights depend on and in which two codecs differ, and both values.
+
+    Weights depend neither on the size of images nor on how a quantiser's codes are learned.
+    """
+    if there.kind != here.kind:
+        return {"kind": (there.kind, here.kind)}
+    found = {
+        field.name: (getattr(there, field.name), getattr(here, field.name))
+        for field in dataclasses.fields(there)
+        if field.name not in ("image_size", "quantiser")
+    }
+    if not there.quantiser.same_codes(here.quantiser):
+        found["quantiser"] = there.quantiser, here.quantiser
+    return {name: (one, other) for name, (one, other) in found.items() if one != other}
 
 
 def make_objective(experiment: CodecExperiment) -> CodecObjective:
@@ -76,10 +96,11 @@ class CodecTask:
         if bundle is None:
             return state
         part = bundle.codec(state.mesh)
-        if part.config != self.experiment.model:
+        if different := different_settings(part.config, self.experiment.model):
+            held = ", ".join(f"model.{name} = {there!r}" for name, (there, _) in different.items())
+            says = ", ".join(f"{here!r}" for _, here in different.values())
             raise InputError(
-                f"init_from {bundle.path} holds a codec with {part.config}, but the config says"
-                f" {self.experiment.model}"
+                f"init_from {bundle.path} holds a codec with {held}, but the config says {says}"
             )
         held = self.objective.bundle_values(state.values)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, held)

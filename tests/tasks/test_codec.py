@@ -15,9 +15,12 @@ from cogview_jax.data.sources.folder import FolderSource
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
-from cogview_jax.tasks.codec import CodecTask
+from cogview_jax.tasks.codec import CodecTask, different_settings
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tokenizers.codecs.vqgan import VQGANConfig
+from cogview_jax.tokenizers.quantisers.fsq import FSQ
+from cogview_jax.tokenizers.quantisers.learned import Learned
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import state_shapes
 from cogview_jax.training.vqgan_objective import VQGANObjective
@@ -66,8 +69,24 @@ def test_a_start_from_a_bundle_has_its_parameters_and_codebook(chain, experiment
 def test_a_start_from_another_codec_is_refused(chain, experiment):
     other = dataclasses.replace(experiment.model, codebook=32)
     started = job(dataclasses.replace(experiment, model=other), chain.codec)
-    with pytest.raises(InputError, match=r"init_from .* codebook=16.* the config says .*=32"):
+    message = r"init_from .* holds a codec with model\.codebook = 16, but the config says 32"
+    with pytest.raises(InputError, match=message):
         started.initial(Bundle(chain.codec / "bundle"), shapes_of(started))
+
+
+def test_what_weights_depend_on_decides_what_is_another_codec(experiment):
+    here = experiment.model
+    assert different_settings(here, dataclasses.replace(here, image_size=32)) == {}
+    assert different_settings(here, VQGANConfig()) == {"kind": ("vqvae", "vqgan")}
+    learned = dataclasses.replace(here, quantiser=Learned(codebook_weight=0.25))
+    assert different_settings(learned, dataclasses.replace(here, quantiser=Learned())) == {}
+    assert set(different_settings(here, learned)) == {"quantiser"}
+    sizes = {"codebook": 12, "code_width": 2}
+    one, other = (
+        dataclasses.replace(here, **sizes, quantiser=FSQ(levels=levels))
+        for levels in ((4, 3), (3, 4))
+    )
+    assert set(different_settings(one, other)) == {"quantiser"}
 
 
 def test_a_perceptual_loss_needs_its_weights(experiment, tmp_path):

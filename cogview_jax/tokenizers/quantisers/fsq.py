@@ -55,6 +55,10 @@ class FSQ(Quantiser):
                 f" {len(self.levels)} numbers, but codebook is {codes} and code_width {width}"
             )
 
+    def same_codes(self, other: Quantiser) -> bool:
+        """Whether both have the same levels."""
+        return isinstance(other, FSQ) and self.levels == other.levels
+
     def init(self, key: Key[Array, ""], codes: int, width: int) -> tuple[dict[str, Any], Use]:
         """No parameters, and a state of no use."""
         return {}, Use(jnp.zeros(codes), jnp.float32(jnp.inf))

@@ -75,6 +75,10 @@ class Quantiser(Tagged, abc.ABC):
     def check(self, codes: int, width: int) -> None:
         """InputError where the quantiser cannot have `codes` codes of `width` numbers."""
 
+    def same_codes(self, other: "Quantiser") -> bool:
+        """Whether the codes of one are those of the other, however they are learned."""
+        return self.kind == other.kind
+
     @abc.abstractmethod
     def init(self, key: Key[Array, ""], codes: int, width: int) -> tuple[dict[str, Any], Any]:
         """The parameters, boxed with logical axis names ({} for none), and the state."""
