@@ -97,10 +97,10 @@ class CodecTask:
             return state
         part = bundle.codec(state.mesh)
         if different := different_settings(part.config, self.experiment.model):
-            held = ", ".join(f"model.{name} = {there!r}" for name, (there, _) in different.items())
+            holds = ", ".join(f"model.{name} = {there!r}" for name, (there, _) in different.items())
             says = ", ".join(f"{here!r}" for _, here in different.values())
             raise InputError(
-                f"init_from {bundle.path} holds a codec with {held}, but the config says {says}"
+                f"init_from {bundle.path} holds a codec with {holds}, but the config says {says}"
             )
         held = self.objective.bundle_values(state.values)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, held)
