@@ -49,8 +49,7 @@ def test_upsampled_drawings_are_measured_of_a_bundle_of_super_resolution(chain, 
         return np.stack(list(map(np.asarray, larger)))
 
     def reconstruct(images):
-        grid = images.shape[1] // 4
-        return model.decode(model.encode(images, grid), grid)
+        return model.decode(model.encode(images, images.shape[1] // 4))
 
     assert (task, settings["temperature"]) == ("super_resolution", 0.5)
     _, by_default, _ = evaluated(bundle, tmp_path, count=2)
