@@ -1,5 +1,13 @@
-"""What holds annotations against values while tests run: an int is welcome where a float is."""
+"""What holds annotations against values while tests run.
 
-from beartype import BeartypeConf, beartype
+An int is welcome where a float is, and NumPy's whole numbers where an int is.
+"""
 
-typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
+import numpy as np
+from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+
+typechecker = beartype(
+    conf=BeartypeConf(
+        is_pep484_tower=True, hint_overrides=BeartypeHintOverrides({int: int | np.integer})
+    )
+)

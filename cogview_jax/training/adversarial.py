@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -69,7 +70,7 @@ class AdversarialConfig:
 # ---- losses of logits
 
 
-def _per_image(values: Float[Array, "b rows columns"]) -> Float[Array, " b"]:
+def _per_image(values: Float[Array | np.ndarray, "b rows columns"]) -> Float[Array, " b"]:
     return jnp.mean(values.astype(jnp.float32), axis=(1, 2))
 
 
@@ -102,23 +103,28 @@ DISCRIMINATOR_LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
-def generator_loss(kind: str, fake: Float[Array, "b rows columns"]) -> Float[Array, " b"]:
+def generator_loss(
+    kind: str, fake: Float[Array | np.ndarray, "b rows columns"]
+) -> Float[Array, " b"]:
     """What the generator minimises, of each image, from the logits of generated images.
 
     "hinge" is -logit; "non_saturating" is softplus(-logit) (Goodfellow et al. 2014, arXiv
     1406.2661). LlamaGen's non-saturating loss swaps logits and targets; this one does not.
     """
-    return _per_image(GENERATOR_LOSSES[kind](fake))
+    return _per_image(GENERATOR_LOSSES[kind](jnp.asarray(fake)))
 
 
 def discriminator_loss(
-    kind: str, real: Float[Array, "b rows columns"], fake: Float[Array, "b rows columns"]
+    kind: str,
+    real: Float[Array | np.ndarray, "b rows columns"],
+    fake: Float[Array | np.ndarray, "b rows columns"],
 ) -> Float[Array, " b"]:
     """What the discriminator minimises, of each pair, from the logits of real and generated images.
 
     "hinge" is (relu(1 - real) + relu(1 + fake)) / 2; "vanilla" and "non_saturating", which differ
     in the generator's loss alone, are (softplus(-real) + softplus(fake)) / 2.
     """
+    real, fake = jnp.asarray(real), jnp.asarray(fake)
     return _per_image(DISCRIMINATOR_LOSSES[kind](real, fake))
 
 
@@ -126,8 +132,8 @@ def discriminator_loss(
 
 
 def perceptual_reconstruction(
-    images: Float[Array, "b h w 3"],
-    decoded: Float[Array, "b h w 3"],
+    images: Float[Array | np.ndarray, "b h w 3"],
+    decoded: Float[Array | np.ndarray, "b h w 3"],
     weights: LpipsWeights | None,
     config: AdversarialConfig = AdversarialConfig(),
     dtype: DTypeLike = jnp.float32,
@@ -177,9 +183,9 @@ def adaptive_weight(nll_gradient: Array, g_gradient: Array) -> Float[Array, ""]:
 
 
 def last_kernel_gradients(
-    features: Float[Array, "b h w c"],
-    kernel: Float[Array, "taps taps c out"],
-    *cotangents: Float[Array, "b h w out"],
+    features: Float[Array | np.ndarray, "b h w c"],
+    kernel: Float[Array | np.ndarray, "taps taps c out"],
+    *cotangents: Float[Array | np.ndarray, "b h w out"],
 ) -> tuple[Float[Array, "taps taps c out"], ...]:
     """The gradient for the kernel of the decoder's last layer, for each cotangent of its output.
 
@@ -240,14 +246,14 @@ class GeneratorTurn(NamedTuple):
 
 
 def generator_turn(
-    images: Float[Array, "b h w 3"],
-    decoded: Float[Array, "b h w 3"],
-    features: Float[Array, "b h w c"],
-    kernel: Float[Array, "taps taps c 3"],
+    images: Float[Array | np.ndarray, "b h w 3"],
+    decoded: Float[Array | np.ndarray, "b h w 3"],
+    features: Float[Array | np.ndarray, "b h w c"],
+    kernel: Float[Array | np.ndarray, "taps taps c 3"],
     weights: LpipsWeights | None,
     discriminate: Discriminate,
     state: Any,
-    step: Int[Array, ""] | int,
+    step: Int[Array | np.ndarray, ""] | int,
     config: AdversarialConfig,
     dtype: DTypeLike = jnp.float32,
 ) -> GeneratorTurn:
@@ -288,7 +294,9 @@ def generator_turn(
         )
         weight = weight * adaptive_weight(*kernel_gradients)
     weight = weight * started(step, config)
-    loss = with_gradient(decoded, nll_value + weight * g_value, nll_gradient + weight * g_gradient)
+    loss = with_gradient(
+        jnp.asarray(decoded), nll_value + weight * g_value, nll_gradient + weight * g_gradient
+    )
     terms |= {"nll": nll_value, "generator": g_value, "adversarial_weight": weight}
     return GeneratorTurn(loss, terms, jax.lax.stop_gradient(after))
 
@@ -307,11 +315,11 @@ class DiscriminatorTurn(NamedTuple):
 
 
 def discriminator_turn(
-    images: Float[Array, "b h w 3"],
-    decoded: Float[Array, "b h w 3"],
+    images: Float[Array | np.ndarray, "b h w 3"],
+    decoded: Float[Array | np.ndarray, "b h w 3"],
     discriminate: Discriminate,
     state: Any,
-    step: Int[Array, ""] | int,
+    step: Int[Array | np.ndarray, ""] | int,
     config: AdversarialConfig,
 ) -> DiscriminatorTurn:
     """The loss of the logits of real images and, in a second call, of their reconstructions.
@@ -329,7 +337,7 @@ def discriminator_turn(
     )
 
 
-def started(step: Int[Array, ""] | int, config: AdversarialConfig) -> Float[Array, ""]:
+def started(step: Int[Array | np.ndarray, ""] | int, config: AdversarialConfig) -> Float[Array, ""]:
     """1 from `config.start_step` on, 0 before."""
     return jnp.where(jnp.asarray(step) >= config.start_step, 1.0, 0.0)
 

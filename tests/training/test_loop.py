@@ -227,8 +227,8 @@ def test_the_time_is_spent_where_it_is_said_to_be():
     """Batches that take 100 ms, steps that take 50, and a hook of 200 ms."""
     clock = Clock()
 
-    class Slow:
-        def __init__(self, items):
+    class Slow(Prefetched):
+        def __init__(self, items):  # and no thread
             self.items = items
 
         def get(self, waiting):
