@@ -406,8 +406,8 @@ COMMANDS = {
     "prepare": "Turns captioned images into a token store that training reads.",
     "sample": "Samples from a bundle.",
     "evaluate": "Evaluates a bundle and writes a JSON report.",
-    "convert": "Converts other people's checkpoints to a bundle, and a bundle to such files, without"
-    " torch.",
+    "convert": "Converts other people's checkpoints to a bundle, and a bundle to such files,"
+    " without torch.",
 }
 
 
