@@ -12,6 +12,7 @@ which the system can take back. Both are peaks above the level after the imports
 stay below the size of the output plus the largest tensor.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -35,10 +36,11 @@ MIB = 1 << 20
 
 
 def main() -> None:
-    """Measures both directions and writes the table; with arguments, measures one direction."""
-    if sys.argv[1:]:
-        print(json.dumps(measured(*sys.argv[1:])))
+    """Measures both directions and writes the table; with "measure", measures one direction."""
+    if sys.argv[1:2] == ["measure"]:
+        print(json.dumps(measured(*sys.argv[2:])))
         return
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for dtype in ("float32", "float16"):
@@ -91,7 +93,8 @@ def write_checkpoint(directory: Path, dtype: np.dtype) -> int:
 
 def apart(direction: str, source: Path, out: Path) -> dict:
     """Returns `measured` of a process of its own."""
-    command = [sys.executable, "-m", "bench.convert_memory", direction, str(source), str(out)]
+    program = [sys.executable, "-m", "bench.convert_memory"]
+    command = [*program, "measure", direction, str(source), str(out)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 

@@ -12,8 +12,8 @@ products, which are measured between the steps. The command prints a table and t
 of the first variant, and writes bench/results/mfu.json.
 """
 
+import argparse
 import dataclasses
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -150,7 +150,10 @@ def random_batch(layout: Any, rows: int, seed: int) -> Example:
 
 def main() -> None:
     """Measures, prints the table, and writes the results."""
-    variants = sys.argv[1:] or VARIANTS
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    text = "a variant, such as rows=16,remat=dots"
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", default=VARIANTS, help=text)
+    variants = parser.parse_args().variants
     device, bench, rows = jax.devices()[0].device_kind, Bench(), []
     print(f"cogview_4b in bfloat16, {device}, jax {jax.__version__}", flush=True)
     with tempfile.TemporaryDirectory() as trace:

@@ -8,6 +8,7 @@ how often the likeliest token is the same. The logits are those of a bundle, or 
 none is given. The command also writes bench/results/precision.json.
 """
 
+import argparse
 import json
 import sys
 import time
@@ -42,7 +43,9 @@ ROWS, REPEATS = 16, 4
 
 def main() -> None:
     """Measures, prints the table, and writes the results."""
-    bundle = sys.argv[1] if len(sys.argv) > 1 else None
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", nargs="?", help="gives the logits; else random weights do")
+    bundle = parser.parse_args().bundle
     rows = []
     expected = None
     for policy in POLICIES.values():
@@ -100,8 +103,7 @@ def step_seconds(policy: Policy) -> float:
         )
         for _ in range(ROWS)
     ]
-    fields = zip(*examples, strict=True)
-    batch = dict(zip(examples[0]._fields, map(np.stack, fields), strict=True))
+    batch = jax.tree.map(lambda *rows: np.stack(rows), *examples)
     times = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()

@@ -7,6 +7,7 @@ devices. The command rewrites the tables in docs/explanations/scaling.md and wri
 bench/results/scaling.json. It takes ten minutes.
 """
 
+import argparse
 import dataclasses
 import json
 import re
@@ -110,15 +111,16 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    """Measures, prints the table, and writes the results."""
-    if len(sys.argv) > 1:
-        number, remat = sys.argv[1:]
+    """Measures, prints the table, and writes the results; with "measure", measures one row."""
+    if sys.argv[1:2] == ["measure"]:
+        number, remat = sys.argv[2:]
         print(json.dumps(measure(SETUPS[int(number)], remat)))
         return
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     rows = []
     for number, setup in enumerate(SETUPS):
         for remat in REMAT:
-            command = [sys.executable, "-m", "bench.scaling", str(number), remat]
+            command = [sys.executable, "-m", "bench.scaling", "measure", str(number), remat]
             done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(

@@ -7,6 +7,7 @@ and of the model of configs/fashion.py:small in float32, and one token of the la
 cache. The command prints a table and writes bench/results/sparse_attention.json.
 """
 
+import argparse
 import dataclasses
 import json
 import sys
@@ -50,6 +51,7 @@ Call = tuple[Callable[..., Any], tuple]
 
 def main() -> None:
     """Measures, prints the table, and writes the results."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     result: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

@@ -7,6 +7,7 @@ optimizer, as the official release was timed. The command prints a table and wri
 bench/results/train_step.json.
 """
 
+import argparse
 import json
 import sys
 import time
@@ -31,6 +32,7 @@ REPEATS = 5
 
 def main() -> None:
     """Measures, prints the table, and writes the results."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     layout = make_layout(LayoutConfig(text_length=62), Vocabulary())
     config = TransformerConfig(
         layers=12, width=1024, heads=16, dropout=0.0, remat="none", unroll=12

@@ -14,7 +14,7 @@
 set -euo pipefail
 
 usage() {
-    sed -n '2,16p' "$0" | cut -c 3-
+    sed -n '2,/^[^#]/s/^#//p' "$0" | cut -c 2-
     exit 2
 }
 

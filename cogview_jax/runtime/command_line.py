@@ -305,7 +305,7 @@ def _program(command: ModuleType) -> str:
     spec = command.__spec__
     if command.__name__ != "__main__" and spec is not None:
         return f"cogview {spec.name.rpartition('.')[2]}"
-    return f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
 
 
 def _required(flag: flags.Flag) -> bool:

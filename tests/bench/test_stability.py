@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +35,7 @@ from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import initial_state
 from cogview_jax.training.step import make_step
 
+ROOT = Path(__file__).parents[2]
 #: Steps of the short form. What fails early needs fewer.
 STEPS = {
     "pre_ln": 20,
@@ -281,3 +285,9 @@ def test_variants_differ_in_their_switches_alone(root):
     assert plain["_1024"].layers == plain[""].layers == 64
     assert plain["_1024"].head_width == plain[""].head_width == 64
     assert plain["_1024"].width == 1024
+
+
+def test_help_names_the_program_as_it_is_started():
+    command = [sys.executable, "-m", "bench.stability", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "\nusage: python -m bench.stability [flags]\n" in result.stdout

@@ -47,6 +47,13 @@ def test_wrong_use_of_the_tpu_script_is_explained(arguments, environ, message):
     assert message in result.stdout + result.stderr
 
 
+def test_usage_of_the_tpu_script_is_its_comment():
+    result = subprocess.run(["bash", LAUNCH / "tpu_pod.sh"], capture_output=True, text=True)
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("Trains on a Cloud TPU pod slice")
+    assert lines[-1].endswith("An address (gs://...) is refused.")
+
+
 def test_the_tpu_script_starts_the_supervisor_on_every_host(tmp_path):
     fake = tmp_path / "gcloud"
     fake.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
