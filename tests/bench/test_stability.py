@@ -59,6 +59,15 @@ def experiment(root, name, **sections):
     return dataclasses.replace(whole, vocabulary=VOCABULARY, layout=LAYOUT, **changed)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimised():
+    """Programs that run as often as these are worth their optimisation."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="module")
 def finished(root, chain, tmp_path_factory):
     """The short form: experiments, their folder, the folder of the results, and results.json.

@@ -118,21 +118,30 @@ def written_out(model, state, batch):
     return expected, weight
 
 
+@jax.jit
+def in_one(state, batch):
+    """The gradient of the objective, and its sums."""
+
+    def loss(params):
+        sums = objective().sums(
+            params, state.model_state, batch, jnp.arange(ROWS), jax.random.key(0)
+        )
+        return sums.loss / ROWS, sums
+
+    return jax.grad(loss, has_aux=True)(state.params)
+
+
+@jax.jit
+def apart(state, batch):
+    return written_out(objective(), state, batch)
+
+
 @pytest.mark.parametrize("step", [0, 1])
 def test_one_gradient_is_that_of_both_turns(step):
     """Before the start the adversarial terms, and all gradients of the discriminator, are 0."""
-    model, state, batch = objective(), start(step), images(1)
-
-    @jax.jit
-    def ours(params):
-        def loss(params):
-            sums = model.sums(params, state.model_state, batch, jnp.arange(ROWS), jax.random.key(0))
-            return sums.loss / ROWS, sums
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    found, sums = ours(state.params)
-    expected, weight = jax.jit(lambda: written_out(model, state, batch))()
+    state, batch = start(step), images(1)
+    found, sums = in_one(state, batch)
+    expected, weight = apart(state, batch)
     total, count = sums.metrics["adversarial_weight"]
     assert float(total / count) == pytest.approx(float(weight), rel=1e-4)
     assert (weight > 0) == (step == 1)
@@ -140,9 +149,9 @@ def test_one_gradient_is_that_of_both_turns(step):
     assert any(jax.tree.leaves(moved)) == (step == 1)
     # The bias of an attention's keys has the gradient 0, but for rounding.
     floor = 1e-3 * max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
-    for ours_, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         largest = max(float(jnp.max(jnp.abs(theirs))), floor)
-        np.testing.assert_allclose(ours_, theirs, atol=1e-4 * largest)
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * largest)
 
 
 def trained(mesh=None, steps=3):
