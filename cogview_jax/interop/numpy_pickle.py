@@ -39,7 +39,7 @@ def read_numpy_pickle(path: Path | str) -> dict[str, Any]:
     data = read_regular(path, LIMIT)
     try:
         # How many instructions there are and what they nest, before any is run.
-        _, end = opcodes._follow(data)
+        _, end = opcodes.followed(data)
         return _arrays(_Unpickler(io.BytesIO(data[:end])).load(), set())
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

@@ -98,7 +98,8 @@ def _run(command: ModuleType) -> NoReturn:
     except BrokenPipeError:
         raise
     except InputError as error:
-        _fail(f"error: {error}", BAD_INPUT)
+        # What it quotes of a file may have several lines.
+        _fail("error: " + " ".join(str(error).split("\n")), BAD_INPUT)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to continue", INTERRUPTED)
     except SystemFault as error:
@@ -149,6 +150,10 @@ def _parse(argv: list[str], command: ModuleType) -> None:
         flag = None if name in flags.FLAGS else _own(name.removeprefix("no"), command)
         if value is not None and flag is not None and flag.boolean:
             raise InputError(f"--{name}={value}: expected --{name}, or --{flag.name}=true or false")
+        parser = flags.FLAGS[name].parser if name in flags.FLAGS else None
+        # No bound of absl's keeps it out, since it is neither less nor more.
+        if isinstance(parser, flags.FloatParser) and str(value).strip().lower() == "nan":
+            raise InputError(f"--{name}={value}: expected {_expected(parser)}")
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:

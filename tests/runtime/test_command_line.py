@@ -55,6 +55,8 @@ DRY = flags.DEFINE_bool("dry", False, "let it dry")
 def main():
     if WORKDIR.value == "bad":
         raise InputError("workdir = 'bad': expected a wall; choices: north, south")
+    if WORKDIR.value == "lines":
+        raise InputError("a file names\\nits own wall")
     if WORKDIR.value == "defect":
         raise ValueError("ours")
     if WORKDIR.value == "sleep":
@@ -168,6 +170,7 @@ GOOD = ("--config=cfg.py", "--workdir=w")
         ((*GOOD, "--coats=0"), "--coats=0: expected a whole number, at least 1"),
         ((*GOOD, "--sheen=much"), "--sheen=much: expected a number"),
         ((*GOOD, "--sheen=2"), "--sheen=2: expected a number from 0 to 1.5"),
+        ((*GOOD, "--sheen=nan"), "--sheen=nan: expected a number from 0 to 1.5"),
         ((*GOOD, "--sheen", "much"), "--sheen=much: expected a number from 0 to 1.5"),
         ((*GOOD, "--dry=7"), "--dry=7: expected true or false"),
         ((*GOOD, "--nodry=7"), "--nodry=7: expected --nodry, or --dry=true or false"),
@@ -182,6 +185,7 @@ GOOD = ("--config=cfg.py", "--workdir=w")
         (("--config=cfg.py", "--workdir=bad"), "workdir = 'bad': expected a wall; choices: north"),
         (("--config=cfg.py", "--workdir="), "--workdir=: expected a path, this is empty"),
         (("--config=cfg.py", "--workdir=gs://b/w"), "--workdir=gs://b/w: expected the path of a"),
+        (("--config=cfg.py", "--workdir=lines"), "error: a file names its own wall"),
         ((*GOOD, "--photo=a.png", "--photo=s3://b/x"), "--photo=s3://b/x: expected the path of a"),
         (("--config=cfg.py", "--workdir=file"), "/nowhere/at/all: No such file or directory"),
     ],

@@ -33,7 +33,7 @@ CHARACTERS, LONGEST = 1 << 20, 1 << 16
 
 #: Digits of a number that is read.
 _DIGITS = 12
-_PICTURE = re.compile(r"\[Image([0-9]*)\](.+)", re.DOTALL)
+_IMAGE = re.compile(r"\[Image([0-9]*)\](.+)", re.DOTALL)
 
 
 def parse_query(
@@ -168,7 +168,7 @@ def _special_ids(
             )
         return [OPEN] * int(count)
     if word.startswith("[Image"):
-        match = _PICTURE.fullmatch(word)
+        match = _IMAGE.fullmatch(word)
         if not match:
             raise InputError(
                 f"{word[:60]!r}: expected [Image]PATH, or [ImageN]PATH with a number N"

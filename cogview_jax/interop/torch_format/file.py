@@ -107,11 +107,12 @@ def _read_tree(path: Path, archive: zipfile.ZipFile) -> Any:
     def tensor(view: View) -> Tensor:
         member = members.get(f"{root}/data/{view.storage.key}")
         if member is None:
-            raise InputError(f"its storage {view.storage.key} is missing")
+            raise InputError(f"its storage {view.storage.key:.60} is missing")
         needed = view.storage.size * view.dtype.itemsize
         if member.file_size < needed:
             raise InputError(
-                f"its storage {view.storage.key} has {member.file_size} bytes, expected {needed}"
+                f"its storage {view.storage.key:.60} has {member.file_size} bytes, expected"
+                f" {needed}"
             )
         return Tensor(view, order != sys.byteorder, functools.partial(_bytes, path, member))
 

@@ -50,7 +50,7 @@ def _read(path: Path, file: BinaryIO) -> Any:
     def tensor(view: View) -> Tensor:
         key = view.storage.key
         if storages.setdefault(key, view.storage) != view.storage:
-            raise InputError(f"its storage {key} has two types or sizes")
+            raise InputError(f"its storage {key:.60} has two types or sizes")
         return Tensor(view, swapped, lambda: _bytes(path, *places[key]))
 
     load(file, tensor)  # This is the magic number, which is known.

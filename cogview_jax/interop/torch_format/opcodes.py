@@ -43,12 +43,12 @@ def examined(file: BinaryIO) -> tuple[bytes, int]:
     """
     start = file.tell()
     data = file.read(BYTES)
-    count, end = _follow(data)
+    count, end = followed(data)
     file.seek(start + end)
     return data[:end], count
 
 
-def _follow(data: bytes) -> tuple[int, int]:
+def followed(data: bytes) -> tuple[int, int]:
     """Returns the number of instructions, and where they end."""
     stack: list[int] = []  # For each value, the depth of tuples in it; or the mark.
     memo: dict[int, int] = {}

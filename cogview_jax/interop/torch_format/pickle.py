@@ -140,7 +140,7 @@ class _Unpickler(pickle.Unpickler):
         if module.partition(".")[0] in INERT or (module, name) in INERT_NAMES:
             kind = type(name[:60], (_Inert,), {})
             return self._inert.setdefault((module, name), kind)
-        asked = f"{module}.{name}"[:200]
+        asked = " ".join(f"{module}.{name}".split())[:200]
         raise InputError(
             f"its pickle asks for {asked}: expected tensors and plain containers, and nothing of it"
             " was run"
@@ -177,17 +177,17 @@ class _Unpickler(pickle.Unpickler):
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if math.prod(shape) and last >= storage.size:
             raise InputError(
-                f"its tensor of shape {shape} reaches to number {last} of storage {storage.key},"
-                f" which has {storage.size}"
+                f"its tensor of shape {shape} reaches to number {last} of storage"
+                f" {storage.key:.60}, which has {storage.size}"
             )
         if math.prod(shape) > storage.size:
             raise InputError(
                 f"its tensor of shape {shape} and strides {strides} shows numbers again and again:"
-                f" storage {storage.key} has {storage.size}"
+                f" storage {storage.key:.60} has {storage.size}"
             )
         shown = self._shown.get(storage.key, 0) + math.prod(shape) * dtype.itemsize
         if shown > VIEWS * storage.size * storage.dtype.itemsize:
-            raise InputError(f"its tensors show storage {storage.key} more than {VIEWS} times")
+            raise InputError(f"its tensors show storage {storage.key:.60} more than {VIEWS} times")
         self._shown[storage.key] = shown
         return self._tensor(View(storage, dtype, offset, tuple(shape), tuple(strides)))
 
