@@ -17,6 +17,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Programs of tests are compiled more often than they are run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402  (it reads the environment above)
 
@@ -24,8 +26,6 @@ import command_runs  # noqa: E402
 
 # Only here, and not in the environment: the commands that tests start see one device, as users do.
 jax.config.update("jax_num_cpu_devices", 8)
-# Programs of tests are compiled more often than they are run. The commands compile as users do.
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

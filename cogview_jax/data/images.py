@@ -18,7 +18,7 @@ from cogview_jax.data.records import BadRecord
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import read_regular
 
-_AVIF = "avif" in features.get_supported()
+_AVIF = "avif" in features.modules and features.check("avif")
 #: What is decoded, by Pillow's names. JPEG includes the several images in one of some cameras.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *(("AVIF",) if _AVIF else ()))
 #: How files of these formats are called.
