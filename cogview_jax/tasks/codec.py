@@ -125,4 +125,4 @@ class CodecTask:
 
     def _part(self, state: TrainState) -> CodecPart:
         params, codebook = self.objective.bundle_values(state.values)
-        return CodecPart(self.experiment.model, params, codebook)
+        return CodecPart(self.experiment.model, params, codebook, self.experiment.train.weights)

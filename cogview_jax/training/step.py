@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array
 
 from cogview_jax.runtime.random_key import random_key
+from cogview_jax.training.ema import update_average
 from cogview_jax.training.loss_scale import LossScaleConfig, overflows, update
 from cogview_jax.training.objective import BatchT, Metrics, ModelValues, Objective, StepSums
 from cogview_jax.training.state import TrainState
@@ -30,6 +31,7 @@ def make_step(
     seed: int,
     accumulate: int = 1,
     loss_scale: LossScaleConfig | None = None,
+    ema_decay: float = 0.0,
 ) -> Step[BatchT]:
     """The step function, to be jitted with its first argument donated.
 
@@ -44,6 +46,7 @@ def make_step(
             which gives the gradient of the whole batch.
         loss_scale: for states that have one. A step that overflows then leaves everything but the
             scale as it was; its metric `overflow` is 1, and `skipped_steps` counts such steps.
+        ema_decay: for states that have an average of the parameters: see `ema.update_average`.
     """
 
     def step(state: TrainState, batch: BatchT) -> tuple[TrainState, Metrics]:
@@ -73,6 +76,10 @@ def make_step(
             **{name: total / of for name, (total, of) in sums.metrics.items()},
         }
         new = TrainState(state.step + 1, values.params, opt_state, values.model_state)
+        if ema_decay:
+            held = objective.bundle_values(values).params
+            ema = update_average(state.ema, held, new.step, ema_decay)
+            new = dataclasses.replace(new, ema=ema)
         if loss_scale is None:
             return new, metrics
         overflow = overflows(scaled) | ~jnp.isfinite(sums.loss)
