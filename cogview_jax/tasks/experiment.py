@@ -151,6 +151,11 @@ class CodecExperiment:
         require_range(self, "seed", at_least=0, below=2**32)
         require_paths(self, "init_from")
         policy(self.precision)
+        if self.loss.decoder_only and not self.init_from:
+            raise InputError(
+                "loss.decoder_only keeps the codes of a trained image tokenizer, but init_from is"
+                " empty: name its bundle there, or set loss.decoder_only to False"
+            )
         if isinstance(self.loss, VQGANLoss):
             self.loss.check_accumulation(self.train.accumulate)
             if {*self.model.mean, *self.model.std} != {0.5}:

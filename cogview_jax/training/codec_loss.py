@@ -20,11 +20,14 @@ class CodecLoss(CodebookTraining, Tagged):
 
     Attributes:
         kind: which loss; a subclass fixes it, as `Literal`.
+        decoder_only: train what comes after the codes alone, so that the codes of all images stay
+            those of the bundle in `init_from`. The settings of the codebook then do nothing.
     """
 
     default_kind: ClassVar[str | None] = "l2"
 
     kind: str
+    decoder_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,8 @@ class VQGANObjective(CodecObjective):
     def __init__(
         self, codec: Codec, *, global_batch: int, loss: VQGANLoss, perceptual: LpipsWeights | None
     ) -> None:
-        super().__init__(codec, global_batch=global_batch, codebook=loss)
+        fixed = loss.decoder_only
+        super().__init__(codec, global_batch=global_batch, codebook=loss, fixed_codes=fixed)
         self.loss, self.perceptual = loss, perceptual
         self.discriminator = Discriminator(loss.discriminator, codec.dtype)
         size = codec.config.image_size
@@ -87,8 +88,7 @@ class VQGANObjective(CodecObjective):
         The adversarial terms are means over the rows given; see `VQGANLoss.check_accumulation`.
         """
         variables, images = {"params": params}, normalise(self.codec.config, batch.image)
-        vectors = self.codec.apply(variables, images, method=self.codec.encode)
-        quantised = self.quantise(params, model_state.codebook, vectors, rows, key)
+        quantised = self.encode(params, model_state.codebook, batch.image, rows, key)
         features = self.codec.apply(variables, quantised.vectors, method=self.codec.features)
         decoded = self.codec.apply(variables, features, method=self.codec.pixels)
 
