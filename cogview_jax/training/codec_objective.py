@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, Real
 
 from cogview_jax.tokenizers.codecs.codec import Codec, CodecConfig, encode_images, normalise
 from cogview_jax.tokenizers.quantisers.quantiser import (
@@ -77,11 +77,12 @@ class CodecObjective:
         batch: ImageExample,
         rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
+        whole: Any = None,
     ) -> StepSums:
         """Sums over images: losses, metrics (of pixels in [0, 1]), and what moves the codebook."""
         config, variables = self.codec.config, {"params": params}
         pixels = normalise(config, batch.image)
-        quantised = self.encode(params, model_state, batch.image, rows, key)
+        quantised = self.encode(params, model_state, batch.image, rows, key, whole)
         decoded = self.codec.apply(variables, quantised.vectors, method=self.codec.decode)
         error = (decoded - pixels) ** 2
         reconstruction = jnp.mean(error, axis=(1, 2, 3))
@@ -94,13 +95,29 @@ class CodecObjective:
             quantised.aux,
         )
 
+    def batch_sums(
+        self,
+        params: Any,
+        model_state: Any,
+        batch: ImageExample,
+        rows: Int[Array | np.ndarray, " b"],
+        key: Key[Array, ""],
+    ) -> Any:
+        """What the quantiser has to know of the whole batch."""
+        if self.fixed_codes:
+            return ()
+        pixels = normalise(self.codec.config, batch.image)
+        vectors = self.codec.apply({"params": params}, pixels, method=self.codec.encode)
+        return self.quantiser.batch_sums(params.get("quantiser", {}), vectors)
+
     def encode(
         self,
         params: Any,
         codebook: Any,
-        images: UInt8[Array | np.ndarray, "b h w 3"],
+        images: Real[Array | np.ndarray, "b h w 3"],
         rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
+        whole: Any = None,
     ) -> Quantised:
         """What the decoder reads of some images, with the quantiser's loss, metrics and sums."""
         config = self.codec.config
@@ -111,7 +128,7 @@ class CodecObjective:
             return jax.lax.stop_gradient(Quantised(vectors, jnp.zeros(len(images)), {}, hits))
         pixels = normalise(config, images)
         vectors = self.codec.apply({"params": params}, pixels, method=self.codec.encode)
-        return self.quantise(params, codebook, vectors, rows, key)
+        return self.quantise(params, codebook, vectors, rows, key, whole)
 
     def quantise(
         self,
@@ -120,10 +137,11 @@ class CodecObjective:
         vectors: Float[Array, "b h w D"],
         rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
+        whole: Any = None,
     ) -> Quantised:
         """What the quantiser makes of the encoder's vectors of some rows."""
-        own, batch = params.get("quantiser", {}), self.global_batch
-        return self.quantiser.quantise(self.codebook, own, codebook, vectors, rows, batch, key)
+        own, batch, learning = params.get("quantiser", {}), self.global_batch, self.codebook
+        return self.quantiser.quantise(learning, own, codebook, vectors, rows, batch, key, whole)
 
     def pixel_metrics(self, l2: Float[Array, " b"]) -> dict[str, Float[Array, " b"]]:
         """Metrics of each image, from the mean squared error of its pixels in [0, 1]."""

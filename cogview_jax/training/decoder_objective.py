@@ -57,10 +57,23 @@ class DecoderObjective:
         batch: ImageExample,
         rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
+        whole: Any = None,
     ) -> StepSums:
         """The sums of the other objective."""
         values = self._joined(ModelValues(params, model_state))
-        return self.inner.sums(*values, batch, rows, key)
+        return self.inner.sums(*values, batch, rows, key, whole)
+
+    def batch_sums(
+        self,
+        params: Any,
+        model_state: Frozen,
+        batch: ImageExample,
+        rows: Int[Array | np.ndarray, " b"],
+        key: Key[Array, ""],
+    ) -> Any:
+        """Those of the other objective."""
+        values = self._joined(ModelValues(params, model_state))
+        return self.inner.batch_sums(*values, batch, rows, key)
 
     def finish(
         self, values: ModelValues, aux: Any, key: Key[Array, ""]
