@@ -69,11 +69,16 @@ FILES = {"codec": "codec", "text": "text.model", "transformer": "transformer"}
 
 @dataclass(frozen=True)
 class CodecPart:
-    """An image tokenizer: its sizes, parameters, and the state of its quantiser."""
+    """An image tokenizer: its sizes, parameters, and the state of its quantiser.
+
+    weights, of a run that kept a moving average of them: "ema" if the parameters are that average,
+    "last" if not.
+    """
 
     config: CodecConfig
     params: Any
     codebook: Any
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ class TransformerPart:
     """A transformer: its sizes, the sequence it was trained on, and its parameters.
 
     drop_captions is the share of rows that were trained without their text, None where nobody says;
-    implementation, which no bundle holds, asks for the programs that run the transformer here.
+    weights is as in `CodecPart`; implementation, which no bundle holds, asks for the programs that
+    run the transformer here.
     The parameters are stacked by layer, as training has them and `write_bundle` takes them, or in
     the form of `models.layer_params.unstack_arrays`.
     """
@@ -92,6 +98,7 @@ class TransformerPart:
     params: Any
     drop_captions: float | None = None
     implementation: ImplementationConfig = ImplementationConfig()
+    weights: str | None = None
 
     @property
     def model(self) -> Transformer:
@@ -128,6 +135,15 @@ class Bundle:
         """After how many steps the run that wrote the bundle did so; None if no run did."""
         return self._described.step
 
+    @property
+    def weights(self) -> str | None:
+        """Which weights of its run the bundle holds: "ema", "last", or None where it does not say.
+
+        They are those of the transformer, or of the codec where there is no transformer.
+        """
+        trained = self._described.transformer or self._described.codec
+        return trained.weights if trained else None
+
     def sha256(self, part: str) -> str:
         """The recorded hash of a part; InputError where the bundle lacks it."""
         if part not in self.parts:
@@ -156,11 +172,12 @@ class Bundle:
         """The image tokenizer: on one device, or split over `mesh`."""
         path, config = self._stored_as("codec", self._codec_shapes)
         saved = restore_tree(path, sharded_shapes(codec_shapes(config), mesh))
-        return _codec_part(config, saved)
+        return _codec_part(self._codec_entry, saved)
 
     def stored_codec(self) -> CodecPart:
         """The image tokenizer as it lies on disk: every array a `Deferred`, in its own type."""
-        return _codec_part(self._codec_entry.config, stored_tree(self.verified("codec")))
+        stored = stored_tree(self.verified("codec"))
+        return _codec_part(self._codec_entry, stored)
 
     def transformer(
         self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
@@ -246,7 +263,12 @@ class Bundle:
         """`params` with what bundle.json says of them."""
         entry = self._transformer_entry
         return TransformerPart(
-            entry.config, entry.vocabulary, entry.layout, params, entry.drop_captions
+            entry.config,
+            entry.vocabulary,
+            entry.layout,
+            params,
+            entry.drop_captions,
+            weights=entry.weights,
         )
 
     def verified(self, part: str) -> Path:
@@ -299,9 +321,10 @@ def codec_shapes(config: CodecConfig) -> dict[str, Any]:
     }
 
 
-def _codec_part(config: CodecConfig, saved: Any) -> CodecPart:
+def _codec_part(entry: CodecEntry, saved: Any) -> CodecPart:
     """The part of a tree like that of `codec_shapes`."""
-    return CodecPart(config, saved["params"], config.quantiser.State(**saved["codebook"]))
+    codebook = entry.config.quantiser.State(**saved["codebook"])
+    return CodecPart(entry.config, saved["params"], codebook, entry.weights)
 
 
 def write_bundle(
@@ -364,6 +387,9 @@ def _write_parts(
         }
         if transformer.drop_captions is not None:
             parts["transformer"]["drop_captions"] = transformer.drop_captions
+    for name, part in (("codec", codec), ("transformer", transformer)):
+        if isinstance(part, (CodecPart, TransformerPart)) and part.weights is not None:
+            parts[name]["weights"] = part.weights
     for name, record in (official or {}).items():
         parts[name]["official"] = dict(record)
     if jax.process_index() == 0:

@@ -33,11 +33,16 @@ T = TypeVar("T", bound="DataclassInstance")
 
 @dataclass(frozen=True)
 class CodecEntry:
-    """The entry of an image tokenizer; official: facts about its official file, for export."""
+    """The entry of an image tokenizer.
+
+    official: facts about its official file, for export. weights: "ema" or "last" of a run that kept
+    a moving average of the weights.
+    """
 
     config: CodecConfig
     sha256: str
     official: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class TransformerEntry:
 
     positions: how many were learned; bundles of before official ones could be read have as many as
     the layout. drop_captions: the share of rows that were trained without their caption, None where
-    it is not known. trained_with: part -> the hash it had.
+    it is not known. trained_with: part -> the hash it had. weights: as of a `CodecEntry`.
     """
 
     config: TransformerConfig
@@ -66,6 +71,7 @@ class TransformerEntry:
     drop_captions: float | None = None
     trained_with: dict[str, str] = field(default_factory=dict)
     official: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
 
     @property
     def learned_positions(self) -> int:

@@ -1,7 +1,8 @@
 """One checkpoint of a run on disk: its items, apart, and what is known of them.
 
-STEP/ holds params, opt_state, extras (the model state) and loss_scale as Orbax writes trees,
-`meta` (JSON) and a manifest. Orbax's own programs read it.
+STEP/ holds params, opt_state, and where there are any extras (the model state), loss_scale and ema
+(the average of the parameters), as Orbax writes trees; `meta` (JSON) and a manifest. Orbax's own
+programs read it.
 """
 
 import json
@@ -27,6 +28,7 @@ ITEMS = {
     "opt_state": "opt_state",
     "extras": "model_state",
     "loss_scale": "loss_scale",
+    "ema": "ema",
 }
 #: 1: has a manifest. Checkpoints of before that say no format and have none.
 FORMAT = 1

@@ -36,7 +36,8 @@ class Plan:
     Attributes:
         mesh: the sizes of its axes.
         parameters: in float32, as they are trained.
-        moments: of the optimizer, with the model state and the loss scale.
+        moments: of the optimizer, with the model state, the loss scale and the average of the
+            parameters.
         gradients: of one part of the batch; twice that if gradients of several parts are summed.
         activations: what the forward pass of one part keeps for its backward pass.
         temporaries: what else the compiled step holds at its peak, such as attention scores of a
@@ -92,12 +93,13 @@ def make_plan(
     global_batch: int,
     accumulate: int = 1,
     loss_scale: LossScaleConfig | None = None,
+    ema_decay: float = 0.0,
     compute: DTypeLike = jnp.float32,
 ) -> Plan:
     """Compiles the step for `mesh` and measures it; no array is made.
 
     Args:
-        objective, optimizer, rate, accumulate, loss_scale: see `make_step`.
+        objective, optimizer, rate, accumulate, loss_scale, ema_decay: see `make_step`.
         mesh: of devices of any kind.
         row_shapes: the shapes of one row of a batch.
         global_batch: rows of a step.
@@ -106,10 +108,16 @@ def make_plan(
     """
     began = time.monotonic()
     with jax.set_mesh(mesh):
-        state = state_shapes(objective, optimizer, mesh, loss_scale)
+        state = state_shapes(objective, optimizer, mesh, loss_scale, ema_decay)
         batch = _rows(row_shapes, global_batch, mesh)
         step = make_step(
-            objective, optimizer, rate, seed=0, accumulate=accumulate, loss_scale=loss_scale
+            objective,
+            optimizer,
+            rate,
+            seed=0,
+            accumulate=accumulate,
+            loss_scale=loss_scale,
+            ema_decay=ema_decay,
         )
         compiled: Any = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
         part = _rows(row_shapes, global_batch // accumulate, mesh)
@@ -121,7 +129,7 @@ def make_plan(
     return Plan(
         mesh=dict(mesh.shape),
         parameters=_held(state.params),
-        moments=_held((state.opt_state, state.model_state, state.loss_scale)),
+        moments=_held((state.opt_state, state.model_state, state.loss_scale, state.ema)),
         gradients=gradients,
         activations=activations,
         temporaries=max(0, memory.temp_size_in_bytes - gradients - activations),

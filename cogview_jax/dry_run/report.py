@@ -60,6 +60,7 @@ def plan_run(experiment: Experiment, devices: int | None) -> Plan:
         global_batch=config.global_batch,
         accumulate=config.accumulate,
         loss_scale=experiment.loss_scale if types.scales else None,
+        ema_decay=config.ema_decay,
         compute=types.compute,
     )
 

@@ -22,6 +22,7 @@ from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.training.codec_loss import VQGANLoss
 from cogview_jax.training.codec_objective import CodecObjective, ImageExample
+from cogview_jax.training.decoder_objective import DecoderObjective
 from cogview_jax.training.objective import ModelValues, Objective
 from cogview_jax.training.state import TrainState
 from cogview_jax.training.vqgan_objective import VQGANObjective
@@ -47,16 +48,23 @@ def different_settings(there: CodecConfig, here: CodecConfig) -> dict[str, tuple
     return {name: (one, other) for name, (one, other) in found.items() if one != other}
 
 
-def make_objective(experiment: CodecExperiment) -> CodecObjective:
+def make_objective(experiment: CodecExperiment) -> Objective[ImageExample]:
     """The objective that the experiment's loss asks for.
 
     Raises:
         InputError: the weights of LPIPS cannot be read, or the images are too small for the loss.
     """
+    objective = _objective_of_all(experiment)
+    return DecoderObjective(objective) if experiment.loss.decoder_only else objective
+
+
+def _objective_of_all(experiment: CodecExperiment) -> CodecObjective:
+    """The objective with the parameters of all parts, whatever of them is trained."""
     codec, loss = experiment.model.module(policy(experiment.precision).compute), experiment.loss
     batch = experiment.train.global_batch
     if not isinstance(loss, VQGANLoss):
-        return CodecObjective(codec, global_batch=batch, codebook=loss)
+        fixed = loss.decoder_only
+        return CodecObjective(codec, global_batch=batch, codebook=loss, fixed_codes=fixed)
     weights = None
     if loss.adversarial.perceptual_weight > 0:
         if not loss.perceptual:
@@ -125,4 +133,4 @@ class CodecTask:
 
     def _part(self, state: TrainState) -> CodecPart:
         params, codebook = self.objective.bundle_values(state.values)
-        return CodecPart(self.experiment.model, params, codebook)
+        return CodecPart(self.experiment.model, params, codebook, self.experiment.train.weights)

@@ -14,7 +14,7 @@ from cogview_jax.models.implementation import (
     ImplementationConfig,
     choose_implementation,
 )
-from cogview_jax.runtime.config import build, require_range
+from cogview_jax.runtime.config import SettingError, build, require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
 from cogview_jax.runtime.paths import require_paths
@@ -45,6 +45,10 @@ class TrainConfig:
         keep_every: checkpoints of every so many steps are kept for good; 0 for none.
         keep_best: how many checkpoints with the lowest `best_metric` are kept.
         best_metric: a name in metrics.jsonl.
+        ema_decay: of the moving average of the weights, such as 0.9999; 0 keeps none. The decay of
+            the first steps is smaller: (1 + step) / (10 + step).
+        bundle_weights: the weights that previews, measurements and the bundle take: "ema" (the
+            moving average), "last", or "auto": the moving average where there is one.
     """
 
     steps: int
@@ -57,11 +61,31 @@ class TrainConfig:
     keep_every: int = 0
     keep_best: int = 0
     best_metric: str = "loss"
+    ema_decay: float = 0.0
+    bundle_weights: Literal["auto", "ema", "last"] = "auto"
+
+    @property
+    def averaged(self) -> bool:
+        """Whether previews, measurements and the bundle take the moving average."""
+        return self.ema_decay > 0 and self.bundle_weights != "last"
+
+    @property
+    def weights(self) -> Literal["ema", "last"] | None:
+        """What the bundle says of its weights; None, nothing, where there is no average."""
+        if not self.ema_decay:
+            return None
+        return "ema" if self.averaged else "last"
 
     def __post_init__(self):
         positive = ("steps", "global_batch", "accumulate", "log_every", "checkpoint_every", "keep")
         require_range(self, *positive, at_least=1)
         require_range(self, "sample_every", "keep_every", "keep_best", at_least=0)
+        require_range(self, "ema_decay", at_least=0, below=1)
+        if self.bundle_weights == "ema" and not self.ema_decay:
+            raise SettingError(
+                "bundle_weights = 'ema': there is no moving average, since ema_decay is 0; choose"
+                " auto or last, or an ema_decay such as 0.9999"
+            )
         if self.global_batch % self.accumulate:
             raise InputError(
                 f"global_batch {self.global_batch} cannot be cut into accumulate ="
@@ -127,6 +151,11 @@ class CodecExperiment:
         require_range(self, "seed", at_least=0, below=2**32)
         require_paths(self, "init_from")
         policy(self.precision)
+        if self.loss.decoder_only and not self.init_from:
+            raise InputError(
+                "loss.decoder_only keeps the codes of a trained image tokenizer, but init_from is"
+                " empty: name its bundle there, or set loss.decoder_only to False"
+            )
         if isinstance(self.loss, VQGANLoss):
             self.loss.check_accumulation(self.train.accumulate)
             if {*self.model.mean, *self.model.std} != {0.5}:

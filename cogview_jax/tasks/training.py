@@ -47,7 +47,13 @@ from cogview_jax.training.metrics import MetricsWriter
 from cogview_jax.training.objective import Metrics, Objective
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.profiler import ProfilerWindow
-from cogview_jax.training.state import TrainState, make_state, state_shapes
+from cogview_jax.training.state import (
+    TrainState,
+    make_state,
+    restart_average,
+    state_shapes,
+    with_average,
+)
 from cogview_jax.training.step import Step, make_step
 
 #: How much longer one process may take to compile than another.
@@ -77,7 +83,7 @@ class Task(Protocol):
         """An image that shows what the model can do, uint8 [h, w, 3]."""
 
     def write(self, state: TrainState, path: Path) -> None:
-        """Writes the bundle."""
+        """Writes the bundle of the parameters of `state`, whatever average it holds beside."""
 
 
 def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> int:
@@ -115,10 +121,16 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         seed=experiment.seed,
         accumulate=config.accumulate,
         loss_scale=loss_scale,
+        ema_decay=config.ema_decay,
     )
+
+    def for_bundle(state: TrainState) -> TrainState:
+        """`state` with the weights that previews and the bundle take."""
+        return with_average(task.objective, state) if config.averaged else state
+
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        shapes = state_shapes(task.objective, optimizer, mesh, loss_scale)
+        shapes = state_shapes(task.objective, optimizer, mesh, loss_scale, config.ema_decay)
         check_best(config, step, shapes, task.row_shapes())
         checkpointer = stack.enter_context(
             Checkpointer(
@@ -130,16 +142,18 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         with goodput.phase("restore"):
             state = checkpointer.restore(shapes)
         if state is None:
-            state = make_state(task.objective, optimizer, shapes, experiment.seed, loss_scale)
+            seed, decay = experiment.seed, config.ema_decay
+            state = make_state(task.objective, optimizer, shapes, seed, loss_scale, decay)
             bundle = Bundle(experiment.init_from) if experiment.init_from else None
-            state = task.initial(bundle, state)
+            state = restart_average(task.objective, task.initial(bundle, state))
         start = int(state.position)
         goodput.resume(start)
         if start:
             log(f"{workdir.path}: continues after step {start} of {config.steps}")
             report_machine_changes(workdir.path, checkpointer.notes.get("machine", {}))
-        # The bundle of a run that was made longer since is older than its checkpoint.
-        written = _bundle_step(workdir) == start
+        # The bundle of a run that was made longer since is older than its checkpoint, and one with
+        # other weights is not what is asked for.
+        written = _bundle_written(workdir) == (start, config.weights)
         if start >= config.steps and written:
             log(f"{workdir.path}: all {start} steps were done before")
             return 0
@@ -209,7 +223,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             checkpointer.save(step, state, metrics, notes())
 
         def sample(step: int, state: TrainState, metrics: dict[str, float]) -> None:
-            image = task.preview(state, source)
+            image = task.preview(for_bundle(state), source)
             with tolerate_disk_errors("metrics", step):
                 writer.images(step, "samples", image)
             if is_primary():
@@ -252,19 +266,20 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 os._exit(PREEMPTED)
             return PREEMPTED
         with goodput.phase("write"):
-            task.write(state, workdir.bundle)
+            task.write(for_bundle(state), workdir.bundle)
         with tolerate_disk_errors("the ledger", done):
             goodput.record(done)
     log(f"{workdir.path}: {config.steps} steps done, bundle written; {goodput.summary()}")
     return 0
 
 
-def _bundle_step(workdir: Workdir) -> int | None:
-    """After how many steps the workdir's bundle was written; None where there is none to use."""
+def _bundle_written(workdir: Workdir) -> tuple[int | None, str | None] | None:
+    """The step and the weights of the workdir's bundle; None where there is none to use."""
     if not workdir.bundle.exists():
         return None
     try:
-        return Bundle(workdir.bundle).step
+        bundle = Bundle(workdir.bundle)
+        return bundle.step, bundle.weights
     except InputError as error:  # the checkpoint has all that the bundle is made of
         log(f"{error}: it will be written again")
         return None

@@ -232,6 +232,7 @@ class TransformerTask:
             self.objective.bundle_values(state.values).params,
             experiment.drop_captions,
             experiment.implementation,
+            experiment.train.weights,
         )
 
     def _compact_binary(self) -> CompactBinary:

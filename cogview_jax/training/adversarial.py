@@ -256,6 +256,7 @@ def generator_turn(
     step: Int[Array | np.ndarray, ""] | int,
     config: AdversarialConfig,
     dtype: DTypeLike = jnp.float32,
+    kernel_gradients: tuple[Array, ...] | None = None,
 ) -> GeneratorTurn:
     """nll + weight x adversarial term; the codebook's terms are the caller's to add.
 
@@ -274,8 +275,66 @@ def generator_turn(
         step: of the training.
         config: the terms.
         dtype: in which LPIPS computes convolutions.
+        kernel_gradients: what `turn_kernel_gradients` gives for the whole batch, of which the
+            images are a part; None where they are the whole batch.
     """
-    fixed = jax.lax.stop_gradient(decoded)
+    nll, generator = _gradients(images, decoded, weights, discriminate, state, config, dtype)
+    terms, after = dict(nll.aux), generator.aux
+    weight = jnp.float32(config.weight)
+    if config.adaptive:
+        if kernel_gradients is None:
+            kernel_gradients = last_kernel_gradients(
+                jax.lax.stop_gradient(features), kernel, nll.gradient, generator.gradient
+            )
+        weight = weight * adaptive_weight(*kernel_gradients)
+    weight = weight * started(step, config)
+    loss = with_gradient(
+        jnp.asarray(decoded),
+        nll.value + weight * generator.value,
+        nll.gradient + weight * generator.gradient,
+    )
+    terms |= {"nll": nll.value, "generator": generator.value, "adversarial_weight": weight}
+    return GeneratorTurn(loss, terms, jax.lax.stop_gradient(after))
+
+
+def turn_kernel_gradients(
+    images: Float[Array | np.ndarray, "b h w 3"],
+    decoded: Float[Array | np.ndarray, "b h w 3"],
+    features: Float[Array | np.ndarray, "b h w c"],
+    kernel: Float[Array | np.ndarray, "taps taps c 3"],
+    weights: LpipsWeights | None,
+    discriminate: Discriminate,
+    state: Any,
+    config: AdversarialConfig,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, "taps taps c 3"], Float[Array, "taps taps c 3"]]:
+    """What `adaptive_weight` takes: gradients of the means over images of nll and adversarial term.
+
+    Those of a batch are means of those of its parts. See `generator_turn` for the arguments.
+    """
+    nll, generator = _gradients(images, decoded, weights, discriminate, state, config, dtype)
+    found = last_kernel_gradients(features, kernel, nll.gradient, generator.gradient)
+    return found[0], found[1]
+
+
+class _Gradient(NamedTuple):
+    """A scalar, its gradient for the reconstructions [b, h, w, 3], and what came with it."""
+
+    value: Array
+    gradient: Array
+    aux: Any
+
+
+def _gradients(
+    images: Float[Array | np.ndarray, "b h w 3"],
+    decoded: Float[Array | np.ndarray, "b h w 3"],
+    weights: LpipsWeights | None,
+    discriminate: Discriminate,
+    state: Any,
+    config: AdversarialConfig,
+    dtype: DTypeLike,
+) -> tuple[_Gradient, _Gradient]:
+    """The nll (with its terms) and the adversarial term (with the discriminator's next state)."""
 
     def nll(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         loss, terms = perceptual_reconstruction(images, x, weights, config, dtype)
@@ -285,20 +344,10 @@ def generator_turn(
         logits, after = discriminate(x, state)
         return jnp.mean(generator_loss(config.generator_loss, logits)), after
 
+    fixed = jax.lax.stop_gradient(decoded)
     (nll_value, terms), nll_gradient = jax.value_and_grad(nll, has_aux=True)(fixed)
     (g_value, after), g_gradient = jax.value_and_grad(adversarial, has_aux=True)(fixed)
-    weight = jnp.float32(config.weight)
-    if config.adaptive:
-        kernel_gradients = last_kernel_gradients(
-            jax.lax.stop_gradient(features), kernel, nll_gradient, g_gradient
-        )
-        weight = weight * adaptive_weight(*kernel_gradients)
-    weight = weight * started(step, config)
-    loss = with_gradient(
-        jnp.asarray(decoded), nll_value + weight * g_value, nll_gradient + weight * g_gradient
-    )
-    terms |= {"nll": nll_value, "generator": g_value, "adversarial_weight": weight}
-    return GeneratorTurn(loss, terms, jax.lax.stop_gradient(after))
+    return _Gradient(nll_value, nll_gradient, terms), _Gradient(g_value, g_gradient, after)
 
 
 class DiscriminatorTurn(NamedTuple):

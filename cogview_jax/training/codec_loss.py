@@ -20,11 +20,14 @@ class CodecLoss(CodebookTraining, Tagged):
 
     Attributes:
         kind: which loss; a subclass fixes it, as `Literal`.
+        decoder_only: train what comes after the codes alone, so that the codes of all images stay
+            those of the bundle in `init_from`. The settings of the codebook then do nothing.
     """
 
     default_kind: ClassVar[str | None] = "l2"
 
     kind: str
+    decoder_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +61,10 @@ class VQGANLoss(CodecLoss):
         """Refuses parts of a batch where the loss is of the whole batch.
 
         Raises:
-            InputError: BatchNorm's statistics, or the norms of the adaptive weight, would be those
-                of a part.
+            InputError: BatchNorm's statistics would be those of a part.
         """
         if accumulate == 1:
             return
-        if self.adversarial.adaptive:
-            raise InputError(
-                f"train.accumulate = {accumulate}: loss.adversarial.adaptive compares gradients of"
-                " the whole batch; set it to False, or train.accumulate to 1"
-            )
         if self.discriminator.norm in ("batch", "actnorm"):
             raise InputError(
                 f"train.accumulate = {accumulate}: loss.discriminator.norm ="

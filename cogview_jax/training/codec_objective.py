@@ -8,10 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Real
 
-from cogview_jax.tokenizers.codecs.codec import Codec, CodecConfig, normalise
-from cogview_jax.tokenizers.quantisers.quantiser import CodebookTraining, Quantised
+from cogview_jax.tokenizers.codecs.codec import Codec, CodecConfig, encode_images, normalise
+from cogview_jax.tokenizers.quantisers.quantiser import (
+    CodebookTraining,
+    Quantised,
+    hits_of,
+    use_metrics,
+)
 from cogview_jax.training.objective import ModelValues, StepSums
 
 
@@ -31,15 +36,24 @@ class CodecObjective:
         codec: the encoder and decoder.
         global_batch: rows of a batch (B).
         codebook: how the codebook learns.
+        fixed_codes: the decoder reads the codes that a bundle of these values gives images, found
+            in float32 whatever the precision of training. Nothing before the codes has a gradient
+            or a loss, and the quantiser stays as it is.
     """
 
     def __init__(
-        self, codec: Codec, *, global_batch: int, codebook: CodebookTraining | None = None
+        self,
+        codec: Codec,
+        *,
+        global_batch: int,
+        codebook: CodebookTraining | None = None,
+        fixed_codes: bool = False,
     ) -> None:
         self.codec = codec
         self.quantiser = codec.config.quantiser
         self.global_batch = global_batch
         self.codebook = codebook or CodebookTraining()
+        self.fixed_codes = fixed_codes
         self.tokens_per_row = codec.config.grid**2
         self.flops_per_row = training_flops(codec.config)
 
@@ -63,12 +77,12 @@ class CodecObjective:
         batch: ImageExample,
         rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
+        whole: Any = None,
     ) -> StepSums:
         """Sums over images: losses, metrics (of pixels in [0, 1]), and what moves the codebook."""
         config, variables = self.codec.config, {"params": params}
         pixels = normalise(config, batch.image)
-        vectors = self.codec.apply(variables, pixels, method=self.codec.encode)
-        quantised = self.quantise(params, model_state, vectors, rows, key)
+        quantised = self.encode(params, model_state, batch.image, rows, key, whole)
         decoded = self.codec.apply(variables, quantised.vectors, method=self.codec.decode)
         error = (decoded - pixels) ** 2
         reconstruction = jnp.mean(error, axis=(1, 2, 3))
@@ -81,6 +95,41 @@ class CodecObjective:
             quantised.aux,
         )
 
+    def batch_sums(
+        self,
+        params: Any,
+        model_state: Any,
+        batch: ImageExample,
+        rows: Int[Array | np.ndarray, " b"],
+        key: Key[Array, ""],
+    ) -> Any:
+        """What the quantiser has to know of the whole batch."""
+        if self.fixed_codes:
+            return ()
+        pixels = normalise(self.codec.config, batch.image)
+        vectors = self.codec.apply({"params": params}, pixels, method=self.codec.encode)
+        return self.quantiser.batch_sums(params.get("quantiser", {}), vectors)
+
+    def encode(
+        self,
+        params: Any,
+        codebook: Any,
+        images: Real[Array | np.ndarray, "b h w 3"],
+        rows: Int[Array | np.ndarray, " b"],
+        key: Key[Array, ""],
+        whole: Any = None,
+    ) -> Quantised:
+        """What the decoder reads of some images, with the quantiser's loss, metrics and sums."""
+        config = self.codec.config
+        if self.fixed_codes:
+            ids = encode_images(config.module(), params, codebook, images)
+            vectors = self.quantiser.vectors(params.get("quantiser", {}), codebook, ids)
+            hits = hits_of(ids, config.codebook)
+            return jax.lax.stop_gradient(Quantised(vectors, jnp.zeros(len(images)), {}, hits))
+        pixels = normalise(config, images)
+        vectors = self.codec.apply({"params": params}, pixels, method=self.codec.encode)
+        return self.quantise(params, codebook, vectors, rows, key, whole)
+
     def quantise(
         self,
         params: Any,
@@ -88,10 +137,11 @@ class CodecObjective:
         vectors: Float[Array, "b h w D"],
         rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
+        whole: Any = None,
     ) -> Quantised:
         """What the quantiser makes of the encoder's vectors of some rows."""
-        own, batch = params.get("quantiser", {}), self.global_batch
-        return self.quantiser.quantise(self.codebook, own, codebook, vectors, rows, batch, key)
+        own, batch, learning = params.get("quantiser", {}), self.global_batch, self.codebook
+        return self.quantiser.quantise(learning, own, codebook, vectors, rows, batch, key, whole)
 
     def pixel_metrics(self, l2: Float[Array, " b"]) -> dict[str, Float[Array, " b"]]:
         """Metrics of each image, from the mean squared error of its pixels in [0, 1]."""
@@ -101,6 +151,8 @@ class CodecObjective:
         self, values: ModelValues, aux: Any, key: Key[Array, ""]
     ) -> tuple[ModelValues, dict[str, Array]]:
         """The values after the batch, and the quantiser's metrics of it."""
+        if self.fixed_codes:
+            return values, {"perplexity": use_metrics(aux, aux)["perplexity"]}
         params, before = values
         own, state, metrics = self.quantiser.finish(
             self.codebook, params.get("quantiser", {}), before, aux, key

@@ -96,3 +96,44 @@ class Objective(Protocol[BatchT_contra]):
 
     def with_bundle_values(self, values: ModelValues, given: ModelValues) -> ModelValues:
         """`values` with what a bundle holds of them (see `bundle_values`) replaced by `given`."""
+
+
+@runtime_checkable
+class BatchObjective(Objective[BatchT_contra], Protocol[BatchT_contra]):
+    """An objective in which the loss of a row also depends on sums over the whole batch.
+
+    The parts of an accumulated batch are then gone through twice: first for `batch_sums`, without a
+    backward pass, and then for `sums`, which are told what they added up to.
+    """
+
+    def batch_sums(
+        self,
+        params: Any,
+        model_state: Any,
+        batch: BatchT_contra,
+        rows: Int[Array | np.ndarray, " b"],
+        key: Key[Array, ""],
+    ) -> Any:
+        """What `sums` has to know of the rest of the batch, as a pytree of sums over the rows.
+
+        One without arrays, such as (), spares the parts being gone through twice. The arguments are
+        those of `sums`.
+        """
+
+    def sums(
+        self,
+        params: Any,
+        model_state: Any,
+        batch: BatchT_contra,
+        rows: Int[Array | np.ndarray, " b"],
+        key: Key[Array, ""],
+        whole: Any = None,
+    ) -> StepSums:
+        """The sums over a batch, or over a part of it.
+
+        Args:
+            params, model_state, batch, rows, key: see `Objective.sums`.
+            whole: `batch_sums` of the whole batch, or None where `batch` is the whole batch. It is
+                a constant: what `sums` returns must have the gradient of the whole batch's loss for
+                what the rows of the part contribute to these sums.
+        """

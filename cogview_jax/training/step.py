@@ -1,17 +1,26 @@
 """One training step, for every task: (state, batch) -> (state, metrics)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from cogview_jax.runtime.random_key import random_key
+from cogview_jax.training.ema import update_average
 from cogview_jax.training.loss_scale import LossScaleConfig, overflows, update
-from cogview_jax.training.objective import BatchT, Metrics, ModelValues, Objective, StepSums
+from cogview_jax.training.objective import (
+    BatchObjective,
+    BatchT,
+    Metrics,
+    ModelValues,
+    Objective,
+    StepSums,
+)
 from cogview_jax.training.state import TrainState
 
 Step = Callable[[TrainState, BatchT], tuple[TrainState, Metrics]]
@@ -30,6 +39,7 @@ def make_step(
     seed: int,
     accumulate: int = 1,
     loss_scale: LossScaleConfig | None = None,
+    ema_decay: float = 0.0,
 ) -> Step[BatchT]:
     """The step function, to be jitted with its first argument donated.
 
@@ -41,9 +51,11 @@ def make_step(
         rate: the learning rate by step, for the metrics.
         seed: of the random keys.
         accumulate: the number of parts that a batch is split into. Their gradients are summed,
-            which gives the gradient of the whole batch.
+            which gives the gradient of the whole batch. See `BatchObjective` for losses that are
+            no sums over rows.
         loss_scale: for states that have one. A step that overflows then leaves everything but the
             scale as it was; its metric `overflow` is 1, and `skipped_steps` counts such steps.
+        ema_decay: for states that have an average of the parameters: see `ema.update_average`.
     """
 
     def step(state: TrainState, batch: BatchT) -> tuple[TrainState, Metrics]:
@@ -52,14 +64,18 @@ def make_step(
         normalizer = objective.normalizer(batch)
         scale = state.loss_scale.scale if loss_scale else jnp.float32(1)
 
+        rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
+        sums_of = objective.sums
+        if accumulate > 1 and isinstance(objective, BatchObjective):
+            sums_of = knowing_the_batch(objective, state.values, (batch, rows), key, accumulate)
+
         def gradient(part: tuple[BatchT, Array]) -> tuple[Any, StepSums]:
             def loss(params: Any) -> tuple[Array, StepSums]:
-                sums = objective.sums(params, state.model_state, *part, key)
+                sums = sums_of(params, state.model_state, *part, key)
                 return sums.loss / normalizer * scale, sums
 
             return jax.grad(loss, has_aux=True)(state.params)
 
-        rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
         scaled, sums = sum_over_parts(gradient, (batch, rows), accumulate)
         gradients = jax.tree.map(lambda leaf: leaf / scale, scaled) if loss_scale else scaled
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -73,6 +89,10 @@ def make_step(
             **{name: total / of for name, (total, of) in sums.metrics.items()},
         }
         new = TrainState(state.step + 1, values.params, opt_state, values.model_state)
+        if ema_decay:
+            held = objective.bundle_values(values).params
+            ema = update_average(state.ema, held, new.step, ema_decay)
+            new = dataclasses.replace(new, ema=ema)
         if loss_scale is None:
             return new, metrics
         overflow = overflows(scaled) | ~jnp.isfinite(sums.loss)
@@ -90,6 +110,31 @@ def make_step(
         }
 
     return step
+
+
+def knowing_the_batch(
+    objective: BatchObjective[BatchT],
+    values: ModelValues,
+    batch: tuple[BatchT, Array],
+    key: Key[Array, ""],
+    parts: int,
+) -> Callable[..., StepSums]:
+    """`objective.sums` for the parts of a batch, with `whole` given where it is needed.
+
+    Args:
+        objective: says what has to be known of the whole batch.
+        values: the parameters and the model state.
+        batch: the whole batch and the numbers of its rows.
+        key: of the step.
+        parts: how many there are.
+    """
+
+    def known(part: tuple[BatchT, Array]) -> Any:
+        return objective.batch_sums(*values, *part, key)
+
+    if not jax.tree.leaves(jax.eval_shape(known, batch)):
+        return objective.sums
+    return functools.partial(objective.sums, whole=sum_over_parts(known, batch, parts))
 
 
 def sum_over_parts(function: Callable[[Part], Sum], batch: Part, parts: int) -> Sum:

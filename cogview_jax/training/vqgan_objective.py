@@ -17,7 +17,13 @@ from jaxtyping import Array, Int, Key
 from cogview_jax.models.networks.discriminator import Discriminator, initial_state
 from cogview_jax.models.networks.lpips import LpipsWeights
 from cogview_jax.tokenizers.codecs.codec import Codec, normalise
-from cogview_jax.training.adversarial import discriminator_turn, generator_turn
+from cogview_jax.tokenizers.quantisers.quantiser import Quantised
+from cogview_jax.training.adversarial import (
+    Discriminate,
+    discriminator_turn,
+    generator_turn,
+    turn_kernel_gradients,
+)
 from cogview_jax.training.codec_loss import VQGANLoss
 from cogview_jax.training.codec_objective import CodecObjective, ImageExample
 from cogview_jax.training.objective import ModelValues, StepSums
@@ -39,6 +45,17 @@ class VQGANState(NamedTuple):
     step: Any
 
 
+class WholeBatch(NamedTuple):
+    """What a part of a batch has to know of all of it, as sums over images.
+
+    quantiser: see `Quantiser.batch_sums`. kernel_gradients: those of `turn_kernel_gradients`, or ()
+    where the weight of the adversarial term does not adapt.
+    """
+
+    quantiser: Any
+    kernel_gradients: tuple[Array, ...]
+
+
 class VQGANObjective(CodecObjective):
     """Pixels, LPIPS and the discriminator's judgement, plus the quantiser's loss.
 
@@ -54,7 +71,8 @@ class VQGANObjective(CodecObjective):
     def __init__(
         self, codec: Codec, *, global_batch: int, loss: VQGANLoss, perceptual: LpipsWeights | None
     ) -> None:
-        super().__init__(codec, global_batch=global_batch, codebook=loss)
+        fixed = loss.decoder_only
+        super().__init__(codec, global_batch=global_batch, codebook=loss, fixed_codes=fixed)
         self.loss, self.perceptual = loss, perceptual
         self.discriminator = Discriminator(loss.discriminator, codec.dtype)
         size = codec.config.image_size
@@ -81,32 +99,33 @@ class VQGANObjective(CodecObjective):
         batch: ImageExample,
         rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
+        whole: WholeBatch | None = None,
     ) -> StepSums:
         """Sums over images of both losses, metrics, and what moves the codebook and the norms.
 
-        The adversarial terms are means over the rows given; see `VQGANLoss.check_accumulation`.
+        The terms are means over the rows given. See `VQGANLoss.check_accumulation` for what of them
+        cannot be computed in parts.
         """
-        variables, images = {"params": params}, normalise(self.codec.config, batch.image)
-        vectors = self.codec.apply(variables, images, method=self.codec.encode)
-        quantised = self.quantise(params, model_state.codebook, vectors, rows, key)
-        features = self.codec.apply(variables, quantised.vectors, method=self.codec.features)
-        decoded = self.codec.apply(variables, features, method=self.codec.pixels)
-
-        def discriminate(x: Array, state: Any) -> tuple[Array, Any]:
-            judging = {"params": params[DISCRIMINATOR]}
-            return self.discriminator.apply(judging, x, state, True)
-
+        images = normalise(self.codec.config, batch.image)
+        known = None if whole is None else whole.quantiser
+        quantised = self.encode(params, model_state.codebook, batch.image, rows, key, known)
+        features, decoded = self._decoded(params, quantised)
+        discriminate = self._discriminate(params)
+        gradients: tuple[Array, ...] | None = None
+        if whole is not None and self.loss.adversarial.adaptive:
+            gradients = tuple(gradient / self.global_batch for gradient in whole.kernel_gradients)
         generator = generator_turn(
             images,
             decoded,
             features,
             params["decoder_out"]["kernel"],
-            None if self.perceptual is None else model_state.perceptual,
+            self._lpips(model_state),
             discriminate,
             model_state.discriminator,
             model_state.step,
             self.loss.adversarial,
             self.codec.dtype,
+            gradients,
         )
         # The generator's turn, too, has moved the running statistics; the original lets it.
         discriminator = discriminator_turn(
@@ -127,6 +146,49 @@ class VQGANObjective(CodecObjective):
             | {name: (count * value, count) for name, value in means.items()},
             (quantised.aux, discriminator.state),
         )
+
+    def batch_sums(
+        self,
+        params: Any,
+        model_state: VQGANState,
+        batch: ImageExample,
+        rows: Int[Array | np.ndarray, " b"],
+        key: Key[Array, ""],
+    ) -> WholeBatch:
+        """What the quantiser and the adaptive weight have to know of the whole batch."""
+        known = super().batch_sums(params, model_state.codebook, batch, rows, key)
+        if not self.loss.adversarial.adaptive:
+            return WholeBatch(known, ())
+        quantised = self.encode(params, model_state.codebook, batch.image, rows, key)
+        features, decoded = self._decoded(params, quantised)
+        means = turn_kernel_gradients(
+            normalise(self.codec.config, batch.image),
+            decoded,
+            features,
+            params["decoder_out"]["kernel"],
+            self._lpips(model_state),
+            self._discriminate(params),
+            model_state.discriminator,
+            self.loss.adversarial,
+            self.codec.dtype,
+        )
+        return WholeBatch(known, tuple(len(decoded) * mean for mean in means))
+
+    def _decoded(self, params: Any, quantised: Quantised) -> tuple[Array, Array]:
+        """What goes into the decoder's last layer, and what comes out."""
+        variables = {"params": params}
+        features = self.codec.apply(variables, quantised.vectors, method=self.codec.features)
+        return features, self.codec.apply(variables, features, method=self.codec.pixels)
+
+    def _discriminate(self, params: Any) -> Discriminate:
+        def discriminate(x: Array, state: Any) -> tuple[Array, Any]:
+            judging = {"params": params[DISCRIMINATOR]}
+            return self.discriminator.apply(judging, x, state, True)
+
+        return discriminate
+
+    def _lpips(self, model_state: VQGANState) -> LpipsWeights | None:
+        return None if self.perceptual is None else model_state.perceptual
 
     def finish(
         self, values: ModelValues, aux: Any, key: Key[Array, ""]

@@ -120,3 +120,19 @@ def test_shares_and_weights_that_make_no_sense_are_refused(task, changes, messag
     config["layout"] = config["layout"] | {"task": task}
     with pytest.raises(InputError, match=message):
         read_experiment(config)
+
+
+def test_codes_that_are_kept_come_from_a_bundle():
+    config = {
+        "stage": "image_tokenizer",
+        "train": {"steps": 10, "global_batch": 8},
+        "data": {"source": {"kind": "folder", "path": "images"}},
+        "loss": {"decoder_only": True},
+    }
+    with pytest.raises(
+        InputError, match=r"loss.decoder_only keeps the codes .* init_from is empty"
+    ):
+        read_experiment(config)
+    experiment = read_experiment(config | {"init_from": "bundle"})
+    assert isinstance(experiment, CodecExperiment)
+    assert experiment.loss.decoder_only

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+import cogview_jax
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.interop import conversion
 from cogview_jax.interop.files import SourceFiles
 from cogview_jax.interop.torch_format.file import read_torch
+from cogview_jax.shapes.scenes import drawing
 from command_runs import call, kill_when, start
 
 STEPS = 6
@@ -91,3 +93,35 @@ def test_what_was_trained_is_given_back_to_the_original_code(runs, given, tmp_pa
     moved = [np.abs(after[name].read() - before[name].read()).max() for name in after]
     assert 0 < max(moved) < 0.1
     assert np.mean(np.array(moved) > 0) > 0.9
+
+
+def test_the_decoder_learns_alone_and_codes_stay(root, given, tmp_path):
+    """Three steps of the VQGAN loss (without LPIPS) on a converted checkpoint."""
+    _, bundle = given
+    changes = (
+        *("--config.loss.decoder_only=True", "--config.loss.revive_below=0.9"),
+        *("--config.loss.adversarial.perceptual_weight=0", "--config.loss.adversarial.weight=0.1"),
+        *("--config.loss.adversarial.start_step=0", "--config.train.steps=3"),
+        *("--config.train.ema_decay=0.1", "--config.optimizer.lr=1e-3"),
+        *("--config.optimizer.warmup=0", "--config.train.checkpoint_every=3"),
+    )
+    done = call(root, "train", *arguments(given, tmp_path, "run"), *changes)
+    assert done.returncode == 0, done.stderr
+    workdir, size = tmp_path / "run", Bundle(bundle).codec().config.image_size
+
+    before, after = (Bundle(path).codec() for path in (bundle, workdir / "bundle"))
+    # The original's names: encoder, quant_conv, quantize; post_quant_conv, decoder.
+    for name in ("encoder", "encoder_out", "quantiser", "decoder_in", "decoder", "decoder_out"):
+        same = jax.tree.map(np.array_equal, before.params[name], after.params[name])
+        assert all(jax.tree.leaves(same)) == (name in ("encoder", "encoder_out", "quantiser"))
+    jax.tree.map(np.testing.assert_array_equal, before.codebook, after.codebook)
+
+    images = np.stack([drawing(1, "train", number, size)[1] for number in range(16)])
+    old, new = (cogview_jax.load(path) for path in (bundle, workdir / "bundle"))
+    codes = old.encode(images)
+    assert len(np.unique(codes)) > 3
+    np.testing.assert_array_equal(codes, new.encode(images))
+    errors = [np.mean((model.decode(codes) - np.float64(images)) ** 2) for model in (old, new)]
+    assert errors[1] < 0.9 * errors[0]
+    lines = (workdir / "metrics" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["adversarial_weight"] > 0 for line in lines)

@@ -80,6 +80,11 @@ class CodecConfig(Tagged, abc.ABC):
 
     @property
     @abc.abstractmethod
+    def encoder_parameters(self) -> tuple[str, ...]:
+        """Names of all parameters, or trees of them, that come before the codes."""
+
+    @property
+    @abc.abstractmethod
     def outer_channels(self) -> int:
         """Channels of the layers with the most positions, which decide the memory of an image."""
 

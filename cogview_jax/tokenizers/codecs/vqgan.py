@@ -87,6 +87,11 @@ class VQGANConfig(CodecConfig):
         return len(self.multipliers) * self.blocks
 
     @property
+    def encoder_parameters(self) -> tuple[str, ...]:
+        """The encoder, and the projection to the code width (the original's quant_conv)."""
+        return ("encoder", "encoder_out")
+
+    @property
     def outer_channels(self) -> int:
         """Channels of the widest layer of the pixels' level."""
         return self.channels * max(self.multipliers[0], *self.decoder_level_multipliers[:2])

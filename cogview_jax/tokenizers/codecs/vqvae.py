@@ -75,6 +75,13 @@ class VQVAEConfig(CodecConfig):
         return max(self.levels, self.residual_blocks)
 
     @property
+    def encoder_parameters(self) -> tuple[str, ...]:
+        """The convolutions, the residual blocks, and the projection to the code width."""
+        convs = (f"encoder_convs_{level}" for level in range(self.levels))
+        blocks = (f"encoder_blocks_{block}" for block in range(self.residual_blocks))
+        return (*convs, *blocks, "encoder_out")
+
+    @property
     def outer_channels(self) -> int:
         """Channels of the outermost convolutions."""
         return self.level_channels[0]

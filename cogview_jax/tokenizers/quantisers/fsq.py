@@ -96,6 +96,7 @@ class FSQ(Quantiser):
         rows: Int[Array | np.ndarray, " b"],
         batch: int,
         key: Key[Array, ""],
+        whole: Any = None,
     ) -> Quantised:
         """Rounded vectors with a gradient through the bound; there is no loss."""
         bounded = self.bounded(vectors) / jnp.asarray(self._middle, jnp.float32)

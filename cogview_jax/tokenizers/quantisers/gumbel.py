@@ -120,6 +120,7 @@ class Gumbel(Quantiser):
         rows: Int[Array | np.ndarray, " b"],
         batch: int,
         key: Key[Array, ""],
+        whole: Any = None,
     ) -> Quantised:
         """Sampled codes, each row with noise of its own, and their divergence from uniform."""
         logits = self.logits(params, vectors)

@@ -37,6 +37,9 @@ from cogview_jax.tokenizers.quantisers.revival import (
     unused,
 )
 
+#: Added to a probability before its logarithm.
+FLOOR = 1e-5
+
 
 class Use(NamedTuple):
     """How the codes of a codebook are used: moving averages, float32.
@@ -106,6 +109,14 @@ class Learned(Quantiser):
         """Rows of the codebook."""
         return self.place(jnp.asarray(params["codes"])[ids])
 
+    def batch_sums(self, params: Any, vectors: Float[Array, "b h w D"]) -> Any:
+        """The probabilities of the codes, summed over all vectors, [K], if the entropy counts."""
+        if not self.entropy_weight:
+            return ()
+        codes, z = self.place(params["codes"]), self.place(vectors)
+        likelihoods = log_probabilities(codes, z, self.entropy_temperature)
+        return jnp.sum(jnp.exp(likelihoods), axis=(0, 1, 2))
+
     def quantise(
         self,
         training: CodebookTraining,
@@ -115,12 +126,9 @@ class Learned(Quantiser):
         rows: Int[Array | np.ndarray, " b"],
         batch: int,
         key: Key[Array, ""],
+        whole: Any = None,
     ) -> Quantised:
-        """Straight-through nearest codes, and the loss of both sides.
-
-        The entropy of the mean is that of the rows given, so it is one of parts where a batch is
-        accumulated.
-        """
+        """Straight-through nearest codes, and the loss of both sides."""
         codes, z = self.place(params["codes"]), self.place(vectors)
         ids = nearest(jax.lax.stop_gradient(codes), jax.lax.stop_gradient(z))
         quantised, stop = codes[ids], jax.lax.stop_gradient
@@ -129,7 +137,8 @@ class Learned(Quantiser):
         loss = self.codebook_weight * codebook + training.commitment * commitment
         metrics = {"commitment": commitment}
         if self.entropy_weight:
-            entropy = entropy_loss(codes, z, self.entropy_temperature)
+            mean = None if whole is None else whole / (batch * ids[0].size)
+            entropy = entropy_loss(codes, z, self.entropy_temperature, mean)
             loss += self.entropy_weight * entropy
             metrics["entropy"] = entropy
         fixed, here = stop(z), stop(codes)
@@ -176,17 +185,40 @@ class Cosine(Learned):
         return vectors / jnp.sqrt(jnp.maximum(squares, 1e-24))
 
 
-def entropy_loss(
+def log_probabilities(
     codes: Float[Array, "K D"], vectors: Float[Array, "b h w D"], temperature: float
+) -> Float[Array, "b h w K"]:
+    """log softmax(-squared distance / temperature) over the codes."""
+    norms = jnp.sum(vectors**2, axis=-1, keepdims=True) + jnp.sum(codes**2, axis=1)
+    return jax.nn.log_softmax((product(2 * vectors, codes.T) - norms) / temperature, axis=-1)
+
+
+def entropy_loss(
+    codes: Float[Array, "K D"],
+    vectors: Float[Array, "b h w D"],
+    temperature: float,
+    mean: Float[Array, " K"] | None = None,
 ) -> Float[Array, " b"]:
     """Mean entropy of each row's vectors minus the entropy of the mean over all rows.
 
     It is small where every vector is sure of its code and all codes are used alike.
+
+    Args:
+        codes: in the space of `vectors`.
+        vectors: of b rows.
+        temperature: of the probabilities.
+        mean: the probabilities' mean over the whole batch, of which these rows are a part; None
+            where they are the whole batch. The gradient is then that of the whole batch's loss for
+            these rows: that of the entropy of the mean, a function f, is f'(mean) times the
+            gradient of each row's mean.
     """
-    norms = jnp.sum(vectors**2, axis=-1, keepdims=True) + jnp.sum(codes**2, axis=1)
-    logits = (product(2 * vectors, codes.T) - norms) / temperature
-    likelihoods = jax.nn.log_softmax(logits, axis=-1)
+    likelihoods = log_probabilities(codes, vectors, temperature)
     shares = jnp.exp(likelihoods)
     each = -jnp.mean(jnp.sum(shares * likelihoods, axis=-1), axis=(1, 2))
-    mean = jnp.mean(shares, axis=(0, 1, 2))
-    return each + jnp.sum(mean * jnp.log(mean + 1e-5))
+    if mean is None:
+        mean = jnp.mean(shares, axis=(0, 1, 2))
+        return each + jnp.sum(mean * jnp.log(mean + FLOOR))
+    mean = jax.lax.stop_gradient(mean)
+    slope = jnp.log(mean + FLOOR) + mean / (mean + FLOOR)
+    rows = product(jnp.mean(shares, axis=(1, 2)), slope)
+    return each + jnp.sum(mean * jnp.log(mean + FLOOR)) + rows - jax.lax.stop_gradient(rows)

@@ -99,6 +99,7 @@ class MovingAverage(Quantiser):
         rows: Int[Array | np.ndarray, " b"],
         batch: int,
         key: Key[Array, ""],
+        whole: Any = None,
     ) -> Quantised:
         """Straight-through nearest codes, and the commitment of the encoder to them."""
         ids = nearest(state.codes, vectors)

@@ -95,6 +95,17 @@ class Quantiser(Tagged, abc.ABC):
     ) -> Float[Array, "*N D"]:
         """Ids [...] -> what the decoder reads, float32 [..., D]."""
 
+    def batch_sums(self, params: Any, vectors: Float[Array, "b h w D"]) -> Any:
+        """What `quantise` has to know of all rows of a batch, as a pytree of sums over some rows.
+
+        Most losses are sums over rows, and there is nothing to know: ().
+
+        Args:
+            params: the quantiser's parameters.
+            vectors: the encoder's, of b rows.
+        """
+        return ()
+
     @abc.abstractmethod
     def quantise(
         self,
@@ -105,6 +116,7 @@ class Quantiser(Tagged, abc.ABC):
         rows: Int[Array | np.ndarray, " b"],
         batch: int,
         key: Key[Array, ""],
+        whole: Any = None,
     ) -> Quantised:
         """What a training step needs of some rows.
 
@@ -116,6 +128,7 @@ class Quantiser(Tagged, abc.ABC):
             rows: the numbers of these rows within the whole batch.
             batch: how many rows the whole batch has.
             key: of the step, the same for all parts of a batch.
+            whole: `batch_sums` of the whole batch; None where the rows are the whole batch.
         """
 
     @abc.abstractmethod

@@ -102,6 +102,30 @@ def test_entropy_is_low_where_vectors_are_sure_and_all_codes_are_used():
     assert float(entropy_loss(codes, alike, 0.01)[0]) == pytest.approx(0, abs=1e-3)
 
 
+def test_entropy_of_parts_has_the_gradient_of_the_whole():
+    """Each part is told the mean over all rows; values and gradients add up to the whole's."""
+    generator = np.random.default_rng(1)
+    codes = generator.standard_normal((6, 3)).astype(np.float32)
+    vectors = generator.standard_normal((4, 2, 2, 3)).astype(np.float32)
+    vectors[2:] += 1
+
+    def whole(codes, vectors):
+        return jnp.sum(entropy_loss(codes, vectors, 0.5))
+
+    shares = jax.nn.softmax(-2 * ((vectors[..., None, :] - codes) ** 2).sum(axis=-1))
+    mean = shares.mean(axis=(0, 1, 2))
+
+    def parts(codes, vectors):
+        return sum(jnp.sum(entropy_loss(codes, vectors[part::2], 0.5, mean)) for part in range(2))
+
+    (value, gradient), (expected, theirs) = (
+        jax.value_and_grad(loss, (0, 1))(codes, vectors) for loss in (parts, whole)
+    )
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    for one, other in zip(gradient, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_cosine_codes_do_not_follow_lengths():
     generator = np.random.default_rng(0)
     codes = generator.standard_normal((9, 4)).astype(np.float32)
