@@ -70,6 +70,28 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class CodecTrainConfig(TrainConfig):
+    """The same for an image tokenizer, which is also measured on images that are held out.
+
+    Attributes:
+        validate_every: steps between two measurements of the held-out images; 0 for none.
+        validation_images: how many of the held-out images are measured at most.
+        validation_lpips: the file with the weights of LPIPS by which they are measured (see
+            docs/guides/image_tokenizers.md), of VGG-16 or AlexNet; empty measures no LPIPS.
+    """
+
+    validate_every: int = 0
+    validation_images: int = 512
+    validation_lpips: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_range(self, "validate_every", at_least=0)
+        require_range(self, "validation_images", at_least=1, at_most=2**20)
+        require_paths(self, "validation_lpips")
+
+
+@dataclass(frozen=True)
 class ImageData:
     """Images for the image tokenizer.
 
@@ -79,15 +101,19 @@ class ImageData:
             whose side is between this share and the whole of the shorter side.
         flip: mirror half of the images. Off by default, since captions say left and right.
         max_skipped: the share of records that may be unreadable.
+        validation_share: the share of records that are held out: training never reads them, and the
+            image tokenizer is measured on them. Their numbers alone decide which these are.
     """
 
     source: SourceConfig
     smallest_crop: float = 1.0
     flip: bool = False
     max_skipped: float = 0.05
+    validation_share: float = 0.0
 
     def __post_init__(self):
         require_range(self, "smallest_crop", above=0, at_most=1)
+        require_range(self, "validation_share", at_least=0, below=1)
         require_range(self, "max_skipped", at_least=0, at_most=1)
 
 
@@ -111,7 +137,7 @@ class CodecExperiment:
     """
 
     stage: Literal["image_tokenizer"]
-    train: TrainConfig
+    train: CodecTrainConfig
     data: ImageData
     model: CodecConfig = VQVAEConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -127,6 +153,11 @@ class CodecExperiment:
         require_range(self, "seed", at_least=0, below=2**32)
         require_paths(self, "init_from")
         policy(self.precision)
+        if self.train.validate_every and not self.data.validation_share:
+            raise InputError(
+                f"train.validate_every = {self.train.validate_every}, but data.validation_share = 0"
+                " holds out no images: choose a share such as 0.01, or train.validate_every = 0"
+            )
         if isinstance(self.loss, VQGANLoss):
             self.loss.check_accumulation(self.train.accumulate)
             if {*self.model.mean, *self.model.std} != {0.5}:
