@@ -126,7 +126,7 @@ class Validation:
             "usage": np.mean(uses > 0),
             "perplexity": np.exp(-np.sum(share * np.log(share))),
         }
-        return {f"validation_{name}": float(value) for name, value in metrics.items()}
+        return {name: float(metrics[name.removeprefix("validation_")]) for name in self.names}
 
     def _row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """An image uint8 [h, w, 3] and 1; black and 0 where there is none or it is unreadable."""

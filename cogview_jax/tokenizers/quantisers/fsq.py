@@ -55,6 +55,10 @@ class FSQ(Quantiser):
                 f" {len(self.levels)} numbers, but codebook is {codes} and code_width {width}"
             )
 
+    def remedies(self, training: CodebookTraining, width: int) -> list[str]:
+        """Fewer codes, or an encoder that changes less at a time: there is no codebook to move."""
+        return ["fewer model.quantiser.levels", "a lower optimizer.lr"]
+
     def same_codes(self, other: Quantiser) -> bool:
         """Whether both have the same levels."""
         return isinstance(other, FSQ) and self.levels == other.levels

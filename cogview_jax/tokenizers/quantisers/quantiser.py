@@ -20,7 +20,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from cogview_jax.runtime.config import Tagged, require_range
 
-
 #: The width of codes of which a large codebook is used well (LlamaGen, arXiv 2406.06525).
 NARROW = 8
 
@@ -86,7 +85,8 @@ class Quantiser(Tagged, abc.ABC):
             training: how the codebook learns now.
             width: `model.code_width` now.
         """
-        return ["model.quantiser.kind cosine or fsq"]
+        others = [kind for kind in ("cosine", "fsq") if kind != self.kind]
+        return [f"model.quantiser.kind {' or '.join(others)}"]
 
     def same_codes(self, other: "Quantiser") -> bool:
         """Whether the codes of one are those of the other, however they are learned."""
@@ -159,7 +159,7 @@ def nearest(
     return jnp.argmin(distances, axis=-1).astype(jnp.int32)
 
 
-def revive(training: CodebookTraining) -> list[str]:
+def revival(training: CodebookTraining) -> list[str]:
     """The setting of `CodebookTraining` that moves unused codes more often than now."""
     if not training.revive_below:
         return [f"loss.revive_below = {CodebookTraining.revive_below}"]
