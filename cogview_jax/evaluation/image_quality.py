@@ -69,8 +69,8 @@ def ssim(
 def _window_means(x: Float[Array, "b h w 3"]) -> Float[Array, "b i j 3"]:
     """Means weighted by the window, at each position where it fits."""
     offsets = np.arange(WINDOW) - WINDOW // 2
-    weights = np.exp(-0.5 * (offsets / SIGMA) ** 2)
-    weights = jnp.asarray(weights / weights.sum(), jnp.float32)
+    shares = np.exp(-0.5 * (offsets / SIGMA) ** 2)
+    weights = jnp.asarray(shares / shares.sum(), jnp.float32)
     planes = jnp.moveaxis(x, 3, 1).reshape(-1, *x.shape[1:3], 1)
     for kernel in (weights[:, None, None, None], weights[None, :, None, None]):
         planes = jax.lax.conv_general_dilated(

@@ -43,7 +43,8 @@ class TrainConfig:
         sample_every: steps between two samples in samples/; 0 for none.
         keep: how many of the newest checkpoints are kept.
         keep_every: checkpoints of every so many steps are kept for good; 0 for none.
-        keep_best: how many checkpoints with the lowest `best_metric` are kept.
+        keep_best: how many checkpoints with the best `best_metric` are kept: the lowest, but the
+            highest of PSNR, SSIM, usage and perplexity.
         best_metric: a name in metrics.jsonl.
     """
 
@@ -71,7 +72,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class CodecTrainConfig(TrainConfig):
-    """The same for an image tokenizer, which is also measured on images that are held out.
+    """The same, and how an image tokenizer is measured on held-out images.
 
     Attributes:
         validate_every: steps between two measurements of the held-out images; 0 for none.

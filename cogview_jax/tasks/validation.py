@@ -128,16 +128,16 @@ class Validation:
         }
         return {name: float(metrics[name.removeprefix("validation_")]) for name in self.names}
 
-    def _row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def _row(self, number: int) -> tuple[np.ndarray, float]:
         """An image uint8 [h, w, 3] and 1; black and 0 where there is none or it is unreadable."""
         size = self._model.image_size
         if number < self._count:
             try:
                 image = self._held_out[number].image
-                return self._view(image, np.random.default_rng(0)), np.float32(1)
+                return self._view(image, np.random.default_rng(0)), 1.0
             except BadRecord:
                 pass
-        return np.zeros((size, size, 3), np.uint8), np.float32(0)
+        return np.zeros((size, size, 3), np.uint8), 0.0
 
     def _measured(
         self, values: ModelValues, weights: LpipsWeights | None, batch: tuple[jax.Array, jax.Array]
@@ -160,6 +160,6 @@ def _pairs(weights: LpipsWeights | None, a: jax.Array, b: jax.Array) -> dict[str
     return found | {"lpips": lpips(weights, x, y)}
 
 
-def _stacked(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def _stacked(rows: Sequence[tuple[np.ndarray, float]]) -> tuple[np.ndarray, np.ndarray]:
     images, there = zip(*rows, strict=True)
-    return np.stack(images), np.stack(there)
+    return np.stack(images), np.asarray(there, np.float32)

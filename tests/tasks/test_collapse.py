@@ -17,16 +17,16 @@ from cogview_jax.training.state import initial_state
 from cogview_jax.training.step import make_step
 
 
-def experiment(revive_below, **train):
+def experiment(revive_below):
     """A codebook learned by gradients, far too wide for images of 8 x 8 pixels."""
     return read_experiment(
         {
             "stage": "image_tokenizer",
-            "train": {"steps": SETTLED, "global_batch": 16, **train},
+            "train": {"steps": SETTLED, "global_batch": 4},
             "data": {"source": {"kind": "folder", "require_captions": False}},
             "optimizer": {"lr": 2e-3, "beta2": 0.99, "weight_decay": 0.0},
             "model": {
-                **{"image_size": 8, "downsampling": 2, "channels": 16, "residual_blocks": 0},
+                **{"image_size": 8, "downsampling": 2, "channels": 8, "residual_blocks": 0},
                 **{"codebook": 512, "code_width": 64, "quantiser": {"kind": "learned"}},
             },
             "loss": {"revive_below": revive_below},
@@ -35,12 +35,12 @@ def experiment(revive_below, **train):
 
 
 def gradients():
-    """Colours that rise to the right, and others that rise downwards: uint8 [16, 8, 8, 3]."""
+    """Colours that rise to the right, and others that rise downwards: uint8 [4, 8, 8, 3]."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:8, :8, :1][:2] / 7
     while True:
-        first, second = rng.random((2, 16, 1, 1, 3))
-        weight = rng.random((16, 1, 1, 1))
+        first, second = rng.random((2, 4, 1, 1, 3))
+        weight = rng.random((4, 1, 1, 1))
         yield (255 * (first * x * weight + second * y * (1 - weight))).astype(np.uint8)
 
 

@@ -56,8 +56,8 @@ class FSQ(Quantiser):
             )
 
     def remedies(self, training: CodebookTraining, width: int) -> list[str]:
-        """Fewer codes, or an encoder that changes less at a time: there is no codebook to move."""
-        return ["fewer model.quantiser.levels", "a lower optimizer.lr"]
+        """An encoder that changes less at a time, or fewer codes: there is no codebook to move."""
+        return ["a lower optimizer.lr", "fewer model.quantiser.levels"]
 
     def same_codes(self, other: Quantiser) -> bool:
         """Whether both have the same levels."""
