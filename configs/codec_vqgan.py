@@ -11,7 +11,8 @@
   which `--config.loss.perceptual=FILE --config.loss.adversarial.perceptual_weight=1` adds.
 
 `loss.perceptual` is the file with the weights of LPIPS; docs/guides/image_tokenizers.md says where
-to get it. Sizes of `base` are those of Esser et al. 2021 (arXiv 2012.09841), codes on the unit
+to get it. Held-out images, 1%, are measured with the same file, unless `train.validation_lpips`
+names another. Sizes of `base` are those of Esser et al. 2021 (arXiv 2012.09841), codes on the unit
 sphere those of LlamaGen (arXiv 2406.06525); the paper gives only the sizes of its images and codes.
 """
 
@@ -32,6 +33,7 @@ def get_config(variant: str = "base") -> ConfigDict:
                 "log_every": 50,
                 "checkpoint_every": 5000,
                 "sample_every": 5000,
+                "validate_every": 5000,
             },
             "optimizer": {
                 "lr": 1e-4,
@@ -48,18 +50,22 @@ def get_config(variant: str = "base") -> ConfigDict:
                 # Unused codes are revived, so that no entropy loss over 16,384 codes is needed.
                 "quantiser": {"kind": "cosine", "entropy_weight": 0.0},
             },
-            "loss": {"kind": "vqgan", "adversarial": {"start_step": 20_000}},
+            "loss": {"kind": "vqgan", "perceptual": "", "adversarial": {"start_step": 20_000}},
             "data": {
                 "source": {"kind": "folder", "require_captions": False},
                 "smallest_crop": 0.8,
+                "validation_share": 0.01,
             },
         }
     )
+    # One way: another file for held-out images leaves the loss as it is.
+    config.train.validation_lpips = config.loss.get_oneway_ref("perceptual")
     if variant == "fashion":
         config.model.image_size = 800
         config.train.global_batch = 16
     if variant == "small":
         config.train.update(steps=2000, global_batch=16, checkpoint_every=500, sample_every=500)
+        config.train.update(validate_every=500)
         config.optimizer.update(lr=3e-4)
         config.model.update(
             image_size=64,

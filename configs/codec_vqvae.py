@@ -21,11 +21,13 @@ def get_config() -> ConfigDict:
                 "log_every": 50,
                 "checkpoint_every": 5000,
                 "sample_every": 5000,
+                "validate_every": 5000,
             },
             "optimizer": {"beta2": 0.99, "weight_decay": 0.0, "warmup": 0.01},
             "data": {
                 "source": {"kind": "folder", "require_captions": False},
                 "smallest_crop": 0.8,
+                "validation_share": 0.01,
             },
         }
     )

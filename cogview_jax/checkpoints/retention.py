@@ -13,14 +13,18 @@ class Retention:
     Attributes:
         latest: how many of the newest are kept, at least one.
         every: checkpoints whose step is a multiple of it are kept for good; 0 for none.
-        best: how many checkpoints with the lowest `metric` are kept.
+        best: how many checkpoints with the best `metric` are kept.
         metric: the name of a metric in metrics.jsonl.
+        highest: whether a higher value of the metric is better; otherwise a lower one is.
+        optional: whether a checkpoint may lack the metric, since it is not measured at every step.
     """
 
     latest: int = 2
     every: int = 0
     best: int = 0
     metric: str = "loss"
+    highest: bool = False
+    optional: bool = False
 
     def __post_init__(self):
         for name, least in (("latest", 1), ("every", 0), ("best", 0)):
@@ -28,8 +32,8 @@ class Retention:
                 raise InputError(f"checkpoints kept: {name} = {value}, expected at least {least}")
 
     def check(self, metrics: Mapping[str, float]) -> None:
-        """Raises InputError if `metric` is needed and not among `metrics`."""
-        if self.best and self.metric not in metrics:
+        """Raises InputError if `metric` is needed, not optional, and not among `metrics`."""
+        if self.best and not self.optional and self.metric not in metrics:
             raise InputError(
                 f"the best checkpoints are to be kept by {self.metric!r}, which is not measured;"
                 f" choose from {', '.join(sorted(metrics))}"
@@ -45,5 +49,6 @@ class Retention:
         steps = sorted(metrics)
         periodic = [step for step in steps if self.every and step % self.every == 0]
         measured = [step for step in steps if self.metric in metrics[step]]
-        ranked = sorted(measured, key=lambda step: (metrics[step][self.metric], -step))
+        sign = -1 if self.highest else 1
+        ranked = sorted(measured, key=lambda step: (sign * metrics[step][self.metric], -step))
         return {*steps[-self.latest :], *periodic, *ranked[: self.best]}

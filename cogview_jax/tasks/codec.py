@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, write_bundle
+from cogview_jax.data.held_out import split
 from cogview_jax.data.records import Record
 from cogview_jax.data.sources.source import Source, readable
 from cogview_jax.data.transforms import SquareView
@@ -18,6 +19,7 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import CodecExperiment
+from cogview_jax.tasks.validation import Validation
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.training.codec_loss import VQGANLoss
@@ -27,8 +29,10 @@ from cogview_jax.training.objective import ModelValues, Objective
 from cogview_jax.training.state import TrainState
 from cogview_jax.training.vqgan_objective import VQGANObjective
 
-#: Images of a preview, which are shown with their reconstructions.
+#: Images of a preview, which are shown with their reconstructions and the differences of both.
 PREVIEW_IMAGES = 8
+#: What differences are multiplied by, so that small ones can be seen.
+DIFFERENCE_GAIN = 4
 
 
 def different_settings(there: CodecConfig, here: CodecConfig) -> dict[str, tuple[Any, Any]]:
@@ -85,10 +89,23 @@ class CodecTask:
         self.objective: Objective[ImageExample] = make_objective(experiment)
         data = experiment.data
         self._view = SquareView(experiment.model.image_size, data.smallest_crop, data.flip)
+        self._held_out: Source[Record] | None = None
 
     def source(self) -> Source[Record]:
-        """The images."""
-        return self.experiment.data.source.open()
+        """The images to train on: all but the held-out ones."""
+        data = self.experiment.data
+        source = data.source.open()
+        if not data.validation_share:
+            return source
+        training, self._held_out = split(source, data.validation_share)
+        return training
+
+    def validation(self) -> Validation | None:
+        """What measures the held-out images of `source`; None where nothing is to be measured."""
+        if not self.experiment.train.validate_every:
+            return None
+        assert self._held_out is not None, "source() comes first"
+        return Validation(self.experiment, self.objective, self._held_out)
 
     def transform(self, record: Record, generator: np.random.Generator) -> ImageExample:
         """A square of an image, of the codec's size."""
@@ -116,16 +133,24 @@ class CodecTask:
         return state.with_values(self.objective.with_bundle_values(state.values, given))
 
     def preview(self, state: TrainState, source: Source[Record]) -> np.ndarray:
-        """The first readable images above their reconstructions: uint8 [h, w, 3]."""
+        """Images above their reconstructions and the absolute errors of these: uint8 [h, w, 3].
+
+        They are the first readable held-out images, or those of `source` where none are held out.
+        """
         still = SquareView(self.experiment.model.image_size)
         rng = np.random.default_rng(0)
-        records = itertools.islice(readable(source), PREVIEW_IMAGES)
+        shown = source if self._held_out is None else self._held_out
+        records = itertools.islice(readable(shown), PREVIEW_IMAGES)
         images = np.stack([still(record.image, rng) for record in records])
         count = len(images)
         model = CogView(codec=self._part(state))
         decoded = model.decode(model.encode(images))
-        labels = ["image"] * count + ["reconstruction"] * count
-        return np.asarray(caption_grid([*images, *decoded], labels, columns=count))
+        errors = np.abs(images.astype(np.int32) - decoded)
+        differences = np.minimum(DIFFERENCE_GAIN * errors, 255).astype(np.uint8)
+        image = "image" if self._held_out is None else "held-out image"
+        labels = [image, "reconstruction", f"absolute error x {DIFFERENCE_GAIN}"]
+        captions = [label for label in labels for _ in range(count)]
+        return np.asarray(caption_grid([*images, *decoded, *differences], captions, columns=count))
 
     def write(self, state: TrainState, path: Path) -> None:
         """Writes a bundle with the codec alone."""

@@ -43,7 +43,8 @@ class TrainConfig:
         sample_every: steps between two samples in samples/; 0 for none.
         keep: how many of the newest checkpoints are kept.
         keep_every: checkpoints of every so many steps are kept for good; 0 for none.
-        keep_best: how many checkpoints with the lowest `best_metric` are kept.
+        keep_best: how many checkpoints with the best `best_metric` are kept: the lowest, but the
+            highest of PSNR, SSIM, usage and perplexity.
         best_metric: a name in metrics.jsonl.
         ema_decay: of the moving average of the weights, such as 0.9999; 0 keeps none. The decay of
             the first steps is smaller: (1 + step) / (10 + step).
@@ -94,6 +95,28 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class CodecTrainConfig(TrainConfig):
+    """The same, and how an image tokenizer is measured on held-out images.
+
+    Attributes:
+        validate_every: steps between two measurements of the held-out images; 0 for none.
+        validation_images: how many of the held-out images are measured at most.
+        validation_lpips: the file with the weights of LPIPS by which they are measured (see
+            docs/guides/image_tokenizers.md), of VGG-16 or AlexNet; empty measures no LPIPS.
+    """
+
+    validate_every: int = 0
+    validation_images: int = 512
+    validation_lpips: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_range(self, "validate_every", at_least=0)
+        require_range(self, "validation_images", at_least=1, at_most=2**20)
+        require_paths(self, "validation_lpips")
+
+
+@dataclass(frozen=True)
 class ImageData:
     """Images for the image tokenizer.
 
@@ -103,15 +126,19 @@ class ImageData:
             whose side is between this share and the whole of the shorter side.
         flip: mirror half of the images. Off by default, since captions say left and right.
         max_skipped: the share of records that may be unreadable.
+        validation_share: the share of records that are held out: training never reads them, and the
+            image tokenizer is measured on them. Their numbers alone decide which these are.
     """
 
     source: SourceConfig
     smallest_crop: float = 1.0
     flip: bool = False
     max_skipped: float = 0.05
+    validation_share: float = 0.0
 
     def __post_init__(self):
         require_range(self, "smallest_crop", above=0, at_most=1)
+        require_range(self, "validation_share", at_least=0, below=1)
         require_range(self, "max_skipped", at_least=0, at_most=1)
 
 
@@ -135,7 +162,7 @@ class CodecExperiment:
     """
 
     stage: Literal["image_tokenizer"]
-    train: TrainConfig
+    train: CodecTrainConfig
     data: ImageData
     model: CodecConfig = VQVAEConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -155,6 +182,11 @@ class CodecExperiment:
             raise InputError(
                 "loss.decoder_only keeps the codes of a trained image tokenizer, but init_from is"
                 " empty: name its bundle there, or set loss.decoder_only to False"
+            )
+        if self.train.validate_every and not self.data.validation_share:
+            raise InputError(
+                f"train.validate_every = {self.train.validate_every}, but data.validation_share = 0"
+                " holds out no images: choose a share such as 0.01, or train.validate_every = 0"
             )
         if isinstance(self.loss, VQGANLoss):
             self.loss.check_accumulation(self.train.accumulate)

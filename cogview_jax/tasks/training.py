@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,11 +37,13 @@ from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.watchdog import Watchdog
 from cogview_jax.tasks.announcement import StepsUnderWay, announcement, report_machine_changes
 from cogview_jax.tasks.codec import CodecTask
+from cogview_jax.tasks.collapse import CollapseWarning
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TrainConfig
 from cogview_jax.tasks.transformer import TransformerTask
+from cogview_jax.tasks.validation import HIGHER_IS_BETTER, Validation
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.goodput import Goodput
-from cogview_jax.training.loop import Hook, Measured, train
+from cogview_jax.training.loop import Hook, Measured, is_due, train
 from cogview_jax.training.metric_means import MetricMeans
 from cogview_jax.training.metrics import MetricsWriter
 from cogview_jax.training.objective import Metrics, Objective
@@ -68,7 +70,10 @@ class Task(Protocol):
         """The model and its loss; its batches are rows of `transform`, stacked."""
 
     def source(self) -> Source[Any]:
-        """The records, checked against the config."""
+        """The records to train on, checked against the config."""
+
+    def validation(self) -> Validation | None:
+        """What measures held-out records; None for nothing. Called after `source`."""
 
     def transform(self, record: Any, generator: np.random.Generator) -> Any:
         """One row of a batch, a NamedTuple of arrays such as `layout.Example`."""
@@ -111,6 +116,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     check_batch(config, mesh)
     task = make_task(experiment, workdir)
     source = primary_first(task.source, "source opened")
+    validation = task.validation()
+    validation_metrics = () if validation is None else validation.names
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     rate = schedule(experiment.optimizer, config.steps)
     loss_scale = experiment.loss_scale if policy(experiment.precision).scales else None
@@ -131,13 +138,14 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         shapes = state_shapes(task.objective, optimizer, mesh, loss_scale, config.ema_decay)
-        check_best(config, step, shapes, task.row_shapes())
+        check_best(config, step, shapes, task.row_shapes(), validation_metrics)
+        retention = Retention(
+            *(config.keep, config.keep_every, config.keep_best, config.best_metric),
+            highest=config.best_metric in HIGHER_IS_BETTER,
+            optional=config.best_metric in validation_metrics,
+        )
         checkpointer = stack.enter_context(
-            Checkpointer(
-                workdir.checkpoints,
-                Retention(config.keep, config.keep_every, config.keep_best, config.best_metric),
-                damaged=workdir.damaged,
-            )
+            Checkpointer(workdir.checkpoints, retention, damaged=workdir.damaged)
         )
         with goodput.phase("restore"):
             state = checkpointer.restore(shapes)
@@ -181,6 +189,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         writer = stack.enter_context(MetricsWriter(workdir.metrics))
         for line in announcement(experiment, source, state, mesh, start):
             log(f"{workdir.path.name}: {line}")
+        if validation is not None:
+            log(f"{workdir.path.name}: validation: {validation.describe()}")
         under_way = StepsUnderWay()
         progress = stack.enter_context(
             Progress(
@@ -202,8 +212,19 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             TolerateDiskErrors(),
         )
         means = MetricMeans(checkpointer.notes.get("means"))
+        reported: dict[int, dict[str, float]] = {}  # the last log point
+        collapse = None
+        if isinstance(experiment, CodecExperiment):
+            collapse = CollapseWarning(experiment)
+
+        def validate(state: TrainState) -> dict[str, float]:
+            return {} if validation is None else validation.measure(for_bundle(state))
 
         def report(measured: Measured) -> None:
+            reported.clear()
+            reported[measured.step] = measured.metrics
+            if collapse is not None:
+                collapse.check(measured.step, measured.metrics)
             seconds = measured.seconds_per_step
             metrics = measured.metrics | per_second(seconds) | device_memory()
             with tolerate_disk_errors("the ledger", measured.step):
@@ -242,6 +263,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 Hook("checkpoint", config.checkpoint_every, save),
                 Hook("preview", config.sample_every, sample),
             ),
+            validate=validate,
+            validate_every=0 if validation is None else validation.every,
             goodput=goodput,
             watchdog=watchdog,
             profiler=profiler,
@@ -253,7 +276,10 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         done = int(state.position)
         if done < config.steps:
             if done > start:
-                checkpointer.save(done, state, notes=notes())
+                # The unbroken run has a checkpoint and its metrics at some of these steps.
+                regular = is_due(config.checkpoint_every, done, config.steps)
+                metrics = reported.get(done, means.means()) if regular else None
+                checkpointer.save(done, state, metrics, notes())
             fate = "which is saved" if checkpointer.wait() else "which could not be saved"
             log(
                 f"{workdir.path}: asked to stop after step {done} of {config.steps}, {fate}; run"
@@ -331,14 +357,16 @@ def check_best(
     step: Step[Any],
     state: TrainState,
     row: Any,
+    validation_metrics: Sequence[str] = (),
 ) -> None:
-    """InputError where the best checkpoints are to be kept by a metric that a step does not have.
+    """InputError where the best checkpoints are to be kept by a metric that a run does not have.
 
     Args:
         config: names the metric. Nothing is checked if it keeps none of the best checkpoints.
         step: is traced and not run.
         state: the shapes of its state.
         row: the shapes of one row of its batch.
+        validation_metrics: names of what is measured on held-out records.
     """
     if not config.keep_best:
         return
@@ -346,7 +374,7 @@ def check_best(
         lambda leaf: jax.ShapeDtypeStruct((config.global_batch, *leaf.shape), leaf.dtype), row
     )
     _, metrics = jax.eval_shape(step, state, batch)
-    measured = sorted(metrics.keys() - {"stuck"})
+    measured = sorted({*metrics, *validation_metrics} - {"stuck"})
     if config.best_metric not in measured:
         raise InputError(
             f"train.best_metric = {config.best_metric!r} is not measured: choose from"

@@ -181,6 +181,9 @@ class TransformerTask:
         given = ModelValues(params | {table: there}, held.model_state)
         return state.with_values(self.objective.with_bundle_values(state.values, given))
 
+    def validation(self) -> None:
+        """Nothing is held out."""
+
     def preview(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:
         """Samples for the first captions of the store: uint8 [h, w, 3]."""
         text = self._text()

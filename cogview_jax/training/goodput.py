@@ -43,8 +43,8 @@ class Goodput:
     Every second since the run was first started belongs to one phase: "step" (dispatching steps and
     waiting for their results), "data" (waiting for a batch while the devices had nothing to do),
     "start", "compile", "restore", "checkpoint" (the time for which saving blocks training),
-    "preview", "report", "write" (the bundle), "lost" (steps that are repeated after a fault) and
-    "down" (between the last record of a start and the next start).
+    "validation", "preview", "report", "write" (the bundle), "lost" (steps that are repeated after a
+    fault) and "down" (between the last record of a start and the next start).
 
     Goodput is the share of "step" in all of it.
     """

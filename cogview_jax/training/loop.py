@@ -40,7 +40,12 @@ class Hook:
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the action is due once `step` of `steps` steps are done."""
-        return self.every > 0 and (step % self.every == 0 or step == steps)
+        return is_due(self.every, step, steps)
+
+
+def is_due(every: int, step: int, steps: int) -> bool:
+    """Whether what is done every so many steps (0: never) is due after `step` of `steps` steps."""
+    return every > 0 and (step % every == 0 or step == steps)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Measured:
 
     Attributes:
         step: the number of steps done.
-        metrics: their means over the steps since the last log point.
+        metrics: their means over the steps since the last log point, and what was measured on
+            held-out data at this step.
         seconds_per_step: the mean over the same steps. The first log point of a run includes the
             seconds of compiling.
     """
@@ -68,6 +74,8 @@ def train(
     log_every: int,
     report: Callable[[Measured], None],
     hooks: tuple[Hook, ...] = (),
+    validate: Callable[[TrainState], dict[str, float]] = lambda state: {},
+    validate_every: int = 0,
     goodput: Goodput,
     watchdog: Watchdog,
     profiler: ProfilerWindow,
@@ -90,6 +98,11 @@ def train(
         log_every: `report` is called every so many steps, and after the last one.
         report: takes a log point.
         hooks: see `Hook`; called in order.
+        validate: measures the state on held-out data. Its metrics belong to those of the step, for
+            `report` and the hooks.
+        validate_every: it is called every so many steps, which are log points too, and after the
+            last step; 0 for never. It is called at a step where the loop stops, too, so that the
+            metrics of a run that resumes are those of the unbroken run.
         goodput: keeps the ledger of wall time.
         watchdog: gets a beat for every step that is started or finished.
         profiler: is called before and after every step.
@@ -142,7 +155,8 @@ def train(
             jax.block_until_ready(metrics)
         stopping = stop(done) and done < steps
         due = [hook for hook in hooks if hook.due(done, steps) and not stopping]
-        log = done % log_every == 0 or done == steps
+        validating = is_due(validate_every, done, steps)
+        log = done % log_every == 0 or done == steps or validating
         if not (due or log or stopping):
             continue
         for number, metrics in pending:
@@ -153,6 +167,9 @@ def train(
         pending, measured = [], means.means()
         reached = time.monotonic()
         watchdog.rest()
+        if validating:
+            with goodput.phase("validation"):
+                measured |= validate(state)
         if log:
             with goodput.phase("report"):
                 report(Measured(done, measured, (reached - since) / (done - logged)))

@@ -32,6 +32,15 @@ def test_what_was_not_measured_is_not_the_best():
     assert Retention(1, best=2).steps_to_keep(metrics) == {1, 4}
 
 
+def test_the_best_may_be_the_highest():
+    assert kept(Retention(1, best=1, highest=True)) == [50]
+    assert kept(Retention(1, best=3, highest=True)) == [10, 30, 50]
+
+
+def test_a_metric_that_is_not_measured_at_every_step_may_be_missing():
+    Retention(best=1, metric="psnr", optional=True).check({"loss": 1.0})
+
+
 @dataclasses.dataclass
 class Checkpoint:
     step: int

@@ -50,6 +50,7 @@ def arguments(given, folder, name):
         *("--config.data.source.train_count=32", "--config.data.source.held_out_count=8"),
         *("--config.train.log_every=1", "--config.train.checkpoint_every=2"),
         *("--config.train.sample_every=0", "--config.precision=float32"),
+        "--config.train.validate_every=2",
     )
 
 
@@ -75,9 +76,16 @@ def test_a_killed_run_equals_the_unbroken_one_bit_for_bit(runs):
         [json.loads(line) for line in (run / "metrics" / "metrics.jsonl").read_text().splitlines()]
         for run in runs
     ]
+    held_out = ("validation_l2", "validation_ssim", "validation_lpips", "validation_perplexity")
     for name in ("loss", "perceptual", "generator", "discriminator", "adversarial_weight"):
         unbroken, killed = ({line["step"]: line[name] for line in each} for each in lines)
         assert killed == unbroken, name
+    for name in held_out:
+        unbroken, killed = (
+            {line["step"]: line[name] for line in each if name in line} for each in lines
+        )
+        assert killed == unbroken, name
+        assert list(unbroken) == [2, 4, 6]
     weights = [line["adversarial_weight"] for line in lines[0]]
     assert [weight > 0 for weight in weights] == [False, False, True, True, True, True]
 

@@ -125,6 +125,29 @@ def test_a_run_that_is_asked_to_stop_stops_there():
     assert Run().train(stop=lambda done: done == 10) == sum(BATCHES)
 
 
+def test_what_is_measured_on_held_out_data_belongs_to_its_step():
+    """For the report and the hooks of that step, also where the run stops there."""
+    given = []
+
+    def validate(state):
+        return {"validation_total": float(state.params)}
+
+    def hook(number, state, metrics):
+        given.append((number, metrics.get("validation_total")))
+
+    run = Run()
+    run.train(hooks=(Hook("checkpoint", 3, hook),), validate=validate, validate_every=6)
+    totals = [(r.step, r.metrics.get("validation_total")) for r in run.reports]
+    assert totals == [(4, None), (6, 23.0), (8, None), (10, 39.0)]
+    # The means start anew after every log point, and step 6 is one.
+    assert [r.metrics["loss"] for r in run.reports] == [2.25, 7.0, 4.0, 4.0]
+    assert given == [(3, None), (6, 23.0), (9, None), (10, 39.0)]
+
+    stopped = Run()
+    stopped.train(validate=validate, validate_every=6, stop=lambda done: done == 6)
+    assert [r.metrics for r in stopped.reports] == [r.metrics for r in run.reports[:2]]
+
+
 class Stuck:
     """The batches of a loader that waits for ever after them, until somebody has asked."""
 

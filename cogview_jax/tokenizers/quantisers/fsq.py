@@ -55,6 +55,10 @@ class FSQ(Quantiser):
                 f" {len(self.levels)} numbers, but codebook is {codes} and code_width {width}"
             )
 
+    def remedies(self, training: CodebookTraining, width: int) -> list[str]:
+        """An encoder that changes less at a time, or fewer codes: there is no codebook to move."""
+        return ["a lower optimizer.lr", "fewer model.quantiser.levels"]
+
     def same_codes(self, other: Quantiser) -> bool:
         """Whether both have the same levels."""
         return isinstance(other, FSQ) and self.levels == other.levels

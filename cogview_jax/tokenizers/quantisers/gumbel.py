@@ -82,6 +82,13 @@ class Gumbel(Quantiser):
         require_range(self, "anneal_steps", at_least=1)
         require_range(self, "kl_weight", at_least=0)
 
+    def remedies(self, training: CodebookTraining, width: int) -> list[str]:
+        """A larger weight of the divergence from uniform, or other quantisers."""
+        return [
+            f"model.quantiser.kl_weight above {self.kl_weight:g}",
+            *super().remedies(training, width),
+        ]
+
     def logits(
         self, params: Any, vectors: Float[Array | np.ndarray, "*N D"]
     ) -> Float[Array, "*N K"]:

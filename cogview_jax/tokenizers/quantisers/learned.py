@@ -24,8 +24,10 @@ from cogview_jax.tokenizers.quantisers.quantiser import (
     Quantiser,
     codebook_parameter,
     hits_of,
+    narrow,
     nearest,
     product,
+    revival,
     straight_through,
     tanh_uniform,
     use_metrics,
@@ -87,6 +89,12 @@ class Learned(Quantiser):
     def __post_init__(self) -> None:
         require_range(self, "codebook_weight", "entropy_weight", at_least=0)
         require_range(self, "entropy_temperature", above=0)
+
+    def remedies(self, training: CodebookTraining, width: int) -> list[str]:
+        """Revival, the entropy loss, narrower codes, or other quantisers."""
+        entropy = "" if self.entropy_weight else "model.quantiser.entropy_weight = 0.1"
+        own = [*revival(training), *filter(None, [entropy]), *narrow(width)]
+        return own + super().remedies(training, width)
 
     def place(self, vectors: Float[Array | np.ndarray, "*N D"]) -> Float[Array, "*N D"]:
         """Vectors or codes where distances are measured: as they are."""

@@ -20,8 +20,10 @@ from cogview_jax.tokenizers.quantisers.quantiser import (
     CodebookTraining,
     Quantised,
     Quantiser,
+    narrow,
     nearest,
     product,
+    revival,
     straight_through,
     tanh_uniform,
     use_metrics,
@@ -73,6 +75,10 @@ class MovingAverage(Quantiser):
 
     State: ClassVar[type] = Codebook
     kind: Literal["moving_average"] = "moving_average"
+
+    def remedies(self, training: CodebookTraining, width: int) -> list[str]:
+        """Revival, narrower codes, or other quantisers."""
+        return [*revival(training), *narrow(width), *super().remedies(training, width)]
 
     def init(self, key: Key[Array, ""], codes: int, width: int) -> tuple[dict[str, Any], Codebook]:
         """No parameters, and an unused codebook."""
@@ -144,6 +150,10 @@ class Fixed(MovingAverage):
     """Nearest codes of a codebook that stays as it was initialised (mode 4)."""
 
     kind: Literal["fixed"] = "fixed"  # type: ignore[assignment]  # one kind of another
+
+    def remedies(self, training: CodebookTraining, width: int) -> list[str]:
+        """Other quantisers, or narrower codes: these do not move."""
+        return ["model.quantiser.kind moving_average, cosine or fsq", *narrow(width)]
 
     def finish(
         self,

@@ -20,6 +20,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from cogview_jax.runtime.config import Tagged, require_range
 
+#: The width of codes of which a large codebook is used well (LlamaGen, arXiv 2406.06525).
+NARROW = 8
+
 
 @dataclass(frozen=True)
 class CodebookTraining:
@@ -74,6 +77,16 @@ class Quantiser(Tagged, abc.ABC):
 
     def check(self, codes: int, width: int) -> None:
         """InputError where the quantiser cannot have `codes` codes of `width` numbers."""
+
+    def remedies(self, training: CodebookTraining, width: int) -> list[str]:
+        """What may help where few of the codes are used: settings of a config, likeliest first.
+
+        Args:
+            training: how the codebook learns now.
+            width: `model.code_width` now.
+        """
+        others = [kind for kind in ("cosine", "fsq") if kind != self.kind]
+        return [f"model.quantiser.kind {' or '.join(others)}"]
 
     def same_codes(self, other: "Quantiser") -> bool:
         """Whether the codes of one are those of the other, however they are learned."""
@@ -157,6 +170,18 @@ def nearest(
     codes, vectors = jnp.asarray(codes, jnp.float32), jnp.asarray(vectors, jnp.float32)
     distances = jnp.sum(codes**2, axis=1) - product(2 * vectors, codes.T)
     return jnp.argmin(distances, axis=-1).astype(jnp.int32)
+
+
+def revival(training: CodebookTraining) -> list[str]:
+    """The setting of `CodebookTraining` that moves unused codes more often than now."""
+    if not training.revive_below:
+        return [f"loss.revive_below = {CodebookTraining.revive_below}"]
+    return [f"loss.revive_below above {training.revive_below:g}"]
+
+
+def narrow(width: int) -> list[str]:
+    """The setting that gives codes fewer numbers; nothing where they have few already."""
+    return [f"model.code_width below {width}, such as {NARROW}"] if width > NARROW else []
 
 
 def straight_through(

@@ -1,0 +1,214 @@
+"""Held-out images: what is measured of them, and what a run does with it."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import cogview_jax
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.data.records import BadRecord
+from cogview_jax.evaluation.contact_sheet import caption_grid
+from cogview_jax.evaluation.image_quality import ssim
+from cogview_jax.interop.feature_weights import read_lpips
+from cogview_jax.models.networks.lpips import lpips
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.tasks.codec import DIFFERENCE_GAIN, CodecTask
+from cogview_jax.tasks.experiment import read_experiment
+from cogview_jax.tasks.training import run
+from cogview_jax.tasks.validation import Validation
+from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.training.optimizer import make_optimizer
+from cogview_jax.training.state import state_shapes
+
+
+@pytest.fixture(scope="module")
+def experiment(chain, oracles):
+    """A small image tokenizer, a quarter of whose images are held out, with narrow LPIPS."""
+    config = json.loads((chain.codec / "config.json").read_text())
+    config["data"]["validation_share"] = 0.25
+    config["train"] |= {
+        "validate_every": 2,
+        "validation_images": 13,
+        "validation_lpips": str(oracles("taming_vq/last.ckpt")),
+    }
+    return read_experiment(config)
+
+
+def opened(experiment, chain, mesh=MeshConfig(data=8)):
+    """The task, the records it trains on, and the state of the chain's image tokenizer."""
+    task = CodecTask(experiment, Workdir(chain.codec))
+    shapes = state_shapes(task.objective, make_optimizer(experiment.optimizer, 1), make_mesh(mesh))
+    source = task.source()
+    return task, source, task.initial(Bundle(chain.codec / "bundle"), shapes)
+
+
+def with_train(experiment, **changes):
+    return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **changes))
+
+
+def held_out_images(experiment, source):
+    """All images that training does not see, in the order of the source."""
+    trained = {source.key(i) for i in range(len(source))}
+    whole = experiment.data.source.open()
+    assert len(trained) < len(whole)
+    return np.stack([whole[i].image for i in range(len(whole)) if whole.key(i) not in trained])
+
+
+def test_metrics_are_those_of_the_images_that_the_bundle_decodes(chain, experiment):
+    """13 images in batches of 8, and a slow form of each number in float64."""
+    task, source, state = opened(experiment, chain)
+    validation = task.validation()
+    found = validation.measure(state)
+    assert list(found) == validation.names
+
+    images = held_out_images(experiment, source)
+    assert len(images) > 13
+    model = cogview_jax.load(chain.codec / "bundle")
+    codes = model.encode(images[:13])
+    decoded = model.decode(codes)
+    errors = np.mean((images[:13] / 255.0 - decoded / 255.0) ** 2, axis=(1, 2, 3))
+    counts = np.bincount(codes.ravel(), minlength=model.codec.config.codebook)
+    shares = counts[counts > 0] / codes.size
+    weights = read_lpips(experiment.train.validation_lpips)
+    a, b = (array / np.float32(127.5) - 1 for array in (images[:13], decoded))
+    expected = {
+        "l2": errors.mean(),
+        "psnr": np.mean(-10 * np.log10(errors)),
+        "ssim": np.mean(jax.jit(ssim)(images[:13], decoded)).item(),
+        "lpips": np.mean(jax.jit(lpips)(weights, a, b)).item(),
+        "usage": np.mean(counts > 0),
+        "perplexity": np.prod(shares**-shares),
+    }
+    for name, value in expected.items():
+        assert found[f"validation_{name}"] == pytest.approx(value, rel=1e-5), name
+
+    described = f"13 of {len(images)} held-out images every 2 steps; LPIPS by vgg16"
+    assert validation.describe() == described
+    # Another mesh, and batches of another size: the same numbers.
+    split = with_train(experiment, global_batch=24, accumulate=3)
+    task, _, state = opened(split, chain, MeshConfig(data=2, fsdp=4))
+    assert task.validation().measure(state) == pytest.approx(found, rel=1e-5)
+
+
+def test_without_weights_lpips_is_not_measured(chain, experiment):
+    task, _, _ = opened(with_train(experiment, validation_lpips=""), chain)
+    validation = task.validation()
+    assert "validation_lpips" not in validation.names
+    assert "LPIPS is not measured, since train.validation_lpips is empty" in validation.describe()
+    task, _, _ = opened(with_train(experiment, validate_every=0), chain)
+    assert task.validation() is None
+
+
+class Broken:
+    """Records of which only some can be read."""
+
+    def __init__(self, records, good):
+        self.records, self.good = records, good
+
+    def __len__(self):
+        return len(self.records)
+
+    def key(self, i):
+        return self.records.key(i)
+
+    def __getitem__(self, i):
+        if i not in self.good:
+            raise BadRecord(self.key(i), "broken")
+        return self.records[i]
+
+
+def test_unreadable_images_are_left_out_and_counted(chain, experiment, capsys):
+    task, _, state = opened(experiment, chain)
+    records, objective = task.experiment.data.source.open(), task.objective
+
+    def measured(experiment, good):
+        return Validation(experiment, objective, Broken(records, good)).measure(state)
+
+    found = measured(experiment, good=(4, 12))
+    assert capsys.readouterr().err == "validation: 11 of 13 held-out images are unreadable\n"
+    one, other = (measured(experiment, good=(number,)) for number in (4, 12))
+    for name in ("l2", "psnr", "ssim", "lpips"):
+        name = f"validation_{name}"
+        assert found[name] == pytest.approx((one[name] + other[name]) / 2, rel=1e-5)
+    assert one["validation_usage"] <= found["validation_usage"]
+    with pytest.raises(InputError, match=r"none of the 64 held-out images can be read"):
+        Validation(experiment, objective, Broken(records, ()))
+
+
+def test_the_sheet_shows_held_out_images(chain, experiment):
+    task, source, state = opened(experiment, chain)
+    images = held_out_images(experiment, source)[:8]
+    model = cogview_jax.load(chain.codec / "bundle")
+    decoded = model.decode(model.encode(images))
+    errors = np.clip(abs(images.astype(float) - decoded) * DIFFERENCE_GAIN, 0, 255)
+    labels = ["held-out image"] * 8 + ["reconstruction"] * 8 + ["absolute error x 4"] * 8
+    expected = caption_grid([*images, *decoded, *errors.astype(np.uint8)], labels, columns=8)
+    np.testing.assert_array_equal(task.preview(state, source), np.asarray(expected))
+
+
+def logged(workdir):
+    lines = (workdir / "metrics" / "metrics.jsonl").read_text().splitlines()
+    timings = ("tokens_per_second", "mfu", "goodput")
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in timings}
+        for line in lines
+    ]
+
+
+def steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_the_best_checkpoint_by_a_held_out_metric_is_kept_also_after_a_resume(
+    chain, experiment, tmp_path
+):
+    """The rate rises until a trained image tokenizer is spoilt: later steps are worse."""
+    train = {"steps": 12, "checkpoint_every": 2, "sample_every": 0, "log_every": 3, "keep": 1}
+    best = {"keep_best": 1, "best_metric": "validation_psnr", "validate_every": 4}
+    experiment = dataclasses.replace(
+        with_train(experiment, **train, **best),
+        optimizer=dataclasses.replace(experiment.optimizer, lr=1.0, warmup=0.99),
+        init_from=f"{chain.codec}/bundle",
+    )
+    run(experiment, str(tmp_path / "whole"))
+    lines = logged(tmp_path / "whole")
+    # Steps of measurements are log points.
+    assert [line["step"] for line in lines] == [3, 4, 6, 8, 9, 12]
+    measured = {line["step"]: line["validation_psnr"] for line in lines if "validation_l2" in line}
+    assert list(measured) == [4, 8, 12]
+    assert all("loss" in line for line in lines)
+    winner = max(measured, key=measured.get)
+    assert winner != 12, measured
+    assert steps(tmp_path / "whole") == [winner, 12]
+
+    # Stopped after step 10: what was measured before is remembered.
+    first = with_train(experiment, steps=12)
+    broken = shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    shutil.rmtree(broken / "bundle")
+    shutil.rmtree(broken / "checkpoints" / "12")
+    run(first, str(broken))
+    assert logged(broken) == lines
+    assert steps(broken) == [winner, 12]
+    ours, theirs = (Bundle(tmp_path / name / "bundle").codec() for name in ("broken", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+
+
+def test_settings_that_do_not_fit_are_refused(chain, experiment, tmp_path):
+    none = dataclasses.replace(experiment.data, validation_share=0.0)
+    with pytest.raises(InputError, match=r"but data\.validation_share = 0 holds out no images"):
+        dataclasses.replace(experiment, data=none)
+    best = with_train(experiment, keep_best=1, best_metric="validation_lpisp")
+    with pytest.raises(InputError, match=r"is not measured: choose from .*validation_lpips"):
+        run(best, str(tmp_path / "run"))
+    absent = with_train(best, validation_lpips="", best_metric="validation_lpips")
+    with pytest.raises(InputError, match=r"'validation_lpips' is not measured"):
+        run(absent, str(tmp_path / "run"))
+    nothing = dataclasses.replace(experiment.data, validation_share=0.9999)
+    with pytest.raises(InputError, match="holds out 64 of 64 records"):
+        run(dataclasses.replace(experiment, data=nothing), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
