@@ -117,17 +117,21 @@ def test_unreadable_images_are_passed_over(chain, experiment, tmp_path):
     state = task.initial(Bundle(chain.codec / "bundle"), shapes_of(task))
     source = FolderSource(tmp_path, require_captions=False)
     model = cogview_jax.load(chain.codec / "bundle")
-    decoded = model.decode(model.encode(np.stack(good)))
-    expected = caption_grid([*good, *decoded], ["image"] * 8 + ["reconstruction"] * 8, columns=8)
-    np.testing.assert_array_equal(task.preview(state, source), np.asarray(expected))
+    np.testing.assert_array_equal(task.preview(state, source), sheet(model, np.stack(good)))
 
 
-def test_images_stand_above_their_reconstructions(chain, experiment):
+def sheet(model, images):
+    """Eight images, what the model makes of them, and four times the difference."""
+    decoded = model.decode(model.encode(images))
+    differences = np.clip(4.0 * abs(images.astype(float) - decoded), 0, 255).astype(np.uint8)
+    labels = ["image"] * 8 + ["reconstruction"] * 8 + ["absolute error x 4"] * 8
+    return np.asarray(caption_grid([*images, *decoded, *differences], labels, columns=8))
+
+
+def test_images_stand_above_their_reconstructions_and_differences(chain, experiment):
     task = job(experiment, chain.codec)
     state = task.initial(Bundle(chain.codec / "bundle"), shapes_of(task))
     source = task.source()
     model = cogview_jax.load(chain.codec / "bundle")
     images = np.stack([source[i].image for i in range(8)])
-    rows = [*images, *model.decode(model.encode(images))]
-    expected = caption_grid(rows, ["image"] * 8 + ["reconstruction"] * 8, columns=8)
-    np.testing.assert_array_equal(task.preview(state, source), np.asarray(expected))
+    np.testing.assert_array_equal(task.preview(state, source), sheet(model, images))
