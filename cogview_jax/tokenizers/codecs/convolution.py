@@ -7,6 +7,7 @@ parities is a 2x2 convolution. The weights are those of the plain form.
 Legend: b batch, h w rows and columns, c channels.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+#: On CPUs the gradient of a kernel is summed over so many parts of a batch.
+BATCH_PARTS = 8
 
 
 class Convolution(nn.Module):
@@ -41,13 +45,7 @@ class Convolution(nn.Module):
         kernel, bias = conv_parameters(self, x.shape[-1])
         both = (self.taps - self.stride + 1) // 2
         padding = (both, both) if self.padding is None else self.padding
-        y = jax.lax.conv_general_dilated(
-            jnp.asarray(x, self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=(padding, padding),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = convolve(jnp.asarray(x, self.dtype), kernel.astype(self.dtype), self.stride, padding)
         return y + broadcast_bias(bias, y)
 
 
@@ -88,6 +86,62 @@ class UpsampledConvolution(nn.Module):
         return y + broadcast_bias(bias, y)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "t t c f"],
+    stride: int,
+    padding: tuple[int, int],
+) -> Float[Array, "b _ _ f"]:
+    """The convolution without bias; `Convolution` has the arguments.
+
+    XLA's CPU backend needs several times as long for the gradient of a kernel as for the
+    convolution, because it takes the whole batch as one window. There, on one device and in
+    float32, the gradient is the sum of those of parts of the batch.
+    """
+    return plain_convolution(x, kernel, stride, padding)
+
+
+def plain_convolution(x: Any, kernel: Any, stride: int, padding: tuple[int, int]) -> jax.Array:
+    """XLA's convolution; arguments as in `convolve`."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=(padding, padding),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _convolve_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: tuple[int, int]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve(x, kernel, stride, padding), (x, kernel)
+
+
+def _convolve_backward(
+    stride: int, padding: tuple[int, int], inputs: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = inputs
+    (dx,) = jax.vjp(lambda x: plain_convolution(x, kernel, stride, padding), x)[1](g)
+
+    def whole(x: jax.Array, g: jax.Array) -> jax.Array:
+        return jax.vjp(lambda k: plain_convolution(x, k, stride, padding), kernel)[1](g)[0]
+
+    def in_parts(x: jax.Array, g: jax.Array) -> jax.Array:
+        rows = -(-len(x) // BATCH_PARTS)
+        parts = [slice(start, start + rows) for start in range(0, len(x), rows)]
+        return functools.reduce(jnp.add, [whole(x[part], g[part]) for part in parts])
+
+    one_device = jax.sharding.get_abstract_mesh().size <= 1
+    if kernel.shape[0] == 1 or len(x) == 1 or x.dtype != jnp.float32 or not one_device:
+        return dx, whole(x, g)
+    return dx, jax.lax.platform_dependent(x, g, cpu=in_parts, default=whole)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
 def upsampling_kernel(kernel: Float[Array | np.ndarray, "3 3 c f"]) -> Float[Array, "4 4 c f"]:
     """The 4x4 transposed form of doubling and a 3x3 convolution.
 
@@ -113,15 +167,12 @@ def scattered(
     patches = jnp.concatenate(
         [x[:, i : i + h + 1, j : j + w + 1] for i in (0, 1) for j in (0, 1)], axis=-1
     )
-    # Output row 2r + p reads padded rows r + p (tap 3 - p) and r + p + 1 (tap 1 - p).
-    taps = kernel[::-1, ::-1].reshape(2, 2, 2, 2, c, features)
+    # Neighbourhood r makes output rows 2r - 1 and 2r of its padded rows r (taps 2 and 3) and r + 1
+    # (taps 0 and 1). The first and the last row that they make are outside.
+    taps = kernel.reshape(2, 2, 2, 2, c, features)[::-1, :, ::-1]
     taps = taps.transpose(0, 2, 4, 1, 3, 5).reshape(4 * c, 4 * features)
-    y = (patches @ taps).reshape(b, h + 1, w + 1, 2, 2, features)
-    y = jnp.stack(
-        [jnp.stack([y[:, p : p + h, q : q + w, p, q] for q in (0, 1)], axis=3) for p in (0, 1)],
-        axis=2,
-    )
-    return y.reshape(b, 2 * h, 2 * w, features)
+    y = (patches @ taps).reshape(b, h + 1, w + 1, 2, 2, features).transpose(0, 1, 3, 2, 4, 5)
+    return y.reshape(b, 2 * h + 2, 2 * w + 2, features)[:, 1:-1, 1:-1]
 
 
 def broadcast_bias(bias: Any, y: Any) -> jax.Array:
