@@ -19,6 +19,8 @@ from jaxtyping import Array, Float
 
 #: On CPUs the gradient of a kernel is summed over so many parts of a batch.
 BATCH_PARTS = 8
+#: Channels from which a 4x4 stride-2 convolution is faster as a matrix product on CPUs.
+WIDE = 256
 
 
 class Convolution(nn.Module):
@@ -86,20 +88,23 @@ class UpsampledConvolution(nn.Module):
         return y + broadcast_bias(bias, y)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "t t c f"],
+    x: Float[Array | np.ndarray, "b h w c"],
+    kernel: Float[Array | np.ndarray, "t t c f"],
     stride: int,
     padding: tuple[int, int],
 ) -> Float[Array, "b _ _ f"]:
-    """The convolution without bias; `Convolution` has the arguments.
+    """The convolution of `Convolution` without its bias.
 
     XLA's CPU backend needs several times as long for the gradient of a kernel as for the
-    convolution, because it takes the whole batch as one window. There, on one device and in
-    float32, the gradient is the sum of those of parts of the batch.
+    convolution, because it takes the whole batch as one window. In float32 on one device other
+    forms are faster there: sums over parts of the batch, and a matrix product for many channels.
     """
-    return plain_convolution(x, kernel, stride, padding)
+    if kernel.shape[0] == stride == 1:
+        return jnp.asarray(x) @ kernel[0, 0]
+    if x.dtype != jnp.float32 or jax.sharding.get_abstract_mesh().size > 1:
+        return plain_convolution(x, kernel, stride, padding)
+    return _convolve(x, kernel, stride, padding)
 
 
 def plain_convolution(x: Any, kernel: Any, stride: int, padding: tuple[int, int]) -> jax.Array:
@@ -113,33 +118,62 @@ def plain_convolution(x: Any, kernel: Any, stride: int, padding: tuple[int, int]
     )
 
 
-def _convolve_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: tuple[int, int]
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return convolve(x, kernel, stride, padding), (x, kernel)
+def gathered(
+    x: Float[Array | np.ndarray, "b 2*h 2*w c"], kernel: Float[Array | np.ndarray, "4 4 c f"]
+) -> Float[Array, "b h w f"]:
+    """The 4x4 stride-2 convolution with a zero around x, as one matrix product."""
+    b, h, w, c = x.shape[0], x.shape[1] // 2, x.shape[2] // 2, x.shape[3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(b, h + 1, 2, w + 1, 2, c)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h + 1, w + 1, 4 * c)
+    patches = jnp.concatenate([x[:, i : i + h, j : j + w] for i in (0, 1) for j in (0, 1)], axis=-1)
+    taps = kernel.reshape(2, 2, 2, 2, c, -1).transpose(0, 2, 1, 3, 4, 5)
+    return patches @ taps.reshape(16 * c, -1)
 
 
-def _convolve_backward(
-    stride: int, padding: tuple[int, int], inputs: tuple[jax.Array, jax.Array], g: jax.Array
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: Any, kernel: Any, stride: int, padding: tuple[int, int]) -> jax.Array:
+    def plain(x: Any, kernel: Any) -> jax.Array:
+        return plain_convolution(x, kernel, stride, padding)
+
+    if _is_wide(x, kernel, stride, padding):
+        return jax.lax.platform_dependent(x, kernel, cpu=gathered, default=plain)
+    return plain(x, kernel)
+
+
+def _is_wide(x: Any, kernel: Any, stride: int, padding: tuple[int, int]) -> bool:
+    """Whether the form as a matrix product exists and is faster on CPUs."""
+    fits = kernel.shape[0] == 4 and stride == 2 and padding == (1, 1)
+    return fits and kernel.shape[2] >= WIDE and x.shape[1] % 2 == x.shape[2] % 2 == 0
+
+
+def _forward(
+    x: Any, kernel: Any, stride: int, padding: tuple[int, int]
+) -> tuple[jax.Array, tuple[Any, Any]]:
+    return _convolve(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(
+    stride: int, padding: tuple[int, int], inputs: tuple[Any, Any], g: Any
 ) -> tuple[jax.Array, jax.Array]:
-    x, kernel = inputs
-    (dx,) = jax.vjp(lambda x: plain_convolution(x, kernel, stride, padding), x)[1](g)
+    def plain(x: Any, kernel: Any, g: Any) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(lambda *xk: plain_convolution(*xk, stride, padding), x, kernel)[1](g)
 
-    def whole(x: jax.Array, g: jax.Array) -> jax.Array:
-        return jax.vjp(lambda k: plain_convolution(x, k, stride, padding), kernel)[1](g)[0]
+    def product(x: Any, kernel: Any, g: Any) -> tuple[jax.Array, jax.Array]:
+        (to_kernel,) = jax.vjp(lambda k: gathered(x, k), kernel)[1](g)
+        return scattered(g, kernel.swapaxes(2, 3)), to_kernel
 
-    def in_parts(x: jax.Array, g: jax.Array) -> jax.Array:
+    def in_parts(x: Any, kernel: Any, g: Any) -> tuple[jax.Array, jax.Array]:
         rows = -(-len(x) // BATCH_PARTS)
         parts = [slice(start, start + rows) for start in range(0, len(x), rows)]
-        return functools.reduce(jnp.add, [whole(x[part], g[part]) for part in parts])
+        to_kernel = [plain(x[part], kernel, g[part])[1] for part in parts]
+        return plain(x, kernel, g)[0], functools.reduce(jnp.add, to_kernel)
 
-    one_device = jax.sharding.get_abstract_mesh().size <= 1
-    if kernel.shape[0] == 1 or len(x) == 1 or x.dtype != jnp.float32 or not one_device:
-        return dx, whole(x, g)
-    return dx, jax.lax.platform_dependent(x, g, cpu=in_parts, default=whole)
+    x, kernel = inputs
+    on_cpu = product if _is_wide(x, kernel, stride, padding) else in_parts
+    return jax.lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=plain)
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
+_convolve.defvjp(_forward, _backward)
 
 
 def upsampling_kernel(kernel: Float[Array | np.ndarray, "3 3 c f"]) -> Float[Array, "4 4 c f"]:
