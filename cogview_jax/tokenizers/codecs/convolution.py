@@ -119,9 +119,9 @@ def plain_convolution(x: Any, kernel: Any, stride: int, padding: tuple[int, int]
 
 
 def gathered(
-    x: Float[Array | np.ndarray, "b 2*h 2*w c"], kernel: Float[Array | np.ndarray, "4 4 c f"]
-) -> Float[Array, "b h w f"]:
-    """The 4x4 stride-2 convolution with a zero around x, as one matrix product."""
+    x: Float[Array | np.ndarray, "b H W c"], kernel: Float[Array | np.ndarray, "4 4 c f"]
+) -> Float[Array, "b _ _ f"]:
+    """[b, H / 2, W / 2, f]: the 4x4 stride-2 convolution of x in zeros, as a matrix product."""
     b, h, w, c = x.shape[0], x.shape[1] // 2, x.shape[2] // 2, x.shape[3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(b, h + 1, 2, w + 1, 2, c)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h + 1, w + 1, 4 * c)
