@@ -81,7 +81,7 @@ def _objective_of_all(experiment: CodecExperiment) -> CodecObjective:
 
 
 class CodecTask:
-    """The training of an image tokenizer; the interface is `tasks.training.Task`."""
+    """The training of an image tokenizer; the interface is `tasks.task.Task`."""
 
     def __init__(self, experiment: CodecExperiment, workdir: Workdir):
         """Composes the codec and its objective; `source` opens the data."""

@@ -4,11 +4,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import numpy as np
 from PIL import Image
 
 from cogview_jax.checkpoints.bundle import Bundle
@@ -17,7 +15,6 @@ from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.data.loader import batches
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
-from cogview_jax.data.sources.source import Source
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import atomic_path
@@ -39,8 +36,9 @@ from cogview_jax.tasks.announcement import StepsUnderWay, announcement, report_m
 from cogview_jax.tasks.codec import CodecTask
 from cogview_jax.tasks.collapse import CollapseWarning
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TrainConfig
+from cogview_jax.tasks.task import Task
 from cogview_jax.tasks.transformer import TransformerTask
-from cogview_jax.tasks.validation import HIGHER_IS_BETTER, Validation
+from cogview_jax.tasks.validation import HIGHER_IS_BETTER
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.goodput import Goodput
 from cogview_jax.training.loop import Hook, Measured, is_due, train
@@ -60,35 +58,6 @@ from cogview_jax.training.step import Step, make_step
 
 #: How much longer one process may take to compile than another.
 COMPILE_SECONDS = 1800
-
-
-class Task(Protocol):
-    """What a run trains: its data, its objective, its previews and its bundle."""
-
-    @property
-    def objective(self) -> Objective[Any]:
-        """The model and its loss; its batches are rows of `transform`, stacked."""
-
-    def source(self) -> Source[Any]:
-        """The records to train on, checked against the config."""
-
-    def validation(self) -> Validation | None:
-        """What measures held-out records; None for nothing. Called after `source`."""
-
-    def transform(self, record: Any, generator: np.random.Generator) -> Any:
-        """One row of a batch, a NamedTuple of arrays such as `layout.Example`."""
-
-    def row_shapes(self) -> Any:
-        """The shapes of what `transform` returns for any record."""
-
-    def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
-        """`state` with the weights of another bundle, or as a run without one starts."""
-
-    def preview(self, state: TrainState, source: Source[Any]) -> np.ndarray:
-        """An image that shows what the model can do, uint8 [h, w, 3]."""
-
-    def write(self, state: TrainState, path: Path) -> None:
-        """Writes the bundle of the parameters of `state`, whatever average it holds beside."""
 
 
 def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> int:

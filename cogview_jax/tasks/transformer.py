@@ -47,7 +47,7 @@ PREVIEW_IMAGES = 8
 
 
 class TransformerTask:
-    """The training of a transformer; the interface is `tasks.training.Task`."""
+    """The training of a transformer; the interface is `tasks.task.Task`."""
 
     def __init__(self, experiment: TransformerExperiment, workdir: Workdir):
         """Composes the model, its layout and objective; `source` opens the data."""

@@ -1,0 +1,41 @@
+"""The interface between what a run trains and the run."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.data.sources.source import Source
+from cogview_jax.tasks.validation import Validation
+from cogview_jax.training.objective import Objective
+from cogview_jax.training.state import TrainState
+
+
+class Task(Protocol):
+    """What a run trains: its data, its objective, its previews and its bundle."""
+
+    @property
+    def objective(self) -> Objective[Any]:
+        """The model and its loss; its batches are rows of `transform`, stacked."""
+
+    def source(self) -> Source[Any]:
+        """The records to train on, checked against the config."""
+
+    def validation(self) -> Validation | None:
+        """What measures held-out records; None for nothing. Called after `source`."""
+
+    def transform(self, record: Any, generator: np.random.Generator) -> Any:
+        """One row of a batch, a NamedTuple of arrays such as `layout.Example`."""
+
+    def row_shapes(self) -> Any:
+        """The shapes of what `transform` returns for any record."""
+
+    def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
+        """`state` with the weights of another bundle, or as a run without one starts."""
+
+    def preview(self, state: TrainState, source: Source[Any]) -> np.ndarray:
+        """An image that shows what the model can do, uint8 [h, w, 3]."""
+
+    def write(self, state: TrainState, path: Path) -> None:
+        """Writes the bundle of the parameters of `state`, whatever average it holds beside."""
