@@ -156,7 +156,7 @@ def _backward(
     stride: int, padding: tuple[int, int], inputs: tuple[Any, Any], g: Any
 ) -> tuple[jax.Array, jax.Array]:
     def plain(x: Any, kernel: Any, g: Any) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(lambda *xk: plain_convolution(*xk, stride, padding), x, kernel)[1](g)
+        return jax.vjp(lambda x, k: plain_convolution(x, k, stride, padding), x, kernel)[1](g)
 
     def product(x: Any, kernel: Any, g: Any) -> tuple[jax.Array, jax.Array]:
         (to_kernel,) = jax.vjp(lambda k: gathered(x, k), kernel)[1](g)
