@@ -155,12 +155,20 @@ class GroupNorm(nn.Module):
         shape = (x.shape[-1],)
         scale: Any = self.param("scale", names(nn.initializers.ones, ("norm",)), shape, jnp.float32)
         bias: Any = self.param("bias", names(nn.initializers.zeros, ("norm",)), shape, jnp.float32)
-        b, h, w, c = x.shape
-        grouped = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
-        mean = jnp.mean(grouped, axis=(1, 3), keepdims=True)
-        variance = jnp.mean((grouped - mean) ** 2, axis=(1, 3), keepdims=True)
-        normal = (grouped - mean) * jax.lax.rsqrt(variance + EPSILON)
-        return (normal.reshape(x.shape) * scale + bias).astype(self.dtype)
+        b, _, _, c = x.shape
+        # Channels are summed over positions first: the last axis stays as long as it is, which
+        # XLA's CPU backend needs for vector instructions.
+        wide = x.astype(jnp.float32)
+
+        def group_mean(values: jax.Array) -> jax.Array:
+            channels = jnp.mean(values, axis=(1, 2)).reshape(b, self.groups, c // self.groups)
+            means = jnp.mean(channels, axis=-1, keepdims=True)
+            return jnp.broadcast_to(means, channels.shape).reshape(b, 1, 1, c)
+
+        centred = wide - group_mean(wide)
+        variance = group_mean(centred**2)
+        normal = centred * jax.lax.rsqrt(variance + EPSILON)
+        return (normal * scale + bias).astype(self.dtype)
 
 
 class ResidualBlock(nn.Module):
