@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-import cogview_jax
+from cogview_jax.checkpoints.bundle import Bundle, CodecPart
 from cogview_jax.data.transforms import center_crop, to_rgb
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.interop.feature_weights import read_lpips
@@ -114,33 +114,32 @@ def summaries(
 
 
 def compare(
-    models: Mapping[str, CogView], folder: Path, weights: LpipsWeights
+    codecs: Mapping[str, CodecPart], folder: Path, weights: LpipsWeights
 ) -> tuple[dict, dict[str, np.ndarray], list[str]]:
-    """Measures every model on the images of a folder.
+    """Measures every codec on the images of a folder.
 
     Args:
-        models: image tokenizers of one size of images, by name.
+        codecs: image tokenizers of one size of images, by name.
         folder: with the folders held_out and train, see the top of this file.
         weights: of LPIPS.
 
     Returns:
-        The results, by model and kind of image; "difference", of each later model from the first
-        in the same images; the held-out images and what each model makes of them; their names.
+        The results, by codec and kind of image; "difference", of each later codec from the first
+        in the same images; the held-out images and what each codec makes of them; their names.
     """
-    first = next(iter(models.values()))
-    size = first.codec.config.image_size
+    size = next(iter(codecs.values())).config.image_size
     files = sorted((folder / "held_out").glob("*.png"))
     held_out = read_images(files, size)
     train = read_images(sorted((folder / "train").glob("*.png")), size)
     kinds = np.array([file.stem.split("_")[0] for file in files])
     groups = np.array([file.stem.rpartition("_")[0] for file in files])
     shown, measured, results = {"input": held_out}, {}, {}
-    for name, model in models.items():
+    for name, codec in codecs.items():
+        model = CogView(codec=codec)
         codes = in_parts(model.encode, held_out)
         decoded = in_parts(model.decode, codes)
         everything = np.concatenate([codes, in_parts(model.encode, train)])
         measured[name], shown[name] = distances(held_out, decoded, weights), decoded
-        codec = model.codec
         results[name] = summaries(measured[name], kinds, groups) | {
             "parameters": sum(x.size for x in jax.tree.leaves(codec.params)),
             "held_out": codebook_use(codes, codec.config.codebook),
@@ -159,7 +158,7 @@ def compare(
 
 
 def figure(shown: Mapping[str, np.ndarray], columns: Sequence[int]) -> Image.Image:
-    """Draws a row for the input and for each model, and a column for each chosen image."""
+    """Draws a row for the input and for each codec, and a column for each chosen image."""
     images = [row[column] for row in shown.values() for column in columns]
     return caption_grid(images, [name for name in shown for _ in columns], len(columns), CELL)
 
@@ -206,8 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--show", nargs="+", help="held-out images of the figure, such as emoji_8")
     flags = parser.parse_args(arguments)
     runs = dict(flags.run)
-    models = {name: cogview_jax.load(run / "bundle") for name, run in runs.items()}
-    results, shown, names = compare(models, flags.images, read_lpips(flags.lpips, "alexnet"))
+    codecs = {name: Bundle(run / "bundle").codec() for name, run in runs.items()}
+    results, shown, names = compare(codecs, flags.images, read_lpips(flags.lpips, "alexnet"))
     if unknown := sorted(set(flags.show or ()) - set(names)):
         parser.error(f"--show {' '.join(unknown)}: no held-out images")
     chosen = [names.index(name) for name in flags.show or ()]
