@@ -60,9 +60,9 @@ def get_config(variant: str = "base") -> ConfigDict:
         config.train.global_batch = 16
     if variant == "small":
         config.train.update(
-            steps=1000, global_batch=8, log_every=25, checkpoint_every=100, sample_every=500
+            steps=500, global_batch=8, log_every=25, checkpoint_every=100, sample_every=500
         )
-        config.optimizer.update(lr=5e-4)
+        config.optimizer.update(lr=2e-3, beta1=0.9, beta2=0.99, schedule="cosine")
         config.model.update(
             image_size=64,
             codebook=1024,
@@ -71,9 +71,9 @@ def get_config(variant: str = "base") -> ConfigDict:
             blocks=1,
             attention=(2,),
             latent_channels=64,
-            # Four channels a group, as in `base`: groups of one would lose each channel's mean.
-            norm_groups=4,
+            # Of so few channels, groups of one or two would lose the mean of most.
+            norm_groups=1,
         )
-        config.loss.adversarial.update(perceptual_weight=0.0, start_step=500, weight=0.1)
+        config.loss.adversarial.update(perceptual_weight=0.0, start_step=350, weight=0.1)
         config.loss.discriminator = {"channels": 32, "layers": 2}
     return config
