@@ -64,20 +64,18 @@ def get_config(variant: str = "base") -> ConfigDict:
         config.model.image_size = 800
         config.train.global_batch = 16
     if variant == "small":
-        config.train.update(steps=500, global_batch=8, log_every=25)
-        config.train.update(checkpoint_every=100, sample_every=500, validate_every=100)
-        config.optimizer.update(lr=2e-3, beta1=0.9, beta2=0.99, schedule="cosine")
+        config.train.update(steps=2000, global_batch=16, checkpoint_every=500, sample_every=500)
+        config.train.update(validate_every=500)
+        config.optimizer.update(lr=3e-4)
         config.model.update(
             image_size=64,
             codebook=1024,
-            channels=16,
-            multipliers=(1, 2, 8),
+            channels=32,
+            multipliers=(1, 2, 4),
             blocks=1,
             attention=(2,),
             latent_channels=64,
-            # Of so few channels, groups of one or two would lose the mean of most.
-            norm_groups=1,
         )
-        config.loss.adversarial.update(perceptual_weight=0.0, start_step=350, weight=0.1)
+        config.loss.adversarial.update(perceptual_weight=0.0, start_step=1000, weight=0.1)
         config.loss.discriminator = {"channels": 32, "layers": 2}
     return config
