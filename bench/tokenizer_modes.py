@@ -3,36 +3,33 @@
   python -m bench.tokenizer_modes --images FOLDER
 
 The paper's four trainings of stage 1 are a learned codebook, Gumbel samples, moving averages and a
-fixed codebook. The other modes are quantisers of later work, and codebooks without the remedy for
-unused codes. All train the tokenizer of configs/demo_codec.py. Runs of one seed see the same
-batches. FOLDER is optional: without it only drawings train.
+fixed codebook. The other modes are quantisers of later work, codebooks without the remedy for
+unused codes, and other ways of Gumbel sampling. All train the tokenizer of configs/demo_codec.py,
+which is made smaller. Runs of one seed see the same batches. Without FOLDER only drawings train.
 
 A record has a row every few steps: the means of the training metrics since the row before, and how
 held-out images fare when they are encoded to codes and decoded. A run whose record is in WORKDIR is
-not run again. The command prints a table and writes two figures into OUT.
+not run again. The command prints a table and writes the figures into OUT.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
-from PIL import Image
 
+from bench.image_tiles import Tiles
 from bench.tokenizer_figures import Rows, draw, table
 from cogview_jax.data.loader import batches
 from cogview_jax.data.records import Record
 from cogview_jax.data.skipped import SkippedLog
-from cogview_jax.data.sources.folder import Folder
-from cogview_jax.data.sources.source import Source, readable
+from cogview_jax.data.sources.source import Source
 from cogview_jax.data.transforms import center_crop
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.config_flag import load_config
@@ -61,6 +58,8 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "fixed": ({"kind": "fixed"}, {}, {}),
     "cosine": ({"kind": "cosine"}, {}, {"code_width": 8}),
     "fsq": ({"kind": "fsq", "levels": (8, 8, 4)}, {}, {"code_width": 3}),
+    "gumbel, sampled codes": ({"kind": "gumbel", "hard": True}, {}, {}),
+    "gumbel, hardly annealed": ({"kind": "gumbel", "anneal_steps": 10_000}, {}, {}),
     "learned, no revival": ({"kind": "learned"}, KEEP, {}),
     "moving_average, no revival": ({"kind": "moving_average"}, KEEP, {}),
     "cosine, no entropy loss, no revival": (
@@ -72,51 +71,17 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 #: The figures, and the modes in each.
 FIGURES = {
     "tokenizer_modes": PAPER,
-    "tokenizer_quantisers": ("moving_average", *(mode for mode in MODES if mode not in PAPER)),
+    "tokenizer_quantisers": (
+        *("moving_average", "cosine", "fsq", "learned, no revival"),
+        *("moving_average, no revival", "cosine, no entropy loss, no revival"),
+    ),
+    "tokenizer_gumbel": ("gumbel", "gumbel, sampled codes", "gumbel, hardly annealed"),
 }
 #: So many held-out images are encoded.
 HELD_OUT = 256
 #: Smaller than the demo, so that all runs take 40 minutes of two cores.
 BATCH = 16
 SIZES = {"channels": (16, 64), "residual_blocks": 0, "codebook": 256, "code_width": 32}
-
-
-class Tiles:
-    """Square tiles of images, in memory. The shorter side of an image is eight tiles long.
-
-    Args:
-        path: the folder of the images.
-        size: the side of a tile in pixels.
-        held_out: takes the tiles of every eighth image if true, else those of all others.
-    """
-
-    def __init__(self, path: str, size: int, *, held_out: bool):
-        images = readable(Folder(path=path, require_captions=False).open())
-        mine = (record for i, record in enumerate(images) if (i % 8 == 0) == held_out)
-        self._records = [tile for record in mine for tile in tiles(record, size)]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def key(self, i: int) -> str:
-        """Returns the name of the image and the place of the tile in it."""
-        return self._records[i].key
-
-    def __getitem__(self, i: int) -> Record:
-        return self._records[i]
-
-
-def tiles(record: Record, size: int) -> list[Record]:
-    """Returns the tiles of one image, of `size` x `size` pixels."""
-    image = Image.fromarray(record.image)
-    scale = 8 * size / min(image.size)
-    width, height = (round(side * scale) for side in image.size)
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-    return [
-        Record(f"{record.key}:{y}:{x}", pixels[y : y + size, x : x + size], ())
-        for y in range(0, height - size + 1, size)
-        for x in range(0, width - size + 1, size)
-    ]
 
 
 def experiment(mode: str, seed: int, steps: int, drawings: Path) -> CodecExperiment:
@@ -141,57 +106,35 @@ def sources(experiment: CodecExperiment, images: str) -> tuple[Source[Record], S
     return source.open(), dataclasses.replace(source, split="held_out").open()
 
 
-class Program(NamedTuple):
-    """The jitted functions of an experiment; the seed is an argument, so that seeds share them."""
-
-    transform: Callable[..., Any]
-    initial: Callable[..., TrainState]
-    step: Callable[..., tuple[TrainState, dict[str, Array]]]
-    measure: Callable[..., dict[str, Array]]
-
-
-@functools.cache
-def program(experiment: CodecExperiment) -> Program:
-    """Returns the functions that train and measure, whatever the experiment's own seed."""
-    task = CodecTask(experiment, Workdir("runs"))
-    objective = task.objective
-    assert isinstance(objective, CodecObjective)
-    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps)
-    rate = schedule(experiment.optimizer, experiment.train.steps)
-
-    def step(state: TrainState, batch: Any, seed: Any) -> tuple[TrainState, dict[str, Array]]:
-        return make_step(objective, optimizer, rate, seed=seed)(state, batch)
-
-    return Program(
-        task.transform,
-        jax.jit(lambda seed: unbox(initial_state(objective, optimizer, seed))),
-        jax.jit(step, donate_argnums=0),
-        jax.jit(lambda state, images: held_out_metrics(objective, state, images)),
-    )
-
-
 def train(
     experiment: CodecExperiment, data: tuple[Source, Source], every: int, label: str, workdir: Path
 ) -> Rows:
     """Trains, and returns a row of metrics for every `every` steps."""
     steps, seed = experiment.train.steps, experiment.seed
-    run = program(dataclasses.replace(experiment, seed=0))
-    state, images = run.initial(seed), held_out_images(data[1], experiment.model.image_size)
+    task = CodecTask(experiment, Workdir(workdir))
+    objective = task.objective
+    assert isinstance(objective, CodecObjective)
+    optimizer = make_optimizer(experiment.optimizer, steps)
+    rate = schedule(experiment.optimizer, steps)
+    step = jax.jit(make_step(objective, optimizer, rate, seed=seed), donate_argnums=0)
+    state = jax.jit(lambda: unbox(initial_state(objective, optimizer, seed)))()
+    images = held_out_images(data[1], experiment.model.image_size)
+    measure = jax.jit(lambda state: held_out_metrics(objective, state, images))
     stream = batches(
         data[0],
         global_batch=experiment.train.global_batch,
         seed=seed,
-        transform=run.transform,
+        transform=task.transform,
         skipped=SkippedLog(workdir, max_skipped=experiment.data.max_skipped),
     )
     rows, means = [], MetricMeans()
     with contextlib.closing(stream), Progress(steps, label) as progress:
         for number in range(1, steps + 1):
-            state, metrics = run.step(state, next(stream), seed)
+            state, metrics = step(state, next(stream))
             means.add({name: float(value) for name, value in metrics.items()})
             progress.update(loss=float(metrics["loss"]))
             if number % every == 0 or number == steps:
-                held = {f"held_out_{n}": float(v) for n, v in run.measure(state, images).items()}
+                held = {f"held_out_{n}": float(v) for n, v in measure(state).items()}
                 rows.append({"step": number} | means.means() | held)
                 means = MetricMeans()
     return rows
@@ -272,7 +215,8 @@ def main() -> None:
     print(table(runs))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, modes in FIGURES.items():
-        draw(runs, modes, options.out / f"{name}.png")
+        if {*modes} & {*options.modes}:
+            draw(runs, modes, options.out / f"{name}.png")
 
 
 if __name__ == "__main__":
