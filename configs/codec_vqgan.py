@@ -50,7 +50,7 @@ def get_config(variant: str = "base") -> ConfigDict:
                 # Unused codes are revived, so that no entropy loss over 16,384 codes is needed.
                 "quantiser": {"kind": "cosine", "entropy_weight": 0.0},
             },
-            "loss": {"kind": "vqgan", "perceptual": "", "adversarial": {"start_step": 20_000}},
+            "loss": {"kind": "vqgan", "adversarial": {"start_step": 20_000}},
             "data": {
                 "source": {"kind": "folder", "require_captions": False},
                 "smallest_crop": 0.8,
@@ -58,8 +58,6 @@ def get_config(variant: str = "base") -> ConfigDict:
             },
         }
     )
-    # One way: another file for held-out images leaves the loss as it is.
-    config.train.validation_lpips = config.loss.get_oneway_ref("perceptual")
     if variant == "fashion":
         config.model.image_size = 800
         config.train.global_batch = 16

@@ -146,7 +146,8 @@ def test_the_paper_is_what_the_defaults_and_the_file_say_together(root):
         **{"mean": (0.79093, 0.76271, 0.75340), "std": (0.30379, 0.32279, 0.32800)},
     }
     assert dataclasses.asdict(codec.loss) == {
-        **{"kind": "l2", "commitment": 0.25, "decay": 0.99, "revive_below": 0.03}
+        **{"kind": "l2", "commitment": 0.25, "decay": 0.99, "revive_below": 0.03},
+        "decoder_only": False,
     }
 
     tutorial = read_experiment(load_config("tutorial"))

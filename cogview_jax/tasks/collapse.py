@@ -21,7 +21,8 @@ class CollapseWarning:
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Looks at the `codebook_usage` of a log point."""
-        usage = metrics["codebook_usage"]
+        # A decoder that is trained alone measures no use of codes.
+        usage = metrics.get("codebook_usage", 1.0)
         if self._warned or step < SETTLED or usage >= USAGE:
             return
         self._warned = True

@@ -102,7 +102,8 @@ class CodecTrainConfig(TrainConfig):
         validate_every: steps between two measurements of the held-out images; 0 for none.
         validation_images: how many of the held-out images are measured at most.
         validation_lpips: the file with the weights of LPIPS by which they are measured (see
-            docs/guides/image_tokenizers.md), of VGG-16 or AlexNet; empty measures no LPIPS.
+            docs/guides/image_tokenizers.md), of VGG-16 or AlexNet; empty takes those of
+            `loss.perceptual`, and without these measures no LPIPS.
     """
 
     validate_every: int = 0

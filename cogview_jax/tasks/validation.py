@@ -22,6 +22,7 @@ from cogview_jax.runtime.mesh import local_parts, place_batch, to_host
 from cogview_jax.runtime.processes import log
 from cogview_jax.tasks.experiment import CodecExperiment
 from cogview_jax.tokenizers.codecs.codec import decode_codes, encode_images
+from cogview_jax.training.codec_loss import VQGANLoss
 from cogview_jax.training.objective import ModelValues, Objective
 from cogview_jax.training.state import TrainState
 
@@ -68,7 +69,9 @@ class Validation:
         self.every, self._said = config.validate_every, False
         self._rows = config.global_batch // config.accumulate
         self._view = SquareView(self._model.image_size)
-        self._lpips = read_lpips(config.validation_lpips) if config.validation_lpips else None
+        loss = experiment.loss
+        file = config.validation_lpips or (loss.perceptual if isinstance(loss, VQGANLoss) else "")
+        self._lpips = read_lpips(file) if file else None
         size = self._model.image_size
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
         jax.eval_shape(_pairs, self._lpips, image, image)  # refuses images that are too small
