@@ -47,7 +47,6 @@ class Checkpointer:
         *,
         damaged: Path | None = None,
         timeout: int = 600,
-        owned: bool = True,
     ):
         """Opens `directory`, made with its first checkpoint.
 
@@ -57,7 +56,6 @@ class Checkpointer:
             damaged: where damaged ones are moved; "damaged" beside `directory` by default.
             timeout: seconds that a checkpoint may take to be written, and processes wait for each
                 other.
-            owned: False to read what another run may be writing; nothing is changed there.
         """
         directory = directory.absolute()
         self._directory = StepDirectory(directory, damaged or directory.parent / "damaged")
@@ -67,7 +65,7 @@ class Checkpointer:
         self._saved = True
         #: What was noted with the checkpoint that was restored.
         self.notes: dict[str, Any] = {}
-        if owned and jax.process_index() == 0:
+        if jax.process_index() == 0:
             self._directory.remove_leftovers()
 
     def save(
@@ -121,15 +119,29 @@ class Checkpointer:
             saving.wait()
         return self._saved
 
-    def restore(self, shapes: TrainState) -> TrainState | None:
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint by the metric of the `Retention`; None if none has it."""
+        self.wait()
+        steps = self._sync.broadcast(
+            f"{self._sync.next_number()}/ranked",
+            lambda: self._retention.ranked(self._directory.metrics()),
+        )
+        return steps[0] if steps else None
+
+    def restore(self, shapes: TrainState, only: int | None = None) -> TrainState | None:
         """The newest state that is whole, shaped, typed and split as `shapes`; None if none is.
 
+        Args:
+            shapes: of the state.
+            only: the step of the one checkpoint that will do; there is a state then.
+
         Raises:
-            InputError: the checkpoint is of another model or cannot be read, or all are damaged.
+            InputError: the checkpoint is of another model or cannot be read, or all are damaged; or
+                `only` is damaged or missing.
             SystemFault: the disk fails while it is read.
         """
         self.wait()
-        step, damage = self._directory.newest_whole(self._sync)
+        step, damage = self._directory.newest_whole(self._sync, only)
         if step is None:
             return None
         folder = self._directory.folder(step)
@@ -146,22 +158,6 @@ class Checkpointer:
         parts = {field: found.get(name, getattr(shapes, field)) for name, field in ITEMS.items()}
         updates = jax.device_put(updates, shapes.step.sharding)
         return dataclasses.replace(shapes, step=updates, **parts)
-
-    def restore_params(self, shapes: Any) -> tuple[int, Any] | None:
-        """The newest step that is whole, and its parameters alone; None where there is none.
-
-        Damaged checkpoints are named and stay where they are. Raises as `restore` does.
-        """
-        self.wait()
-        step, damage = self._directory.newest_whole(self._sync)
-        if step is None:
-            return None
-        for other, found in damage.items():
-            log(f"checkpoint {self._directory.folder(other)} is damaged ({found})")
-        folder = self._directory.folder(step)
-        with self._reading(folder):
-            check_sizes(folder, shapes)
-            return step, read_tree(folder, "params", shapes)
 
     def close(self) -> None:
         """Waits until everything is written."""

@@ -48,7 +48,14 @@ class Retention:
         """
         steps = sorted(metrics)
         periodic = [step for step in steps if self.every and step % self.every == 0]
-        measured = [step for step in steps if self.metric in metrics[step]]
+        return {*steps[-self.latest :], *periodic, *self.ranked(metrics)[: self.best]}
+
+    def ranked(self, metrics: Mapping[int, Mapping[str, float]]) -> list[int]:
+        """Returns the steps that have `metric`, the best first; the newer of two that are equal.
+
+        Args:
+            metrics: the metrics of every checkpoint, by step.
+        """
+        measured = [step for step in metrics if self.metric in metrics[step]]
         sign = -1 if self.highest else 1
-        ranked = sorted(measured, key=lambda step: (sign * metrics[step][self.metric], -step))
-        return {*steps[-self.latest :], *periodic, *ranked[: self.best]}
+        return sorted(measured, key=lambda step: (sign * metrics[step][self.metric], -step))

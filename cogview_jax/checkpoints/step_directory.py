@@ -49,15 +49,20 @@ class StepDirectory:
         for half_written in self.path.glob("*.orbax-checkpoint-tmp*"):  # of earlier versions
             shutil.rmtree(half_written)
 
+    def metrics(self) -> dict[int, dict[str, float]]:
+        """What was measured at the step of each checkpoint whose metadata can be read."""
+        metrics = {}
+        for step in self.steps():
+            with contextlib.suppress(OSError, ValueError):
+                metrics[step] = read_meta(self.folder(step)).get("metrics", {})
+        return metrics
+
     def thin_out(self, retention: Retention) -> None:
         """Deletes the checkpoints that `retention` does not keep. Called by one process.
 
         Call it only after a new checkpoint is whole, since the old ones are needed until then.
         """
-        metrics = {}
-        for step in self.steps():
-            with contextlib.suppress(OSError, ValueError):
-                metrics[step] = read_meta(self.folder(step)).get("metrics", {})
+        metrics = self.metrics()
         try:
             for step in metrics.keys() - retention.steps_to_keep(metrics):
                 # Under another name first: what a kill leaves of it is no checkpoint.
@@ -67,18 +72,28 @@ class StepDirectory:
         except OSError as error:
             log(f"{self.path}: an old checkpoint could not be deleted: {one_line(error)}")
 
-    def newest_whole(self, sync: KVStoreSync) -> tuple[int | None, dict[int, str]]:
+    def newest_whole(
+        self, sync: KVStoreSync, only: int | None = None
+    ) -> tuple[int | None, dict[int, str]]:
         """The newest checkpoint that is whole, and the damage of newer ones by step.
 
         Every process verifies a part of the files, and all get the same result. The step is None
         if there is no checkpoint.
 
+        Args:
+            sync: communicates among the processes, all of which must call this.
+            only: the step of the one checkpoint that will do.
+
         Raises:
-            InputError: there are checkpoints, and all are damaged.
+            InputError: there are checkpoints, and all are damaged; or `only` is damaged or missing.
             SystemFault: the disk fails, so that a checkpoint can be neither trusted nor rejected.
         """
         number, damage = sync.next_number(), {}
-        for step in sync.broadcast(f"{number}/steps", self.steps):
+        steps = sync.broadcast(f"{number}/steps", self.steps)
+        if only is not None and only not in steps:
+            there = ", ".join(map(str, sorted(steps))) or "none"
+            raise InputError(f"there is no checkpoint {self.folder(only)}; steps there: {there}")
+        for step in steps if only is None else [only]:
             fault, known = "", True
             wrong: list[str] = []
             try:
@@ -98,6 +113,8 @@ class StepDirectory:
                     " manifest.json: whether it is whole could not be verified"
                 )
             return step, damage
+        if only is not None:
+            raise InputError(f"checkpoint {self.folder(only)} is damaged ({damage[only]})")
         if damage:
             listed = "; ".join(f"{step}: {found}" for step, found in damage.items())
             raise InputError(

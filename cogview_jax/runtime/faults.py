@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.runtime.processes import log
 
 T = TypeVar("T")
 
@@ -123,6 +124,31 @@ def at_work(kept: str) -> Iterator[None]:
         if system is None or isinstance(error, (BrokenPipeError, InputError, SystemFault)):
             raise
         raise SystemFault(f"{where(system)}{reason(system)}; {kept}") from error
+
+
+class TolerateDiskErrors:
+    """A context manager in which an OSError loses what is written, but does not end the run.
+
+    One line reports it, and no other until the same thing could be written again.
+
+    with tolerate_disk_errors("metrics", step):
+        ...
+    """
+
+    def __init__(self) -> None:
+        """Nothing has failed."""
+        self._failing: set[str] = set()
+
+    @contextlib.contextmanager
+    def __call__(self, what: str, step: int) -> Iterator[None]:
+        """`what` is written in the block, after `step`."""
+        try:
+            yield
+            self._failing.discard(what)
+        except OSError as error:
+            if what not in self._failing:
+                log(f"step {step}: {what} could not be written ({error}); training goes on")
+            self._failing.add(what)
 
 
 def retried(work: Callable[[], T], what: str) -> T:

@@ -50,6 +50,8 @@ class TrainConfig:
             the first steps is smaller: (1 + step) / (10 + step).
         bundle_weights: the weights that previews, measurements and the bundle take: "ema" (the
             moving average), "last", or "auto": the moving average where there is one.
+        bundle_step: the checkpoint that the bundle is written from: "last", "best" (by
+            `best_metric`, of those that `keep_best` keeps), or the number of a step that is kept.
     """
 
     steps: int
@@ -64,6 +66,7 @@ class TrainConfig:
     best_metric: str = "loss"
     ema_decay: float = 0.0
     bundle_weights: Literal["auto", "ema", "last"] = "auto"
+    bundle_step: int | Literal["last", "best"] = "last"
 
     @property
     def averaged(self) -> bool:
@@ -87,6 +90,13 @@ class TrainConfig:
                 "bundle_weights = 'ema': there is no moving average, since ema_decay is 0; choose"
                 " auto or last, or an ema_decay such as 0.9999"
             )
+        if self.bundle_step == "best" and not self.keep_best:
+            raise SettingError(
+                "bundle_step = 'best': no best checkpoint is kept, since keep_best is 0; choose"
+                " keep_best = 1 and a best_metric, or last"
+            )
+        if isinstance(self.bundle_step, int):
+            require_range(self, "bundle_step", at_least=1, at_most=self.steps)
         if self.global_batch % self.accumulate:
             raise InputError(
                 f"global_batch {self.global_batch} cannot be cut into accumulate ="

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from cogview_jax.data.loader import batches
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.faults import TolerateDiskErrors, at_work
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.hardware import device_memory, known, machine, peak_flops
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
@@ -130,8 +130,10 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             report_machine_changes(workdir.path, checkpointer.notes.get("machine", {}))
         # The bundle of a run that was made longer since is older than its checkpoint, and one with
         # other weights is not what is asked for.
-        written = _bundle_written(workdir) == (start, config.weights)
-        if start >= config.steps and written:
+        if start >= config.steps and _bundle_written(workdir) == (
+            bundle_step(config, checkpointer, start),
+            config.weights,
+        ):
             log(f"{workdir.path}: all {start} steps were done before")
             return 0
         parts, ways = local_parts(mesh)
@@ -176,10 +178,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         watchdog = stack.enter_context(
             Watchdog(stall_timeout, f"process {jax.process_index()} on {host_name()}")
         )
-        per_second, tolerate_disk_errors = (
-            throughput(task.objective, experiment),
-            TolerateDiskErrors(),
-        )
+        per_second = throughput(task.objective, experiment)
+        tolerate_disk_errors = TolerateDiskErrors()
         means = MetricMeans(checkpointer.notes.get("means"))
         reported: dict[int, dict[str, float]] = {}  # the last log point
         collapse = None
@@ -261,11 +261,26 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 os._exit(PREEMPTED)
             return PREEMPTED
         with goodput.phase("write"):
+            checkpointer.wait()
+            if (chosen := bundle_step(config, checkpointer, done)) != done:
+                del state
+                restored = checkpointer.restore(shapes, only=chosen)
+                assert restored is not None, "it is asked for by its step"
+                state = restored
+                log(f"{workdir.path.name}: the bundle is that of step {chosen}")
             task.write(for_bundle(state), workdir.bundle)
         with tolerate_disk_errors("the ledger", done):
             goodput.record(done)
     log(f"{workdir.path}: {config.steps} steps done, bundle written; {goodput.summary()}")
     return 0
+
+
+def bundle_step(config: TrainConfig, checkpointer: Checkpointer, last: int) -> int:
+    """The step whose checkpoint a finished run's bundle is written from; `last` is the newest."""
+    if config.bundle_step == "best":
+        best = checkpointer.best_step()
+        return last if best is None else best
+    return last if config.bundle_step == "last" else config.bundle_step
 
 
 def _bundle_written(workdir: Workdir) -> tuple[int | None, str | None] | None:
@@ -380,28 +395,3 @@ def throughput(
         }
 
     return measure
-
-
-class TolerateDiskErrors:
-    """A context manager in which an OSError loses what is written, but does not end the run.
-
-    One line reports it, and no other until the same thing could be written again.
-
-    with tolerate_disk_errors("metrics", step):
-        ...
-    """
-
-    def __init__(self) -> None:
-        """Nothing has failed."""
-        self._failing: set[str] = set()
-
-    @contextlib.contextmanager
-    def __call__(self, what: str, step: int) -> Iterator[None]:
-        """`what` is written in the block, after `step`."""
-        try:
-            yield
-            self._failing.discard(what)
-        except OSError as error:
-            if what not in self._failing:
-                log(f"step {step}: {what} could not be written ({error}); training goes on")
-            self._failing.add(what)

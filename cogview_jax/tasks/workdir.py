@@ -22,7 +22,7 @@ from cogview_jax.tasks.experiment import Experiment, read_experiment
 RESUMABLE = (
     *("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every"),
     *("train.keep", "train.keep_every", "train.keep_best", "train.best_metric"),
-    "train.bundle_weights",
+    *("train.bundle_weights", "train.bundle_step"),
     *("train.validate_every", "train.validation_images", "train.validation_lpips"),
     *("implementation.attention", "implementation.decoding"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps"),

@@ -111,7 +111,7 @@ def second(directory):
         yield "restored", step_of(mesh, checkpointer.restore(shapes(mesh)))
         yield "again", save(checkpointer, mesh, 7)
         yield "there", save(checkpointer, mesh, 7)
-        yield "alone", checkpointer.restore_params(shapes(mesh).params)[0]
+        yield "older", step_of(mesh, checkpointer.restore(shapes(mesh), only=3))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import tiny
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.leftovers import temporary_path
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.training.loss_scale import LossScaleConfig, initial_loss_scale
 from cogview_jax.training.optimizer import make_optimizer
@@ -295,21 +294,16 @@ def test_orbax_alone_reads_what_is_written(tmp_path):
         assert_equal(checkpointer.restore(directory / "3" / "extras"), small(3).model_state)
 
 
-def test_parameters_are_read_alone_and_change_nothing(tmp_path, capfd):
-    directory, shapes = saved(tmp_path / "c", 3, 6, 9), shapes_of(small(0).params)
-    flip(directory / "9" / "manifest.json")
-    writing = temporary_path(directory / "12")  # the run goes on, and is just writing this
-    writing.mkdir()
-    with Checkpointer(directory, owned=False) as checkpointer:
-        step, params = checkpointer.restore_params(shapes)
-        assert step == 6
-        assert_equal(params, small(6).params)
-        assert "c/9 is damaged (manifest.json: was changed)" in capfd.readouterr().err
-        with pytest.raises(InputError, match=r"another model: bias has shape \(4,\) there"):
-            checkpointer.restore_params({"kernel": shapes["kernel"]})
-    assert names(directory) == [writing.name, "3", "6", "9"]
-    with Checkpointer(tmp_path / "none", owned=False) as checkpointer:
-        assert checkpointer.restore_params(shapes) is None
+def test_a_step_that_is_asked_for_is_restored_or_refused(tmp_path):
+    directory, shapes = saved(tmp_path / "c", 3, 6, 9), shapes_of(small(0))
+    flip(directory / "6" / "manifest.json")
+    with Checkpointer(directory) as checkpointer:
+        assert_equal(checkpointer.restore(shapes, only=3).params, small(3).params)
+        with pytest.raises(InputError, match=r"c/6 is damaged \(manifest.json: was changed\)$"):
+            checkpointer.restore(shapes, only=6)
+        with pytest.raises(InputError, match=r"there is no checkpoint .*c/5; steps there: 3, 6, 9"):
+            checkpointer.restore(shapes, only=5)
+    assert names(directory) == ["3", "6", "9"]
 
 
 def test_the_best_are_remembered_by_the_run_that_goes_on(tmp_path):
@@ -318,6 +312,10 @@ def test_the_best_are_remembered_by_the_run_that_goes_on(tmp_path):
         with Checkpointer(tmp_path / "c", Retention(1, every=4, best=2)) as checkpointer:
             checkpointer.save(step, small(step), {"loss": loss, "lr": 0.1})
     assert names(tmp_path / "c") == ["2", "3", "4", "6"]
+    with Checkpointer(tmp_path / "c", Retention(1, best=2)) as checkpointer:
+        assert checkpointer.best_step() == 2
+    with Checkpointer(tmp_path / "c", Retention(1, metric="other")) as checkpointer:
+        assert checkpointer.best_step() is None
     with Checkpointer(tmp_path / "c", Retention(1, best=1, metric="los")) as checkpointer:
         with pytest.raises(InputError, match="by 'los', which is not measured"):
             checkpointer.save(7, small(7), {"loss": 1.0})

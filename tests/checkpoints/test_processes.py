@@ -88,7 +88,7 @@ def test_another_number_of_processes_finds_the_damage_and_goes_on_before_it(root
         assert each["restored"] == 3
         assert each["again"][0]
         assert each["there"][0]
-        assert each["alone"] == 7
+        assert each["older"] == 3
     assert sorted(path.name for path in directory.iterdir()) == ["3", "7"]
     assert [path.name for path in (directory.parent / "damaged").iterdir()] == ["7"]
     # And this one process, on another mesh again.

@@ -130,6 +130,32 @@ def test_a_finished_run_writes_its_bundle_anew_with_other_weights(
     assert described["parts"][stage]["sha256"] != before["parts"][stage]["sha256"]
 
 
+def test_a_finished_run_writes_its_bundle_anew_from_another_step(
+    finished, experiments, tmp_path, capfd
+):
+    workdir = shutil.copytree(finished / "codec", tmp_path / "codec")
+    earlier = with_train(experiments["codec"], bundle_step=2)
+    run(earlier, str(workdir))
+    assert "the bundle is that of step 2" in capfd.readouterr().err
+    assert Bundle(workdir / "bundle").step == 2
+    there = state_at(2, experiments["codec"], workdir, tmp_path)
+    assert_same(part_of(workdir, "codec").params, there.ema)
+    assert_same(part_of(workdir, "codec").codebook, there.model_state)
+    run(earlier, str(workdir))
+    assert f"all {STEPS} steps were done before" in capfd.readouterr().err
+    shutil.rmtree(workdir / "checkpoints" / "3")
+    with pytest.raises(InputError, match=r"no checkpoint .*/3; steps there: 1, 2, 4"):
+        run(with_train(experiments["codec"], bundle_step=3), str(workdir))
+    assert Bundle(workdir / "bundle").step == 2
+
+
+def test_steps_that_no_bundle_can_be_of_are_refused():
+    with pytest.raises(InputError, match="bundle_step = 9: expected 1 to 4"):
+        TrainConfig(steps=4, global_batch=1, bundle_step=9)
+    with pytest.raises(InputError, match="bundle_step = 'best': no best checkpoint is kept"):
+        TrainConfig(steps=4, global_batch=1, bundle_step="best")
+
+
 def test_a_resumed_average_equals_the_unbroken_one(finished, experiments, tmp_path):
     broken = shutil.copytree(finished / "codec", tmp_path / "codec")
     shutil.rmtree(broken / "bundle")
@@ -143,13 +169,13 @@ def test_runs_without_an_average_are_as_they_were(chain, tmp_path):
     """Their checkpoints hold no average and their bundles no record; older configs are theirs."""
     config = json.loads((chain.codec / "config.json").read_text())
     experiment = read_experiment(config)
-    for name in ("ema_decay", "bundle_weights"):
+    for name in ("ema_decay", "bundle_weights", "bundle_step"):
         config["train"].pop(name)
     (tmp_path / "config.json").write_text(json.dumps(config))
     Workdir(tmp_path).check(experiment)
     assert not list(chain.codec.glob("checkpoints/*/ema"))
     _, shapes = shapes_of(experiment, chain.codec)
-    with Checkpointer(chain.codec / "checkpoints", owned=False) as checkpointer:
+    with Checkpointer(chain.codec / "checkpoints") as checkpointer:
         state = checkpointer.restore(shapes)
     assert_same(state.params, part_of(chain.codec, "codec").params)
     assert state.ema == ()

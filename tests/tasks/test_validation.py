@@ -203,6 +203,15 @@ def test_the_best_checkpoint_by_a_held_out_metric_is_kept_also_after_a_resume(
     ours, theirs = (Bundle(tmp_path / name / "bundle").codec() for name in ("broken", "whole"))
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
 
+    # The finished run gives the bundle of the best step when it is asked to: what a run of as many
+    # steps would have written.
+    run(with_train(experiment, bundle_step="best"), str(broken))
+    assert Bundle(broken / "bundle").step == winner
+    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "12")
+    run(with_train(experiment, bundle_step=winner), str(tmp_path / "whole"))
+    ours, theirs = (Bundle(tmp_path / name / "bundle").codec() for name in ("broken", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+
 
 def test_settings_that_do_not_fit_are_refused(chain, experiment, tmp_path):
     none = dataclasses.replace(experiment.data, validation_share=0.0)
