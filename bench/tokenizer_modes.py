@@ -3,9 +3,10 @@
   python -m bench.tokenizer_modes --images FOLDER
 
 The paper's four trainings of stage 1 are a learned codebook, Gumbel samples, moving averages and a
-fixed codebook. The other modes are quantisers of later work, codebooks without the remedy for
-unused codes, and other ways of Gumbel sampling. All train the tokenizer of configs/demo_codec.py,
-which is made smaller. Runs of one seed see the same batches. Without FOLDER only drawings train.
+fixed codebook, none of which moves codes that are unused. The other modes are the defaults of this
+project, which do, quantisers of later work, and other ways of Gumbel sampling. All train the
+tokenizer of configs/demo_codec.py, which is made smaller. Runs of one seed see the same batches.
+Without FOLDER only drawings train.
 
 A record has a row every few steps: the means of the training metrics since the row before, and how
 held-out images fare when they are encoded to codes and decoded. A run whose record is in WORKDIR is
@@ -49,7 +50,7 @@ from cogview_jax.training.step import make_step
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo_codec.py"
 KEEP = {"revive_below": 0.0}
-PAPER = ("learned", "gumbel", "moving_average", "fixed")
+PAPER = ("learned, no revival", "gumbel", "moving_average, no revival", "fixed")
 #: What each mode changes in the config: settings of the quantiser, the loss and the codec.
 MODES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "learned": ({"kind": "learned"}, {}, {}),
@@ -72,7 +73,7 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 FIGURES = {
     "tokenizer_modes": PAPER,
     "tokenizer_quantisers": (
-        *("moving_average", "cosine", "fsq", "learned, no revival"),
+        *("learned", "moving_average", "cosine", "fsq"),
         *("moving_average, no revival", "cosine, no entropy loss, no revival"),
     ),
     "tokenizer_gumbel": ("gumbel", "gumbel, sampled codes", "gumbel, hardly annealed"),
@@ -190,8 +191,8 @@ def main() -> None:
     )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of drawings")
     parser.add_argument("--image_seeds", nargs="+", type=int, default=[0], help="of --images")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--every", type=int, default=25, help="steps between two rows of a record")
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--every", type=int, default=50, help="steps between two rows of a record")
     parser.add_argument("--images", default="", help="a folder of images to train on as well")
     parser.add_argument("--workdir", default="runs/tokenizer_modes", type=Path)
     parser.add_argument("--out", default="docs/images", type=Path, help="the folder of the figures")

@@ -62,9 +62,9 @@ def get_config(variant: str = "base") -> ConfigDict:
         config.model.image_size = 800
         config.train.global_batch = 16
     if variant == "small":
-        config.train.update(steps=2000, global_batch=16, checkpoint_every=500, sample_every=500)
-        config.train.update(validate_every=500)
-        config.optimizer.update(lr=3e-4)
+        config.train.update(steps=600, global_batch=8, log_every=25, checkpoint_every=200)
+        config.train.update(sample_every=200, validate_every=200)
+        config.optimizer.update(lr=4e-4, beta1=0.9, beta2=0.99, warmup=0.03, schedule="cosine")
         config.model.update(
             image_size=64,
             codebook=1024,
@@ -73,7 +73,9 @@ def get_config(variant: str = "base") -> ConfigDict:
             blocks=1,
             attention=(2,),
             latent_channels=64,
+            # With fewer channels in a group, the norms take more of an image's colours away.
+            norm_groups=8,
         )
-        config.loss.adversarial.update(perceptual_weight=0.0, start_step=1000, weight=0.1)
+        config.loss.adversarial.update(perceptual_weight=0.0, start_step=400, weight=0.1)
         config.loss.discriminator = {"channels": 32, "layers": 2}
     return config

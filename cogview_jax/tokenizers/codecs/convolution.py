@@ -19,6 +19,8 @@ from jaxtyping import Array, Float
 
 #: On CPUs the gradient of a kernel is summed over so many parts of a batch.
 BATCH_PARTS = 8
+#: What kernels start from.
+KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 #: Channels from which a 4x4 stride-2 convolution is faster as a matrix product on CPUs.
 WIDE = 256
 
@@ -33,6 +35,7 @@ class Convolution(nn.Module):
         padding: rows and columns of zeros (before, after) the input; by default as many on both
             sides that only the stride shrinks.
         dtype: the type of the arithmetic.
+        kernel_init: what the kernel starts from.
     """
 
     features: int
@@ -40,11 +43,12 @@ class Convolution(nn.Module):
     stride: int = 1
     padding: tuple[int, int] | None = None
     dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = KERNEL_INIT
 
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b _ _ _"]:
         """[b, h, w, c_in] -> [b, h / stride, w / stride, features]."""
-        kernel, bias = conv_parameters(self, x.shape[-1])
+        kernel, bias = conv_parameters(self, x.shape[-1], self.kernel_init)
         both = (self.taps - self.stride + 1) // 2
         padding = (both, both) if self.padding is None else self.padding
         y = convolve(jnp.asarray(x, self.dtype), kernel.astype(self.dtype), self.stride, padding)
@@ -214,15 +218,15 @@ def broadcast_bias(bias: Any, y: Any) -> jax.Array:
     return jnp.broadcast_to(bias, y.shape).astype(y.dtype)
 
 
-def conv_parameters(module: Any, channels_in: int) -> tuple[Any, Any]:
+def conv_parameters(
+    module: Any, channels_in: int, kernel_init: nn.initializers.Initializer = KERNEL_INIT
+) -> tuple[Any, Any]:
     """The kernel [taps, taps, c_in, features] and bias [features] of a convolution module."""
     # The three channels of an image are never split: no mesh divides them.
     names = ("channels_in", "pixel" if module.features == 3 else "channels_out")
     kernel: Any = module.param(
         "kernel",
-        nn.with_logical_partitioning(
-            nn.initializers.variance_scaling(1.0, "fan_in", "uniform"), ("tap", "tap", *names)
-        ),
+        nn.with_logical_partitioning(kernel_init, ("tap", "tap", *names)),
         (module.taps, module.taps, channels_in, module.features),
         jnp.float32,
     )
