@@ -70,9 +70,15 @@ class Validation:
         self.every, self._said = config.validate_every, False
         self._rows = config.global_batch // config.accumulate
         self._view = SquareView(self._model.image_size)
-        loss = experiment.loss
-        file = config.validation_lpips or (loss.perceptual if isinstance(loss, VQGANLoss) else "")
-        self._lpips = read_lpips(file) if file else None
+        loss, files = experiment.loss, {"train.validation_lpips": config.validation_lpips}
+        if isinstance(loss, VQGANLoss):
+            files["loss.perceptual"] = loss.perceptual
+        setting = next((name for name, file in files.items() if file), None)
+        self._lpips = None if setting is None else read_lpips(files[setting])
+        empty = " and ".join(files) + (" are" if len(files) > 1 else " is")
+        self._distance = f"LPIPS is not measured, since {empty} empty"
+        if self._lpips is not None:
+            self._distance = f"LPIPS by {self._lpips.network} ({setting} = {files[setting]})"
         size = self._model.image_size
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
         jax.eval_shape(_pairs, self._lpips, image, image)  # refuses images that are too small
@@ -88,12 +94,9 @@ class Validation:
 
     def describe(self) -> str:
         """What is measured, in one line."""
-        distance = "LPIPS is not measured, since train.validation_lpips is empty"
-        if self._lpips is not None:
-            distance = f"LPIPS by {self._lpips.network}"
         return (
             f"{self._count:,} of {len(self._held_out):,} held-out images every {self.every:,}"
-            f" steps; {distance}"
+            f" steps; {self._distance}"
         )
 
     def measure(self, state: TrainState) -> dict[str, float]:
