@@ -73,12 +73,12 @@ class Validation:
         loss, files = experiment.loss, {"train.validation_lpips": config.validation_lpips}
         if isinstance(loss, VQGANLoss):
             files["loss.perceptual"] = loss.perceptual
-        setting = next((name for name, file in files.items() if file), None)
-        self._lpips = None if setting is None else read_lpips(files[setting])
+        setting, file = next(((name, file) for name, file in files.items() if file), ("", ""))
+        self._lpips = read_lpips(file) if file else None
         empty = " and ".join(files) + (" are" if len(files) > 1 else " is")
         self._distance = f"LPIPS is not measured, since {empty} empty"
         if self._lpips is not None:
-            self._distance = f"LPIPS by {self._lpips.network} ({setting} = {files[setting]})"
+            self._distance = f"LPIPS by {self._lpips.network} ({setting} = {file})"
         size = self._model.image_size
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
         jax.eval_shape(_pairs, self._lpips, image, image)  # refuses images that are too small
