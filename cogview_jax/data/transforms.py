@@ -2,11 +2,12 @@
 
 Everything here is a pure function over numpy arrays. Random functions take a generator.
 
-    h, w  height and width before; s  side of the square after
+    h, w  height and width before; s  side of the square after; r, c  rows and columns after
 """
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,20 +44,24 @@ def to_rgb(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
     return np.broadcast_to(image, (*image.shape[:2], 3)).copy() if channels < 3 else image
 
 
-def center_crop(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """The largest centred square of the image, at `size` pixels.
+def center_crop(
+    image: UInt8[np.ndarray, "h w 3"], size: int | tuple[int, int]
+) -> UInt8[np.ndarray, "r c 3"]:
+    """The largest centred part of the image with the aspect ratio of `size`, at that size.
 
     Args:
         image: uint8 [h, w, 3] of any size; smaller ones are upsampled.
-        size: the side s.
+        size: rows and columns (r, c) in pixels; one number for a square.
 
     Returns:
-        uint8 [s, s, 3]: what "shorter side to s, then crop the centre" shows. An image that has
-        this size already is not touched.
+        uint8 [r, c, 3]: of a square, what "shorter side to s, then crop the centre" shows. The
+        part has whole pixels. An image that has this size already is not touched.
     """
     height, width = image.shape[:2]
-    side = min(height, width)
-    return _resized(image, (height - side) // 2, (width - side) // 2, side, size)
+    size = (size, size) if isinstance(size, int) else size
+    scale = min(height / size[0], width / size[1])
+    part = max(1, round(scale * size[0])), max(1, round(scale * size[1]))
+    return _resized(image, (height - part[0]) // 2, (width - part[1]) // 2, part, size)
 
 
 def random_crop(
@@ -81,7 +86,7 @@ def random_crop(
     side = max(1, round(shorter * generator.uniform(smallest, 1.0)))
     top = int(generator.integers(height - side + 1))
     left = int(generator.integers(width - side + 1))
-    return _resized(image, top, left, side, size)
+    return _resized(image, top, left, (side, side), (size, size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,23 +124,27 @@ class SquareView:
         return image
 
 
-def _resized(image: np.ndarray, top: int, left: int, side: int, size: int) -> np.ndarray:
-    """The square at (top, left), scaled by Pillow's bicubic filter.
+def _resized(
+    image: np.ndarray, top: int, left: int, part: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """The part of so many rows and columns at (top, left), scaled by Pillow's bicubic filter.
 
     Pillow widens the filter when it shrinks, so fine detail is averaged and does not alias
     (Parmar et al. 2022, "On Aliased Resizing and Surprising Subtleties in GAN Evaluation").
     """
-    square = image[top : top + side, left : left + side]
-    if side == size:
-        return square
-    return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+    cut = image[top : top + part[0], left : left + part[1]]
+    if part == size:
+        return cut
+    return np.asarray(Image.fromarray(cut).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
-def code_grids(codes: Int[np.ndarray, " n"], sides: Sequence[int]) -> list[Int[np.ndarray, "_ _"]]:
-    """The codes of an image in several sizes, in a row: int [n] -> [side, side] each."""
-    ends = itertools.accumulate(side**2 for side in sides)
+def code_grids(
+    codes: Int[np.ndarray, " n"], grids: Sequence[tuple[int, int]]
+) -> list[Int[np.ndarray, "_ _"]]:
+    """The codes of an image in several sizes, in a row: int [n] -> [rows, columns] each."""
+    ends = itertools.accumulate(math.prod(grid) for grid in grids)
     pieces = np.split(codes, list(ends)[:-1])
-    return [piece.reshape(side, side) for piece, side in zip(pieces, sides, strict=True)]
+    return [piece.reshape(grid) for piece, grid in zip(pieces, grids, strict=True)]
 
 
 def random_window(
@@ -148,22 +157,20 @@ def random_window(
     not pixels, so that codes at a window's edge depend on what lies behind it, as in a whole image.
 
     Args:
-        grids: square codes, each a multiple of the smallest.
-        sides: rows and columns of the window in each, in the proportion of the grids. Where they
-            are the grids' own, no random number is used.
+        grids: codes, each a multiple of the smallest.
+        sides: the side of the square window in each, in the proportion of the grids. Where it
+            is a whole grid, no random number is used.
         generator: chooses the place of the window, a whole cell of the smallest grid.
 
     Returns:
         int [side, side] each.
     """
     smallest = min(range(len(grids)), key=lambda i: len(grids[i]))
-    room = len(grids[smallest]) - sides[smallest]
-    if not room:
-        return list(grids)
-    top, left = generator.integers(room + 1, size=2)
+    rows, columns = grids[smallest].shape
+    top, left = generator.integers((rows - sides[smallest] + 1, columns - sides[smallest] + 1))
     windows = []
     for grid, side in zip(grids, sides, strict=True):
         scale = len(grid) // len(grids[smallest])
-        rows = slice(scale * top, scale * top + side)
-        windows.append(grid[rows, scale * left : scale * left + side])
+        y, x = scale * top, scale * left
+        windows.append(grid[y : y + side, x : x + side])
     return windows

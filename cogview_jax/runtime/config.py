@@ -268,6 +268,9 @@ def _describe(kind: Any) -> str:
     """An annotation in words that need no Python."""
     words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
     words[type(None)] = "None"
+    args = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple and args[1:] != (...,):
+        return f"a list of {len(args)} values"
     origins = {tuple: "a list of values", list: "a list of values", dict: "a section"}
     if kind in words:
         return words[kind]

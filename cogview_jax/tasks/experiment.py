@@ -224,7 +224,8 @@ class TokenData:
         encode_precision: type of the encoder's arithmetic, whatever the precision of training;
             another type finds other codes.
         image_grid: rows and columns of the codes of a whole image (of the larger one where a
-            record has two), if training cuts random windows of `layout.grid` out of it; 0 where
+            record has two), if training cuts random windows of `layout.grid` out of it: one number
+            for squares, or two, such as 32,48, to whose aspect ratio images are cropped. 0 where
             images have `layout.grid`.
         shard_size: records of a shard of the store.
         max_skipped: the share of records that may be unreadable or without a caption.
@@ -241,7 +242,7 @@ class TokenData:
     text_records: int = 1_000_000
     encode_batch: int = 64
     encode_precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    image_grid: int = 0
+    image_grid: int | tuple[int, int] = 0
     shard_size: int = 8192
     max_skipped: float = 0.05
 
@@ -314,19 +315,25 @@ class TransformerExperiment:
         return choose_implementation(self.model, types, self.implementation, devices=devices)
 
     @property
-    def image_grids(self) -> list[int]:
-        """Rows and columns of the codes of a whole image, for each image region of the layout."""
+    def image_grid(self) -> tuple[int, int]:
+        """Rows and columns of the codes of a whole image; of the larger one where it has two."""
         whole = self.data.image_grid or self.layout.grid
+        return whole if isinstance(whole, tuple) else (whole, whole)
+
+    @property
+    def image_grids(self) -> list[tuple[int, int]]:
+        """Rows and columns of the codes of a whole image, for each image region of the layout."""
+        (rows, columns), window = self.image_grid, self.layout.grid
         images = make_layout(self.layout, self.vocabulary).images
-        return [region.grid * whole // self.layout.grid for region in images]
+        return [(x.grid * rows // window, x.grid * columns // window) for x in images]
 
     def __post_init__(self):
-        whole, window = self.data.image_grid, self.layout.grid
-        odd = self.layout.task == "super_resolution" and whole % 2
-        if whole and (whole < window or odd):
+        whole, window = self.image_grid, self.layout.grid
+        odd = self.layout.task == "super_resolution" and any(side % 2 for side in whole)
+        if self.data.image_grid and (min(whole) < window or odd):
             raise InputError(
-                f"data.image_grid {whole} with layout.grid {window}: expected at least that, and"
-                " an even number for super_resolution, or 0 for the same"
+                f"data.image_grid {self.data.image_grid} with layout.grid {window}: expected at"
+                " least that, and even numbers for super_resolution, or 0 for the same"
             )
         require_range(self, "drop_captions", at_least=0, at_most=1)
         require_range(self, "text_weight", "prompt_weight", at_least=0)

@@ -36,6 +36,7 @@ class StoreMeta:
 
     Attributes:
         grid: rows and columns of the codes of an image; of the larger image where there are two.
+            One number where they are the same (`written_grid`).
         codebook: the number of codes.
         pieces: the number of text pieces.
         codec: the hash of the codec.
@@ -45,13 +46,19 @@ class StoreMeta:
         layout: the task that the store was made for.
     """
 
-    grid: int
+    grid: int | tuple[int, int]
     codebook: int
     pieces: int
     codec: str
     text: str
-    grids: list[int] | None = None
+    grids: list[int | tuple[int, int]] | None = None
     layout: str | None = None
+
+
+def written_grid(grid: tuple[int, int]) -> int | tuple[int, int]:
+    """Rows and columns as configs and stores have them: one number where they are the same."""
+    rows, columns = grid
+    return rows if rows == columns else grid
 
 
 def store_path(data: TokenData, workdir: Workdir) -> Path:
@@ -87,23 +94,29 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
         codec=tokenizers.codec(), text=text_tokenizer, encode_dtype=data.encode_precision
     )
     grids = experiment.image_grids
-    sizes = [grid * model.codec.config.downsampling for grid in grids]
+    codec = model.codec.config
+    sizes = [(rows * codec.downsampling, columns * codec.downsampling) for rows, columns in grids]
+    learned, written = (codec.grid, codec.grid), [written_grid(grid) for grid in grids]
+    if learned not in grids:
+        print(
+            "images are encoded as {} x {} codes; the codec has learned {} x {}".format(
+                *experiment.image_grid, *learned
+            ),
+            file=sys.stderr,
+        )
     batch, longer = data.encode_batch, 0
 
     def encode(records: list[Record]) -> list[tuple[list[np.ndarray], np.ndarray]]:
         nonlocal longer
         # All batches of a size have one shape, so that encoding is compiled once.
-        images = [np.zeros((batch, size, size, 3), np.uint8) for size in sizes]
+        images = [np.zeros((batch, *size, 3), np.uint8) for size in sizes]
         texts = []
         for i, record in enumerate(records):
             for of_size, size in zip(images, sizes, strict=True):
                 of_size[i] = center_crop(record.image, size)
             texts.append([np.asarray(text_tokenizer.encode(t), np.int32) for t in record.captions])
             longer += sum(len(text) > experiment.layout.text_length for text in texts[-1])
-        codes = [
-            model.encode(of_size, grid).reshape(batch, -1)
-            for of_size, grid in zip(images, grids, strict=True)
-        ]
+        codes = [model.encode(of_size).reshape(batch, -1) for of_size in images]
         return list(zip(texts, np.concatenate(codes, axis=1), strict=False))
 
     identity = {part: tokenizers.sha256(part) for part in ("codec", "text")}
@@ -117,14 +130,15 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
             "text_tokenizer": _text_plan(data),
             **identity,
             **encoding,
-            # The plan of a store with one image a record has no grids, as in earlier versions.
-            **({"grids": grids} if len(grids) > 1 else {}),
+            # Where a record has one image, of the size that the codec has learned, the plan has no
+            # grids, as in earlier versions.
+            **({} if grids == [learned] else {"grids": written}),
         },
         meta={
             "layout": experiment.layout.task,
-            "grid": data.image_grid or experiment.layout.grid,
-            "grids": grids,
-            "codebook": model.codec.config.codebook,
+            "grid": written_grid(experiment.image_grid),
+            "grids": written,
+            "codebook": codec.codebook,
             "pieces": len(text_tokenizer),
             **identity,
         },
@@ -196,14 +210,12 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
         )
     given = Bundle(experiment.data.image_tokenizer)
     codec = given.codec().config
-    window, whole = experiment.layout.grid, experiment.data.image_grid
-    # Either image of super-resolution may have the size that the codec was trained on.
-    learned = codec.grid in experiment.image_grids
+    grid = experiment.layout.grid
+    # Either image of super-resolution may have the size that the codec was trained on, and
+    # data.image_grid may ask for any other.
+    learned = (codec.grid, codec.grid) in experiment.image_grids
     wanted = {
-        "data.image_grid" if whole else "layout.grid": (
-            whole or window,
-            (whole or window) if learned else codec.grid,
-        ),
+        "layout.grid": (grid, grid if learned or experiment.data.image_grid else codec.grid),
         "vocabulary.codes": (experiment.vocabulary.codes, codec.codebook),
     }
     for name, (said, has) in wanted.items():

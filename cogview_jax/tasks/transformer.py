@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,13 @@ from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import TransformerExperiment
-from cogview_jax.tasks.preparation import TOKENIZERS, StoreMeta, given_codec, store_path
+from cogview_jax.tasks.preparation import (
+    TOKENIZERS,
+    StoreMeta,
+    given_codec,
+    store_path,
+    written_grid,
+)
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import Example, make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
@@ -83,20 +90,23 @@ class TransformerTask:
         if len(has) != len(grids):
             raise InputError(
                 f"the token store {self._store} holds codes of grids {has}, but a layout of task"
-                f" {experiment.layout.task} reads {grids}: prepare another with this config, or"
-                " choose another data.store"
+                f" {experiment.layout.task} reads {[written_grid(grid) for grid in grids]}: prepare"
+                " another with this config, or choose another data.store"
             )
+        whole = experiment.data.image_grid or isinstance(meta.grid, tuple)
         wanted = {
-            "grid": experiment.data.image_grid or experiment.layout.grid,
-            "codebook": experiment.vocabulary.codes,
+            "grid": (
+                "data.image_grid" if whole else "layout.grid",
+                written_grid(experiment.image_grid),
+            ),
+            "codebook": ("vocabulary.codes", experiment.vocabulary.codes),
         }
-        whole = "data.image_grid" if experiment.data.image_grid else "layout.grid"
-        names = {"grid": whole, "codebook": "vocabulary.codes"}
-        for key, value in wanted.items():
+        for key, (name, value) in wanted.items():
             if (own := getattr(meta, key)) != value:
+                flag = ",".join(map(str, own)) if isinstance(own, tuple) else own
                 raise InputError(
                     f"the token store {self._store} has {key} {own}, but the config has"
-                    f" {names[key]} = {value}: pass --config.{names[key]}={own}"
+                    f" {name} = {value}: pass --config.{name}={flag}"
                 )
         if meta.pieces > experiment.vocabulary.text:
             raise InputError(
@@ -254,7 +264,7 @@ class TransformerTask:
             )
         return CompactBinary(
             self._store,
-            image_length=self._grids[0] ** 2,
+            image_length=math.prod(self._grids[0]),
             codes=experiment.vocabulary.codes,
             pieces=len(text),
         )

@@ -3,6 +3,7 @@
 Legend: b images of a batch, h w rows and columns of pixels, K codes.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -39,7 +40,7 @@ _THREADS = 4
 
 
 class Validation:
-    """The first held-out images, their centres at the size of training, and what is measured.
+    """The first readable held-out images, their centres at the size of training, and measures.
 
     All metrics are of the decoded images as they would be saved: encoded in float32 without noise,
     decoded, clipped and rounded to 8 bits. They do not depend on the size of a batch.
@@ -69,14 +70,19 @@ class Validation:
         self.every, self._said = config.validate_every, False
         self._rows = config.global_batch // config.accumulate
         self._view = SquareView(self._model.image_size)
-        loss = experiment.loss
-        file = config.validation_lpips or (loss.perceptual if isinstance(loss, VQGANLoss) else "")
+        loss, files = experiment.loss, {"train.validation_lpips": config.validation_lpips}
+        if isinstance(loss, VQGANLoss):
+            files["loss.perceptual"] = loss.perceptual
+        setting, file = next(((name, file) for name, file in files.items() if file), ("", ""))
         self._lpips = read_lpips(file) if file else None
+        empty = " and ".join(files) + (" are" if len(files) > 1 else " is")
+        self._distance = f"LPIPS is not measured, since {empty} empty"
+        if self._lpips is not None:
+            self._distance = f"LPIPS by {self._lpips.network} ({setting} = {file})"
         size = self._model.image_size
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
         jax.eval_shape(_pairs, self._lpips, image, image)  # refuses images that are too small
-        if next(readable(held_out), None) is None:
-            raise InputError(f"none of the {len(held_out)} held-out images can be read")
+        self._require(next(readable(held_out), None) is not None)
         self._measure = jax.jit(self._measured)
 
     @property
@@ -88,37 +94,44 @@ class Validation:
 
     def describe(self) -> str:
         """What is measured, in one line."""
-        distance = "LPIPS is not measured, since train.validation_lpips is empty"
-        if self._lpips is not None:
-            distance = f"LPIPS by {self._lpips.network}"
         return (
             f"{self._count:,} of {len(self._held_out):,} held-out images every {self.every:,}"
-            f" steps; {distance}"
+            f" steps; {self._distance}"
         )
 
     def measure(self, state: TrainState) -> dict[str, float]:
         """The metrics of a state; every process of the run calls it, and all get the same.
 
-        Each process reads the images of its own part of the mesh.
+        Each process reads the images of its own part of the mesh. As many further images are taken
+        as are unreadable, while there are any.
+
+        Raises:
+            InputError: no image can be read any more.
         """
         mesh, values = state.mesh, self._objective.bundle_values(state.values)
         parts, ways = local_parts(mesh)
         each = max(1, self._rows // ways)
         found: dict[str, list[np.ndarray]] = {}
         uses = np.zeros(self._model.codebook)
+        start, stop, used = 0, self._count, 0
         with ThreadPoolExecutor(_THREADS) as pool:
-            for start in range(0, self._count, ways * each):
+            while start < stop:
                 numbers = [start + part * each + i for part in parts for i in range(each)]
-                batch = place_batch(_stacked(list(pool.map(self._row, numbers))), mesh)
+                rows = pool.map(self._row, numbers, itertools.repeat(stop))
+                batch = place_batch(_stacked(list(rows)), mesh)
                 of_images, of_codes = self._measure(values, self._lpips, batch)
                 for name, array in of_images.items():
                     found.setdefault(name, []).append(to_host(array))
                 uses += to_host(of_codes)
+                used += int(found["there"][-1].sum())
+                start = min(start + ways * each, stop)
+                if start == stop:
+                    stop = min(stop + self._count - used, len(self._held_out))
+        self._require(used > 0)
         arrays = {name: np.concatenate(pieces) for name, pieces in found.items()}
         there = arrays.pop("there") > 0
-        used = int(there.sum())
-        if used < self._count and not self._said:
-            log(f"validation: {self._count - used} of {self._count} held-out images are unreadable")
+        if used < stop and not self._said:
+            log(f"validation: {stop - used} of {stop} held-out images are unreadable")
             self._said = True
         errors = arrays.pop("error")[there].astype(np.float64)
         share = uses[uses > 0] / uses.sum()
@@ -131,10 +144,14 @@ class Validation:
         }
         return {name: float(metrics[name.removeprefix("validation_")]) for name in self.names}
 
-    def _row(self, number: int) -> tuple[np.ndarray, float]:
-        """An image uint8 [h, w, 3] and 1; black and 0 where there is none or it is unreadable."""
+    def _require(self, any_readable: bool) -> None:
+        if not any_readable:
+            raise InputError(f"none of the {len(self._held_out)} held-out images can be read")
+
+    def _row(self, number: int, stop: int) -> tuple[np.ndarray, float]:
+        """An image uint8 [h, w, 3] and 1; black and 0 from `stop` on and where it is unreadable."""
         size = self._model.image_size
-        if number < self._count:
+        if number < stop:
             try:
                 image = self._held_out[number].image
                 return self._view(image, np.random.default_rng(0)), 1.0

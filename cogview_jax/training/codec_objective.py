@@ -55,7 +55,7 @@ class CodecObjective:
         self.codebook = codebook or CodebookTraining()
         self.fixed_codes = fixed_codes
         self.tokens_per_row = codec.config.grid**2
-        self.flops_per_row = training_flops(codec.config)
+        self.flops_per_row = training_flops(codec.config, decoder_only=fixed_codes)
 
     def init(self, key: Key[Array, ""]) -> ModelValues:
         """Boxed parameters and the state of a codebook that nobody has used."""
@@ -168,6 +168,10 @@ class CodecObjective:
         return given
 
 
-def training_flops(config: CodecConfig) -> float:
-    """FLOPs of a forward and backward pass over one image: 6 a multiply-add."""
-    return 6.0 * config.multiply_adds
+def training_flops(config: CodecConfig, *, decoder_only: bool = False) -> float:
+    """FLOPs of a forward and backward pass over one image: 6 a multiply-add.
+
+    With `decoder_only` the encoder has no backward pass: 2 a multiply-add of it.
+    """
+    of_encoder = 2.0 if decoder_only else 6.0
+    return of_encoder * config.encoder_multiply_adds + 6.0 * config.decoder_multiply_adds

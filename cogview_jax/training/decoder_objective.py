@@ -31,8 +31,6 @@ class DecoderObjective:
     They are a part of the model state and not of the parameters. So nothing is differentiated by
     them, and the optimizer has neither moments nor weight decay for them.
 
-    `flops_per_row` is that of training all parts, which is more than what is computed.
-
     Args:
         inner: the objective; its `fixed_codes` is True.
     """

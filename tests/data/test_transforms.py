@@ -74,6 +74,23 @@ def test_an_image_of_the_right_size_is_untouched():
     np.testing.assert_array_equal(center_crop(image, 8), image)
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "box"),
+    [
+        ((20, 44), (12, 24), (2, 0, 42, 20)),  # left, top, right, bottom
+        ((52, 36), (8, 12), (0, 14, 36, 38)),
+        ((36, 52), (12, 8), (14, 0, 38, 36)),
+        ((5, 70), (16, 24), (31, 0, 39, 5)),  # 7.5 columns are 8
+    ],
+)
+def test_oblong_crops_are_those_of_pillow(shape, size, box):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    expected = Image.fromarray(image).crop(box).resize(size[::-1], Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(center_crop(image, size), np.asarray(expected))
+    whole = center_crop(image, shape)
+    np.testing.assert_array_equal(whole, image)
+
+
 def test_shorter_side_then_crop_gives_the_same_image():
     smooth = np.asarray(Image.fromarray(coordinates(12, 20)).resize((200, 120)))
     whole = Image.fromarray(smooth).resize((50, 30), Image.Resampling.BICUBIC)
@@ -151,35 +168,46 @@ def test_meaningless_views_are_refused(setting):
         dataclasses.replace(SquareView(8), **setting)
 
 
-def numbered(side):
+def numbered(rows, columns):
     """A cell's row and column in one number."""
-    return 100 * np.arange(side)[:, None] + np.arange(side)
+    return 100 * np.arange(rows)[:, None] + np.arange(columns)
 
 
 def test_grids_are_taken_apart_in_order():
-    small, large = numbered(2), numbered(4)
-    first, second = code_grids(np.concatenate([small.ravel(), large.ravel()]), [2, 4])
+    small, large = numbered(2, 3), numbered(4, 6)
+    first, second = code_grids(np.concatenate([small.ravel(), large.ravel()]), [(2, 3), (4, 6)])
     np.testing.assert_array_equal(first, small)
     np.testing.assert_array_equal(second, large)
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_window_is_the_same_place_in_every_size(order):
-    grids, sides = [numbered(4), numbered(8)][::order], [2, 4][::order]
+@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (4, 6), (5, 2)])
+def test_a_window_is_the_same_place_in_every_size(order, rows, columns):
+    one, other = numbered(rows, columns), numbered(2 * rows, 2 * columns)
+    grids, sides = [one, other][::order], [2, 4][::order]
     generator, places = np.random.default_rng(0), set()
     for _ in range(200):
         small, large = random_window(grids, sides, generator)[::order]
         top, left = divmod(int(small[0, 0]), 100)
-        np.testing.assert_array_equal(small, numbered(4)[top : top + 2, left : left + 2])
-        whole = numbered(8)[2 * top : 2 * top + 4, 2 * left : 2 * left + 4]
+        np.testing.assert_array_equal(small, one[top : top + 2, left : left + 2])
+        whole = other[2 * top : 2 * top + 4, 2 * left : 2 * left + 4]
         np.testing.assert_array_equal(large, whole)
         places.add((top, left))
-    assert places == {(row, column) for row in range(3) for column in range(3)}
+    assert places == {(row, column) for row in range(rows - 1) for column in range(columns - 1)}
+
+
+def test_windows_of_squares_are_those_of_earlier_versions():
+    """So a run that was begun with one goes on with the same rows."""
+    ours, theirs = np.random.default_rng(5), np.random.default_rng(5)
+    for _ in range(20):
+        (window,) = random_window([numbered(9, 9)], [4], ours)
+        assert divmod(int(window[0, 0]), 100) == tuple(theirs.integers(6, size=2))
+    assert ours.random() == theirs.random()
 
 
 def test_whole_images_draw_nothing():
     """So a run without windows reads the same rows as before there were any."""
     generator = np.random.default_rng(3)
-    (window,) = random_window([numbered(4)], [4], generator)
-    np.testing.assert_array_equal(window, numbered(4))
+    (window,) = random_window([numbered(4, 4)], [4], generator)
+    np.testing.assert_array_equal(window, numbered(4, 4))
     assert generator.random() == np.random.default_rng(3).random()

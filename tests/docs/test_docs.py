@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -35,6 +36,7 @@ from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers import layout as layouts
 from cogview_jax.tokenizers.codecs.codec import normalise
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
+from cogview_jax.tokenizers.quantisers.learned import Learned
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.codec_objective import CodecObjective, ImageExample
 from cogview_jax.training.state import initial_state, make_state, state_shapes
@@ -325,6 +327,9 @@ def test_the_python_face_runs_as_it_is_shown(name, chain, tmp_path, monkeypatch)
 
 # ---- the examples of CONTRIBUTING
 
+#: An image tokenizer in whose loss a row depends on the whole batch.
+ENTROPIC = dataclasses.replace(tiny.CODEC, quantiser=Learned(entropy_weight=0.5))
+
 
 @pytest.fixture(scope="module")
 def examples():
@@ -358,22 +363,33 @@ def test_the_example_of_a_task(examples):
 
 
 def test_the_example_of_a_loss(examples):
-    inner = tiny.transformer_objective()
-    objective = examples["Penalised"](inner, 0.01)
-    state, key = tiny.start(inner), jax.random.key(0)
-    batch = (tiny.sequences(0), jnp.arange(tiny.BATCH))
-    halves = [
-        jax.tree.map(lambda array, part=part: array[part], batch)
-        for part in (slice(None, tiny.BATCH // 2), slice(tiny.BATCH // 2, None))
-    ]
-
-    def loss(one, part):
-        return float(one.sums(state.params, (), *part, key).loss)
-
-    whole, weight = loss(objective, batch), float(objective.normalizer(batch[0]))
+    inner = CodecObjective(ENTROPIC.module(), global_batch=tiny.BATCH)
+    objective = examples["Penalised"](inner.codec, 0.01, global_batch=tiny.BATCH)
+    state, key = jax.jit(lambda: unbox(inner.init(jax.random.key(0))))(), jax.random.key(0)
+    batch = (tiny.images(0), jnp.arange(tiny.BATCH))
+    whole, base = (float(one.sums(*state, *batch, key).loss) for one in (objective, inner))
     squares = sum(float(np.sum(np.square(p))) for p in jax.tree.leaves(state.params))
-    assert whole == pytest.approx(loss(inner, batch) + 0.01 * squares * weight, rel=1e-5)
-    assert whole == pytest.approx(sum(loss(objective, half) for half in halves), rel=1e-5)
+    assert whole == pytest.approx(base + 0.01 * squares * tiny.BATCH, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Penalised", "LearnedVariance"])
+def test_examples_of_objectives_may_be_accumulated(examples, name):
+    """Also where the loss of a row depends on the whole batch: one step gives the same."""
+    settings = {"global_batch": tiny.BATCH}
+    if name == "Penalised":
+        objective = examples[name](ENTROPIC.module(), 0.01, **settings)
+    else:
+        objective = examples[name](CodecObjective(ENTROPIC.module(), **settings))
+    sgd, rate = optax.sgd(1.0), optax.constant_schedule(1.0)
+    state = jax.jit(lambda: unbox(initial_state(objective, sgd, 0)))()
+    after = [
+        jax.jit(make_step(objective, sgd, rate, seed=0, accumulate=parts))(state, tiny.images(0))
+        for parts in (1, 2)
+    ]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    (one, metrics), (other, in_parts) = after
+    jax.tree.map(close, one.params, other.params)
+    close(metrics["loss"], in_parts["loss"])
 
 
 def test_the_example_of_a_trainable_part(examples, chain, tmp_path):

@@ -73,6 +73,8 @@ def test_what_is_said_is_read_and_the_rest_has_its_default():
         ("model.heads", 5, "config.model: model width 32 with 5 heads"),
         ("optimizer.lr", -1, "config.optimizer.lr = -1.0: expected above 0"),
         ("data.source", None, "config.data lacks source"),
+        ("data.image_grid", (8, 8, 8), "image_grid = (8, 8, 8): expected a whole number or a list"),
+        ("data.image_grid", (0, 99), "data.image_grid (0, 99) with layout.grid"),
         ("data.text.algorithm", "words", "config.data.text.algorithm = 'words': choices are"),
     ],
 )

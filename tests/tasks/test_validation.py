@@ -22,6 +22,7 @@ from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.training import run
 from cogview_jax.tasks.validation import Validation
 from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.training.codec_loss import VQGANLoss
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import state_shapes
 
@@ -87,8 +88,11 @@ def test_metrics_are_those_of_the_images_that_the_bundle_decodes(chain, experime
     for name, value in expected.items():
         assert found[f"validation_{name}"] == pytest.approx(value, rel=1e-5), name
 
-    described = f"13 of {len(images)} held-out images every 2 steps; LPIPS by vgg16"
-    assert validation.describe() == described
+    file = experiment.train.validation_lpips
+    assert validation.describe() == (
+        f"13 of {len(images)} held-out images every 2 steps; LPIPS by vgg16"
+        f" (train.validation_lpips = {file})"
+    )
     # Another mesh, and batches of another size: the same numbers.
     split = with_train(experiment, global_batch=24, accumulate=3)
     task, _, state = opened(split, chain, MeshConfig(data=2, fsdp=4))
@@ -100,6 +104,20 @@ def test_without_weights_lpips_is_not_measured(chain, experiment):
     validation = task.validation()
     assert "validation_lpips" not in validation.names
     assert "LPIPS is not measured, since train.validation_lpips is empty" in validation.describe()
+    # Those of the loss are used where a VQGAN has them, and named.
+    model = dataclasses.replace(experiment.model, mean=(0.5,) * 3, std=(0.5,) * 3)
+    file = experiment.train.validation_lpips
+    for perceptual, said in (
+        (file, f"; LPIPS by vgg16 (loss.perceptual = {file})"),
+        ("", "not measured, since train.validation_lpips and loss.perceptual are empty"),
+    ):
+        lossy = dataclasses.replace(
+            with_train(experiment, validation_lpips=""),
+            model=model,
+            loss=VQGANLoss(perceptual=perceptual),
+        )
+        source = experiment.data.source.open()
+        assert Validation(lossy, task.objective, source).describe().endswith(said)
     task, _, _ = opened(with_train(experiment, validate_every=0), chain)
     assert task.validation() is None
 
@@ -130,8 +148,19 @@ def test_unreadable_images_are_left_out_and_counted(chain, experiment, capsys):
         return Validation(experiment, objective, Broken(records, good)).measure(state)
 
     found = measured(experiment, good=(4, 12))
-    assert capsys.readouterr().err == "validation: 11 of 13 held-out images are unreadable\n"
+    assert capsys.readouterr().err == "validation: 62 of 64 held-out images are unreadable\n"
     one, other = (measured(experiment, good=(number,)) for number in (4, 12))
+    # 4 and 12 are the first two that can be read, wherever they are and whatever follows.
+    two = with_train(experiment, validation_images=2)
+    capsys.readouterr()
+    first = measured(two, good=(4, 12, 13, 40))
+    assert capsys.readouterr().err == "validation: 11 of 13 held-out images are unreadable\n"
+    assert first == pytest.approx(found, rel=1e-5)
+    # One that could be read when the run began, and no more.
+    gone = Validation(experiment, objective, broken := Broken(records, (4,)))
+    broken.good = ()
+    with pytest.raises(InputError, match=r"none of the 64 held-out images can be read"):
+        gone.measure(state)
     for name in ("l2", "psnr", "ssim", "lpips"):
         name = f"validation_{name}"
         assert found[name] == pytest.approx((one[name] + other[name]) / 2, rel=1e-5)

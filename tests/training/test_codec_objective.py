@@ -123,6 +123,7 @@ def test_flops_are_six_a_multiply_add():
     encoder = 16 * 3 * 5 * 16 + 5 * 7 * 16
     decoder = 16 * 7 * 5 * 16 + 5 * 3 * 64
     assert training_flops(plain) == 6 * (encoder + decoder)
+    assert training_flops(plain, decoder_only=True) == 2 * encoder + 6 * decoder
 
     deep = VQVAEConfig(
         image_size=16, downsampling=4, channels=(5, 6), code_width=7, residual_blocks=2
@@ -131,3 +132,5 @@ def test_flops_are_six_a_multiply_add():
     blocks = 2 * (9 + 1) * 6 * 6 * 16
     decoder = 9 * 7 * 6 * 16 + 16 * 6 * 6 * 16 + 16 * 6 * 5 * 64 + 5 * 3 * 256
     assert training_flops(deep) == 6 * (encoder + decoder + 2 * blocks)
+    only = 2 * (encoder + blocks) + 6 * (decoder + blocks)
+    assert training_flops(deep, decoder_only=True) == only

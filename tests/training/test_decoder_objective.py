@@ -1,5 +1,7 @@
 """Training what comes after the codes: its gradient written out, and nothing else that moves."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 
 import tiny
+from cogview_jax.dry_run.flops import function_flops
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tokenizers.codecs.vqgan import VQGANConfig
 from cogview_jax.tokenizers.codecs.vqvae import VQVAE, VQVAEConfig
@@ -120,6 +123,20 @@ def test_nothing_before_the_codes_moves_or_has_moments(run):
         assert set(tree) == set(first.params) - frozen
     losses = [float(measured["loss"]) for measured in metrics]
     assert losses == sorted(losses, reverse=True)
+
+
+def test_flops_are_those_of_the_programs():
+    """The encoder's forward pass, and forward and backward pass of the decoder."""
+    codec, held = INNER.codec, jax.eval_shape(INNER.init, jax.random.key(0))
+    params = unbox(held.params)
+    pixels = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    encode, decode = (functools.partial(codec.apply, method=name) for name in ("encode", "decode"))
+    vectors = jax.eval_shape(encode, {"params": params}, pixels)
+    forth = function_flops(encode, {"params": params}, pixels)
+    # A transposed convolution computes a row and a column more than it keeps.
+    margins = 2 * 16 * (5 * 5 - 4 * 4) * 8 * 8
+    decoding = function_flops(decode, {"params": params}, vectors) - margins
+    assert OBJECTIVE.flops_per_row == forth + 3 * decoding
 
 
 def convolutions(function, *arguments):

@@ -90,8 +90,13 @@ class CodecConfig(Tagged, abc.ABC):
 
     @property
     @abc.abstractmethod
-    def multiply_adds(self) -> float:
-        """Multiply-adds of the encoder and decoder for an image of `image_size`."""
+    def encoder_multiply_adds(self) -> float:
+        """Multiply-adds of the encoder for an image of `image_size`."""
+
+    @property
+    @abc.abstractmethod
+    def decoder_multiply_adds(self) -> float:
+        """Multiply-adds of the decoder for an image of `image_size`."""
 
     @abc.abstractmethod
     def module(self, dtype: DTypeLike = jnp.float32) -> "Codec":

@@ -103,11 +103,9 @@ class VQGANConfig(CodecConfig):
         return self.decoder_multipliers or self.multipliers
 
     @property
-    def multiply_adds(self) -> float:
-        """Multiply-adds of all convolutions and attentions for an image of `image_size`."""
-        down = [self.channels * m for m in self.multipliers]
-        up = [self.channels * m for m in self.decoder_level_multipliers]
-        cells = [(self.image_size >> level) ** 2 for level in range(len(down))]
+    def encoder_multiply_adds(self) -> float:
+        """Multiply-adds of the encoder, attention included, for an image of `image_size`."""
+        down, cells = [self.channels * m for m in self.multipliers], self._cells
         total = cells[0] * 9 * 3 * self.channels
         into = self.channels
         for level, out in enumerate(down):
@@ -116,15 +114,26 @@ class VQGANConfig(CodecConfig):
             if level + 1 < len(down):
                 total += cells[level + 1] * 9 * out * out
         z, inner = self.latent_channels, cells[-1]
-        total += self._middle(inner, into) + inner * (9 * into * z + 2 * z * self.code_width)
-        into = up[-1]
-        total += inner * 9 * z * into + self._middle(inner, into)
+        total += self._middle(inner, into) + inner * (9 * into * z + z * self.code_width)
+        return float(total)
+
+    @property
+    def decoder_multiply_adds(self) -> float:
+        """Multiply-adds of the decoder, attention included, for an image of `image_size`."""
+        up = [self.channels * m for m in self.decoder_level_multipliers]
+        cells, z, into = self._cells, self.latent_channels, up[-1]
+        total = cells[-1] * (z * self.code_width + 9 * z * into) + self._middle(cells[-1], into)
         for level, out in reversed(list(enumerate(up))):
             total += self._level(cells[level], into, out, self.blocks + 1, level)
             into = out
             if level:  # each pixel of the smaller level meets 16 taps
                 total += cells[level] * 16 * out * out
         return float(total + cells[0] * 9 * into * 3)
+
+    @property
+    def _cells(self) -> list[int]:
+        """Positions of each level, from the pixels inwards."""
+        return [(self.image_size >> level) ** 2 for level in range(len(self.multipliers))]
 
     def _level(self, cells: int, into: int, out: int, blocks: int, level: int) -> int:
         """Of the residual blocks of a level, with their attention."""

@@ -87,23 +87,31 @@ class VQVAEConfig(CodecConfig):
         return self.level_channels[0]
 
     @property
-    def multiply_adds(self) -> float:
-        """Multiply-adds of all convolutions for an image of `image_size`."""
-        channels, size, inner = (3, *self.level_channels), self.image_size, self.grid**2
-        total = 0
+    def encoder_multiply_adds(self) -> float:
+        """Multiply-adds of the encoder's convolutions for an image of `image_size`."""
+        channels, size = (3, *self.level_channels), self.image_size
+        total = self._block_multiply_adds + self.grid**2 * channels[-1] * self.code_width
         for level, (outer, deeper) in enumerate(itertools.pairwise(channels)):
-            total += 16 * (size >> (level + 1)) ** 2 * outer * deeper  # encoder
-        last = channels[-1]
-        total += inner * last * self.code_width
-        total += self.residual_blocks * 2 * inner * 10 * last**2
-        into = self.code_width
+            total += 16 * (size >> (level + 1)) ** 2 * outer * deeper
+        return float(total)
+
+    @property
+    def decoder_multiply_adds(self) -> float:
+        """Multiply-adds of the decoder's convolutions for an image of `image_size`."""
+        channels, size, into = self.level_channels, self.image_size, self.code_width
+        total = self._block_multiply_adds
         if self.residual_blocks:
-            total += inner * 9 * into * last
-            into = last
-        for level, out in reversed(list(enumerate(channels[1:]))):
+            total += self.grid**2 * 9 * into * channels[-1]
+            into = channels[-1]
+        for level, out in reversed(list(enumerate(channels))):
             total += 16 * (size >> (level + 1)) ** 2 * into * out
             into = out
         return float(total + size**2 * into * 3)
+
+    @property
+    def _block_multiply_adds(self) -> int:
+        """Of the residual blocks of either part."""
+        return self.residual_blocks * self.grid**2 * 10 * self.level_channels[-1] ** 2
 
     def module(self, dtype: DTypeLike = jnp.float32) -> "VQVAE":
         """The encoder and decoder, computing in `dtype`."""
