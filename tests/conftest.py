@@ -1,12 +1,13 @@
 """Eight fake CPU devices, a compilation cache, and the reference material."""
 
-import importlib.metadata
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from compilation import FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -20,13 +21,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Programs of tests are compiled more often than they are run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# With XLA's earlier code generator for the CPU, and programs in one part, compiling takes a third
-# of the time. jaxlib 0.11 lacks the earlier one, and XLA aborts at a flag that it does not know.
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ["XLA_FLAGS"] = (
-        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
-        + os.environ.get("XLA_FLAGS", "")
-    )
+os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jax  # noqa: E402  (it reads the environment above)
 
