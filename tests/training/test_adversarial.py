@@ -84,7 +84,7 @@ class Taming(Setting):
         self.features = nhwc(self.arrays["h"])
         self.kernel = hwio(self.arrays["last_weight"])
         self.bias = self.arrays["last_bias"]
-        self.turns = {}
+        self.programs, self.turns = {}, {}
 
     def last_layer(self, kernel, features):
         """The decoder's last convolution, by another function than the code's."""
@@ -95,34 +95,54 @@ class Taming(Setting):
 
     def turn(self, step, train=True, **settings):
         """The generator's turn and its gradients: for the reconstruction and the last kernel."""
-        asked = (step, train, *settings.items())
-        if asked not in self.turns:
-            self.turns[asked] = self._turn(step, train, settings)
-        return self.turns[asked]
+        asked = (train, *settings.items())
+        if asked not in self.programs:
+            self.programs[asked] = self._program(train, settings)
+        if (step, asked) not in self.turns:
+            self.turns[step, asked] = self.programs[asked](
+                (self.images, self.decoded, self.features, self.kernel),
+                (self.weights, self.params, self.state),
+                step,
+            )
+        return self.turns[step, asked]
 
-    def _turn(self, step, train, settings):
+    def judged(self, step, train=True, **settings):
+        """The discriminator's turn, and the gradients of its parameters."""
+        asked = ("judged", train, *settings.items())
+        if asked not in self.programs:
+            config = dataclasses.replace(self.settings, **settings)
+
+            def loss(params, images, decoded, state, step):
+                discriminate = functools.partial(self.discriminate, params=params, train=train)
+                turn = discriminator_turn(images, decoded, discriminate, state, step, config)
+                return turn.loss, turn
+
+            self.programs[asked] = jax.jit(jax.grad(loss, has_aux=True))
+        return self.programs[asked](self.params, self.images, self.decoded, self.state, step)
+
+    def _program(self, train, settings):
+        """Of arrays that are arguments: with constants XLA would compute while it compiles."""
         config = dataclasses.replace(self.settings, **settings)
 
-        def of_decoded(decoded, features):
-            found = generator_turn(
-                self.images,
-                decoded,
-                features,
-                self.kernel,
-                self.weights,
-                functools.partial(self.discriminate, train=train),
-                self.state,
-                step,
-                config,
-            )
-            return found.loss, found
+        def turn(arrays, models, step):
+            images, decoded, features, kernel = arrays
+            weights, params, state = models
+            discriminate = functools.partial(self.discriminate, params=params, train=train)
 
-        def of_kernel(kernel):
-            return of_decoded(self.last_layer(kernel, self.features), self.features)
+            def of_decoded(decoded):
+                found = generator_turn(
+                    images, decoded, features, kernel, weights, discriminate, state, step, config
+                )
+                return found.loss, found
 
-        grad = functools.partial(jax.grad, has_aux=True)
-        decoded_gradient, turn = jax.jit(grad(of_decoded))(self.decoded, self.features)
-        return turn, decoded_gradient, jax.jit(grad(of_kernel))(self.kernel)[0]
+            def of_kernel(kernel):
+                return of_decoded(self.last_layer(kernel, features))
+
+            grad = functools.partial(jax.grad, has_aux=True)
+            decoded_gradient, found = grad(of_decoded)(decoded)
+            return found, decoded_gradient, grad(of_kernel)(kernel)[0]
+
+        return jax.jit(turn)
 
 
 @pytest.fixture(scope="module")
@@ -201,13 +221,13 @@ def test_losses_are_of_each_image():
 
 
 def test_reconstruction_and_its_gradients(taming):
-    def loss(decoded):
-        loss, terms = perceptual_reconstruction(
-            taming.images, decoded, taming.weights, taming.settings
-        )
+    def loss(decoded, images, weights):
+        loss, terms = perceptual_reconstruction(images, decoded, weights, taming.settings)
         return jnp.mean(loss), terms
 
-    (value, terms), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(taming.decoded)
+    (value, terms), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        taming.decoded, taming.images, taming.weights
+    )
     expected = taming.facts["hinge_step500"]["generator"]
     close(value, expected["nll_loss"])
     close(jnp.mean(terms["perceptual"]), expected["p_loss"])
@@ -270,19 +290,8 @@ def test_the_generators_turn_moves_the_running_statistics(taming):
 
 @pytest.mark.parametrize("case", CASES)
 def test_discriminators_turn(taming, case):
-    setting = CASES[case] | {}
-    step, train = setting.pop("step"), setting.pop("train", True)
-    config = dataclasses.replace(taming.settings, **setting)
     expected = taming.facts[case]
-
-    def loss(params):
-        discriminate = functools.partial(taming.discriminate, params=params, train=train)
-        turn = discriminator_turn(
-            taming.images, taming.decoded, discriminate, taming.state, step, config
-        )
-        return turn.loss, turn
-
-    gradients, turn = jax.jit(jax.grad(loss, has_aux=True))(taming.params)
+    gradients, turn = taming.judged(**CASES[case])
     for name in ("logits_real", "logits_fake"):
         close(turn.terms[name], expected["discriminator"][name])
     close(turn.loss, expected["discriminator"]["disc_loss"])
@@ -323,14 +332,14 @@ def test_llamagens_loss(llamagen, case):
         start_step=100,
     )
 
-    def loss(decoded):
+    def loss(decoded, images, weights):
         features, kernel = jnp.zeros((*decoded.shape[:3], 1)), jnp.zeros((3, 3, 1, 3))
         turn = generator_turn(
-            setting.images,
+            images,
             decoded,
             features,
             kernel,
-            setting.weights,
+            weights,
             setting.discriminate,
             setting.state,
             501,
@@ -338,7 +347,9 @@ def test_llamagens_loss(llamagen, case):
         )
         return turn.loss, turn
 
-    gradient, turn = jax.jit(jax.grad(loss, has_aux=True))(setting.decoded)
+    gradient, turn = jax.jit(jax.grad(loss, has_aux=True))(
+        setting.decoded, setting.images, setting.weights
+    )
     close(turn.terms["reconstruction"], facts["rec"])
     close(turn.terms["perceptual"], facts["p"])
     close(turn.terms["generator"], facts["g_adv"])

@@ -1,6 +1,7 @@
 """Generator and discriminator in one step, against both losses written out and differentiated."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -79,9 +80,15 @@ def images(seed):
     return ImageExample(noise.astype(np.uint8))
 
 
+@functools.cache
+def fresh() -> TrainState:
+    """The state before step 0, on one device; that of its optimizer is empty."""
+    return jax.jit(lambda: unbox(initial_state(objective(), optax.sgd(0.1), 0)))()
+
+
 def start(step=0):
     """The state of a run before `step`, on one device."""
-    state = jax.jit(lambda: unbox(initial_state(objective(), optax.sgd(0.1), 0)))()
+    state = fresh()
     return dataclasses.replace(
         state, step=jnp.int32(step), model_state=state.model_state._replace(step=jnp.int32(step))
     )
@@ -161,7 +168,11 @@ def trained(mesh=None, steps=3):
     """States and metrics of a few steps."""
     model, optimizer = objective(PLAIN), optax.adam(1e-3, eps=1e-3)
     step = make_step(model, optimizer, optax.constant_schedule(1e-3), seed=0)
-    state = jax.jit(lambda: unbox(initial_state(model, optimizer, 0)))()
+    state = fresh()
+    state = state.replace(
+        opt_state=jax.jit(optimizer.init)(state.params),
+        model_state=state.model_state._replace(perceptual=()),
+    )
     if mesh is None:
         run = jax.jit(step)
         for i in range(steps):
@@ -190,7 +201,7 @@ def test_a_mesh_changes_nothing(whole):
 
 def test_both_learn_and_the_state_goes_on(whole):
     state, metrics = whole
-    before = initial_state_of()
+    before = fresh()
     assert state.model_state.step == 3
     norm = state.model_state.discriminator["norm_1"]
     assert norm.batches == 9  # the generator's turn, then real and generated images
@@ -198,10 +209,6 @@ def test_both_learn_and_the_state_goes_on(whole):
         same = jax.tree.map(np.array_equal, state.params[part], before.params[part])
         assert not all(jax.tree.leaves(same)), part
     assert {"generator", "discriminator", "codebook_usage"} <= set(metrics)
-
-
-def initial_state_of() -> TrainState:
-    return jax.jit(lambda: unbox(initial_state(objective(PLAIN), optax.adam(1e-3), 0)))()
 
 
 def test_a_bundle_holds_neither_the_discriminator_nor_lpips(whole):
