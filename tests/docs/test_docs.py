@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -369,8 +370,12 @@ def test_the_example_of_a_loss(examples):
         for part in (slice(None, tiny.BATCH // 2), slice(tiny.BATCH // 2, None))
     ]
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def sums(one, params, part):
+        return one.sums(params, (), *part, key).loss
+
     def loss(one, part):
-        return float(one.sums(state.params, (), *part, key).loss)
+        return float(sums(one, state.params, part))
 
     whole, weight = loss(objective, batch), float(objective.normalizer(batch[0]))
     squares = sum(float(np.sum(np.square(p))) for p in jax.tree.leaves(state.params))
