@@ -168,6 +168,11 @@ class Bundle:
         """What is recorded of the official file a part came from; empty where it came from none."""
         return getattr(self._described, part).official
 
+    def codec_config(self) -> CodecConfig:
+        """The sizes of the image tokenizer; InputError where the bundle lacks it."""
+        self.sha256("codec")
+        return self._codec_entry.config
+
     def codec(self, mesh: jax.sharding.Mesh | None = None) -> CodecPart:
         """The image tokenizer: on one device, or split over `mesh`."""
         path, config = self._stored_as("codec", self._codec_shapes)

@@ -269,6 +269,8 @@ def _describe(kind: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
     words[type(None)] = "None"
     args = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(map(repr, args))
     if typing.get_origin(kind) is tuple and args[1:] != (...,):
         return f"a list of {len(args)} values"
     origins = {tuple: "a list of values", list: "a list of values", dict: "a section"}

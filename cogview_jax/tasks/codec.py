@@ -116,17 +116,20 @@ class CodecTask:
         size = self.experiment.model.image_size
         return ImageExample(jax.ShapeDtypeStruct((size, size, 3), np.uint8))
 
-    def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
-        """`state` with the parameters and codebook of another bundle, or as it is."""
-        if bundle is None:
-            return state
-        part = bundle.codec(state.mesh)
-        if different := different_settings(part.config, self.experiment.model):
+    def check(self, bundle: Bundle) -> None:
+        """InputError where the image tokenizer of a bundle is another than the config's."""
+        if different := different_settings(bundle.codec_config(), self.experiment.model):
             holds = ", ".join(f"model.{name} = {there!r}" for name, (there, _) in different.items())
             says = ", ".join(f"{here!r}" for _, here in different.values())
             raise InputError(
                 f"init_from {bundle.path} holds a codec with {holds}, but the config says {says}"
             )
+
+    def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
+        """`state` with the parameters and codebook of another bundle, or as it is."""
+        if bundle is None:
+            return state
+        part = bundle.codec(state.mesh)
         held = self.objective.bundle_values(state.values)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, held)
         given = jax.device_put(ModelValues(part.params, part.codebook), shardings)

@@ -208,7 +208,10 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
             "data.image_tokenizer is empty: name the bundle of an image tokenizer, such as"
             " --config.data.image_tokenizer=runs/codec/bundle"
         )
-    given = Bundle(experiment.data.image_tokenizer)
+    try:
+        given = Bundle(experiment.data.image_tokenizer)
+    except InputError as error:
+        raise InputError(f"data.image_tokenizer: {error}") from None
     codec = given.codec().config
     grid = experiment.layout.grid
     # Either image of super-resolution may have the size that the codec was trained on, and

@@ -31,6 +31,9 @@ class Task(Protocol):
     def row_shapes(self) -> Any:
         """The shapes of what `transform` returns for any record."""
 
+    def check(self, bundle: Bundle) -> None:
+        """InputError where `initial` cannot take a bundle's weights, as far as is soon known."""
+
     def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
         """`state` with the weights of another bundle, or as a run without one starts."""
 

@@ -120,8 +120,11 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             state = checkpointer.restore(shapes)
         if state is None:
             seed, decay = experiment.seed, config.ema_decay
-            state = make_state(task.objective, optimizer, shapes, seed, loss_scale, decay)
             bundle = Bundle(experiment.init_from) if experiment.init_from else None
+            if bundle is not None:
+                task.check(bundle)
+            log("initialising the weights")
+            state = make_state(task.objective, optimizer, shapes, seed, loss_scale, decay)
             state = restart_average(task.objective, task.initial(bundle, state))
         start = int(state.position)
         goodput.resume(start)
@@ -267,11 +270,14 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 restored = checkpointer.restore(shapes, only=chosen)
                 assert restored is not None, "it is asked for by its step"
                 state = restored
-                log(f"{workdir.path.name}: the bundle is that of step {chosen}")
             task.write(for_bundle(state), workdir.bundle)
         with tolerate_disk_errors("the ledger", done):
             goodput.record(done)
-    log(f"{workdir.path}: {config.steps} steps done, bundle written; {goodput.summary()}")
+    averaged = ", the average of its weights" * config.averaged
+    log(
+        f"{workdir.path}: {config.steps} steps done, bundle written (step {chosen}{averaged});"
+        f" {goodput.summary()}"
+    )
     return 0
 
 

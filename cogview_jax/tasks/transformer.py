@@ -143,6 +143,10 @@ class TransformerTask:
         example = self.layout.example(parts)
         return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), example)
 
+    def check(self, bundle: Bundle) -> None:
+        """InputError where a bundle has no transformer; `initial` compares it with the config."""
+        bundle.sha256("transformer")
+
     def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
         """`state` with the parameters of another bundle, or with embeddings as the config says.
 

@@ -136,7 +136,7 @@ def test_a_finished_run_writes_its_bundle_anew_from_another_step(
     workdir = shutil.copytree(finished / "codec", tmp_path / "codec")
     earlier = with_train(experiments["codec"], bundle_step=2)
     run(earlier, str(workdir))
-    assert "the bundle is that of step 2" in capfd.readouterr().err
+    assert "bundle written (step 2, the average of its weights)" in capfd.readouterr().err
     assert Bundle(workdir / "bundle").step == 2
     there = state_at(2, experiments["codec"], workdir, tmp_path)
     assert_same(part_of(workdir, "codec").params, there.ema)
