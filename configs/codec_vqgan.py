@@ -7,8 +7,8 @@
 
 - `base` (the default): 256 pixels as 16 x 16 codes of 16,384.
 - `fashion`: 800 pixels as 50 x 50 codes, the sizes of the paper's fashion model.
-- `small`: 64 pixels as 16 x 16 codes of 1,024, 20 minutes on two cores; without the perceptual loss,
-  which `--config.loss.perceptual=FILE --config.loss.adversarial.perceptual_weight=1` adds.
+- `small`: 64 pixels as 16 x 16 codes of 1,024, 20 minutes on two cores; without the perceptual
+  loss, which `--config.loss.perceptual=FILE --config.loss.adversarial.perceptual_weight=1` adds.
 
 `loss.perceptual` is the file with the weights of LPIPS; docs/guides/image_tokenizers.md says where
 to get it. Held-out images, 1%, are measured with the same file, unless `train.validation_lpips`

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import jax
@@ -34,6 +36,7 @@ from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import initial_state
 from cogview_jax.training.step import make_step
+from compilation import compiled_as_users
 
 ROOT = Path(__file__).parents[2]
 #: Steps of the short form. What fails early needs fewer.
@@ -89,7 +92,9 @@ def finished(root, chain, tmp_path_factory):
     (folder / "out").mkdir()
     page = f"Before.\n{BEGIN}\nold\n{END}\nAfter.\n"
     (folder / "out" / "README.md").write_text(page, encoding="utf-8")
-    results = run(experiments, folder / "runs", folder / "out")
+    # In a process of its own: how near float16 comes to its limit depends on how XLA fuses.
+    with compiled_as_users(), ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        results = pool.submit(run, experiments, folder / "runs", folder / "out").result()
     return experiments, folder / "runs", folder / "out", results
 
 
