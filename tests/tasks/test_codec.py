@@ -71,7 +71,8 @@ def test_a_start_from_another_codec_is_refused(chain, experiment):
     started = job(dataclasses.replace(experiment, model=other), chain.codec)
     message = r"init_from .* holds a codec with model\.codebook = 16, but the config says 32"
     with pytest.raises(InputError, match=message):
-        started.initial(Bundle(chain.codec / "bundle"), shapes_of(started))
+        started.check(Bundle(chain.codec / "bundle"))
+    job(experiment, chain.codec).check(Bundle(chain.codec / "bundle"))
 
 
 def test_what_weights_depend_on_decides_what_is_another_codec(experiment):
