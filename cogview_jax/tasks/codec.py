@@ -138,11 +138,14 @@ class CodecTask:
     def preview(self, state: TrainState, source: Source[Record]) -> np.ndarray:
         """Images above their reconstructions and the absolute errors of these: uint8 [h, w, 3].
 
-        They are the first readable held-out images, or those of `source` where none are held out.
+        They are the first readable held-out images, or those of `source` where there are none.
         """
         still = SquareView(self.experiment.model.image_size)
         rng = np.random.default_rng(0)
-        shown = source if self._held_out is None else self._held_out
+        held_out = self._held_out
+        if held_out is not None and next(readable(held_out), None) is None:
+            held_out = None
+        shown = source if held_out is None else held_out
         records = itertools.islice(readable(shown), PREVIEW_IMAGES)
         images = np.stack([still(record.image, rng) for record in records])
         count = len(images)
@@ -150,7 +153,7 @@ class CodecTask:
         decoded = model.decode(model.encode(images))
         errors = np.abs(images.astype(np.int32) - decoded)
         differences = np.minimum(DIFFERENCE_GAIN * errors, 255).astype(np.uint8)
-        image = "image" if self._held_out is None else "held-out image"
+        image = "image" if held_out is None else "held-out image"
         labels = [image, "reconstruction", f"absolute error x {DIFFERENCE_GAIN}"]
         captions = [label for label in labels for _ in range(count)]
         return np.asarray(caption_grid([*images, *decoded, *differences], captions, columns=count))

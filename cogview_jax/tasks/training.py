@@ -285,6 +285,8 @@ def bundle_step(config: TrainConfig, checkpointer: Checkpointer, last: int) -> i
     """The step whose checkpoint a finished run's bundle is written from; `last` is the newest."""
     if config.bundle_step == "best":
         best = checkpointer.best_step()
+        if best is None:
+            log(f"no checkpoint was measured by {config.best_metric}: the last one counts as best")
         return last if best is None else best
     return last if config.bundle_step == "last" else config.bundle_step
 
