@@ -119,6 +119,12 @@ class Checkpointer:
             saving.wait()
         return self._saved
 
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step; every process gets the same answer."""
+        self.wait()
+        topic = f"{self._sync.next_number()}/has"
+        return self._sync.broadcast(topic, lambda: step in self._directory.steps())
+
     def best_step(self) -> int | None:
         """The step of the best checkpoint by the metric of the `Retention`; None if none has it."""
         self.wait()

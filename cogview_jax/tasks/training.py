@@ -133,12 +133,18 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             report_machine_changes(workdir.path, checkpointer.notes.get("machine", {}))
         # The bundle of a run that was made longer since is older than its checkpoint, and one with
         # other weights is not what is asked for.
-        if start >= config.steps and _bundle_written(workdir) == (
-            bundle_step(config, checkpointer, start),
-            config.weights,
-        ):
-            log(f"{workdir.path}: all {start} steps were done before")
-            return 0
+        built = _bundle_written(workdir)
+        if start >= config.steps and built is not None:
+            if built == (bundle_step(config, checkpointer, start), config.weights):
+                log(f"{workdir.path}: all {start} steps were done before")
+                return 0
+            of_step = built[0]
+            if config.bundle_step == "best" and of_step and not checkpointer.has(of_step):
+                # It may be better than all that is left, and nothing else holds its weights.
+                raise InputError(
+                    f"{workdir.bundle} is of step {of_step}, whose checkpoint is gone: move it away"
+                    " to have the bundle written from the best that is left"
+                )
         parts, ways = local_parts(mesh)
         local = stack.enter_context(
             contextlib.closing(

@@ -236,6 +236,12 @@ def test_the_best_checkpoint_by_a_held_out_metric_is_kept_also_after_a_resume(
     # steps would have written.
     run(with_train(experiment, bundle_step="best"), str(broken))
     assert Bundle(broken / "bundle").step == winner
+    # No bundle that cannot be made again is replaced.
+    alone = shutil.copytree(broken, tmp_path / "alone")
+    shutil.rmtree(alone / "checkpoints" / str(winner))
+    with pytest.raises(InputError, match=rf"is of step {winner}, whose checkpoint is gone: move"):
+        run(with_train(experiment, bundle_step="best"), str(alone))
+    assert Bundle(alone / "bundle").step == winner
     shutil.rmtree(tmp_path / "whole" / "checkpoints" / "12")
     run(with_train(experiment, bundle_step=winner), str(tmp_path / "whole"))
     ours, theirs = (Bundle(tmp_path / name / "bundle").codec() for name in ("broken", "whole"))
