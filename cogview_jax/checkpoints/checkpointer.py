@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,34 +120,41 @@ class Checkpointer:
         return self._saved
 
     def has(self, step: int) -> bool:
-        """Whether there is a checkpoint of a step; every process gets the same answer."""
+        """Whether there is a checkpoint of a step, with metadata that can be read.
+
+        Every process gets the same answer.
+        """
         self.wait()
         topic = f"{self._sync.next_number()}/has"
-        return self._sync.broadcast(topic, lambda: step in self._directory.steps())
+        return self._sync.broadcast(topic, lambda: step in self._directory.metrics())
 
-    def best_step(self) -> int | None:
-        """The step of the best checkpoint by the metric of the `Retention`; None if none has it."""
+    def ranked_steps(self) -> list[int]:
+        """The steps of the checkpoints with the metric of the `Retention`, the best first.
+
+        Every process gets the same answer.
+        """
         self.wait()
-        steps = self._sync.broadcast(
-            f"{self._sync.next_number()}/ranked",
-            lambda: self._retention.ranked(self._directory.metrics()),
-        )
-        return steps[0] if steps else None
+        topic = f"{self._sync.next_number()}/ranked"
+        metrics = self._directory.metrics
+        return self._sync.broadcast(topic, lambda: self._retention.ranked(metrics()))
 
-    def restore(self, shapes: TrainState, only: int | None = None) -> TrainState | None:
+    def restore(
+        self, shapes: TrainState, choices: Sequence[int] | None = None
+    ) -> TrainState | None:
         """The newest state that is whole, shaped, typed and split as `shapes`; None if none is.
 
         Args:
             shapes: of the state.
-            only: the step of the one checkpoint that will do; there is a state then.
+            choices: the steps that will do, the preferred one first: the first whole one is taken,
+                and there is a state then. By default all, the newest first.
 
         Raises:
-            InputError: the checkpoint is of another model or cannot be read, or all are damaged; or
-                `only` is damaged or missing.
+            InputError: the checkpoint is of another model or cannot be read; all that will do are
+                damaged, or one of `choices` that is reached is missing.
             SystemFault: the disk fails while it is read.
         """
         self.wait()
-        step, damage = self._directory.newest_whole(self._sync, only)
+        step, damage = self._directory.newest_whole(self._sync, choices)
         if step is None:
             return None
         folder = self._directory.folder(step)

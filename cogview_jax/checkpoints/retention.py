@@ -17,6 +17,7 @@ class Retention:
         metric: the name of a metric in metrics.jsonl.
         highest: whether a higher value of the metric is better; otherwise a lower one is.
         optional: whether a checkpoint may lack the metric, since it is not measured at every step.
+        pinned: the step of one more checkpoint that is kept; 0 for none.
     """
 
     latest: int = 2
@@ -25,6 +26,7 @@ class Retention:
     metric: str = "loss"
     highest: bool = False
     optional: bool = False
+    pinned: int = 0
 
     def __post_init__(self):
         for name, least in (("latest", 1), ("every", 0), ("best", 0)):
@@ -48,7 +50,8 @@ class Retention:
         """
         steps = sorted(metrics)
         periodic = [step for step in steps if self.every and step % self.every == 0]
-        return {*steps[-self.latest :], *periodic, *self.ranked(metrics)[: self.best]}
+        pinned = [step for step in steps if step == self.pinned]
+        return {*steps[-self.latest :], *periodic, *pinned, *self.ranked(metrics)[: self.best]}
 
     def ranked(self, metrics: Mapping[int, Mapping[str, float]]) -> list[int]:
         """Returns the steps that have `metric`, the best first; the newer of two that are equal.

@@ -1,10 +1,9 @@
 """The folder that holds a run's checkpoints: which there are, which can be used, which must go."""
 
-import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -25,6 +24,8 @@ class StepDirectory:
         self.path, self._damaged = path, damaged
         #: Damaged checkpoints that could not be moved.
         self._distrusted: set[int] = set()
+        #: Checkpoints whose metadata could not be read, which was said.
+        self._unreadable: set[int] = set()
 
     def folder(self, step: int) -> Path:
         """The folder of a checkpoint."""
@@ -50,11 +51,21 @@ class StepDirectory:
             shutil.rmtree(half_written)
 
     def metrics(self) -> dict[int, dict[str, float]]:
-        """What was measured at the step of each checkpoint whose metadata can be read."""
+        """What was measured at the step of each checkpoint whose metadata can be read.
+
+        Of another one a line says, once, that it is passed over.
+        """
         metrics = {}
         for step in self.steps():
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 metrics[step] = read_meta(self.folder(step)).get("metrics", {})
+            except (OSError, ValueError) as error:
+                if step not in self._unreadable:
+                    self._unreadable.add(step)
+                    log(
+                        f"checkpoint {self.folder(step)} is damaged ({one_line(error)}): it is"
+                        " kept, and is not among the best"
+                    )
         return metrics
 
     def thin_out(self, retention: Retention) -> None:
@@ -73,7 +84,7 @@ class StepDirectory:
             log(f"{self.path}: an old checkpoint could not be deleted: {one_line(error)}")
 
     def newest_whole(
-        self, sync: KVStoreSync, only: int | None = None
+        self, sync: KVStoreSync, choices: Sequence[int] | None = None
     ) -> tuple[int | None, dict[int, str]]:
         """The newest checkpoint that is whole, and the damage of newer ones by step.
 
@@ -82,18 +93,22 @@ class StepDirectory:
 
         Args:
             sync: communicates among the processes, all of which must call this.
-            only: the step of the one checkpoint that will do.
+            choices: the steps that will do, the preferred one first; by default all, the newest
+                first.
 
         Raises:
-            InputError: there are checkpoints, and all are damaged; or `only` is damaged or missing.
+            InputError: there are checkpoints, and all that will do are damaged, or one of `choices`
+                that is reached is missing.
             SystemFault: the disk fails, so that a checkpoint can be neither trusted nor rejected.
         """
         number, damage = sync.next_number(), {}
         steps = sync.broadcast(f"{number}/steps", self.steps)
-        if only is not None and only not in steps:
-            there = ", ".join(map(str, sorted(steps))) or "none"
-            raise InputError(f"there is no checkpoint {self.folder(only)}; steps there: {there}")
-        for step in steps if only is None else [only]:
+        for step in steps if choices is None else choices:
+            if step not in steps:
+                there = ", ".join(map(str, sorted(steps))) or "none"
+                raise InputError(
+                    f"there is no checkpoint {self.folder(step)}; steps there: {there}"
+                )
             fault, known = "", True
             wrong: list[str] = []
             try:
@@ -113,8 +128,10 @@ class StepDirectory:
                     " manifest.json: whether it is whole could not be verified"
                 )
             return step, damage
-        if only is not None:
-            raise InputError(f"checkpoint {self.folder(only)} is damaged ({damage[only]})")
+        if choices is not None and len(choices) == 1:
+            raise InputError(
+                f"checkpoint {self.folder(*choices)} is damaged ({damage[choices[0]]})"
+            )
         if damage:
             listed = "; ".join(f"{step}: {found}" for step, found in damage.items())
             raise InputError(

@@ -112,6 +112,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             *(config.keep, config.keep_every, config.keep_best, config.best_metric),
             highest=config.best_metric in HIGHER_IS_BETTER,
             optional=config.best_metric in validation_metrics,
+            pinned=config.bundle_step if isinstance(config.bundle_step, int) else 0,
         )
         checkpointer = stack.enter_context(
             Checkpointer(workdir.checkpoints, retention, damaged=workdir.damaged)
@@ -135,16 +136,17 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         # other weights is not what is asked for.
         built = _bundle_written(workdir)
         if start >= config.steps and built is not None:
-            if built == (bundle_step(config, checkpointer, start), config.weights):
+            if built == (bundle_steps(config, checkpointer, start)[0], config.weights):
                 log(f"{workdir.path}: all {start} steps were done before")
                 return 0
             of_step = built[0]
             if config.bundle_step == "best" and of_step and not checkpointer.has(of_step):
                 # It may be better than all that is left, and nothing else holds its weights.
                 raise InputError(
-                    f"{workdir.bundle} is of step {of_step}, whose checkpoint is gone: move it away"
-                    " to have the bundle written from the best that is left"
+                    f"{workdir.bundle} is of step {of_step}, whose checkpoint is gone or damaged:"
+                    " move it away to have the bundle written from the best that is left"
                 )
+        check_bundle_step(config, checkpointer, start)
         parts, ways = local_parts(mesh)
         local = stack.enter_context(
             contextlib.closing(
@@ -271,11 +273,16 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             return PREEMPTED
         with goodput.phase("write"):
             checkpointer.wait()
-            if (chosen := bundle_step(config, checkpointer, done)) != done:
+            choices = bundle_steps(config, checkpointer, done)
+            if choices[0] != done:
                 del state
-                restored = checkpointer.restore(shapes, only=chosen)
+                # Where the best is damaged the next one will do, unless the bundle has the best.
+                if built is not None and built[0] == choices[0]:
+                    del choices[1:]
+                restored = checkpointer.restore(shapes, choices)
                 assert restored is not None, "it is asked for by its step"
                 state = restored
+            chosen = int(state.position)
             task.write(for_bundle(state), workdir.bundle)
         with tolerate_disk_errors("the ledger", done):
             goodput.record(done)
@@ -287,14 +294,37 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     return 0
 
 
-def bundle_step(config: TrainConfig, checkpointer: Checkpointer, last: int) -> int:
-    """The step whose checkpoint a finished run's bundle is written from; `last` is the newest."""
+def bundle_steps(config: TrainConfig, checkpointer: Checkpointer, last: int) -> list[int]:
+    """The checkpoints that a finished run's bundle may be written from, the preferred one first.
+
+    `last` is the step of the newest.
+    """
     if config.bundle_step == "best":
-        best = checkpointer.best_step()
-        if best is None:
+        if not (ranked := checkpointer.ranked_steps()):
             log(f"no checkpoint was measured by {config.best_metric}: the last one counts as best")
-        return last if best is None else best
-    return last if config.bundle_step == "last" else config.bundle_step
+        return ranked or [last]
+    return [last if config.bundle_step == "last" else config.bundle_step]
+
+
+def check_bundle_step(config: TrainConfig, checkpointer: Checkpointer, start: int) -> None:
+    """InputError where the bundle's step has no checkpoint, and training will write none of it.
+
+    start: the step that training goes on from.
+    """
+    step = config.bundle_step
+    if not isinstance(step, int):
+        return
+    if step > start and not is_due(config.checkpoint_every, step, config.steps):
+        raise InputError(
+            f"train.bundle_step = {step} will have no checkpoint: they are written every"
+            f" {config.checkpoint_every} steps (train.checkpoint_every) and after the last one,"
+            f" {config.steps}"
+        )
+    if step <= start and not checkpointer.has(step):
+        raise InputError(
+            f"train.bundle_step = {step} has no checkpoint that can be read, and the run is past"
+            f" it, at step {start}: choose a step that is in the folder of checkpoints, or last"
+        )
 
 
 def _bundle_written(workdir: Workdir) -> tuple[int | None, str | None] | None:

@@ -298,11 +298,11 @@ def test_a_step_that_is_asked_for_is_restored_or_refused(tmp_path):
     directory, shapes = saved(tmp_path / "c", 3, 6, 9), shapes_of(small(0))
     flip(directory / "6" / "manifest.json")
     with Checkpointer(directory) as checkpointer:
-        assert_equal(checkpointer.restore(shapes, only=3).params, small(3).params)
+        assert_equal(checkpointer.restore(shapes, [3]).params, small(3).params)
         with pytest.raises(InputError, match=r"c/6 is damaged \(manifest.json: was changed\)$"):
-            checkpointer.restore(shapes, only=6)
+            checkpointer.restore(shapes, [6])
         with pytest.raises(InputError, match=r"there is no checkpoint .*c/5; steps there: 3, 6, 9"):
-            checkpointer.restore(shapes, only=5)
+            checkpointer.restore(shapes, [5])
     assert names(directory) == ["3", "6", "9"]
 
 
@@ -313,9 +313,9 @@ def test_the_best_are_remembered_by_the_run_that_goes_on(tmp_path):
             checkpointer.save(step, small(step), {"loss": loss, "lr": 0.1})
     assert names(tmp_path / "c") == ["2", "3", "4", "6"]
     with Checkpointer(tmp_path / "c", Retention(1, best=2)) as checkpointer:
-        assert checkpointer.best_step() == 2
+        assert checkpointer.ranked_steps()[0] == 2
     with Checkpointer(tmp_path / "c", Retention(1, metric="other")) as checkpointer:
-        assert checkpointer.best_step() is None
+        assert checkpointer.ranked_steps() == []
     with Checkpointer(tmp_path / "c", Retention(1, best=1, metric="los")) as checkpointer:
         with pytest.raises(InputError, match="by 'los', which is not measured"):
             checkpointer.save(7, small(7), {"loss": 1.0})

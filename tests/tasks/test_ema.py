@@ -144,9 +144,22 @@ def test_a_finished_run_writes_its_bundle_anew_from_another_step(
     run(earlier, str(workdir))
     assert f"all {STEPS} steps were done before" in capfd.readouterr().err
     shutil.rmtree(workdir / "checkpoints" / "3")
-    with pytest.raises(InputError, match=r"no checkpoint .*/3; steps there: 1, 2, 4"):
+    with pytest.raises(InputError, match="bundle_step = 3 has no checkpoint that can be read, and"):
         run(with_train(experiments["codec"], bundle_step=3), str(workdir))
     assert Bundle(workdir / "bundle").step == 2
+
+
+def test_the_step_of_the_bundle_is_kept_and_one_without_a_checkpoint_is_refused(
+    experiments, tmp_path, capfd
+):
+    every = {"steps": 4, "checkpoint_every": 2, "keep": 1, "sample_every": 0}
+    experiment = with_train(experiments["codec"], **every)
+    with pytest.raises(InputError, match=r"bundle_step = 3 will have no checkpoint: .* every 2 "):
+        run(with_train(experiment, bundle_step=3), str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    run(with_train(experiment, bundle_step=2), str(tmp_path / "run"))
+    assert "bundle written (step 2, the average" in capfd.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "4"]
 
 
 def test_steps_that_no_bundle_can_be_of_are_refused():

@@ -180,6 +180,16 @@ def test_the_sheet_shows_held_out_images(chain, experiment):
     np.testing.assert_array_equal(task.preview(state, source), np.asarray(expected))
 
 
+def test_the_sheet_shows_other_images_where_no_held_out_one_can_be_read(
+    chain, experiment, monkeypatch
+):
+    task, source, state = opened(with_train(experiment, validate_every=0), chain)
+    monkeypatch.setattr(task, "_held_out", Broken(source, ()))
+    sheet = task.preview(state, source)
+    monkeypatch.setattr(task, "_held_out", None)
+    np.testing.assert_array_equal(sheet, task.preview(state, source))
+
+
 def logged(workdir):
     lines = (workdir / "metrics" / "metrics.jsonl").read_text().splitlines()
     timings = ("tokens_per_second", "mfu", "goodput")
@@ -239,9 +249,24 @@ def test_the_best_checkpoint_by_a_held_out_metric_is_kept_also_after_a_resume(
     # No bundle that cannot be made again is replaced.
     alone = shutil.copytree(broken, tmp_path / "alone")
     shutil.rmtree(alone / "checkpoints" / str(winner))
-    with pytest.raises(InputError, match=rf"is of step {winner}, whose checkpoint is gone: move"):
+    with pytest.raises(InputError, match=rf"is of step {winner}, whose checkpoint is gone or dam"):
         run(with_train(experiment, bundle_step="best"), str(alone))
     assert Bundle(alone / "bundle").step == winner
+    unread = shutil.copytree(broken, tmp_path / "unread")
+    (unread / "checkpoints" / str(winner) / "meta" / "metadata").write_text("{")
+    with pytest.raises(InputError, match=rf"is of step {winner}, whose checkpoint is gone or dam"):
+        run(with_train(experiment, bundle_step="best"), str(unread))
+    assert f"checkpoints/{winner} is damaged (" in capfd.readouterr().err
+    # Where there is no bundle to lose, the next best checkpoint will do, and a line says so.
+    shutil.rmtree(unread / "bundle")
+    (broken / "checkpoints" / str(winner) / "manifest.json").write_text("{")
+    shutil.copytree(broken / "checkpoints", tmp_path / "other" / "checkpoints")
+    shutil.copytree(broken / "metrics", tmp_path / "other" / "metrics")
+    shutil.copy(broken / "config.json", tmp_path / "other")
+    for name in ("unread", "other"):
+        run(with_train(experiment, bundle_step="best"), str(tmp_path / name))
+        assert "bundle written (step 12)" in capfd.readouterr().err
+    assert [path.name for path in (tmp_path / "other" / "damaged").iterdir()] == [str(winner)]
     shutil.rmtree(tmp_path / "whole" / "checkpoints" / "12")
     run(with_train(experiment, bundle_step=winner), str(tmp_path / "whole"))
     ours, theirs = (Bundle(tmp_path / name / "bundle").codec() for name in ("broken", "whole"))
