@@ -46,10 +46,7 @@ FID, TORCHVISION = Pooling(False, True), Pooling(True, False)
 
 
 class InceptionWeights(NamedTuple):
-    """A pytree: `convs` by the names in `CONVS`, and of the last layer kernel [2048, k], bias [k].
-
-    The bias may be left out of the logits, as torch-fidelity does for the inception score.
-    """
+    """A pytree. convs: by the names in `CONVS`. head: the last layer, [2048, k] and bias [k]."""
 
     convs: Mapping[str, ConvWeights]
     head: ConvWeights
@@ -242,13 +239,26 @@ def features(
     return jnp.mean(x, axis=(1, 2))
 
 
+def torchvision_features(
+    weights: InceptionWeights, x: Float[Array | np.ndarray, "b 299 299 3"]
+) -> Float[Array, "b 2048"]:
+    """`features` by the pools of torchvision's network."""
+    return features(weights, x, TORCHVISION)
+
+
 def logits(
-    weights: InceptionWeights, pooled: Float[Array | np.ndarray, "b 2048"], *, bias: bool = True
+    weights: InceptionWeights, pooled: Float[Array | np.ndarray, "b 2048"]
 ) -> Float[Array, "b k"]:
-    """The logits of `features`, float32: pooled @ kernel, and the bias where it is asked for."""
-    kernel, shift = (jnp.asarray(array) for array in weights.head)
-    found = jnp.dot(pooled, kernel, precision=jax.lax.Precision.HIGHEST)
-    return found + shift if bias else found
+    """The logits of `features`, float32: pooled @ kernel + bias."""
+    return logits_without_bias(weights, pooled) + jnp.asarray(weights.head.bias)
+
+
+def logits_without_bias(
+    weights: InceptionWeights, pooled: Float[Array | np.ndarray, "b 2048"]
+) -> Float[Array, "b k"]:
+    """pooled @ kernel, float32: what torch-fidelity's inception score is of."""
+    kernel = jnp.asarray(weights.head.kernel)
+    return jnp.dot(pooled, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
 def _entry(block: Block, x: Images, pool: Pool | None, *branches: str) -> list[Images]:
