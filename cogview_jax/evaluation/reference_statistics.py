@@ -126,7 +126,7 @@ def write_statistics(path: str | Path, statistics: ReferenceStatistics) -> None:
     """
     if Path(path).suffix != ".npz":
         raise InputError(f"statistics file {path}: expected a name that ends in .npz")
-    arrays = {"mu": statistics.mean, "sigma": statistics.covariance}
+    arrays: dict[str, Any] = {"mu": statistics.mean, "sigma": statistics.covariance}
     if statistics.count is not None:
         arrays["n"] = np.asarray(statistics.count, np.int64)
     if statistics.provenance is not None:
