@@ -8,6 +8,7 @@ JSON that says what was computed of what. KID needs the features themselves; a f
 Legend: n images, d numbers per image.
 """
 
+import errno
 import json
 import zipfile
 import zlib
@@ -126,7 +127,7 @@ def write_statistics(path: str | Path, statistics: ReferenceStatistics) -> None:
     """
     if Path(path).suffix != ".npz":
         raise InputError(f"statistics file {path}: expected a name that ends in .npz")
-    arrays = {"mu": statistics.mean, "sigma": statistics.covariance}
+    arrays: dict[str, Any] = {"mu": statistics.mean, "sigma": statistics.covariance}
     if statistics.count is not None:
         arrays["n"] = np.asarray(statistics.count, np.int64)
     if statistics.provenance is not None:
@@ -160,10 +161,14 @@ def _read(path: Path) -> ReferenceStatistics:
     try:
         with zipfile.ZipFile(path) as archive:
             return _statistics(path, dict(_members(path, archive)))
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a damaged table of contents names a place before the file
+            raise
+        damage = "it names a place outside the file"
+    # The last two mean a compression that Python does not know, and encryption.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        # The last two: a compression or an encryption that Python does not know.
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not readable as a .npz file of statistics ({reason})") from None
+        damage = " ".join(str(error).split())
+    raise InputError(f"{path}: not readable as a .npz file of statistics ({damage})")
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,36 @@ def test_damaged_bytes_are_found(tmp_path):
         read_statistics(path)
 
 
+def test_any_damage_is_one_line(tmp_path):
+    """Bytes anywhere are replaced, in the table of contents of the archive too."""
+    path, rng, lines = tmp_path / "real.npz", np.random.default_rng(1), []
+    write_statistics(path, ReferenceStatistics.of(Moments.of(FEATURES), INCEPTION))
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(100):
+        damaged = data.copy()
+        damaged[rng.integers(len(data), size=3)] = rng.integers(256, size=3)
+        path.write_bytes(damaged.tobytes())
+        try:
+            read_statistics(path)  # some bytes mean nothing
+        except InputError as error:
+            lines.append(str(error))
+    assert len(lines) > 70
+    assert not any("\n" in line for line in lines)
+
+
+def test_a_table_of_contents_that_names_a_place_before_the_file(tmp_path):
+    path = tmp_path / "real.npz"
+    np.savez(path, mu=MU, sigma=SIGMA)
+    data = bytearray(path.read_bytes())
+    end = data.rindex(b"PK\x05\x06")  # at 16: where the table begins; it moves every other place
+    data[end + 16 : end + 20] = (int.from_bytes(data[end + 16 : end + 20], "little") + 99).to_bytes(
+        4, "little"
+    )
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="names a place outside the file"):
+        read_statistics(path)
+
+
 def test_stated_sizes_are_checked_before_memory_is_used(tmp_path):
     path = tmp_path / "real.npz"
     np.savez(path, mu=MU, sigma=SIGMA)
