@@ -84,6 +84,12 @@ class FeatureExtractor:
             NamedSharding(mesh, PartitionSpec()),
         )
 
+    @property
+    def classes(self) -> int:
+        """k, logits per image."""
+        row = jax.ShapeDtypeStruct((1, self.dimension), np.float32)
+        return jax.eval_shape(self._logits, self._weights, row).shape[1]
+
     def describe(self) -> dict[str, str]:
         """What a report says of the features: `name` of the network, `sha256` of its weights."""
         return {"name": self.network, "sha256": self.sha256}

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
-from cogview_jax.evaluation.metrics.features import check_features
+from cogview_jax.evaluation.metrics.features import CHUNK, Rows, check_features
 from cogview_jax.evaluation.metrics.moments import Moments
 from cogview_jax.runtime.errors import InputError
 
@@ -95,7 +95,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> FrechetDistance:
 
 
 def fid_infinity(
-    features: Float[Array | np.ndarray, "n d"],
+    features: Float[Array | np.ndarray, "n d"] | Rows,
     reference: Gaussian,
     *,
     points: int = 15,
@@ -137,7 +137,10 @@ def fid_infinity(
     values = []
     for size in sizes:
         rows = np.sort(rng.permutation(n)[:size])
-        values.append(side.distance(Moments.of(features[rows])).value)
+        moments = Moments.empty(dimensions)
+        for start in range(0, size, CHUNK):
+            moments = moments.add(features[rows[start : start + CHUNK]])
+        values.append(side.distance(moments).value)
     intercept, slope, error = _fit_line(1 / np.asarray(sizes), np.asarray(values))
     return Extrapolation(intercept, error, slope, n, tuple(sizes), tuple(values))
 

@@ -9,8 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import entr, softmax
 
-from cogview_jax.evaluation.metrics.features import check_features
+from cogview_jax.evaluation.metrics.features import Rows, check_features
 from cogview_jax.runtime.errors import InputError
+
+#: Images whose probabilities are computed together, so that memory does not grow with their number.
+_TOGETHER = 512
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class InceptionScore:
 
 
 def inception_score(
-    logits: Float[Array | np.ndarray, "n c"],
+    logits: Float[Array | np.ndarray, "n c"] | Rows,
     splits: int = 10,
     *,
     seed: int = 2020,
@@ -66,7 +69,12 @@ def inception_score(
     scores = []
     for i in range(splits):
         rows = order[i * n // splits : (i + 1) * n // splits]
-        p = softmax(np.asarray(logits[rows], np.float64), axis=1)
+        total, entropies = np.zeros(logits.shape[1]), 0.0
+        for start in range(0, len(rows), _TOGETHER):
+            some = np.asarray(logits[rows[start : start + _TOGETHER]], np.float64)
+            p = softmax(some, axis=1)
+            total += p.sum(axis=0)
+            entropies += entr(p).sum()
         # E KL(p(y|x) || p(y)) is the entropy of p(y) less the mean entropy of p(y|x).
-        scores.append(np.exp(entr(p.mean(axis=0)).sum() - entr(p).sum(axis=1).mean()))
+        scores.append(np.exp(entr(total / len(rows)).sum() - entropies / len(rows)))
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)), n, splits)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
-from cogview_jax.evaluation.metrics.features import check_features
+from cogview_jax.evaluation.metrics.features import Rows, check_features
 from cogview_jax.runtime.errors import InputError
 
 
@@ -49,8 +49,8 @@ class KernelDistance:
 
 
 def kernel_distance(
-    first: Float[Array | np.ndarray, "n1 d"],
-    second: Float[Array | np.ndarray, "n2 d"],
+    first: Float[Array | np.ndarray, "n1 d"] | Rows,
+    second: Float[Array | np.ndarray, "n2 d"] | Rows,
     *,
     subsets: int = 100,
     subset_size: int = 1000,

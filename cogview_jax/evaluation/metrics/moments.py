@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
-from cogview_jax.evaluation.metrics.features import check_features, chunks
+from cogview_jax.evaluation.metrics.features import Rows, check_features, chunks
 from cogview_jax.runtime.errors import InputError
 
 
@@ -36,7 +36,7 @@ class Moments:
         return cls(0, np.zeros(dimensions), np.zeros((dimensions, dimensions)))
 
     @classmethod
-    def of(cls, features: Float[Array | np.ndarray, "n d"]) -> "Moments":
+    def of(cls, features: Float[Array | np.ndarray, "n d"] | Rows) -> "Moments":
         """Moments of the features of all images at once."""
         features = check_features(features)
         return cls.empty(features.shape[1]).add(features)
@@ -57,7 +57,7 @@ class Moments:
             raise InputError(f"a covariance of {self.count} images: expected at least 2")
         return self.scatter / (self.count - 1)
 
-    def add(self, features: Float[Array | np.ndarray, "n d"]) -> "Moments":
+    def add(self, features: Float[Array | np.ndarray, "n d"] | Rows) -> "Moments":
         """Moments with further images; features of any float type are converted to float64.
 
         Raises:
