@@ -101,6 +101,9 @@ BLUR_SETS_FLAG = flags.DEFINE_enum(
 FID_INFINITY = flags.DEFINE_boolean(
     "fid_infinity", False, "extrapolate FID to infinitely many images, too"
 )
+PRECISION_RECALL = flags.DEFINE_boolean(
+    "precision_recall", False, "measure precision and recall of the features, too"
+)
 SAVE_STATISTICS = command_line.path_flag(
     "save_statistics", "the file (.npz) in which the statistics of --real are kept"
 )
@@ -138,6 +141,7 @@ def main() -> None:
             blur=BLUR.value,
             blur_sets=BLUR_SETS_FLAG.value,
             fid_infinity=FID_INFINITY.value,
+            precision_recall=PRECISION_RECALL.value,
             save_statistics=SAVE_STATISTICS.value,
             captions=CAPTIONS.value,
             prompts=tuple(PROMPT.value),

@@ -53,6 +53,8 @@ class ImageOptions:
         blur: the radii of FID-k in pixels; 0 is FID without blur.
         blur_sets: "both" blurs both sets; "real" the real one alone.
         fid_infinity: whether FID is extrapolated to a set without end.
+        precision_recall: whether precision and recall are measured, whose time and memory grow
+            with the product of the numbers of images.
         save_statistics: the file in which the statistics of the real images are kept.
         captions: a file of captions like COCO's, of images in `real`.
         prompts: texts of one's own that images are shown for.
@@ -65,6 +67,7 @@ class ImageOptions:
     blur: tuple[int, ...] = (0,)
     blur_sets: str = "both"
     fid_infinity: bool = False
+    precision_recall: bool = False
     save_statistics: str | None = None
     captions: str | None = None
     prompts: tuple[str, ...] = ()

@@ -183,7 +183,7 @@ def encode_images(model: CogView, images: ImageSet, folder: Path, bundle: str) -
                         bad.append(i)
                     else:
                         batch[i] = image
-                codes = model.encode(batch).reshape(_TOGETHER, -1)[: len(some)]
+                codes = np.array(model.encode(batch).reshape(_TOGETHER, -1)[: len(some)])
                 codes[bad] = -1
                 store.append(codes)
                 progress.update(len(some))

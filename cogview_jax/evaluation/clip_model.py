@@ -70,6 +70,11 @@ class ClipModel:
             )
         return cls(weights, tokenizer, sha256_file(folder / WEIGHTS), batch_size)
 
+    @property
+    def dimension(self) -> int:
+        """d, numbers of an embedding."""
+        return self.weights.text["projection"].shape[1]
+
     def images(self, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
         """The embeddings of images [h, w, 3] of any sizes: float32 [n, d], of unit length."""
         size = self.weights.config.image_size
@@ -90,7 +95,7 @@ class ClipModel:
     def _embeddings(
         self, embed: Callable[..., jax.Array], batches: Iterable[Any]
     ) -> Float32[np.ndarray, "n d"]:
-        found = [np.empty((0, self.weights.text["projection"].shape[1]), np.float32)]
+        found = [np.empty((0, self.dimension), np.float32)]
         for batch in batches:
             rows = np.asarray(batch)
             short = self.batch_size - len(rows)

@@ -1,7 +1,7 @@
 """Sets of images whose features are compared: where they come from, and their features on disk."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from cogview_jax.evaluation.features import FeatureExtractor
 from cogview_jax.evaluation.metrics.features import Rows
 from cogview_jax.evaluation.row_store import RowStore
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.processes import is_primary
+from cogview_jax.runtime.processes import is_primary, log
 from cogview_jax.runtime.progress import Progress
 
 #: What `sample` writes beside its images.
@@ -184,11 +184,40 @@ def stored_features(
     }
     width = extractor.dimension + extractor.classes
     store = RowStore(folder, job, count=len(images), width=width)
-    mine = store.mine
-    if mine:
-        total = len(mine) + store.done
+
+    def compute(readable: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for found in extractor(blurred(image, radius, kernel) for image in readable):
+            yield np.concatenate([found.pooled, found.logits], axis=1)
+
+    good = fill_rows(store, images, compute, label, said=not radius)
+    return StoredFeatures(store, extractor.dimension, good)
+
+
+def fill_rows(
+    store: RowStore,
+    images: ImageSet,
+    compute: Callable[[Iterable[np.ndarray]], Iterator[Float[np.ndarray, "n w"]]],
+    label: str,
+    *,
+    said: bool = True,
+) -> Int[np.ndarray, " n"]:
+    """Computes the rows of a store that are missing, one an image, and gives the numbers of all.
+
+    The row of an image that cannot be read is NaN, and its number is left out. A line says how many
+    there are, with the first of them.
+
+    Args:
+        store: a row an image.
+        images: the set.
+        compute: images of any sizes -> their rows, some at a time and in order.
+        label: of the progress line.
+        said: whether the line on images that cannot be read is printed.
+
+    Raises:
+        InputError: no image can be read.
+    """
+    if mine := store.mine:
         bad: dict[int, BadRecord] = {}
-        at = 0
 
         def readable() -> Iterator[np.ndarray]:
             """An image for every number: a black one stands for those that cannot be read."""
@@ -198,18 +227,25 @@ def stored_features(
                     bad[number] = image
                     image = np.zeros(shape, np.uint8)
                 shape = image.shape
-                yield blurred(image, radius, kernel)
+                yield image
 
-        with Progress(total, label, unit="image", start=store.done, shown=is_primary()) as progress:
-            for features in extractor(readable()):
-                rows = np.concatenate([features.pooled, features.logits], axis=1)
-                numbers = mine[at : at + len(rows)]
-                rows[[i for i, number in enumerate(numbers) if number in bad]] = np.nan
+        with Progress(
+            len(mine) + store.done, label, unit="image", start=store.done, shown=is_primary()
+        ) as progress:
+            at = 0
+            for rows in compute(readable()):
+                rows[[i for i, number in enumerate(mine[at : at + len(rows)]) if number in bad]] = (
+                    np.nan
+                )
                 store.append(rows)
                 at += len(rows)
                 progress.update(len(rows))
+        if bad:
+            log(
+                f"{images.name}: {len(bad)} images cannot be read, such as {next(iter(bad.values()))}"
+            )
     store.finish()
     good = np.concatenate([~np.isnan(rows[:, 0]) for rows in store.blocks()])
     if not good.any():
         raise InputError(f"{images.name}: none of its {len(images)} images can be read")
-    return StoredFeatures(store, extractor.dimension, np.flatnonzero(good))
+    return np.flatnonzero(good)

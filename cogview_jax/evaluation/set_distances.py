@@ -14,6 +14,7 @@ from cogview_jax.evaluation.metrics.frechet import fid_infinity, frechet_distanc
 from cogview_jax.evaluation.metrics.inception_score import inception_score
 from cogview_jax.evaluation.metrics.kernel_distance import kernel_distance
 from cogview_jax.evaluation.metrics.moments import Moments
+from cogview_jax.evaluation.metrics.precision_recall import precision_recall
 from cogview_jax.evaluation.reference_statistics import (
     Provenance,
     ReferenceStatistics,
@@ -65,8 +66,6 @@ class ImageFeatures:
                 kernel=KERNEL,
                 label=label,
             )
-            if not self._found and (bad := found.store.count - len(found)):
-                log(f"{self.name}: {bad} of {found.store.count} images cannot be read: left out")
             self._found[radius] = found
         return self._found[radius]
 
@@ -198,6 +197,10 @@ def _of_features(
     report["inception_score"] = asdict(inception_score(ours.logits, splits))
     if asked.fid_infinity:
         report["fid_infinity"] = asdict(fid_infinity(ours.pooled, real.statistics(0), seed=seed))
+    if theirs is not None and asked.precision_recall:
+        every = slice(None)
+        found = precision_recall(theirs.pooled[every], ours.pooled[every])
+        report["precision_recall"] = asdict(found)
     if theirs is not None:
         kid = kernel_distance(theirs.pooled, ours.pooled)
         report["kid"] = asdict(kid)

@@ -7,14 +7,10 @@ Either set is a folder of images or a file of statistics. The networks are those
 from pathlib import Path
 
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, Report
+from cogview_jax.evaluation.clip_sets import ClipSets
 from cogview_jax.evaluation.features import FEATURE_NETWORKS, FeatureExtractor
-from cogview_jax.evaluation.image_sets import SourceImages, open_folder
-from cogview_jax.evaluation.set_distances import (
-    FeatureSet,
-    ImageFeatures,
-    KnownStatistics,
-    distances,
-)
+from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, open_folder
+from cogview_jax.evaluation.set_distances import ImageFeatures, KnownStatistics, distances
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 
@@ -31,9 +27,30 @@ def run(model: CogView | None, options: Options) -> Report:
         raise InputError("--benchmark fid compares images: expected --real and --generated alone")
     asked = options.images
     extractor = open_extractor(asked, options.batch_size)
-    real = open_set(asked.real, "--real", extractor, options)
-    generated = open_set(asked.generated, "--generated", extractor, options)
-    return distances(real, generated, extractor, asked, options.seed)
+    sides = [open_images(getattr(asked, flag), f"--{flag}") for flag in ("real", "generated")]
+    folder = Path(options.unfinished)
+    real, generated = (
+        KnownStatistics(side, extractor)
+        if isinstance(side, str)
+        else ImageFeatures(side, extractor, folder / name)
+        for name, side in zip(("real", "generated"), sides, strict=True)
+    )
+    report = distances(real, generated, extractor, asked, options.seed)
+    if "clip" in asked.features:
+        first, second = sides
+        if isinstance(first, str) or isinstance(second, str):
+            raise InputError("--features clip: CMMD needs images on both sides, not statistics")
+        clip = ClipSets(asked.features["clip"], folder)
+        found = clip.distance(first, second, ("real", "generated"))
+        report["cmmd"] = found | clip.describe()
+    return report
+
+
+def open_images(path: str | None, flag: str) -> ImageSet | str:
+    """A folder of images as a set; of a file of statistics the path."""
+    if path is None:
+        raise InputError(f"--benchmark fid needs {flag}: a folder of images or a .npz file")
+    return path if path.endswith(".npz") else SourceImages(open_folder(path, flag), path)
 
 
 def open_extractor(asked: ImageOptions, batch_size: int | None = None) -> FeatureExtractor:
@@ -53,16 +70,3 @@ def open_extractor(asked: ImageOptions, batch_size: int | None = None) -> Featur
     (name,) = named
     size = {} if batch_size is None else {"batch_size": batch_size}
     return FeatureExtractor(name, asked.features[name], resize=asked.resize, **size)
-
-
-def open_set(
-    path: str | None, flag: str, extractor: FeatureExtractor, options: Options
-) -> FeatureSet:
-    """A folder of images or a file of statistics as a set with features."""
-    if path is None:
-        raise InputError(f"--benchmark fid needs {flag}: a folder of images or a .npz file")
-    if path.endswith(".npz"):
-        return KnownStatistics(path, extractor)
-    images = SourceImages(open_folder(path, flag), path)
-    folder = Path(options.unfinished) / flag.removeprefix("--")
-    return ImageFeatures(images, extractor, folder)

@@ -4,7 +4,7 @@ One pool of candidates is sampled; the best of its first n by CapLoss, and by CL
 clip=FOLDER` is given, are compared with the true images (arXiv 2105.13290, section 4.1).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from cogview_jax.evaluation.benchmark import ImageOptions, Measured, Options, Report
 from cogview_jax.evaluation.benchmarks.table1 import Pool
-from cogview_jax.evaluation.candidates import best_of, score_candidates
-from cogview_jax.evaluation.clip_model import ClipModel
+from cogview_jax.evaluation.candidates import best_of
+from cogview_jax.evaluation.clip_sets import ClipSets
 from cogview_jax.evaluation.page import Curves
 from cogview_jax.evaluation.set_distances import Chosen, distances
 from cogview_jax.pipeline.cogview import CogView
@@ -67,20 +67,10 @@ def scorers(pool: Pool) -> Iterator[tuple[str, np.ndarray, bool]]:
     path = pool.options.images.features.get("clip")
     if path is None:
         return
-    clip = ClipModel.read(path)
-
-    def cosine(pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
-        return np.sum(clip.images(pixels) * clip.texts(list(texts)), axis=1)
-
-    scores = score_candidates(
-        cosine,
-        pool.images,
-        pool.captioned.texts,
-        Path(pool.options.unfinished) / "clip",
-        {"clip": clip.sha256},
-        "CLIP of candidates",
-    )
-    yield "clip", scores.reshape(-1, pool.count), False
+    clip = ClipSets(path, Path(pool.options.unfinished))
+    images = clip.images(pool.images, "candidates").reshape(-1, pool.count, clip.dimension)
+    texts = clip.texts(pool.captioned.texts)
+    yield "clip", np.einsum("pcd,pd->pc", images, texts), False
 
 
 def table(report: Mapping[str, Any]) -> str:

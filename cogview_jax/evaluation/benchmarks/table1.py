@@ -24,6 +24,7 @@ from cogview_jax.evaluation.candidates import (
     sample_candidates,
 )
 from cogview_jax.evaluation.captioned_sets import CaptionedSet, open_captioned
+from cogview_jax.evaluation.clip_sets import ClipSets
 from cogview_jax.evaluation.features import FeatureExtractor
 from cogview_jax.evaluation.image_sets import ImageSet, good_images
 from cogview_jax.evaluation.page import Pictures, Table
@@ -124,14 +125,24 @@ def run(model: CogView, options: Options) -> Measured:
     for name, images in (("best", chosen), ("ceiling", reconstructed)):
         measured = distances(real, pool.features(images, name), pool.extractor, asked, options.seed)
         rows[name] = measured
+    # Each image with the caption of the next one: what a score is where nothing fits.
+    wrong = [*texts[1:], texts[0]]
     cap_loss = {
         "best": pool.cap_loss.reshape(-1)[best],
         "ceiling": pool.scorer.scores(reconstructed, texts, "ceiling"),
-        # Each image with the caption of the next one: what CapLoss is where nothing fits.
-        "wrong captions": pool.scorer.scores(chosen, [*texts[1:], texts[0]], "wrong_captions"),
+        "wrong captions": pool.scorer.scores(chosen, wrong, "wrong_captions"),
     }
     for name, losses in cap_loss.items():
         rows.setdefault(name, {})["cap_loss"] = mean_of(losses[~np.isnan(losses)])
+    if "clip" in asked.features:
+        clip = ClipSets(asked.features["clip"], Path(options.unfinished))
+        for name, images, captions in (
+            ("best", chosen, texts),
+            ("ceiling", reconstructed, texts),
+            ("wrong captions", chosen, wrong),
+        ):
+            folder = "best" if images is chosen else name
+            rows[name]["clip_score"] = clip.score(images, captions, folder) | clip.describe()
     report = pool.settings() | rows
     return Measured(report, [_paper_table(rows), *_pictures(pool, best)])
 
