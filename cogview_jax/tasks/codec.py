@@ -19,7 +19,7 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import CodecExperiment
-from cogview_jax.tasks.validation import Validation
+from cogview_jax.tasks.validation import ImageValidation
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.training.codec_loss import VQGANLoss
@@ -100,12 +100,12 @@ class CodecTask:
         training, self._held_out = split(source, data.validation_share)
         return training
 
-    def validation(self) -> Validation | None:
+    def validation(self) -> ImageValidation | None:
         """What measures the held-out images of `source`; None where nothing is to be measured."""
         if not self.experiment.train.validate_every:
             return None
         assert self._held_out is not None, "source() comes first"
-        return Validation(self.experiment, self.objective, self._held_out)
+        return ImageValidation(self.experiment, self.objective, self._held_out)
 
     def transform(self, record: Record, generator: np.random.Generator) -> ImageExample:
         """A square of an image, of the codec's size."""

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,10 +33,17 @@ from cogview_jax.runtime.processes import (
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.watchdog import Watchdog
 from cogview_jax.tasks.announcement import StepsUnderWay, announcement, report_machine_changes
+from cogview_jax.tasks.bundle_choice import (
+    bundle_steps,
+    bundle_written,
+    check_best,
+    check_bundle_step,
+)
 from cogview_jax.tasks.codec import CodecTask
 from cogview_jax.tasks.collapse import CollapseWarning
-from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TrainConfig
+from cogview_jax.tasks.experiment import CodecExperiment, Experiment
 from cogview_jax.tasks.task import Task
+from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.validation import HIGHER_IS_BETTER
 from cogview_jax.tasks.workdir import Workdir
@@ -134,7 +141,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             report_machine_changes(workdir.path, checkpointer.notes.get("machine", {}))
         # The bundle of a run that was made longer since is older than its checkpoint, and one with
         # other weights is not what is asked for.
-        built = _bundle_written(workdir)
+        built = bundle_written(workdir)
         if start >= config.steps and built is not None:
             if built == (bundle_steps(config, checkpointer, start)[0], config.weights):
                 log(f"{workdir.path}: all {start} steps were done before")
@@ -294,51 +301,6 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     return 0
 
 
-def bundle_steps(config: TrainConfig, checkpointer: Checkpointer, last: int) -> list[int]:
-    """The checkpoints that a finished run's bundle may be written from, the preferred one first.
-
-    `last` is the step of the newest.
-    """
-    if config.bundle_step == "best":
-        if not (ranked := checkpointer.ranked_steps()):
-            log(f"no checkpoint was measured by {config.best_metric}: the last one counts as best")
-        return ranked or [last]
-    return [last if config.bundle_step == "last" else config.bundle_step]
-
-
-def check_bundle_step(config: TrainConfig, checkpointer: Checkpointer, start: int) -> None:
-    """InputError where the bundle's step has no checkpoint, and training will write none of it.
-
-    start: the step that training goes on from.
-    """
-    step = config.bundle_step
-    if not isinstance(step, int):
-        return
-    if step > start and not is_due(config.checkpoint_every, step, config.steps):
-        raise InputError(
-            f"train.bundle_step = {step} will have no checkpoint: they are written every"
-            f" {config.checkpoint_every} steps (train.checkpoint_every) and after the last one,"
-            f" {config.steps}"
-        )
-    if step <= start and not checkpointer.has(step):
-        raise InputError(
-            f"train.bundle_step = {step} has no checkpoint that can be read, and the run is past"
-            f" it, at step {start}: choose a step that is in the folder of checkpoints, or last"
-        )
-
-
-def _bundle_written(workdir: Workdir) -> tuple[int | None, str | None] | None:
-    """The step and the weights of the workdir's bundle; None where there is none to use."""
-    if not workdir.bundle.exists():
-        return None
-    try:
-        bundle = Bundle(workdir.bundle)
-        return bundle.step, bundle.weights
-    except InputError as error:  # the checkpoint has all that the bundle is made of
-        log(f"{error}: it will be written again")
-        return None
-
-
 def compiled_together(step: Any, progress: Progress) -> Step[Any]:
     """A jitted step that no process runs before all processes have compiled it.
 
@@ -377,36 +339,6 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
         log(
             f"train.accumulate = {config.accumulate} leaves {rows} rows at a time, which {ways}"
             " devices cannot share: each computes them all"
-        )
-
-
-def check_best(
-    config: TrainConfig,
-    step: Step[Any],
-    state: TrainState,
-    row: Any,
-    validation_metrics: Sequence[str] = (),
-) -> None:
-    """InputError where the best checkpoints are to be kept by a metric that a run does not have.
-
-    Args:
-        config: names the metric. Nothing is checked if it keeps none of the best checkpoints.
-        step: is traced and not run.
-        state: the shapes of its state.
-        row: the shapes of one row of its batch.
-        validation_metrics: names of what is measured on held-out records.
-    """
-    if not config.keep_best:
-        return
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((config.global_batch, *leaf.shape), leaf.dtype), row
-    )
-    _, metrics = jax.eval_shape(step, state, batch)
-    measured = sorted({*metrics, *validation_metrics} - {"stuck"})
-    if config.best_metric not in measured:
-        raise InputError(
-            f"train.best_metric = {config.best_metric!r} is not measured: choose from"
-            f" {', '.join(measured)}"
         )
 
 

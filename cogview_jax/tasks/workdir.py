@@ -24,6 +24,7 @@ RESUMABLE = (
     *("train.keep", "train.keep_every", "train.keep_best", "train.best_metric"),
     *("train.bundle_weights", "train.bundle_step"),
     *("train.validate_every", "train.validation_images", "train.validation_lpips"),
+    "train.validation_records",
     *("implementation.attention", "implementation.decoding"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps"),
 )
