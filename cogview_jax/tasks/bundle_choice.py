@@ -12,7 +12,8 @@ from cogview_jax.runtime.processes import log
 from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.loop import is_due
-from cogview_jax.training.state import TrainState
+from cogview_jax.training.objective import Objective
+from cogview_jax.training.state import TrainState, with_average
 from cogview_jax.training.step import Step
 
 
@@ -25,7 +26,11 @@ def bundle_steps(config: TrainConfig, checkpointer: Checkpointer, last: int) -> 
         if not (ranked := checkpointer.ranked_steps()):
             log(f"no checkpoint was measured by {config.best_metric}: the last one counts as best")
         return ranked or [last]
-    return [last if config.bundle_step == "last" else config.bundle_step]
+    if config.bundle_step == "last":
+        return [last]
+    if config.bundle_step > last:  # the run was ended early
+        log(f"train.bundle_step = {config.bundle_step} was not reached: the last step is taken")
+    return [min(config.bundle_step, last)]
 
 
 def check_bundle_step(config: TrainConfig, checkpointer: Checkpointer, start: int) -> None:
@@ -68,15 +73,22 @@ def check_best(
     row: Any,
     validation_metrics: Sequence[str] = (),
 ) -> None:
-    """InputError where the best checkpoints are to be kept by a metric that a run does not have.
+    """InputError where a run does not have the metric that decides what is best.
 
     Args:
-        config: names the metric. Nothing is checked if it keeps none of the best checkpoints.
+        config: names the metric. It is needed if the best checkpoints are kept, and has to be one
+            of held-out records if it may end the run.
         step: is traced and not run.
         state: the shapes of its state.
         row: the shapes of one row of its batch.
         validation_metrics: names of what is measured on held-out records.
     """
+    if config.stop_after and config.best_metric not in validation_metrics:
+        raise InputError(
+            f"train.stop_after = {config.stop_after} counts measurements of held-out records, but"
+            f" train.best_metric = {config.best_metric!r} is none of them: choose from"
+            f" {', '.join(sorted(validation_metrics))}"
+        )
     if not config.keep_best:
         return
     batch = jax.tree.map(
@@ -89,3 +101,8 @@ def check_best(
             f"train.best_metric = {config.best_metric!r} is not measured: choose from"
             f" {', '.join(measured)}"
         )
+
+
+def bundle_state(objective: Objective[Any], config: TrainConfig, state: TrainState) -> TrainState:
+    """`state` with the weights that measurements, previews and the bundle take."""
+    return with_average(objective, state) if config.averaged else state

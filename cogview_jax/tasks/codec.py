@@ -135,6 +135,10 @@ class CodecTask:
         given = jax.device_put(ModelValues(part.params, part.codebook), shardings)
         return state.with_values(self.objective.with_bundle_values(state.values, given))
 
+    def cogview(self, state: TrainState) -> CogView:
+        """The image tokenizer of `state`."""
+        return CogView(codec=self._part(state))
+
     def preview(self, state: TrainState, source: Source[Record]) -> np.ndarray:
         """Images above their reconstructions and the absolute errors of these: uint8 [h, w, 3].
 
@@ -149,7 +153,7 @@ class CodecTask:
         records = itertools.islice(readable(shown), PREVIEW_IMAGES)
         images = np.stack([still(record.image, rng) for record in records])
         count = len(images)
-        model = CogView(codec=self._part(state))
+        model = self.cogview(state)
         decoded = model.decode(model.encode(images))
         errors = np.abs(images.astype(np.int32) - decoded)
         differences = np.minimum(DIFFERENCE_GAIN * errors, 255).astype(np.uint8)

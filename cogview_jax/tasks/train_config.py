@@ -31,6 +31,12 @@ class TrainConfig:
         bundle_step: the checkpoint that the bundle is written from: "last", "best" (by
             `best_metric`, of those that `keep_best` keeps), or the number of a step that is kept.
         validate_every: steps between two measurements of the held-out records; 0 for none.
+        stop_after: ends the run after so many measurements of the held-out records in a row of
+            which none had a better `best_metric` than all before; 0 for never.
+        benchmark: the name of a benchmark of `evaluate` that is run on the weights as they are;
+            empty for none.
+        benchmark_every: steps between two runs of it; 0 for none.
+        benchmark_prompts: its number of examples, `evaluate --num_prompts`.
     """
 
     steps: int
@@ -47,6 +53,10 @@ class TrainConfig:
     bundle_weights: Literal["auto", "ema", "last"] = "auto"
     bundle_step: int | Literal["last", "best"] = "last"
     validate_every: int = 0
+    stop_after: int = 0
+    benchmark: str = ""
+    benchmark_every: int = 0
+    benchmark_prompts: int = 100
 
     @property
     def averaged(self) -> bool:
@@ -63,8 +73,9 @@ class TrainConfig:
     def __post_init__(self):
         positive = ("steps", "global_batch", "accumulate", "log_every", "checkpoint_every", "keep")
         require_range(self, *positive, at_least=1)
-        optional = ("sample_every", "keep_every", "keep_best", "validate_every")
-        require_range(self, *optional, at_least=0)
+        optional = ("sample_every", "keep_every", "keep_best", "validate_every", "stop_after")
+        require_range(self, *optional, "benchmark_every", at_least=0)
+        require_range(self, "benchmark_prompts", at_least=1)
         require_range(self, "ema_decay", at_least=0, below=1)
         if self.bundle_weights == "ema" and not self.ema_decay:
             raise SettingError(
@@ -75,6 +86,16 @@ class TrainConfig:
             raise SettingError(
                 "bundle_step = 'best': no best checkpoint is kept, since keep_best is 0; choose"
                 " keep_best = 1 and a best_metric, or last"
+            )
+        if self.stop_after and not self.validate_every:
+            raise SettingError(
+                f"stop_after = {self.stop_after}: there are no measurements to count, since"
+                " validate_every is 0"
+            )
+        if bool(self.benchmark) != bool(self.benchmark_every):
+            raise SettingError(
+                f"benchmark = {self.benchmark!r} with benchmark_every = {self.benchmark_every}:"
+                " expected a name and the steps between two runs, or neither"
             )
         if isinstance(self.bundle_step, int):
             require_range(self, "bundle_step", at_least=1, at_most=self.steps)
@@ -111,10 +132,20 @@ class TransformerTrainConfig(TrainConfig):
 
     Attributes:
         validation_records: how many of the held-out records are measured at most.
+        sample_prompts: what the samples of a text-to-image model show: a file with one prompt a
+            line, or a list of prompts. Empty takes captions of the data.
     """
 
     validation_records: int = 512
+    sample_prompts: str | tuple[str, ...] = ""
 
     def __post_init__(self):
         super().__post_init__()
         require_range(self, "validation_records", at_least=1)
+        if isinstance(self.sample_prompts, str):
+            require_paths(self, "sample_prompts")
+        if self.sample_prompts and not self.sample_every:
+            raise SettingError(
+                f"sample_prompts = {self.sample_prompts!r}: nothing is sampled, since sample_every"
+                " is 0"
+            )

@@ -35,6 +35,7 @@ from cogview_jax.tasks.preparation import (
     store_path,
     written_grid,
 )
+from cogview_jax.tasks.sample_prompts import read_sample_prompts
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import Example, make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
@@ -79,10 +80,14 @@ class TransformerTask:
             )
         self._store, self._grids = store_path(experiment.data, workdir), experiment.image_grids
         self._held_out: Subset[TokenRecord] | None = None
+        self._prompts: list[str] = []
 
     def source(self) -> Source[TokenRecord]:
         """The records to train on: all but the held-out ones of the store or compact binary."""
         source = self._compact_binary() if self._store.is_file() else self._token_store()
+        if given := self.experiment.train.sample_prompts:
+            longest = self.layout.region("text").length
+            self._prompts = read_sample_prompts(given, self._text(), longest)
         share = self.experiment.data.validation_share
         if not share:
             return source
@@ -219,23 +224,26 @@ class TransformerTask:
 
         return HeldOutLoss(config, self.objective, held_out, row, self.row_shapes())
 
+    def cogview(self, state: TrainState) -> CogView:
+        """The transformer of `state` and the tokenizers that it is trained with."""
+        codec = self._codec().codec(state.mesh)
+        return CogView(codec=codec, text=self._text(), transformer=self._part(state))
+
     def preview(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:
-        """Samples for captions, those of held-out records first: uint8 [h, w, 3]."""
-        text = self._text()
-        model = CogView(
-            codec=self._codec().codec(state.mesh),
-            text=text,
-            transformer=self._part(state),
-        )
-        longest = self.layout.region("text").length
-        shown = source if self._held_out is None else self._held_out
-        captions = itertools.chain.from_iterable(map(_captions, (shown, source)))
-        prompts = [text.decode(x[:longest]) for x in itertools.islice(captions, PREVIEW_IMAGES)]
+        """Samples for `train.sample_prompts`, or for captions: uint8 [h, w, 3]."""
+        model, prompts = self.cogview(state), self._prompts or self._captions(source)
         codes = model.generate_codes(
             prompts, 1, seed=0, sampling=SamplingConfig(), batch_size=len(prompts)
         )
         images = model.decode(codes[:, 0])
         return np.asarray(caption_grid(list(images), prompts))
+
+    def _captions(self, source: Source[TokenRecord]) -> list[str]:
+        """The first captions, those of held-out records first."""
+        text, longest = self._text(), self.layout.region("text").length
+        shown = source if self._held_out is None else self._held_out
+        captions = itertools.chain.from_iterable(map(_captions, (shown, source)))
+        return [text.decode(x[:longest]) for x in itertools.islice(captions, PREVIEW_IMAGES)]
 
     def write(self, state: TrainState, path: Path) -> None:
         """Writes a bundle with the transformer and the tokenizers it was trained with."""
