@@ -94,7 +94,7 @@ def test_a_run_ends_when_the_held_out_loss_rises_also_after_a_resume(experiment,
     assert list(losses) == list(range(2, end + 1, 2))
     best = min(losses, key=losses.get)
     assert end == best + 4 < 60, losses
-    why = f"validation_loss was not better in 2 measurements in a row (train.stop_after = 2) than"
+    why = "validation_loss was not better in 2 measurements in a row (train.stop_after = 2) than"
     said = capfd.readouterr().err
     assert f"{whole}: ended at step {end} of 60, since {why} at step {best}" in said
     assert "run: validation: the loss of 6 of 6 held-out records every 2 steps" in said.replace(
