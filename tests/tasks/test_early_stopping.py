@@ -97,9 +97,8 @@ def test_a_run_ends_when_the_held_out_loss_rises_also_after_a_resume(experiment,
     why = "validation_loss was not better in 2 measurements in a row (train.stop_after = 2) than"
     said = capfd.readouterr().err
     assert f"{whole}: ended at step {end} of 60, since {why} at step {best}" in said
-    assert "run: validation: the loss of 6 of 6 held-out records every 2 steps" in said.replace(
-        "whole: ", "run: "
-    )
+    assert "whole: validation: the loss of 6 of 6 held-out records every 2 steps" in said
+    assert "; 6 of them are held out" in said
     assert steps(whole) == [best, end - 2, end]
     assert Bundle(whole / "bundle").step == end
 
