@@ -89,6 +89,10 @@ class Subset(Generic[Item]):
         """The number of records here, good and bad."""
         return self._count
 
+    def number(self, i: int) -> int:
+        """The number of record `i` in the source of all records."""
+        return self._number(i)
+
     def key(self, i: int) -> str:
         """The name of record `i`."""
         return self._source.key(self._number(i))

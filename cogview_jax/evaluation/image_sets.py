@@ -234,15 +234,15 @@ def fill_rows(
         ) as progress:
             at = 0
             for rows in compute(readable()):
-                rows[[i for i, number in enumerate(mine[at : at + len(rows)]) if number in bad]] = (
-                    np.nan
-                )
+                numbers = mine[at : at + len(rows)]
+                rows[[i for i, number in enumerate(numbers) if number in bad]] = np.nan
                 store.append(rows)
                 at += len(rows)
                 progress.update(len(rows))
-        if bad:
+        if bad and said:
+            first = next(iter(bad.values()))
             log(
-                f"{images.name}: {len(bad)} images cannot be read, such as {next(iter(bad.values()))}"
+                f"{images.name}: {len(bad)} of {len(images)} images cannot be read, such as {first}"
             )
     store.finish()
     good = np.concatenate([~np.isnan(rows[:, 0]) for rows in store.blocks()])

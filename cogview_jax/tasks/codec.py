@@ -20,7 +20,7 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import CodecExperiment
-from cogview_jax.tasks.validation import Validation
+from cogview_jax.tasks.validation import ImageValidation
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.training.codec_loss import VQGANLoss
@@ -101,12 +101,12 @@ class CodecTask:
         training, self._held_out = split(source, data.validation_share)
         return training
 
-    def validation(self) -> Validation | None:
+    def validation(self) -> ImageValidation | None:
         """What measures the held-out images of `source`; None where nothing is to be measured."""
         if not self.experiment.train.validate_every:
             return None
         assert self._held_out is not None, "source() comes first"
-        return Validation(self.experiment, self.objective, self._held_out)
+        return ImageValidation(self.experiment, self.objective, self._held_out)
 
     def transform(self, record: Record, generator: np.random.Generator) -> ImageExample:
         """A square of an image, of the codec's size."""
@@ -136,6 +136,10 @@ class CodecTask:
         given = jax.device_put(ModelValues(part.params, part.codebook), shardings)
         return state.with_values(self.objective.with_bundle_values(state.values, given))
 
+    def cogview(self, state: TrainState) -> CogView:
+        """The image tokenizer of `state`."""
+        return CogView(codec=self._part(state))
+
     def preview(self, state: TrainState, source: Source[Record]) -> np.ndarray:
         """Images above their reconstructions and the absolute errors of these: uint8 [h, w, 3].
 
@@ -150,7 +154,7 @@ class CodecTask:
         records = itertools.islice(readable(shown), PREVIEW_IMAGES)
         images = np.stack([still(record.image, rng) for record in records])
         count = len(images)
-        model = CogView(codec=self._part(state))
+        model = self.cogview(state)
         decoded = model.decode(model.encode(images))
         errors = np.abs(images.astype(np.int32) - decoded)
         differences = np.minimum(DIFFERENCE_GAIN * errors, 255).astype(np.uint8)

@@ -14,11 +14,12 @@ from cogview_jax.models.implementation import (
     ImplementationConfig,
     choose_implementation,
 )
-from cogview_jax.runtime.config import SettingError, build, require_range
+from cogview_jax.runtime.config import build, require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
 from cogview_jax.runtime.paths import require_paths
 from cogview_jax.runtime.precision import policy
+from cogview_jax.tasks.train_config import CodecTrainConfig, TransformerTrainConfig
 from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.tokenizers.codecs.vqvae import VQVAEConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
@@ -28,103 +29,6 @@ from cogview_jax.training.codec_loss import CodecLoss, L2Loss, VQGANLoss
 from cogview_jax.training.loss_scale import LossScaleConfig
 from cogview_jax.training.optimizer import OptimizerConfig
 from cogview_jax.training.profiler import ProfileConfig
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The length of a run, its batches, and its metrics, checkpoints and samples.
-
-    Attributes:
-        steps: how many steps the run has.
-        global_batch: rows of a step, over all devices and hosts.
-        accumulate: the number of parts of a batch, which are computed one after another.
-        log_every: steps between two lines of metrics.
-        checkpoint_every: steps between two checkpoints.
-        sample_every: steps between two samples in samples/; 0 for none.
-        keep: how many of the newest checkpoints are kept.
-        keep_every: checkpoints of every so many steps are kept for good; 0 for none.
-        keep_best: how many checkpoints with the best `best_metric` are kept: the lowest, but the
-            highest of PSNR, SSIM, usage and perplexity.
-        best_metric: a name in metrics.jsonl.
-        ema_decay: of the moving average of the weights, such as 0.9999; 0 keeps none. The decay of
-            the first steps is smaller: (1 + step) / (10 + step).
-        bundle_weights: the weights that previews, measurements and the bundle take: "ema" (the
-            moving average), "last", or "auto": the moving average where there is one.
-        bundle_step: the checkpoint that the bundle is written from: "last", "best" (by
-            `best_metric`, of those that `keep_best` keeps), or the number of a step that is kept.
-    """
-
-    steps: int
-    global_batch: int
-    accumulate: int = 1
-    log_every: int = 10
-    checkpoint_every: int = 1000
-    sample_every: int = 0
-    keep: int = 2
-    keep_every: int = 0
-    keep_best: int = 0
-    best_metric: str = "loss"
-    ema_decay: float = 0.0
-    bundle_weights: Literal["auto", "ema", "last"] = "auto"
-    bundle_step: int | Literal["last", "best"] = "last"
-
-    @property
-    def averaged(self) -> bool:
-        """Whether previews, measurements and the bundle take the moving average."""
-        return self.ema_decay > 0 and self.bundle_weights != "last"
-
-    @property
-    def weights(self) -> Literal["ema", "last"] | None:
-        """What the bundle says of its weights; None, nothing, where there is no average."""
-        if not self.ema_decay:
-            return None
-        return "ema" if self.averaged else "last"
-
-    def __post_init__(self):
-        positive = ("steps", "global_batch", "accumulate", "log_every", "checkpoint_every", "keep")
-        require_range(self, *positive, at_least=1)
-        require_range(self, "sample_every", "keep_every", "keep_best", at_least=0)
-        require_range(self, "ema_decay", at_least=0, below=1)
-        if self.bundle_weights == "ema" and not self.ema_decay:
-            raise SettingError(
-                "bundle_weights = 'ema': there is no moving average, since ema_decay is 0; choose"
-                " auto or last, or an ema_decay such as 0.9999"
-            )
-        if self.bundle_step == "best" and not self.keep_best:
-            raise SettingError(
-                "bundle_step = 'best': no best checkpoint is kept, since keep_best is 0; choose"
-                " keep_best = 1 and a best_metric, or last"
-            )
-        if isinstance(self.bundle_step, int):
-            require_range(self, "bundle_step", at_least=1, at_most=self.steps)
-        if self.global_batch % self.accumulate:
-            raise InputError(
-                f"global_batch {self.global_batch} cannot be cut into accumulate ="
-                f" {self.accumulate} equal parts"
-            )
-
-
-@dataclass(frozen=True)
-class CodecTrainConfig(TrainConfig):
-    """The same, and how an image tokenizer is measured on held-out images.
-
-    Attributes:
-        validate_every: steps between two measurements of the held-out images; 0 for none.
-        validation_images: how many of the held-out images are measured at most.
-        validation_lpips: the file with the weights of LPIPS by which they are measured (see
-            docs/guides/image_tokenizers.md), of VGG-16 or AlexNet; empty takes those of
-            `loss.perceptual`, and without these measures no LPIPS.
-    """
-
-    validate_every: int = 0
-    validation_images: int = 512
-    validation_lpips: str = ""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_range(self, "validate_every", at_least=0)
-        require_range(self, "validation_images", at_least=1, at_most=2**20)
-        require_paths(self, "validation_lpips")
 
 
 @dataclass(frozen=True)
@@ -194,11 +98,7 @@ class CodecExperiment:
                 "loss.decoder_only keeps the codes of a trained image tokenizer, but init_from is"
                 " empty: name its bundle there, or set loss.decoder_only to False"
             )
-        if self.train.validate_every and not self.data.validation_share:
-            raise InputError(
-                f"train.validate_every = {self.train.validate_every}, but data.validation_share = 0"
-                " holds out no images: choose a share such as 0.01, or train.validate_every = 0"
-            )
+        _check_validation(self.train.validate_every, self.data.validation_share, "images")
         if isinstance(self.loss, VQGANLoss):
             self.loss.check_accumulation(self.train.accumulate)
             if {*self.model.mean, *self.model.std} != {0.5}:
@@ -229,6 +129,8 @@ class TokenData:
             images have `layout.grid`.
         shard_size: records of a shard of the store.
         max_skipped: the share of records that may be unreadable or without a caption.
+        validation_share: the share of the store's records that are held out: training never reads
+            them, and the loss is measured on them. Their numbers alone decide which these are.
     """
 
     #: Names of settings in the configs of earlier runs, and what they are called now.
@@ -245,6 +147,7 @@ class TokenData:
     image_grid: int | tuple[int, int] = 0
     shard_size: int = 8192
     max_skipped: float = 0.05
+    validation_share: float = 0.0
 
     def __post_init__(self):
         require_paths(self, "store", "image_tokenizer", "text_tokenizer")
@@ -252,6 +155,7 @@ class TokenData:
         require_range(self, "encode_batch", at_least=1, at_most=2**16)
         require_range(self, "image_grid", at_least=0, at_most=2**10)
         require_range(self, "max_skipped", at_least=0, at_most=1)
+        require_range(self, "validation_share", at_least=0, below=1)
         if not self.source.require_captions:
             raise InputError(
                 "source.require_captions is False, but a transformer learns from captions"
@@ -287,7 +191,7 @@ class TransformerExperiment:
     """
 
     stage: Literal["transformer"]
-    train: TrainConfig
+    train: TransformerTrainConfig
     data: TokenData
     model: TransformerConfig = TransformerConfig()
     vocabulary: Vocabulary = Vocabulary()
@@ -340,6 +244,7 @@ class TransformerExperiment:
         require_range(self, "seed", at_least=0, below=2**32)
         require_paths(self, "init_from")
         policy(self.precision)
+        _check_validation(self.train.validate_every, self.data.validation_share, "records")
         make_layout(self.layout, self.vocabulary)
         if self.text_weight == self.prompt_weight == 0 and self.layout.task == "caption":
             raise InputError(
@@ -362,6 +267,14 @@ class TransformerExperiment:
                 f"train.sample_every {self.train.sample_every}: a model of layout.task"
                 f" {self.layout.task!r} has no previews; set it to 0"
             )
+
+
+def _check_validation(every: int, share: float, records: str) -> None:
+    if every and not share:
+        raise InputError(
+            f"train.validate_every = {every}, but data.validation_share = 0 holds out no {records}:"
+            " choose a share such as 0.01, or train.validate_every = 0"
+        )
 
 
 STAGES = {"image_tokenizer": CodecExperiment, "transformer": TransformerExperiment}

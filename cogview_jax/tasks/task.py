@@ -7,9 +7,26 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.data.sources.source import Source
-from cogview_jax.tasks.validation import Validation
+from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.training.objective import Objective
 from cogview_jax.training.state import TrainState
+
+
+class Validation(Protocol):
+    """Measures a state on held-out records."""
+
+    #: Steps between two measurements.
+    every: int
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the metrics; all begin with "validation_"."""
+
+    def describe(self) -> str:
+        """What is measured, in one line."""
+
+    def measure(self, state: TrainState) -> dict[str, float]:
+        """The metrics of a state; every process of the run calls it, and all get the same."""
 
 
 class Task(Protocol):
@@ -36,6 +53,9 @@ class Task(Protocol):
 
     def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
         """`state` with the weights of another bundle, or as a run without one starts."""
+
+    def cogview(self, state: TrainState) -> CogView:
+        """The bundle of the parameters of `state`, in memory."""
 
     def preview(self, state: TrainState, source: Source[Any]) -> np.ndarray:
         """An image that shows what the model can do, uint8 [h, w, 3]."""

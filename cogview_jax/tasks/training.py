@@ -1,13 +1,12 @@
 """Training either stage: one way from a config to a bundle."""
 
 import contextlib
+import json
 import os
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from PIL import Image
 
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.checkpointer import Checkpointer
@@ -17,8 +16,7 @@ from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import TolerateDiskErrors, at_work
-from cogview_jax.runtime.files import atomic_path
-from cogview_jax.runtime.hardware import device_memory, known, machine, peak_flops
+from cogview_jax.runtime.hardware import machine
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.mesh import local_parts, make_mesh, place_batch
 from cogview_jax.runtime.precision import policy
@@ -33,18 +31,27 @@ from cogview_jax.runtime.processes import (
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.watchdog import Watchdog
 from cogview_jax.tasks.announcement import StepsUnderWay, announcement, report_machine_changes
+from cogview_jax.tasks.bundle_choice import (
+    bundle_state,
+    bundle_steps,
+    bundle_written,
+    check_best,
+    check_bundle_step,
+)
 from cogview_jax.tasks.codec import CodecTask
-from cogview_jax.tasks.collapse import CollapseWarning
-from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TrainConfig
+from cogview_jax.tasks.early_stopping import EarlyStopping
+from cogview_jax.tasks.experiment import CodecExperiment, Experiment
+from cogview_jax.tasks.monitor import Monitor, check_benchmark
 from cogview_jax.tasks.task import Task
+from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.validation import HIGHER_IS_BETTER
-from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tasks.workdir import Workdir, flat_settings, resolved_settings
 from cogview_jax.training.goodput import Goodput
-from cogview_jax.training.loop import Hook, Measured, is_due, train
+from cogview_jax.training.loop import Hook, is_due, train
 from cogview_jax.training.metric_means import MetricMeans
 from cogview_jax.training.metrics import MetricsWriter
-from cogview_jax.training.objective import Metrics, Objective
+from cogview_jax.training.objective import Metrics
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.profiler import ProfilerWindow
 from cogview_jax.training.state import (
@@ -52,7 +59,6 @@ from cogview_jax.training.state import (
     make_state,
     restart_average,
     state_shapes,
-    with_average,
 )
 from cogview_jax.training.step import Step, make_step
 
@@ -85,6 +91,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     check_batch(config, mesh)
     task = make_task(experiment, workdir)
     source = primary_first(task.source, "source opened")
+    check_benchmark(config.benchmark)
     validation = task.validation()
     validation_metrics = () if validation is None else validation.names
     optimizer = make_optimizer(experiment.optimizer, config.steps)
@@ -99,10 +106,6 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         loss_scale=loss_scale,
         ema_decay=config.ema_decay,
     )
-
-    def for_bundle(state: TrainState) -> TrainState:
-        """`state` with the weights that previews and the bundle take."""
-        return with_average(task.objective, state) if config.averaged else state
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -132,12 +135,17 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         if start:
             log(f"{workdir.path}: continues after step {start} of {config.steps}")
             report_machine_changes(workdir.path, checkpointer.notes.get("machine", {}))
+        noted = checkpointer.notes.get("early_stopping")
+        early_stopping = EarlyStopping(config.best_metric, config.stop_after, noted)
+        ended = early_stopping.reached()
+        last = start if ended else config.steps
         # The bundle of a run that was made longer since is older than its checkpoint, and one with
         # other weights is not what is asked for.
-        built = _bundle_written(workdir)
-        if start >= config.steps and built is not None:
+        built = bundle_written(workdir)
+        if start >= last and built is not None:
             if built == (bundle_steps(config, checkpointer, start)[0], config.weights):
-                log(f"{workdir.path}: all {start} steps were done before")
+                why = f"the run ended at step {start} before: {early_stopping}"
+                log(f"{workdir.path}: {why if ended else f'all {start} steps were done before'}")
                 return 0
             of_step = built[0]
             if config.bundle_step == "best" and of_step and not checkpointer.has(of_step):
@@ -168,11 +176,20 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         stack.enter_context(at_work(kept))
         placed = Prefetched(place_batch(batch, mesh) for batch in local)
         stack.enter_context(contextlib.closing(placed))
-        writer = stack.enter_context(MetricsWriter(workdir.metrics))
-        for line in announcement(experiment, source, state, mesh, start):
-            log(f"{workdir.path.name}: {line}")
+        lines = announcement(experiment, source, state, mesh, start)
         if validation is not None:
-            log(f"{workdir.path.name}: validation: {validation.describe()}")
+            lines.append(f"validation: {validation.describe()}")
+        for line in lines:
+            log(f"{workdir.path.name}: {line}")
+        settings = resolved_settings(experiment)
+        writer = stack.enter_context(
+            MetricsWriter(
+                workdir.metrics,
+                texts={"config": _as_code(settings), "run": "\n\n".join(lines)},
+                settings=dict(flat_settings(settings)),
+                results=("loss", *validation_metrics),
+            )
+        )
         under_way = StepsUnderWay()
         progress = stack.enter_context(
             Progress(
@@ -189,62 +206,39 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         watchdog = stack.enter_context(
             Watchdog(stall_timeout, f"process {jax.process_index()} on {host_name()}")
         )
-        per_second = throughput(task.objective, experiment)
-        tolerate_disk_errors = TolerateDiskErrors()
         means = MetricMeans(checkpointer.notes.get("means"))
-        reported: dict[int, dict[str, float]] = {}  # the last log point
-        collapse = None
-        if isinstance(experiment, CodecExperiment):
-            collapse = CollapseWarning(experiment)
-
-        def validate(state: TrainState) -> dict[str, float]:
-            return {} if validation is None else validation.measure(for_bundle(state))
-
-        def report(measured: Measured) -> None:
-            reported.clear()
-            reported[measured.step] = measured.metrics
-            if collapse is not None:
-                collapse.check(measured.step, measured.metrics)
-            seconds = measured.seconds_per_step
-            metrics = measured.metrics | per_second(seconds) | device_memory()
-            with tolerate_disk_errors("the ledger", measured.step):
-                goodput.record(measured.step, seconds)
-            with tolerate_disk_errors("metrics", measured.step):
-                writer.scalars(measured.step, metrics | {"goodput": goodput.share})
-            shown = {n: metrics[n] for n in ("loss", "tokens_per_second")}
-            if isinstance(experiment, CodecExperiment):
-                # Its tokens are codes of images, whose number tells people little.
-                shown = {"loss": shown["loss"], "images_per_second": config.global_batch / seconds}
-            progress.reach(measured.step, **shown)
+        monitor = Monitor(
+            experiment,
+            workdir,
+            task,
+            source,
+            validation,
+            early_stopping,
+            writer,
+            goodput,
+            progress,
+        )
 
         def notes() -> dict[str, Any]:
-            return {"machine": machine(), "means": means.sums}
+            noted = {"machine": machine(), "means": means.sums}
+            return noted | {"early_stopping": early_stopping.notes}
 
         def save(step: int, state: TrainState, metrics: dict[str, float]) -> None:
             checkpointer.save(step, state, metrics, notes())
-
-        def sample(step: int, state: TrainState, metrics: dict[str, float]) -> None:
-            image = task.preview(for_bundle(state), source)
-            with tolerate_disk_errors("metrics", step):
-                writer.images(step, "samples", image)
-            if is_primary():
-                file = workdir.samples / f"step_{step:08d}.png"
-                with tolerate_disk_errors("the sample", step), atomic_path(file) as temporary:
-                    Image.fromarray(image).save(temporary)
 
         state = train(
             state,
             compiled_together(jax.jit(step, donate_argnums=0), progress),
             placed,
-            steps=config.steps,
+            steps=last,
             log_every=config.log_every,
-            report=report,
+            report=monitor.report,
             hooks=(
                 Hook("checkpoint", config.checkpoint_every, save),
-                Hook("preview", config.sample_every, sample),
+                Hook("preview", config.sample_every, monitor.sample),
             ),
-            validate=validate,
-            validate_every=0 if validation is None else validation.every,
+            measurements=monitor.measurements(),
+            enough=early_stopping.reached,
             goodput=goodput,
             watchdog=watchdog,
             profiler=profiler,
@@ -254,11 +248,11 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             started=under_way.started if is_primary() else lambda step, metrics: None,
         )
         done = int(state.position)
-        if done < config.steps:
+        if done < config.steps and not early_stopping.reached():
             if done > start:
                 # The unbroken run has a checkpoint and its metrics at some of these steps.
                 regular = is_due(config.checkpoint_every, done, config.steps)
-                metrics = reported.get(done, means.means()) if regular else None
+                metrics = monitor.reported.get(done, means.means()) if regular else None
                 checkpointer.save(done, state, metrics, notes())
             fate = "which is saved" if checkpointer.wait() else "which could not be saved"
             log(
@@ -283,60 +277,20 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 assert restored is not None, "it is asked for by its step"
                 state = restored
             chosen = int(state.position)
-            task.write(for_bundle(state), workdir.bundle)
-        with tolerate_disk_errors("the ledger", done):
+            task.write(bundle_state(task.objective, config, state), workdir.bundle)
+        with TolerateDiskErrors()("the ledger", done):
             goodput.record(done)
     averaged = ", the average of its weights" * config.averaged
-    log(
-        f"{workdir.path}: {config.steps} steps done, bundle written (step {chosen}{averaged});"
-        f" {goodput.summary()}"
-    )
+    ending = f"{done} steps done"
+    if done < config.steps:
+        ending = f"ended at step {done} of {config.steps}, since {early_stopping}"
+    log(f"{workdir.path}: {ending}, bundle written (step {chosen}{averaged}); {goodput.summary()}")
     return 0
 
 
-def bundle_steps(config: TrainConfig, checkpointer: Checkpointer, last: int) -> list[int]:
-    """The checkpoints that a finished run's bundle may be written from, the preferred one first.
-
-    `last` is the step of the newest.
-    """
-    if config.bundle_step == "best":
-        if not (ranked := checkpointer.ranked_steps()):
-            log(f"no checkpoint was measured by {config.best_metric}: the last one counts as best")
-        return ranked or [last]
-    return [last if config.bundle_step == "last" else config.bundle_step]
-
-
-def check_bundle_step(config: TrainConfig, checkpointer: Checkpointer, start: int) -> None:
-    """InputError where the bundle's step has no checkpoint, and training will write none of it.
-
-    start: the step that training goes on from.
-    """
-    step = config.bundle_step
-    if not isinstance(step, int):
-        return
-    if step > start and not is_due(config.checkpoint_every, step, config.steps):
-        raise InputError(
-            f"train.bundle_step = {step} will have no checkpoint: they are written every"
-            f" {config.checkpoint_every} steps (train.checkpoint_every) and after the last one,"
-            f" {config.steps}"
-        )
-    if step <= start and not checkpointer.has(step):
-        raise InputError(
-            f"train.bundle_step = {step} has no checkpoint that can be read, and the run is past"
-            f" it, at step {start}: choose a step that is in the folder of checkpoints, or last"
-        )
-
-
-def _bundle_written(workdir: Workdir) -> tuple[int | None, str | None] | None:
-    """The step and the weights of the workdir's bundle; None where there is none to use."""
-    if not workdir.bundle.exists():
-        return None
-    try:
-        bundle = Bundle(workdir.bundle)
-        return bundle.step, bundle.weights
-    except InputError as error:  # the checkpoint has all that the bundle is made of
-        log(f"{error}: it will be written again")
-        return None
+def _as_code(settings: dict[str, Any]) -> str:
+    """Markdown that shows settings as they stand in config.json."""
+    return f"```json\n{json.dumps(settings, indent=2, ensure_ascii=False)}\n```"
 
 
 def compiled_together(step: Any, progress: Progress) -> Step[Any]:
@@ -380,62 +334,8 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def check_best(
-    config: TrainConfig,
-    step: Step[Any],
-    state: TrainState,
-    row: Any,
-    validation_metrics: Sequence[str] = (),
-) -> None:
-    """InputError where the best checkpoints are to be kept by a metric that a run does not have.
-
-    Args:
-        config: names the metric. Nothing is checked if it keeps none of the best checkpoints.
-        step: is traced and not run.
-        state: the shapes of its state.
-        row: the shapes of one row of its batch.
-        validation_metrics: names of what is measured on held-out records.
-    """
-    if not config.keep_best:
-        return
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((config.global_batch, *leaf.shape), leaf.dtype), row
-    )
-    _, metrics = jax.eval_shape(step, state, batch)
-    measured = sorted({*metrics, *validation_metrics} - {"stuck"})
-    if config.best_metric not in measured:
-        raise InputError(
-            f"train.best_metric = {config.best_metric!r} is not measured: choose from"
-            f" {', '.join(measured)}"
-        )
-
-
 def make_task(experiment: Experiment, workdir: Workdir) -> Task:
     """The task of an experiment, by its stage."""
     if isinstance(experiment, CodecExperiment):
         return CodecTask(experiment, workdir)
     return TransformerTask(experiment, workdir)
-
-
-def throughput(
-    objective: Objective[Any], experiment: Experiment
-) -> Callable[[float], dict[str, float]]:
-    """A function from seconds a step to tokens_per_second and mfu.
-
-    tokens_per_second: of sequences; of an image tokenizer the codes of its images. mfu: model
-    FLOPs a second over the peak of all devices (see `runtime.hardware`).
-    """
-    rows, device = experiment.train.global_batch, jax.devices()[0]
-    peak = peak_flops(device, policy(experiment.precision).compute) * jax.device_count()
-
-    def measure(seconds: float) -> dict[str, float]:
-        nonlocal peak
-        rate = rows * objective.flops_per_row / seconds
-        if known(device.device_kind) is None:
-            peak = max(peak, rate)  # it was only measured
-        return {
-            "tokens_per_second": rows * objective.tokens_per_row / seconds,
-            "mfu": rate / peak,
-        }
-
-    return measure

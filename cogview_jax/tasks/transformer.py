@@ -11,6 +11,7 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.data.held_out import Subset, split
 from cogview_jax.data.sources.source import Source, readable
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_store import TokenStore
@@ -27,6 +28,7 @@ from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import TransformerExperiment
+from cogview_jax.tasks.held_out_loss import HeldOutLoss
 from cogview_jax.tasks.preparation import (
     TOKENIZERS,
     StoreMeta,
@@ -34,10 +36,11 @@ from cogview_jax.tasks.preparation import (
     store_path,
     written_grid,
 )
+from cogview_jax.tasks.sample_prompts import read_sample_prompts
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import Example, make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
-from cogview_jax.training.objective import ModelValues, Objective
+from cogview_jax.training.objective import ModelValues
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
 
@@ -69,9 +72,7 @@ class TransformerTask:
             experiment.vocabulary,
             experiment.programs(),
         )
-        self.objective: Objective[Example] = SequenceObjective(
-            self.model, self.layout, experiment.text_weight
-        )
+        self.objective = SequenceObjective(self.model, self.layout, experiment.text_weight)
         rate = experiment.model.drop_rates[1]
         if rate and self.model.programs.attention == "cudnn":
             log(
@@ -79,11 +80,23 @@ class TransformerTask:
                 " step of the 4B model twice as fast on an H200"
             )
         self._store, self._grids = store_path(experiment.data, workdir), experiment.image_grids
+        self._held_out: Subset[TokenRecord] | None = None
+        self._prompts: list[str] = []
 
     def source(self) -> Source[TokenRecord]:
-        """The token store or compact binary, once it is known to fit the config."""
-        if self._store.is_file():
-            return self._compact_binary()
+        """The records to train on: all but the held-out ones of the store or compact binary."""
+        source = self._compact_binary() if self._store.is_file() else self._token_store()
+        if given := self.experiment.train.sample_prompts:
+            longest = self.layout.region("text").length
+            self._prompts = read_sample_prompts(given, self._text(), longest)
+        share = self.experiment.data.validation_share
+        if not share:
+            return source
+        training, self._held_out = split(source, share)
+        return training
+
+    def _token_store(self) -> TokenStore:
+        """The token store, once it is known to fit the config."""
         store, experiment = TokenStore(self._store), self.experiment
         grids = experiment.image_grids
         meta = build(StoreMeta, store.meta, f"{self._store}: meta")
@@ -125,8 +138,12 @@ class TransformerTask:
 
     def transform(self, record: TokenRecord, generator: np.random.Generator) -> Example:
         """The row of one of the record's captions, or none, and its codes or a window of them."""
+        return self._row(record, generator, self.experiment.drop_captions)
+
+    def _row(self, record: TokenRecord, generator: np.random.Generator, dropped: float) -> Example:
+        """The same, with the caption left out in this share of the cases."""
         caption = record.captions[generator.integers(len(record.captions))]
-        if generator.random() < self.experiment.drop_captions:
+        if generator.random() < dropped:
             caption = caption[:0]
         windows = random_window(
             code_grids(record.codes, self._grids),
@@ -196,25 +213,38 @@ class TransformerTask:
         given = ModelValues(params | {table: there}, held.model_state)
         return state.with_values(self.objective.with_bundle_values(state.values, given))
 
-    def validation(self) -> None:
-        """Nothing is held out."""
+    def validation(self) -> HeldOutLoss | None:
+        """What measures the held-out records of `source`; None where nothing is to be measured."""
+        config, held_out = self.experiment.train, self._held_out
+        if not config.validate_every:
+            return None
+        assert held_out is not None, "source() comes first"
+
+        def row(record: TokenRecord, generator: np.random.Generator) -> Example:
+            return self._row(record, generator, dropped=0.0)
+
+        return HeldOutLoss(config, self.objective, held_out, row, self.row_shapes())
+
+    def cogview(self, state: TrainState) -> CogView:
+        """The transformer of `state` and the tokenizers that it is trained with."""
+        codec = self._codec().codec(state.mesh)
+        return CogView(codec=codec, text=self._text(), transformer=self._part(state))
 
     def preview(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:
-        """Samples for the first captions of the store: uint8 [h, w, 3]."""
-        text = self._text()
-        model = CogView(
-            codec=self._codec().codec(state.mesh),
-            text=text,
-            transformer=self._part(state),
-        )
-        longest = self.layout.region("text").length
-        captions = itertools.islice(_captions(source), PREVIEW_IMAGES)
-        prompts = [text.decode(pieces[:longest]) for pieces in captions]
+        """Samples for `train.sample_prompts`, or for captions: uint8 [h, w, 3]."""
+        model, prompts = self.cogview(state), self._prompts or self._captions(source)
         codes = model.generate_codes(
             prompts, 1, seed=0, sampling=SamplingConfig(), batch_size=len(prompts)
         )
         images = model.decode(codes[:, 0])
         return np.asarray(caption_grid(list(images), prompts))
+
+    def _captions(self, source: Source[TokenRecord]) -> list[str]:
+        """The first captions, those of held-out records first."""
+        text, longest = self._text(), self.layout.region("text").length
+        shown = source if self._held_out is None else self._held_out
+        captions = itertools.chain.from_iterable(map(_captions, (shown, source)))
+        return [text.decode(x[:longest]) for x in itertools.islice(captions, PREVIEW_IMAGES)]
 
     def write(self, state: TrainState, path: Path) -> None:
         """Writes a bundle with the transformer and the tokenizers it was trained with."""

@@ -24,6 +24,8 @@ RESUMABLE = (
     *("train.keep", "train.keep_every", "train.keep_best", "train.best_metric"),
     *("train.bundle_weights", "train.bundle_step"),
     *("train.validate_every", "train.validation_images", "train.validation_lpips"),
+    *("train.validation_records", "train.stop_after", "train.sample_prompts"),
+    *("train.benchmark", "train.benchmark_every", "train.benchmark_prompts"),
     *("implementation.attention", "implementation.decoding"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps"),
 )
@@ -72,10 +74,10 @@ class Workdir:
         found = read_json(self.config)
         try:
             # Settings that did not exist when the run began have their defaults.
-            found = _resolved(read_experiment(_without_foreign(found)))
+            found = resolved_settings(read_experiment(_without_foreign(found)))
         except InputError as error:
             raise InputError(f"{self.config} is of another program or version: {error}") from error
-        there, here = dict(_flat(found)), dict(_flat(_resolved(experiment)))
+        there, here = dict(flat_settings(found)), dict(flat_settings(resolved_settings(experiment)))
         names = sorted({*there, *here} - set(RESUMABLE))
         for name in sorted(names, key=lambda name: not name.endswith(".kind")):  # says the most
             if there.get(name) != here.get(name):
@@ -95,7 +97,7 @@ class Workdir:
         if is_primary():
             self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path, owned=True)
-            write_json(self.config, _resolved(experiment))
+            write_json(self.config, resolved_settings(experiment))
         barrier("workdir claimed")
         if not self.config.exists():
             raise InputError(
@@ -104,7 +106,7 @@ class Workdir:
             )
 
 
-def _resolved(experiment: Experiment) -> dict[str, Any]:
+def resolved_settings(experiment: Experiment) -> dict[str, Any]:
     """Every setting, as JSON has them."""
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
 
@@ -123,10 +125,10 @@ def _without_foreign(config: Any) -> Any:
     return config | {"data": config["data"] | {"source": own}}
 
 
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of every setting."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat_settings(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -24,7 +24,31 @@ IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
-class Hook:
+class _Periodic:
+    name: str
+    every: int
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether it is due once `step` of `steps` steps are done."""
+        return is_due(self.every, step, steps)
+
+
+@dataclass(frozen=True)
+class Measurement(_Periodic):
+    """What is measured every so many steps, and after the last step.
+
+    Attributes:
+        name: the phase that its time belongs to; see `Goodput`.
+        every: steps between two calls; 0 for no call at all.
+        measure: called with the number of steps done and the state; returns further metrics of the
+            step, by name.
+    """
+
+    measure: Callable[[int, TrainState], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Hook(_Periodic):
     """An action that is due every so many steps, and after the last step.
 
     Attributes:
@@ -34,13 +58,7 @@ class Hook:
             the last log point.
     """
 
-    name: str
-    every: int
     action: Callable[[int, TrainState, dict[str, float]], None]
-
-    def due(self, step: int, steps: int) -> bool:
-        """Whether the action is due once `step` of `steps` steps are done."""
-        return is_due(self.every, step, steps)
 
 
 def is_due(every: int, step: int, steps: int) -> bool:
@@ -54,8 +72,8 @@ class Measured:
 
     Attributes:
         step: the number of steps done.
-        metrics: their means over the steps since the last log point, and what was measured on
-            held-out data at this step.
+        metrics: their means over the steps since the last log point, and those of the measurements
+            at this step.
         seconds_per_step: the mean over the same steps. The first log point of a run includes the
             seconds of compiling.
     """
@@ -74,8 +92,8 @@ def train(
     log_every: int,
     report: Callable[[Measured], None],
     hooks: tuple[Hook, ...] = (),
-    validate: Callable[[TrainState], dict[str, float]] = lambda state: {},
-    validate_every: int = 0,
+    measurements: tuple[Measurement, ...] = (),
+    enough: Callable[[], bool] = lambda: False,
     goodput: Goodput,
     watchdog: Watchdog,
     profiler: ProfilerWindow,
@@ -84,7 +102,7 @@ def train(
     stop_waiting: Callable[[], bool] = lambda: False,
     started: Callable[[int, Metrics], None] = lambda step, metrics: None,
 ) -> TrainState:
-    """Trains until `steps` steps are done or `stop` returns True, and returns the last state.
+    """Trains until `steps` steps are done, or `enough` or `stop` says so; returns the last state.
 
     Metrics stay on the device until a log point or a due hook; in between, at most `IN_FLIGHT`
     steps wait for the device. Losses and gradients that are not finite are found at these points,
@@ -98,11 +116,11 @@ def train(
         log_every: `report` is called every so many steps, and after the last one.
         report: takes a log point.
         hooks: see `Hook`; called in order.
-        validate: measures the state on held-out data. Its metrics belong to those of the step, for
-            `report` and the hooks.
-        validate_every: it is called every so many steps, which are log points too, and after the
-            last step; 0 for never. It is called at a step where the loop stops, too, so that the
-            metrics of a run that resumes are those of the unbroken run.
+        measurements: see `Measurement`; made in order. Their metrics belong to those of the step,
+            for `report` and the hooks, and their steps are log points too. They are made at a step
+            where the loop stops, too, so that the metrics of a run that resumes are those of the
+            unbroken run.
+        enough: called after every measurement; True makes this step the last one of the run.
         goodput: keeps the ledger of wall time.
         watchdog: gets a beat for every step that is started or finished.
         profiler: is called before and after every step.
@@ -154,10 +172,9 @@ def train(
             watchdog.beat(f"waiting for the devices to finish step {number}")
             jax.block_until_ready(metrics)
         stopping = stop(done) and done < steps
-        due = [hook for hook in hooks if hook.due(done, steps) and not stopping]
-        validating = is_due(validate_every, done, steps)
-        log = done % log_every == 0 or done == steps or validating
-        if not (due or log or stopping):
+        measuring = any(each.due(done, steps) for each in measurements)
+        log = done % log_every == 0 or done == steps or measuring
+        if not (log or stopping or any(hook.due(done, steps) for hook in hooks)):
             continue
         for number, metrics in pending:
             watchdog.beat(f"waiting for the devices to finish step {number}")
@@ -167,19 +184,23 @@ def train(
         pending, measured = [], means.means()
         reached = time.monotonic()
         watchdog.rest()
-        if validating:
-            with goodput.phase("validation"):
-                measured |= validate(state)
+        for each in measurements:
+            if each.due(done, steps):
+                with goodput.phase(each.name):
+                    measured |= each.measure(done, state)
+                if enough():
+                    steps, stopping = done, False
         if log:
             with goodput.phase("report"):
                 report(Measured(done, measured, (reached - since) / (done - logged)))
             since, logged = reached, done
             means.clear()
-        for hook in due:
-            with goodput.phase(hook.name):
-                hook.action(done, state, measured)
         if stopping:
             break
+        for hook in hooks:
+            if hook.due(done, steps):
+                with goodput.phase(hook.name):
+                    hook.action(done, state, measured)
         # What hooks and reports cost does not count as training.
         since += time.monotonic() - reached
     return state

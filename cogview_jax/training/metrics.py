@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import image, scalar
+from tensorboardX.summary import hparams, image, scalar, text
 
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path, read_regular
@@ -40,7 +40,24 @@ class MetricsWriter:
     lose what does not fit their buffer and leave an unreadable file.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        texts: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        results: Sequence[str] = (),
+    ) -> None:
+        """Nothing is written before the first numbers or images are.
+
+        Args:
+            directory: is made if it is missing.
+            texts: name -> Markdown that TensorBoard shows beside the first of them.
+            settings: name -> value of each hyperparameter of the run, for TensorBoard's table of
+                runs (HPARAMS). Values that are None are left out.
+            results: names of the numbers that this table shows of the run.
+        """
+        self._texts, self._settings, self._results = texts or {}, settings or {}, results
         self.directory = Path(directory)
         self._writes = jax.process_index() == 0
         self._lines = _Appended(self.directory / "metrics.jsonl")
@@ -93,6 +110,13 @@ class MetricsWriter:
             self._add(file_version="brain.Event:2")
             # Tells TensorBoard to forget the same steps.
             self._add(step=int(step), session_log=SessionLog(status=SessionLog.START))
+            for name, markdown in self._texts.items():
+                self._add(step=int(step), summary=text(name, markdown))
+            if self._settings:
+                values = {n: _plain(value) for n, value in self._settings.items()}
+                experiment, began, _ = hparams(values, dict.fromkeys(self._results))
+                self._add(step=int(step), summary=experiment)
+                self._add(step=int(step), summary=began)
 
     def _add(self, **event: Any) -> None:
         """Adds an event in the framing of TFRecord files: size, payload, and checksums of both."""
@@ -108,6 +132,11 @@ class MetricsWriter:
             self._dropped = True
         self._lines.write()
         self._events.write()
+
+
+def _plain(value: Any) -> Any:
+    """A value as the table of hyperparameters has it: lists and sections are texts."""
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 class _Appended:

@@ -62,11 +62,7 @@ class SequenceObjective:
             if any(self.model.config.drop_rates)
             else {}
         )
-        apply: Callable[..., Any] = self.model.apply
-        attention = self._attention(batch, rows, key)
-        hidden = apply({"params": params}, batch.tokens, batch.positions, attention, rngs=rngs)
-        logits = apply({"params": params}, hidden, method=self.model.logits)
-        entropies = cross_entropy(logits, batch.targets)
+        entropies = self._entropies(params, batch, self._attention(batch, (rows, key)), rngs)
         text, image = batch.text_weights, batch.image_weights
         return StepSums(
             jnp.sum(entropies * self._weights(batch)),
@@ -76,6 +72,24 @@ class SequenceObjective:
             },
             (),
         )
+
+    def row_sums(self, params: Any, batch: Example) -> dict[str, tuple[Array, Array]]:
+        """For each loss of a step, the sum of each row and its weight [b], without any randomness.
+
+        Nothing is dropped, and the pivots of sparse attention are those of a bundle (see
+        `draw_regions`), so that the sums of a row depend on the row alone.
+        """
+        attention = self._attention(batch, None)
+        entropies = self._entropies(params, batch, attention, {})
+        weights = {
+            "loss": self._weights(batch),
+            "text_loss": batch.text_weights,
+            "image_loss": batch.image_weights,
+        }
+        return {
+            name: (jnp.sum(entropies * weight, axis=1), jnp.sum(weight, axis=1))
+            for name, weight in weights.items()
+        }
 
     def finish(
         self, values: ModelValues, aux: tuple[()], key: Key[Array, ""]
@@ -92,14 +106,34 @@ class SequenceObjective:
         return given
 
     def _attention(
-        self, batch: Example, rows: Int[Array | np.ndarray, " b"], key: Key[Array, ""]
+        self,
+        batch: Example,
+        random: tuple[Int[Array | np.ndarray, " b"], Key[Array, ""]] | None,
     ) -> ThreeRegions | None:
-        """The pattern of sparse attention, whose pivots differ by step, row and layer."""
+        """The pattern of sparse attention, whose pivots differ by step, row and layer.
+
+        random: the numbers of the rows and the key of the step; None for the pivots of a bundle.
+        """
         if not self.model.config.sparse:
             return None
-        key = jax.random.fold_in(key, PIVOT_STREAM)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+        keys = None
+        if random is not None:
+            key = jax.random.fold_in(random[1], PIVOT_STREAM)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, random[0])
         return draw_regions(self.model.config, self.model.vocabulary, batch.tokens, keys)
+
+    def _entropies(
+        self,
+        params: Any,
+        batch: Example,
+        attention: ThreeRegions | None,
+        rngs: dict[str, Key[Array, ""]],
+    ) -> Float[Array, "B T"]:
+        """The cross-entropy of every target."""
+        apply: Callable[..., Any] = self.model.apply
+        hidden = apply({"params": params}, batch.tokens, batch.positions, attention, rngs=rngs)
+        logits = apply({"params": params}, hidden, method=self.model.logits)
+        return cross_entropy(logits, batch.targets)
 
     def _weights(self, batch: Example) -> Float[Array | np.ndarray, "B T"]:
         return self.text_weight * batch.text_weights + batch.image_weights

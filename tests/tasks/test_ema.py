@@ -13,7 +13,8 @@ from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
-from cogview_jax.tasks.experiment import TrainConfig, read_experiment
+from cogview_jax.tasks.experiment import read_experiment
+from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.training import make_task, run
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.optimizer import make_optimizer

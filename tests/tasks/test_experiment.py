@@ -8,10 +8,10 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
 from cogview_jax.tasks.experiment import (
     CodecExperiment,
-    TrainConfig,
     TransformerExperiment,
     read_experiment,
 )
+from cogview_jax.tasks.train_config import TrainConfig
 
 TRANSFORMER = {
     "stage": "transformer",

@@ -16,8 +16,10 @@ from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import peak_flops
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
-from cogview_jax.tasks.experiment import TrainConfig, read_experiment
-from cogview_jax.tasks.training import check_batch, run, throughput
+from cogview_jax.tasks.experiment import read_experiment
+from cogview_jax.tasks.monitor import throughput
+from cogview_jax.tasks.train_config import TrainConfig
+from cogview_jax.tasks.training import check_batch, run
 from cogview_jax.training.loss_scale import LossScaleConfig
 from command_runs import STEPS
 

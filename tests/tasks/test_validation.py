@@ -20,7 +20,7 @@ from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.tasks.codec import DIFFERENCE_GAIN, CodecTask
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.training import run
-from cogview_jax.tasks.validation import Validation
+from cogview_jax.tasks.validation import ImageValidation
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.codec_loss import VQGANLoss
 from cogview_jax.training.optimizer import make_optimizer
@@ -117,7 +117,7 @@ def test_without_weights_lpips_is_not_measured(chain, experiment):
             loss=VQGANLoss(perceptual=perceptual),
         )
         source = experiment.data.source.open()
-        assert Validation(lossy, task.objective, source).describe().endswith(said)
+        assert ImageValidation(lossy, task.objective, source).describe().endswith(said)
     task, _, _ = opened(with_train(experiment, validate_every=0), chain)
     assert task.validation() is None
 
@@ -145,7 +145,7 @@ def test_unreadable_images_are_left_out_and_counted(chain, experiment, capsys):
     records, objective = task.experiment.data.source.open(), task.objective
 
     def measured(experiment, good):
-        return Validation(experiment, objective, Broken(records, good)).measure(state)
+        return ImageValidation(experiment, objective, Broken(records, good)).measure(state)
 
     found = measured(experiment, good=(4, 12))
     assert capsys.readouterr().err == "validation: 62 of 64 held-out images are unreadable\n"
@@ -157,7 +157,7 @@ def test_unreadable_images_are_left_out_and_counted(chain, experiment, capsys):
     assert capsys.readouterr().err == "validation: 11 of 13 held-out images are unreadable\n"
     assert first == pytest.approx(found, rel=1e-5)
     # One that could be read when the run began, and no more.
-    gone = Validation(experiment, objective, broken := Broken(records, (4,)))
+    gone = ImageValidation(experiment, objective, broken := Broken(records, (4,)))
     broken.good = ()
     with pytest.raises(InputError, match=r"none of the 64 held-out images can be read"):
         gone.measure(state)
@@ -166,7 +166,7 @@ def test_unreadable_images_are_left_out_and_counted(chain, experiment, capsys):
         assert found[name] == pytest.approx((one[name] + other[name]) / 2, rel=1e-5)
     assert one["validation_usage"] <= found["validation_usage"]
     with pytest.raises(InputError, match=r"none of the 64 held-out images can be read"):
-        Validation(experiment, objective, Broken(records, ()))
+        ImageValidation(experiment, objective, Broken(records, ()))
 
 
 def test_the_sheet_shows_held_out_images(chain, experiment):

@@ -16,7 +16,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.watchdog import Watchdog
 from cogview_jax.training import loop
 from cogview_jax.training.goodput import Goodput
-from cogview_jax.training.loop import Hook, train
+from cogview_jax.training.loop import Hook, Measurement, train
 from cogview_jax.training.metric_means import MetricMeans
 from cogview_jax.training.profiler import ProfileConfig, ProfilerWindow
 from cogview_jax.training.state import TrainState
@@ -129,14 +129,17 @@ def test_what_is_measured_on_held_out_data_belongs_to_its_step():
     """For the report and the hooks of that step, also where the run stops there."""
     given = []
 
-    def validate(state):
+    def validate(number, state):
+        assert number == int(state.step)
         return {"validation_total": float(state.params)}
+
+    validation = Measurement("validation", 6, validate)
 
     def hook(number, state, metrics):
         given.append((number, metrics.get("validation_total")))
 
     run = Run()
-    run.train(hooks=(Hook("checkpoint", 3, hook),), validate=validate, validate_every=6)
+    run.train(hooks=(Hook("checkpoint", 3, hook),), measurements=(validation,))
     totals = [(r.step, r.metrics.get("validation_total")) for r in run.reports]
     assert totals == [(4, None), (6, 23.0), (8, None), (10, 39.0)]
     # The means start anew after every log point, and step 6 is one.
@@ -144,8 +147,31 @@ def test_what_is_measured_on_held_out_data_belongs_to_its_step():
     assert given == [(3, None), (6, 23.0), (9, None), (10, 39.0)]
 
     stopped = Run()
-    stopped.train(validate=validate, validate_every=6, stop=lambda done: done == 6)
+    stopped.train(measurements=(validation,), stop=lambda done: done == 6)
     assert [r.metrics for r in stopped.reports] == [r.metrics for r in run.reports[:2]]
+
+
+def test_a_measurement_that_is_enough_makes_its_step_the_last():
+    """Whatever is due after the last step is done there, also where the run is to stop."""
+    measured = []
+
+    def validate(number, state):
+        measured.append(number)
+        return {"validation_total": float(state.params)}
+
+    for stop in (0, 6):
+        measured.clear()
+        run = Run(hooks=(4, 5))
+        seldom = Measurement("benchmark", 100, lambda number, state: {"benchmark": number})
+        total = run.train(
+            measurements=(Measurement("validation", 3, validate), seldom),
+            enough=lambda: measured[-1] == 6,
+            stop=lambda done, stop=stop: done == stop,
+        )
+        assert total == sum(BATCHES[:6])
+        assert (measured, run.logged()) == ([3, 6], [3, 4, 6])
+        assert [report.metrics.get("benchmark") for report in run.reports] == [None, None, 6]
+        assert run.seen == {4: [(4, 9.0), (6, 23.0)], 5: [(5, 14.0), (6, 23.0)]}
 
 
 class Stuck:

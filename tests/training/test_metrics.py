@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.record_writer import masked_crc32c
 
 from cogview_jax.training.metrics import MetricsWriter
@@ -70,6 +71,40 @@ def test_events_hold_scalars_and_images(tmp_path):
     image = values["samples"][1].image
     assert (image.height, image.width) == (4, 5)
     assert image.encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_every_start_shows_texts_and_settings(tmp_path):
+    """As TensorBoard's pages TEXT and HPARAMS read them, in the events of the run itself."""
+    settings = {"train.steps": 12, "precision": "float32", "model.bias": True, "data.text": None}
+    settings |= {"optimizer.betas": [0.9, 0.95]}
+    for steps in ((4, 8), (8, 12)):
+        with MetricsWriter(
+            tmp_path, texts={"config": "# caf\u00e9"}, settings=settings, results=("loss",)
+        ) as writer:
+            assert not list(tmp_path.glob("events.*")) or steps[0] == 8
+            for step in steps:
+                writer.scalars(step, {"loss": 0.5})
+    found = {}
+    for event in events(tmp_path):
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value))
+    assert [step for step, _ in found["config/text_summary"]] == [4, 8]
+    text = found["config/text_summary"][1][1]
+    assert text.metadata.plugin_data.plugin_name == "text"
+    assert text.tensor.string_val[0].decode() == "# caf\u00e9"
+    (_, began), (_, again) = found["_hparams_/session_start_info"]
+    assert began == again
+    start = HParamsPluginData.FromString(began.metadata.plugin_data.content).session_start_info
+    given = {name: value.WhichOneof("kind") for name, value in start.hparams.items()}
+    kinds = {"train.steps": "number_value", "precision": "string_value", "model.bias": "bool_value"}
+    assert given == kinds | {"optimizer.betas": "string_value"}
+    assert start.hparams["train.steps"].number_value == 12
+    assert start.hparams["optimizer.betas"].string_value == "[0.9, 0.95]"
+    about = found["_hparams_/experiment"][0][1].metadata.plugin_data
+    assert about.plugin_name == "hparams"
+    experiment = HParamsPluginData.FromString(about.content).experiment
+    assert [metric.name.tag for metric in experiment.metric_infos] == ["loss"]
+    assert {info.name for info in experiment.hparam_infos} == set(given)
 
 
 FULL = """

@@ -1,0 +1,108 @@
+"""The checkpoint that a run's bundle is written from, and by which metric the best is chosen."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.checkpointer import Checkpointer
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.processes import log
+from cogview_jax.tasks.train_config import TrainConfig
+from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.training.loop import is_due
+from cogview_jax.training.objective import Objective
+from cogview_jax.training.state import TrainState, with_average
+from cogview_jax.training.step import Step
+
+
+def bundle_steps(config: TrainConfig, checkpointer: Checkpointer, last: int) -> list[int]:
+    """The checkpoints that a finished run's bundle may be written from, the preferred one first.
+
+    `last` is the step of the newest.
+    """
+    if config.bundle_step == "best":
+        if not (ranked := checkpointer.ranked_steps()):
+            log(f"no checkpoint was measured by {config.best_metric}: the last one counts as best")
+        return ranked or [last]
+    if config.bundle_step == "last":
+        return [last]
+    if config.bundle_step > last:  # the run was ended early
+        log(f"train.bundle_step = {config.bundle_step} was not reached: the last step is taken")
+    return [min(config.bundle_step, last)]
+
+
+def check_bundle_step(config: TrainConfig, checkpointer: Checkpointer, start: int) -> None:
+    """InputError where the bundle's step has no checkpoint, and training will write none of it.
+
+    start: the step that training goes on from.
+    """
+    step = config.bundle_step
+    if not isinstance(step, int):
+        return
+    if step > start and not is_due(config.checkpoint_every, step, config.steps):
+        raise InputError(
+            f"train.bundle_step = {step} will have no checkpoint: they are written every"
+            f" {config.checkpoint_every} steps (train.checkpoint_every) and after the last one,"
+            f" {config.steps}"
+        )
+    if step <= start and not checkpointer.has(step):
+        raise InputError(
+            f"train.bundle_step = {step} has no checkpoint that can be read, and the run is past"
+            f" it, at step {start}: choose a step that is in the folder of checkpoints, or last"
+        )
+
+
+def bundle_written(workdir: Workdir) -> tuple[int | None, str | None] | None:
+    """The step and the weights of the workdir's bundle; None where there is none to use."""
+    if not workdir.bundle.exists():
+        return None
+    try:
+        bundle = Bundle(workdir.bundle)
+        return bundle.step, bundle.weights
+    except InputError as error:  # the checkpoint has all that the bundle is made of
+        log(f"{error}: it will be written again")
+        return None
+
+
+def check_best(
+    config: TrainConfig,
+    step: Step[Any],
+    state: TrainState,
+    row: Any,
+    validation_metrics: Sequence[str] = (),
+) -> None:
+    """InputError where a run does not have the metric that decides what is best.
+
+    Args:
+        config: names the metric. It is needed if the best checkpoints are kept, and has to be one
+            of held-out records if it may end the run.
+        step: is traced and not run.
+        state: the shapes of its state.
+        row: the shapes of one row of its batch.
+        validation_metrics: names of what is measured on held-out records.
+    """
+    if config.stop_after and config.best_metric not in validation_metrics:
+        raise InputError(
+            f"train.stop_after = {config.stop_after} counts measurements of held-out records, but"
+            f" train.best_metric = {config.best_metric!r} is none of them: choose from"
+            f" {', '.join(sorted(validation_metrics))}"
+        )
+    if not config.keep_best:
+        return
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((config.global_batch, *leaf.shape), leaf.dtype), row
+    )
+    _, metrics = jax.eval_shape(step, state, batch)
+    measured = sorted({*metrics, *validation_metrics} - {"stuck"})
+    if config.best_metric not in measured:
+        raise InputError(
+            f"train.best_metric = {config.best_metric!r} is not measured: choose from"
+            f" {', '.join(measured)}"
+        )
+
+
+def bundle_state(objective: Objective[Any], config: TrainConfig, state: TrainState) -> TrainState:
+    """`state` with the weights that measurements, previews and the bundle take."""
+    return with_average(objective, state) if config.averaged else state
