@@ -156,6 +156,13 @@ class Benchmark(Protocol):
         ...
 
 
+def measure(benchmark: Benchmark, model: "CogView | None", options: Options) -> Measured:
+    """What a benchmark measures, whether or not its page shows more than the report."""
+    # A benchmark that needs no bundle says so, and takes None.
+    found = benchmark.run(cast("CogView", model), options)
+    return found if isinstance(found, Measured) else Measured(found)
+
+
 def available() -> dict[str, str]:
     """The names of all benchmarks, each with the line that says what it measures."""
     files = [file for folder in benchmarks.__path__ for file in Path(folder).glob("[!_]*.py")]

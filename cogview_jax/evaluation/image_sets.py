@@ -240,10 +240,8 @@ def fill_rows(
                 at += len(rows)
                 progress.update(len(rows))
         if bad and said:
-            first = next(iter(bad.values()))
-            log(
-                f"{images.name}: {len(bad)} of {len(images)} images cannot be read, such as {first}"
-            )
+            share, first = f"{len(bad)} of {len(images)}", next(iter(bad.values()))
+            log(f"{images.name}: {share} images cannot be read, such as {first}")
     store.finish()
     good = np.concatenate([~np.isnan(rows[:, 0]) for rows in store.blocks()])
     if not good.any():

@@ -1,13 +1,13 @@
 """How an image tokenizer's reconstructions differ from the images, and how it uses its codes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Float64, Int, UInt8
 
-from cogview_jax.evaluation.image_quality import squared_error, ssim
+from cogview_jax.evaluation.image_quality import psnr, squared_error, ssim
 from cogview_jax.models.networks.lpips import LpipsWeights, lpips
 
 #: The most that an image counts in a mean PSNR, in dB: one without any error has no finite one.
@@ -29,6 +29,18 @@ def pair_metrics(
         return found
     x, y = (jnp.asarray(image).astype(jnp.float32) / 127.5 - 1 for image in (a, b))
     return found | {"lpips": lpips(weights, x, y)}
+
+
+def image_values(
+    metrics: Mapping[str, Float[np.ndarray, " n"]],
+) -> dict[str, Float64[np.ndarray, " n"]]:
+    """What `pair_metrics` gives, in the units of reports, float64.
+
+    l2 is the mean squared error of pixels in [0, 1], psnr is in dB and at most MOST_PSNR.
+    """
+    values = {name: np.asarray(array, np.float64) for name, array in metrics.items()}
+    errors = values.pop("error")
+    return {"l2": errors / 255**2, "psnr": np.minimum(psnr(errors), MOST_PSNR)} | values
 
 
 def code_use(codes: Iterable[Int[np.ndarray, "..."]], codebook: int) -> dict[str, float]:

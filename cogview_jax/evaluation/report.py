@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from cogview_jax.checkpoints.bundle import identity
-from cogview_jax.evaluation.benchmark import Benchmark, Measured, Options, Report, table
+from cogview_jax.evaluation.benchmark import Benchmark, Options, Report, measure, table
 from cogview_jax.evaluation.page import Curves, curves_image, report_page
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load
@@ -54,8 +54,7 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
             options = replace(options, bundle=identity(bundle))
         model = None if bundle is None else load(bundle, dtype=options.precision)
         heading = {"benchmark": name} | _heading(model, bundle, options)
-        found = benchmark.run(model, options)  # type: ignore[arg-type]  # None where it may be
-        measured = found if isinstance(found, Measured) else Measured(found)
+        measured = measure(benchmark, model, options)
         if is_primary():
             print(table(benchmark, measured.report))
             report = heading | measured.report

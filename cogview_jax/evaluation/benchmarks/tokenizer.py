@@ -17,10 +17,9 @@ from cogview_jax.evaluation.benchmarks.fid import open_extractor
 from cogview_jax.evaluation.candidates import CodedImages, Viewed, encode_images
 from cogview_jax.evaluation.captioned_sets import drawn_captions
 from cogview_jax.evaluation.features import FEATURE_NETWORKS
-from cogview_jax.evaluation.image_quality import psnr
 from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, good_images, open_folder
 from cogview_jax.evaluation.page import Pictures
-from cogview_jax.evaluation.reconstruction import MOST_PSNR, code_use, pair_metrics
+from cogview_jax.evaluation.reconstruction import code_use, image_values, pair_metrics
 from cogview_jax.evaluation.row_store import RowStore
 from cogview_jax.evaluation.set_distances import ImageFeatures, distances
 from cogview_jax.interop.feature_weights import read_lpips
@@ -95,9 +94,7 @@ def _pairs(true: ImageSet, decoded: CodedImages, options: Options, folder: Path)
     rows = rows[~np.isnan(rows[:, 0])]
     if not len(rows):
         raise InputError(f"{true.name}: none of its {len(true)} images can be read")
-    values = dict(zip(names, rows.T, strict=True))
-    errors = values.pop("error")
-    values = {"l2": errors / 255**2, "psnr": np.minimum(psnr(errors), MOST_PSNR)} | values
+    values = image_values(dict(zip(names, rows.T, strict=True)))
     report: Report = {"n": len(rows), "unreadable": len(true) - len(rows)}
     report |= {name: mean_of(each) for name, each in values.items()}
     return report | ({"lpips_network": lpips} if lpips else {})
