@@ -130,4 +130,3 @@ class ImageValidation:
         decoded = decode_codes(codec, params, codebook, codes)
         uses = jnp.zeros(self._model.codebook).at[codes].add(there[:, None, None])
         return pair_metrics(weights, images, decoded), uses
-

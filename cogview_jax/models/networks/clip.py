@@ -169,7 +169,7 @@ def clip_pixels(image: UInt8[np.ndarray, "h w 3"], size: int) -> Float32[np.ndar
     top, left = (rows - size) // 2, (columns - size) // 2
     cut = np.asarray(resized)[top : top + size, left : left + size]
     scaled = (cut.astype(np.float64) * (1 / 255)).astype(np.float32)
-    return (scaled - np.float32(MEAN)) / np.float32(STD)
+    return (scaled - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
 
 
 def _patches(
