@@ -9,7 +9,7 @@ branches begin with a 1x1 convolution of the block's input. These are computed a
 product, to which the convolution behind the block's average pool belongs as well: the two are
 linear and commute, and the pool then has fewer channels.
 
-Legend: b images, h w rows and columns, c channels.
+Legend: b images; their other axes are rows, columns and channels.
 """
 
 import functools
@@ -53,7 +53,7 @@ class InceptionWeights(NamedTuple):
 
 
 Block = Mapping[str, ConvWeights]
-Images = Float[Array, "b h w c"]
+Images = Float[Array, "b _ _ _"]
 Pool = Callable[[Images], Images]
 
 
