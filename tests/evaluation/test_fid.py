@@ -1,0 +1,213 @@
+"""FID, KID and the inception score through `evaluate`, with real networks of random weights."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import scipy.linalg
+from PIL import Image, ImageFilter
+from random_networks import inception_state, write_state
+from tiny_features import offer, write_weights
+
+from cogview_jax.evaluation.benchmark import ImageOptions, Options, load_benchmark
+from cogview_jax.evaluation.features import FeatureExtractor
+from cogview_jax.evaluation.report import evaluate
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.shapes.fresh import fresh_scenes
+
+SIZE = 32
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    """A file of weights of a small network."""
+    offer(monkeypatch)
+    return write_weights(tmp_path / "tiny.npz")
+
+
+def save(folder, images):
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number:03}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """12 drawings, and 10 others."""
+    root = tmp_path_factory.mktemp("sets")
+    splits = list(fresh_scenes(12, 0))
+    first, second = splits[0].drawings(SIZE), splits[1].drawings(SIZE)[:10]
+    return save(root / "real", first), save(root / "generated", second)
+
+
+def compared(out, real, generated, network, name="tiny", **asked):
+    images = ImageOptions(real=real, generated=generated, features={name: str(network)}, **asked)
+    evaluate(load_benchmark("fid"), None, str(out), Options(batch_size=8, images=images))
+    return json.loads(out.read_text())
+
+
+def test_the_sets_of_the_oracles(oracles, tmp_path):
+    """torch-fidelity's numbers; its inception score is of set a."""
+    sets = np.load(oracles("sets/images.npz"))
+    expected = json.loads(oracles("sets/metrics.json").read_text())
+    path = write_state(tmp_path / "inception.pth", inception_state(oracles))
+    a, b = (save(tmp_path / name, sets[name]) for name in "ab")
+    report = compared(tmp_path / "r.json", b, a, path, "inception", resize="tf1")
+    fid = expected["torch_fidelity"]["fid_2048"]
+    assert report["fid"] == {"0": pytest.approx(fid, rel=1e-3)}
+    score = expected["inception_score_a"]["no_bias_10_splits_shuffled_2020"]
+    assert report["inception_score"]["mean"] == pytest.approx(
+        score["inception_score_mean"], rel=1e-3
+    )
+    assert (report["n_real"], report["n_generated"]) == (len(sets["b"]), len(sets["a"]))
+    assert report["notes"][0].startswith("FID is biased upwards")
+
+
+def test_blurs_statistics_and_metrics_against_plain_formulas(folders, network, tmp_path):
+    """Blurred files are compared as files; scipy takes the root of the product of covariances."""
+    real, generated = folders
+    report = compared(
+        tmp_path / "r.json",
+        *(real, generated, network),
+        blur=(0, 2),
+        fid_infinity=False,
+        precision_recall=True,
+        save_statistics=str(tmp_path / "real.npz"),
+    )
+    extractor = FeatureExtractor("tiny", network, batch_size=8)
+
+    def features(folder, radius):
+        files = [Image.open(f"{folder}/{i:03}.png") for i in range(10 if folder != real else 12)]
+        if radius:
+            files = [file.filter(ImageFilter.GaussianBlur(radius)) for file in files]
+        found = [each.pooled for each in extractor(np.asarray(file) for file in files)]
+        return np.concatenate(found).astype(np.float64)
+
+    for radius in (0, 2):
+        x, y = features(real, radius), features(generated, radius)
+        sx, sy = np.cov(x.T), np.cov(y.T)
+        root = scipy.linalg.sqrtm(sx @ sy).real
+        fid = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(sx + sy - 2 * root)
+        assert report["fid"][str(radius)] == pytest.approx(fid, rel=1e-6)
+    assert report["blur"] == {"kernel": "pil", "sets": "both"}
+    assert report["kid"]["subset_size"] == 10
+    assert 0 <= report["precision_recall"]["precision"] <= 1
+    # The statistics of the real set stand for it.
+    again = compared(tmp_path / "s.json", str(tmp_path / "real.npz"), generated, network)
+    assert again["fid"]["0"] == pytest.approx(report["fid"]["0"], rel=1e-9)
+    assert again["kid"] is None
+    one_side = compared(tmp_path / "t.json", real, generated, network, blur=(2,), blur_sets="real")
+    assert one_side["fid"]["2"] != pytest.approx(report["fid"]["2"], rel=1e-2)
+
+
+def test_damage_is_monotone(folders, network, tmp_path):
+    """Of a set against itself, and itself blurred, more blurred, noised, and more noised."""
+    real, _ = folders
+    pixels = [np.asarray(Image.open(f"{real}/{i:03}.png")) for i in range(12)]
+    noise = np.random.default_rng(0).standard_normal((12, SIZE, SIZE, 3))
+
+    def noised(amount):
+        return [
+            np.clip(x + amount * n, 0, 255).astype(np.uint8)
+            for x, n in zip(pixels, noise, strict=True)
+        ]
+
+    def blurred(radius):
+        filters = ImageFilter.GaussianBlur(radius)
+        return [np.asarray(Image.fromarray(x).filter(filters)) for x in pixels]
+
+    chains = {"blur": [blurred(1), blurred(4)], "noise": [noised(10), noised(60)]}
+    for name, steps in chains.items():
+        values = []
+        for number, images in enumerate([pixels, *steps]):
+            folder = save(tmp_path / f"{name}{number}", images)
+            report = compared(tmp_path / f"{name}{number}.json", real, folder, network)
+            values.append((report["fid"]["0"], report["kid"]["mean"]))
+        fids, kids = zip(*values, strict=True)
+        assert fids[0] == pytest.approx(0, abs=1e-6)
+        assert fids[0] < fids[1] < fids[2], name
+        assert kids[0] < kids[1] < kids[2], name
+
+
+def test_an_interrupted_evaluation_goes_on(folders, network, tmp_path, monkeypatch):
+    real, generated = folders
+    whole = compared(tmp_path / "whole.json", real, generated, network)
+    given, calls = FeatureExtractor.__call__, []
+
+    def stops(self, images):
+        for number, found in enumerate(given(self, images)):
+            if calls and number == 1:
+                raise KeyboardInterrupt
+            calls.append(len(found.pooled))
+            yield found
+
+    monkeypatch.setattr(FeatureExtractor, "__call__", stops)
+    out = tmp_path / "r.json"
+    with pytest.raises(KeyboardInterrupt):
+        compared(out, real, generated, network)
+    assert not out.exists()
+    assert (tmp_path / "r.json.unfinished").is_dir()
+    done, seen = sum(calls), []
+
+    def counts(self, images):
+        for found in given(self, images):
+            seen.append(len(found.pooled))
+            yield found
+
+    monkeypatch.setattr(FeatureExtractor, "__call__", counts)
+    assert compared(out, real, generated, network) == whole
+    assert done + sum(seen) == whole["n_real"] + whole["n_generated"]
+    assert not (tmp_path / "r.json.unfinished").exists()
+
+
+def test_unreadable_images_are_left_out_and_named(folders, network, tmp_path, capsys):
+    real, generated = folders
+    worse = shutil.copytree(real, tmp_path / "worse")
+    (worse / "004b.png").write_bytes(b"no image")
+    report = compared(tmp_path / "r.json", str(worse), generated, network)
+    assert report["n_real"] == 12
+    assert "1 of 13 images cannot be read, such as 004b.png" in capsys.readouterr().err
+    assert report["fid"] == compared(tmp_path / "s.json", real, generated, network)["fid"]
+
+
+def test_what_cannot_be_compared_is_one_line(folders, network, tmp_path):
+    real, generated = folders
+    (tmp_path / "empty").mkdir()
+    one = save(tmp_path / "one", [np.zeros((8, 8, 3), np.uint8)])
+    compared(tmp_path / "r.json", real, generated, network, save_statistics=str(tmp_path / "s.npz"))
+    cases = {
+        "--real .*nowhere: expected a folder": (str(tmp_path / "nowhere"), {}),
+        "--real: .*expected images": (str(tmp_path / "empty"), {}),
+        "one: 1 image, expected at least 2": (one, {}),
+        "cannot be compared: .*resize clean; the other set has .*resize tf1": (
+            str(tmp_path / "s.npz"),
+            {"resize": "tf1"},
+        ),
+        "is of images with a blur of 0, not 4": (str(tmp_path / "s.npz"), {"blur": (4,)}),
+        "needs --real": (None, {}),
+    }
+    for message, (path, asked) in cases.items():
+        with pytest.raises(InputError, match=message):
+            compared(tmp_path / "x.json", path, generated, network, **asked)
+    with pytest.raises(InputError, match="--features none: FID needs one network"):
+        images = ImageOptions(real=real, generated=generated)
+        evaluate(load_benchmark("fid"), None, str(tmp_path / "x.json"), Options(images=images))
+    with pytest.raises(InputError, match=r"expected|no .*Inception"):
+        compared(tmp_path / "x.json", real, generated, network, "inception")
+    assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"resize": "bicubic"}, "--resize 'bicubic': choices are clean"),
+        ({"blur": (1, 1)}, "--blur .*expected different radii"),
+        ({"blur": (-1,)}, "--blur -1: expected at least 0"),
+        ({"blur_sets": "none"}, "--blur_sets 'none': choices are both, real"),
+    ],
+)
+def test_options_of_images_out_of_range(asked, message):
+    with pytest.raises(InputError, match=message):
+        ImageOptions(**asked)

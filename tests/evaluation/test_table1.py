@@ -1,0 +1,182 @@
+"""Table 1, Figure 9, one's own pictures and image tokenizers, on the bundles of the chain."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_features import offer, write_weights
+
+from cogview_jax import load
+from cogview_jax.evaluation.benchmark import ImageOptions, Options, load_benchmark
+from cogview_jax.evaluation.candidates import best_of
+from cogview_jax.evaluation.captioned_sets import drawn_captions
+from cogview_jax.evaluation.features import FeatureExtractor
+from cogview_jax.evaluation.image_quality import ssim
+from cogview_jax.evaluation.metrics.frechet import frechet_distance
+from cogview_jax.evaluation.metrics.moments import Moments
+from cogview_jax.evaluation.report import evaluate
+from cogview_jax.runtime.errors import InputError
+from command_runs import retold
+
+COUNT, CANDIDATES = 4, 3
+
+
+@pytest.fixture(scope="module")
+def captioner(chain, tmp_path_factory):
+    return str(retold(chain, tmp_path_factory.mktemp("captioner") / "bundle", "caption"))
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A file of weights of a small network."""
+    offer(monkeypatch)
+    return str(write_weights(tmp_path / "tiny.npz"))
+
+
+def measured(name, bundle, out, images, **options):
+    evaluate(load_benchmark(name), str(bundle), str(out), Options(images=images, **options))
+    return json.loads(out.read_text())
+
+
+def features(path, images):
+    extractor = FeatureExtractor("tiny", path, batch_size=8)
+    return np.concatenate([found.pooled for found in extractor(iter(images))])
+
+
+def fid(x, y):
+    return frechet_distance(Moments.of(x), Moments.of(y)).value
+
+
+@pytest.fixture(scope="module")
+def pool(chain, captioner):
+    """The samples of the chain's bundle by its Python face, their CapLoss, and the captions."""
+    captioned = drawn_captions(COUNT, 16, 3)
+    images = load(f"{chain.run}/bundle").generate(captioned.texts, CANDIDATES, 3)
+    images = np.stack([[np.asarray(image) for image in row] for row in images])
+    scores = [load(captioner).score(images[:, i], captioned.texts) for i in range(images.shape[1])]
+    return captioned, images, np.stack(scores, axis=1)
+
+
+def test_table1_is_of_the_best_of_the_samples(chain, captioner, pool, tiny, tmp_path, capsys):
+    captioned, images, losses = pool
+    asked = ImageOptions(features={"tiny": tiny})
+    given = {"count": COUNT, "seed": 3, "rerank_with": captioner, "candidates": CANDIDATES}
+    report = measured("table1", f"{chain.run}/bundle", tmp_path / "r.json", asked, **given)
+    best = images[np.arange(COUNT), losses.argmin(axis=1)]
+    true = np.stack(list(captioned.images.read(range(COUNT))))
+    assert report["best"]["cap_loss"]["mean"] == pytest.approx(losses.min(axis=1).mean(), rel=1e-5)
+    x, y = features(tiny, true), features(tiny, best)
+    assert report["best"]["fid"]["0"] == pytest.approx(fid(x, y), rel=1e-6)
+    assert list(report["best"]["fid"]) == ["0", "1", "2", "4", "8"]
+    model = load(f"{chain.run}/bundle")
+    ceiling = fid(x, features(tiny, model.decode(model.encode(true))))
+    assert report["ceiling"]["fid"]["0"] == pytest.approx(ceiling, rel=1e-6)
+    wrong = load(captioner).score(best, [*captioned.texts[1:], captioned.texts[0]])
+    assert report["wrong captions"]["cap_loss"]["mean"] == pytest.approx(wrong.mean(), rel=1e-5)
+    said = capsys.readouterr().out
+    assert "CogView (paper)     27.10    19.40    13.90    19.40    23.60    18.20     2.43" in said
+    assert "this model: tiny, resize clean, N = 4" in said
+    page = (tmp_path / "r.html").read_text()
+    assert captioned.texts[0] in page
+    assert "Worst by CapLoss" in page
+
+
+def test_figure9_is_table1_at_every_number(chain, captioner, pool, tiny, tmp_path):
+    captioned, images, losses = pool
+    asked = ImageOptions(features={"tiny": tiny})
+    given = {"count": COUNT, "seed": 3, "rerank_with": captioner, "candidates": CANDIDATES}
+    report = measured("figure9", f"{chain.run}/bundle", tmp_path / "r.json", asked, **given)
+    true = features(tiny, captioned.images.read(range(COUNT)))
+    rows = report["by"]["cap_loss"]
+    assert [row["candidates"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        n = row["candidates"]
+        best = images[np.arange(COUNT), losses[:, :n].argmin(axis=1)]
+        assert row["fid"] == pytest.approx(fid(true, features(tiny, best)), rel=1e-6)
+        assert row["cap_loss"] == pytest.approx(losses[:, :n].min(axis=1).mean(), rel=1e-5)
+    with Image.open(tmp_path / "r.png") as drawing:
+        assert drawing.size[0] > 500
+
+
+def test_the_best_of_the_first_candidates():
+    scores = np.array([[3.0, 1.0, 2.0], [0.5, np.nan, 0.1]])
+    assert best_of(scores, 1, lowest=True).tolist() == [0, 3]
+    assert best_of(scores, 3, lowest=True).tolist() == [1, 5]
+    assert best_of(scores, 2, lowest=True).tolist() == [1, 3]
+    assert best_of(scores, 3, lowest=False).tolist() == [0, 3]
+
+
+def test_what_the_paper_s_benchmarks_need(chain, captioner, tiny, tmp_path):
+    out, asked = tmp_path / "r.json", ImageOptions(features={"tiny": tiny})
+    with pytest.raises(InputError, match="expected --rerank_with BUNDLE"):
+        measured("table1", f"{chain.run}/bundle", out, asked, count=2)
+    with pytest.raises(InputError, match=r"--rerank_with .*: the bundle's transformer was trained"):
+        given = {"rerank_with": f"{chain.run}/bundle", "candidates": 2}
+        measured("table1", f"{chain.run}/bundle", out, asked, count=2, **given)
+    with pytest.raises(InputError, match="trained for caption, this needs text_to_image"):
+        measured("figure9", captioner, out, asked, count=2, rerank_with=captioner, candidates=2)
+    with pytest.raises(InputError, match="--benchmark table1 measures a bundle: expected --bundle"):
+        evaluate(load_benchmark("table1"), None, str(out), Options())
+    assert not out.exists()
+
+
+def test_an_image_tokenizer_is_measured_on_drawings_and_on_a_folder(chain, tiny, tmp_path):
+    bundle = chain.codec / "bundle"
+    asked = ImageOptions(features={"tiny": tiny})
+    report = measured("tokenizer", bundle, tmp_path / "r.json", asked, count=6, seed=1)
+    true = np.stack(list(drawn_captions(6, 16, 1).images.read(range(6))))
+    model = load(bundle)
+    codes = model.encode(true)
+    decoded = model.decode(codes)
+    errors = np.mean((true.astype(float) - decoded) ** 2, axis=(1, 2, 3)) / 255**2
+    assert report["l2"]["mean"] == pytest.approx(errors.mean(), rel=1e-5)
+    assert report["l2"]["standard_error"] == pytest.approx(errors.std(ddof=1) / 6**0.5, rel=1e-5)
+    psnr = -10 * np.log10(errors).mean()
+    assert report["psnr"]["mean"] == pytest.approx(psnr, rel=1e-5)
+    assert report["ssim"]["mean"] == pytest.approx(float(ssim(true, decoded).mean()), rel=1e-5)
+    assert report["usage"] == len(np.unique(codes)) / model.codec.config.codebook
+    assert report["rfid"] == pytest.approx(
+        fid(features(tiny, true), features(tiny, decoded)), rel=1e-6
+    )
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate(true):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    (folder / "9.png").write_bytes(b"broken")
+    again = measured("tokenizer", bundle, tmp_path / "s.json", ImageOptions(real=str(folder)))
+    assert (again["n"], again["unreadable"]) == (6, 1)
+    assert again["l2"] == report["l2"]
+    assert again["perplexity"] == report["perplexity"]
+    assert "rfid" not in again
+
+
+def test_ones_own_pictures(chain, captioner, tiny, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    captioned = drawn_captions(5, 16, 2)
+    true = list(captioned.images.read(range(5)))
+    for number, (image, text) in enumerate(zip(true, captioned.texts, strict=True)):
+        Image.fromarray(image).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(text)
+    asked = ImageOptions(real=str(folder), features={"tiny": tiny}, prompts=("a red circle",))
+    given = {"count": 5, "rerank_with": captioner, "candidates": 1}
+    report = measured("pictures", f"{chain.run}/bundle", tmp_path / "r.json", asked, **given)
+    model = load(f"{chain.run}/bundle")
+    codes = model.encode(np.stack(true)).reshape(5, -1)
+    sums = np.zeros((3, 2))
+    for text, code in zip(captioned.texts, codes, strict=True):
+        example = model.layout.example({"text": model.parts.tokenizer.encode(text), "image": code})
+        logits = np.asarray(model.logits(example.tokens[None])[0], np.float64)
+        log_p = logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True))
+        losses = -log_p[np.arange(len(log_p)), example.targets]
+        kinds = (example.text_weights + example.image_weights, example.text_weights)
+        for row, weights in zip(sums, (*kinds, example.image_weights), strict=True):
+            row += (losses @ weights, weights.sum())
+    for name, (total, count) in zip(("loss", "text_loss", "image_loss"), sums, strict=True):
+        assert report["loss"][name]["mean"] == pytest.approx(total / count, rel=1e-5), name
+    true_loss = load(captioner).score(np.stack(true), captioned.texts).mean()
+    assert report["cap_loss"]["true"]["mean"] == pytest.approx(true_loss, rel=1e-5)
+    assert report["n_real"] == 5
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<figcaption>a red circle</figcaption>") == 4
