@@ -79,11 +79,11 @@ def test_inception_as_the_package(oracles, inception, images, resize):
 def test_the_releases_own_evaluation(oracles, tmp_path, images):
     path = write_state(tmp_path / "torchvision.pth", inception_state(oracles, classes=1000))
     extractor = FeatureExtractor("inception", path, resize="release", batch_size=8)
-    pooled, logits = joined(extractor(images))
+    pooled, logits = joined(extractor(images[6:14]))
     expected = np.load(oracles("cogview_eval/features.npz"))
-    near(pooled[:12], expected["pictures:2048"], 5e-5)
-    near(pooled[12:], expected["a_first8"][:OF_A_SET], 5e-5)
-    assert logits.shape == (len(images), 1000)
+    near(pooled[:6], expected["pictures:2048"][6:], 5e-5)
+    near(pooled[6:], expected["a_first8"][:2], 5e-5)
+    assert logits.shape == (8, 1000)
     with pytest.raises(InputError, match="torchvision's Inception v3, which"):
         FeatureExtractor("inception", path, resize="tf1")
 
