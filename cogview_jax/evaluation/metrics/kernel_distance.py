@@ -44,7 +44,7 @@ class KernelDistance:
             return None
         return (
             f"KID: subsets of {self.subset_size:,} images, not {self.requested_size:,}, since a set"
-            " has no more; they are all the same there, and the deviation is too small"
+            " has no more; all its subsets are then the same, and the deviation is too small"
         )
 
 
