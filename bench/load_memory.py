@@ -68,8 +68,8 @@ def write_random_bundle(path: Path) -> None:
         TransformerPart,
         codec_shapes,
         transformer_shapes,
-        write_bundle,
     )
+    from cogview_jax.checkpoints.bundle_writer import write_bundle
     from cogview_jax.models.config import TransformerConfig
     from cogview_jax.models.transformer import Transformer
     from cogview_jax.runtime.sharding import unbox

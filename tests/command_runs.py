@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from cogview_jax.checkpoints.bundle import Bundle, write_bundle
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.shapes.scenes import caption, drawing
 
 STEPS, PICTURES = 12, 32

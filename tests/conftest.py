@@ -44,6 +44,12 @@ def reference_shapes() -> Path:
 
 
 @pytest.fixture(scope="session")
+def fixtures_root() -> Path:
+    """The folder of fixtures that are the same for everybody."""
+    return FIXTURES
+
+
+@pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Expected values of the official code (`COGVIEW_FIXTURES` may name another folder of them)."""
     folder = Path(os.environ.get("COGVIEW_FIXTURES") or FIXTURES / "official").absolute()

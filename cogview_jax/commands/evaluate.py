@@ -11,16 +11,31 @@ say, by attribute, beside the ceiling that the image tokenizer sets; with --rera
 the best of 1, 2, 4 and 8 candidates by CapLoss. Of a caption bundle it reports the share of
 captions that say what drawings show; of a bundle for super-resolution the MSE of its images, beside
 that of bilinear and bicubic resampling.
+
+  python -m cogview_jax.evaluate --benchmark fid --real photos --generated samples \\
+      --features inception=pt_inception-2015-12-05-6726825d.pth --out fid.json
+
+fid compares two sets of images: FID (at several radii of blur: --blur 0,1,2,4,8), KID and the
+inception score. A set is a folder, one that `sample` has written too, or a file of statistics.
+Interrupted, the same command goes on; several processes share the work.
 """
 
 from absl import flags
 
-from cogview_jax.evaluation.benchmark import Options, available, load_benchmark
+from cogview_jax.evaluation.benchmark import (
+    BLUR_SETS,
+    RESIZES,
+    ImageOptions,
+    Options,
+    available,
+    load_benchmark,
+)
 from cogview_jax.runtime import command_line
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, MOST_ROWS, need_flag
+from cogview_jax.runtime.processes import distributed_flags
 
-BUNDLE = command_line.path_flag("bundle", "the bundle's folder", required=True)
-OUT = command_line.path_flag("out", "the JSON file to write", required=True)
+BUNDLE = command_line.path_flag("bundle", "the bundle's folder; fid needs none")
+OUT = command_line.path_flag("out", "the JSON file to write")
 BENCHMARK = flags.DEFINE_enum(
     "benchmark",
     "shapes",
@@ -58,10 +73,51 @@ BATCH_SIZE = flags.DEFINE_integer(
 PRECISION = flags.DEFINE_enum(
     "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
 )
+REAL = command_line.path_flag("real", "of fid: real images, a folder or a file of statistics")
+GENERATED = command_line.path_flag("generated", "of fid: the images to judge, the same")
+FEATURES = command_line.pairs_flag(
+    "features", "a feature network and the file of its weights, such as inception=FILE"
+)
+LIST_FEATURES = flags.DEFINE_boolean(
+    "list_features", False, "say what each feature network needs and where people get it, and end"
+)
+CAPTIONS = command_line.path_flag(
+    "captions",
+    "of table1 and figure9: captions as in COCO's captions_val2014.json; their images"
+    " are in --real",
+)
+PROMPT = flags.DEFINE_multi_string("prompt", [], "of pictures: what to show images of")
+RESIZE = flags.DEFINE_enum(
+    "resize",
+    "clean",
+    RESIZES,
+    "how images are resized for the network: as clean-fid, pytorch-fid or torch-fidelity do, or as"
+    " CogView's own evaluation, whose numbers compare with no others",
+)
+BLUR = command_line.numbers_flag("blur", (0,), "radii of FID-k in pixels, such as 0,1,2,4,8")
+BLUR_SETS_FLAG = flags.DEFINE_enum(
+    "blur_sets", "both", BLUR_SETS, "whether FID-k blurs both sets or the real one alone"
+)
+FID_INFINITY = flags.DEFINE_boolean(
+    "fid_infinity", False, "extrapolate FID to infinitely many images, too"
+)
+PRECISION_RECALL = flags.DEFINE_boolean(
+    "precision_recall", False, "measure precision and recall of the features, too"
+)
+SAVE_STATISTICS = command_line.path_flag(
+    "save_statistics", "the file (.npz) in which the statistics of --real are kept"
+)
+START = distributed_flags()
 
 
 def main() -> None:
     """Flags in, one job."""
+    if LIST_FEATURES.value:
+        from cogview_jax.evaluation.features import listed_features
+
+        print(listed_features())
+        return
+    command_line.need(OUT)
     # Before the libraries are loaded that take seconds.
     need_flag(NUM_PROMPTS, MOST_PROMPTS)
     need_flag(CANDIDATES, MOST_CANDIDATES)
@@ -77,7 +133,21 @@ def main() -> None:
         precision=PRECISION.value,
         rerank_with=RERANK_WITH.value,
         candidates=CANDIDATES.value or (8 if RERANK_WITH.value else 1),
+        images=ImageOptions(
+            real=REAL.value,
+            generated=GENERATED.value,
+            features=dict(FEATURES.value),
+            resize=RESIZE.value,
+            blur=BLUR.value,
+            blur_sets=BLUR_SETS_FLAG.value,
+            fid_infinity=FID_INFINITY.value,
+            precision_recall=PRECISION_RECALL.value,
+            save_statistics=SAVE_STATISTICS.value,
+            captions=CAPTIONS.value,
+            prompts=tuple(PROMPT.value),
+        ),
     )
+    START()
     from cogview_jax.evaluation.report import evaluate
 
     evaluate(load_benchmark(BENCHMARK.value), BUNDLE.value, OUT.value, options)

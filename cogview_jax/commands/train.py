@@ -26,7 +26,6 @@ from absl import flags
 from cogview_jax.commands.experiment_flag import experiment_flag
 from cogview_jax.runtime import command_line
 from cogview_jax.runtime.config_flag import settings_page
-from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import distributed_flags
 
 CONFIG = experiment_flag()
@@ -59,8 +58,7 @@ def main() -> int | None:
         from cogview_jax.dry_run import report
 
         return report.run(experiment, DEVICES.value, ACCELERATOR.value or None)
-    if not WORKDIR.value:
-        raise InputError(f"--workdir TEXT is missing: {flags.FLAGS['workdir'].help}")
+    command_line.need(WORKDIR)
     START()
     from cogview_jax.tasks import training
 

@@ -2,28 +2,84 @@
 
 A benchmark is a module of `cogview_jax.evaluation.benchmarks`. Its file is all that has to be
 added: the file's name is the name of the benchmark, the first line of its docstring is the
-description that `evaluate --help` shows, and `run` measures.
+description that `evaluate --help` shows, and `run` measures. NEEDS_BUNDLE = False in it says that
+there may be no bundle, SHARES_WORK = True that several processes share the work.
 
 The names are found without importing the modules, so that `evaluate --help` does without jax.
 """
 
 import ast
 import importlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from cogview_jax.evaluation import benchmarks
-from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, need_count
+from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, MOST_RADIUS, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
+
+    from cogview_jax.evaluation.page import Section
     from cogview_jax.pipeline.cogview import CogView
 
 #: What a benchmark has measured, as JSON: numbers, texts, and mappings and lists of them.
 Report = dict[str, Any]
+
+
+class Measured(NamedTuple):
+    """A report, and what its page shows besides: tables, curves, the pictures behind numbers."""
+
+    report: Report
+    sections: "Sequence[Section]" = ()
+
+
+#: How images are resized for a feature network, and which sets FID-k blurs.
+RESIZES, BLUR_SETS = ("clean", "legacy_pytorch", "tf1", "release"), ("both", "real")
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What a benchmark of images is asked for: more flags of `evaluate`.
+
+    Attributes:
+        real, generated: a folder of images, or a file of their statistics (`.npz`).
+        features: the file of the weights of each feature network, by its name.
+        resize: how images are resized for the network, one of RESIZES.
+        blur: the radii of FID-k in pixels; 0 is FID without blur.
+        blur_sets: "both" blurs both sets; "real" the real one alone.
+        fid_infinity: whether FID is extrapolated to a set without end.
+        precision_recall: whether precision and recall are measured, whose time and memory grow
+            with the product of the numbers of images.
+        save_statistics: the file in which the statistics of the real images are kept.
+        captions: a file of captions like COCO's, of images in `real`.
+        prompts: texts of one's own that images are shown for.
+    """
+
+    real: str | None = None
+    generated: str | None = None
+    features: Mapping[str, str] = field(default_factory=dict)
+    resize: str = "clean"
+    blur: tuple[int, ...] = (0,)
+    blur_sets: str = "both"
+    fid_infinity: bool = False
+    precision_recall: bool = False
+    save_statistics: str | None = None
+    captions: str | None = None
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name, choices in (("resize", RESIZES), ("blur_sets", BLUR_SETS)):
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(f"--{name} {value!r}: choices are {', '.join(choices)}")
+        if not self.blur or len(set(self.blur)) < len(self.blur):
+            raise InputError(f"--blur {self.blur}: expected different radii, such as 0,1,2,4,8")
+        for radius in self.blur:
+            need_count("--blur", radius, MOST_RADIUS, 0)
 
 
 @dataclass(frozen=True)
@@ -39,6 +95,10 @@ class Options:
         precision: of the arithmetic, a name of `runtime.precision`.
         rerank_with: a caption bundle that chooses the best of `candidates` images by CapLoss.
         candidates: images for each prompt.
+        images: of benchmarks that compare images.
+        bundle: the hash of the bundle that is measured.
+        unfinished: a folder for what a long evaluation has so far, which it goes on from; it is
+            deleted when the report is written.
     """
 
     count: int = 300
@@ -51,10 +111,13 @@ class Options:
     precision: str = "float32"
     rerank_with: str | None = None
     candidates: int = 1
+    images: ImageOptions = field(default_factory=ImageOptions)
+    bundle: str = ""
+    unfinished: str = ""
 
     def __post_init__(self):
         need_count("--candidates", self.candidates, MOST_CANDIDATES)
-        need_count("--num_prompts", self.count, MOST_PROMPTS // self.candidates)
+        need_count("--num_prompts", self.count, MOST_PROMPTS)
         if self.candidates > 1 and not self.rerank_with:
             raise InputError("--candidates needs a bundle to choose by: --rerank_with BUNDLE")
         SamplingOptions(self.seed, self._sampling(1.0), self.batch_size)  # checks their ranges
@@ -83,14 +146,21 @@ class Benchmark(Protocol):
 
     __name__: str
 
-    def run(self, model: "CogView", options: Options) -> Report:
-        """What `model` reaches.
+    def run(self, model: "CogView", options: Options) -> Report | Measured:
+        """What `model` reaches; where NEEDS_BUNDLE is False it may be None.
 
         Raises:
             InputError: the bundle lacks a part that is needed or is of another task, or an option
                 is out of its range.
         """
         ...
+
+
+def measure(benchmark: Benchmark, model: "CogView | None", options: Options) -> Measured:
+    """What a benchmark measures, whether or not its page shows more than the report."""
+    # A benchmark that needs no bundle says so, and takes None.
+    found = benchmark.run(cast("CogView", model), options)
+    return found if isinstance(found, Measured) else Measured(found)
 
 
 def available() -> dict[str, str]:
@@ -102,6 +172,15 @@ def available() -> dict[str, str]:
 def load_benchmark(name: str) -> Benchmark:
     """The benchmark of a name, one of `available()`."""
     return cast(Benchmark, importlib.import_module(f"{benchmarks.__name__}.{name}"))
+
+
+def mean_of(values: "Float[np.ndarray, ' n']") -> Report:
+    """A mean with its standard error (None of one value) and the number of values."""
+    import numpy as np
+
+    values = np.asarray(values, np.float64)
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(values.mean()), "standard_error": error, "n": len(values)}
 
 
 def table(benchmark: Benchmark, report: Report) -> str:

@@ -103,5 +103,10 @@ def _wrap(text: str, width: int) -> list[str]:
 
 
 @functools.cache
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """The font of all sheets and drawings, with letters of `size` pixels."""
+    return ImageFont.truetype(str(_FONT), size)
+
+
 def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(_FONT), _TEXT_SIZE)
+    return font_of(_TEXT_SIZE)

@@ -1,25 +1,38 @@
 """Runs a benchmark on a bundle and writes what it has measured as JSON."""
 
+import contextlib
+import shutil
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import jax
 
 from cogview_jax.checkpoints.bundle import identity
-from cogview_jax.evaluation.benchmark import Benchmark, Options, Report, table
+from cogview_jax.evaluation.benchmark import Benchmark, Options, Report, measure, table
+from cogview_jax.evaluation.page import Curves, curves_image, report_page
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
-from cogview_jax.runtime.files import check_file_output, write_json
+from cogview_jax.runtime.files import check_file_output, write_file, write_json
+from cogview_jax.runtime.lock import locked
+from cogview_jax.runtime.processes import barrier, is_primary
 
 
-def evaluate(benchmark: Benchmark, bundle: str, out: str, options: Options) -> None:
-    """Writes to the file `out` what `benchmark` measures of a bundle, and prints its table.
+def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Options) -> None:
+    """Writes to the file `out` what `benchmark` measures, and prints its table.
 
     The report begins with the name of the benchmark, the task of the bundle's transformer, and the
-    settings; what `benchmark.run` returns follows.
+    settings; what `benchmark.run` returns follows. Beside it lies a page for people, under the same
+    name with the ending .html, with the pictures behind the numbers; and its curves, where it has
+    any, as .png. What a long evaluation has computed lies in the folder OUT.unfinished until the
+    report is written.
 
     Args:
         benchmark: from `evaluation.benchmark.load_benchmark`.
-        bundle: a folder.
+        bundle: a folder; None for a benchmark that needs none.
         out: the report.
         options: of the benchmark.
 
@@ -28,24 +41,63 @@ def evaluate(benchmark: Benchmark, bundle: str, out: str, options: Options) -> N
             folder.
     """
     check_file_output(out, "--out")
-    model = load(bundle, dtype=options.precision)
+    check_file_output(beside(out, "html"), "the page of --out")
     name = benchmark.__name__.rpartition(".")[2]
-    heading = {"benchmark": name} | _heading(model, bundle, options)
-    report = benchmark.run(model, options)
-    print(table(benchmark, report))
-    with at_work("the report is not kept, but the table above is what it says"):
-        write_json(out, heading | report)
-    print(f"report in {out}", file=sys.stderr)
+    if bundle is None and getattr(benchmark, "NEEDS_BUNDLE", True):
+        raise InputError(f"--benchmark {name} measures a bundle: expected --bundle PATH")
+    if jax.process_count() > 1 and not getattr(benchmark, "SHARES_WORK", False):
+        raise InputError(f"--benchmark {name} runs in one process, got {jax.process_count()}")
+    unfinished = Path(f"{out}.unfinished")
+    with _held(unfinished):
+        options = replace(options, unfinished=str(unfinished))
+        if bundle is not None:
+            options = replace(options, bundle=identity(bundle))
+        model = None if bundle is None else load(bundle, dtype=options.precision)
+        heading = {"benchmark": name} | _heading(model, bundle, options)
+        measured = measure(benchmark, model, options)
+        if is_primary():
+            print(table(benchmark, measured.report))
+            report = heading | measured.report
+            page = report_page(f"{name}: {Path(out).name}", report, measured.sections)
+            with at_work("the report is not kept, but the table above is what it says"):
+                write_file(
+                    beside(out, "html"), lambda file: file.write_text(page, encoding="utf-8")
+                )
+                if curves := [each for each in measured.sections if isinstance(each, Curves)]:
+                    write_file(beside(out, "png"), curves_image(curves).save)
+                write_json(out, report)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            print(f"report in {out}, a page of it in {beside(out, 'html')}", file=sys.stderr)
+        barrier("report")
 
 
-def _heading(model: CogView, bundle: str, options: Options) -> Report:
+def beside(out: str, ending: str) -> Path:
+    """A file beside a report: of runs/report.json and html it is runs/report.html."""
+    path = Path(out)
+    return path.with_name(f"{path.name.removesuffix('.json')}.{ending}")
+
+
+@contextlib.contextmanager
+def _held(unfinished: Path) -> Iterator[None]:
+    """Keeps other evaluations from the folder; one process holds the lock for all of them."""
+    with contextlib.ExitStack() as stack:
+        if is_primary():
+            lock = unfinished.with_name(f".{unfinished.name}.lock")
+            what = f"the report {unfinished.with_suffix('')}"
+            stack.enter_context(locked(lock, what, "choose another --out"))
+        yield
+
+
+def _heading(model: CogView | None, bundle: str | None, options: Options) -> Report:
     """What was measured and how: task and settings; sampling only where there is a transformer."""
-    settings: Report = {"bundle": identity(bundle), "seed": options.seed}
+    settings: Report = {"seed": options.seed}
     task = {}
-    if "transformer" in model.parts.names:
-        task = {"task": model.layout.task}
-        settings |= asdict(options.sampling(model))
-    settings["precision"] = options.precision
+    if model is not None and bundle is not None:
+        settings = {"bundle": identity(bundle)} | settings
+        if "transformer" in model.parts.names:
+            task = {"task": model.layout.task}
+            settings |= asdict(options.sampling(model))
+        settings["precision"] = options.precision
     if options.rerank_with:
         settings["rerank_with"] = identity(options.rerank_with)
     return {**task, "settings": settings}

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart, write_bundle
+from cogview_jax.checkpoints.bundle import Bundle, CodecPart
+from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.interop import taming
 from cogview_jax.interop.files import (
     NOTHING_WRITTEN,

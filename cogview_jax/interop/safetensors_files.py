@@ -21,8 +21,8 @@ from cogview_jax.checkpoints.bundle import (
     TransformerPart,
     codec_shapes,
     transformer_shapes,
-    write_bundle,
 )
+from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.description import CodecEntry, TransformerEntry
 from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.interop.files import (

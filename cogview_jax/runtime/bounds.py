@@ -12,6 +12,8 @@ MOST_IMAGES = 1_000_000
 MOST_ROWS = 4096
 #: Candidates of a window, and rounds of back-projection. Far fewer already gain all there is.
 MOST_CANDIDATES, MOST_ROUNDS = 1024, 1024
+#: Pixels of a blur before images are compared: beyond it an image of any size is one grey.
+MOST_RADIUS = 256
 #: Images of each split in a benchmark, with all candidates. They give a share to within 0.2%.
 MOST_PROMPTS = 100_000
 

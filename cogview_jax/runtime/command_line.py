@@ -17,7 +17,7 @@ import textwrap
 import traceback
 from collections.abc import Iterator
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags, logging
 
@@ -41,6 +41,8 @@ _METAVARS = {
     "float": "X",
     "multi float": "X",
     "comma separated list of strings": "A,B",
+    "multi NAME=FILE": "NAME=FILE",
+    "numbers": "N,N",
 }
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
@@ -71,6 +73,60 @@ def path_flag(name: str, help: str, *, required: bool = False) -> flags.FlagHold
 def paths_flag(name: str, help: str) -> flags.FlagHolder:
     """Defines `--NAME PATH`, which may be repeated; its value is a list, empty by default."""
     return flags.DEFINE_multi(_PathParser(), flags.ArgumentSerializer(), name, [], help)
+
+
+def pairs_flag(name: str, help: str) -> flags.FlagHolder:
+    """Defines `--NAME KEY=PATH`, which may be repeated; its value is a list of pairs."""
+    return flags.DEFINE_multi(_PairParser(), _PairSerializer(), name, [], help)
+
+
+def numbers_flag(name: str, default: tuple[int, ...], help: str) -> flags.FlagHolder:
+    """Defines `--NAME 1,2,3`: a tuple of whole numbers."""
+    return flags.DEFINE(_NumbersParser(), name, default, help, serializer=_NumbersSerializer())
+
+
+def need(flag: flags.FlagHolder) -> None:
+    """InputError if a flag was not given, where not every use of the command needs it."""
+    if flag.value is None:
+        raise InputError(f"--{flag.name} TEXT is missing: {flags.FLAGS[flag.name].help}")
+
+
+class _NumbersParser(flags.ArgumentParser):
+    def parse(self, argument: Any) -> tuple[int, ...]:
+        if isinstance(argument, tuple):  # a default
+            return argument
+        try:
+            return tuple(int(number) for number in argument.split(","))
+        except ValueError:
+            raise ValueError("expected whole numbers, such as 1,2,4") from None
+
+    def flag_type(self) -> str:
+        return "numbers"
+
+
+class _NumbersSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: tuple[int, ...]) -> str:
+        return ",".join(map(str, value))
+
+
+class _PairParser(flags.ArgumentParser):
+    def parse(self, argument: Any) -> tuple[str, str]:
+        if isinstance(argument, tuple):  # absl parses a default again
+            return argument
+        key, equals, path = argument.partition("=")
+        if not (key and equals and path):
+            raise ValueError("expected NAME=FILE")
+        if problem := path_problem(path):
+            raise ValueError(problem)
+        return key, path
+
+    def flag_type(self) -> str:
+        return "NAME=FILE"
+
+
+class _PairSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: tuple[str, str]) -> str:
+        return "=".join(value)
 
 
 class _PathParser(flags.ArgumentParser):

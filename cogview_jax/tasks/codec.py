@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart, write_bundle
+from cogview_jax.checkpoints.bundle import Bundle, CodecPart
+from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.data.held_out import split
 from cogview_jax.data.records import Record
 from cogview_jax.data.sources.source import Source, readable

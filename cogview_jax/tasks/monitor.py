@@ -1,5 +1,6 @@
 """What a run measures, reports and shows while it trains."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 from PIL import Image
 
 from cogview_jax.data.sources.source import Source
-from cogview_jax.evaluation.benchmark import Options, available, load_benchmark
+from cogview_jax.evaluation.benchmark import Options, available, load_benchmark, measure
 from cogview_jax.runtime.config import closest
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import TolerateDiskErrors
@@ -113,15 +114,37 @@ class Monitor:
         config = self._experiment.train
         # Not by free memory, which may differ between the processes of a run.
         rows = min(config.benchmark_prompts, config.global_batch // config.accumulate)
-        options = Options(count=config.benchmark_prompts, batch_size=rows)
+        folder = self._workdir.path / "benchmark.unfinished"
+        options = Options(
+            count=config.benchmark_prompts,
+            batch_size=rows,
+            bundle=f"step {step}",  # what an interrupted run had measured of another is not taken
+            unfinished=str(folder),
+        )
         model = self._task.cogview(self._for_bundle(state))
-        return dict(numbers(load_benchmark(config.benchmark).run(model, options), "benchmark"))
+        found = measure(load_benchmark(config.benchmark), model, options)
+        if is_primary():
+            shutil.rmtree(folder, ignore_errors=True)
+        return dict(numbers(found.report, "benchmark"))
 
 
 def check_benchmark(name: str) -> None:
-    """InputError where `train.benchmark` names none; empty is welcome."""
-    if name and name not in available():
+    """InputError where `train.benchmark` names none that training can run; empty is welcome."""
+    if not name:
+        return
+    if name not in available():
         raise InputError(f"train.benchmark = {name!r}: {closest(name, available())}")
+    benchmark = load_benchmark(name)
+    if not getattr(benchmark, "NEEDS_BUNDLE", True):
+        raise InputError(
+            f"train.benchmark = {name!r} measures images and no bundle: run evaluate --benchmark"
+            f" {name}, or choose another"
+        )
+    if jax.process_count() > 1 and getattr(benchmark, "SHARES_WORK", False):
+        raise InputError(
+            f"train.benchmark = {name!r} splits its images over processes, which share the weights"
+            f" in training: run evaluate --benchmark {name} beside it, or choose another"
+        )
 
 
 def numbers(report: Mapping[str, Any], name: str) -> Iterator[tuple[str, float]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import Bundle, write_bundle
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources.source import Source, SourceConfig

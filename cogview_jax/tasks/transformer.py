@@ -9,7 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, write_bundle
+from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
+from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.data.held_out import Subset, split
 from cogview_jax.data.sources.source import Source, readable
 from cogview_jax.data.token_records import TokenRecord

@@ -14,9 +14,9 @@ from cogview_jax.data.held_out_batches import HeldOutBatches
 from cogview_jax.data.records import Record
 from cogview_jax.data.sources.source import Source
 from cogview_jax.data.transforms import SquareView
-from cogview_jax.evaluation.image_quality import psnr, squared_error, ssim
+from cogview_jax.evaluation.reconstruction import image_values, pair_metrics, use_of
 from cogview_jax.interop.feature_weights import read_lpips
-from cogview_jax.models.networks.lpips import LpipsWeights, lpips
+from cogview_jax.models.networks.lpips import LpipsWeights
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.tasks.experiment import CodecExperiment
 from cogview_jax.tokenizers.codecs.codec import decode_codes, encode_images
@@ -24,8 +24,6 @@ from cogview_jax.training.codec_loss import VQGANLoss
 from cogview_jax.training.objective import ModelValues, Objective
 from cogview_jax.training.state import TrainState
 
-#: The most that an image counts in the mean PSNR, in dB: one without any error has no finite one.
-MOST_PSNR = 100.0
 #: Metrics of which a higher value is better.
 HIGHER_IS_BETTER = frozenset(
     {
@@ -73,7 +71,7 @@ class ImageValidation:
             self._distance = f"LPIPS by {self._lpips.network} ({setting} = {file})"
         size = self._model.image_size
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-        jax.eval_shape(_pairs, self._lpips, image, image)  # refuses images that are too small
+        jax.eval_shape(pair_metrics, self._lpips, image, image)  # refuses images that are too small
         view = SquareView(size)
         self._batches = HeldOutBatches(
             held_out,
@@ -114,15 +112,8 @@ class ImageValidation:
                 found.setdefault(name, []).append(to_host(array)[here])
             uses += to_host(of_codes)
         arrays = {name: np.concatenate(pieces) for name, pieces in found.items()}
-        errors = arrays.pop("error").astype(np.float64)
-        share = uses[uses > 0] / uses.sum()
-        metrics = {
-            "l2": np.mean(errors) / 255**2,
-            "psnr": np.mean(np.minimum(psnr(errors), MOST_PSNR)),
-            **{name: np.mean(array.astype(np.float64)) for name, array in arrays.items()},
-            "usage": np.mean(uses > 0),
-            "perplexity": np.exp(-np.sum(share * np.log(share))),
-        }
+        means = {name: np.mean(values) for name, values in image_values(arrays).items()}
+        metrics = means | use_of(uses)
         return {name: float(metrics[name.removeprefix("validation_")]) for name in self.names}
 
     def _measured(
@@ -138,13 +129,4 @@ class ImageValidation:
         codes = encode_images(codec, params, codebook, images)
         decoded = decode_codes(codec, params, codebook, codes)
         uses = jnp.zeros(self._model.codebook).at[codes].add(there[:, None, None])
-        return _pairs(weights, images, decoded), uses
-
-
-def _pairs(weights: LpipsWeights | None, a: jax.Array, b: jax.Array) -> dict[str, jax.Array]:
-    """What is measured of each pair of uint8 images [b, h, w, 3], by name: [b]."""
-    found = {"error": squared_error(a, b), "ssim": ssim(a, b)}
-    if weights is None:
-        return found
-    x, y = (image.astype(jnp.float32) / 127.5 - 1 for image in (a, b))
-    return found | {"lpips": lpips(weights, x, y)}
+        return pair_metrics(weights, images, decoded), uses

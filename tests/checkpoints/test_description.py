@@ -11,7 +11,8 @@ import pytest
 import tensorstore
 
 import tiny
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart, write_bundle
+from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.stored_tree import restore_tree, save_tree
 from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError

@@ -10,7 +10,8 @@ from PIL import Image
 
 import reference
 from cogview_jax import load
-from cogview_jax.checkpoints.bundle import Bundle, transformer_shapes, write_bundle
+from cogview_jax.checkpoints.bundle import Bundle, transformer_shapes
+from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.commands.describe_images import caption, rerank
 from cogview_jax.commands.resumable_output import ResumableOutput
 from cogview_jax.commands.sample_images import (

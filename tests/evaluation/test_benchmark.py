@@ -18,6 +18,8 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file
 from cogview_jax.shapes.fresh import fresh_scenes
 
+#: The benchmarks that come with the package.
+NAMES = ("fid", "figure9", "pictures", "shapes", "table1", "tokenizer")
 #: As if the file of the example lay in `cogview_jax/evaluation/benchmarks/`; jax is not there.
 COMMAND = """
 import sys
@@ -51,12 +53,13 @@ def added(folder, monkeypatch):
 
 
 def test_the_example_is_short_and_found_beside_the_others(added, root):
-    assert available() == {
-        "new_benchmark": (
-            "PSNR of new drawings after the image tokenizer has encoded and decoded them, in dB"
-        ),
-        "shapes": ("How well a bundle does its task on captioned shapes that no training has seen"),
-    }
+    assert list(available()) == sorted([*NAMES, "new_benchmark"])
+    assert available()["new_benchmark"] == (
+        "PSNR of new drawings after the image tokenizer has encoded and decoded them, in dB"
+    )
+    assert available()["shapes"] == (
+        "How well a bundle does its task on captioned shapes that no training has seen"
+    )
     assert added.__name__ == "cogview_jax.evaluation.benchmarks.new_benchmark"
     text = (root / "tests" / "examples" / "new_benchmark.py").read_text()
     assert len(text.splitlines()) <= 40
@@ -97,12 +100,12 @@ def command(root, folder, *arguments):
 def test_help_and_mistakes_name_all_benchmarks_and_need_no_jax(root, folder):
     said = command(root, folder, "--help")
     assert (said.returncode, said.stderr) == (0, "")
-    assert (
-        "  --benchmark new_benchmark|shapes\n      new_benchmark: PSNR of new draw" in said.stdout
-    )
-    wrong = command(root, folder, "--bundle=b", "--out=r.json", "--benchmark=fid")
+    names = sorted([*NAMES, "new_benchmark"])
+    assert f"  --benchmark {'|'.join(names)}\n" in said.stdout
+    assert "new_benchmark: PSNR of new drawings" in " ".join(said.stdout.split())
+    wrong = command(root, folder, "--bundle=b", "--out=r.json", "--benchmark=fod")
     assert wrong.returncode == 2
-    assert wrong.stderr == "error: --benchmark=fid: expected one of new_benchmark, shapes\n"
+    assert wrong.stderr == f"error: --benchmark=fod: expected one of {', '.join(names)}\n"
 
 
 def test_a_table_that_a_benchmark_defines_is_the_one_that_is_shown(added):
@@ -120,10 +123,6 @@ def test_a_table_that_a_benchmark_defines_is_the_one_that_is_shown(added):
     [
         ({"count": 0}, "--num_prompts 0: expected at least 1"),
         ({"count": 10**12}, "--num_prompts 1000000000000: expected at most 100000"),
-        (
-            {"count": 50_001, "candidates": 2, "rerank_with": "b"},
-            "--num_prompts 50001: expected at most 50000",
-        ),
         ({"candidates": 0, "rerank_with": "b"}, "--candidates 0: expected at least 1"),
         ({"candidates": 4}, "--candidates needs a bundle to choose by: --rerank_with BUNDLE"),
         ({"seed": -1}, "seed -1: expected 0 to 4294967295"),

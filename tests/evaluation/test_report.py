@@ -88,6 +88,11 @@ def test_the_best_of_candidates_is_that_of_the_caption_bundle(chain, captioner, 
     ("bundle", "options", "message"),
     [
         ("run", {"count": 1}, "--num_prompts 1: expected at least 2"),
+        (
+            "run",
+            {"count": 12_501, "rerank_with": "captioner"},
+            "--num_prompts 12501: expected at most 12500",
+        ),
         ("codec", {"count": 4}, "needs a transformer and a codec to be evaluated"),
         ("run", {"rerank_with": "run"}, "was trained for text_to_image, this needs caption"),
         ("captioner", {"rerank_with": "captioner"}, "is for a bundle of text_to_image, not of"),
@@ -101,7 +106,8 @@ def test_mistakes_leave_no_report(chain, captioner, tmp_path, bundle, options, m
     }
     out = tmp_path / "report.json"
     if "rerank_with" in options:
-        options = {"count": 2, "rerank_with": bundles[options["rerank_with"]], "candidates": 8}
+        options = {"count": 2, **options, "candidates": 8}
+        options["rerank_with"] = bundles[options["rerank_with"]]
     with pytest.raises(InputError, match=message):
         evaluate(shapes, bundles[bundle], str(out), Options(batch_size=4, **options))
     assert not out.exists()

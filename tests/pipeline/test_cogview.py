@@ -16,7 +16,7 @@ from pipeline.small import (
 )
 
 import reference
-from cogview_jax.checkpoints.bundle import write_bundle
+from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError

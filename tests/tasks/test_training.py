@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogview_jax.checkpoints.bundle import Bundle, write_bundle
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import peak_flops
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh

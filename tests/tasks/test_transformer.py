@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from cogview_jax.checkpoints.bundle import Bundle, write_bundle
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_store import TokenStore

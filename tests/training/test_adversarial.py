@@ -21,14 +21,13 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.training.adversarial import (
     AdversarialConfig,
     adaptive_weight,
-    discriminator_loss,
     discriminator_turn,
-    generator_loss,
     generator_turn,
     last_kernel_gradients,
     perceptual_reconstruction,
     with_gradient,
 )
+from cogview_jax.training.gan_losses import discriminator_loss, generator_loss
 
 #: Steps before and after the start of the discriminator in the oracles.
 BEFORE, AFTER = 50, 500

@@ -56,7 +56,8 @@ class FolderSource:
     """The images of a folder, in one of two forms.
 
     With a `captions.jsonl` directly in the folder, its lines are the records, in their order:
-    `{"file": "a/1.png", "caption": "a cat"}`, or `"captions": [...]` for several. Images that it
+    `{"file": "a/1.png", "caption": "a cat"}`, or `"captions": [...]` for several, or `"prompt"` as
+    in the samples.jsonl that `sample` writes. Images that it
     does not list are no part of the data. A file is a path within the folder. An absolute path, one
     with "..", and one that a link leads out of the folder are bad records, so that a listing opens
     only files in the folder.
@@ -75,6 +76,7 @@ class FolderSource:
         require_captions: bool = True,
         max_pixels: int = MAX_PIXELS,
         caption: str = "",
+        listing: str = LISTING,
     ):
         """Lists the folder.
 
@@ -84,6 +86,7 @@ class FolderSource:
                 tokenizer trains on those.
             max_pixels: an image with more pixels is a bad record.
             caption: the caption of every image. If it is given, captions in files are not read.
+            listing: the name of the file that is taken as the listing, if the folder has one.
 
         Raises:
             InputError: there is no such folder, or it holds no image or no caption.
@@ -96,25 +99,26 @@ class FolderSource:
         self._real = os.path.realpath(self._root)
         self._lines: list[tuple[int, bytes]] = []
         self._scan: FolderScan | None = None
-        listing = os.path.join(self._root, LISTING)
-        if os.path.lexists(listing):
-            lines = enumerate(_read_listing(listing), 1)
+        self._listing = listing
+        listed = os.path.join(self._root, listing)
+        if os.path.lexists(listed):
+            lines = enumerate(_read_listing(listed), 1)
             self._lines = [(n, line) for n, line in lines if line.strip()]
             if not self._lines:
                 raise InputError(
-                    f"path={str(path)!r}: expected {LISTING} with a line an image, it has no line"
+                    f"path={str(path)!r}: expected {listing} with a line an image, it has no line"
                 )
             return
         self._scan = scan_folder(self._root)
         given, ignored = f"path={str(path)!r}: ", self._scan.ignored
         if not self._scan.images:
             raise InputError(
-                f"{given}expected images ({', '.join(SUFFIXES)}) in it or below, or a {LISTING}"
+                f"{given}expected images ({', '.join(SUFFIXES)}) in it or below, or a {listing}"
                 f" that lists them, and there is neither; {ignored}"
             )
         if require_captions and not self._caption and not self._scan.texts:
             raise InputError(
-                f"{given}{len(self._scan.images)} images and no caption: expected a {LISTING} with"
+                f"{given}{len(self._scan.images)} images and no caption: expected a {listing} with"
                 f" a line an image, or a NAME.txt beside each NAME.png; {ignored}"
             )
 
@@ -134,8 +138,8 @@ class FolderSource:
         scan, listed = scan_folder(self._root), {self.key(i) for i in range(len(self))}
         unlisted = [file for file in scan.images if file not in listed]
         if unlisted:
-            scan.ignored.add(f"that {LISTING} does not list", unlisted[0], len(unlisted))
-        return f"{len(self)} lines of {LISTING}; {scan.ignored}"
+            scan.ignored.add(f"that {self._listing} does not list", unlisted[0], len(unlisted))
+        return f"{len(self)} lines of {self._listing}; {scan.ignored}"
 
     def key(self, i: int) -> str:
         """Returns the path of the image within the folder, or the line if it cannot be read."""
@@ -157,7 +161,7 @@ class FolderSource:
         if self._scan:
             texts = [] if self._caption else self._beside(key)
         elif not _within(os.path.realpath(path), self._real):
-            raise BadRecord(key, f"a link leads out of the folder of {LISTING}")
+            raise BadRecord(key, f"a link leads out of the folder of {self._listing}")
         texts = [self._caption] if self._caption else texts
         captions = clean_captions(texts, key, required=self._required)
         try:
@@ -169,7 +173,7 @@ class FolderSource:
     def _parsed(self, i: int) -> tuple[str, list[str]]:
         """Returns the path of record `i`, and its captions if a listing has them."""
         if not self._scan:
-            return _parse(*self._lines[i])
+            return _parse(*self._lines[i], self._listing)
         file = self._scan.images[i]
         if not is_unicode(file):
             raise BadRecord(file, "the name of the file is not UTF-8")
@@ -216,9 +220,9 @@ def _within(path: str, folder: str) -> bool:
     return os.path.commonpath([path, folder]) == folder
 
 
-def _parse(number: int, line: bytes) -> tuple[str, list[str]]:
+def _parse(number: int, line: bytes, listing: str) -> tuple[str, list[str]]:
     """Returns the file and the captions of a line of the listing."""
-    where = f"{LISTING}:{number}"
+    where = f"{listing}:{number}"
     if len(line) > LINE_LIMIT:
         raise BadRecord(where, f"a line of {len(line)} bytes: expected at most {LINE_LIMIT}")
     try:
@@ -234,9 +238,9 @@ def _parse(number: int, line: bytes) -> tuple[str, list[str]]:
         raise BadRecord(where, f'"file" {file!r} is no name of a file')
     if os.path.isabs(file) or os.pardir in file.split("/"):
         raise BadRecord(
-            file, f'"file" leads out of the folder: expected a path within that of {LISTING}'
+            file, f'"file" leads out of the folder: expected a path within that of {listing}'
         )
-    texts = entry.get("captions", [entry.get("caption", "")])
+    texts = entry.get("captions", [entry.get("caption", entry.get("prompt", ""))])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadRecord(file, '"caption" must be a text, "captions" a list of texts')
     return file, texts

@@ -16,6 +16,7 @@ from PIL import Image
 from cogview_jax.evaluation.benchmark import Options, Report
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load
+from cogview_jax.runtime.bounds import MOST_PROMPTS, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.sampling.back_projection import ROUNDS, back_projected
@@ -43,6 +44,7 @@ def run(model: CogView, options: Options) -> Report:
         InputError: the bundle lacks a part, there are fewer than two examples or more than memory
             has room for, or candidates are asked for of another task than text_to_image.
     """
+    need_count("--num_prompts", options.count, MOST_PROMPTS // options.candidates)
     if options.count < 2:
         raise InputError(f"--num_prompts {options.count}: expected at least 2, one a language")
     if not {"codec", "transformer"} <= model.parts.names:

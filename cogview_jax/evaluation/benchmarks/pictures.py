@@ -1,0 +1,153 @@
+"""A model of one's own captioned pictures: held-out loss, CapLoss, FID and KID, chosen prompts.
+
+The pictures are those of the captioned folder `--real`, which training should not have seen.
+CapLoss is measured where `--rerank_with` names a caption bundle, FID and KID where `--features`
+names a network; the page shows images of every `--prompt`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogview_jax.checkpoints.bundle import identity
+from cogview_jax.data.transforms import SquareView
+from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
+from cogview_jax.evaluation.benchmarks.fid import open_extractor
+from cogview_jax.evaluation.candidates import CodedImages, sample_candidates
+from cogview_jax.evaluation.captioned_sets import CaptionedSet, open_captioned
+from cogview_jax.evaluation.features import FEATURE_NETWORKS
+from cogview_jax.evaluation.image_sets import good_images
+from cogview_jax.evaluation.page import Pictures, Section
+from cogview_jax.evaluation.scorer import CapLossScorer
+from cogview_jax.evaluation.sequence_loss import sequence_losses
+from cogview_jax.evaluation.set_distances import ImageFeatures, distances
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.progress import Progress
+
+#: Images whose loss is computed together, and images of a prompt on the page.
+_TOGETHER, _SHOWN = 64, 4
+
+
+def run(model: CogView, options: Options) -> Measured:
+    """Measures a bundle of text_to_image on `options.count` of the pictures, drawn at random.
+
+    Raises:
+        InputError: the bundle is of another task, or there are no captioned pictures.
+    """
+    model.need("transformer", "text", "codec")
+    model.need_task("text_to_image")
+    asked, folder = options.images, Path(options.unfinished)
+    if asked.real is None:
+        raise InputError("--benchmark pictures needs --real: a folder of captioned pictures")
+    captioned = open_captioned(
+        asked.captions,
+        asked.real,
+        count=options.count,
+        size=model.codec.config.image_size,
+        seed=options.seed,
+    )
+    report: Report = {"pictures": captioned.name, "loss": _losses(model, captioned, options)}
+    wanted = bool(asked.features.keys() & FEATURE_NETWORKS.keys())
+    if wanted or options.rerank_with:
+        generated = _sampled(model, captioned.texts, options, folder / "generated", 1)
+        if options.rerank_with:
+            scorer = CapLossScorer(options.rerank_with, options.precision, folder)
+            losses = scorer.scores(generated, captioned.texts, "generated")
+            true = scorer.scores(captioned.images, captioned.texts, "true")
+            report["cap_loss"] = {
+                "generated": mean_of(losses[~np.isnan(losses)]),
+                "true": mean_of(true[~np.isnan(true)]),
+                "by": identity(options.rerank_with),
+            }
+        if wanted:
+            extractor = open_extractor(asked)
+            real = ImageFeatures(captioned.images, extractor, folder / "real_features")
+            made = ImageFeatures(generated, extractor, folder / "generated_features")
+            report |= distances(real, made, extractor, asked, options.seed)
+    return Measured(report, _shown(model, captioned, options, folder))
+
+
+def _losses(model: CogView, captioned: CaptionedSet, options: Options) -> Report:
+    """The loss over all tokens, and over those of texts and of images, with standard errors."""
+    view = SquareView(model.codec.config.image_size)
+    sums, counts = [], []
+    with Progress(len(captioned.texts), "loss", unit="image") as progress:
+        for start in range(0, len(captioned.texts), _TOGETHER):
+            some = range(start, min(start + _TOGETHER, len(captioned.texts)))
+            if good := good_images(captioned.images, some):
+                rng = np.random.default_rng(0)
+                pixels = np.stack([view(image, rng) for image in good.values()])
+                texts = [captioned.texts[i] for i in good]
+                entropies, number = sequence_losses(model, pixels, texts, options.batch_size)
+                sums.append(entropies)
+                counts.append(number)
+            progress.update(len(some))
+    if not sums:
+        raise InputError(f"{captioned.name}: none of the images can be read")
+    total, number = np.concatenate(sums), np.concatenate(counts)
+    every = total.sum(axis=1), number.sum(axis=1)
+    kinds = {"loss": every, "text_loss": (total[:, 0], number[:, 0])}
+    kinds |= {"image_loss": (total[:, 1], number[:, 1])}
+    report = {}
+    for name, (losses, of) in kinds.items():
+        mean = losses.sum() / of.sum()
+        # Of a ratio of means, by the residuals of the rows.
+        error = mean_of((losses - mean * of) / of.mean())["standard_error"]
+        report[name] = {"mean": float(mean), "standard_error": error, "n": len(losses)}
+    return report
+
+
+def _sampled(
+    model: CogView, prompts: Any, options: Options, folder: Path, candidates: int
+) -> CodedImages:
+    return sample_candidates(
+        model,
+        prompts,
+        candidates,
+        folder,
+        bundle=options.bundle,
+        seed=options.seed,
+        sampling=options.sampling(model),
+        batch_size=options.batch_size,
+    )
+
+
+def _shown(
+    model: CogView, captioned: CaptionedSet, options: Options, folder: Path
+) -> list[Section]:
+    """Images of one's own prompts, and of some captions beside the true ones."""
+    sections: list[Section] = []
+    prompts = options.images.prompts
+    if prompts:
+        images = _sampled(model, prompts, options, folder / "prompts", _SHOWN)
+        pictures = good_images(images, range(len(images)))
+        texts = [prompts[number // _SHOWN] for number in pictures]
+        sections.append(Pictures("Your prompts", list(pictures.values()), texts))
+    numbers = range(min(_SHOWN, len(captioned.texts)))
+    made = _sampled(model, captioned.texts[:_SHOWN], options, folder / "shown", 1)
+    kinds = {"true": captioned.images, "generated": made}
+    found = {kind: good_images(images, numbers) for kind, images in kinds.items()}
+    pairs = [(kind, number) for number in numbers for kind in kinds if number in found[kind]]
+    shown = [found[kind][number] for kind, number in pairs]
+    texts = [f"{kind}: {captioned.texts[number]}" for kind, number in pairs]
+    return [*sections, Pictures("Pictures of the folder", shown, texts)]
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The numbers for people, a line each."""
+    lines = [
+        f"{name.replace('_', ' '):20}{loss['mean']:.4f} +- {loss['standard_error'] or 0:.4f}"
+        for name, loss in report["loss"].items()
+    ]
+    for name in ("generated", "true"):
+        if "cap_loss" in report:
+            loss = report["cap_loss"][name]
+            lines.append(f"{'CapLoss, ' + name:20}{loss['mean']:.4f}")
+    if "fid" in report:
+        lines += [f"{'FID-' + radius:20}{value:.4f}" for radius, value in report["fid"].items()]
+        lines.append(f"{'KID':20}{report['kid']['mean']:.6f}")
+        lines.append(f"by {report['features']['name']}, resize {report['resize']}")
+    return "\n".join(lines)

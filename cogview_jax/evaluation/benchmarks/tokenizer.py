@@ -1,0 +1,108 @@
+"""How well an image tokenizer gives images back: rFID, LPIPS, SSIM, PSNR, L2, use of its codes.
+
+The images are those of the folder `--real`, or new captioned shapes. What needs a network is
+measured where `--features` names its weights: inception or efficientnet_lite0 for rFID and KID,
+lpips for LPIPS.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cogview_jax.data.transforms import SquareView
+from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
+from cogview_jax.evaluation.benchmarks.fid import open_extractor
+from cogview_jax.evaluation.candidates import CodedImages, Viewed, encode_images
+from cogview_jax.evaluation.captioned_sets import drawn_captions
+from cogview_jax.evaluation.features import FEATURE_NETWORKS
+from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, good_images, open_folder
+from cogview_jax.evaluation.page import Pictures
+from cogview_jax.evaluation.reconstruction import code_use, image_values, pair_metrics
+from cogview_jax.evaluation.row_store import RowStore
+from cogview_jax.evaluation.set_distances import ImageFeatures, distances
+from cogview_jax.interop.feature_weights import read_lpips
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import sha256_file
+from cogview_jax.runtime.processes import is_primary
+from cogview_jax.runtime.progress import Progress
+
+SHARES_WORK = True
+#: Images that are compared together, and those that the page shows.
+_TOGETHER, _SHOWN = 32, 8
+
+
+def run(model: CogView, options: Options) -> Measured:
+    """Measures the image tokenizer of a bundle on images at the size it was trained for.
+
+    Raises:
+        InputError: there are no images, or weights are of another network.
+    """
+    model.need("codec")
+    asked, size, folder = options.images, model.codec.config.image_size, Path(options.unfinished)
+    images: ImageSet
+    if asked.real is None:
+        images = drawn_captions(options.count, size, options.seed).images
+    else:
+        images = SourceImages(open_folder(asked.real, "--real"), asked.real)
+    square, rng = SquareView(size), np.random.default_rng(0)
+    true = Viewed(images, lambda image: square(image, rng), f"square of {size}")
+    decoded = encode_images(model, true, folder / "codes", options.bundle)
+    report: Report = {"images": images.name} | _pairs(true, decoded, options, folder / "pairs")
+    report |= code_use(decoded.codes(), model.codec.config.codebook)
+    if asked.features.keys() & FEATURE_NETWORKS.keys():
+        extractor = open_extractor(asked)
+        real = ImageFeatures(true, extractor, folder / "real")
+        given = ImageFeatures(decoded, extractor, folder / "decoded")
+        measured = distances(real, given, extractor, replace(asked, blur=(0,)), options.seed)
+        report |= {"rfid": measured.pop("fid")["0"], **measured}
+    return Measured(report, list(_pictures(true, decoded)))
+
+
+def _pairs(true: ImageSet, decoded: CodedImages, options: Options, folder: Path) -> Report:
+    """Means over images of what compares each with its reconstruction, with standard errors."""
+    path = options.images.features.get("lpips")
+    weights, lpips = None, {}
+    if path is not None:
+        weights = read_lpips(path)
+        lpips = {"network": weights.network, "sha256": sha256_file(path)}
+    names = ["error", "ssim", *(["lpips"] if weights else [])]
+    job = {"of": true.identity, "decoded": decoded.identity, "lpips": lpips}
+    store = RowStore(folder, job, count=len(true), width=len(names))
+    measure, mine = jax.jit(pair_metrics), store.mine
+    with Progress(
+        len(mine) + store.done, "compare", unit="image", start=store.done, shown=is_primary()
+    ) as progress:
+        for start in range(0, len(mine), _TOGETHER):
+            some = mine[start : start + _TOGETHER]
+            a, b = good_images(true, some), good_images(decoded, some)
+            good = [number for number in some if number in a and number in b]
+            rows = np.full((len(some), len(names)), np.nan, np.float32)
+            if good:
+                # All batches have one size, so that one function is compiled.
+                padded = [good[i % len(good)] for i in range(_TOGETHER)]
+                pair = (np.stack([side[number] for number in padded]) for side in (a, b))
+                found = measure(weights, *pair)
+                columns = [np.asarray(found[name])[: len(good)] for name in names]
+                rows[[some.index(number) for number in good]] = np.stack(columns, axis=1)
+            store.append(rows)
+            progress.update(len(some))
+    store.finish()
+    rows = store.read(range(store.count)).astype(np.float64)
+    rows = rows[~np.isnan(rows[:, 0])]
+    if not len(rows):
+        raise InputError(f"{true.name}: none of its {len(true)} images can be read")
+    values = image_values(dict(zip(names, rows.T, strict=True)))
+    report: Report = {"n": len(rows), "unreadable": len(true) - len(rows)}
+    report |= {name: mean_of(each) for name, each in values.items()}
+    return report | ({"lpips_network": lpips} if lpips else {})
+
+
+def _pictures(true: ImageSet, decoded: ImageSet) -> list[Pictures]:
+    numbers = range(min(_SHOWN, len(true)))
+    a, b = good_images(true, numbers), good_images(decoded, numbers)
+    shown = [side[number] for number in numbers if number in a and number in b for side in (a, b)]
+    words = ["image", "reconstruction"] * (len(shown) // 2)
+    return [Pictures("Images and reconstructions", shown, words)]

@@ -1,0 +1,188 @@
+"""Captions and the true image of each: what a text-to-image model is compared with."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cogview_jax.data.images import decode_image, read_image_file
+from cogview_jax.data.records import BadRecord, Record
+from cogview_jax.data.sources.source import Source
+from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, open_folder
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import read_json
+from cogview_jax.shapes.fresh import fresh_scenes
+
+#: Bytes of a file of captions: COCO's of its training split has 90 MB.
+CAPTIONS_LIMIT = 2 << 30
+
+
+@dataclass(frozen=True)
+class CaptionedSet:
+    """Captions, and as many images.
+
+    Attributes:
+        name: for people.
+        texts: the captions.
+        images: that of each caption; the image of caption i has number i.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    images: ImageSet
+
+
+def open_captioned(
+    captions: str | None, folder: str | None, *, count: int, size: int, seed: int
+) -> CaptionedSet:
+    """`count` captions with their images.
+
+    Args:
+        captions: a file like COCO's captions_val2014.json, whose images are in `folder`.
+        folder: of images; without `captions` it holds their captions too, as `prepare` reads them.
+            Without either, new captioned shapes are drawn.
+        count: captions; they are drawn from all by `seed`.
+        size: rows and columns of drawings.
+        seed: of the captions that are drawn.
+
+    Raises:
+        InputError: there are fewer captions, or a file cannot be read.
+    """
+    if captions is not None and folder is None:
+        raise InputError(f"--captions {captions}: expected the folder of its images, too (--real)")
+    if captions is not None and folder is not None:
+        return coco_captions(captions, folder, count, seed)
+    if folder is not None:
+        return folder_captions(folder, count, seed)
+    return drawn_captions(count, size, seed)
+
+
+def drawn_captions(count: int, size: int, seed: int) -> CaptionedSet:
+    """New captioned shapes, half of them of pairs of colour and shape that training has not seen.
+
+    Captions alternate between English and Chinese. The drawings have `size` rows and columns.
+    """
+    each = -(-count // 2)
+    splits = list(fresh_scenes(each, seed))
+    texts = [text for split in splits for text in split.texts][:count]
+    drawings = np.concatenate([split.drawings(size) for split in splits])[:count]
+    name = f"{count} new captioned shapes"
+    return CaptionedSet(name, tuple(texts), ArrayImages(drawings, name))
+
+
+def folder_captions(folder: str, count: int, seed: int) -> CaptionedSet:
+    """Images of a folder that have captions, drawn at random; one caption of each, at random.
+
+    Records that cannot be read are passed over.
+    """
+    source = open_folder(folder, "--real", captions=True)
+    rng = np.random.default_rng(seed)
+    numbers: list[int] = []
+    texts: list[str] = []
+    for number in rng.permutation(len(source)):
+        if len(texts) == count:
+            break
+        try:
+            captions = source[int(number)].captions
+        except BadRecord:
+            continue
+        numbers.append(int(number))
+        texts.append(captions[rng.integers(len(captions))])
+    if len(texts) < count:
+        raise InputError(
+            f"--num_prompts {count}: {folder} has {len(texts)} readable images with a caption"
+        )
+    chosen = _Chosen(source, numbers)
+    return CaptionedSet(f"{count} captions of {folder}", tuple(texts), SourceImages(chosen, folder))
+
+
+def coco_captions(file: str, folder: str, count: int, seed: int) -> CaptionedSet:
+    """Captions of a file in COCO's format, drawn at random, and the images that they are of."""
+    found = read_json(file, limit=CAPTIONS_LIMIT)
+    try:
+        names = {image["id"]: image["file_name"] for image in found["images"]}
+        pairs = [(str(each["caption"]), names[each["image_id"]]) for each in found["annotations"]]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{file} is no file of captions in COCO's format: expected images with id and"
+            f" file_name, and annotations with image_id and caption ({error})"
+        ) from None
+    if len(pairs) < count:
+        raise InputError(f"--num_prompts {count}: {file} has {len(pairs)} captions")
+    chosen = np.random.default_rng(seed).permutation(len(pairs))[:count]
+    texts = tuple(" ".join(pairs[i][0].split()) for i in chosen)
+    images = _CocoImages(folder, [pairs[i][1] for i in chosen])
+    return CaptionedSet(f"{count} captions of {Path(file).name}", texts, images)
+
+
+class ArrayImages:
+    """Images in memory, uint8 [n, h, w, 3], as an `ImageSet`."""
+
+    def __init__(self, pixels: UInt8[np.ndarray, "n h w 3"], name: str):
+        """name: for people."""
+        self.name, self._pixels = name, pixels
+        self.identity = {"images": hashlib.sha256(pixels.tobytes()).hexdigest()}
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._pixels)
+
+    def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray | BadRecord]:
+        """See `ImageSet`."""
+        yield from (self._pixels[number] for number in numbers)
+
+
+class _CocoImages(SourceImages):
+    """Files of one folder, in the order of captions; a file may come several times."""
+
+    def __init__(self, folder: str, files: Sequence[Any]):
+        super().__init__(_Files(folder, files), folder)
+
+
+class _Files:
+    """Images of a folder by their names, as a `Source`."""
+
+    def __init__(self, folder: str, files: Sequence[Any]):
+        if not os.path.isdir(folder):
+            raise InputError(f"--real {folder}: expected a folder of images, there is none")
+        self._folder, self._files = folder, files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def key(self, i: int) -> str:
+        return str(self._files[i])
+
+    def __getitem__(self, i: int) -> Record:
+        name = self._files[i]
+        # The file names what is opened: nothing outside the folder.
+        if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
+            raise BadRecord(str(name), "expected the name of a file in the folder")
+        path = os.path.join(self._folder, name)
+        if os.path.dirname(os.path.realpath(path)) != os.path.realpath(self._folder):
+            raise BadRecord(name, "a link leads out of the folder")
+        try:
+            return Record(name, decode_image(read_image_file(path), name), ())
+        except (InputError, OSError) as error:
+            raise BadRecord(name, str(error)) from None
+
+
+class _Chosen:
+    """Some records of a source, in a given order."""
+
+    def __init__(self, source: Source[Record], numbers: Sequence[int]):
+        self._source, self._numbers = source, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def key(self, i: int) -> str:
+        return self._source.key(self._numbers[i])
+
+    def __getitem__(self, i: int) -> Record:
+        return self._source[self._numbers[i]]

@@ -1,0 +1,249 @@
+"""Sets of images whose features are compared: where they come from, and their features on disk."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from cogview_jax.data.records import BadRecord, Record
+from cogview_jax.data.sources.folder import FolderSource
+from cogview_jax.data.sources.folder_scan import LISTING
+from cogview_jax.data.sources.source import Source
+from cogview_jax.evaluation.blur import blurred
+from cogview_jax.evaluation.features import FeatureExtractor
+from cogview_jax.evaluation.metrics.features import Rows
+from cogview_jax.evaluation.row_store import RowStore
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.processes import is_primary, log
+from cogview_jax.runtime.progress import Progress
+
+#: What `sample` writes beside its images.
+SAMPLES = "samples.jsonl"
+#: Images that are read together, and the threads that read them.
+_READ, _THREADS = 64, 4
+
+
+class ImageSet(Protocol):
+    """Images by number.
+
+    Attributes:
+        name: for people: where they come from.
+        identity: all that the images depend on, as JSON has it.
+    """
+
+    name: str
+    identity: Any
+
+    def __len__(self) -> int:
+        """How many there are, good and bad."""
+        ...
+
+    def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "h w 3"] | BadRecord]:
+        """The images of these numbers in their order; BadRecord for what cannot be read."""
+        ...
+
+
+def good_images(images: ImageSet, numbers: Sequence[int]) -> dict[int, UInt8[np.ndarray, "h w 3"]]:
+    """Those of the images of these numbers that can be read, by number and in their order."""
+    found = zip(numbers, images.read(numbers), strict=True)
+    return {number: image for number, image in found if not isinstance(image, BadRecord)}
+
+
+class SourceImages:
+    """The images of a source of records, such as a folder."""
+
+    def __init__(self, source: Source[Record], name: str):
+        """Nothing is read; `name` is for people."""
+        self.name, self._source = name, source
+        keys = hashlib.sha256()
+        for i in range(len(source)):
+            keys.update(source.key(i).encode("utf-8", "backslashreplace") + b"\0")
+        self.identity = {"images": name, "keys": keys.hexdigest()}
+
+    def __len__(self) -> int:
+        """How many there are, good and bad."""
+        return len(self._source)
+
+    def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray | BadRecord]:
+        """See `ImageSet`; several threads read."""
+
+        def one(number: int) -> np.ndarray | BadRecord:
+            try:
+                return self._source[number].image
+            except BadRecord as error:
+                return error
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(numbers), _READ):
+                yield from pool.map(one, numbers[start : start + _READ])
+
+
+def open_folder(path: str, flag: str, *, captions: bool = False) -> FolderSource:
+    """The images of a folder: those that `sample` wrote there, or all in it and below.
+
+    A samples.jsonl or captions.jsonl in the folder says which files are its images.
+
+    Args:
+        path: the folder.
+        flag: names it in errors.
+        captions: whether an image without a caption is a bad record.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+    if not Path(path).is_dir():
+        raise InputError(f"{flag} {path}: expected a folder of images, there is none")
+    listing = SAMPLES if (Path(path) / SAMPLES).is_file() else LISTING
+    try:
+        return FolderSource(path, require_captions=captions, listing=listing)
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from error
+
+
+class StoredRows(Rows):
+    """Some columns of some rows of a `RowStore`."""
+
+    def __init__(self, store: RowStore, numbers: Int[np.ndarray, " n"], columns: slice):
+        """numbers: of the rows."""
+        self._store, self._numbers, self._columns = store, numbers, columns
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Images, and numbers per image."""
+        return len(self._numbers), len(range(self._store.width)[self._columns])
+
+    def __getitem__(self, rows: slice | Int[np.ndarray, " m"]) -> Float[np.ndarray, "m d"]:
+        """Some rows, read from disk."""
+        return self._store.read(self._numbers[rows])[:, self._columns]
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """The features of the readable images of a set, on disk.
+
+    Attributes:
+        store: a row an image: pooled features, then logits; NaN where the image is unreadable.
+        dimension: of the pooled features.
+        good: the numbers of the rows of readable images.
+    """
+
+    store: RowStore
+    dimension: int
+    good: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        """How many images have features."""
+        return len(self.good)
+
+    @property
+    def pooled(self) -> StoredRows:
+        """The pooled features, [n, dimension]."""
+        return StoredRows(self.store, self.good, slice(self.dimension))
+
+    @property
+    def logits(self) -> StoredRows:
+        """The logits, [n, classes]."""
+        return StoredRows(self.store, self.good, slice(self.dimension, None))
+
+
+def stored_features(
+    images: ImageSet,
+    extractor: FeatureExtractor,
+    folder: Path,
+    *,
+    radius: int = 0,
+    kernel: str = "pil",
+    label: str = "features",
+) -> StoredFeatures:
+    """The features of a set of images, computed where they are not on disk yet.
+
+    Every process of the run calls it, and each computes those of its share of the images.
+
+    Args:
+        images: the set.
+        extractor: the network, and how images are resized for it.
+        folder: for the rows of this set at this radius alone.
+        radius: of the blur that comes before everything else, in pixels (FID-k; arXiv 2105.13290,
+            section 4.1); 0 for none.
+        kernel: of the blur, a name of `evaluation.blur`.
+        label: of the progress line.
+
+    Raises:
+        InputError: no image can be read.
+    """
+    job = {
+        "set": images.identity,
+        **extractor.describe(),
+        "resize": extractor.resize,
+        "blur": [radius, kernel] if radius else [],
+    }
+    width = extractor.dimension + extractor.classes
+    store = RowStore(folder, job, count=len(images), width=width)
+
+    def compute(readable: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for found in extractor(blurred(image, radius, kernel) for image in readable):
+            yield np.concatenate([found.pooled, found.logits], axis=1)
+
+    good = fill_rows(store, images, compute, label, said=not radius)
+    return StoredFeatures(store, extractor.dimension, good)
+
+
+def fill_rows(
+    store: RowStore,
+    images: ImageSet,
+    compute: Callable[[Iterable[np.ndarray]], Iterator[Float[np.ndarray, "n w"]]],
+    label: str,
+    *,
+    said: bool = True,
+) -> Int[np.ndarray, " n"]:
+    """Computes the rows of a store that are missing, one an image, and gives the numbers of all.
+
+    The row of an image that cannot be read is NaN, and its number is left out. A line says how many
+    there are, with the first of them.
+
+    Args:
+        store: a row an image.
+        images: the set.
+        compute: images of any sizes -> their rows, some at a time and in order.
+        label: of the progress line.
+        said: whether the line on images that cannot be read is printed.
+
+    Raises:
+        InputError: no image can be read.
+    """
+    if mine := store.mine:
+        bad: dict[int, BadRecord] = {}
+
+        def readable() -> Iterator[np.ndarray]:
+            """An image for every number: a black one stands for those that cannot be read."""
+            shape: tuple[int, ...] = (64, 64, 3)
+            for number, image in zip(mine, images.read(mine), strict=True):
+                if isinstance(image, BadRecord):
+                    bad[number] = image
+                    image = np.zeros(shape, np.uint8)
+                shape = image.shape
+                yield image
+
+        with Progress(
+            len(mine) + store.done, label, unit="image", start=store.done, shown=is_primary()
+        ) as progress:
+            at = 0
+            for rows in compute(readable()):
+                numbers = mine[at : at + len(rows)]
+                rows[[i for i, number in enumerate(numbers) if number in bad]] = np.nan
+                store.append(rows)
+                at += len(rows)
+                progress.update(len(rows))
+        if bad and said:
+            share, first = f"{len(bad)} of {len(images)}", next(iter(bad.values()))
+            log(f"{images.name}: {share} images cannot be read, such as {first}")
+    store.finish()
+    good = np.concatenate([~np.isnan(rows[:, 0]) for rows in store.blocks()])
+    if not good.any():
+        raise InputError(f"{images.name}: none of its {len(images)} images can be read")
+    return np.flatnonzero(good)

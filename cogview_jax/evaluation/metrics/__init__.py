@@ -1,0 +1,1 @@
+"""What is computed from features: FID, IS, KID, CLIPScore, CMMD, precision and recall."""

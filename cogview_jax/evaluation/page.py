@@ -1,0 +1,192 @@
+"""A report as a page for people: tables, curves and the pictures behind the numbers.
+
+One HTML file that needs no other and no network: images and curves are in it as PNG.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cogview_jax.evaluation.contact_sheet import font_of
+
+#: Pixels of a curve's drawing, and of the space around it for its labels; it is drawn larger by
+#: _SCALE, so that it is sharp.
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _EDGE = 560, 320, 64, 32, 44, 16
+_SCALE = 2
+#: Colours of the lines, that people with any sight tell apart (Okabe and Ito 2008).
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+#: Pixels of a side up to which an image is shown larger.
+_SHOWN = 160
+
+_STYLE = """
+body { font-family: sans-serif; margin: 2em auto; max-width: 70em; color: #222; padding: 0 1em }
+table { border-collapse: collapse; margin: 1em 0 }
+td, th { border: 1px solid #ccc; padding: .3em .7em; text-align: left; vertical-align: top }
+td.number { text-align: right; font-variant-numeric: tabular-nums }
+figure { display: inline-block; margin: .5em; width: 165px; vertical-align: top }
+figcaption { font-size: .8em; overflow-wrap: anywhere }
+img { image-rendering: pixelated; border: 1px solid #ddd; width: 160px }
+img.curves { image-rendering: auto; border: 0; width: 560px }
+"""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images with captions under a title; images are uint8 [h, w, 3]."""
+
+    title: str
+    images: Sequence[np.ndarray]
+    captions: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines over one axis.
+
+    Attributes:
+        title: of the drawing.
+        x: values of the axis, ascending.
+        x_name: what they are.
+        lines: a name and a value for each of x.
+    """
+
+    title: str
+    x: Sequence[float]
+    x_name: str
+    lines: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a title; a cell is a text, a number, or None for nothing."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | float | None]]
+
+
+Section = Pictures | Curves | Table
+
+
+def report_page(title: str, report: Mapping[str, Any], sections: Iterable[Section] = ()) -> str:
+    """A page of a report, its sections first and every number of it below."""
+    parts = [f"<h1>{html.escape(title)}</h1>", *map(_section, sections)]
+    rows = "".join(_row(key, value) for key, value in report.items())
+    parts.append(f"<h2>Everything that was measured</h2><table>{rows}</table>")
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    body = "\n".join(parts)
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def _section(section: Section) -> str:
+    if isinstance(section, Pictures):
+        shown = _pictures(section)
+    elif isinstance(section, Curves):
+        shown = f'<img class="curves" alt="" src="{_png(curves_image([section]))}">'
+    else:
+        shown = _table(section)
+    return f"<h2>{html.escape(section.title)}</h2>{shown}"
+
+
+def _pictures(section: Pictures) -> str:
+    return "".join(
+        f'<figure><img alt="" src="{_png(_small(image))}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for image, caption in zip(section.images, section.captions, strict=True)
+    )
+
+
+def _small(pixels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(pixels)
+    if max(image.size) > 2 * _SHOWN:
+        image.thumbnail((2 * _SHOWN, 2 * _SHOWN))
+    return image
+
+
+def _png(image: Image.Image) -> str:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+
+
+def _table(section: Table) -> str:
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in section.columns)
+    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in section.rows)
+    return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def _row(key: str, value: Any) -> str:
+    return f"<tr><th>{html.escape(key.replace('_', ' '))}</th>{_cell(value)}</tr>"
+
+
+def _cell(value: Any) -> str:
+    """A cell of a table; a mapping is a table within it, a list of texts has a line each."""
+    if isinstance(value, Mapping):
+        return f"<td><table>{''.join(_row(str(k), v) for k, v in value.items())}</table></td>"
+    if isinstance(value, (list, tuple)):
+        return f"<td>{'<br>'.join(html.escape(str(item)) for item in value)}</td>"
+    if isinstance(value, bool) or value is None:
+        return f"<td>{'' if value is None else str(value).lower()}</td>"
+    if isinstance(value, (int, float)):
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+        return f'<td class="number">{text}</td>'
+    return f"<td>{html.escape(str(value))}</td>"
+
+
+def curves_image(drawings: Sequence[Curves]) -> Image.Image:
+    """Drawings of lines below each other, with their titles; axes end at the extreme values."""
+    height = _HEIGHT * _SCALE
+    sheet = Image.new("RGB", (_WIDTH * _SCALE, height * len(drawings)), "white")
+    for number, curves in enumerate(drawings):
+        sheet.paste(_drawing(curves), (0, number * height))
+    return sheet
+
+
+def _drawing(curves: Curves) -> Image.Image:
+    image = Image.new("RGB", (_WIDTH * _SCALE, _HEIGHT * _SCALE), "white")
+    draw, font = ImageDraw.Draw(image), font_of(13 * _SCALE)
+    values = [value for line in curves.lines.values() for value in line]
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    first, span = curves.x[0], (curves.x[-1] - curves.x[0]) or 1
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = _LEFT + (x - first) / span * (_WIDTH - _LEFT - _EDGE)
+        down = _TOP + (high - y) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        return across * _SCALE, down * _SCALE
+
+    def text(x: float, y: float, words: str, anchor: str, colour: str = "#444444") -> None:
+        draw.text((x, y), words, colour, font, anchor)
+
+    left, right, bottom = _LEFT * _SCALE, (_WIDTH - _EDGE) * _SCALE, (_HEIGHT - _BOTTOM) * _SCALE
+    text(left, 6 * _SCALE, curves.title, "la", "#000000")
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        value = low + share * (high - low)
+        down = at(first, value)[1]
+        draw.line((left, down, right, down), "#dddddd", _SCALE)
+        text(left - 6 * _SCALE, down, f"{value:.4g}", "rm")
+    for x in _ticks(curves.x):
+        text(at(x, low)[0], bottom + 4 * _SCALE, f"{x:g}", "ma")
+    text((left + right) / 2, bottom + 20 * _SCALE, curves.x_name, "ma")
+    for number, (name, line) in enumerate(curves.lines.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        points = [at(x, y) for x, y in zip(curves.x, line, strict=True)]
+        draw.line(points, colour, 2 * _SCALE, "curve")
+        for x, y in points:
+            draw.circle((x, y), 3 * _SCALE, colour)
+        text(right, (_TOP + 16 * number) * _SCALE, name, "ra", colour)
+    return image
+
+
+def _ticks(x: Sequence[float], most: int = 8) -> Sequence[float]:
+    """At most so many of the values, the first and the last among them."""
+    if len(x) <= most:
+        return x
+    return [x[round(i * (len(x) - 1) / (most - 1))] for i in range(most)]

@@ -1,0 +1,106 @@
+"""Captions and their images: of a file like COCO's, of a folder, and drawn."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cogview_jax.data.records import BadRecord
+from cogview_jax.evaluation.captioned_sets import open_captioned
+from cogview_jax.evaluation.image_sets import open_folder
+from cogview_jax.runtime.errors import InputError
+
+
+def image(number):
+    return np.full((6, 8, 3), 20 * number, np.uint8)
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Five images with two captions each, in COCO's format; image 3 is missing."""
+    (tmp_path / "val").mkdir()
+    found = {"images": [], "annotations": []}
+    for number in range(5):
+        found["images"].append({"id": 100 + number, "file_name": f"{number}.png"})
+        for which in "ab":
+            text = f"caption  {which} of\nimage {number}"
+            found["annotations"].append({"image_id": 100 + number, "caption": text, "id": 1})
+        if number != 3:
+            Image.fromarray(image(number)).save(tmp_path / "val" / f"{number}.png")
+    return found, str(tmp_path / "val")
+
+
+def written(found, tmp_path):
+    (tmp_path / "captions.json").write_text(json.dumps(found))
+    return str(tmp_path / "captions.json")
+
+
+def test_captions_of_coco_have_their_images(coco, tmp_path):
+    found, folder = coco
+    file = written(found, tmp_path)
+    captioned = open_captioned(file, folder, count=10, size=0, seed=1)
+    assert sorted(captioned.texts) == [f"caption {w} of image {n}" for w in "ab" for n in range(5)]
+    for text, shown in zip(captioned.texts, captioned.images.read(range(10)), strict=True):
+        number = int(text[-1])
+        if number == 3:
+            assert isinstance(shown, BadRecord)
+        else:
+            np.testing.assert_array_equal(shown, image(number))
+    some = open_captioned(file, folder, count=3, size=0, seed=1)
+    assert some.texts == captioned.texts[:3]
+    assert open_captioned(file, folder, count=10, size=0, seed=2).texts != captioned.texts
+    with pytest.raises(InputError, match=r"--num_prompts 11: .* has 10 captions"):
+        open_captioned(file, folder, count=11, size=0, seed=1)
+    with pytest.raises(InputError, match="expected the folder of its images, too"):
+        open_captioned(file, None, count=1, size=0, seed=1)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "link.png", "", 7])
+def test_a_listing_opens_nothing_outside_the_folder(coco, tmp_path, name):
+    found, folder = coco
+    Image.fromarray(image(9)).save(tmp_path / "secret.png")
+    (tmp_path / "val" / "link.png").symlink_to(tmp_path / "secret.png")
+    found["images"][0]["file_name"] = name
+    found["annotations"] = found["annotations"][:1]
+    captioned = open_captioned(written(found, tmp_path), folder, count=1, size=0, seed=0)
+    (shown,) = captioned.images.read([0])
+    assert isinstance(shown, BadRecord)
+
+
+def test_other_files_are_refused(tmp_path):
+    for content in ({"images": []}, [1], {"images": [{"id": 1}], "annotations": []}):
+        with pytest.raises(InputError, match="is no file of captions in COCO's format"):
+            open_captioned(written(content, tmp_path), str(tmp_path), count=1, size=0, seed=0)
+
+
+def test_a_folder_gives_captioned_images_and_leaves_bad_ones_out(tmp_path):
+    for number in range(4):
+        Image.fromarray(image(number)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"text {number}")
+    (tmp_path / "2.png").write_bytes(b"broken")
+    captioned = open_captioned(None, str(tmp_path), count=3, size=0, seed=0)
+    assert sorted(captioned.texts) == ["text 0", "text 1", "text 3"]
+    for text, shown in zip(captioned.texts, captioned.images.read(range(3)), strict=True):
+        np.testing.assert_array_equal(shown, image(int(text[-1])))
+    with pytest.raises(InputError, match="has 3 readable images with a caption"):
+        open_captioned(None, str(tmp_path), count=4, size=0, seed=0)
+
+
+def test_drawings_alternate_in_language():
+    captioned = open_captioned(None, None, count=7, size=32, seed=0)
+    assert len(captioned.texts) == len(captioned.images) == 7
+    assert [text.isascii() for text in captioned.texts[:4]] == [True, False, True, False]
+    assert all(shown.shape == (32, 32, 3) for shown in captioned.images.read(range(7)))
+
+
+def test_the_images_of_a_sampling_job_are_those_it_lists(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("images/0.png", "images/1.png", "grid.png"):
+        Image.fromarray(image(1)).save(tmp_path / name)
+    lines = [{"prompt": f"p{i}", "file": f"images/{i}.png"} for i in range(2)]
+    (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = open_folder(str(tmp_path), "--generated", captions=True)
+    assert [source[i].captions for i in range(len(source))] == [("p0",), ("p1",)]
+    with pytest.raises(InputError, match=r"--generated .*nowhere: expected a folder of images"):
+        open_folder(str(tmp_path / "nowhere"), "--generated")

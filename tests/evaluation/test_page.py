@@ -1,0 +1,65 @@
+"""The page of a report: whole in itself, with every number, and curves where they belong."""
+
+import base64
+import html.parser
+import io
+import re
+
+import numpy as np
+from PIL import Image
+
+from cogview_jax.evaluation.page import Curves, Pictures, Table, curves_image, report_page
+
+REPORT = {"fid": {"0": 12.5, "8": 3.0}, "features": {"name": "<b>"}, "notes": ["a", "b"], "n": 1234}
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects texts, sources, and checks that elements close in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.texts, self.sources, self.open = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_a_page_holds_everything_and_asks_for_nothing():
+    image = np.zeros((8, 8, 3), np.uint8)
+    sections = [
+        Pictures("Best", [image], ["a <circle> & more"]),
+        Table("Rows", ("", "FID"), [["this", 1.5], ["paper", None]]),
+        Curves("FID", (1, 2, 5), "n", {"by clip": (3.0, 2.0, 1.0)}),
+    ]
+    page = report_page("fid: report.json", REPORT, sections)
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    for text in ("12.5", "1,234", "<b>", "a <circle> & more", "paper", "b"):
+        assert text in reader.texts, text
+    assert len(reader.sources) == 2
+    shown = [source.removeprefix("data:image/png;base64,") for source in reader.sources]
+    first = Image.open(io.BytesIO(base64.b64decode(shown[0])))
+    np.testing.assert_array_equal(np.asarray(first), image)
+    assert not re.search(r"https?:", page)
+
+
+def test_a_line_is_drawn_where_its_values_are():
+    """In the colour of the first line; a higher value is higher up, a later one further right."""
+    drawing = np.asarray(curves_image([Curves("t", (0, 10), "n", {"a": (1.0, 5.0)})]))
+    blue = np.argwhere((drawing == (0, 0x72, 0xB2)).all(axis=-1))
+    blue = blue[blue[:, 0] > 110]  # below the name of the line
+    left, right = blue[blue[:, 1].argmin()], blue[blue[:, 1].argmax()]
+    assert left[0] > right[0] + 300
+    half = blue[np.abs(blue[:, 1] - (left[1] + right[1]) // 2) < 2, 0].mean()
+    assert abs(half - (left[0] + right[0]) / 2) < 12
+    two = curves_image([Curves("t", (0, 1), "n", {"a": (2.0, 2.0)})] * 2)
+    assert two.height == 2 * drawing.shape[0]
