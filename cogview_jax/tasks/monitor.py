@@ -129,9 +129,22 @@ class Monitor:
 
 
 def check_benchmark(name: str) -> None:
-    """InputError where `train.benchmark` names none; empty is welcome."""
-    if name and name not in available():
+    """InputError where `train.benchmark` names none that training can run; empty is welcome."""
+    if not name:
+        return
+    if name not in available():
         raise InputError(f"train.benchmark = {name!r}: {closest(name, available())}")
+    benchmark = load_benchmark(name)
+    if not getattr(benchmark, "NEEDS_BUNDLE", True):
+        raise InputError(
+            f"train.benchmark = {name!r} measures images and no bundle: run evaluate --benchmark"
+            f" {name}, or choose another"
+        )
+    if jax.process_count() > 1 and getattr(benchmark, "SHARES_WORK", False):
+        raise InputError(
+            f"train.benchmark = {name!r} splits its images over processes, which share the weights"
+            f" in training: run evaluate --benchmark {name} beside it, or choose another"
+        )
 
 
 def numbers(report: Mapping[str, Any], name: str) -> Iterator[tuple[str, float]]:

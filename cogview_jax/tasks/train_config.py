@@ -108,7 +108,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class CodecTrainConfig(TrainConfig):
-    """The same, and how an image tokenizer is measured on held-out images.
+    """Length, batches, checkpoints and samples of a run that trains an image tokenizer.
 
     Attributes:
         validation_images: how many of the held-out images are measured at most.
@@ -128,7 +128,7 @@ class CodecTrainConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class TransformerTrainConfig(TrainConfig):
-    """The same, and how a transformer is measured on held-out records.
+    """Length, batches, checkpoints and samples of a run that trains a transformer.
 
     Attributes:
         validation_records: how many of the held-out records are measured at most.

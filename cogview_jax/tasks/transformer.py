@@ -233,9 +233,8 @@ class TransformerTask:
     def preview(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:
         """Samples for `train.sample_prompts`, or for captions: uint8 [h, w, 3]."""
         model, prompts = self.cogview(state), self._prompts or self._captions(source)
-        codes = model.generate_codes(
-            prompts, 1, seed=0, sampling=SamplingConfig(), batch_size=len(prompts)
-        )
+        rows = min(len(prompts), PREVIEW_IMAGES)
+        codes = model.generate_codes(prompts, sampling=SamplingConfig(), batch_size=rows)
         images = model.decode(codes[:, 0])
         return np.asarray(caption_grid(list(images), prompts))
 

@@ -63,7 +63,6 @@ def experiment(chain):
     config["train"] |= {
         **{"steps": 60, "log_every": 4, "checkpoint_every": 2, "sample_every": 0, "keep": 2},
         **{"keep_best": 1, "best_metric": "validation_loss", "validate_every": 2, "stop_after": 2},
-        **{"benchmark": "shapes", "benchmark_every": 100, "benchmark_prompts": 2},
     }
     return read_experiment(config | {"init_from": f"{chain.run}/bundle"})
 
@@ -102,14 +101,6 @@ def test_a_run_ends_when_the_held_out_loss_rises_also_after_a_resume(experiment,
     assert steps(whole) == [best, end - 2, end]
     assert Bundle(whole / "bundle").step == end
 
-    # The benchmark was run on the weights of the last step.
-    report = load_benchmark("shapes").run(
-        cogview_jax.load(whole / "bundle"), Options(count=2, batch_size=8)
-    )
-    assert lines[-1]["benchmark/seen/generated/all"] == report["seen"]["generated"]["all"]
-    assert lines[-1]["benchmark/held_out/ceiling/shape"] == report["held_out"]["ceiling"]["shape"]
-    assert not any(name.startswith("benchmark/") for line in lines[:-1] for name in line)
-
     # Killed with one measurement to go: the resumed run ends at the same step.
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "bundle")
@@ -130,9 +121,18 @@ def test_a_run_ends_when_the_held_out_loss_rises_also_after_a_resume(experiment,
     assert "train.bundle_step = 58 was not reached: the last step" in capfd.readouterr().err
     assert logged(broken) == lines
 
-    # With more patience, the run goes on.
-    run(with_train(experiment, stop_after=3), str(broken))
-    assert [line["step"] for line in logged(broken)][-1] == end + 2
+    # With more patience, the run goes on; a benchmark is run on the weights of its last step.
+    benchmark = {"benchmark": "shapes", "benchmark_every": 100, "benchmark_prompts": 2}
+    run(with_train(experiment, stop_after=3, **benchmark), str(broken))
+    assert logged(broken)[: len(lines)] == lines
+    further = logged(broken)[len(lines) :]
+    assert further[-1]["step"] == end + 2
+    model = cogview_jax.load(broken / "bundle")
+    report = load_benchmark("shapes").run(model, Options(count=2, batch_size=8))
+    for split, row in (("seen", "generated"), ("held_out", "generated_zh"), ("seen", "ceiling")):
+        for attribute, share in report[split][row].items():
+            assert further[-1][f"benchmark/{split}/{row}/{attribute}"] == share
+    assert not any(name.startswith("benchmark/") for line in further[:-1] for name in line)
 
 
 def test_settings_that_do_not_fit_are_refused(experiment, tmp_path):
@@ -141,15 +141,18 @@ def test_settings_that_do_not_fit_are_refused(experiment, tmp_path):
             {"best_metric": "loss"},
             r"train\.best_metric = 'loss' is none of them: choose from valid",
         ),
-        ({"benchmark": "shape"}, r"train\.benchmark = 'shape': did you mean shapes"),
+        (
+            {"benchmark": "shape", "benchmark_every": 1},
+            r"train\.benchmark = 'shape': did you mean shapes",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             run(with_train(experiment, **changes), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     for changes, message in (
         ({"validate_every": 0}, "stop_after = 2: there are no measurements to count"),
-        ({"benchmark": ""}, "benchmark = '' with benchmark_every = 100: expected a name and"),
-        ({"benchmark_every": 0}, "benchmark = 'shapes' with benchmark_every = 0: expected a name"),
+        ({"benchmark_every": 5}, "benchmark = '' with benchmark_every = 5: expected a name and"),
+        ({"benchmark": "shapes"}, "benchmark = 'shapes' with benchmark_every = 0: expected a name"),
     ):
         with pytest.raises(InputError, match=message):
             with_train(experiment, **changes)
