@@ -17,6 +17,7 @@ from cogview_jax.commands.sample_inputs import (
 )
 from cogview_jax.commands.sample_outputs import write_grid, write_lines
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.load import load_scorer
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.progress import Progress
 
@@ -77,7 +78,7 @@ def rerank(
     texts = paired(images, prompts, "rerank")
     need_one_each(options, "rerank")
     options.sampling.config().need_no_guidance("a score")
-    scorer = load_scorer(bundle, prompts, options)
+    scorer = scorer_of(bundle, prompts, options)
     pixels = read_images(images, scorer.codec.config.image_size)
     scores = scores_of(scorer, pixels, texts, options)
     ranks = np.zeros(len(texts), int)
@@ -93,11 +94,9 @@ def rerank(
     _write(Path(out), "scores", lines, pixels[order], captions)
 
 
-def load_scorer(bundle: str, prompts: Sequence[str], options: JobOptions) -> CogView:
+def scorer_of(bundle: str, prompts: Sequence[str], options: JobOptions) -> CogView:
     """A caption bundle that can score these prompts: found out before anything is sampled."""
-    scorer = options.load(bundle)
-    scorer.need("transformer", "text", "codec")
-    scorer.need_task("caption")
+    scorer = load_scorer(bundle, dtype=options.precision, long_prompts=options.long_prompts)
     scorer.prompts.pieces_of(prompts)
     return scorer
 

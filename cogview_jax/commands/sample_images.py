@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import identity
-from cogview_jax.commands.describe_images import load_scorer, scores_of
+from cogview_jax.commands.describe_images import scorer_of, scores_of
 from cogview_jax.commands.resumable_output import ResumableOutput
 from cogview_jax.commands.sample_inputs import (
     JobOptions,
@@ -95,7 +95,7 @@ def text_to_image(
     good = good_prompts(model, prompts, needed)
     numbers, prompts = [number for number, _ in good], [prompt for _, prompt in good]
     if reranking is not None:
-        scorer = load_scorer(reranking.bundle, prompts, options)
+        scorer = scorer_of(reranking.bundle, prompts, options)
         if reranking.keep is not None and reranking.keep > options.num_images:
             raise InputError(
                 f"--keep {reranking.keep} is more than --num_images {options.num_images}"

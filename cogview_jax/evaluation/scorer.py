@@ -10,8 +10,7 @@ from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.candidates import score_candidates
 from cogview_jax.evaluation.image_sets import ImageSet
-from cogview_jax.pipeline.load import load
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.pipeline.load import load_scorer
 
 
 class CapLossScorer:
@@ -29,12 +28,7 @@ class CapLossScorer:
             InputError: it is no caption bundle, or lacks a part.
         """
         self.sha256, self._folder, self._precision = identity(bundle), folder, precision
-        self._model = load(bundle, dtype=precision)
-        try:
-            self._model.need("transformer", "text", "codec")
-            self._model.need_task("caption")
-        except InputError as error:
-            raise InputError(f"--rerank_with {bundle}: {error}") from error
+        self._model = load_scorer(bundle, dtype=precision)
 
     def check(self, texts: Sequence[str]) -> None:
         """InputError where a text does not fit the bundle: before anything is sampled."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.compilation_cache import enable_compilation_cache
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy_of
 from cogview_jax.runtime.progress import waiting
 
@@ -48,3 +49,23 @@ def load(
         dtype=dtype,
         long_prompts=long_prompts,
     )
+
+
+def load_scorer(
+    path: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    long_prompts: Literal["cut", "refuse"] = "cut",
+) -> CogView:
+    """Reads a caption bundle, whose CapLoss orders images; see `load`.
+
+    Raises:
+        InputError: as `load`, or it is of another task or lacks a part; its name is in the error.
+    """
+    model = load(path, dtype=dtype, long_prompts=long_prompts)
+    try:
+        model.need("transformer", "text", "codec")
+        model.need_task("caption")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return model

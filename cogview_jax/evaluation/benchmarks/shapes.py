@@ -15,7 +15,7 @@ from PIL import Image
 
 from cogview_jax.evaluation.benchmark import Options, Report
 from cogview_jax.pipeline.cogview import CogView
-from cogview_jax.pipeline.load import load
+from cogview_jax.pipeline.load import load_scorer
 from cogview_jax.runtime.bounds import MOST_PROMPTS, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
@@ -143,9 +143,7 @@ def _generate(model: CogView, options: Options) -> Report:
 
 def _scorer(bundle: str, options: Options) -> Callable[[np.ndarray, Sequence[str]], np.ndarray]:
     """The CapLoss of a caption bundle, as `generation_report` calls it."""
-    model = load(bundle, dtype=options.precision)
-    model.need("transformer", "text", "codec")
-    model.need_task("caption")
+    model = load_scorer(bundle, dtype=options.precision)
 
     def score(images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         with Progress(len(texts), "rerank", unit="image", per_minute=True) as progress:
