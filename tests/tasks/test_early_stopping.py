@@ -10,7 +10,7 @@ import pytest
 
 import cogview_jax
 from cogview_jax.checkpoints.bundle import Bundle
-from cogview_jax.evaluation.benchmark import Options, load_benchmark
+from cogview_jax.evaluation.benchmark import Options, load_benchmark, measure
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tasks.early_stopping import EarlyStopping
 from cogview_jax.tasks.experiment import read_experiment
@@ -121,18 +121,23 @@ def test_a_run_ends_when_the_held_out_loss_rises_also_after_a_resume(experiment,
     assert "train.bundle_step = 58 was not reached: the last step" in capfd.readouterr().err
     assert logged(broken) == lines
 
-    # With more patience, the run goes on; a benchmark is run on the weights of its last step.
-    benchmark = {"benchmark": "shapes", "benchmark_every": 100, "benchmark_prompts": 2}
+    # With more patience, the run goes on; a benchmark measures the bundle of its last step.
+    benchmark = {"benchmark": "tokenizer", "benchmark_every": 100, "benchmark_prompts": 8}
     run(with_train(experiment, stop_after=3, **benchmark), str(broken))
     assert logged(broken)[: len(lines)] == lines
     further = logged(broken)[len(lines) :]
     assert further[-1]["step"] == end + 2
-    model = cogview_jax.load(broken / "bundle")
-    report = load_benchmark("shapes").run(model, Options(count=2, batch_size=8))
-    for split, row in (("seen", "generated"), ("held_out", "generated_zh"), ("seen", "ceiling")):
-        for attribute, share in report[split][row].items():
-            assert further[-1][f"benchmark/{split}/{row}/{attribute}"] == share
     assert not any(name.startswith("benchmark/") for line in further[:-1] for name in line)
+    model = cogview_jax.load(broken / "bundle")
+    options = Options(count=8, bundle="x", unfinished=str(tmp_path / "unfinished"))
+    report = measure(load_benchmark("tokenizer"), model, options).report
+    assert further[-1]["benchmark/n"] == report["n"] == 8
+    for name in ("psnr", "ssim", "l2"):
+        for key in ("mean", "standard_error"):
+            found = further[-1][f"benchmark/{name}/{key}"]
+            assert found == pytest.approx(report[name][key], rel=1e-5)
+            assert found > 0
+    assert not list(broken.glob("benchmark*"))
 
 
 def test_settings_that_do_not_fit_are_refused(experiment, tmp_path):
