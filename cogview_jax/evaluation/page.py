@@ -28,7 +28,8 @@ _STYLE = """
 body { font-family: sans-serif; margin: 2em auto; max-width: 70em; color: #222; padding: 0 1em }
 table { border-collapse: collapse; margin: 1em 0 }
 td, th { border: 1px solid #ccc; padding: .3em .7em; text-align: left; vertical-align: top }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
+td { overflow-wrap: anywhere }
+table.rows td.number { text-align: right; font-variant-numeric: tabular-nums }
 figure { display: inline-block; margin: .5em; width: 165px; vertical-align: top }
 figcaption { font-size: .8em; overflow-wrap: anywhere }
 img { image-rendering: pixelated; border: 1px solid #ddd; width: 160px }
@@ -118,7 +119,7 @@ def _png(image: Image.Image) -> str:
 def _table(section: Table) -> str:
     head = "".join(f"<th>{html.escape(column)}</th>" for column in section.columns)
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in section.rows)
-    return f"<table><tr>{head}</tr>{rows}</table>"
+    return f'<table class="rows"><tr>{head}</tr>{rows}</table>'
 
 
 def _row(key: str, value: Any) -> str:
