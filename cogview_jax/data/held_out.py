@@ -1,7 +1,8 @@
 """Splits a source into records to train on and held-out ones.
 
 Whether a record is held out depends on its number in the source alone: not on the seed, the mesh or
-the processes of a run, nor on how many records follow it.
+the processes of a run, nor on how many records follow it; but of so few records that the share is
+less than one, one is held out all the same, and a record that is added may take its place.
 """
 
 from collections.abc import Callable
