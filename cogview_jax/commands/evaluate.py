@@ -23,6 +23,7 @@ Interrupted, the same command goes on; several processes share the work.
 from absl import flags
 
 from cogview_jax.evaluation.benchmark import (
+    BLUR_KERNELS,
     BLUR_SETS,
     RESIZES,
     ImageOptions,
@@ -95,6 +96,13 @@ RESIZE = flags.DEFINE_enum(
     " CogView's own evaluation, whose numbers compare with no others",
 )
 BLUR = command_line.numbers_flag("blur", (0,), "radii of FID-k in pixels, such as 0,1,2,4,8")
+BLUR_KERNEL = flags.DEFINE_enum(
+    "blur_kernel",
+    "pil",
+    BLUR_KERNELS,
+    "whose Gaussian the radii are of: Pillow's and scipy's take them for the standard deviation,"
+    " Lafite's for half the kernel, which is about half the blur",
+)
 BLUR_SETS_FLAG = flags.DEFINE_enum(
     "blur_sets", "both", BLUR_SETS, "whether FID-k blurs both sets or the real one alone"
 )
@@ -139,6 +147,7 @@ def main() -> None:
             features=dict(FEATURES.value),
             resize=RESIZE.value,
             blur=BLUR.value,
+            blur_kernel=BLUR_KERNEL.value,
             blur_sets=BLUR_SETS_FLAG.value,
             fid_infinity=FID_INFINITY.value,
             precision_recall=PRECISION_RECALL.value,

@@ -38,8 +38,9 @@ class Measured(NamedTuple):
     sections: "Sequence[Section]" = ()
 
 
-#: How images are resized for a feature network, and which sets FID-k blurs.
-RESIZES, BLUR_SETS = ("clean", "legacy_pytorch", "tf1", "release"), ("both", "real")
+#: How images are resized for a feature network; what FID-k blurs with, and which sets.
+RESIZES = ("clean", "legacy_pytorch", "tf1", "release")
+BLUR_KERNELS, BLUR_SETS = ("pil", "scipy", "lafite"), ("both", "real")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class ImageOptions:
         features: the file of the weights of each feature network, by its name.
         resize: how images are resized for the network, one of RESIZES.
         blur: the radii of FID-k in pixels; 0 is FID without blur.
+        blur_kernel: what they are the radii of, one of BLUR_KERNELS; see `evaluation.blur`.
         blur_sets: "both" blurs both sets; "real" the real one alone.
         fid_infinity: whether FID is extrapolated to a set without end.
         precision_recall: whether precision and recall are measured, whose time and memory grow
@@ -65,6 +67,7 @@ class ImageOptions:
     features: Mapping[str, str] = field(default_factory=dict)
     resize: str = "clean"
     blur: tuple[int, ...] = (0,)
+    blur_kernel: str = "pil"
     blur_sets: str = "both"
     fid_infinity: bool = False
     precision_recall: bool = False
@@ -73,7 +76,8 @@ class ImageOptions:
     prompts: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name, choices in (("resize", RESIZES), ("blur_sets", BLUR_SETS)):
+        known = {"resize": RESIZES, "blur_kernel": BLUR_KERNELS, "blur_sets": BLUR_SETS}
+        for name, choices in known.items():
             if (value := getattr(self, name)) not in choices:
                 raise InputError(f"--{name} {value!r}: choices are {', '.join(choices)}")
         if not self.blur or len(set(self.blur)) < len(self.blur):

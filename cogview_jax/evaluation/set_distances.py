@@ -25,8 +25,6 @@ from cogview_jax.evaluation.reference_statistics import (
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import is_primary, log
 
-#: Of FID-k's blur, a name of `evaluation.blur`: Pillow's, whose radius is the standard deviation.
-KERNEL = "pil"
 #: Splits of the inception score.
 SPLITS = 10
 
@@ -48,10 +46,12 @@ class FeatureSet(Protocol):
 class ImageFeatures:
     """A set whose images are at hand; features are computed when they are asked for."""
 
-    def __init__(self, images: ImageSet, extractor: FeatureExtractor, folder: Path):
-        """folder: for the features, a folder a radius in it."""
+    def __init__(
+        self, images: ImageSet, extractor: FeatureExtractor, folder: Path, kernel: str = "pil"
+    ):
+        """folder: for the features, a folder a radius in it. kernel: of the blur of FID-k."""
         self.name, self._images, self._extractor = images.name, images, extractor
-        self._folder = folder
+        self._folder, self._kernel = folder, kernel
         self._found: dict[int, StoredFeatures] = {}
 
     def features(self, radius: int) -> StoredFeatures:
@@ -63,7 +63,7 @@ class ImageFeatures:
                 self._extractor,
                 self._folder / f"blur_{radius}",
                 radius=radius,
-                kernel=KERNEL,
+                kernel=self._kernel,
                 label=label,
             )
             self._found[radius] = found
@@ -79,7 +79,7 @@ class ImageFeatures:
         if moments.count < 2:
             raise InputError(f"{self.name}: {moments.count} image, expected at least 2")
         network = self._extractor
-        kernel = KERNEL if radius else ""
+        kernel = self._kernel if radius else ""
         provenance = Provenance(
             network.network, network.sha256, network.resize, radius, kernel, self.name
         )
@@ -106,14 +106,14 @@ class Chosen:
 class KnownStatistics:
     """A set of which a file has the statistics."""
 
-    def __init__(self, path: str, extractor: FeatureExtractor):
-        """Reads them.
+    def __init__(self, path: str, extractor: FeatureExtractor, kernel: str = "pil"):
+        """Reads them; `kernel` is that of the blur of FID-k.
 
         Raises:
             InputError: the file cannot be read, or is of another network or protocol than those of
                 `extractor`.
         """
-        self.name, self._statistics = path, read_statistics(path)
+        self.name, self._statistics, self._kernel = path, read_statistics(path), kernel
         if len(self._statistics.mean) != extractor.dimension:
             raise InputError(
                 f"{path} has statistics of {len(self._statistics.mean):,} features,"
@@ -129,8 +129,15 @@ class KnownStatistics:
     def statistics(self, radius: int) -> ReferenceStatistics:
         """Those of the file; InputError where they are of another blur."""
         known = self._statistics.provenance
-        if known is not None and known.blur != radius:
-            raise InputError(f"{self.name} is of images with a blur of {known.blur}, not {radius}")
+        if known is not None and (known.blur, known.blur_kernel) != (
+            radius,
+            self._kernel if radius else "",
+        ):
+            blur = f"{known.blur} {known.blur_kernel}".strip()
+            expected = f"{radius} {self._kernel}" if radius else "0"
+            raise InputError(
+                f"{self.name} is of images with a blur of {blur}, expected one of {expected}"
+            )
         return self._statistics
 
 
@@ -171,7 +178,7 @@ def distances(
             write_statistics(asked.save_statistics, theirs)
     report: Report = {"fid": fid}
     if asked.blur != (0,):
-        report["blur"] = {"kernel": KERNEL, "sets": asked.blur_sets}
+        report["blur"] = {"kernel": asked.blur_kernel, "sets": asked.blur_sets}
     report |= _of_features(real, generated, asked, seed, notes)
     for note in notes:
         log(note)
@@ -193,8 +200,11 @@ def _of_features(
     ours, theirs = generated.features(0), real.features(0)
     if ours is None:
         return report
-    splits = min(SPLITS, len(ours))
-    report["inception_score"] = asdict(inception_score(ours.logits, splits))
+    # The release's evaluation takes all images as one split, in their order.
+    released = asked.resize == "release"
+    splits = 1 if released else min(SPLITS, len(ours))
+    score = inception_score(ours.logits, splits, shuffle=not released, equal_splits=released)
+    report["inception_score"] = asdict(score)
     if asked.fid_infinity:
         report["fid_infinity"] = asdict(fid_infinity(ours.pooled, real.statistics(0), seed=seed))
     if theirs is not None and asked.precision_recall:

@@ -186,7 +186,10 @@ def test_what_cannot_be_compared_is_one_line(folders, network, tmp_path):
             str(tmp_path / "s.npz"),
             {"resize": "tf1"},
         ),
-        "is of images with a blur of 0, not 4": (str(tmp_path / "s.npz"), {"blur": (4,)}),
+        "is of images with a blur of 0, expected one of 4 pil": (
+            str(tmp_path / "s.npz"),
+            {"blur": (4,)},
+        ),
         "needs --real": (None, {}),
     }
     for message, (path, asked) in cases.items():
@@ -206,6 +209,7 @@ def test_what_cannot_be_compared_is_one_line(folders, network, tmp_path):
         ({"resize": "bicubic"}, "--resize 'bicubic': choices are clean"),
         ({"blur": (1, 1)}, "--blur .*expected different radii"),
         ({"blur": (-1,)}, "--blur -1: expected at least 0"),
+        ({"blur_kernel": "box"}, "--blur_kernel 'box': choices are pil, scipy, lafite"),
         ({"blur_sets": "none"}, "--blur_sets 'none': choices are both, real"),
     ],
 )

@@ -30,9 +30,9 @@ def run(model: CogView | None, options: Options) -> Report:
     sides = [open_images(getattr(asked, flag), f"--{flag}") for flag in ("real", "generated")]
     folder = Path(options.unfinished)
     real, generated = (
-        KnownStatistics(side, extractor)
+        KnownStatistics(side, extractor, asked.blur_kernel)
         if isinstance(side, str)
-        else ImageFeatures(side, extractor, folder / name)
+        else ImageFeatures(side, extractor, folder / name, asked.blur_kernel)
         for name, side in zip(("real", "generated"), sides, strict=True)
     )
     report = distances(real, generated, extractor, asked, options.seed)

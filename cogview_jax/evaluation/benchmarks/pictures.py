@@ -64,8 +64,12 @@ def run(model: CogView, options: Options) -> Measured:
             }
         if wanted:
             extractor = open_extractor(asked)
-            real = ImageFeatures(captioned.images, extractor, folder / "real_features")
-            made = ImageFeatures(generated, extractor, folder / "generated_features")
+            real = ImageFeatures(
+                captioned.images, extractor, folder / "real_features", asked.blur_kernel
+            )
+            made = ImageFeatures(
+                generated, extractor, folder / "generated_features", asked.blur_kernel
+            )
             report |= distances(real, made, extractor, asked, options.seed)
     return Measured(report, _shown(model, captioned, options, folder))
 

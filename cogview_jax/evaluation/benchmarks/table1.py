@@ -89,7 +89,8 @@ class Pool:
 
     def features(self, images: ImageSet, name: str) -> ImageFeatures:
         """The features of a set; `name` is that of its folder."""
-        return ImageFeatures(images, self.extractor, self._folder / name)
+        kernel = self.options.images.blur_kernel
+        return ImageFeatures(images, self.extractor, self._folder / name, kernel)
 
     def reconstructed(self) -> CodedImages:
         """The true images through the image tokenizer."""
