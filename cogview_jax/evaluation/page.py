@@ -7,7 +7,7 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from cogview_jax.evaluation.contact_sheet import font_of
 #: _SCALE, so that it is sharp.
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _EDGE = 560, 320, 64, 32, 44, 16
 _SCALE = 2
+#: Pixels from one name of a line to the next.
+_LINE = 16
 #: Colours of the lines, that people with any sight tell apart (Okabe and Ito 2008).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 #: Pixels of a side up to which an image is shown larger.
@@ -55,12 +57,14 @@ class Curves:
         x: values of the axis, ascending.
         x_name: what they are.
         lines: a name and a value for each of x.
+        errors: of some lines, how far each value is uncertain on either side.
     """
 
     title: str
     x: Sequence[float]
     x_name: str
     lines: Mapping[str, Sequence[float]]
+    errors: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -152,15 +156,21 @@ def curves_image(drawings: Sequence[Curves]) -> Image.Image:
 def _drawing(curves: Curves) -> Image.Image:
     image = Image.new("RGB", (_WIDTH * _SCALE, _HEIGHT * _SCALE), "white")
     draw, font = ImageDraw.Draw(image), font_of(13 * _SCALE)
-    values = [value for line in curves.lines.values() for value in line]
-    low, high = min(values), max(values)
+    errors = {name: curves.errors.get(name, [0] * len(curves.x)) for name in curves.lines}
+    ends = [
+        (value - error, value + error)
+        for name, line in curves.lines.items()
+        for value, error in zip(line, errors[name], strict=True)
+    ]
+    low, high = min(end for end, _ in ends), max(end for _, end in ends)
     if low == high:
         low, high = low - 0.5, high + 0.5
+    top = _TOP + _LINE * (len(curves.lines) - 1)
     first, span = curves.x[0], (curves.x[-1] - curves.x[0]) or 1
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = _LEFT + (x - first) / span * (_WIDTH - _LEFT - _EDGE)
-        down = _TOP + (high - y) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        down = top + (high - y) / (high - low) * (_HEIGHT - top - _BOTTOM)
         return across * _SCALE, down * _SCALE
 
     def text(x: float, y: float, words: str, anchor: str, colour: str = "#444444") -> None:
@@ -182,7 +192,10 @@ def _drawing(curves: Curves) -> Image.Image:
         draw.line(points, colour, 2 * _SCALE, "curve")
         for x, y in points:
             draw.circle((x, y), 3 * _SCALE, colour)
-        text(right, (_TOP + 16 * number) * _SCALE, name, "ra", colour)
+        for x, y, error in zip(curves.x, line, errors[name], strict=True):
+            if error:
+                draw.line((*at(x, y - error), *at(x, y + error)), colour, _SCALE)
+        text(right, (6 + _LINE * number) * _SCALE, name, "ra", colour)
     return image
 
 

@@ -56,7 +56,7 @@ def test_a_line_is_drawn_where_its_values_are():
     """In the colour of the first line; a higher value is higher up, a later one further right."""
     drawing = np.asarray(curves_image([Curves("t", (0, 10), "n", {"a": (1.0, 5.0)})]))
     blue = np.argwhere((drawing == (0, 0x72, 0xB2)).all(axis=-1))
-    blue = blue[blue[:, 0] > 110]  # below the name of the line
+    blue = blue[blue[:, 0] > 55]  # below the name of the line
     left, right = blue[blue[:, 1].argmin()], blue[blue[:, 1].argmax()]
     assert left[0] > right[0] + 300
     half = blue[np.abs(blue[:, 1] - (left[1] + right[1]) // 2) < 2, 0].mean()

@@ -114,10 +114,19 @@ def table(report: Mapping[str, Any]) -> str:
 
 def _curves(by: Mapping[str, list[Report]], network: str) -> Iterator[Curves]:
     counts = [row["candidates"] for row in next(iter(by.values()))]
-    fid = {f"by {name.replace('_', ' ')}": [row["fid"] for row in by[name]] for name in by}
-    yield Curves(f"FID ({network}) of the best of n", counts, "candidates n", fid)
-    score = {
-        f"by {name.replace('_', ' ')}": [row["inception_score"]["mean"] for row in by[name]]
-        for name in by
+    names = {name: f"by {name.replace('_', ' ')}" for name in by}
+    fid = {names[name]: [row["fid"] for row in rows] for name, rows in by.items()}
+    errors = {
+        names[name]: [row["fid_of_groups"]["standard_error"] for row in rows]
+        for name, rows in by.items()
+        if rows[0]["fid_of_groups"]
     }
-    yield Curves(f"Inception score ({network}) of the best of n", counts, "candidates n", score)
+    yield Curves(f"FID ({network}) of the best of n", counts, "candidates n", fid, errors)
+    scores = {name: [row["inception_score"] for row in rows] for name, rows in by.items()}
+    yield Curves(
+        f"Inception score ({network}) of the best of n",
+        counts,
+        "candidates n",
+        {names[name]: [score["mean"] for score in rows] for name, rows in scores.items()},
+        {names[name]: [score["std"] for score in rows] for name, rows in scores.items()},
+    )
