@@ -74,8 +74,12 @@ BATCH_SIZE = flags.DEFINE_integer(
 PRECISION = flags.DEFINE_enum(
     "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
 )
-REAL = command_line.path_flag("real", "of fid: real images, a folder or a file of statistics")
-GENERATED = command_line.path_flag("generated", "of fid: the images to judge, the same")
+REAL = command_line.path_flag(
+    "real", "real images: a folder, or of fid a file of statistics or a bundle"
+)
+GENERATED = command_line.path_flag(
+    "generated", "of fid: the images to judge: a folder, a file of statistics or a bundle"
+)
 FEATURES = command_line.pairs_flag(
     "features", "a feature network and the file of its weights, such as inception=FILE"
 )
@@ -87,7 +91,10 @@ CAPTIONS = command_line.path_flag(
     "of table1 and figure9: captions as in COCO's captions_val2014.json; their images"
     " are in --real",
 )
-PROMPT = flags.DEFINE_multi_string("prompt", [], "of pictures: what to show images of")
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "of pictures: what to show images of; of fid: what a bundle samples"
+)
+PROMPTS = command_line.path_flag("prompts", "a file with one such prompt a line")
 RESIZE = flags.DEFINE_enum(
     "resize",
     "clean",
@@ -130,6 +137,11 @@ def main() -> None:
     need_flag(NUM_PROMPTS, MOST_PROMPTS)
     need_flag(CANDIDATES, MOST_CANDIDATES)
     need_flag(BATCH_SIZE, MOST_ROWS)
+    prompts = tuple(PROMPT.value)
+    if PROMPTS.value:
+        from cogview_jax.commands.sample_inputs import read_prompts
+
+        prompts = tuple(read_prompts(PROMPT.value, PROMPTS.value))
     options = Options(
         count=NUM_PROMPTS.value,
         seed=SEED.value,
@@ -153,7 +165,7 @@ def main() -> None:
             precision_recall=PRECISION_RECALL.value,
             save_statistics=SAVE_STATISTICS.value,
             captions=CAPTIONS.value,
-            prompts=tuple(PROMPT.value),
+            prompts=prompts,
         ),
     )
     START()

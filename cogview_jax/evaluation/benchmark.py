@@ -48,7 +48,7 @@ class ImageOptions:
     """What a benchmark of images is asked for: more flags of `evaluate`.
 
     Attributes:
-        real, generated: a folder of images, or a file of their statistics (`.npz`).
+        real, generated: a folder of images, a file of their statistics (`.npz`), or a bundle.
         features: the file of the weights of each feature network, by its name.
         resize: how images are resized for the network, one of RESIZES.
         blur: the radii of FID-k in pixels; 0 is FID without blur.

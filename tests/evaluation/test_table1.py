@@ -19,7 +19,7 @@ from cogview_jax.evaluation.report import evaluate
 from cogview_jax.runtime.errors import InputError
 from command_runs import retold
 
-COUNT, CANDIDATES = 4, 3
+COUNT, CANDIDATES = 8, 3
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_table1_is_of_the_best_of_the_samples(chain, captioner, pool, tiny, tmp_
     assert report["wrong captions"]["cap_loss"]["mean"] == pytest.approx(wrong.mean(), rel=1e-5)
     said = capsys.readouterr().out
     assert "CogView (paper)     27.10    19.40    13.90    19.40    23.60    18.20     2.43" in said
-    assert "this model: tiny, resize clean, N = 4" in said
+    assert "this model: tiny, resize clean, N = 8" in said
     page = (tmp_path / "r.html").read_text()
     assert captioned.texts[0] in page
     assert "Worst by CapLoss" in page
@@ -94,6 +94,8 @@ def test_figure9_is_table1_at_every_number(chain, captioner, pool, tiny, tmp_pat
         n = row["candidates"]
         best = images[np.arange(COUNT), losses[:, :n].argmin(axis=1)]
         assert row["fid"] == pytest.approx(fid(true, features(tiny, best)), rel=1e-6)
+        groups = [fid(true[g::4], features(tiny, best[g::4])) for g in range(4)]
+        assert row["fid_of_groups"]["mean"] == pytest.approx(np.mean(groups), rel=1e-6)
         assert row["cap_loss"]["mean"] == pytest.approx(losses[:, :n].min(axis=1).mean(), rel=1e-5)
     with Image.open(tmp_path / "r.png") as drawing:
         assert drawing.size[0] > 500
@@ -105,6 +107,29 @@ def test_the_best_of_the_first_candidates():
     assert best_of(scores, 3, lowest=True).tolist() == [1, 5]
     assert best_of(scores, 2, lowest=True).tolist() == [1, 3]
     assert best_of(scores, 3, lowest=False).tolist() == [0, 3]
+
+
+def test_a_bundle_stands_for_its_samples(chain, pool, tiny, tmp_path):
+    """Of given prompts, and of the captions of the real images."""
+    captioned, images, _ = pool
+    folder = tmp_path / "real"
+    folder.mkdir()
+    true = list(captioned.images.read(range(COUNT)))
+    for number, (image, text) in enumerate(zip(true, captioned.texts, strict=True)):
+        Image.fromarray(image).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(text)
+    expected = fid(features(tiny, true), features(tiny, images[:, 0]))
+    given = {"real": str(folder), "generated": f"{chain.run}/bundle", "features": {"tiny": tiny}}
+    for name, prompts in (("a", captioned.texts), ("b", ())):
+        options = Options(images=ImageOptions(**given, prompts=prompts), seed=3, batch_size=8)
+        evaluate(load_benchmark("fid"), None, str(tmp_path / name), options)
+        report = json.loads((tmp_path / name).read_text())
+        assert report["fid"]["0"] == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(InputError, match="is a bundle: expected --prompts FILE"):
+        swapped = ImageOptions(
+            real=given["generated"], generated=str(folder), features={"tiny": tiny}
+        )
+        evaluate(load_benchmark("fid"), None, str(tmp_path / "c"), Options(images=swapped))
 
 
 def test_what_the_paper_s_benchmarks_need(chain, captioner, tiny, tmp_path):

@@ -1,17 +1,22 @@
 """How near two sets of images are: FID at radii of blur, KID, and the inception score.
 
-Either set is a folder of images or a file of statistics. The networks are those of
-`evaluation.features`; everything that moves a number is in the report.
+Either set is a folder of images, a file of statistics, or a bundle, which samples an image for each
+prompt. The networks are those of `evaluation.features`; everything that moves a number is in the
+report.
 """
 
 from pathlib import Path
 
+from cogview_jax.checkpoints.bundle import identity
+from cogview_jax.data.sources.source import readable
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, Report
+from cogview_jax.evaluation.candidates import sample_candidates
 from cogview_jax.evaluation.clip_sets import ClipSets
 from cogview_jax.evaluation.features import FEATURE_NETWORKS, FeatureExtractor
 from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, open_folder
 from cogview_jax.evaluation.set_distances import ImageFeatures, KnownStatistics, distances
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError
 
 NEEDS_BUNDLE, SHARES_WORK = False, True
@@ -24,10 +29,10 @@ def run(model: CogView | None, options: Options) -> Report:
         InputError: a set or the network is missing, or does not fit the other.
     """
     if model is not None:
-        raise InputError("--benchmark fid compares images: expected --real and --generated alone")
+        raise InputError("--benchmark fid compares two sets: name a bundle as --generated BUNDLE")
     asked = options.images
     extractor = open_extractor(asked, options.batch_size)
-    sides = [open_images(getattr(asked, flag), f"--{flag}") for flag in ("real", "generated")]
+    sides = [open_images(getattr(asked, flag), flag, options) for flag in ("real", "generated")]
     folder = Path(options.unfinished)
     real, generated = (
         KnownStatistics(side, extractor, asked.blur_kernel)
@@ -46,11 +51,38 @@ def run(model: CogView | None, options: Options) -> Report:
     return report
 
 
-def open_images(path: str | None, flag: str) -> ImageSet | str:
-    """A folder of images as a set; of a file of statistics the path."""
+def open_images(path: str | None, flag: str, options: Options) -> ImageSet | str:
+    """A folder of images, or what a bundle samples, as a set; of a file of statistics the path.
+
+    A bundle samples an image for each of `options.images.prompts`, or, where there are none, for a
+    caption of each image of the folder `--real`.
+    """
     if path is None:
-        raise InputError(f"--benchmark fid needs {flag}: a folder of images or a .npz file")
-    return path if path.endswith(".npz") else SourceImages(open_folder(path, flag), path)
+        raise InputError(
+            f"--benchmark fid needs --{flag}: a folder of images, a bundle, or a .npz file"
+        )
+    if not (Path(path) / "bundle.json").is_file():
+        folder = f"--{flag}"
+        return path if path.endswith(".npz") else SourceImages(open_folder(path, folder), path)
+    prompts = options.images.prompts
+    if not prompts and flag == "generated" and options.images.real is not None:
+        source = open_folder(options.images.real, "--real", captions=True)
+        prompts = tuple(record.captions[0] for record in readable(source))
+    if not prompts:
+        raise InputError(f"--{flag} {path} is a bundle: expected --prompts FILE, or --prompt TEXT")
+    model = load(path, dtype=options.precision)
+    model.need("transformer", "text", "codec")
+    model.need_task("text_to_image")
+    return sample_candidates(
+        model,
+        prompts,
+        1,
+        Path(options.unfinished) / f"{flag}_samples",
+        bundle=identity(path),
+        seed=options.seed,
+        sampling=options.sampling(model),
+        batch_size=options.batch_size,
+    )
 
 
 def open_extractor(asked: ImageOptions, batch_size: int | None = None) -> FeatureExtractor:
