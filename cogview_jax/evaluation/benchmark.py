@@ -3,7 +3,8 @@
 A benchmark is a module of `cogview_jax.evaluation.benchmarks`. Its file is all that has to be
 added: the file's name is the name of the benchmark, the first line of its docstring is the
 description that `evaluate --help` shows, and `run` measures. NEEDS_BUNDLE = False in it says that
-there may be no bundle, SHARES_WORK = True that several processes share the work.
+there may be no bundle, SHARES_WORK = True that several processes share the work, and NEEDS_FLAGS
+names flags that it cannot do without, so that no training run can measure it on the way.
 
 The names are found without importing the modules, so that `evaluate --help` does without jax.
 """

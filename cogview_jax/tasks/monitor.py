@@ -140,6 +140,11 @@ def check_benchmark(name: str) -> None:
             f"train.benchmark = {name!r} measures images and no bundle: run evaluate --benchmark"
             f" {name}, or choose another"
         )
+    if flags := getattr(benchmark, "NEEDS_FLAGS", ()):
+        raise InputError(
+            f"train.benchmark = {name!r} needs {' and '.join(flags)}, which a config cannot give: run"
+            f" evaluate --benchmark {name} beside it, or choose another"
+        )
     if jax.process_count() > 1 and getattr(benchmark, "SHARES_WORK", False):
         raise InputError(
             f"train.benchmark = {name!r} splits its images over processes, which share the weights"

@@ -20,7 +20,7 @@ from cogview_jax.evaluation.page import Curves
 from cogview_jax.evaluation.set_distances import Chosen, ImageFeatures, distances
 from cogview_jax.pipeline.cogview import CogView
 
-SHARES_WORK = True
+SHARES_WORK, NEEDS_FLAGS = True, ("--rerank_with", "--features")
 #: The numbers of candidates of the paper.
 COUNTS = (1, 2, 5, 10, 20, 40, 60)
 #: Disjoint groups of captions whose FID gives a standard error.

@@ -27,6 +27,7 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 
+NEEDS_FLAGS = ("--real",)
 #: Images whose loss is computed together, and images of a prompt on the page.
 _TOGETHER, _SHOWN = 64, 4
 

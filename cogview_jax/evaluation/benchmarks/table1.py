@@ -33,7 +33,7 @@ from cogview_jax.evaluation.set_distances import ImageFeatures, distances
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 
-SHARES_WORK = True
+SHARES_WORK, NEEDS_FLAGS = True, ("--rerank_with", "--features")
 #: The radii of the paper.
 RADII = (0, 1, 2, 4, 8)
 COLUMNS = ("FID-0", "FID-1", "FID-2", "FID-4", "FID-8", "IS", "CapLoss")
