@@ -12,13 +12,15 @@ import jax
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.evaluation.benchmark import Benchmark, Options, Report, measure, table
 from cogview_jax.evaluation.page import Curves, curves_image, report_page
+from cogview_jax.evaluation.row_store import PATIENCE
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import check_file_output, write_file, write_json
+from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.lock import locked
-from cogview_jax.runtime.processes import barrier, is_primary
+from cogview_jax.runtime.processes import is_primary
 
 
 def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Options) -> None:
@@ -55,6 +57,9 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
         model = None if bundle is None else load(bundle, dtype=options.precision)
         heading = {"benchmark": name} | _heading(model, bundle, options)
         measured = measure(benchmark, model, options)
+        # All processes read what is kept until they have measured.
+        sync = KVStoreSync(PATIENCE)
+        sync.all_gather("measured", True)
         if is_primary():
             print(table(benchmark, measured.report))
             report = heading | measured.report
@@ -68,7 +73,7 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
                 write_json(out, report)
             shutil.rmtree(unfinished, ignore_errors=True)
             print(f"report in {out}, a page of it in {beside(out, 'html')}", file=sys.stderr)
-        barrier("report")
+        sync.all_gather("written", True)
 
 
 def beside(out: str, ending: str) -> Path:

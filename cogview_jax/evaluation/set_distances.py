@@ -1,8 +1,9 @@
 """Distances of two sets of images by their features: FID at several radii, KID, inception score."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -22,6 +23,7 @@ from cogview_jax.evaluation.reference_statistics import (
     read_statistics,
     write_statistics,
 )
+from cogview_jax.evaluation.resize import RESIZES
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import is_primary, log
 
@@ -180,6 +182,8 @@ def distances(
     if asked.blur != (0,):
         report["blur"] = {"kernel": asked.blur_kernel, "sets": asked.blur_sets}
     report |= _of_features(real, generated, asked, seed, notes)
+    if not RESIZES[extractor.resize].comparable:
+        notes.append(f"resize {extractor.resize}: {RESIZES[extractor.resize].description}")
     for note in notes:
         log(note)
     return report | {
@@ -217,3 +221,32 @@ def _of_features(
         if kid.note:
             notes.append(kid.note)
     return report
+
+
+def lines_of(report: Mapping[str, Any]) -> list[str]:
+    """The numbers of what `distances` reports as lines for people, each with all it depends on."""
+    network, resize = report["features"]["name"], report["resize"]
+    n = f"N = {report['n_real'] or 'unknown'} real, {report['n_generated'] or 'unknown'} generated"
+    blur = report.get("blur")
+    lines = []
+    for radius, value in report["fid"].items():
+        of = (
+            f", blur {radius} by {blur['kernel']} of {blur['sets']}"
+            if blur and radius != "0"
+            else ""
+        )
+        lines.append(f"FID ({network}, {resize}{of}): {value:.4f}")
+    if found := report.get("fid_infinity"):
+        value = f"{found['value']:.4f} +- {found['standard_error']:.4f}"
+        lines.append(f"FID of infinitely many ({network}, {resize}): {value}")
+    if found := report.get("kid"):
+        subsets = f"{found['subsets']} subsets of {found['subset_size']}"
+        value = f"{found['mean']:.6f}, deviation {found['std']:.6f}"
+        lines.append(f"KID ({network}, {resize}, {subsets}): {value}")
+    if found := report.get("inception_score"):
+        value = f"{found['mean']:.4f}, deviation {found['std']:.4f}"
+        lines.append(f"inception score ({network}, {resize}, {found['splits']} splits): {value}")
+    if found := report.get("precision_recall"):
+        shares = f"{found['precision']:.4f}, {found['recall']:.4f}"
+        lines.append(f"precision, recall ({network}, {resize}): {shares}")
+    return [*lines, n]

@@ -142,8 +142,8 @@ def check_benchmark(name: str) -> None:
         )
     if flags := getattr(benchmark, "NEEDS_FLAGS", ()):
         raise InputError(
-            f"train.benchmark = {name!r} needs {' and '.join(flags)}, which a config cannot give: run"
-            f" evaluate --benchmark {name} beside it, or choose another"
+            f"train.benchmark = {name!r} needs {' and '.join(flags)}, which a config cannot give:"
+            f" run evaluate --benchmark {name} beside it, or choose another"
         )
     if jax.process_count() > 1 and getattr(benchmark, "SHARES_WORK", False):
         raise InputError(

@@ -225,8 +225,8 @@ def test_two_processes_give_the_report_of_one(root, folders, network, tmp_path):
     command = (program, real, generated, network, tmp_path / "r.json")
     with Processes(root, command, 2, 1) as running:
         running.succeed()
-        assert "fid, 0" in running.output(0)
-        assert "fid, 0" not in running.output(1)
+        assert "FID (tiny, clean): " in running.output(0)
+        assert "FID (tiny, clean): " not in running.output(1)
     report = json.loads((tmp_path / "r.json").read_text())
     assert not (tmp_path / "r.json.unfinished").exists()
     for radius in ("0", "1"):

@@ -14,7 +14,7 @@ from cogview_jax.evaluation.candidates import sample_candidates
 from cogview_jax.evaluation.clip_sets import ClipSets
 from cogview_jax.evaluation.features import FEATURE_NETWORKS, FeatureExtractor
 from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, open_folder
-from cogview_jax.evaluation.set_distances import ImageFeatures, KnownStatistics, distances
+from cogview_jax.evaluation.set_distances import ImageFeatures, KnownStatistics, distances, lines_of
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError
@@ -49,6 +49,14 @@ def run(model: CogView | None, options: Options) -> Report:
         found = clip.distance(first, second, ("real", "generated"))
         report["cmmd"] = found | clip.describe()
     return report
+
+
+def table(report: Report) -> str:
+    """A line for each number, with the network and the protocol, for people."""
+    lines = lines_of(report)
+    if found := report.get("cmmd"):
+        lines.append(f"CMMD (clip): {found['value']:.4f}")
+    return "\n".join(lines)
 
 
 def open_images(path: str | None, flag: str, options: Options) -> ImageSet | str:

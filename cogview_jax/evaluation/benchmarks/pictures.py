@@ -22,7 +22,7 @@ from cogview_jax.evaluation.image_sets import good_images
 from cogview_jax.evaluation.page import Pictures, Section
 from cogview_jax.evaluation.scorer import CapLossScorer
 from cogview_jax.evaluation.sequence_loss import sequence_losses
-from cogview_jax.evaluation.set_distances import ImageFeatures, distances
+from cogview_jax.evaluation.set_distances import ImageFeatures, distances, lines_of
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
@@ -152,7 +152,5 @@ def table(report: Mapping[str, Any]) -> str:
             loss = report["cap_loss"][name]
             lines.append(f"{'CapLoss, ' + name:20}{loss['mean']:.4f}")
     if "fid" in report:
-        lines += [f"{'FID-' + radius:20}{value:.4f}" for radius, value in report["fid"].items()]
-        lines.append(f"{'KID':20}{report['kid']['mean']:.6f}")
-        lines.append(f"by {report['features']['name']}, resize {report['resize']}")
+        lines += lines_of(report)
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, good_image
 from cogview_jax.evaluation.page import Pictures
 from cogview_jax.evaluation.reconstruction import code_use, image_values, pair_metrics
 from cogview_jax.evaluation.row_store import RowStore
-from cogview_jax.evaluation.set_distances import ImageFeatures, distances
+from cogview_jax.evaluation.set_distances import ImageFeatures, distances, lines_of
 from cogview_jax.interop.feature_weights import read_lpips
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
@@ -98,6 +98,21 @@ def _pairs(true: ImageSet, decoded: CodedImages, options: Options, folder: Path)
     report: Report = {"n": len(rows), "unreadable": len(true) - len(rows)}
     report |= {name: mean_of(each) for name, each in values.items()}
     return report | ({"lpips_network": lpips} if lpips else {})
+
+
+def table(report: Report) -> str:
+    """A line for each number, for people."""
+    lines = []
+    for name in ("l2", "psnr", "ssim", "lpips"):
+        if name in report:
+            network = f" ({report['lpips_network']['network']})" if name == "lpips" else ""
+            error = report[name]["standard_error"] or 0
+            lines.append(f"{name.upper()}{network}: {report[name]['mean']:.5f} +- {error:.5f}")
+    lines.append(f"codes used: {report['usage']:.4f}, perplexity {report['perplexity']:.1f}")
+    if "rfid" in report:
+        of = lines_of({**report, "fid": {"0": report["rfid"]}})
+        return "\n".join([*lines, *("r" + line if line.startswith("FID") else line for line in of)])
+    return "\n".join([*lines, f"N = {report['n']}"])
 
 
 def _pictures(true: ImageSet, decoded: ImageSet) -> list[Pictures]:
