@@ -111,7 +111,7 @@ def second(directory):
         yield "restored", step_of(mesh, checkpointer.restore(shapes(mesh)))
         yield "again", save(checkpointer, mesh, 7)
         yield "there", save(checkpointer, mesh, 7)
-        yield "older", step_of(mesh, checkpointer.restore(shapes(mesh), only=3))
+        yield "older", step_of(mesh, checkpointer.restore(shapes(mesh), choices=[3]))
 
 
 if __name__ == "__main__":
