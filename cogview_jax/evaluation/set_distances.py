@@ -29,6 +29,9 @@ from cogview_jax.runtime.processes import is_primary, log
 
 #: Splits of the inception score.
 SPLITS = 10
+#: Where the random numbers of KID and the inception score begin: with seed 0 their subsets and
+#: splits are those of torch-fidelity.
+FIRST_SEED = 2020
 
 
 class FeatureSet(Protocol):
@@ -160,7 +163,8 @@ def distances(
         extractor: of their features.
         asked: radii, the sets that are blurred, whether FID is extrapolated, and the file in which
             the statistics of the real images are kept.
-        seed: of the subsets of the extrapolation.
+        seed: of the subsets of KID and of the extrapolation, and of the splits of the inception
+            score.
 
     Raises:
         InputError: a set is too small, or statistics are of another blur.
@@ -207,8 +211,11 @@ def _of_features(
     # The release's evaluation takes all images as one split, in their order.
     released = asked.resize == "release"
     splits = 1 if released else min(SPLITS, len(ours))
-    score = inception_score(ours.logits, splits, shuffle=not released, equal_splits=released)
-    report["inception_score"] = asdict(score)
+    random = (FIRST_SEED + seed) % 2**32
+    score = inception_score(
+        ours.logits, splits, seed=random, shuffle=not released, equal_splits=released
+    )
+    report["inception_score"] = asdict(score) | {"seed": None if released else random}
     if asked.fid_infinity:
         report["fid_infinity"] = asdict(fid_infinity(ours.pooled, real.statistics(0), seed=seed))
     if theirs is not None and asked.precision_recall:
@@ -216,8 +223,8 @@ def _of_features(
         found = precision_recall(theirs.pooled[every], ours.pooled[every])
         report["precision_recall"] = asdict(found)
     if theirs is not None:
-        kid = kernel_distance(theirs.pooled, ours.pooled)
-        report["kid"] = asdict(kid)
+        kid = kernel_distance(theirs.pooled, ours.pooled, seed=random)
+        report["kid"] = asdict(kid) | {"seed": random}
         if kid.note:
             notes.append(kid.note)
     return report

@@ -195,6 +195,8 @@ def test_what_cannot_be_compared_is_one_line(folders, network, tmp_path):
     for message, (path, asked) in cases.items():
         with pytest.raises(InputError, match=message):
             compared(tmp_path / "x.json", path, generated, network, **asked)
+    with pytest.raises(InputError, match=r"--save_statistics .*s: expected a name that ends in"):
+        compared(tmp_path / "x.json", real, real, network, save_statistics=str(tmp_path / "s"))
     with pytest.raises(InputError, match="--features none: FID needs one network"):
         images = ImageOptions(real=real, generated=generated)
         evaluate(load_benchmark("fid"), None, str(tmp_path / "x.json"), Options(images=images))
