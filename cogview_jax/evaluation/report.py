@@ -42,6 +42,8 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
     """
     check_file_output(out, "--out")
     check_file_output(beside(out, "html"), "the page of --out")
+    if options.images.save_statistics is not None:
+        check_file_output(options.images.save_statistics, "--save_statistics")
     name = benchmark.__name__.rpartition(".")[2]
     if bundle is None and getattr(benchmark, "NEEDS_BUNDLE", True):
         raise InputError(f"--benchmark {name} measures a bundle: expected --bundle PATH")
