@@ -81,6 +81,10 @@ class ImageOptions:
         for name, choices in known.items():
             if (value := getattr(self, name)) not in choices:
                 raise InputError(f"--{name} {value!r}: choices are {', '.join(choices)}")
+        if self.save_statistics is not None and not self.save_statistics.endswith(".npz"):
+            raise InputError(
+                f"--save_statistics {self.save_statistics}: expected a name that ends in .npz"
+            )
         if not self.blur or len(set(self.blur)) < len(self.blur):
             raise InputError(f"--blur {self.blur}: expected different radii, such as 0,1,2,4,8")
         for radius in self.blur:

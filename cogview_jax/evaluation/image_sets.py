@@ -1,6 +1,7 @@
 """Sets of images whose features are compared: where they come from, and their features on disk."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,15 +56,22 @@ def good_images(images: ImageSet, numbers: Sequence[int]) -> dict[int, UInt8[np.
 
 
 class SourceImages:
-    """The images of a source of records, such as a folder."""
+    """The images of a source of records that are files of a folder."""
 
     def __init__(self, source: Source[Record], name: str):
-        """Nothing is read; `name` is for people."""
+        """No image is read. A file that changes, by its size or time, changes the identity.
+
+        Args:
+            source: its keys are paths within the folder `name`.
+            name: the folder, for people too.
+        """
         self.name, self._source = name, source
-        keys = hashlib.sha256()
+        files = hashlib.sha256()
         for i in range(len(source)):
-            keys.update(source.key(i).encode("utf-8", "backslashreplace") + b"\0")
-        self.identity = {"images": name, "keys": keys.hexdigest()}
+            key = source.key(i)
+            state = f"{key}\0{_state(name, key)}\0"
+            files.update(state.encode("utf-8", "backslashreplace"))
+        self.identity = {"images": name, "files": files.hexdigest()}
 
     def __len__(self) -> int:
         """How many there are, good and bad."""
@@ -81,6 +89,15 @@ class SourceImages:
         with ThreadPoolExecutor(_THREADS) as pool:
             for start in range(0, len(numbers), _READ):
                 yield from pool.map(one, numbers[start : start + _READ])
+
+
+def _state(folder: str, key: str) -> str:
+    """Size and time of a file: they tell an image from one that has taken its place."""
+    try:
+        found = os.stat(os.path.join(folder, key))
+    except (OSError, ValueError):
+        return "missing"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def open_folder(path: str, flag: str, *, captions: bool = False) -> FolderSource:

@@ -44,10 +44,8 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
     """
     check_file_output(out, "--out")
     check_file_output(beside(out, "html"), "the page of --out")
-    if statistics := options.images.save_statistics:
-        check_file_output(statistics, "--save_statistics")
-        if not statistics.endswith(".npz"):
-            raise InputError(f"--save_statistics {statistics}: expected a name that ends in .npz")
+    if options.images.save_statistics is not None:
+        check_file_output(options.images.save_statistics, "--save_statistics")
     name = benchmark.__name__.rpartition(".")[2]
     if bundle is None and getattr(benchmark, "NEEDS_BUNDLE", True):
         raise InputError(f"--benchmark {name} measures a bundle: expected --bundle PATH")

@@ -32,6 +32,9 @@ SPLITS = 10
 #: Where the random numbers of KID and the inception score begin: with seed 0 their subsets and
 #: splits are those of torch-fidelity.
 FIRST_SEED = 2020
+#: The fewest images that `fid_infinity` extrapolates from: its 15 subsets, the smallest of half of
+#: the images, have different sizes.
+LEAST_FOR_INFINITY = 27
 
 
 class FeatureSet(Protocol):
@@ -216,12 +219,25 @@ def _of_features(
         ours.logits, splits, seed=random, shuffle=not released, equal_splits=released
     )
     report["inception_score"] = asdict(score) | {"seed": None if released else random}
+    if (each := len(ours) // splits) < ours.logits.shape[1]:
+        notes.append(
+            f"inception score is biased downwards: that of a split of {each:,} images cannot exceed"
+            f" {each:,}"
+        )
     if asked.fid_infinity:
-        report["fid_infinity"] = asdict(fid_infinity(ours.pooled, real.statistics(0), seed=seed))
+        report["fid_infinity"] = None
+        if len(ours) < LEAST_FOR_INFINITY:
+            notes.append(
+                f"FID of infinitely many images is not extrapolated from {len(ours)}: expected at"
+                f" least {LEAST_FOR_INFINITY}"
+            )
+        else:
+            infinite = fid_infinity(ours.pooled, real.statistics(0), seed=seed)
+            report["fid_infinity"] = asdict(infinite)
     if theirs is not None and asked.precision_recall:
         every = slice(None)
-        found = precision_recall(theirs.pooled[every], ours.pooled[every])
-        report["precision_recall"] = asdict(found)
+        measured = precision_recall(theirs.pooled[every], ours.pooled[every])
+        report["precision_recall"] = asdict(measured)
     if theirs is not None:
         kid = kernel_distance(theirs.pooled, ours.pooled, seed=random)
         report["kid"] = asdict(kid) | {"seed": random}

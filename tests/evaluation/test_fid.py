@@ -12,7 +12,10 @@ from tiny_features import offer, write_weights
 
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, load_benchmark
 from cogview_jax.evaluation.features import FeatureExtractor
+from cogview_jax.evaluation.metrics.frechet import fid_infinity
+from cogview_jax.evaluation.metrics.moments import Moments
 from cogview_jax.evaluation.report import evaluate
+from cogview_jax.evaluation.set_distances import LEAST_FOR_INFINITY
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.shapes.fresh import fresh_scenes
 from processes import Processes
@@ -237,3 +240,61 @@ def test_two_processes_give_the_report_of_one(root, folders, network, tmp_path):
         assert report[name].pop("mean") == pytest.approx(whole[name].pop("mean"), rel=1e-5)
         report[name].pop("std"), whole[name].pop("std")
     assert report == whole
+
+
+def test_an_image_that_changed_meanwhile_is_computed_anew(folders, network, tmp_path, monkeypatch):
+    """What is left of an interrupted evaluation is of the images as they were then."""
+    real, generated = tmp_path / "real", tmp_path / "generated"
+    shutil.copytree(folders[0], real)
+    shutil.copytree(folders[1], generated)
+    given = FeatureExtractor.__call__
+
+    def stops(self, images):
+        for number, found in enumerate(given(self, images)):
+            if number == 1:
+                raise KeyboardInterrupt
+            yield found
+
+    out = tmp_path / "r.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureExtractor, "__call__", stops)
+        with pytest.raises(KeyboardInterrupt):
+            compared(out, str(real), str(generated), network)
+    assert list((tmp_path / "r.json.unfinished").rglob("*.rows"))
+    Image.new("RGB", (SIZE, SIZE), "red").save(real / "000.png")
+    report = compared(out, str(real), str(generated), network)
+    fresh = compared(tmp_path / "fresh.json", str(real), str(generated), network)
+    assert report["fid"] == fresh["fid"]
+    assert report["kid"] == fresh["kid"]
+
+
+def test_too_few_images_cost_one_number_and_a_note(folders, network, tmp_path):
+    real, generated = folders
+    report = compared(tmp_path / "r.json", real, generated, network, fid_infinity=True)
+    assert report["fid_infinity"] is None
+    assert any("at least 27" in note for note in report["notes"])
+    # 10 splits of one image each: the score is 1 whatever the images are.
+    assert report["inception_score"]["mean"] == pytest.approx(1)
+    assert any(
+        "inception score" in note and "split of 1 images" in note for note in report["notes"]
+    )
+
+
+def test_the_fewest_images_that_are_extrapolated():
+    rows = np.random.default_rng(0).standard_normal((LEAST_FOR_INFINITY, 40))
+    moments = Moments.of(rows)
+    assert fid_infinity(rows, moments).n == LEAST_FOR_INFINITY
+    with pytest.raises(InputError, match="all sizes differ"):
+        fid_infinity(rows[:-1], moments)
+
+
+def test_where_statistics_cannot_be_kept_is_said_first(folders, network, tmp_path):
+    """Before features are computed, which takes hours."""
+    real, generated = folders
+    out, folder = tmp_path / "r.json", tmp_path / "s.npz"
+    with pytest.raises(InputError, match=r"--save_statistics s\.txt: expected .* \.npz"):
+        compared(out, real, generated, network, save_statistics="s.txt")
+    folder.mkdir()
+    with pytest.raises(InputError, match=r"--save_statistics .* is a folder"):
+        compared(out, real, generated, network, save_statistics=str(folder))
+    assert not (tmp_path / "r.json.unfinished").exists()
