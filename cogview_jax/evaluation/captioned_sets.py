@@ -106,12 +106,15 @@ def coco_captions(file: str, folder: str, count: int, seed: int) -> CaptionedSet
     found = read_json(file, limit=CAPTIONS_LIMIT)
     try:
         names = {image["id"]: image["file_name"] for image in found["images"]}
-        pairs = [(str(each["caption"]), names[each["image_id"]]) for each in found["annotations"]]
+        pairs = [(each["caption"], names[each["image_id"]]) for each in found["annotations"]]
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{file} is no file of captions in COCO's format: expected images with id and"
             f" file_name, and annotations with image_id and caption ({error})"
         ) from None
+    for caption, _ in pairs:
+        if not isinstance(caption, str):
+            raise InputError(f"{file}: the caption {caption!r} of an annotation is no text")
     if len(pairs) < count:
         raise InputError(f"--num_prompts {count}: {file} has {len(pairs)} captions")
     chosen = np.random.default_rng(seed).permutation(len(pairs))[:count]

@@ -54,9 +54,10 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
     unfinished = Path(f"{out}.unfinished")
     with _held(unfinished):
         options = replace(options, unfinished=str(unfinished))
+        # Loading says what is wrong with a folder that is no bundle.
+        model = None if bundle is None else load(bundle, dtype=options.precision)
         if bundle is not None:
             options = replace(options, bundle=identity(bundle))
-        model = None if bundle is None else load(bundle, dtype=options.precision)
         heading = {"benchmark": name} | _heading(model, bundle, options)
         measured = measure(benchmark, model, options)
         # All processes read what is kept until they have measured.

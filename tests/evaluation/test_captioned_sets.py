@@ -104,3 +104,13 @@ def test_the_images_of_a_sampling_job_are_those_it_lists(tmp_path):
     assert [source[i].captions for i in range(len(source))] == [("p0",), ("p1",)]
     with pytest.raises(InputError, match=r"--generated .*nowhere: expected a folder of images"):
         open_folder(str(tmp_path / "nowhere"), "--generated")
+
+
+def test_a_caption_that_is_no_text_is_refused(coco, tmp_path):
+    """It would be sampled as its name in Python, None."""
+    image = {"id": 1, "file_name": "1.png"}
+    found = {"images": [image], "annotations": [{"image_id": 1, "caption": None}]}
+    file = tmp_path / "nothing.json"
+    file.write_text(json.dumps(found))
+    with pytest.raises(InputError, match="the caption None of an annotation is no text"):
+        open_captioned(str(file), str(tmp_path), count=1, size=8, seed=0)

@@ -298,3 +298,8 @@ def test_where_statistics_cannot_be_kept_is_said_first(folders, network, tmp_pat
     with pytest.raises(InputError, match=r"--save_statistics .* is a folder"):
         compared(out, real, generated, network, save_statistics=str(folder))
     assert not (tmp_path / "r.json.unfinished").exists()
+
+
+def test_a_folder_that_is_no_bundle_is_one_line(folders, tmp_path):
+    with pytest.raises(InputError, match="bundle"):
+        evaluate(load_benchmark("tokenizer"), folders[0], str(tmp_path / "r.json"), Options())
