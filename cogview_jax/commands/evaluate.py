@@ -1,4 +1,4 @@
-"""Evaluates a bundle and writes a JSON report.
+"""Measures a bundle, or how near two sets of images are, and writes a JSON report and a page.
 
   python -m cogview_jax.evaluate --bundle runs/demo/bundle --benchmark shapes --out report.json
 
@@ -16,8 +16,16 @@ that of bilinear and bicubic resampling.
       --features inception=pt_inception-2015-12-05-6726825d.pth --out fid.json
 
 fid compares two sets of images: FID (at several radii of blur: --blur 0,1,2,4,8), KID and the
-inception score. A set is a folder, one that `sample` has written too, or a file of statistics.
-Interrupted, the same command goes on; several processes share the work.
+inception score. A set is a folder, one that `sample` has written too, a file of statistics, or a
+bundle, which samples an image for every caption of --real or each of --prompts.
+
+  python -m cogview_jax.evaluate --benchmark tokenizer --bundle runs/codec/bundle --real photos \\
+      --features lpips=alexnet.ckpt --out tokenizer.json
+
+tokenizer measures what an image tokenizer gives back, pictures a model on captioned pictures of
+your own (--real), table1 and figure9 what the paper reports of the best of several candidates; see
+docs/guides/evaluation.md. Interrupted, the same command goes on; fid, tokenizer, table1 and figure9
+run as several processes, too.
 """
 
 from absl import flags
@@ -43,7 +51,11 @@ BENCHMARK = flags.DEFINE_enum(
     list(available()),
     "; ".join(f"{name}: {description}" for name, description in available().items()),
 )
-NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 300, "prompts of each split")
+NUM_PROMPTS = flags.DEFINE_integer(
+    "num_prompts",
+    300,
+    "captions or drawings that are measured; of shapes in each of its two splits",
+)
 SEED = flags.DEFINE_integer("seed", 0, "of the prompts and of sampling")
 TEMPERATURE = flags.DEFINE_float(
     "temperature",

@@ -16,6 +16,7 @@ from cogview_jax.data.sources.source import Source
 from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, open_folder
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import read_json
+from cogview_jax.runtime.processes import log
 from cogview_jax.shapes.fresh import fresh_scenes
 
 #: Bytes of a file of captions: COCO's of its training split has 90 MB.
@@ -46,12 +47,13 @@ def open_captioned(
         captions: a file like COCO's captions_val2014.json, whose images are in `folder`.
         folder: of images; without `captions` it holds their captions too, as `prepare` reads them.
             Without either, new captioned shapes are drawn.
-        count: captions; they are drawn from all by `seed`.
+        count: captions; they are drawn from all by `seed`. Where there are fewer, all are taken,
+            and a line says so.
         size: rows and columns of drawings.
         seed: of the captions that are drawn.
 
     Raises:
-        InputError: there are fewer captions, or a file cannot be read.
+        InputError: there is no caption, or a file cannot be read.
     """
     if captions is not None and folder is None:
         raise InputError(f"--captions {captions}: expected the folder of its images, too (--real)")
@@ -93,12 +95,11 @@ def folder_captions(folder: str, count: int, seed: int) -> CaptionedSet:
             continue
         numbers.append(int(number))
         texts.append(captions[rng.integers(len(captions))])
-    if len(texts) < count:
-        raise InputError(
-            f"--num_prompts {count}: {folder} has {len(texts)} readable images with a caption"
-        )
+    _say_of_few(len(texts), count, f"{folder} has {len(texts)} readable images with a caption")
     chosen = _Chosen(source, numbers)
-    return CaptionedSet(f"{count} captions of {folder}", tuple(texts), SourceImages(chosen, folder))
+    return CaptionedSet(
+        f"{len(texts)} captions of {folder}", tuple(texts), SourceImages(chosen, folder)
+    )
 
 
 def coco_captions(file: str, folder: str, count: int, seed: int) -> CaptionedSet:
@@ -107,20 +108,26 @@ def coco_captions(file: str, folder: str, count: int, seed: int) -> CaptionedSet
     try:
         names = {image["id"]: image["file_name"] for image in found["images"]}
         pairs = [(each["caption"], names[each["image_id"]]) for each in found["annotations"]]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError):
         raise InputError(
             f"{file} is no file of captions in COCO's format: expected images with id and"
-            f" file_name, and annotations with image_id and caption ({error})"
+            " file_name, and annotations with image_id and caption"
         ) from None
     for caption, _ in pairs:
         if not isinstance(caption, str):
             raise InputError(f"{file}: the caption {caption!r} of an annotation is no text")
-    if len(pairs) < count:
-        raise InputError(f"--num_prompts {count}: {file} has {len(pairs)} captions")
+    _say_of_few(len(pairs), count, f"{file} has {len(pairs)} captions")
     chosen = np.random.default_rng(seed).permutation(len(pairs))[:count]
     texts = tuple(" ".join(pairs[i][0].split()) for i in chosen)
     images = _CocoImages(folder, [pairs[i][1] for i in chosen])
-    return CaptionedSet(f"{count} captions of {Path(file).name}", texts, images)
+    return CaptionedSet(f"{len(texts)} captions of {Path(file).name}", texts, images)
+
+
+def _say_of_few(found: int, count: int, there: str) -> None:
+    if not found:
+        raise InputError(f"--num_prompts {count}: {there}")
+    if found < count:
+        log(f"--num_prompts {count}: {there}, all of which are taken")
 
 
 class ArrayImages:

@@ -55,6 +55,18 @@ def good_images(images: ImageSet, numbers: Sequence[int]) -> dict[int, UInt8[np.
     return {number: image for number, image in found if not isinstance(image, BadRecord)}
 
 
+def require_readable(images: ImageSet, flag: str) -> None:
+    """InputError where none of the first images can be read: before hours of work are spent."""
+    first = range(min(len(images), _READ))
+    found = list(images.read(first))
+    bad = [image for image in found if isinstance(image, BadRecord)]
+    if len(bad) == len(found):
+        why = f", such as {bad[0]}" if bad else ""
+        raise InputError(
+            f"{flag} {images.name}: none of the first {len(found)} images can be read{why}"
+        )
+
+
 class SourceImages:
     """The images of a source of records that are files of a folder."""
 

@@ -51,6 +51,9 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
         raise InputError(f"--benchmark {name} measures a bundle: expected --bundle PATH")
     if jax.process_count() > 1 and not getattr(benchmark, "SHARES_WORK", False):
         raise InputError(f"--benchmark {name} runs in one process, got {jax.process_count()}")
+    scorer = options.rerank_with
+    if scorer and not (Path(scorer) / "bundle.json").is_file():
+        raise InputError(f"--rerank_with {scorer}: expected a bundle, a folder with bundle.json")
     unfinished = Path(f"{out}.unfinished")
     with _held(unfinished):
         options = replace(options, unfinished=str(unfinished))

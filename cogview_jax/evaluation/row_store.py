@@ -6,7 +6,6 @@ and several processes share the work, each of which writes the rows of its share
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from jaxtyping import Shaped
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import atomic_path, read_json, sync, write_json
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
-from cogview_jax.runtime.processes import log
 
 #: Seconds that processes wait for the slowest one: the shares are equal, the machines may not be.
 PATIENCE = 24 * 3600
@@ -47,14 +45,13 @@ class RowStore:
 
         Args:
             path: the folder, on a file system that all processes share.
-            job: all that the rows depend on, as JSON has it. Rows of another job are deleted, and
-                a line says so.
+            job: all that the rows depend on, as JSON has it.
             count: rows.
             width: numbers of a row.
             dtype: of the numbers.
 
         Raises:
-            InputError: the folder is of something else.
+            InputError: the folder holds rows of another job, or is of something else.
         """
         self.path, self.count, self.width = path, count, width
         self._dtype = np.dtype(dtype)
@@ -128,8 +125,11 @@ class RowStore:
                 keys = [f"{_JOB}, which cannot be read"]
             if not keys:
                 return ""
-            log(f"{self.path} is of another evaluation (of another {', '.join(keys)}): done anew")
-            shutil.rmtree(self.path)
+            return (
+                f"{self.path} has what another evaluation had measured (of another"
+                f" {', '.join(keys)}): give its command again to finish it, delete that folder, or"
+                " choose another --out"
+            )
         with atomic_path(self.path) as temporary:
             temporary.mkdir()
             write_json(temporary / _JOB, self.job)

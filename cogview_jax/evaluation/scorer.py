@@ -27,8 +27,8 @@ class CapLossScorer:
         Raises:
             InputError: it is no caption bundle, or lacks a part.
         """
-        self.sha256, self._folder, self._precision = identity(bundle), folder, precision
         self._model = load_scorer(bundle, dtype=precision)
+        self.sha256, self._folder, self._precision = identity(bundle), folder, precision
 
     def check(self, texts: Sequence[str]) -> None:
         """InputError where a text does not fit the bundle: before anything is sampled."""

@@ -185,7 +185,7 @@ def distances(
             notes.append(found.note)
         if radius == asked.blur[0] and asked.save_statistics and is_primary():
             write_statistics(asked.save_statistics, theirs)
-    report: Report = {"fid": fid}
+    report: Report = {"real": real.name, "generated": generated.name, "fid": fid}
     if asked.blur != (0,):
         report["blur"] = {"kernel": asked.blur_kernel, "sets": asked.blur_sets}
     report |= _of_features(real, generated, asked, seed, notes)

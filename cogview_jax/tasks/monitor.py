@@ -115,6 +115,8 @@ class Monitor:
         # Not by free memory, which may differ between the processes of a run.
         rows = min(config.benchmark_prompts, config.global_batch // config.accumulate)
         folder = self._workdir.path / "benchmark.unfinished"
+        if is_primary():
+            shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run, of other weights
         options = Options(
             count=config.benchmark_prompts,
             batch_size=rows,

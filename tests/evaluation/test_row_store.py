@@ -32,13 +32,13 @@ def test_rows_come_back_in_order_and_an_interrupted_store_goes_on(tmp_path):
     assert opened(tmp_path / "rows").mine == range(7, 7)
 
 
-def test_rows_of_something_else_are_done_anew_and_said(tmp_path, capsys):
+def test_rows_of_another_evaluation_are_not_lost(tmp_path):
     opened(tmp_path / "rows").append(ROWS)
-    other = opened(tmp_path / "rows", job="b")
-    assert other.done == 0
-    assert "is of another evaluation (of another of): done anew" in capsys.readouterr().err
-    opened(tmp_path / "rows", job="b", count=6)
-    assert "(of another count)" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"had measured \(of another of\): give"):
+        opened(tmp_path / "rows", job="b")
+    with pytest.raises(InputError, match=r"\(of another count\)"):
+        opened(tmp_path / "rows", count=6)
+    np.testing.assert_array_equal(opened(tmp_path / "rows").read(range(7)), ROWS)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

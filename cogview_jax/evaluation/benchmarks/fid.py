@@ -13,7 +13,7 @@ from cogview_jax.evaluation.benchmark import ImageOptions, Options, Report
 from cogview_jax.evaluation.candidates import sample_candidates
 from cogview_jax.evaluation.clip_sets import ClipSets
 from cogview_jax.evaluation.features import FEATURE_NETWORKS, FeatureExtractor
-from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, open_folder
+from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, open_folder, require_readable
 from cogview_jax.evaluation.set_distances import ImageFeatures, KnownStatistics, distances, lines_of
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load
@@ -33,6 +33,8 @@ def run(model: CogView | None, options: Options) -> Report:
     asked = options.images
     extractor = open_extractor(asked, options.batch_size)
     sides = [open_images(getattr(asked, flag), flag, options) for flag in ("real", "generated")]
+    if "clip" in asked.features and any(isinstance(side, str) for side in sides):
+        raise InputError("--features clip: CMMD needs images on both sides, not statistics")
     folder = Path(options.unfinished)
     real, generated = (
         KnownStatistics(side, extractor, asked.blur_kernel)
@@ -42,9 +44,7 @@ def run(model: CogView | None, options: Options) -> Report:
     )
     report = distances(real, generated, extractor, asked, options.seed)
     if "clip" in asked.features:
-        first, second = sides
-        if isinstance(first, str) or isinstance(second, str):
-            raise InputError("--features clip: CMMD needs images on both sides, not statistics")
+        first, second = (side for side in sides if not isinstance(side, str))
         clip = ClipSets(asked.features["clip"], folder)
         found = clip.distance(first, second, ("real", "generated"))
         report["cmmd"] = found | clip.describe()
@@ -70,8 +70,11 @@ def open_images(path: str | None, flag: str, options: Options) -> ImageSet | str
             f"--benchmark fid needs --{flag}: a folder of images, a bundle, or a .npz file"
         )
     if not (Path(path) / "bundle.json").is_file():
-        folder = f"--{flag}"
-        return path if path.endswith(".npz") else SourceImages(open_folder(path, folder), path)
+        if path.endswith(".npz"):
+            return path
+        images = SourceImages(open_folder(path, f"--{flag}"), path)
+        require_readable(images, f"--{flag}")
+        return images
     prompts = options.images.prompts
     if not prompts and flag == "generated" and options.images.real is not None:
         source = open_folder(options.images.real, "--real", captions=True)

@@ -18,7 +18,7 @@ from cogview_jax.evaluation.benchmarks.fid import open_extractor
 from cogview_jax.evaluation.candidates import CodedImages, sample_candidates
 from cogview_jax.evaluation.captioned_sets import CaptionedSet, open_captioned
 from cogview_jax.evaluation.features import FEATURE_NETWORKS
-from cogview_jax.evaluation.image_sets import good_images
+from cogview_jax.evaluation.image_sets import good_images, require_readable
 from cogview_jax.evaluation.page import Pictures, Section
 from cogview_jax.evaluation.scorer import CapLossScorer
 from cogview_jax.evaluation.sequence_loss import sequence_losses
@@ -50,6 +50,8 @@ def run(model: CogView, options: Options) -> Measured:
         size=model.codec.config.image_size,
         seed=options.seed,
     )
+    require_readable(captioned.images, "--real")
+    model.prompts.pieces_of([*asked.prompts, *captioned.texts])
     report: Report = {"pictures": captioned.name, "loss": _losses(model, captioned, options)}
     wanted = bool(asked.features.keys() & FEATURE_NETWORKS.keys())
     if wanted or options.rerank_with:

@@ -26,7 +26,7 @@ from cogview_jax.evaluation.candidates import (
 from cogview_jax.evaluation.captioned_sets import CaptionedSet, open_captioned
 from cogview_jax.evaluation.clip_sets import ClipSets
 from cogview_jax.evaluation.features import FeatureExtractor
-from cogview_jax.evaluation.image_sets import ImageSet, good_images
+from cogview_jax.evaluation.image_sets import ImageSet, good_images, require_readable
 from cogview_jax.evaluation.page import Pictures, Table
 from cogview_jax.evaluation.scorer import CapLossScorer
 from cogview_jax.evaluation.set_distances import ImageFeatures, distances
@@ -72,6 +72,7 @@ class Pool:
         self.captioned: CaptionedSet = open_captioned(
             asked.captions, asked.real, count=options.count, size=size, seed=options.seed
         )
+        require_readable(self.captioned.images, "--real")
         self.scorer.check(self.captioned.texts)
         self.images: CodedImages = sample_candidates(
             model,

@@ -17,7 +17,13 @@ from cogview_jax.evaluation.benchmarks.fid import open_extractor
 from cogview_jax.evaluation.candidates import CodedImages, Viewed, encode_images
 from cogview_jax.evaluation.captioned_sets import drawn_captions
 from cogview_jax.evaluation.features import FEATURE_NETWORKS
-from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, good_images, open_folder
+from cogview_jax.evaluation.image_sets import (
+    ImageSet,
+    SourceImages,
+    good_images,
+    open_folder,
+    require_readable,
+)
 from cogview_jax.evaluation.page import Pictures
 from cogview_jax.evaluation.reconstruction import code_use, image_values, pair_metrics
 from cogview_jax.evaluation.row_store import RowStore
@@ -47,6 +53,7 @@ def run(model: CogView, options: Options) -> Measured:
         images = drawn_captions(options.count, size, options.seed).images
     else:
         images = SourceImages(open_folder(asked.real, "--real"), asked.real)
+        require_readable(images, "--real")
     square, rng = SquareView(size), np.random.default_rng(0)
     true = Viewed(images, lambda image: square(image, rng), f"square of {size}")
     decoded = encode_images(model, true, folder / "codes", options.bundle)
