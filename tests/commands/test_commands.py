@@ -405,7 +405,8 @@ COMMANDS = {
     "train": "Trains what a config describes: an image tokenizer or a transformer.",
     "prepare": "Turns captioned images into a token store that training reads.",
     "sample": "Samples from a bundle.",
-    "evaluate": "Evaluates a bundle and writes a JSON report.",
+    "evaluate": "Measures a bundle, or how near two sets of images are, and writes a JSON report"
+    " and a page.",
     "convert": "Converts other people's checkpoints to a bundle, and a bundle to such files,"
     " without torch.",
 }
