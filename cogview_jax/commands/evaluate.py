@@ -22,7 +22,7 @@ bundle, which samples an image for every caption of --real or each of --prompts.
   python -m cogview_jax.evaluate --benchmark tokenizer --bundle runs/codec/bundle --real photos \\
       --features lpips=alexnet.ckpt --out tokenizer.json
 
-tokenizer measures what an image tokenizer gives back, pictures a model on captioned pictures of
+tokenizer measures what an image tokenizer gives back, pictures a model on captioned images of
 your own (--real), table1 and figure9 what the paper reports of the best of several candidates; see
 docs/guides/evaluation.md. Interrupted, the same command goes on; fid, tokenizer, table1 and figure9
 run as several processes, too.
@@ -132,7 +132,8 @@ PRECISION_RECALL = flags.DEFINE_boolean(
     "precision_recall", False, "measure precision and recall of the features, too"
 )
 SAVE_STATISTICS = command_line.path_flag(
-    "save_statistics", "the file (.npz) in which the statistics of --real are kept"
+    "save_statistics",
+    "the file (.npz) in which the statistics of --real are kept, at the first radius of --blur",
 )
 START = distributed_flags()
 

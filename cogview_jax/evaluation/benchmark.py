@@ -33,7 +33,7 @@ Report = dict[str, Any]
 
 
 class Measured(NamedTuple):
-    """A report, and what its page shows besides: tables, curves, the pictures behind numbers."""
+    """A report, and what its page shows besides: tables, curves, the images behind numbers."""
 
     report: Report
     sections: "Sequence[Section]" = ()
@@ -58,7 +58,8 @@ class ImageOptions:
         fid_infinity: whether FID is extrapolated to a set without end.
         precision_recall: whether precision and recall are measured, whose time and memory grow
             with the product of the numbers of images.
-        save_statistics: the file in which the statistics of the real images are kept.
+        save_statistics: the file in which the statistics of the real images are kept, after the
+            first of the blurs.
         captions: a file of captions like COCO's, of images in `real`.
         prompts: texts of one's own that images are shown for.
     """

@@ -4,6 +4,7 @@ Both are rows on disk, so that a long evaluation goes on where it was interrupte
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,9 @@ _TOGETHER = 64
 class CodedImages:
     """A set of images that lie on disk as codes; see `evaluation.image_sets.ImageSet`."""
 
-    def __init__(self, model: CogView, codes: RowStore, grid: tuple[int, int], name: str):
+    def __init__(
+        self, model: CogView, codes: RowStore, grid: tuple[int, int], name: str, precision: str
+    ):
         """Nothing is decoded.
 
         Args:
@@ -36,9 +39,10 @@ class CodedImages:
             codes: a row an image, its codes row by row; -1 where there is no image.
             grid: rows and columns of the codes.
             name: for people.
+            precision: in which `model` decodes.
         """
         self.name, self._model, self._codes, self._grid = name, model, codes, grid
-        self.identity = codes.job
+        self.identity = codes.job | {"decoded_in": precision}
 
     def __len__(self) -> int:
         """How many there are, good and bad."""
@@ -106,6 +110,7 @@ def sample_candidates(
     bundle: str,
     seed: int,
     sampling: SamplingConfig,
+    precision: str,
     batch_size: int | None,
 ) -> CodedImages:
     """`candidates` images for each prompt; that of prompt i and index j has number i n + j.
@@ -119,6 +124,7 @@ def sample_candidates(
         folder: for the codes.
         bundle: the hash of the bundle.
         seed, sampling, batch_size: as everywhere.
+        precision: in which `model` computes.
 
     Raises:
         InputError: a prompt that the model refuses.
@@ -126,10 +132,11 @@ def sample_candidates(
     grid = model.codec.config.grid
     job: Mapping[str, Any] = {
         "bundle": bundle,
-        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "prompts": _sha256(prompts),
         "candidates": candidates,
         "seed": seed,
         "sampling": asdict(sampling),
+        "precision": precision,
     }
     store = RowStore(
         folder, job, count=len(prompts) * candidates, width=grid * grid, dtype=np.int32
@@ -153,10 +160,12 @@ def sample_candidates(
                 progress.update(len(codes))
     store.finish()
     name = f"{candidates} samples of {len(prompts)} prompts"
-    return CodedImages(model, store, (grid, grid), name)
+    return CodedImages(model, store, (grid, grid), name, precision)
 
 
-def encode_images(model: CogView, images: ImageSet, folder: Path, bundle: str) -> CodedImages:
+def encode_images(
+    model: CogView, images: ImageSet, folder: Path, *, bundle: str, precision: str
+) -> CodedImages:
     """The images of a set through the image tokenizer, and back when they are read.
 
     Args:
@@ -164,6 +173,7 @@ def encode_images(model: CogView, images: ImageSet, folder: Path, bundle: str) -
         images: of the size that the image tokenizer was trained for.
         folder: for the codes.
         bundle: the hash of the bundle.
+        precision: in which `model` decodes; it encodes in float32.
     """
     grid = model.codec.config.grid
     job = {"bundle": bundle, "of": images.identity}
@@ -188,7 +198,8 @@ def encode_images(model: CogView, images: ImageSet, folder: Path, bundle: str) -
                 store.append(codes)
                 progress.update(len(some))
     store.finish()
-    return CodedImages(model, store, (grid, grid), f"{images.name} through the image tokenizer")
+    name = f"{images.name} through the image tokenizer"
+    return CodedImages(model, store, (grid, grid), name, precision)
 
 
 def score_candidates(
@@ -209,8 +220,7 @@ def score_candidates(
         scorer: all that the scores depend on, beside the images and texts.
         label: of the progress line.
     """
-    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    job = {"scorer": dict(scorer), "of": images.identity, "texts": digest}
+    job = {"scorer": dict(scorer), "of": images.identity, "texts": _sha256(texts)}
     store = RowStore(folder, job, count=len(images), width=1)
     each, rest = divmod(len(images), len(texts))
     assert not rest, (len(images), len(texts))
@@ -244,3 +254,7 @@ def best_of(
     """
     ranked = np.where(np.isnan(scores), np.inf, scores if lowest else -scores)[:, :count]
     return np.arange(len(scores)) * scores.shape[1] + np.argmin(ranked, axis=1)
+
+
+def _sha256(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from cogview_jax.data.held_out import Subset
 from cogview_jax.data.images import decode_image, read_image_file
 from cogview_jax.data.records import BadRecord, Record
-from cogview_jax.data.sources.source import Source
 from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, open_folder
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import read_json
@@ -47,10 +47,10 @@ def open_captioned(
         captions: a file like COCO's captions_val2014.json, whose images are in `folder`.
         folder: of images; without `captions` it holds their captions too, as `prepare` reads them.
             Without either, new captioned shapes are drawn.
-        count: captions; they are drawn from all by `seed`. Where there are fewer, all are taken,
+        count: captions; they are chosen at random by `seed`. Where there are fewer, all are taken,
             and a line says so.
         size: rows and columns of drawings.
-        seed: of the captions that are drawn.
+        seed: of this choice, and of drawings.
 
     Raises:
         InputError: there is no caption, or a file cannot be read.
@@ -78,32 +78,36 @@ def drawn_captions(count: int, size: int, seed: int) -> CaptionedSet:
 
 
 def folder_captions(folder: str, count: int, seed: int) -> CaptionedSet:
-    """Images of a folder that have captions, drawn at random; one caption of each, at random.
+    """Images of a folder that have captions, chosen at random; one caption of each, at random.
 
-    Records that cannot be read are passed over.
+    Records that cannot be used are passed over; a line counts them and names the first.
     """
     source = open_folder(folder, "--real", captions=True)
     rng = np.random.default_rng(seed)
     numbers: list[int] = []
     texts: list[str] = []
+    passed: list[BadRecord] = []
     for number in rng.permutation(len(source)):
         if len(texts) == count:
             break
         try:
             captions = source[int(number)].captions
-        except BadRecord:
+        except BadRecord as error:
+            passed.append(error)
             continue
         numbers.append(int(number))
         texts.append(captions[rng.integers(len(captions))])
     _say_of_few(len(texts), count, f"{folder} has {len(texts)} readable images with a caption")
-    chosen = _Chosen(source, numbers)
+    if passed:
+        log(f"{folder}: {len(passed)} records cannot be used, such as {passed[0]}")
+    chosen = Subset(source, len(numbers), numbers.__getitem__)
     return CaptionedSet(
         f"{len(texts)} captions of {folder}", tuple(texts), SourceImages(chosen, folder)
     )
 
 
 def coco_captions(file: str, folder: str, count: int, seed: int) -> CaptionedSet:
-    """Captions of a file in COCO's format, drawn at random, and the images that they are of."""
+    """Captions of a file in COCO's format, chosen at random, and the images that they are of."""
     found = read_json(file, limit=CAPTIONS_LIMIT)
     try:
         names = {image["id"]: image["file_name"] for image in found["images"]}
@@ -180,19 +184,3 @@ class _Files:
             return Record(name, decode_image(read_image_file(path), name), ())
         except (InputError, OSError) as error:
             raise BadRecord(name, str(error)) from None
-
-
-class _Chosen:
-    """Some records of a source, in a given order."""
-
-    def __init__(self, source: Source[Record], numbers: Sequence[int]):
-        self._source, self._numbers = source, numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def key(self, i: int) -> str:
-        return self._source.key(self._numbers[i])
-
-    def __getitem__(self, i: int) -> Record:
-        return self._source[self._numbers[i]]

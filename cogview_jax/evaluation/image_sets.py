@@ -245,8 +245,8 @@ def fill_rows(
     Raises:
         InputError: no image can be read.
     """
+    bad: dict[int, BadRecord] = {}
     if mine := store.mine:
-        bad: dict[int, BadRecord] = {}
 
         def readable() -> Iterator[np.ndarray]:
             """An image for every number: a black one stands for those that cannot be read."""
@@ -268,11 +268,13 @@ def fill_rows(
                 store.append(rows)
                 at += len(rows)
                 progress.update(len(rows))
-        if bad and said:
-            share, first = f"{len(bad)} of {len(images)}", next(iter(bad.values()))
-            log(f"{images.name}: {share} images cannot be read, such as {first}")
     store.finish()
     good = np.concatenate([~np.isnan(rows[:, 0]) for rows in store.blocks()])
     if not good.any():
         raise InputError(f"{images.name}: none of its {len(images)} images can be read")
+    if said and not good.all():
+        # Those of other processes, and of the run before an interruption, have no reason here.
+        such = f", such as {next(iter(bad.values()))}" if bad else ""
+        share = f"{np.count_nonzero(~good)} of {len(images)}"
+        log(f"{images.name}: {share} images cannot be read{such}")
     return np.flatnonzero(good)

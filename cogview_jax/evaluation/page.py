@@ -1,4 +1,4 @@
-"""A report as a page for people: tables, curves and the pictures behind the numbers.
+"""A report as a page for people: tables, curves and the images behind the numbers.
 
 One HTML file that needs no other and no network: images and curves are in it as PNG.
 """
@@ -40,7 +40,7 @@ img.curves { image-rendering: auto; border: 0; width: 560px }
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """Images with captions under a title; images are uint8 [h, w, 3]."""
 
     title: str
@@ -76,7 +76,7 @@ class Table:
     rows: Sequence[Sequence[str | float | None]]
 
 
-Section = Pictures | Curves | Table
+Section = Images | Curves | Table
 
 
 def report_page(title: str, report: Mapping[str, Any], sections: Iterable[Section] = ()) -> str:
@@ -90,8 +90,8 @@ def report_page(title: str, report: Mapping[str, Any], sections: Iterable[Sectio
 
 
 def _section(section: Section) -> str:
-    if isinstance(section, Pictures):
-        shown = _pictures(section)
+    if isinstance(section, Images):
+        shown = _images(section)
     elif isinstance(section, Curves):
         shown = f'<img class="curves" alt="" src="{_png(curves_image([section]))}">'
     else:
@@ -99,7 +99,7 @@ def _section(section: Section) -> str:
     return f"<h2>{html.escape(section.title)}</h2>{shown}"
 
 
-def _pictures(section: Pictures) -> str:
+def _images(section: Images) -> str:
     return "".join(
         f'<figure><img alt="" src="{_png(_small(image))}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -28,7 +28,7 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
 
     The report begins with the name of the benchmark, the task of the bundle's transformer, and the
     settings; what `benchmark.run` returns follows. Beside it lies a page for people, under the same
-    name with the ending .html, with the pictures behind the numbers; and its curves, where it has
+    name with the ending .html, with the images behind the numbers; and its curves, where it has
     any, as .png. What a long evaluation has computed lies in the folder OUT.unfinished until the
     report is written.
 
@@ -43,7 +43,8 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
             folder.
     """
     check_file_output(out, "--out")
-    check_file_output(beside(out, "html"), "the page of --out")
+    for ending in ("html", "png"):
+        check_file_output(beside(out, ending), f"what --out writes as .{ending}")
     if options.images.save_statistics is not None:
         check_file_output(options.images.save_statistics, "--save_statistics")
     name = benchmark.__name__.rpartition(".")[2]

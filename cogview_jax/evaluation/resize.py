@@ -1,6 +1,6 @@
 """How an image gets the size of a feature network: the protocols that packages for FID have.
 
-On the same pictures and network, the way of resizing alone has moved FID by 40%, so a result names
+On the same images and network, the way of resizing alone has moved FID by 40%, so a result names
 it. Each protocol equals the package it is named after. What a network sees of the values, 0 to 255,
 follows in `evaluation.feature_networks`.
 

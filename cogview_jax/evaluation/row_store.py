@@ -112,7 +112,7 @@ class RowStore:
             yield self.read(range(start, min(start + each, self.count)))
 
     def _open(self) -> str:
-        """Makes the folder, or empties one of another job. By one process; says what is wrong."""
+        """Makes the folder where there is none. By one process; returns what is wrong with it."""
         file = self.path / _JOB
         if self.path.exists():
             if not file.exists():

@@ -81,6 +81,12 @@ class ImageFeatures:
         """See `FeatureSet`."""
         return self.statistics_of(self.features(radius), radius)
 
+    @property
+    def unreadable(self) -> int:
+        """How many of the images cannot be read."""
+        found = self.features(min(self._found, default=0))
+        return found.store.count - len(found)
+
     def statistics_of(self, features: StoredFeatures, radius: int) -> ReferenceStatistics:
         """The statistics of some of the features of this set at a radius."""
         moments = Moments.of(features.pooled)
@@ -94,7 +100,7 @@ class ImageFeatures:
         return ReferenceStatistics.of(moments, provenance)
 
 
-class Chosen:
+class SelectedFeatures:
     """Some images of a set whose features are computed for all of it."""
 
     def __init__(self, every: ImageFeatures, numbers: Int[np.ndarray, " n"]):
@@ -209,6 +215,8 @@ def _of_features(
     """KID, the inception score and FID at infinity, where there are features for them."""
     report: Report = {"kid": None, "inception_score": None}
     ours, theirs = generated.features(0), real.features(0)
+    if ours is None or theirs is None:
+        notes.append("statistics alone: what needs features of both sets is not measured")
     if ours is None:
         return report
     # The release's evaluation takes all images as one split, in their order.

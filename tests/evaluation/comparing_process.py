@@ -8,11 +8,11 @@ import sys
 
 import jax
 import pytest
-from tiny_features import offer
 
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, load_benchmark
 from cogview_jax.evaluation.report import evaluate
 from cogview_jax.runtime.processes import Timeouts, find_process_info, start
+from tiny_features import offer
 
 if __name__ == "__main__":
     real, generated, weights, out = sys.argv[1:]

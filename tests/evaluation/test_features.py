@@ -8,13 +8,13 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
-from random_networks import efficientnet_state, inception_state, write_state
 
 from cogview_jax.evaluation.feature_networks import FEATURE_NETWORKS, OpenNetwork, listed_features
 from cogview_jax.evaluation.features import FeatureExtractor
 from cogview_jax.evaluation.resize import RESIZES
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file
+from random_networks import efficientnet_state, inception_state, write_state
 
 #: protocol -> the package whose numbers it must give, and its logits.
 PACKAGES = {

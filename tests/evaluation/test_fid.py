@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 from PIL import Image, ImageFilter
-from random_networks import inception_state, write_state
-from tiny_features import offer, write_weights
 
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, load_benchmark
 from cogview_jax.evaluation.features import FeatureExtractor
@@ -19,6 +17,8 @@ from cogview_jax.evaluation.set_distances import LEAST_FOR_INFINITY
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.shapes.fresh import fresh_scenes
 from processes import Processes
+from random_networks import inception_state, write_state
+from tiny_features import offer, write_weights
 
 SIZE = 32
 
@@ -97,7 +97,12 @@ def test_blurs_statistics_and_metrics_against_plain_formulas(folders, network, t
         assert report["fid"][str(radius)] == pytest.approx(fid, rel=1e-6)
     assert report["blur"] == {"kernel": "pil", "sets": "both"}
     assert report["kid"]["subset_size"] == 10
-    assert 0 <= report["precision_recall"]["precision"] <= 1
+    x, y = features(real, 0), features(generated, 0)
+    for name, manifold, others in (("precision", x, y), ("recall", y, x)):
+        # The ball of each feature reaches to its third neighbour, itself not counted.
+        radii = [np.sort(np.linalg.norm(manifold - each, axis=1))[3] for each in manifold]
+        inside = [np.any(np.linalg.norm(manifold - each, axis=1) <= radii) for each in others]
+        assert report["precision_recall"][name] == np.mean(inside)
     # The statistics of the real set stand for it.
     again = compared(tmp_path / "s.json", str(tmp_path / "real.npz"), generated, network)
     assert again["fid"]["0"] == pytest.approx(report["fid"]["0"], rel=1e-9)
@@ -172,6 +177,7 @@ def test_unreadable_images_are_left_out_and_named(folders, network, tmp_path, ca
     (worse / "004b.png").write_bytes(b"no image")
     report = compared(tmp_path / "r.json", str(worse), generated, network)
     assert report["n_real"] == 12
+    assert (report["unreadable_real"], report["unreadable_generated"]) == (1, 0)
     assert "1 of 13 images cannot be read, such as 004b.png" in capsys.readouterr().err
     assert report["fid"] == compared(tmp_path / "s.json", real, generated, network)["fid"]
 
@@ -238,7 +244,8 @@ def test_two_processes_give_the_report_of_one(root, folders, network, tmp_path):
         assert report["fid"].pop(radius) == pytest.approx(whole["fid"].pop(radius), rel=1e-6)
     for name in ("kid", "inception_score"):
         assert report[name].pop("mean") == pytest.approx(whole[name].pop("mean"), rel=1e-5)
-        report[name].pop("std"), whole[name].pop("std")
+        std = pytest.approx(whole[name].pop("std"), rel=1e-4, abs=1e-9)
+        assert report[name].pop("std") == std
     assert report == whole
 
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from cogview_jax.evaluation.page import Curves, Pictures, Table, curves_image, report_page
+from cogview_jax.evaluation.page import Curves, Images, Table, curves_image, report_page
 
 REPORT = {"fid": {"0": 12.5, "8": 3.0}, "features": {"name": "<b>"}, "notes": ["a", "b"], "n": 1234}
 
@@ -35,7 +35,7 @@ class Reader(html.parser.HTMLParser):
 def test_a_page_holds_everything_and_asks_for_nothing():
     image = np.zeros((8, 8, 3), np.uint8)
     sections = [
-        Pictures("Best", [image], ["a <circle> & more"]),
+        Images("Best", [image], ["a <circle> & more"]),
         Table("Rows", ("", "FID"), [["this", 1.5], ["paper", None]]),
         Curves("FID", (1, 2, 5), "n", {"by clip": (3.0, 2.0, 1.0)}),
     ]

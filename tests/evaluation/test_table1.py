@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_features import offer, write_weights
 
 from cogview_jax import load
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, load_benchmark
@@ -18,6 +17,7 @@ from cogview_jax.evaluation.metrics.moments import Moments
 from cogview_jax.evaluation.report import evaluate
 from cogview_jax.runtime.errors import InputError
 from command_runs import retold
+from tiny_features import offer, write_weights
 
 COUNT, CANDIDATES = 8, 3
 
@@ -125,6 +125,9 @@ def test_a_bundle_stands_for_its_samples(chain, pool, tiny, tmp_path):
         evaluate(load_benchmark("fid"), None, str(tmp_path / name), options)
         report = json.loads((tmp_path / name).read_text())
         assert report["fid"]["0"] == pytest.approx(expected, rel=1e-6)
+        sampled = report["samples_generated"]
+        assert (sampled["seed"], sampled["precision"]) == (3, "float32")
+        assert sampled["sampling"]["temperature"] == 1.0
     with pytest.raises(InputError, match="is a bundle: expected --prompts FILE"):
         swapped = ImageOptions(
             real=given["generated"], generated=str(folder), features={"tiny": tiny}

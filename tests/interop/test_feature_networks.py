@@ -5,11 +5,11 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from random_networks import efficientnet_state, write_state
 
 from cogview_jax.interop.feature_networks import read_efficientnet, read_inception
 from cogview_jax.models.networks.inception import CONVS
 from cogview_jax.runtime.errors import InputError
+from random_networks import efficientnet_state, write_state
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.tasks.early_stopping import EarlyStopping
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.training import run
+from run_files import logged, steps
 
 
 def counted(stopping, values, start=0):
@@ -69,19 +70,6 @@ def experiment(chain):
 
 def with_train(experiment, **changes):
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **changes))
-
-
-def logged(workdir):
-    lines = (workdir / "metrics" / "metrics.jsonl").read_text().splitlines()
-    timings = ("tokens_per_second", "mfu", "goodput")
-    return [
-        {name: value for name, value in json.loads(line).items() if name not in timings}
-        for line in lines
-    ]
-
-
-def steps(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
 def test_a_run_ends_when_the_held_out_loss_rises_also_after_a_resume(experiment, tmp_path, capfd):

@@ -25,6 +25,7 @@ from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.codec_loss import VQGANLoss
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import state_shapes
+from run_files import logged, steps
 
 
 @pytest.fixture(scope="module")
@@ -188,19 +189,6 @@ def test_the_sheet_shows_other_images_where_no_held_out_one_can_be_read(
     sheet = task.preview(state, source)
     monkeypatch.setattr(task, "_held_out", None)
     np.testing.assert_array_equal(sheet, task.preview(state, source))
-
-
-def logged(workdir):
-    lines = (workdir / "metrics" / "metrics.jsonl").read_text().splitlines()
-    timings = ("tokens_per_second", "mfu", "goodput")
-    return [
-        {name: value for name, value in json.loads(line).items() if name not in timings}
-        for line in lines
-    ]
-
-
-def steps(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
 def test_the_best_checkpoint_by_a_held_out_metric_is_kept_also_after_a_resume(

@@ -10,7 +10,7 @@ from pathlib import Path
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.data.sources.source import readable
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, Report
-from cogview_jax.evaluation.candidates import sample_candidates
+from cogview_jax.evaluation.candidates import CodedImages, sample_candidates
 from cogview_jax.evaluation.clip_sets import ClipSets
 from cogview_jax.evaluation.features import FEATURE_NETWORKS, FeatureExtractor
 from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, open_folder, require_readable
@@ -43,6 +43,12 @@ def run(model: CogView | None, options: Options) -> Report:
         for name, side in zip(("real", "generated"), sides, strict=True)
     )
     report = distances(real, generated, extractor, asked, options.seed)
+    for name, side in (("real", real), ("generated", generated)):
+        if isinstance(side, ImageFeatures):
+            report[f"unreadable_{name}"] = side.unreadable
+    for name, images in zip(("real", "generated"), sides, strict=True):
+        if isinstance(images, CodedImages):
+            report[f"samples_{name}"] = images.identity
     if "clip" in asked.features:
         first, second = (side for side in sides if not isinstance(side, str))
         clip = ClipSets(asked.features["clip"], folder)
@@ -92,6 +98,7 @@ def open_images(path: str | None, flag: str, options: Options) -> ImageSet | str
         bundle=identity(path),
         seed=options.seed,
         sampling=options.sampling(model),
+        precision=options.precision,
         batch_size=options.batch_size,
     )
 

@@ -17,7 +17,7 @@ from cogview_jax.evaluation.candidates import Selected, best_of
 from cogview_jax.evaluation.clip_sets import ClipSets
 from cogview_jax.evaluation.metrics.frechet import frechet_distance
 from cogview_jax.evaluation.page import Curves
-from cogview_jax.evaluation.set_distances import Chosen, ImageFeatures, distances
+from cogview_jax.evaluation.set_distances import ImageFeatures, SelectedFeatures, distances
 from cogview_jax.pipeline.cogview import CogView
 
 SHARES_WORK, NEEDS_FLAGS = True, ("--rerank_with", "--features")
@@ -49,7 +49,7 @@ def run(model: CogView, options: Options) -> Measured:
     by: dict[str, list[Report]] = {}
     for (name, n), numbers in best.items():
         rows = np.searchsorted(used, numbers)
-        found = distances(real, Chosen(every, rows), pool.extractor, asked, options.seed)
+        found = distances(real, SelectedFeatures(every, rows), pool.extractor, asked, options.seed)
         cap_loss = pool.cap_loss.reshape(-1)[numbers]
         by.setdefault(name, []).append(
             {
@@ -84,8 +84,9 @@ def _groups(
     values = []
     for group in range(GROUPS):
         mine = np.arange(group, len(rows), GROUPS)
-        sides = Chosen(real, mine).statistics(0), Chosen(every, rows[mine]).statistics(0)
-        values.append(frechet_distance(*sides).value)
+        theirs = SelectedFeatures(real, mine).statistics(0)
+        ours = SelectedFeatures(every, rows[mine]).statistics(0)
+        values.append(frechet_distance(theirs, ours).value)
     return mean_of(np.asarray(values))
 
 

@@ -1,6 +1,6 @@
-"""A model of one's own captioned pictures: held-out loss, CapLoss, FID and KID, chosen prompts.
+"""A model of one's own captioned images: held-out loss, CapLoss, FID and KID, chosen prompts.
 
-The pictures are those of the captioned folder `--real`, which training should not have seen.
+The images are those of the captioned folder `--real`, which training should not have seen.
 CapLoss is measured where `--rerank_with` names a caption bundle, FID and KID where `--features`
 names a network; the page shows images of every `--prompt`.
 """
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
 from cogview_jax.evaluation.benchmarks.fid import open_extractor
@@ -19,7 +18,7 @@ from cogview_jax.evaluation.candidates import CodedImages, sample_candidates
 from cogview_jax.evaluation.captioned_sets import CaptionedSet, open_captioned
 from cogview_jax.evaluation.features import FEATURE_NETWORKS
 from cogview_jax.evaluation.image_sets import good_images, require_readable
-from cogview_jax.evaluation.page import Pictures, Section
+from cogview_jax.evaluation.page import Images, Section
 from cogview_jax.evaluation.scorer import CapLossScorer
 from cogview_jax.evaluation.sequence_loss import sequence_losses
 from cogview_jax.evaluation.set_distances import ImageFeatures, distances, lines_of
@@ -33,16 +32,16 @@ _TOGETHER, _SHOWN = 64, 4
 
 
 def run(model: CogView, options: Options) -> Measured:
-    """Measures a bundle of text_to_image on `options.count` of the pictures, drawn at random.
+    """Measures a bundle of text_to_image on `options.count` of the images, chosen at random.
 
     Raises:
-        InputError: the bundle is of another task, or there are no captioned pictures.
+        InputError: the bundle is of another task, or there are no captioned images.
     """
     model.need("transformer", "text", "codec")
     model.need_task("text_to_image")
     asked, folder = options.images, Path(options.unfinished)
     if asked.real is None:
-        raise InputError("--benchmark pictures needs --real: a folder of captioned pictures")
+        raise InputError("--benchmark pictures needs --real: a folder of captioned images")
     captioned = open_captioned(
         asked.captions,
         asked.real,
@@ -52,21 +51,25 @@ def run(model: CogView, options: Options) -> Measured:
     )
     require_readable(captioned.images, "--real")
     model.prompts.pieces_of([*asked.prompts, *captioned.texts])
+    scorer = extractor = None
+    if options.rerank_with:
+        scorer = CapLossScorer(options.rerank_with, options.precision, folder)
+        scorer.check(captioned.texts)
+    if asked.features.keys() & FEATURE_NETWORKS.keys():
+        extractor = open_extractor(asked)
+    # Nothing the user may have got wrong is left.
     report: Report = {"pictures": captioned.name, "loss": _losses(model, captioned, options)}
-    wanted = bool(asked.features.keys() & FEATURE_NETWORKS.keys())
-    if wanted or options.rerank_with:
+    if scorer is not None or extractor is not None:
         generated = _sampled(model, captioned.texts, options, folder / "generated", 1)
-        if options.rerank_with:
-            scorer = CapLossScorer(options.rerank_with, options.precision, folder)
+        if scorer is not None:
             losses = scorer.scores(generated, captioned.texts, "generated")
             true = scorer.scores(captioned.images, captioned.texts, "true")
             report["cap_loss"] = {
                 "generated": mean_of(losses[~np.isnan(losses)]),
                 "true": mean_of(true[~np.isnan(true)]),
-                "by": identity(options.rerank_with),
+                "by": scorer.sha256,
             }
-        if wanted:
-            extractor = open_extractor(asked)
+        if extractor is not None:
             real = ImageFeatures(
                 captioned.images, extractor, folder / "real_features", asked.blur_kernel
             )
@@ -118,6 +121,7 @@ def _sampled(
         bundle=options.bundle,
         seed=options.seed,
         sampling=options.sampling(model),
+        precision=options.precision,
         batch_size=options.batch_size,
     )
 
@@ -132,7 +136,7 @@ def _shown(
         images = _sampled(model, prompts, options, folder / "prompts", _SHOWN)
         pictures = good_images(images, range(len(images)))
         texts = [prompts[number // _SHOWN] for number in pictures]
-        sections.append(Pictures("Your prompts", list(pictures.values()), texts))
+        sections.append(Images("Your prompts", list(pictures.values()), texts))
     numbers = range(min(_SHOWN, len(captioned.texts)))
     made = _sampled(model, captioned.texts[:_SHOWN], options, folder / "shown", 1)
     kinds = {"true": captioned.images, "generated": made}
@@ -140,7 +144,7 @@ def _shown(
     pairs = [(kind, number) for number in numbers for kind in kinds if number in found[kind]]
     shown = [found[kind][number] for kind, number in pairs]
     texts = [f"{kind}: {captioned.texts[number]}" for kind, number in pairs]
-    return [*sections, Pictures("Pictures of the folder", shown, texts)]
+    return [*sections, Images("Images of the folder", shown, texts)]
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from cogview_jax.evaluation.captioned_sets import CaptionedSet, open_captioned
 from cogview_jax.evaluation.clip_sets import ClipSets
 from cogview_jax.evaluation.features import FeatureExtractor
 from cogview_jax.evaluation.image_sets import ImageSet, good_images, require_readable
-from cogview_jax.evaluation.page import Pictures, Table
+from cogview_jax.evaluation.page import Images, Table
 from cogview_jax.evaluation.scorer import CapLossScorer
 from cogview_jax.evaluation.set_distances import ImageFeatures, distances
 from cogview_jax.pipeline.cogview import CogView
@@ -82,6 +82,7 @@ class Pool:
             bundle=options.bundle,
             seed=options.seed,
             sampling=options.sampling(model),
+            precision=options.precision,
             batch_size=options.batch_size,
         )
         scores = self.scorer.scores(self.images, self.captioned.texts, "candidates")
@@ -99,7 +100,10 @@ class Pool:
         view, rng = SquareView(size), np.random.default_rng(0)
         seen = Viewed(self.captioned.images, lambda image: view(image, rng), f"square of {size}")
         folder = self._folder / "reconstructed"
-        return encode_images(self.model, seen, folder, self.options.bundle)
+        options = self.options
+        return encode_images(
+            self.model, seen, folder, bundle=options.bundle, precision=options.precision
+        )
 
     def settings(self) -> Report:
         """What every number depends on, beside what `distances` reports."""
@@ -146,7 +150,7 @@ def run(model: CogView, options: Options) -> Measured:
             folder = "best" if images is chosen else name
             rows[name]["clip_score"] = clip.score(images, captions, folder) | clip.describe()
     report = pool.settings() | rows
-    return Measured(report, [_paper_table(rows), *_pictures(pool, best)])
+    return Measured(report, [_paper_table(rows), *_images(pool, best)])
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -173,7 +177,7 @@ def _paper_table(rows: Mapping[str, Any]) -> Table:
     return Table("Table 1", ("", *COLUMNS), [*ours, *theirs])
 
 
-def _pictures(pool: Pool, best: np.ndarray) -> list[Pictures]:
+def _images(pool: Pool, best: np.ndarray) -> list[Images]:
     """The chosen images with the lowest and the highest CapLoss, and some at random."""
     losses = pool.cap_loss.reshape(-1)[best]
     order = np.argsort(losses, kind="stable")
@@ -184,5 +188,5 @@ def _pictures(pool: Pool, best: np.ndarray) -> list[Pictures]:
     for title, which in (*kinds.items(), ("At random", some)):
         chosen = {int(best[i]): f"{losses[i]:.3f} {pool.captioned.texts[i]}" for i in which}
         shown = good_images(pool.images, list(chosen))
-        found.append(Pictures(title, list(shown.values()), [chosen[i] for i in shown]))
+        found.append(Images(title, list(shown.values()), [chosen[i] for i in shown]))
     return found

@@ -24,7 +24,7 @@ from cogview_jax.evaluation.image_sets import (
     open_folder,
     require_readable,
 )
-from cogview_jax.evaluation.page import Pictures
+from cogview_jax.evaluation.page import Images
 from cogview_jax.evaluation.reconstruction import code_use, image_values, pair_metrics
 from cogview_jax.evaluation.row_store import RowStore
 from cogview_jax.evaluation.set_distances import ImageFeatures, distances, lines_of
@@ -56,7 +56,9 @@ def run(model: CogView, options: Options) -> Measured:
         require_readable(images, "--real")
     square, rng = SquareView(size), np.random.default_rng(0)
     true = Viewed(images, lambda image: square(image, rng), f"square of {size}")
-    decoded = encode_images(model, true, folder / "codes", options.bundle)
+    decoded = encode_images(
+        model, true, folder / "codes", bundle=options.bundle, precision=options.precision
+    )
     report: Report = {"images": images.name} | _pairs(true, decoded, options, folder / "pairs")
     report |= code_use(decoded.codes(), model.codec.config.codebook)
     if asked.features.keys() & FEATURE_NETWORKS.keys():
@@ -65,7 +67,7 @@ def run(model: CogView, options: Options) -> Measured:
         given = ImageFeatures(decoded, extractor, folder / "decoded")
         measured = distances(real, given, extractor, replace(asked, blur=(0,)), options.seed)
         report |= {"rfid": measured.pop("fid")["0"], **measured}
-    return Measured(report, list(_pictures(true, decoded)))
+    return Measured(report, list(_images(true, decoded)))
 
 
 def _pairs(true: ImageSet, decoded: CodedImages, options: Options, folder: Path) -> Report:
@@ -122,9 +124,9 @@ def table(report: Report) -> str:
     return "\n".join([*lines, f"N = {report['n']}"])
 
 
-def _pictures(true: ImageSet, decoded: ImageSet) -> list[Pictures]:
+def _images(true: ImageSet, decoded: ImageSet) -> list[Images]:
     numbers = range(min(_SHOWN, len(true)))
     a, b = good_images(true, numbers), good_images(decoded, numbers)
     shown = [side[number] for number in numbers if number in a and number in b for side in (a, b)]
     words = ["image", "reconstruction"] * (len(shown) // 2)
-    return [Pictures("Images and reconstructions", shown, words)]
+    return [Images("Images and reconstructions", shown, words)]
