@@ -31,6 +31,7 @@ body { font-family: sans-serif; margin: 2em auto; max-width: 70em; color: #222; 
 table { border-collapse: collapse; margin: 1em 0 }
 td, th { border: 1px solid #ccc; padding: .3em .7em; text-align: left; vertical-align: top }
 td { overflow-wrap: anywhere }
+th { white-space: nowrap }
 table.rows td.number { text-align: right; font-variant-numeric: tabular-nums }
 figure { display: inline-block; margin: .5em; width: 165px; vertical-align: top }
 figcaption { font-size: .8em; overflow-wrap: anywhere }

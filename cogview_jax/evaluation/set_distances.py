@@ -1,5 +1,6 @@
 """Distances of two sets of images by their features: FID at several radii, KID, inception score."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -198,7 +199,7 @@ def distances(
     if not RESIZES[extractor.resize].comparable:
         notes.append(f"resize {extractor.resize}: {RESIZES[extractor.resize].description}")
     for note in notes:
-        log(note)
+        _say_once(note)
     return report | {
         **counts,
         "features": extractor.describe(),
@@ -207,6 +208,12 @@ def distances(
         "seed": seed,
         "notes": notes,
     }
+
+
+@functools.cache
+def _say_once(note: str) -> None:
+    """Prints a note, which may be true of many pairs of sets."""
+    log(note)
 
 
 def _of_features(
