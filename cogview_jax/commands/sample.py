@@ -18,6 +18,9 @@
 
   python -m cogview_jax.sample --bundle runs/caption/bundle --task caption --out said --image a.png
 
+  python -m cogview_jax.sample --bundle runs/base/bundle --out judged --num_images 4 \\
+      --layout geneval --prompts evaluation_metadata.jsonl
+
   python -m cogview_jax.sample --bundle runs/caption/bundle --task rerank --out scored \\
       --image a.png --image b.png --prompt "a red star"
 
@@ -25,7 +28,8 @@ Images go to OUT/images/*.png, OUT/samples.jsonl (prompt, index, seed and file o
 score where there is one) and OUT/grid.png; captions to OUT/captions.jsonl; scores (CapLoss, lower
 is better) to OUT/scores.jsonl. The same seed gives the same images whatever the batch size or the
 other prompts. A job that was interrupted goes on when it is started again: its images wait in
-OUT/unfinished, and what earlier jobs left in OUT stays until all are there.
+OUT/unfinished, and what earlier jobs left in OUT stays until all are there. With --layout the
+images are also in OUT/geneval or OUT/dpg, as the evaluator of that benchmark reads them.
 
 A prompt with more tokens than the model's text region holds is cut, as captions are in training,
 and standard error says so; --long_prompts refuse takes it for bad input. Blank prompts, such with
@@ -63,6 +67,13 @@ PROMPT = flags.DEFINE_multi_string(
 )
 PROMPTS = command_line.path_flag(
     "prompts", "a UTF-8 file, or a pipe such as /dev/stdin, with one prompt a line"
+)
+LAYOUT = flags.DEFINE_enum(
+    "layout",
+    None,
+    ["geneval", "dpg"],
+    "a benchmark: --prompts is its file (GenEval's evaluation_metadata.jsonl) or folder of prompts"
+    " (DPG-Bench), and OUT/geneval or OUT/dpg has the images as its evaluator reads them",
 )
 LONG_PROMPTS = flags.DEFINE_enum(
     "long_prompts",
@@ -157,6 +168,7 @@ def _check_combination() -> None:
         (IMAGE, others),
         (IMAGE_SIZE, ("super_resolution",)),
         (KEEP_ROWS, ("complete",)),
+        (LAYOUT, ("text_to_image",)),
         (RERANK_WITH, ("text_to_image",)),
         (UPSAMPLE_WITH, ("text_to_image",)),
         (WINDOW_CANDIDATES, ("super_resolution", "text_to_image")),
@@ -169,12 +181,15 @@ def _check_combination() -> None:
     for flag in (WINDOW_CANDIDATES, BACK_PROJECTION):
         if task == "text_to_image" and flag.value is not None and not UPSAMPLE_WITH.value:
             raise InputError(f"--{flag.name} needs a bundle that upsamples: --upsample_with BUNDLE")
+    if LAYOUT.value and PROMPT.value:
+        raise InputError("--layout takes the benchmark's prompts alone: --prompts, no --prompt")
     if task == "caption" and (PROMPT.value or PROMPTS.value):
         raise InputError("--task caption finds the text itself: it takes no prompt")
 
 
 def _sample(sampling: SamplingOptions) -> int:
     from cogview_jax.commands import describe_images, sample_images
+    from cogview_jax.commands.benchmark_layouts import read_layout
     from cogview_jax.commands.sample_inputs import JobOptions, read_prompts
 
     task, bundle, out, images = TASK.value, BUNDLE.value, OUT.value, IMAGE.value
@@ -184,8 +199,10 @@ def _sample(sampling: SamplingOptions) -> int:
     if task == "caption":
         describe_images.caption(bundle, out, images, options)
         return 0
+    layout = None if LAYOUT.value is None else read_layout(LAYOUT.value, PROMPTS.value)
     # Whether super-resolution needs text is known with its bundle.
-    prompts = read_prompts(PROMPT.value, PROMPTS.value, needed=task != "super_resolution")
+    needed = task != "super_resolution"
+    prompts = layout.prompts if layout else read_prompts(PROMPT.value, PROMPTS.value, needed)
     if task == "complete":
         sample_images.complete(bundle, out, images, prompts, KEEP_ROWS.value, options)
     elif task == "super_resolution":
@@ -199,9 +216,9 @@ def _sample(sampling: SamplingOptions) -> int:
         best = None
         if RERANK_WITH.value:
             best = sample_images.Reranking(RERANK_WITH.value, KEEP.value)
-        needed = len(PROMPT.value)
+        first, upsampler = len(PROMPT.value), UPSAMPLE_WITH.value
         bad = sample_images.text_to_image(
-            bundle, out, prompts, options, best, UPSAMPLE_WITH.value, upsampling, needed
+            bundle, out, prompts, options, best, upsampler, upsampling, first, layout
         )
         return command_line.BAD_INPUT if bad else 0
     return 0

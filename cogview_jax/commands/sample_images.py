@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import identity
+from cogview_jax.commands.benchmark_layouts import (
+    BenchmarkLayout,
+    check_layout,
+    write_layout,
+)
 from cogview_jax.commands.describe_images import scorer_of, scores_of
 from cogview_jax.commands.resumable_output import ResumableOutput
 from cogview_jax.commands.sample_inputs import (
@@ -65,6 +70,7 @@ def text_to_image(
     upsample_with: str | None = None,
     upsampling: Upsampling = Upsampling(),
     needed: int | None = None,
+    layout: BenchmarkLayout | None = None,
 ) -> int:
     """Samples images into OUT/images/ and describes them in OUT/samples.jsonl and OUT/grid.png.
 
@@ -80,6 +86,8 @@ def text_to_image(
         needed: how many of the first prompts have to be good; all where None. Bad ones behind them
             are named on standard error and left out. The images of the others keep the numbers, and
             so the file names, that they would have beside them.
+        layout: of the benchmark whose prompts these are: the images that stay are written into
+            OUT/NAME as well, as its evaluator reads them.
 
     Returns:
         How many prompts were left out.
@@ -92,6 +100,9 @@ def text_to_image(
     model.need("transformer", "text", "codec")
     model.need_task("text_to_image")
     size, given = model.codec.config.image_size, len(prompts)
+    if layout is not None:
+        stay = (reranking and reranking.keep) or options.num_images
+        check_layout(layout, stay, out, interrupted=(Path(out) / "unfinished").exists())
     good = good_prompts(model, prompts, needed)
     numbers, prompts = [number for number, _ in good], [prompt for _, prompt in good]
     if reranking is not None:
@@ -133,6 +144,11 @@ def text_to_image(
         _upsample(upsampler, larger, every, samples, options, None, upsampling)
         samples = [replace(sample, small=f"small/{sample.name}.png") for sample in samples]
     write_images(out, images, samples, scored, larger)
+    if layout is not None:
+        read, each = (larger or images).read, len(samples) // len(numbers)
+        starts = range(0, len(samples), each)
+        of_prompts = ([read(s.name) for s in samples[i : i + each]] for i in starts)
+        write_layout(out, layout, numbers, of_prompts)
     images.remove()
     return given - len(prompts)
 
