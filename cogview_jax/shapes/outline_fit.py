@@ -5,10 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import ndimage
 
 from cogview_jax.shapes.outlines import coverage
 from cogview_jax.shapes.scenes import SHAPES
+
+#: The widest blur that is fitted, and how far it reaches: deviations in pixels.
+MOST_BLUR = 1.5
+_TAPS = int(3 * MOST_BLUR + 0.5)
 
 
 class Fit(NamedTuple):
@@ -43,12 +46,10 @@ def fit_outlines(soft: Float[np.ndarray, "h w"], steps: int = 3) -> list[Fit]:
     y = (soft.sum(axis=1) @ middle / area - unit_y * radius).clip(0, n)
     blur = np.full(len(SHAPES), 0.5)
     for step in range(steps + 1):
-        template = np.stack(
-            [
-                ndimage.gaussian_filter(coverage(shape, n, cx / n, cy / n, r / n), b, truncate=3)
-                for shape, cx, cy, r, b in zip(SHAPES, x, y, radius, blur, strict=True)
-            ]
-        )  # [s, n, n]
+        places = zip(SHAPES, x / n, y / n, radius / n, strict=True)
+        sharp = np.stack([coverage(shape, n, *place) for shape, *place in places])
+        spread = _blurring(blur, n)
+        template = spread @ sharp @ spread.transpose(0, 2, 1)  # [s, n, n]
         power = (template**2).sum(axis=(1, 2))
         strength = np.einsum("shw,hw->s", template, soft) / power
         if step == steps:
@@ -67,11 +68,31 @@ def fit_outlines(soft: Float[np.ndarray, "h w"], steps: int = 3) -> list[Fit]:
         x = (x + dx.clip(-1, 1)).clip(0, n)
         y = (y + dy.clip(-1, 1)).clip(0, n)
         radius = (radius * np.exp(growth.clip(-0.15, 0.15))).clip(1, n)
-        blur = (blur + blurring.clip(-0.4, 0.4)).clip(0.25, 1.5)
+        blur = (blur + blurring.clip(-0.4, 0.4)).clip(0.25, MOST_BLUR)
     cosine = strength * np.sqrt(power / (soft**2).sum())
     template = template[:, :height, :width]
     fits = map(Fit, SHAPES, cosine, x, y, radius, template)
     return sorted(fits, key=lambda fit: fit.cosine, reverse=True)
+
+
+def _blurring(blur: Float[np.ndarray, " s"], n: int) -> Float[np.ndarray, "s n n"]:
+    """Matrices that blur n pixels in a row: Gaussians of these deviations, cut at three of them.
+
+    Beyond the edge the row is mirrored, its last pixel twice.
+    """
+    taps = np.arange(-_TAPS, _TAPS + 1)
+    weights = np.exp(-0.5 * (taps / blur[:, None]) ** 2)
+    weights *= np.abs(taps) <= (3 * blur[:, None] + 0.5).astype(int)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.einsum("st,tij->sij", weights, _shifts(n))
+
+
+@functools.cache
+def _shifts(n: int) -> Float[np.ndarray, "t n n"]:
+    """Matrices that shift n pixels by -_TAPS to _TAPS, mirrored at both edges."""
+    places = np.arange(n) + np.arange(-_TAPS, _TAPS + 1)[:, None]
+    places %= 2 * n
+    return np.eye(n)[np.minimum(places, 2 * n - 1 - places)]
 
 
 @functools.cache

@@ -29,8 +29,12 @@ def coverage(shape: str, size: int, x: float, y: float, radius: float) -> Float[
         return low, (cells - low).astype(np.float32)
 
     (row, down), (column, right) = at(y), at(x)
-    rows = table[row] + down[:, None] * (table[row + 1] - table[row])
-    area = rows[:, column] + right * (rows[:, column + 1] - rows[:, column])
+    row, down = row[:, None], down[:, None]
+    left, beside = (
+        table[row, near] + down * (table[row + 1, near] - table[row, near])
+        for near in (column, column + 1)
+    )
+    area = left + right * (beside - left)
     pixel = (_CELLS / 2 / _REACH / radius / size) ** 2
     return np.diff(np.diff(area, axis=0), axis=1) / np.float32(pixel)
 
