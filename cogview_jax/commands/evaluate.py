@@ -100,8 +100,9 @@ LIST_FEATURES = flags.DEFINE_boolean(
 )
 CAPTIONS = command_line.path_flag(
     "captions",
-    "of table1 and figure9: captions as in COCO's captions_val2014.json; their images"
-    " are in --real",
+    "of table1, figure9 and pictures: a file like COCO's captions_val2014.json, of images in"
+    " --real; or tfds:NAME:SPLIT, a TensorFlow data set prepared in --real or TFDS_DATA_DIR, such"
+    " as tfds:coco_captions/2014:val",
 )
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "of pictures: what to show images of; of fid: what a bundle samples"

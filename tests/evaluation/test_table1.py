@@ -16,6 +16,7 @@ from cogview_jax.evaluation.metrics.frechet import frechet_distance
 from cogview_jax.evaluation.metrics.moments import Moments
 from cogview_jax.evaluation.report import evaluate
 from cogview_jax.runtime.errors import InputError
+from coco_set import CocoCaptions, prepared
 from command_runs import retold
 from tiny_features import offer, write_weights
 
@@ -80,6 +81,42 @@ def test_table1_is_of_the_best_of_the_samples(chain, captioner, pool, tiny, tmp_
     page = (tmp_path / "r.html").read_text()
     assert captioned.texts[0] in page
     assert "Worst by CapLoss" in page
+
+
+def test_table1_of_a_tensorflow_data_set_is_that_of_the_same_folder(
+    chain, captioner, tiny, tmp_path
+):
+    captioned = drawn_captions(4, 16, 5)
+    images = dict(enumerate(captioned.images.read(range(4))))
+    texts = {number: [text, text * 2] for number, text in enumerate(captioned.texts)}
+    prepared(CocoCaptions, tmp_path / "tfds", {"val": range(4)}, images, texts)
+    (tmp_path / "folder").mkdir()
+    for number, image in images.items():
+        Image.fromarray(image).save(tmp_path / "folder" / f"{number}.png")
+        (tmp_path / "folder" / f"{number}.txt").write_text("\n".join(texts[number]))
+    given = {"count": 3, "seed": 3, "rerank_with": captioner, "candidates": 2}
+    tfds = {"captions": "tfds:coco_captions/2014:val", "real": str(tmp_path / "tfds")}
+    reports = []
+    for name, real in (("tfds", tfds), ("folder", {"real": str(tmp_path / "folder")})):
+        asked = ImageOptions(features={"tiny": tiny}, **real)
+        out = tmp_path / f"{name}.json"
+        reports.append(measured("table1", f"{chain.run}/bundle", out, asked, **given))
+    name = "coco_captions/2014/1.1.0/val"
+    assert reports[0].pop("captions") == f"3 captions of {name}"
+    assert reports[0].pop("data_set") == {
+        "name": "coco_captions/2014",
+        "version": "1.1.0",
+        "split": "val",
+        "feature": "captions/text",
+        "caption": "one of each image's, at random by seed 3",
+    }
+    assert {reports[0][row].pop("real") for row in ("best", "ceiling")} == {name}
+    assert reports[1].pop("captions") == f"3 captions of {tmp_path / 'folder'}"
+    for row in ("best", "ceiling"):
+        assert reports[1][row].pop("real") == str(tmp_path / "folder")
+    for report in reports:
+        report["ceiling"].pop("generated")  # its name has that of the images
+    assert reports[0] == reports[1]
 
 
 def test_figure9_is_table1_at_every_number(chain, captioner, pool, tiny, tmp_path):

@@ -1,8 +1,8 @@
 """A model of one's own captioned images: held-out loss, CapLoss, FID and KID, chosen prompts.
 
-The images are those of the captioned folder `--real`, which training should not have seen.
-CapLoss is measured where `--rerank_with` names a caption bundle, FID and KID where `--features`
-names a network; the page shows images of every `--prompt`.
+The images are those of the captioned folder `--real`, or of `--captions` as for table1; training
+should not have seen them. CapLoss is measured where `--rerank_with` names a caption bundle, FID and
+KID where `--features` names a network; the page shows images of every `--prompt`.
 """
 
 from collections.abc import Mapping
@@ -40,8 +40,10 @@ def run(model: CogView, options: Options) -> Measured:
     model.need("transformer", "text", "codec")
     model.need_task("text_to_image")
     asked, folder = options.images, Path(options.unfinished)
-    if asked.real is None:
-        raise InputError("--benchmark pictures needs --real: a folder of captioned images")
+    if asked.real is None and asked.captions is None:
+        raise InputError(
+            "--benchmark pictures needs --real: a folder of captioned images, or --captions"
+        )
     captioned = open_captioned(
         asked.captions,
         asked.real,
@@ -58,7 +60,8 @@ def run(model: CogView, options: Options) -> Measured:
     if asked.features.keys() & FEATURE_NETWORKS.keys():
         extractor = open_extractor(asked)
     # Nothing the user may have got wrong is left.
-    report: Report = {"pictures": captioned.name, "loss": _losses(model, captioned, options)}
+    report: Report = {"pictures": captioned.name, **captioned.provenance}
+    report["loss"] = _losses(model, captioned, options)
     if scorer is not None or extractor is not None:
         generated = _sampled(model, captioned.texts, options, folder / "generated", 1)
         if scorer is not None:
