@@ -6,9 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-from coco_set import CocoCaptions, Drawings, prepared
 from PIL import Image
 
+from coco_set import CocoCaptions, Drawings, prepared
 from cogview_jax.data.records import BadRecord
 from cogview_jax.evaluation.captioned_sets import open_captioned
 from cogview_jax.evaluation.image_sets import open_folder
