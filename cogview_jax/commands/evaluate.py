@@ -24,8 +24,8 @@ bundle, which samples an image for every caption of --real or each of --prompts.
 
 tokenizer measures what an image tokenizer gives back, pictures a model on captioned images of
 your own (--real), table1 and figure9 what the paper reports of the best of several candidates; see
-docs/guides/evaluation.md. Interrupted, the same command goes on; fid, tokenizer, table1 and figure9
-run as several processes, too.
+docs/guides/evaluation.md. Interrupted, the same command goes on; all but shapes run as several
+processes, too.
 """
 
 from absl import flags
