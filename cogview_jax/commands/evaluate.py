@@ -24,8 +24,8 @@ bundle, which samples an image for every caption of --real or each of --prompts.
 
 tokenizer measures what an image tokenizer gives back, pictures a model on captioned images of
 your own (--real), table1 and figure9 what the paper reports of the best of several candidates; see
-docs/guides/evaluation.md. Interrupted, the same command goes on; fid, tokenizer, table1 and figure9
-run as several processes, too.
+docs/guides/evaluation.md. Interrupted, the same command goes on; all but shapes run as several
+processes, too.
 """
 
 from absl import flags
@@ -100,8 +100,9 @@ LIST_FEATURES = flags.DEFINE_boolean(
 )
 CAPTIONS = command_line.path_flag(
     "captions",
-    "of table1 and figure9: captions as in COCO's captions_val2014.json; their images"
-    " are in --real",
+    "of table1, figure9 and pictures: a file like COCO's captions_val2014.json, of images in"
+    " --real; or tfds:NAME:SPLIT, a TensorFlow data set prepared in --real or TFDS_DATA_DIR, such"
+    " as tfds:coco_captions/2014:val",
 )
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "of pictures: what to show images of; of fid: what a bundle samples"

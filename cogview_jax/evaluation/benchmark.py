@@ -60,7 +60,8 @@ class ImageOptions:
             with the product of the numbers of images.
         save_statistics: the file in which the statistics of the real images are kept, after the
             first of the blurs.
-        captions: a file of captions like COCO's, of images in `real`.
+        captions: a file of captions like COCO's, of images in `real`; or a TensorFlow data set,
+            tfds:NAME:SPLIT, in the data_dir `real`.
         prompts: texts of one's own that images are shown for.
     """
 

@@ -132,7 +132,7 @@ def sample_candidates(
     grid = model.codec.config.grid
     job: Mapping[str, Any] = {
         "bundle": bundle,
-        "prompts": _sha256(prompts),
+        "prompts": sha256_of(prompts),
         "candidates": candidates,
         "seed": seed,
         "sampling": asdict(sampling),
@@ -220,7 +220,7 @@ def score_candidates(
         scorer: all that the scores depend on, beside the images and texts.
         label: of the progress line.
     """
-    job = {"scorer": dict(scorer), "of": images.identity, "texts": _sha256(texts)}
+    job = {"scorer": dict(scorer), "of": images.identity, "texts": sha256_of(texts)}
     store = RowStore(folder, job, count=len(images), width=1)
     each, rest = divmod(len(images), len(texts))
     assert not rest, (len(images), len(texts))
@@ -256,5 +256,6 @@ def best_of(
     return np.arange(len(scores)) * scores.shape[1] + np.argmin(ranked, axis=1)
 
 
-def _sha256(texts: Sequence[str]) -> str:
+def sha256_of(texts: Sequence[str]) -> str:
+    """The hash of texts, by which rows on disk know what they are of."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import UInt8
 from cogview_jax.data.held_out import Subset
 from cogview_jax.data.images import decode_image, read_image_file
 from cogview_jax.data.records import BadRecord, Record
+from cogview_jax.data.sources.source import Source
 from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, open_folder
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import read_json
@@ -21,6 +23,12 @@ from cogview_jax.shapes.fresh import fresh_scenes
 
 #: Bytes of a file of captions: COCO's of its training split has 90 MB.
 CAPTIONS_LIMIT = 2 << 30
+#: What `--captions` of a TensorFlow data set looks like. The part of a split may hold a colon.
+_TFDS = re.compile(
+    r"tfds:(?P<name>[^:\[\]]+(:\d+\.\d+\.\d+)?)"
+    r":(?P<split>([^:\[\]]|\[[^\[\]]*\])+)(:(?P<feature>[^:\[\]]+))?"
+)
+_TFDS_FORM = "tfds:NAME:SPLIT or tfds:NAME:SPLIT:FEATURE, such as tfds:coco_captions/2014:val"
 
 
 @dataclass(frozen=True)
@@ -31,11 +39,14 @@ class CaptionedSet:
         name: for people.
         texts: the captions.
         images: that of each caption; the image of caption i has number i.
+        provenance: for reports. Of a TensorFlow data set it has an entry `data_set`: name, version,
+            split, the feature that holds the captions, and which caption of an image was taken.
     """
 
     name: str
     texts: tuple[str, ...]
     images: ImageSet
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_captioned(
@@ -44,7 +55,8 @@ def open_captioned(
     """`count` captions with their images.
 
     Args:
-        captions: a file like COCO's captions_val2014.json, whose images are in `folder`.
+        captions: a file like COCO's captions_val2014.json, whose images are in `folder`; or a
+            TensorFlow data set, see `tfds_captions`.
         folder: of images; without `captions` it holds their captions too, as `prepare` reads them.
             Without either, new captioned shapes are drawn.
         count: captions; they are chosen at random by `seed`. Where there are fewer, all are taken,
@@ -55,6 +67,8 @@ def open_captioned(
     Raises:
         InputError: there is no caption, or a file cannot be read.
     """
+    if captions is not None and captions.startswith("tfds:"):
+        return tfds_captions(captions, folder or "", count, seed)
     if captions is not None and folder is None:
         raise InputError(f"--captions {captions}: expected the folder of its images, too (--real)")
     if captions is not None and folder is not None:
@@ -78,11 +92,62 @@ def drawn_captions(count: int, size: int, seed: int) -> CaptionedSet:
 
 
 def folder_captions(folder: str, count: int, seed: int) -> CaptionedSet:
-    """Images of a folder that have captions, chosen at random; one caption of each, at random.
+    """Images of a folder that have captions, chosen at random; one caption of each, at random."""
+    source = open_folder(folder, "--real", captions=True)
+    texts, chosen = _chosen(source, folder, count, seed)
+    return CaptionedSet(f"{len(texts)} captions of {folder}", texts, SourceImages(chosen, folder))
+
+
+def tfds_captions(given: str, data_dir: str, count: int, seed: int) -> CaptionedSet:
+    """Images of a prepared TensorFlow data set, chosen at random; one caption of each, at random.
+
+    Args:
+        given: tfds:NAME:SPLIT or tfds:NAME:SPLIT:FEATURE. NAME is name/config or
+            name/config:version, SPLIT as TFDS writes it ("val", "val+restval", "val[:50%]"), and
+            FEATURE holds captions; where it is left out, it is captions/text, as in coco_captions,
+            or the only feature that is a text.
+        data_dir: the folder of prepared sets; if it is empty, that of TFDS (TFDS_DATA_DIR).
+        count, seed: as `open_captioned`.
+
+    Raises:
+        InputError: `given` has another form, the set is not prepared, or lacks the split, the
+            feature or an image.
+    """
+    # TFDS is imported only where it is needed: it takes a second.
+    from cogview_jax.data.sources import tfds_split
+
+    if (parts := _TFDS.fullmatch(given)) is None:
+        raise InputError(f"--captions {given}: expected {_TFDS_FORM}")
+    split = parts["split"]
+    try:
+        builder = tfds_split.find_builder(parts["name"], data_dir)
+        image, usual = tfds_split.usual_features(builder)
+        feature = parts["feature"] or usual
+        source = tfds_split.TfdsSource(builder, split, image_key=image, caption_keys=(feature,))
+    except InputError as error:
+        raise InputError(f"--captions {given}: {error} (tfds:NAME:SPLIT:FEATURE)") from error
+    name = f"{builder.info.full_name}/{split}"
+    texts, chosen = _chosen(source, name, count, seed)
+    version = str(builder.info.version)
+    data_set = {
+        "name": builder.info.full_name.removesuffix(f"/{version}"),
+        "version": version,
+        "split": split,
+        "feature": feature,
+        "caption": f"one of each image's, at random by seed {seed}",
+    }
+    images = SourceImages(chosen, name, tfds_split.split_files(builder, split))
+    heading = f"{len(texts)} captions of {name}"
+    return CaptionedSet(heading, texts, images, {"data_set": data_set})
+
+
+def _chosen(
+    source: Source[Record], name: str, count: int, seed: int
+) -> tuple[tuple[str, ...], Subset[Record]]:
+    """Captions, one of each record, and the records; both at random by `seed`.
 
     Records that cannot be used are passed over; a line counts them and names the first.
     """
-    source = open_folder(folder, "--real", captions=True)
     rng = np.random.default_rng(seed)
     numbers: list[int] = []
     texts: list[str] = []
@@ -97,13 +162,10 @@ def folder_captions(folder: str, count: int, seed: int) -> CaptionedSet:
             continue
         numbers.append(int(number))
         texts.append(captions[rng.integers(len(captions))])
-    _say_of_few(len(texts), count, f"{folder} has {len(texts)} readable images with a caption")
+    _say_of_few(len(texts), count, f"{name} has {len(texts)} readable images with a caption")
     if passed:
-        log(f"{folder}: {len(passed)} records cannot be used, such as {passed[0]}")
-    chosen = Subset(source, len(numbers), numbers.__getitem__)
-    return CaptionedSet(
-        f"{len(texts)} captions of {folder}", tuple(texts), SourceImages(chosen, folder)
-    )
+        log(f"{name}: {len(passed)} records cannot be used, such as {passed[0]}")
+    return tuple(texts), Subset(source, len(numbers), numbers.__getitem__)
 
 
 def coco_captions(file: str, folder: str, count: int, seed: int) -> CaptionedSet:

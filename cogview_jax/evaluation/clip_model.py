@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32, UInt8
 
 from cogview_jax.interop.clip import CONFIG, WEIGHTS, clip_folder, read_clip
@@ -27,20 +28,25 @@ from cogview_jax.runtime.files import sha256_file
 
 
 class ClipModel:
-    """Both towers of a CLIP, and its tokenizer.
+    """Both towers of a CLIP, on all local devices of this process, and its tokenizer.
 
     Attributes:
         weights: of both towers.
         tokenizer: texts to tokens.
         sha256: of the file of the weights.
-        batch_size: images or texts that are computed together; the last of fewer are padded.
+        batch_size: images or texts that are computed together, a multiple of the number of devices;
+            the last of fewer are padded.
     """
 
     def __init__(
         self, weights: ClipWeights, tokenizer: ClipTokenizer, sha256: str, batch_size: int = 32
     ):
-        self.weights, self.tokenizer = weights, tokenizer
-        self.sha256, self.batch_size = sha256, batch_size
+        """`batch_size` is raised to a multiple of the number of local devices."""
+        mesh = Mesh(np.array(jax.local_devices()), ("data",))
+        self.weights: ClipWeights = jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))
+        self.tokenizer, self.sha256 = tokenizer, sha256
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._rows = NamedSharding(mesh, PartitionSpec("data"))
 
     @classmethod
     def read(cls, path: Path | str, batch_size: int = 32) -> "ClipModel":
@@ -100,5 +106,6 @@ class ClipModel:
             rows = np.asarray(batch)
             short = self.batch_size - len(rows)
             padded = np.pad(rows, ((0, short), *((0, 0),) * (rows.ndim - 1)))
+            padded = jax.device_put(padded, self._rows)
             found.append(np.asarray(normalise(embed(self.weights, padded)))[: len(rows)])
         return np.concatenate(found)

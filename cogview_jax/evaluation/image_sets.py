@@ -68,20 +68,24 @@ def require_readable(images: ImageSet, flag: str) -> None:
 
 
 class SourceImages:
-    """The images of a source of records that are files of a folder."""
+    """The images of a source of records: files of a folder, or records of a few files."""
 
-    def __init__(self, source: Source[Record], name: str):
+    def __init__(self, source: Source[Record], name: str, shards: Sequence[str] = ()):
         """No image is read. A file that changes, by its size or time, changes the identity.
 
         Args:
-            source: its keys are paths within the folder `name`.
-            name: the folder, for people too.
+            source: its keys are paths within the folder `name`, or names of records in `shards`.
+            name: the folder, for people too; or that of the data set.
+            shards: the files that hold all records.
         """
         self.name, self._source = name, source
         files = hashlib.sha256()
         for i in range(len(source)):
             key = source.key(i)
             state = f"{key}\0{_state(name, key)}\0"
+            files.update(state.encode("utf-8", "backslashreplace"))
+        for shard in shards:
+            state = f"{os.path.basename(shard)}\0{_state('', shard)}\0"
             files.update(state.encode("utf-8", "backslashreplace"))
         self.identity = {"images": name, "files": files.hexdigest()}
 

@@ -1,11 +1,14 @@
 """Captions and their images: of a file like COCO's, of a folder, and drawn."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from coco_set import CocoCaptions, Drawings, prepared
 from cogview_jax.data.records import BadRecord
 from cogview_jax.evaluation.captioned_sets import open_captioned
 from cogview_jax.evaluation.image_sets import open_folder
@@ -119,3 +122,98 @@ def test_a_caption_that_is_no_text_is_refused(coco, tmp_path):
     file.write_text(json.dumps(found))
     with pytest.raises(InputError, match="the caption None of an annotation is no text"):
         open_captioned(str(file), str(tmp_path), count=1, size=8, seed=0)
+
+
+# ---- TensorFlow data sets
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    """A data_dir with coco_captions/2014 of 6 + 3 images, image 2 of "val" broken; and drawings."""
+    folder = tmp_path_factory.mktemp("tfds")
+    pixels = {n: image(n) for n in range(1, 10)}
+    texts = {n: [f"caption {k} of {n}" for k in range(5)] for n in pixels}
+    splits = {"val": range(1, 7), "restval": range(7, 10)}
+    prepared(CocoCaptions, folder, splits, pixels | {2: None}, texts)
+    prepared(Drawings, folder, {"train": [1]}, pixels, texts)
+    return str(folder)
+
+
+def test_a_tensorflow_data_set_gives_one_caption_of_each_image(tfds_dir, capsys):
+    given = "tfds:coco_captions/2014:val"
+    captioned = open_captioned(given, tfds_dir, count=9, size=0, seed=4)
+    said = capsys.readouterr().err
+    assert "coco_captions/2014/1.1.0/val has 5 readable images with a caption, all of" in said
+    assert "1 records cannot be used, such as coco_captions/2014/1.1.0/val/" in said
+    numbers = [int(text[-1]) for text in captioned.texts]
+    assert sorted(numbers) == [1, 3, 4, 5, 6]
+    for text, shown in zip(captioned.texts, captioned.images.read(range(5)), strict=True):
+        np.testing.assert_array_equal(shown, image(int(text[-1])))
+    assert captioned.name == "5 captions of coco_captions/2014/1.1.0/val"
+    assert captioned.provenance["data_set"] == {
+        "name": "coco_captions/2014",
+        "version": "1.1.0",
+        "split": "val",
+        "feature": "captions/text",
+        "caption": "one of each image's, at random by seed 4",
+    }
+    again = open_captioned(given, tfds_dir, count=9, size=0, seed=4)
+    assert (again.texts, again.images.identity) == (captioned.texts, captioned.images.identity)
+    other = open_captioned(given, tfds_dir, count=9, size=0, seed=5)
+    assert {text[-1]: text for text in other.texts} != {text[-1]: text for text in again.texts}
+    assert other.images.identity != captioned.images.identity
+
+
+@pytest.mark.parametrize(
+    ("given", "numbers"),
+    [
+        ("coco_captions/2014:1.1.0:restval:captions/text", [7, 8, 9]),
+        ("coco_captions:val[4:]+restval[:2]", [5, 6, 7, 8]),
+    ],
+)
+def test_versions_features_and_parts_of_splits(tfds_dir, given, numbers):
+    captioned = open_captioned(f"tfds:{given}", tfds_dir, count=4, size=0, seed=0)
+    assert sorted(int(text[-1]) for text in captioned.texts) == numbers
+
+
+def test_captions_of_another_feature(tfds_dir):
+    name = "tfds:coco_captions/2014:restval:image/filename"
+    captioned = open_captioned(name, tfds_dir, count=3, size=0, seed=0)
+    assert sorted(captioned.texts) == [f"{n}.png" for n in (7, 8, 9)]
+
+
+def test_data_that_changed_are_other_images(tfds_dir, tmp_path):
+    shutil.copytree(tfds_dir, tmp_path / "tfds")
+    given = "tfds:coco_captions/2014:restval"
+    first = open_captioned(given, str(tmp_path / "tfds"), count=3, size=0, seed=0)
+    (file,) = (tmp_path / "tfds").rglob("*restval*record*")
+    os.utime(file, (1, 1))
+    second = open_captioned(given, str(tmp_path / "tfds"), count=3, size=0, seed=0)
+    assert second.texts == first.texts
+    assert second.images.identity != first.images.identity
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("coco_captions/2014", "expected tfds:NAME:SPLIT or tfds:NAME:SPLIT:FEATURE, such as"),
+        ("coco_captions/2014:val[", "expected tfds:NAME:SPLIT or"),
+        (
+            "coco_captions/2017:val",
+            r"no such prepared .*`tfds build coco_captions/2017 --file_form",
+        ),
+        ("coco_captions/2014:9.9.9:val", "no such prepared data set in"),
+        ("coco_captions/2014:test", r"split='test': choices .*/2014/1.1.0 are val, restval, or"),
+        ("coco_captions/2014:val:objects/label", "'objects/label' .*that is a ClassLabel; choices"),
+        ("coco_captions/2014:val:text", "'text' .*choices are captions/text, image/filename"),
+        (
+            "drawings:train",
+            "no such feature; choices are none: no feature of image, label is a Text",
+        ),
+    ],
+)
+def test_what_a_tensorflow_data_set_does_not_have(tfds_dir, given, message):
+    with pytest.raises(InputError, match=message) as error:
+        open_captioned(f"tfds:{given}", tfds_dir, count=1, size=0, seed=0)
+    assert str(error.value).startswith(f"--captions tfds:{given}: ")
+    assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Table 1, Figure 9, one's own pictures and image tokenizers, on the bundles of the chain."""
+"""Table 1, Figure 9, and image tokenizers, on the bundles of the chain."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from coco_set import CocoCaptions, prepared
 from cogview_jax import load
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, load_benchmark
 from cogview_jax.evaluation.candidates import best_of
@@ -80,6 +81,42 @@ def test_table1_is_of_the_best_of_the_samples(chain, captioner, pool, tiny, tmp_
     page = (tmp_path / "r.html").read_text()
     assert captioned.texts[0] in page
     assert "Worst by CapLoss" in page
+
+
+def test_table1_of_a_tensorflow_data_set_is_that_of_the_same_folder(
+    chain, captioner, tiny, tmp_path
+):
+    captioned = drawn_captions(4, 16, 5)
+    images = dict(enumerate(captioned.images.read(range(4))))
+    texts = {number: [text, text * 2] for number, text in enumerate(captioned.texts)}
+    prepared(CocoCaptions, tmp_path / "tfds", {"val": range(4)}, images, texts)
+    (tmp_path / "folder").mkdir()
+    for number, image in images.items():
+        Image.fromarray(image).save(tmp_path / "folder" / f"{number}.png")
+        (tmp_path / "folder" / f"{number}.txt").write_text("\n".join(texts[number]))
+    given = {"count": 3, "seed": 3, "rerank_with": captioner, "candidates": 2}
+    tfds = {"captions": "tfds:coco_captions/2014:val", "real": str(tmp_path / "tfds")}
+    reports = []
+    for name, real in (("tfds", tfds), ("folder", {"real": str(tmp_path / "folder")})):
+        asked = ImageOptions(features={"tiny": tiny}, **real)
+        out = tmp_path / f"{name}.json"
+        reports.append(measured("table1", f"{chain.run}/bundle", out, asked, **given))
+    name = "coco_captions/2014/1.1.0/val"
+    assert reports[0].pop("captions") == f"3 captions of {name}"
+    assert reports[0].pop("data_set") == {
+        "name": "coco_captions/2014",
+        "version": "1.1.0",
+        "split": "val",
+        "feature": "captions/text",
+        "caption": "one of each image's, at random by seed 3",
+    }
+    assert {reports[0][row].pop("real") for row in ("best", "ceiling")} == {name}
+    assert reports[1].pop("captions") == f"3 captions of {tmp_path / 'folder'}"
+    for row in ("best", "ceiling"):
+        assert reports[1][row].pop("real") == str(tmp_path / "folder")
+    for report in reports:
+        report["ceiling"].pop("generated")  # its name has that of the images
+    assert reports[0] == reports[1]
 
 
 def test_figure9_is_table1_at_every_number(chain, captioner, pool, tiny, tmp_path):
@@ -177,34 +214,3 @@ def test_an_image_tokenizer_is_measured_on_drawings_and_on_a_folder(chain, tiny,
     assert again["l2"] == report["l2"]
     assert again["perplexity"] == report["perplexity"]
     assert "rfid" not in again
-
-
-def test_ones_own_pictures(chain, captioner, tiny, tmp_path):
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    captioned = drawn_captions(5, 16, 2)
-    true = list(captioned.images.read(range(5)))
-    for number, (image, text) in enumerate(zip(true, captioned.texts, strict=True)):
-        Image.fromarray(image).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(text)
-    asked = ImageOptions(real=str(folder), features={"tiny": tiny}, prompts=("a red circle",))
-    given = {"count": 5, "rerank_with": captioner, "candidates": 1}
-    report = measured("pictures", f"{chain.run}/bundle", tmp_path / "r.json", asked, **given)
-    model = load(f"{chain.run}/bundle")
-    codes = model.encode(np.stack(true)).reshape(5, -1)
-    sums = np.zeros((3, 2))
-    for text, code in zip(captioned.texts, codes, strict=True):
-        example = model.layout.example({"text": model.parts.tokenizer.encode(text), "image": code})
-        logits = np.asarray(model.logits(example.tokens[None])[0], np.float64)
-        log_p = logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True))
-        losses = -log_p[np.arange(len(log_p)), example.targets]
-        kinds = (example.text_weights + example.image_weights, example.text_weights)
-        for row, weights in zip(sums, (*kinds, example.image_weights), strict=True):
-            row += (losses @ weights, weights.sum())
-    for name, (total, count) in zip(("loss", "text_loss", "image_loss"), sums, strict=True):
-        assert report["loss"][name]["mean"] == pytest.approx(total / count, rel=1e-5), name
-    true_loss = load(captioner).score(np.stack(true), captioned.texts).mean()
-    assert report["cap_loss"]["true"]["mean"] == pytest.approx(true_loss, rel=1e-5)
-    assert report["n_real"] == 5
-    page = (tmp_path / "r.html").read_text()
-    assert page.count("<figcaption>a red circle</figcaption>") == 4

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import DatasetBuilder
 
@@ -77,6 +78,25 @@ def open_builder(folder: str | os.PathLike) -> DatasetBuilder:
         raise InputError(
             f"{folder}: not readable as a prepared TFDS data set: {_first_line(error)}"
         ) from error
+
+
+def usual_features(builder: DatasetBuilder) -> tuple[str, str]:
+    """Returns the features that hold images and captions, as far as that is clear.
+
+    They are "image" and "captions/text", as in coco_captions. If a set has another one alone that
+    is an image or a text, it is that one.
+    """
+    found = []
+    for kind, usual in ((tfds.features.Image, "image"), (tfds.features.Text, "captions/text")):
+        keys = _keys(builder, kind)
+        found.append(keys[0] if len(keys) == 1 else usual)
+    return found[0], found[1]
+
+
+def split_files(builder: DatasetBuilder, split: str) -> list[str]:
+    """Returns the absolute paths of the files that hold the records of a split."""
+    files = {part.filename for part in builder.info.splits[split].file_instructions}
+    return sorted(map(os.path.abspath, files))  # They contain a relative data_dir already.
 
 
 class TfdsSource:
@@ -196,8 +216,7 @@ def _check_files(builder: DatasetBuilder, split: str) -> None:
     The description of the data set names these files, and may name files elsewhere.
     """
     folder = os.path.abspath(builder.data_dir)
-    for path in {part.filename for part in builder.info.splits[split].file_instructions}:
-        path = os.path.abspath(path)  # It contains a relative data_dir already.
+    for path in split_files(builder, split):
         if os.path.dirname(path) != folder:
             raise InputError(f"{folder}: the data of split {split!r} lie elsewhere, in {path}")
         if not os.path.isfile(path):
@@ -209,9 +228,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _at(example: Any, path: str) -> Any:
-    for part in path.split("/"):
+    while path not in example:  # A name may hold a slash itself, as "image/filename" of COCO.
+        part, _, path = path.partition("/")
         example = example[part]
-    return example
+    return example[path]
 
 
 def _texts(value: Any) -> list[str]:
@@ -233,13 +253,25 @@ def _leaves(feature: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _choices(builder: DatasetBuilder, kind: type) -> str:
-    keys = [key for key, feature in _leaves(builder.info.features) if isinstance(feature, kind)]
-    return ", ".join(sorted(keys)) or f"none: no feature is a {kind.__name__}"
+    if keys := _keys(builder, kind):
+        return ", ".join(keys)
+    every = ", ".join(sorted(key for key, _ in _leaves(builder.info.features)))
+    return f"none: no feature of {every} is a {kind.__name__}"
+
+
+def _keys(builder: DatasetBuilder, kind: type) -> list[str]:
+    return sorted(key for key, feature in _leaves(builder.info.features) if _is(feature, kind))
+
+
+def _is(feature: Any, kind: type) -> bool:
+    if kind is tfds.features.Text:  # The captions of coco_captions are tensors of strings.
+        return isinstance(feature, tfds.features.Tensor) and feature.np_dtype == np.object_
+    return isinstance(feature, kind)
 
 
 def _require(builder: DatasetBuilder, setting: str, key: str, kind: type) -> None:
     feature = dict(_leaves(builder.info.features)).get(key)
-    if not isinstance(feature, kind):
+    if not _is(feature, kind):
         what = "no such feature" if feature is None else f"that is a {type(feature).__name__}"
         raise InputError(
             f"{setting}: {key!r} of {builder.info.full_name}: {what};"

@@ -1,11 +1,12 @@
 """A model of one's own captioned images: held-out loss, CapLoss, FID and KID, chosen prompts.
 
-The images are those of the captioned folder `--real`, which training should not have seen.
-CapLoss is measured where `--rerank_with` names a caption bundle, FID and KID where `--features`
-names a network; the page shows images of every `--prompt`.
+The images are those of the captioned folder `--real`, or of `--captions` as for table1; training
+should not have seen them. CapLoss is measured where `--rerank_with` names a caption bundle, FID and
+KID where `--features` names a network; the page shows images of every `--prompt`.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ import numpy as np
 from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
 from cogview_jax.evaluation.benchmarks.fid import open_extractor
-from cogview_jax.evaluation.candidates import CodedImages, sample_candidates
+from cogview_jax.evaluation.candidates import CodedImages, sample_candidates, sha256_of
 from cogview_jax.evaluation.captioned_sets import CaptionedSet, open_captioned
 from cogview_jax.evaluation.features import FEATURE_NETWORKS
-from cogview_jax.evaluation.image_sets import good_images, require_readable
+from cogview_jax.evaluation.image_sets import fill_rows, good_images, require_readable
 from cogview_jax.evaluation.page import Images, Section
+from cogview_jax.evaluation.row_store import RowStore
 from cogview_jax.evaluation.scorer import CapLossScorer
 from cogview_jax.evaluation.sequence_loss import sequence_losses
 from cogview_jax.evaluation.set_distances import ImageFeatures, distances, lines_of
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.progress import Progress
 
-NEEDS_FLAGS = ("--real",)
+SHARES_WORK, NEEDS_FLAGS = True, ("--real",)
 #: Images whose loss is computed together, and images of a prompt on the page.
 _TOGETHER, _SHOWN = 64, 4
 
@@ -40,8 +41,10 @@ def run(model: CogView, options: Options) -> Measured:
     model.need("transformer", "text", "codec")
     model.need_task("text_to_image")
     asked, folder = options.images, Path(options.unfinished)
-    if asked.real is None:
-        raise InputError("--benchmark pictures needs --real: a folder of captioned images")
+    if asked.real is None and asked.captions is None:
+        raise InputError(
+            "--benchmark pictures needs --real: a folder of captioned images, or --captions"
+        )
     captioned = open_captioned(
         asked.captions,
         asked.real,
@@ -58,7 +61,8 @@ def run(model: CogView, options: Options) -> Measured:
     if asked.features.keys() & FEATURE_NETWORKS.keys():
         extractor = open_extractor(asked)
     # Nothing the user may have got wrong is left.
-    report: Report = {"pictures": captioned.name, "loss": _losses(model, captioned, options)}
+    report: Report = {"pictures": captioned.name, **captioned.provenance}
+    report["loss"] = _losses(model, captioned, options, folder / "loss")
     if scorer is not None or extractor is not None:
         generated = _sampled(model, captioned.texts, options, folder / "generated", 1)
         if scorer is not None:
@@ -80,24 +84,28 @@ def run(model: CogView, options: Options) -> Measured:
     return Measured(report, _shown(model, captioned, options, folder))
 
 
-def _losses(model: CogView, captioned: CaptionedSet, options: Options) -> Report:
+def _losses(model: CogView, captioned: CaptionedSet, options: Options, folder: Path) -> Report:
     """The loss over all tokens, and over those of texts and of images, with standard errors."""
-    view = SquareView(model.codec.config.image_size)
-    sums, counts = [], []
-    with Progress(len(captioned.texts), "loss", unit="image") as progress:
-        for start in range(0, len(captioned.texts), _TOGETHER):
-            some = range(start, min(start + _TOGETHER, len(captioned.texts)))
-            if good := good_images(captioned.images, some):
-                rng = np.random.default_rng(0)
-                pixels = np.stack([view(image, rng) for image in good.values()])
-                texts = [captioned.texts[i] for i in good]
-                entropies, number = sequence_losses(model, pixels, texts, options.batch_size)
-                sums.append(entropies)
-                counts.append(number)
-            progress.update(len(some))
-    if not sums:
-        raise InputError(f"{captioned.name}: none of the images can be read")
-    total, number = np.concatenate(sums), np.concatenate(counts)
+    job = {
+        "bundle": options.bundle,
+        "of": captioned.images.identity,
+        "texts": sha256_of(captioned.texts),
+        "precision": options.precision,
+    }
+    # A row an image: sums over its text and image tokens, then how many of either there are.
+    store = RowStore(folder, job, count=len(captioned.texts), width=4, dtype=np.float64)
+    texts = iter([captioned.texts[number] for number in store.mine])
+    view, rng = SquareView(model.codec.config.image_size), np.random.default_rng(0)
+
+    def compute(readable: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        squares = (view(image, rng) for image in readable)
+        while some := list(itertools.islice(squares, _TOGETHER)):
+            words = list(itertools.islice(texts, len(some)))
+            found = sequence_losses(model, np.stack(some), words, options.batch_size)
+            yield np.concatenate(found, axis=1)
+
+    good = fill_rows(store, captioned.images, compute, "loss")
+    total, number = np.split(store.read(good), 2, axis=1)
     every = total.sum(axis=1), number.sum(axis=1)
     kinds = {"loss": every, "text_loss": (total[:, 0], number[:, 0])}
     kinds |= {"image_loss": (total[:, 1], number[:, 1])}

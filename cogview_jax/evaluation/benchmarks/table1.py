@@ -1,8 +1,9 @@
 """The paper's Table 1: FID-k, inception score and CapLoss of the best of several candidates.
 
-The captions are those of a file like COCO's with a folder of images, of a captioned folder, or of
-new captioned shapes (arXiv 2105.13290, section 4.1). Beside the model's own row stand the paper's
-rows, the ceiling that its image tokenizer sets, and CapLoss of images with wrong captions.
+The captions are those of a file like COCO's with a folder of images, of a TensorFlow data set, of a
+captioned folder, or of new captioned shapes (arXiv 2105.13290, section 4.1). Beside the model's own
+row stand the paper's rows, the ceiling that its image tokenizer sets, and CapLoss of images with
+wrong captions.
 """
 
 from collections.abc import Mapping
@@ -109,6 +110,7 @@ class Pool:
         """What every number depends on, beside what `distances` reports."""
         return {
             "captions": self.captioned.name,
+            **self.captioned.provenance,
             "prompts": len(self.captioned.texts),
             "candidates": self.count,
             "cap_loss_by": self.scorer.sha256,

@@ -47,7 +47,8 @@ class TinyCaptions(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3)),
-                    "captions": tfds.features.Sequence({"id": np.int64, "text": text}),
+                    # As coco_captions has it: no Text, but a tensor of strings.
+                    "captions": tfds.features.Sequence({"id": np.int64, "text": np.str_}),
                     "names": tfds.features.Sequence(text),
                     "title": text,
                     "nested": {"image": tfds.features.Image(shape=(None, None, 3))},
@@ -160,6 +161,7 @@ def test_a_damaged_file_gives_bad_records(data_dir, tmp_path):
         ({"image_key": "title"}, "'title' .*is a Text.*choices are image, nested/image"),
         ({"caption_keys": ("text",)}, "'text' .*choices are captions/text, names, title"),
         ({"caption_keys": ("label",)}, "'label' .*is a ClassLabel"),
+        ({"caption_keys": ("captions/id",)}, "'captions/id' .*is a Tensor.*choices are captions/"),
         ({"caption_keys": ("captions",)}, "'captions' .*no such feature"),
         ({"caption_keys": ()}, "caption_keys is empty: choices are captions/text, names, title"),
     ],
