@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -31,6 +31,14 @@ _TFDS = re.compile(
 _TFDS_FORM = "tfds:NAME:SPLIT or tfds:NAME:SPLIT:FEATURE, such as tfds:coco_captions/2014:val"
 
 
+class KeyedImages(ImageSet, Protocol):
+    """Images by number that have names."""
+
+    def key(self, number: int) -> str:
+        """What an image is called: its file, or the key of its record."""
+        ...
+
+
 @dataclass(frozen=True)
 class CaptionedSet:
     """Captions, and as many images.
@@ -45,7 +53,7 @@ class CaptionedSet:
 
     name: str
     texts: tuple[str, ...]
-    images: ImageSet
+    images: KeyedImages
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -207,6 +215,10 @@ class ArrayImages:
     def __len__(self) -> int:
         """How many there are."""
         return len(self._pixels)
+
+    def key(self, number: int) -> str:
+        """The number."""
+        return str(number)
 
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray | BadRecord]:
         """See `ImageSet`."""

@@ -93,6 +93,10 @@ class SourceImages:
         """How many there are, good and bad."""
         return len(self._source)
 
+    def key(self, number: int) -> str:
+        """What the source calls an image."""
+        return self._source.key(number)
+
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray | BadRecord]:
         """See `ImageSet`; several threads read."""
 

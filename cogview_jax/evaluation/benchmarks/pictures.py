@@ -18,7 +18,7 @@ from cogview_jax.evaluation.benchmarks.fid import open_extractor
 from cogview_jax.evaluation.candidates import CodedImages, sample_candidates, sha256_of
 from cogview_jax.evaluation.captioned_sets import CaptionedSet, open_captioned
 from cogview_jax.evaluation.features import FEATURE_NETWORKS
-from cogview_jax.evaluation.image_sets import fill_rows, good_images, require_readable
+from cogview_jax.evaluation.image_sets import ImageSet, fill_rows, good_images, require_readable
 from cogview_jax.evaluation.page import Images, Section
 from cogview_jax.evaluation.row_store import RowStore
 from cogview_jax.evaluation.scorer import CapLossScorer
@@ -147,7 +147,7 @@ def _shown(
         sections.append(Images("Your prompts", list(pictures.values()), texts))
     numbers = range(min(_SHOWN, len(captioned.texts)))
     made = _sampled(model, captioned.texts[:_SHOWN], options, folder / "shown", 1)
-    kinds = {"true": captioned.images, "generated": made}
+    kinds: dict[str, ImageSet] = {"true": captioned.images, "generated": made}
     found = {kind: good_images(images, numbers) for kind, images in kinds.items()}
     pairs = [(kind, number) for number in numbers for kind in kinds if number in found[kind]]
     shown = [found[kind][number] for kind, number in pairs]
