@@ -132,9 +132,12 @@ def _row(key: str, value: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A cell of a table; a mapping is a table within it, a list of texts has a line each."""
+    """A cell of a table; mappings are tables within it, a list of texts has a line each."""
     if isinstance(value, Mapping):
         return f"<td><table>{''.join(_row(str(k), v) for k, v in value.items())}</table></td>"
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+        rows = Table("", list(value[0]), [list(item.values()) for item in value])
+        return f"<td>{_table(rows)}</td>"
     if isinstance(value, (list, tuple)):
         return f"<td>{'<br>'.join(html.escape(str(item)) for item in value)}</td>"
     if isinstance(value, bool) or value is None:

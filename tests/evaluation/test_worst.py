@@ -46,8 +46,14 @@ def test_pairs_come_in_the_order_of_their_losses(captioner, tmp_path, capsys):
     assert report["cap_loss"]["quantiles"]["50%"] == pytest.approx(np.median(losses), rel=1e-5)
     assert table(WORST, report) in capsys.readouterr().out
     page = (tmp_path / "r.html").read_text()
-    first = page.index(f"<figcaption>{losses.max():.3f} {captions[0]}")
-    assert first < page.index(f"<figcaption>{losses.min():.3f} {captions[-1]}")
+    ends = [(losses.max(), 0), (losses.min(), -1)]
+    files = [report["worst"][i]["file"] for _, i in ends]
+    first, last = (
+        page.index(f"<figcaption>{loss:.3f} {file}: {captions[i]}")
+        for (loss, i), file in zip(ends, files, strict=True)
+    )
+    assert first < last
+    assert f"<tr><td>{files[0]}</td><td>{captions[0]}</td><td class" in page
 
 
 @pytest.mark.parametrize(

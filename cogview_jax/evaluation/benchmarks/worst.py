@@ -71,8 +71,9 @@ def run(model: CogView | None, options: Options) -> Measured:
     sections = []
     for name, numbers in ends.items():
         images = good_images(captioned.images, numbers)
-        texts = [f"{losses[i]:.3f} {captioned.texts[i]}" for i in images]
-        sections.append(Images(f"The {name} by CapLoss", list(images.values()), texts))
+        key, texts = captioned.images.key, captioned.texts
+        labels = [f"{losses[i]:.3f} {key(i)}: {texts[i]}" for i in images]
+        sections.append(Images(f"The {name} by CapLoss", list(images.values()), labels))
     return Measured(report, sections)
 
 
