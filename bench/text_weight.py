@@ -99,11 +99,12 @@ def draw(
                 steps, right = zip(*[(row["step"], share(row, split)) for row in rows], strict=True)
                 shown = f"text weight {label}" if not number else None
                 panel.plot(steps, right, ".-", color=colour, linewidth=1.4, label=shown)
-        panel.axhline(share(of_seeds[0][-1], split, "ceiling"), color="black", linestyle="--")
-        panel.axhline(by_chance[split], color="black", linestyle=":")
+        ceiling = share(of_seeds[0][-1], split, "ceiling")
+        panel.axhline(ceiling, color="black", linestyle="--", label="ceiling: the image tokenizer")
+        panel.axhline(by_chance[split], color="black", linestyle=":", label="chance")
         panel.set(title=title, xlabel="step", ylabel="all attributes right", ylim=(-0.02, 1))
         panel.grid(alpha=0.25)
-    panels[0].legend(fontsize=8)
+    panels[0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.94))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=90)
     pyplot.close(figure)
