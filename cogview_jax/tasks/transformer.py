@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -28,7 +28,7 @@ from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import TransformerExperiment
-from cogview_jax.tasks.held_out_loss import HeldOutLoss
+from cogview_jax.tasks.held_out_loss import HELD_OUT_LOSSES, HeldOutLoss
 from cogview_jax.tasks.preparation import (
     TOKENIZERS,
     StoreMeta,
@@ -212,6 +212,10 @@ class TransformerTask:
             log(f"init_from {bundle.path}: this run changes {', '.join(changes)}")
         given = ModelValues(params | {table: there}, held.model_state)
         return state.with_values(self.objective.with_bundle_values(state.values, given))
+
+    def validation_metrics(self) -> Sequence[str]:
+        """The names of what `validation` measures."""
+        return HELD_OUT_LOSSES if self.experiment.train.validate_every else ()
 
     def validation(self) -> HeldOutLoss | None:
         """What measures the held-out records of `source`; None where nothing is to be measured."""
