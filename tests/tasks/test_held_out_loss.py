@@ -83,7 +83,7 @@ def test_the_loss_is_that_of_the_bundle_s_logits(chain, experiment):
     expected = expected_losses(examples, cogview_jax.load(chain.run / "bundle"), 3.0)
     validation = task.validation()
     found = validation.measure(state)
-    assert list(found) == validation.names == list(expected)
+    assert list(found) == list(task.validation_metrics()) == list(expected)
     assert found == pytest.approx(expected, rel=1e-5)
     assert validation.describe() == (
         f"the loss of 5 of {len(records)} held-out records every 2 steps"
