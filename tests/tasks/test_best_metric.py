@@ -50,7 +50,7 @@ def test_no_step_is_traced_for_what_is_known():
     ("name", "changes", "message"),
     [
         ("lsos", {}, "is not measured: did you mean loss?"),
-        ("validation_los", {}, "is not measured: did you mean validation_loss?"),
+        ("validation_los", {}, "is not measured: did you mean validation_loss"),
         ("benchmark/seen/al", {}, "is not measured: did you mean benchmark/seen/all"),
         (
             "zzz",
