@@ -235,15 +235,17 @@ class TransformerTask:
         return CogView(codec=codec, text=self._text(), transformer=self._part(state))
 
     def preview(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:
-        """Samples for `train.sample_prompts`, or for captions: uint8 [h, w, 3]."""
-        model, prompts = self.cogview(state), self._prompts or self._captions(source)
+        """Samples for `preview_prompts`: uint8 [h, w, 3]."""
+        model, prompts = self.cogview(state), self.preview_prompts(source)
         rows = min(len(prompts), PREVIEW_IMAGES)
         codes = model.generate_codes(prompts, sampling=SamplingConfig(), batch_size=rows)
         images = model.decode(codes[:, 0])
         return np.asarray(caption_grid(list(images), prompts))
 
-    def _captions(self, source: Source[TokenRecord]) -> list[str]:
-        """The first captions, those of held-out records first."""
+    def preview_prompts(self, source: Source[TokenRecord]) -> list[str]:
+        """`train.sample_prompts`, or the first captions, those of held-out records first."""
+        if self._prompts:
+            return self._prompts
         text, longest = self._text(), self.layout.region("text").length
         shown = source if self._held_out is None else self._held_out
         captions = itertools.chain.from_iterable(map(_captions, (shown, source)))
