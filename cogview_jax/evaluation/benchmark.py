@@ -5,6 +5,7 @@ added: the file's name is the name of the benchmark, the first line of its docst
 description that `evaluate --help` shows, and `run` measures. NEEDS_BUNDLE = False in it says that
 there may be no bundle, SHARES_WORK = True that several processes share the work, and NEEDS_FLAGS
 names flags that it cannot do without, so that no training run can measure it on the way.
+`higher_is_better` in it says which of its numbers tell a better model from a worse one.
 
 The names are found without importing the modules, so that `evaluate --help` does without jax.
 """
@@ -153,6 +154,12 @@ class Benchmark(Protocol):
 
     It may also define `table(report: Report) -> str`, which gives the numbers of a report as lines
     for people; without it they are shown by `plain_table`.
+
+    And it may define `higher_is_better(task: str | None) -> Mapping[str, bool]`: the numbers of a
+    report by which a training run can choose its best checkpoint, each with whether a higher value
+    is better. `task` is that of the transformer that is trained, such as "text_to_image"; None is
+    an image tokenizer. A number's name is the keys that lead to it, as "seen/generated/all". The
+    mapping is empty where nothing in the report depends on what is trained.
     """
 
     __name__: str

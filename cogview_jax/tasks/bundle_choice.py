@@ -1,9 +1,6 @@
-"""The checkpoint that a run's bundle is written from, and by which metric the best is chosen."""
+"""The checkpoint and the weights that a run's bundle is written from."""
 
-from collections.abc import Sequence
 from typing import Any
-
-import jax
 
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.checkpointer import Checkpointer
@@ -14,7 +11,6 @@ from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.loop import is_due
 from cogview_jax.training.objective import Objective
 from cogview_jax.training.state import TrainState, with_average
-from cogview_jax.training.step import Step
 
 
 def bundle_steps(config: TrainConfig, checkpointer: Checkpointer, last: int) -> list[int]:
@@ -64,43 +60,6 @@ def bundle_written(workdir: Workdir) -> tuple[int | None, str | None] | None:
     except InputError as error:  # the checkpoint has all that the bundle is made of
         log(f"{error}: it will be written again")
         return None
-
-
-def check_best(
-    config: TrainConfig,
-    step: Step[Any],
-    state: TrainState,
-    row: Any,
-    validation_metrics: Sequence[str] = (),
-) -> None:
-    """InputError where a run does not have the metric that decides what is best.
-
-    Args:
-        config: names the metric. It is needed if the best checkpoints are kept, and has to be one
-            of held-out records if it may end the run.
-        step: is traced and not run.
-        state: the shapes of its state.
-        row: the shapes of one row of its batch.
-        validation_metrics: names of what is measured on held-out records.
-    """
-    if config.stop_after and config.best_metric not in validation_metrics:
-        raise InputError(
-            f"train.stop_after = {config.stop_after} counts measurements of held-out records, but"
-            f" train.best_metric = {config.best_metric!r} is none of them: choose from"
-            f" {', '.join(sorted(validation_metrics))}"
-        )
-    if not config.keep_best:
-        return
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((config.global_batch, *leaf.shape), leaf.dtype), row
-    )
-    _, metrics = jax.eval_shape(step, state, batch)
-    measured = sorted({*metrics, *validation_metrics} - {"stuck"})
-    if config.best_metric not in measured:
-        raise InputError(
-            f"train.best_metric = {config.best_metric!r} is not measured: choose from"
-            f" {', '.join(measured)}"
-        )
 
 
 def bundle_state(objective: Objective[Any], config: TrainConfig, state: TrainState) -> TrainState:

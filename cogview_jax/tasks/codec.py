@@ -20,7 +20,7 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import CodecExperiment
-from cogview_jax.tasks.validation import ImageValidation
+from cogview_jax.tasks.validation import ImageValidation, image_metrics
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.training.codec_loss import VQGANLoss
@@ -100,6 +100,10 @@ class CodecTask:
             return source
         training, self._held_out = split(source, data.validation_share)
         return training
+
+    def validation_metrics(self) -> list[str]:
+        """The names of what `validation` measures."""
+        return image_metrics(self.experiment) if self.experiment.train.validate_every else []
 
     def validation(self) -> ImageValidation | None:
         """What measures the held-out images of `source`; None where nothing is to be measured."""

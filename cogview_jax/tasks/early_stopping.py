@@ -1,10 +1,10 @@
-"""Ends a run whose measurements of held-out records get no better."""
+"""Ends a run whose measurements get no better."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from cogview_jax.tasks.validation import HIGHER_IS_BETTER
+from cogview_jax.tasks.best_metric import BestMetric
 
 
 class EarlyStopping:
@@ -14,31 +14,33 @@ class EarlyStopping:
     What it knows is in the notes of checkpoints: a resumed run counts as the unbroken one.
     """
 
-    def __init__(self, metric: str, patience: int, noted: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, metric: BestMetric, patience: int, noted: Mapping[str, Any] | None = None
+    ) -> None:
         """Starts at what a checkpoint has noted, if that is of the same metric.
 
         Args:
-            metric: the name of what is measured.
+            metric: what is measured.
             patience: after how many such measurements `reached` is True; 0 for never.
             noted: `notes` of the run that is continued.
         """
         self.metric, self.patience = metric, patience
         self._count, self._best, self._step = 0, math.nan, 0
-        if noted and noted["metric"] == metric and noted["best"] is not None:
+        if noted and noted["metric"] == metric.name and noted["best"] is not None:
             self._count, self._best, self._step = noted["count"], noted["best"], noted["step"]
 
     @property
     def notes(self) -> dict[str, Any]:
         """The metric, its best value, the step of that, and the count since, for JSON."""
         best = None if math.isnan(self._best) else self._best
-        return {"metric": self.metric, "best": best, "step": self._step, "count": self._count}
+        return {"metric": self.metric.name, "best": best, "step": self._step, "count": self._count}
 
     def see(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of a measurement; nothing happens where `metric` is none of them."""
-        if self.metric not in metrics:
+        if self.metric.name not in metrics:
             return
-        value = metrics[self.metric]
-        better = value > self._best if self.metric in HIGHER_IS_BETTER else value < self._best
+        value = metrics[self.metric.name]
+        better = value > self._best if self.metric.highest else value < self._best
         if better or math.isnan(self._best):
             self._count, self._best, self._step = 0, value, step
         else:
@@ -51,6 +53,7 @@ class EarlyStopping:
     def __str__(self) -> str:
         """What was counted, in words."""
         return (
-            f"{self.metric} was not better in {self._count} measurements in a row (train.stop_after"
-            f" = {self.patience}) than at step {self._step}, where it was {self._best:.6g}"
+            f"{self.metric.name} was not better in {self._count} measurements in a row"
+            f" (train.stop_after = {self.patience}) than at step {self._step}, where it was"
+            f" {self._best:.6g}"
         )

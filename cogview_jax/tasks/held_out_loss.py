@@ -16,6 +16,9 @@ from cogview_jax.tokenizers.layout import Example
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
 
+#: The names of what `HeldOutLoss` measures.
+HELD_OUT_LOSSES = ("validation_loss", "validation_text_loss", "validation_image_loss")
+
 
 class HeldOutLoss:
     """The losses of training over the first readable held-out records, as over one large batch.
@@ -46,7 +49,7 @@ class HeldOutLoss:
         Raises:
             InputError: no record can be read.
         """
-        self.every, self._objective = config.validate_every, objective
+        self._objective, self.every = objective, config.validate_every
         self._batches = HeldOutBatches(
             held_out,
             config.validation_records,
@@ -55,11 +58,6 @@ class HeldOutLoss:
             shapes=shapes,
         )
         self._sums = jax.jit(objective.row_sums)
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the metrics."""
-        return ["validation_loss", "validation_text_loss", "validation_image_loss"]
 
     def describe(self) -> str:
         """What is measured, in one line."""
@@ -79,4 +77,4 @@ class HeldOutLoss:
                 sums = [to_host(array)[here].astype(np.float64).sum() for array in pair]
                 totals[name] = totals.get(name, 0.0) + np.array(sums)
         means = {n: float(total / of) if of else math.nan for n, (total, of) in totals.items()}
-        return {name: means[name.removeprefix("validation_")] for name in self.names}
+        return {name: means[name.removeprefix("validation_")] for name in HELD_OUT_LOSSES}

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cogview_jax.data.sources.source import Source
 from cogview_jax.evaluation.benchmark import Options, available, load_benchmark, measure
+from cogview_jax.runtime.bounds import MOST_PROMPTS, need_count
 from cogview_jax.runtime.config import closest
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import TolerateDiskErrors
@@ -22,6 +23,7 @@ from cogview_jax.tasks.collapse import CollapseWarning
 from cogview_jax.tasks.early_stopping import EarlyStopping
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment
 from cogview_jax.tasks.task import Task, Validation
+from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.goodput import Goodput
 from cogview_jax.training.loop import Measured, Measurement
@@ -63,13 +65,17 @@ class Monitor:
             self._collapse = CollapseWarning(experiment)
 
     def measurements(self) -> tuple[Measurement, ...]:
-        """What is measured every so many steps: held-out records, and a benchmark."""
+        """What is measured every so many steps: held-out records, and a benchmark.
+
+        What may end the run comes first, so that what else is due then is measured as well.
+        """
         config, found = self._experiment.train, []
         if self._validation is not None:
             found.append(Measurement("validation", self._validation.every, self._validate))
         if config.benchmark:
             found.append(Measurement("benchmark", config.benchmark_every, self._benchmark))
-        return tuple(found)
+        first = self._early.metric.phase
+        return tuple(sorted(found, key=lambda each: each.name != first))
 
     def report(self, measured: Measured) -> None:
         """Writes a log point into metrics/ and shows some of it."""
@@ -127,13 +133,36 @@ class Monitor:
         found = measure(load_benchmark(config.benchmark), model, options)
         if is_primary():
             shutil.rmtree(folder, ignore_errors=True)
-        return dict(numbers(found.report, "benchmark"))
+        metrics = dict(numbers(found.report, "benchmark"))
+        best = self._early.metric
+        if best.phase == "benchmark" and best.name not in metrics:
+            raise InputError(
+                f"train.best_metric = {best.name!r}: the benchmark {config.benchmark} did not"
+                f" measure it at step {step}; {closest(best.name, metrics)}"
+            )
+        self._early.see(step, metrics)
+        return metrics
 
 
-def check_benchmark(name: str) -> None:
-    """InputError where `train.benchmark` names none that training can run; empty is welcome."""
+def check_benchmark(config: TrainConfig, task: str | None) -> dict[str, bool]:
+    """The numbers of the benchmark of a run that may be its `best_metric`.
+
+    Args:
+        config: of the run.
+        task: of the transformer that is trained; None for an image tokenizer.
+
+    Returns:
+        Their names in metrics.jsonl, and whether a higher value is better; empty without a
+        benchmark, and where its file says nothing of that.
+
+    Raises:
+        InputError: it is none that training can run, it measures nothing of what is trained, or
+            has too few or too many examples.
+    """
+    name = config.benchmark
     if not name:
-        return
+        return {}
+    need_count("train.benchmark_prompts", config.benchmark_prompts, MOST_PROMPTS, 2)
     if name not in available():
         raise InputError(f"train.benchmark = {name!r}: {closest(name, available())}")
     benchmark = load_benchmark(name)
@@ -152,6 +181,14 @@ def check_benchmark(name: str) -> None:
             f"train.benchmark = {name!r} splits its images over processes, which share the weights"
             f" in training: run evaluate --benchmark {name} beside it, or choose another"
         )
+    if (higher_is_better := getattr(benchmark, "higher_is_better", None)) is None:
+        return {}
+    if not (stated := higher_is_better(task)):
+        trained = "an image tokenizer" if task is None else f"a transformer of layout.task {task}"
+        raise InputError(
+            f"train.benchmark = {name!r} measures nothing of {trained}: choose another, or none"
+        )
+    return {f"benchmark/{key}": higher for key, higher in stated.items()}
 
 
 def numbers(report: Mapping[str, Any], name: str) -> Iterator[tuple[str, float]]:

@@ -1,5 +1,6 @@
 """The interface between what a run trains and the run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +19,6 @@ class Validation(Protocol):
     #: Steps between two measurements.
     every: int
 
-    @property
-    def names(self) -> list[str]:
-        """The names of the metrics; all begin with "validation_"."""
-
     def describe(self) -> str:
         """What is measured, in one line."""
 
@@ -38,6 +35,9 @@ class Task(Protocol):
 
     def source(self) -> Source[Any]:
         """The records to train on, checked against the config."""
+
+    def validation_metrics(self) -> Sequence[str]:
+        """The names of what `validation` measures; all begin with "validation_"."""
 
     def validation(self) -> Validation | None:
         """What measures held-out records; None for nothing. Called after `source`."""

@@ -21,9 +21,11 @@ class TrainConfig:
         sample_every: steps between two samples in samples/; 0 for none.
         keep: how many of the newest checkpoints are kept.
         keep_every: checkpoints of every so many steps are kept for good; 0 for none.
-        keep_best: how many checkpoints with the best `best_metric` are kept: the lowest, but the
-            highest of PSNR, SSIM, usage and perplexity.
-        best_metric: a name in metrics.jsonl.
+        keep_best: how many checkpoints with the best `best_metric` are kept.
+        best_metric: a name in metrics.jsonl: of a loss or another metric of training, of what is
+            measured on held-out records ("validation_..."), or of the benchmark ("benchmark/...").
+            A lower value is better, but a higher one of PSNR, SSIM, usage and perplexity, and of
+            what the benchmark says.
         ema_decay: of the moving average of the weights, such as 0.9999; 0 keeps none. The decay of
             the first steps is smaller: (1 + step) / (10 + step).
         bundle_weights: the weights that previews, measurements and the bundle take: "ema" (the
@@ -31,12 +33,12 @@ class TrainConfig:
         bundle_step: the checkpoint that the bundle is written from: "last", "best" (by
             `best_metric`, of those that `keep_best` keeps), or the number of a step that is kept.
         validate_every: steps between two measurements of the held-out records; 0 for none.
-        stop_after: ends the run after so many measurements of the held-out records in a row of
-            which none had a better `best_metric` than all before; 0 for never.
+        stop_after: ends the run after so many measurements of `best_metric` in a row, on held-out
+            records or by the benchmark, of which none was better than all before; 0 for never.
         benchmark: the name of a benchmark of `evaluate` that is run on the weights as they are;
             empty for none.
         benchmark_every: steps between two runs of it; 0 for none.
-        benchmark_prompts: its number of examples, `evaluate --num_prompts`.
+        benchmark_prompts: its number of examples, `evaluate --num_prompts`; at least 2.
     """
 
     steps: int
@@ -87,10 +89,10 @@ class TrainConfig:
                 "bundle_step = 'best': no best checkpoint is kept, since keep_best is 0; choose"
                 " keep_best = 1 and a best_metric, or last"
             )
-        if self.stop_after and not self.validate_every:
+        if self.stop_after and not (self.validate_every or self.benchmark):
             raise SettingError(
                 f"stop_after = {self.stop_after}: there are no measurements to count, since"
-                " validate_every is 0"
+                " validate_every is 0 and there is no benchmark"
             )
         if bool(self.benchmark) != bool(self.benchmark_every):
             raise SettingError(

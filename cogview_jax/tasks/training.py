@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -31,11 +32,11 @@ from cogview_jax.runtime.processes import (
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.watchdog import Watchdog
 from cogview_jax.tasks.announcement import StepsUnderWay, announcement, report_machine_changes
+from cogview_jax.tasks.best_metric import find_best_metric
 from cogview_jax.tasks.bundle_choice import (
     bundle_state,
     bundle_steps,
     bundle_written,
-    check_best,
     check_bundle_step,
 )
 from cogview_jax.tasks.codec import CodecTask
@@ -45,7 +46,6 @@ from cogview_jax.tasks.monitor import Monitor, check_benchmark
 from cogview_jax.tasks.task import Task
 from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.transformer import TransformerTask
-from cogview_jax.tasks.validation import HIGHER_IS_BETTER
 from cogview_jax.tasks.workdir import Workdir, flat_settings, resolved_settings
 from cogview_jax.training.goodput import Goodput
 from cogview_jax.training.loop import Hook, is_due, train
@@ -90,10 +90,6 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     config, mesh = experiment.train, make_mesh(experiment.mesh)
     check_batch(config, mesh)
     task = make_task(experiment, workdir)
-    source = primary_first(task.source, "source opened")
-    check_benchmark(config.benchmark)
-    validation = task.validation()
-    validation_metrics = () if validation is None else validation.names
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     rate = schedule(experiment.optimizer, config.steps)
     loss_scale = experiment.loss_scale if policy(experiment.precision).scales else None
@@ -107,14 +103,24 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         ema_decay=config.ema_decay,
     )
 
+    # What the config alone decides comes before the data, which may take minutes to open.
+    with jax.set_mesh(mesh):
+        shapes = state_shapes(task.objective, optimizer, mesh, loss_scale, config.ema_decay)
+        best = find_best_metric(
+            config,
+            task.validation_metrics(),
+            check_benchmark(config, trained_task(experiment)),
+            lambda: step_metrics(step, shapes, task.row_shapes(), config.global_batch),
+        )
+    source = primary_first(task.source, "source opened")
+    validation = task.validation()
+
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        shapes = state_shapes(task.objective, optimizer, mesh, loss_scale, config.ema_decay)
-        check_best(config, step, shapes, task.row_shapes(), validation_metrics)
         retention = Retention(
-            *(config.keep, config.keep_every, config.keep_best, config.best_metric),
-            highest=config.best_metric in HIGHER_IS_BETTER,
-            optional=config.best_metric in validation_metrics,
+            *(config.keep, config.keep_every, config.keep_best, best.name),
+            highest=best.highest,
+            optional=bool(best.phase),
             pinned=config.bundle_step if isinstance(config.bundle_step, int) else 0,
         )
         checkpointer = stack.enter_context(
@@ -136,7 +142,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             log(f"{workdir.path}: continues after step {start} of {config.steps}")
             report_machine_changes(workdir.path, checkpointer.notes.get("machine", {}))
         noted = checkpointer.notes.get("early_stopping")
-        early_stopping = EarlyStopping(config.best_metric, config.stop_after, noted)
+        early_stopping = EarlyStopping(best, config.stop_after, noted)
         ended = early_stopping.reached()
         last = start if ended else config.steps
         # The bundle of a run that was made longer since is older than its checkpoint, and one with
@@ -187,7 +193,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 workdir.metrics,
                 texts={"config": _as_code(settings), "run": "\n\n".join(lines)},
                 settings=dict(flat_settings(settings)),
-                results=("loss", *validation_metrics),
+                results=tuple(dict.fromkeys(("loss", *task.validation_metrics(), best.name))),
             )
         )
         under_way = StepsUnderWay()
@@ -332,6 +338,29 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
             f"train.accumulate = {config.accumulate} leaves {rows} rows at a time, which {ways}"
             " devices cannot share: each computes them all"
         )
+
+
+def step_metrics(
+    step: Step[Any], state: TrainState, row: Any, global_batch: int
+) -> Collection[str]:
+    """The names of the metrics of a step, which is traced and not run.
+
+    Args:
+        step: not jitted.
+        state: the shapes of its state.
+        row: the shapes of one row of its batch.
+        global_batch: the rows of the batch.
+    """
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((global_batch, *leaf.shape), leaf.dtype), row
+    )
+    _, metrics = jax.eval_shape(step, state, batch)
+    return {*metrics} - {"stuck"}
+
+
+def trained_task(experiment: Experiment) -> str | None:
+    """The task of the transformer that is trained; None for an image tokenizer."""
+    return None if isinstance(experiment, CodecExperiment) else experiment.layout.task
 
 
 def make_task(experiment: Experiment, workdir: Workdir) -> Task:

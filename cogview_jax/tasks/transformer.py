@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -28,7 +28,7 @@ from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import TransformerExperiment
-from cogview_jax.tasks.held_out_loss import HeldOutLoss
+from cogview_jax.tasks.held_out_loss import HELD_OUT_LOSSES, HeldOutLoss
 from cogview_jax.tasks.preparation import (
     TOKENIZERS,
     StoreMeta,
@@ -213,6 +213,10 @@ class TransformerTask:
         given = ModelValues(params | {table: there}, held.model_state)
         return state.with_values(self.objective.with_bundle_values(state.values, given))
 
+    def validation_metrics(self) -> Sequence[str]:
+        """The names of what `validation` measures."""
+        return HELD_OUT_LOSSES if self.experiment.train.validate_every else ()
+
     def validation(self) -> HeldOutLoss | None:
         """What measures the held-out records of `source`; None where nothing is to be measured."""
         config, held_out = self.experiment.train, self._held_out
@@ -231,15 +235,17 @@ class TransformerTask:
         return CogView(codec=codec, text=self._text(), transformer=self._part(state))
 
     def preview(self, state: TrainState, source: Source[TokenRecord]) -> np.ndarray:
-        """Samples for `train.sample_prompts`, or for captions: uint8 [h, w, 3]."""
-        model, prompts = self.cogview(state), self._prompts or self._captions(source)
+        """Samples for `preview_prompts`: uint8 [h, w, 3]."""
+        model, prompts = self.cogview(state), self.preview_prompts(source)
         rows = min(len(prompts), PREVIEW_IMAGES)
         codes = model.generate_codes(prompts, sampling=SamplingConfig(), batch_size=rows)
         images = model.decode(codes[:, 0])
         return np.asarray(caption_grid(list(images), prompts))
 
-    def _captions(self, source: Source[TokenRecord]) -> list[str]:
-        """The first captions, those of held-out records first."""
+    def preview_prompts(self, source: Source[TokenRecord]) -> list[str]:
+        """`train.sample_prompts`, or the first captions, those of held-out records first."""
+        if self._prompts:
+            return self._prompts
         text, longest = self._text(), self.layout.region("text").length
         shown = source if self._held_out is None else self._held_out
         captions = itertools.chain.from_iterable(map(_captions, (shown, source)))

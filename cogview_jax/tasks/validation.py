@@ -33,6 +33,21 @@ HIGHER_IS_BETTER = frozenset(
 )
 
 
+def image_metrics(experiment: CodecExperiment) -> list[str]:
+    """The names of what `ImageValidation` measures, in order; known without any data."""
+    optional = ["lpips"] if any(_lpips_files(experiment).values()) else []
+    names = ["l2", "psnr", "ssim", *optional, "usage", "perplexity"]
+    return [f"validation_{name}" for name in names]
+
+
+def _lpips_files(experiment: CodecExperiment) -> dict[str, str]:
+    """The settings that may name the weights of LPIPS, the preferred one first."""
+    loss, files = experiment.loss, {"train.validation_lpips": experiment.train.validation_lpips}
+    if isinstance(loss, VQGANLoss):
+        files["loss.perceptual"] = loss.perceptual
+    return files
+
+
 class ImageValidation:
     """The first readable held-out images, their centres at the size of training, and measures.
 
@@ -60,9 +75,7 @@ class ImageValidation:
         """
         config, self._model = experiment.train, experiment.model
         self._objective, self.every = objective, config.validate_every
-        loss, files = experiment.loss, {"train.validation_lpips": config.validation_lpips}
-        if isinstance(loss, VQGANLoss):
-            files["loss.perceptual"] = loss.perceptual
+        files, self._names = _lpips_files(experiment), image_metrics(experiment)
         setting, file = next(((name, file) for name, file in files.items() if file), ("", ""))
         self._lpips = read_lpips(file) if file else None
         empty = " and ".join(files) + (" are" if len(files) > 1 else " is")
@@ -82,13 +95,6 @@ class ImageValidation:
             of="images",
         )
         self._measure = jax.jit(self._measured)
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the metrics."""
-        optional = [] if self._lpips is None else ["lpips"]
-        names = ["l2", "psnr", "ssim", *optional, "usage", "perplexity"]
-        return [f"validation_{name}" for name in names]
 
     def describe(self) -> str:
         """What is measured, in one line."""
@@ -114,7 +120,7 @@ class ImageValidation:
         arrays = {name: np.concatenate(pieces) for name, pieces in found.items()}
         means = {name: np.mean(values) for name, values in image_values(arrays).items()}
         metrics = means | use_of(uses)
-        return {name: float(metrics[name.removeprefix("validation_")]) for name in self.names}
+        return {name: float(metrics[name.removeprefix("validation_")]) for name in self._names}
 
     def _measured(
         self,

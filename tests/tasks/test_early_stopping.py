@@ -1,8 +1,9 @@
-"""Runs that end when measurements of held-out records get no better; resumed ones, too."""
+"""Runs that end when what they measure gets no better; resumed ones, too."""
 
 import dataclasses
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -10,30 +11,52 @@ import pytest
 
 import cogview_jax
 from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.evaluation import benchmarks
 from cogview_jax.evaluation.benchmark import Options, load_benchmark, measure
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.tasks.best_metric import BestMetric
 from cogview_jax.tasks.early_stopping import EarlyStopping
 from cogview_jax.tasks.experiment import read_experiment
+from cogview_jax.tasks.monitor import numbers
 from cogview_jax.tasks.training import run
 from run_files import logged, steps
+
+LOSS = BestMetric("loss")
+#: A benchmark of somebody's own: it says nothing of quality, but it changes with every step.
+ENTROPY = '''"""How uncertain a model is of the second token."""
+
+import numpy as np
+
+
+def run(model, options):
+    logits = model.logits(np.zeros((1, 2), np.int32)).astype(np.float64)[0, -1]
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    return {"of": {"entropy": float(-np.sum(shares * np.log(shares + 1e-30)))}}
+
+
+def higher_is_better(task):
+    return {"of/entropy": task == "text_to_image", "of/surprise": False}
+'''
 
 
 def counted(stopping, values, start=0):
     """Whether the run was to end after each of the values."""
     found = []
     for step, value in enumerate(values, start + 1):
-        stopping.see(step, {stopping.metric: value, "other": 0.0})
+        stopping.see(step, {stopping.metric.name: value, "other": 0.0})
         found.append(stopping.reached())
     return found
 
 
 def test_measurements_that_are_not_better_than_the_best_are_counted():
-    assert counted(EarlyStopping("loss", 2), [3, 2, 2, 1, 1.5, 1.2]) == [False] * 5 + [True]
-    # Of PSNR a higher value is better.
+    assert counted(EarlyStopping(LOSS, 2), [3, 2, 2, 1, 1.5, 1.2]) == [False] * 5 + [True]
     values = [1, 2, 3, 2.5, 3]
-    assert counted(EarlyStopping("validation_psnr", 2), values) == [False] * 4 + [True]
-    assert counted(EarlyStopping("loss", 0), [1, 2, 3, 4]) == [False] * 4
-    stopping = EarlyStopping("loss", 1)
+    assert counted(EarlyStopping(BestMetric("psnr", highest=True), 2), values) == [False] * 4 + [
+        True
+    ]
+    assert counted(EarlyStopping(LOSS, 0), [1, 2, 3, 4]) == [False] * 4
+    stopping = EarlyStopping(LOSS, 1)
     stopping.see(1, {"loss": 1.0})
     stopping.see(2, {"other": 2.0})
     assert not stopping.reached()
@@ -42,14 +65,14 @@ def test_measurements_that_are_not_better_than_the_best_are_counted():
 def test_a_count_goes_on_where_it_was_noted():
     values = [3, 1, 2, 0.5, 4, 5, 6, 7]
     for cut in range(len(values)):
-        first = EarlyStopping("loss", 0)
+        first = EarlyStopping(LOSS, 0)
         counted(first, values[:cut])
         noted = json.loads(json.dumps(first.notes))
-        ends = counted(EarlyStopping("loss", 3, noted), values[cut:], cut)
+        ends = counted(EarlyStopping(LOSS, 3, noted), values[cut:], cut)
         assert ends == [step >= 7 for step in range(cut + 1, 9)]
-    other = EarlyStopping("image_loss", 1, noted)
+    other = EarlyStopping(BestMetric("image_loss"), 1, noted)
     assert counted(other, [9]) == [False]
-    assert str(EarlyStopping("loss", 3, first.notes)) == (
+    assert str(EarlyStopping(LOSS, 3, first.notes)) == (
         "loss was not better in 3 measurements in a row (train.stop_after = 3) than at step 4,"
         " where it was 0.5"
     )
@@ -64,19 +87,35 @@ def experiment(chain):
     config["train"] |= {
         **{"steps": 24, "log_every": 4, "checkpoint_every": 2, "sample_every": 0, "keep": 2},
         **{"keep_best": 1, "best_metric": "validation_loss", "validate_every": 2, "stop_after": 2},
+        **{"benchmark": "entropy", "benchmark_every": 3, "benchmark_prompts": 2},
     }
     return read_experiment(config | {"init_from": f"{chain.run}/bundle"})
+
+
+@pytest.fixture(autouse=True)
+def entropy(tmp_path, monkeypatch):
+    """A benchmark is one more file; it is loaded anew by every test."""
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "entropy.py").write_text(ENTROPY)
+    monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(folder)])
+    yield folder / "entropy.py"
+    sys.modules.pop(f"{benchmarks.__name__}.entropy", None)
 
 
 def with_train(experiment, **changes):
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **changes))
 
 
-def test_a_run_ends_when_the_held_out_loss_rises_also_after_a_resume(experiment, tmp_path, capfd):
+def measured(lines, name):
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def test_a_run_ends_when_what_it_measures_gets_worse(experiment, tmp_path, capfd):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run(experiment, str(whole)) == 0
     lines = logged(whole)
-    losses = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    losses = measured(lines, "validation_loss")
     end = list(losses)[-1]
     assert list(losses) == list(range(2, end + 1, 2))
     best = min(losses, key=losses.get)
@@ -87,7 +126,14 @@ def test_a_run_ends_when_the_held_out_loss_rises_also_after_a_resume(experiment,
     assert "whole: validation: the loss of 6 of 6 held-out records every 2 steps" in said
     assert "; 6 of them are held out" in said
     assert steps(whole) == [best, end - 2, end]
-    assert Bundle(whole / "bundle").step == end
+    bundle = Bundle(whole / "bundle")
+    assert bundle.step == end
+    # The last step is measured by the benchmark, too, as evaluate measures the bundle.
+    entropies = measured(lines, "benchmark/of/entropy")
+    assert list(entropies) == sorted({*range(3, end, 3), end})
+    model = cogview_jax.load(whole / "bundle")
+    report = measure(load_benchmark("entropy"), model, Options()).report
+    assert entropies[end] == pytest.approx(report["of"]["entropy"], rel=1e-5)
 
     # Killed with one measurement to go: the resumed run ends at the same step.
     shutil.copytree(whole, broken)
@@ -95,8 +141,11 @@ def test_a_run_ends_when_the_held_out_loss_rises_also_after_a_resume(experiment,
     shutil.rmtree(broken / "checkpoints" / str(end))
     assert run(experiment, str(broken)) == 0
     assert logged(broken) == lines
-    ours, theirs = (Bundle(path / "bundle").transformer().params for path in (broken, whole))
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        Bundle(broken / "bundle").transformer().params,
+        bundle.transformer().params,
+    )
 
     # It is finished: the same command does nothing, another bundle_step writes that bundle.
     capfd.readouterr()
@@ -109,43 +158,62 @@ def test_a_run_ends_when_the_held_out_loss_rises_also_after_a_resume(experiment,
     assert "train.bundle_step = 24 was not reached: the last step" in capfd.readouterr().err
     assert logged(broken) == lines
 
-    # With more patience, the run goes on; a benchmark measures the bundle of its last step.
-    benchmark = {"benchmark": "tokenizer", "benchmark_every": 100, "benchmark_prompts": 8}
-    run(with_train(experiment, stop_after=3, **benchmark), str(broken))
+    # With more patience the run goes on; a benchmark of samples measures its last step.
+    shapes = {"benchmark": "shapes", "benchmark_every": 100, "benchmark_prompts": 2}
+    run(with_train(experiment, stop_after=3, **shapes), str(broken))
     assert logged(broken)[: len(lines)] == lines
-    further = logged(broken)[len(lines) :]
-    assert further[-1]["step"] == end + 2
-    assert not any(name.startswith("benchmark/") for line in further[:-1] for name in line)
-    model = cogview_jax.load(broken / "bundle")
-    options = Options(count=8, bundle="x", unfinished=str(tmp_path / "unfinished"))
-    report = measure(load_benchmark("tokenizer"), model, options).report
-    assert further[-1]["benchmark/n"] == report["n"] == 8
-    for name in ("psnr", "ssim", "l2"):
-        for key in ("mean", "standard_error"):
-            found = further[-1][f"benchmark/{name}/{key}"]
-            assert found == pytest.approx(report[name][key], rel=1e-5)
-            assert found > 0
+    (further,) = logged(broken)[len(lines) :]
+    assert further["step"] == end + 2
+    options = Options(count=2, batch_size=2)
+    report = measure(load_benchmark("shapes"), cogview_jax.load(broken / "bundle"), options).report
+    found = {name: value for name, value in further.items() if name.startswith("benchmark/")}
+    assert found == dict(numbers(report, "benchmark"))
     assert not list(broken.glob("benchmark*"))
 
 
-def test_settings_that_do_not_fit_are_refused(experiment, tmp_path):
+def test_a_benchmark_ends_a_run_and_chooses_its_best_checkpoint(experiment, tmp_path, capfd):
+    """Entropy falls while the model learns and rises when it is spoilt; more counts as better."""
+    name, workdir = "benchmark/of/entropy", tmp_path / "run"
+    by_entropy = {"best_metric": name, "stop_after": 1, "bundle_step": "best"}
+    often = {"validate_every": 0, "benchmark_every": 2, "checkpoint_every": 4, "keep": 1}
+    assert run(with_train(experiment, **by_entropy, **often), str(workdir)) == 0
+    lines = logged(workdir)
+    found = measured(lines, name)
+    assert list(found) == list(range(2, max(found) + 1, 2))
+    end = max(found)
+    kept = {step: found[step] for step in {*range(4, end + 1, 4), end}}
+    winner = max(kept, key=kept.get)
+    assert steps(workdir) == sorted({winner, end})
+    assert Bundle(workdir / "bundle").step == winner != end
+    assert f"ended at step {end} of 24, since {name} was not better in 1" in capfd.readouterr().err
+
+
+def test_settings_that_do_not_fit_are_refused(experiment, entropy, tmp_path):
+    workdir = tmp_path / "run"
     for changes, message in (
-        (
-            {"best_metric": "loss"},
-            r"train\.best_metric = 'loss' is none of them: choose from valid",
-        ),
-        (
-            {"benchmark": "shape", "benchmark_every": 1},
-            r"train\.benchmark = 'shape': did you mean shapes",
-        ),
+        ({"best_metric": "loss"}, r"train\.best_metric = 'loss' is none of them: choices: bench"),
+        ({"benchmark": "shape"}, r"train\.benchmark = 'shape': did you mean shapes"),
+        ({"best_metric": "validation_los"}, r"is none of them: did you mean validation_loss"),
     ):
         with pytest.raises(InputError, match=message):
-            run(with_train(experiment, **changes), str(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
+            run(with_train(experiment, **changes), str(workdir))
     for changes, message in (
-        ({"validate_every": 0}, "stop_after = 2: there are no measurements to count"),
-        ({"benchmark_every": 5}, "benchmark = '' with benchmark_every = 5: expected a name and"),
-        ({"benchmark": "shapes"}, "benchmark = 'shapes' with benchmark_every = 0: expected a name"),
+        (
+            {"validate_every": 0, "benchmark": "", "benchmark_every": 0},
+            "stop_after = 2: there are no measurements to count",
+        ),
+        ({"benchmark": ""}, "benchmark = '' with benchmark_every = 3: expected a name and"),
+        ({"benchmark_every": 0}, "benchmark = 'entropy' with benchmark_every = 0: expected a name"),
     ):
         with pytest.raises(InputError, match=message):
             with_train(experiment, **changes)
+    assert not workdir.exists()
+    # What a benchmark only says it measures is found by its first measurement, and nothing is lost.
+    wrong = {"best_metric": "benchmark/of/surprise", "checkpoint_every": 1}
+    with pytest.raises(
+        InputError,
+        match=r"surprise': the benchmark entropy did not measure it at"
+        r" step 3; did you mean benchmark/of/entropy",
+    ):
+        run(with_train(experiment, **wrong), str(workdir))
+    assert steps(workdir) == [1, 2]

@@ -1,6 +1,7 @@
 """The loss on held-out records: what the bundle's logits give, whatever batch and mesh."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ from cogview_jax.data.token_store import TokenStore
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.tasks.experiment import read_experiment
-from cogview_jax.tasks.transformer import TransformerTask
+from cogview_jax.tasks.transformer import PREVIEW_IMAGES, TransformerTask
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.training.objective import ModelValues
@@ -33,14 +34,31 @@ def experiment(chain):
     return read_experiment(config | {"drop_captions": 0.5, "text_weight": 3.0})
 
 
-def opened(experiment, chain, mesh=MeshConfig(data=8)):
+@pytest.fixture(scope="module")
+def model(chain):
+    """The chain's bundle, for logits."""
+    return cogview_jax.load(chain.run / "bundle")
+
+
+@pytest.fixture(scope="module")
+def params(chain):
+    """The parameters of its transformer on a mesh; they are read once."""
+
+    @functools.cache
+    def on(mesh):
+        return dict(Bundle(chain.run / "bundle").transformer(mesh).params)
+
+    return on
+
+
+def opened(experiment, chain, params, mesh=MeshConfig(data=8)):
     """The task, the records it trains on, and a state with the chain's transformer."""
     task = TransformerTask(experiment, Workdir(chain.run))
     shapes = state_shapes(task.objective, make_optimizer(experiment.optimizer, 1), make_mesh(mesh))
-    params = dict(Bundle(chain.run / "bundle").transformer(shapes.mesh).params)
     table = "position_embedding"
-    params[table] = params[table][: len(shapes.params[table])]
-    return task, task.source(), shapes.with_values(ModelValues(params, ()))
+    given = params(shapes.mesh)
+    given = given | {table: given[table][: len(shapes.params[table])]}
+    return task, task.source(), shapes.with_values(ModelValues(given, ()))
 
 
 def with_train(experiment, **changes):
@@ -71,19 +89,19 @@ def expected_losses(examples, model, text_weight):
     }
 
 
-def test_the_loss_is_that_of_the_bundle_s_logits(chain, experiment):
+def test_the_loss_is_that_of_the_bundle_s_logits(chain, experiment, model, params):
     """5 records in batches of 8, of 24 on another mesh, and of one row a device."""
-    task, source, state = opened(experiment, chain)
+    task, source, state = opened(experiment, chain, params)
     records = held_out_records(source, TokenStore(chain.store))
     assert len(records) > MEASURED
     examples = []
     for number, record in list(records.items())[:MEASURED]:
         text = record.captions[np.random.default_rng(number).integers(2)]
         examples.append(task.layout.example({"text": text, "image": record.codes}))
-    expected = expected_losses(examples, cogview_jax.load(chain.run / "bundle"), 3.0)
+    expected = expected_losses(examples, model, 3.0)
     validation = task.validation()
     found = validation.measure(state)
-    assert list(found) == validation.names == list(expected)
+    assert list(found) == list(task.validation_metrics()) == list(expected)
     assert found == pytest.approx(expected, rel=1e-5)
     assert validation.describe() == (
         f"the loss of 5 of {len(records)} held-out records every 2 steps"
@@ -91,12 +109,13 @@ def test_the_loss_is_that_of_the_bundle_s_logits(chain, experiment):
     assert source.describe().endswith(f"; {len(records)} of them are held out")
 
     split = with_train(experiment, global_batch=24, accumulate=3)
-    task, _, state = opened(split, chain, MeshConfig(data=2, fsdp=4))
+    task, _, state = opened(split, chain, params, MeshConfig(data=2, fsdp=4))
     assert task.validation().measure(state) == pytest.approx(expected, rel=1e-5)
-    assert opened(with_train(experiment, validate_every=0), chain)[0].validation() is None
+    never = TransformerTask(with_train(experiment, validate_every=0), Workdir(chain.run))
+    assert (never.validation(), *never.validation_metrics()) == (None,)
 
 
-def test_windows_stay_where_they_are(chain, experiment):
+def test_windows_stay_where_they_are(chain, experiment, model, params):
     """Windows of 2 x 2 codes of images of 4 x 4, each at the place that its record's number says.
 
     All held-out records are measured.
@@ -106,7 +125,7 @@ def test_windows_stay_where_they_are(chain, experiment):
         layout=dataclasses.replace(experiment.layout, grid=2),
         data=dataclasses.replace(experiment.data, image_grid=4),
     )
-    task, source, state = opened(config, chain)
+    task, source, state = opened(config, chain, params)
     layout, examples = make_layout(config.layout, config.vocabulary), []
     places = set()
     for number, record in held_out_records(source, TokenStore(chain.store)).items():
@@ -118,27 +137,19 @@ def test_windows_stay_where_they_are(chain, experiment):
         window = record.codes.reshape(4, 4)[top : top + 2, left : left + 2]
         examples.append(layout.example({"text": text, "image": window.ravel()}))
     assert len(places) > 1
-    expected = expected_losses(examples, cogview_jax.load(chain.run / "bundle"), 3.0)
+    expected = expected_losses(examples, model, 3.0)
     validation = task.validation()
     for _ in range(2):
         assert validation.measure(state) == pytest.approx(expected, rel=1e-5)
 
 
-def test_previews_show_captions_of_held_out_records_first(chain, experiment, monkeypatch):
-    task, source, state = opened(experiment, chain)
-    text = Bundle(chain.store / "tokenizers").text()
+def test_previews_show_captions_of_held_out_records_first(chain, experiment):
+    task = TransformerTask(experiment, Workdir(chain.run))
+    source, text = task.source(), Bundle(chain.store / "tokenizers").text()
     records = list(held_out_records(source, TokenStore(chain.store)).values())
-    shown = []
-
-    def sheet(images, prompts):
-        shown.append(prompts)
-        return images[0]
-
-    monkeypatch.setattr("cogview_jax.tasks.transformer.caption_grid", sheet)
-    task.preview(state, source)
-    records += [source[i] for i in range(8 - len(records))]
+    records += [source[i] for i in range(PREVIEW_IMAGES - len(records))]
     captions = [text.decode(record.captions[i % 2]) for i, record in enumerate(records)]
-    assert shown == [captions]
+    assert task.preview_prompts(source) == captions
 
 
 def test_settings_that_do_not_fit_are_refused(chain, experiment):
@@ -149,12 +160,14 @@ def test_settings_that_do_not_fit_are_refused(chain, experiment):
         with_train(experiment, validation_records=0)
     nothing = dataclasses.replace(experiment.data, validation_share=0.9999)
     with pytest.raises(InputError, match="holds out 32 of 32 records"):
-        opened(dataclasses.replace(experiment, data=nothing), chain)
+        TransformerTask(dataclasses.replace(experiment, data=nothing), Workdir(chain.run)).source()
 
 
-def test_unreadable_records_are_replaced_by_the_next_ones(chain, experiment, monkeypatch, capsys):
+def test_unreadable_records_are_replaced_by_the_next_ones(
+    chain, experiment, model, params, monkeypatch, capsys
+):
     """A compact binary may have them: the second and third held-out record cannot be read."""
-    task, source, state = opened(with_train(experiment, validation_records=2), chain)
+    task, source, state = opened(with_train(experiment, validation_records=2), chain, params)
     numbers = list(held_out_records(source, TokenStore(chain.store)))
     read = TokenStore.__getitem__
 
@@ -171,5 +184,4 @@ def test_unreadable_records_are_replaced_by_the_next_ones(chain, experiment, mon
         record = read(TokenStore(chain.store), number)
         text = record.captions[np.random.default_rng(number).integers(2)]
         examples.append(task.layout.example({"text": text, "image": record.codes}))
-    model = cogview_jax.load(chain.run / "bundle")
     assert found == pytest.approx(expected_losses(examples, model, 3.0), rel=1e-5)

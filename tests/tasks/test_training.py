@@ -201,7 +201,7 @@ def test_what_does_not_fit_leaves_no_trace(chain, transformer, tmp_path):
         "nowhere is no bundle": dataclasses.replace(transformer, init_from="nowhere"),
         "does not fit the config": dataclasses.replace(change("model", layers=1), **start),
         "no token store": change("data", store=f"{tmp_path}/none"),
-        "train.best_metric = 'lsos' is not measured: choose from grad_norm, image_loss": change(
+        "train.best_metric = 'lsos' is not measured: did you mean loss": change(
             "train", keep_best=1, best_metric="lsos"
         ),
         "cannot be split 8 ways over tensor": dataclasses.replace(

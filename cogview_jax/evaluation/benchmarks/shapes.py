@@ -20,8 +20,8 @@ from cogview_jax.runtime.bounds import MOST_PROMPTS, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.sampling.back_projection import ROUNDS, back_projected
-from cogview_jax.shapes.fresh import LANGUAGES, fresh_scenes
-from cogview_jax.shapes.judge import Verdict, judge, shares
+from cogview_jax.shapes.fresh import LANGUAGES, NAMES, fresh_scenes
+from cogview_jax.shapes.judge import ATTRIBUTES, Verdict, judge, shares
 from cogview_jax.shapes.scenes import Scene, parse_caption
 
 #: Bytes of images that a report may hold at once.
@@ -65,6 +65,20 @@ def run(model: CogView, options: Options) -> Report:
     if task == "super_resolution":
         return _super_resolution(model, options)
     return _generate(model, options)
+
+
+def higher_is_better(task: str | None) -> dict[str, bool]:
+    """See `Benchmark`: shares of what is right, and of super-resolution the MSE of the model."""
+    if task == "super_resolution":
+        rows, better = [f"squared_error/{name}" for name in ("sampled", "enlarged")], False
+    else:
+        of_task = {
+            "text_to_image": ("generated", *(f"generated_{tongue}" for tongue in LANGUAGES)),
+            "caption": ("said",),
+        }.get(task or "", ())
+        names = (*ATTRIBUTES, "all", *(("colour_and_shape",) if task == "caption" else ()))
+        rows, better = [f"{row}/{name}" for row in of_task for name in names], True
+    return {f"{split}/{row}": better for split in NAMES.values() for row in rows}
 
 
 def table(report: Mapping[str, Mapping]) -> str:

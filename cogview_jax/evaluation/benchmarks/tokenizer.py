@@ -109,6 +109,14 @@ def _pairs(true: ImageSet, decoded: CodedImages, options: Options, folder: Path)
     return report | ({"lpips_network": lpips} if lpips else {})
 
 
+def higher_is_better(task: str | None) -> dict[str, bool]:
+    """See `Benchmark`: what is measured without any network, of image tokenizers alone."""
+    if task is not None:
+        return {}
+    means = {"l2/mean": False, "psnr/mean": True, "ssim/mean": True}
+    return means | {"usage": True, "perplexity": True}
+
+
 def table(report: Report) -> str:
     """A line for each number, for people."""
     lines = []
