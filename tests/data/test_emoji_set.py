@@ -16,6 +16,9 @@ from cogview_jax.data.emoji_set import STYLES, caption, concepts, pairs, parse_c
 from cogview_jax.runtime.errors import InputError
 
 SHEETS = ("noto", "flat", "3d", "high_contrast")
+#: Two styles by number, and the share of concepts whose outline in the first is nearest to its like
+#: in the second: measured as .29, .93 and .43.
+LIKENESS = [(0, 1, 0.2), (1, 2, 0.85), (3, 2, 0.3)]
 
 
 @pytest.fixture
@@ -140,7 +143,7 @@ def test_sheets_show_the_same_concepts_in_the_same_order(one, other, least):
 def test_pictures_lie_on_white():
     for style in range(4):
         corners = [tile(n, style)[r, c].min() for n in range(256) for r in (0, -1) for c in (0, -1)]
-        assert np.mean(np.array(corners) > 240) > 0.95
+        assert min(corners) > 240
 
 
 def test_a_sheet_is_decoded_once_whoever_asks(forgotten, monkeypatch):
