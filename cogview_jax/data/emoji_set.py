@@ -1,9 +1,10 @@
 """The embedded pictures: 256 concepts in four styles of emoji, and what each is called.
 
 A caption names a concept and a style, in English ("butterfly in flat style") or Chinese
-("扁平风格的蝴蝶"), and is read back into both, so that a judge knows what a prompt asks for. A quarter
-of the pairs of a concept and a style is held out: each concept and each style is seen in training,
-those pairs never, so they measure composition.
+("扁平风格的蝴蝶"). It can be read back into both, so a judge knows what a prompt asks for.
+
+A quarter of the pairs of a concept and a style is held out. Each concept and each style is seen in
+training, those pairs never, so they measure composition.
 
 The pictures lie in `assets/emoji`, one sheet a style: tiles of 64 x 64 pixels in rows of 16, in the
 order of the concepts, on white. `data/emoji/make.py` makes them; NOTICE beside them has the
@@ -138,8 +139,8 @@ def parse_caption(text: str) -> tuple[Concept, Style]:
     if found is None:
         styles = ", ".join(style.en for style in STYLES)
         raise InputError(
-            f"caption {text!r}: expected 'NAME in STYLE style' or 'STYLE风格的NAME' with the name of"
-            f" one of the {len(concepts())} concepts and a style ({styles})"
+            f"caption {text!r}: expected 'NAME in STYLE style' or 'STYLE风格的NAME', of one of the"
+            f" {len(concepts())} concepts and a style ({styles})"
         )
     return found
 

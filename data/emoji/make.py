@@ -278,8 +278,8 @@ def webp(image: Image.Image, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-#: How each sheet is encoded. WebP with loss halves the resolution of colour, which shows at edges of
-#: drawings; the renders have few of these, and would take three times the bytes without loss.
+#: How each sheet is encoded. WebP with loss halves the resolution of colour, which shows at the
+#: edges of drawings; the renders have few, and would take three times the bytes without loss.
 ENCODING = {
     "noto": {"lossless": True, "quality": 100},
     "flat": {"lossless": True, "quality": 100},
@@ -401,7 +401,7 @@ def _parser() -> argparse.ArgumentParser:
     folder.add_argument(
         "--styles",
         default=",".join(ART),
-        help=f"some of {','.join(ART)} (default: all).\ntwemoji and openmoji are CC-BY and CC-BY-SA",
+        help=f"some of {','.join(ART)} (default: all).\nThe last two are CC-BY and CC-BY-SA",
     )
     for command in (sheets, folder):
         command.add_argument(
