@@ -1,5 +1,6 @@
 """The embedded emoji: what is in the sheets, what it is called, and which pairs are held out."""
 
+import functools
 import json
 import re
 import shutil
@@ -29,11 +30,16 @@ def forgotten():
     emoji_set._decoded.cache_clear()
 
 
+@functools.cache
+def opened(style: str) -> Image.Image:
+    with Image.open(emoji_set.FOLDER / f"{style}.webp") as image:
+        return image.convert("RGB")
+
+
 def cropped(style: str, number: int) -> np.ndarray:
     """A tile, found by hand: 64 pixels wide and high, 16 in a row."""
-    with Image.open(emoji_set.FOLDER / f"{style}.webp") as image:
-        left, top = 64 * (number % 16), 64 * (number // 16)
-        return np.asarray(image.convert("RGB").crop((left, top, left + 64, top + 64)))
+    left, top = 64 * (number % 16), 64 * (number // 16)
+    return np.asarray(opened(style).crop((left, top, left + 64, top + 64)))
 
 
 def test_there_are_256_concepts_with_names_of_their_own():

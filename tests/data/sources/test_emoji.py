@@ -1,6 +1,7 @@
 """The source of embedded emoji: records, captions, sizes, and the same place after a break."""
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -16,10 +17,15 @@ from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 
 
-def hand_cropped(style: str, number: int) -> np.ndarray:
+@functools.cache
+def opened(style: str) -> Image.Image:
     with Image.open(emoji_set.FOLDER / f"{style}.webp") as image:
-        left, top = 64 * (number % 16), 64 * (number // 16)
-        return np.asarray(image.convert("RGB").crop((left, top, left + 64, top + 64)))
+        return image.convert("RGB")
+
+
+def hand_cropped(style: str, number: int) -> np.ndarray:
+    left, top = 64 * (number % 16), 64 * (number // 16)
+    return np.asarray(opened(style).crop((left, top, left + 64, top + 64)))
 
 
 def test_a_config_opens_both_splits():
@@ -74,7 +80,7 @@ def test_smaller_pictures_are_averages():
     ("settings", "message"),
     [
         ({"size": 65}, "config.size = 65: expected 8 to 64"),
-        ({"split": "val"}, "config.split = 'val': choices are train, held_out"),
+        ({"split": "val"}, "config.split = 'val': choices are 'train', 'held_out'"),
         ({"caption_keys": ("caption_de",)}, "'caption_de' is none of caption_en, caption_zh"),
         ({"path": "x"}, "config.path: kind 'emoji' has no such setting"),
         ({"max_pixels": 4095}, "data.source.max_pixels = 4095: expected at least 4096"),
