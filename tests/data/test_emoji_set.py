@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageFont, features
 
 from cogview_jax.data import emoji_set
 from cogview_jax.data.emoji_set import STYLES, caption, concepts, pairs, parse_caption, sheet, tile
@@ -56,6 +56,13 @@ def test_there_are_256_concepts_with_names_of_their_own():
     assert (names["butterfly"].code, names["butterfly"].zh) == ("1f98b", "蝴蝶")
     assert names["butterfly"].code == f"{ord('🦋'):x}"
     assert names["rocket"].code == f"{ord('🚀'):x}"
+
+
+def test_the_font_of_contact_sheets_has_all_characters(root):
+    font = ImageFont.truetype(root / "cogview_jax/assets/fonts/wqy-microhei-subset.ttf", 16)
+    absent = bytes(font.getmask("\ue000"))
+    characters = set("".join(concept.en + concept.zh for concept in concepts())) - {" "}
+    assert [each for each in characters if bytes(font.getmask(each)) == absent] == []
 
 
 def test_there_are_no_flags_no_skin_tones_and_no_joined_people():
