@@ -57,69 +57,18 @@ class Art(NamedTuple):
     origin: str
 
 
-EMOJI = Package(
-    "unicode-emoji-json@0.9.0", "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401"
-)
-NAMES = {
-    "annotations": Package(
-        "cldr-annotations-full@48.2.0",
-        "28576e51225deb51e3ddd734b0f824a0079682cb5d8c27faa9f68149317a14d1",
-    ),
-    "annotationsDerived": Package(
-        "cldr-annotations-derived-full@48.2.0",
-        "4be946ff5815f806ec78b50363d577a769f2fbfb90c6380a44e161a92436996e",
-    ),
-}
-ART = {
-    "noto": Art(
-        Package(
-            "@iconify-json/noto@1.2.9",
-            "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
-        ),
-        "Apache-2.0",
-        "Noto Emoji, Google Inc., github.com/googlefonts/noto-emoji",
-    ),
-    "flat": Art(
-        Package(
-            "@iconify-json/fluent-emoji-flat@1.2.6",
-            "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
-        ),
-        "MIT",
-        "Fluent Emoji (flat), Microsoft Corporation, github.com/microsoft/fluentui-emoji",
-    ),
-    "3d": Art(
-        Package(
-            "@lobehub/fluent-emoji-3d@1.1.0",
-            "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
-        ),
-        "MIT",
-        "Fluent Emoji (3D), Microsoft Corporation, packed by LobeHub",
-    ),
-    "high_contrast": Art(
-        Package(
-            "@iconify-json/fluent-emoji-high-contrast@1.2.6",
-            "0b92d48c90d2200bd499e3cdd09a127ca6a8c8ddefd34c35eb5a1e4994012ae0",
-        ),
-        "MIT",
-        "Fluent Emoji (high contrast), Microsoft Corporation, github.com/microsoft/fluentui-emoji",
-    ),
-    "twemoji": Art(
-        Package(
-            "@iconify-json/twemoji@1.2.5",
-            "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
-        ),
-        "CC-BY-4.0",
-        "Twemoji, Twitter and contributors, github.com/jdecked/twemoji",
-    ),
-    "openmoji": Art(
-        Package(
-            "@iconify-json/openmoji@1.2.29",
-            "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
-        ),
-        "CC-BY-SA-4.0",
-        "OpenMoji, openmoji.org",
-    ),
-}
+def _pinned() -> tuple[Package, dict[str, Package], dict[str, Art]]:
+    """The packages of packages.json: the list of emoji, their names, and the art of each style."""
+    table = json.loads((HERE / "packages.json").read_text(encoding="utf-8"))
+    names = {part: Package(**package) for part, package in table["names"].items()}
+    art = {
+        style: Art(Package(**entry["package"]), entry["licence"], entry["origin"])
+        for style, entry in table["art"].items()
+    }
+    return Package(**table["emoji"]), names, art
+
+
+EMOJI, NAMES, ART = _pinned()
 #: The embedded styles come first, so that the numbers of pairs, and which are held out, stay.
 STYLES = (
     *emoji_set.STYLES,
