@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from cogview_jax.data.records import BadRecord
+from cogview_jax.data.sources.emoji import Emoji
 from cogview_jax.data.sources.folder import Folder
 from cogview_jax.data.sources.shapes import Shapes
 from cogview_jax.data.sources.source import SourceConfig
@@ -388,7 +389,8 @@ def test_one_caption_for_all_images_of_a_folder(tmp_path, listing):
 
 
 def test_a_config_chooses_the_kind_and_has_its_settings_alone():
-    for kind, cls in (("folder", Folder), ("shapes", Shapes), ("tfds", Tfds)):
+    kinds = {"emoji": Emoji, "folder": Folder, "shapes": Shapes, "tfds": Tfds}
+    for kind, cls in kinds.items():
         source = build(SourceConfig, {"kind": kind, "max_pixels": 9})
         assert type(source) is cls
         assert dataclasses.asdict(source)["kind"] == kind
@@ -398,9 +400,9 @@ def test_a_config_chooses_the_kind_and_has_its_settings_alone():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"kind": "webdata"}, "config.kind = 'webdata': choices are folder, shapes, tfds"),
-        ({"kind": 3}, "config.kind = 3: choices are folder, shapes, tfds"),
-        ({"path": "x"}, "config lacks kind; choices are folder, shapes, tfds"),
+        ({"kind": "webdata"}, "config.kind = 'webdata': choices are emoji, folder, shapes, tfds"),
+        ({"kind": 3}, "config.kind = 3: choices are emoji, folder, shapes, tfds"),
+        ({"path": "x"}, "config lacks kind; choices are emoji, folder, shapes, tfds"),
         (
             {"kind": "folder", "size": 32},
             "config.size: kind 'folder' has no such setting; it has kind, require_captions,"
@@ -426,6 +428,7 @@ def test_importing_the_kinds_imports_no_tfds():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['tensorflow_datasets', 'array_record']))\n"
         "from cogview_jax.data.sources.source import SourceConfig\n"
-        "assert {'folder', 'shapes', 'tfds'} <= set(SourceConfig.kinds), SourceConfig.kinds\n"
+        "kinds = set(SourceConfig.kinds)\n"
+        "assert {'emoji', 'folder', 'shapes', 'tfds'} <= kinds, kinds\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
