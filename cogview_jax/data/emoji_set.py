@@ -7,7 +7,7 @@ A quarter of the pairs of a concept and a style is held out. Each concept and ea
 training, those pairs never, so they measure composition.
 
 The pictures lie in `assets/emoji`, one sheet a style: tiles of 64 x 64 pixels in rows of 16, in the
-order of the concepts, on white. `data/emoji/make.py` makes them; NOTICE beside them has the
+order of the concepts, on white. `examples/emoji/make.py` makes them; NOTICE beside them has the
 licences.
 """
 

@@ -29,7 +29,7 @@ EMOJI = {"🐒": "monkey", "🦋": "butterfly", "🎁": "gift", "🏁": "finish 
 
 @pytest.fixture(scope="module")
 def make(root):
-    spec = importlib.util.spec_from_file_location("make_emoji", root / "data/emoji/make.py")
+    spec = importlib.util.spec_from_file_location("make_emoji", root / "examples/emoji/make.py")
     module = importlib.util.module_from_spec(spec)
     path = list(sys.path)
     spec.loader.exec_module(module)

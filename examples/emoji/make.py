@@ -1,7 +1,7 @@
 """Makes the embedded sheets of emoji, and the large captioned folder of them.
 
-    data/emoji/make.sh sheets [--check]
-    data/emoji/make.sh folder --out DIR [--size 256]
+    examples/emoji/make.sh sheets [--check]
+    examples/emoji/make.sh folder --out DIR [--size 256]
 
 The art and the names come as npm packages of fixed versions and hashes, fetched by `npm pack` into
 --packages where they are not there yet. Every picture is drawn at 256 x 256 pixels, laid on white,
@@ -334,7 +334,7 @@ def folder_notice(styles: Sequence[Style]) -> str:
 @functools.cache
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="data/emoji/make.sh",
+        prog="examples/emoji/make.sh",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs make.py in an environment of its own, which is built when it is missing or stale:
-#   data/emoji/make.sh sheets            the sheets of the package, cogview_jax/assets/emoji
-#   data/emoji/make.sh folder --out DIR  the large set, for `data.source.kind=folder`
+#   examples/emoji/make.sh sheets            the sheets of the package, cogview_jax/assets/emoji
+#   examples/emoji/make.sh folder --out DIR  the large set, for `data.source.kind=folder`
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 environment="$here/../../.cache/emoji/venv"
