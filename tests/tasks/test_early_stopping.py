@@ -11,13 +11,15 @@ import pytest
 
 import cogview_jax
 from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.evaluation import benchmarks
 from cogview_jax.evaluation.benchmark import Options, load_benchmark, measure
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tasks.best_metric import BestMetric
+from cogview_jax.tasks.bundle_choice import bundle_steps
 from cogview_jax.tasks.early_stopping import EarlyStopping
 from cogview_jax.tasks.experiment import read_experiment
-from cogview_jax.tasks.monitor import numbers
+from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.training import run
 from run_files import logged, steps
 
@@ -154,21 +156,23 @@ def test_a_run_ends_when_what_it_measures_gets_worse(experiment, tmp_path, capfd
     assert run(with_train(experiment, bundle_step="best"), str(broken)) == 0
     assert f"bundle written (step {best})" in capfd.readouterr().err
     assert Bundle(broken / "bundle").step == best
-    run(with_train(experiment, bundle_step=24), str(broken))
-    assert "train.bundle_step = 24 was not reached: the last step" in capfd.readouterr().err
     assert logged(broken) == lines
 
-    # With more patience the run goes on; a benchmark of samples measures its last step.
-    shapes = {"benchmark": "shapes", "benchmark_every": 100, "benchmark_prompts": 2}
-    run(with_train(experiment, stop_after=3, **shapes), str(broken))
+    # With more patience the run goes on.
+    run(with_train(experiment, stop_after=3), str(broken))
     assert logged(broken)[: len(lines)] == lines
     (further,) = logged(broken)[len(lines) :]
     assert further["step"] == end + 2
-    options = Options(count=2, batch_size=2)
-    report = measure(load_benchmark("shapes"), cogview_jax.load(broken / "bundle"), options).report
-    found = {name: value for name, value in further.items() if name.startswith("benchmark/")}
-    assert found == dict(numbers(report, "benchmark"))
     assert not list(broken.glob("benchmark*"))
+
+
+def test_a_bundle_step_that_was_not_reached_is_the_last(tmp_path, capfd):
+    config = TrainConfig(steps=24, global_batch=1, bundle_step=24)
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        assert bundle_steps(config, checkpointer, 8) == [8]
+        assert "train.bundle_step = 24 was not reached: the last step" in capfd.readouterr().err
+        assert bundle_steps(config, checkpointer, 24) == [24]
+    assert capfd.readouterr().err == ""
 
 
 def test_a_benchmark_ends_a_run_and_chooses_its_best_checkpoint(experiment, tmp_path, capfd):
