@@ -3,8 +3,13 @@
 import dataclasses
 import functools
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,21 +23,83 @@ from cogview_jax.shapes.scenes import caption, drawing
 STEPS, PICTURES = 12, 32
 
 
-def start(root: Path, command: str, *arguments: str) -> subprocess.Popen:
-    """The command, running in the repository; its output is text in pipes."""
-    program = [sys.executable, "-m", f"cogview_jax.{command}", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(program, cwd=root, stdout=pipe, stderr=pipe, text=True)
+class Command:
+    """A command that runs as a process, forked by `warm_start.py`."""
+
+    _lock = threading.Lock()
+    _warm: subprocess.Popen | None = None
+    _environment: dict[str, str] | None = None
+
+    def __init__(self, root: Path, module: str, *arguments: str):
+        """Starts the module in the folder `root`."""
+        self.returncode: int | None = None
+        self._folder = Path(tempfile.mkdtemp())
+        for name in ("stdout", "stderr"):
+            (self._folder / name).touch()
+        command = {"module": module, "place": str(root), "arguments": [*map(str, arguments)]}
+        (self._folder / "command.json").write_text(json.dumps(command))
+        with Command._lock:
+            if Command._warm is None or Command._environment != environment():
+                Command.end()
+                Command._environment, pipe = environment(), subprocess.PIPE
+                program = [sys.executable, str(root / "tests" / "warm_start.py")]
+                Command._warm = subprocess.Popen(program, cwd=root, stdin=pipe, bufsize=0)
+            Command._warm.stdin.write(f"{self._folder}\n".encode())
+        self._pid = int(self._read("pid"))
+
+    @classmethod
+    def end(cls) -> None:
+        """Ends the process that forks, once the commands have ended."""
+        if cls._warm is not None:
+            cls._warm.stdin.close()
+            cls._warm.wait()
+            cls._warm = None
+
+    def poll(self) -> int | None:
+        """The exit status, if it has ended."""
+        if self.returncode is None and (self._folder / "status").exists():
+            self.returncode = int(self._read("status"))
+        return self.returncode
+
+    def kill(self) -> None:
+        """SIGKILL, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self._pid, signal.SIGKILL)
+
+    def communicate(self) -> tuple[str, str]:
+        """Standard output and error, once it has ended."""
+        self.returncode = int(self._read("status"))
+        output = [(self._folder / name).read_text() for name in ("stdout", "stderr")]
+        shutil.rmtree(self._folder)
+        return output[0], output[1]
+
+    def _read(self, name: str) -> str:
+        deadline = time.monotonic() + 300
+        while not (self._folder / name).exists():
+            assert Command._warm.poll() is None, "the process that forks has ended"
+            assert time.monotonic() < deadline, f"no {name} of a command"
+            time.sleep(0.005)
+        return (self._folder / name).read_text()
+
+
+def environment() -> dict[str, str]:
+    """What commands see of the environment."""
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+def start(root: Path, command: str, *arguments: str) -> Command:
+    """The command, running in the repository."""
+    return Command(root, f"cogview_jax.{command}", *arguments)
 
 
 def call(root: Path, command: str, *arguments: str) -> subprocess.CompletedProcess:
     """The command, run to its end."""
     process = start(root, command, *arguments)
-    stdout, stderr = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess([command, *arguments], process.returncode, stdout, stderr)
 
 
-def kill_when(ready: Callable[[], bool], process: subprocess.Popen) -> None:
+def kill_when(ready: Callable[[], bool], process: Command) -> None:
     """SIGKILL as soon as `ready()`; the process must not have ended by itself."""
     deadline = time.monotonic() + 300
     while not ready():

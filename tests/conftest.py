@@ -99,6 +99,13 @@ def chain(root, tmp_path_factory):
     return command_runs.Chain(root, tmp_path_factory.mktemp("chain"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forking():
+    """Ends the process that forks for commands, so that its time counts as that of the tests."""
+    yield
+    command_runs.Command.end()
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A disk of 20 MB."""
