@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -24,27 +24,40 @@ STEPS, PICTURES = 12, 32
 
 
 class Command:
-    """A command that runs as a process, forked by `warm_start.py`."""
+    """A program that runs as a process, forked by `warm_start.py`.
+
+    `program` is what stands behind "python" to start it: "-m" and a module, or a file, and
+    arguments. Its standard output and error go to one file if they are `together`.
+    """
 
     _lock = threading.Lock()
     _warm: subprocess.Popen | None = None
     _environment: dict[str, str] | None = None
 
-    def __init__(self, root: Path, module: str, *arguments: str):
-        """Starts the module in the folder `root`."""
+    def __init__(
+        self,
+        root: Path,
+        program: Sequence[object],
+        environ: Mapping[str, str] = {},
+        together: bool = False,
+    ):
+        """Starts it in the folder `root`, with `environ` on top of the environment."""
         self.returncode: int | None = None
-        self._folder = Path(tempfile.mkdtemp())
-        for name in ("stdout", "stderr"):
-            (self._folder / name).touch()
-        command = {"module": module, "place": str(root), "arguments": [*map(str, arguments)]}
-        (self._folder / "command.json").write_text(json.dumps(command))
+        self.folder = Path(tempfile.mkdtemp())
+        (self.folder / "stdout").touch()
+        if together:
+            (self.folder / "stderr").hardlink_to(self.folder / "stdout")
+        else:
+            (self.folder / "stderr").touch()
+        command = {"program": [*map(str, program)], "place": str(root), "environment": {**environ}}
+        (self.folder / "command.json").write_text(json.dumps(command))
         with Command._lock:
             if Command._warm is None or Command._environment != environment():
                 Command.end()
                 Command._environment, pipe = environment(), subprocess.PIPE
-                program = [sys.executable, str(root / "tests" / "warm_start.py")]
-                Command._warm = subprocess.Popen(program, cwd=root, stdin=pipe, bufsize=0)
-            Command._warm.stdin.write(f"{self._folder}\n".encode())
+                start = [sys.executable, str(root / "tests" / "warm_start.py")]
+                Command._warm = subprocess.Popen(start, cwd=root, stdin=pipe, bufsize=0)
+            Command._warm.stdin.write(f"{self.folder}\n".encode())
         self._pid = int(self._read("pid"))
 
     @classmethod
@@ -57,29 +70,39 @@ class Command:
 
     def poll(self) -> int | None:
         """The exit status, if it has ended."""
-        if self.returncode is None and (self._folder / "status").exists():
+        if self.returncode is None and (self.folder / "status").exists():
             self.returncode = int(self._read("status"))
         return self.returncode
 
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self._pid, number)
+
     def kill(self) -> None:
         """SIGKILL, unless it has ended."""
-        if self.poll() is None:
-            os.kill(self._pid, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float = 300) -> int:
+        """The exit status, once it has ended; `subprocess.TimeoutExpired` if that takes longer."""
+        self.returncode = int(self._read("status", timeout))
+        return self.returncode
 
     def communicate(self) -> tuple[str, str]:
         """Standard output and error, once it has ended."""
-        self.returncode = int(self._read("status"))
-        output = [(self._folder / name).read_text() for name in ("stdout", "stderr")]
-        shutil.rmtree(self._folder)
+        self.wait()
+        output = [(self.folder / name).read_text() for name in ("stdout", "stderr")]
+        shutil.rmtree(self.folder)
         return output[0], output[1]
 
-    def _read(self, name: str) -> str:
-        deadline = time.monotonic() + 300
-        while not (self._folder / name).exists():
+    def _read(self, name: str, timeout: float = 300) -> str:
+        deadline = time.monotonic() + timeout
+        while not (self.folder / name).exists():
             assert Command._warm.poll() is None, "the process that forks has ended"
-            assert time.monotonic() < deadline, f"no {name} of a command"
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.folder), timeout)
             time.sleep(0.005)
-        return (self._folder / name).read_text()
+        return (self.folder / name).read_text()
 
 
 def environment() -> dict[str, str]:
@@ -89,7 +112,7 @@ def environment() -> dict[str, str]:
 
 def start(root: Path, command: str, *arguments: str) -> Command:
     """The command, running in the repository."""
-    return Command(root, f"cogview_jax.{command}", *arguments)
+    return Command(root, ["-m", f"cogview_jax.{command}", *arguments])
 
 
 def call(root: Path, command: str, *arguments: str) -> subprocess.CompletedProcess:

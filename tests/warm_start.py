@@ -17,6 +17,8 @@ import select
 import sys
 from pathlib import Path
 
+import jax
+
 #: None of them defines flags, starts a thread or asks for devices.
 MODULES = (
     "cogview_jax.checkpoints.bundle_writer",
@@ -61,16 +63,26 @@ def write(path: Path, number: int) -> None:
 
 
 def become(folder: Path) -> None:
-    """Runs, in this process, the module that the folder's file command.json describes."""
+    """Runs, in this process, the program that the folder's file command.json describes."""
     command = json.loads((folder / "command.json").read_bytes())
     for descriptor, path in enumerate((os.devnull, folder / "stdout", folder / "stderr")):
-        opened = os.open(path, os.O_WRONLY if descriptor else os.O_RDONLY)
+        opened = os.open(path, os.O_WRONLY | os.O_APPEND if descriptor else os.O_RDONLY)
         os.dup2(opened, descriptor)
         os.close(opened)
     os.chdir(command["place"])
-    sys.path[0] = command["place"]
-    sys.argv[1:] = command["arguments"]
-    runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
+    os.environ.update(command["environment"])
+    # Whatever else Jax reads of its environment it has read when it was imported.
+    if devices := command["environment"].get("JAX_NUM_CPU_DEVICES"):
+        jax.config.update("jax_num_cpu_devices", int(devices))
+    program, *sys.argv[1:] = command["program"]
+    sys.path[1:1] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if program == "-m":
+        module = sys.argv.pop(1)
+        sys.path[0] = command["place"]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0], sys.argv[0] = str(Path(program).parent), program
+        runpy.run_path(program, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The stability experiment in a short form: what fails first without which stabiliser."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -60,15 +61,6 @@ def experiment(root, name, **sections):
         for section, changes in sections.items()
     }
     return dataclasses.replace(whole, vocabulary=VOCABULARY, layout=LAYOUT, **changed)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def optimised():
-    """Programs that run as often as these are worth their optimisation."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
@@ -206,15 +198,17 @@ def test_the_record_is_of_the_parameters_and_batch_of_each_step(root):
     step = make_step(objective, optimizer, rate, seed=0, loss_scale=wanted.loss_scale)
     state = unbox(initial_state(objective, optimizer, 0, wanted.loss_scale))
     block, mask = Block(wanted.model, policy("float32")), causal_mask(layout.length - 1)
+    one_layer = jax.jit(lambda params, x: block.apply({"params": params}, x, mask)[0])
+    step, embed = jax.jit(step), jax.jit(functools.partial(model.apply, method=model.embed))
     for number in range(steps):
         batch = batch_of(number)
         params = unstack_layers(state.params)
-        x = model.apply({"params": params}, batch.tokens, batch.positions, method=model.embed)
+        x = embed({"params": params}, batch.tokens, batch.positions)
         for layer, layer_params in enumerate(params["blocks"]):
             assert seen.norm_inputs[number, layer] >= float(jnp.abs(x).max()) * (1 - 1e-5)
-            x, _ = block.apply({"params": layer_params}, x, mask)
+            x = one_layer(layer_params, x)
             np.testing.assert_allclose(seen.main[number, layer], jnp.abs(x).max(), rtol=1e-4)
-        state, metrics = jax.jit(step)(state, batch)
+        state, metrics = step(state, batch)
         np.testing.assert_allclose(seen.loss[number], metrics["loss"], rtol=1e-5)
 
 

@@ -57,7 +57,7 @@ def test_a_colour_far_from_the_table_has_no_name():
 def test_no_image_is_too_strange_to_be_read():
     """Noise, smooth and rough, has objects with ragged edges and centroids far outside of them."""
     rng = np.random.default_rng(0)
-    noise = rng.normal(size=(60, 32, 32, 3)) * 600
+    noise = rng.normal(size=(15, 32, 32, 3)) * 600
     with np.errstate(invalid="raise", divide="raise", over="raise"):
         for number, rough in enumerate(noise):
             blur = (number % 3, number % 3, 0)
