@@ -101,7 +101,7 @@ class Command:
             assert Command._warm.poll() is None, "the process that forks has ended"
             if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(str(self.folder), timeout)
-            time.sleep(0.005)
+            time.sleep(0.02)
         return (self.folder / name).read_text()
 
 
