@@ -83,7 +83,7 @@ class Command:
         """SIGKILL, unless it has ended."""
         self.send_signal(signal.SIGKILL)
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = 600) -> int:
         """The exit status, once it has ended; `subprocess.TimeoutExpired` if that takes longer."""
         self.returncode = int(self._read("status", timeout))
         return self.returncode
@@ -95,7 +95,7 @@ class Command:
         shutil.rmtree(self.folder)
         return output[0], output[1]
 
-    def _read(self, name: str, timeout: float = 300) -> str:
+    def _read(self, name: str, timeout: float = 600) -> str:
         deadline = time.monotonic() + timeout
         while not (self.folder / name).exists():
             assert Command._warm.poll() is None, "the process that forks has ended"

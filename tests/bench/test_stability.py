@@ -46,7 +46,7 @@ STEPS = {
     "sandwich_only": 20,
     "plain_attention": 100,
     "pb_relax_only": 40,
-    "both": 100,
+    "both": 60,
 }
 VOCABULARY, LAYOUT = Vocabulary(codes=16, text=400), LayoutConfig(text_length=40, grid=4)
 #: Steps after a failure that nothing helps: twelve halvings to the floor, the patience there.
@@ -67,14 +67,14 @@ def experiment(root, name, **sections):
 def finished(root, chain, tmp_path_factory):
     """The short form: experiments, their folder, the folder of the results, and results.json.
 
-    A fourth of the layers, and in return twice the learning rate.
+    A fourth of the layers and half of the batch, and in return twice the learning rate.
     """
     folder = tmp_path_factory.mktemp("stability")
     experiments = {
         name: experiment(
             root,
             name,
-            train={"steps": steps},
+            train={"steps": steps, "global_batch": 2},
             optimizer={"lr": 0.16},
             model={"layers": 16},
             data={"store": str(chain.store)},
