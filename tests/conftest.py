@@ -36,7 +36,6 @@ def pytest_collection_finish():
     """Spares collections of garbage what imports have left: they took a fifth of tracing."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
