@@ -3,10 +3,15 @@
 import dataclasses
 import functools
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -18,21 +23,106 @@ from cogview_jax.shapes.scenes import caption, drawing
 STEPS, PICTURES = 12, 32
 
 
-def start(root: Path, command: str, *arguments: str) -> subprocess.Popen:
-    """The command, running in the repository; its output is text in pipes."""
-    program = [sys.executable, "-m", f"cogview_jax.{command}", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(program, cwd=root, stdout=pipe, stderr=pipe, text=True)
+class Command:
+    """A program that runs as a process, forked by `warm_start.py`.
+
+    `program` is what stands behind "python" to start it: "-m" and a module, or a file, and
+    arguments. Its standard output and error go to one file if they are `together`.
+    """
+
+    _lock = threading.Lock()
+    _warm: subprocess.Popen | None = None
+    _environment: dict[str, str] | None = None
+
+    def __init__(
+        self,
+        root: Path,
+        program: Sequence[object],
+        environ: Mapping[str, str] = {},
+        together: bool = False,
+    ):
+        """Starts it in the folder `root`, with `environ` on top of the environment."""
+        self.returncode: int | None = None
+        self.folder = Path(tempfile.mkdtemp())
+        (self.folder / "stdout").touch()
+        if together:
+            (self.folder / "stderr").hardlink_to(self.folder / "stdout")
+        else:
+            (self.folder / "stderr").touch()
+        command = {"program": [*map(str, program)], "place": str(root), "environment": {**environ}}
+        (self.folder / "command.json").write_text(json.dumps(command))
+        with Command._lock:
+            if Command._warm is None or Command._environment != environment():
+                Command.end()
+                Command._environment, pipe = environment(), subprocess.PIPE
+                start = [sys.executable, str(root / "tests" / "warm_start.py")]
+                Command._warm = subprocess.Popen(start, cwd=root, stdin=pipe, bufsize=0)
+            Command._warm.stdin.write(f"{self.folder}\n".encode())
+        self._pid = int(self._read("pid"))
+
+    @classmethod
+    def end(cls) -> None:
+        """Ends the process that forks, once the commands have ended."""
+        if cls._warm is not None:
+            cls._warm.stdin.close()
+            cls._warm.wait()
+            cls._warm = None
+
+    def poll(self) -> int | None:
+        """The exit status, if it has ended."""
+        if self.returncode is None and (self.folder / "status").exists():
+            self.returncode = int(self._read("status"))
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self._pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, unless it has ended."""
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float = 600) -> int:
+        """The exit status, once it has ended; `subprocess.TimeoutExpired` if that takes longer."""
+        self.returncode = int(self._read("status", timeout))
+        return self.returncode
+
+    def communicate(self) -> tuple[str, str]:
+        """Standard output and error, once it has ended."""
+        self.wait()
+        output = [(self.folder / name).read_text() for name in ("stdout", "stderr")]
+        shutil.rmtree(self.folder)
+        return output[0], output[1]
+
+    def _read(self, name: str, timeout: float = 600) -> str:
+        deadline = time.monotonic() + timeout
+        while not (self.folder / name).exists():
+            assert Command._warm.poll() is None, "the process that forks has ended"
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.folder), timeout)
+            time.sleep(0.02)
+        return (self.folder / name).read_text()
+
+
+def environment() -> dict[str, str]:
+    """What commands see of the environment."""
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+def start(root: Path, command: str, *arguments: str) -> Command:
+    """The command, running in the repository."""
+    return Command(root, ["-m", f"cogview_jax.{command}", *arguments])
 
 
 def call(root: Path, command: str, *arguments: str) -> subprocess.CompletedProcess:
     """The command, run to its end."""
     process = start(root, command, *arguments)
-    stdout, stderr = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess([command, *arguments], process.returncode, stdout, stderr)
 
 
-def kill_when(ready: Callable[[], bool], process: subprocess.Popen) -> None:
+def kill_when(ready: Callable[[], bool], process: Command) -> None:
     """SIGKILL as soon as `ready()`; the process must not have ended by itself."""
     deadline = time.monotonic() + 300
     while not ready():

@@ -1,5 +1,6 @@
 """Eight fake CPU devices, a compilation cache, and the reference material."""
 
+import gc
 import os
 import subprocess
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ import command_runs  # noqa: E402
 
 # Only here, and not in the environment: the commands that tests start see one device, as users do.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_collection_finish():
+    """Spares collections of garbage what imports have left: they took a fifth of tracing."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +104,13 @@ def official_text(fixtures) -> Path:
 def chain(root, tmp_path_factory):
     """Runs of the commands that many tests look at; none may change them."""
     return command_runs.Chain(root, tmp_path_factory.mktemp("chain"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forking():
+    """Ends the process that forks for commands, so that its time counts as that of the tests."""
+    yield
+    command_runs.Command.end()
 
 
 @pytest.fixture

@@ -1,17 +1,15 @@
 """Real processes that together are one run, on one machine with fake devices."""
 
-import contextlib
 import os
 import re
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cogview_jax.runtime.leftovers import temporary_path
+from command_runs import Command
 
 #: What Gloo says of its connections. Its threads write word by word, into each other's lines.
 CHATTER = re.compile(
@@ -33,31 +31,21 @@ class Processes:
     Use it in a `with` block: what is still running at its end is killed.
     """
 
-    def __init__(self, root: Path, command: Sequence[str], n: int, devices: int):
+    def __init__(self, root: Path, command: Sequence[object], n: int, devices: int):
         """Starts them in the folder `root`; standard output and error of each go to one file."""
-        port, self._logs, self.all = free_port(), [], []
+        port, self.all = free_port(), []
         for i in range(n):
             place = {
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                 "JAX_NUM_PROCESSES": str(n),
                 "JAX_PROCESS_ID": str(i),
             }
-            environ = os.environ | {
+            environ = {
                 "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}",
                 "JAX_NUM_CPU_DEVICES": str(devices),
             }
-            log, path = tempfile.mkstemp()
-            os.unlink(path)
-            self._logs.append(log)
-            self.all.append(
-                subprocess.Popen(
-                    [sys.executable, *map(str, command)],
-                    cwd=root,
-                    env=environ | place if n > 1 else environ,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
+            environ |= place if n > 1 else {}
+            self.all.append(Command(root, command, environ, together=True))
 
     def __enter__(self) -> "Processes":
         """Kills what is left after the block."""
@@ -66,17 +54,12 @@ class Processes:
     def __exit__(self, *exception) -> None:
         """Kills what is left."""
         for process in self.all:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            process.wait()
-        for log in self._logs:
-            os.close(log)
+            process.kill()
+            process.communicate()
 
     def output(self, i: int) -> str:
         """What process i has written so far, without the chatter of Gloo."""
-        # Read by position: where the process writes next is not moved.
-        descriptor = self._logs[i]
-        text = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
+        text = (self.all[i].folder / "stdout").read_text()
         return "".join(line for line in text.splitlines(True) if not CHATTER.fullmatch(line))
 
     def statuses(self, timeout: float = 600) -> list[int]:

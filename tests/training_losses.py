@@ -1,4 +1,4 @@
-"""A program: twenty steps on each of several meshes, as one of several processes.
+"""A program: ten steps on each of several meshes, as one of several processes.
 
     python training_losses.py MESHES.json
 
@@ -24,7 +24,7 @@ from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.state import state_shapes
 from cogview_jax.training.step import make_step
 
-STEPS = 20
+STEPS = 10
 #: Partitioning is the same, and compiling takes half as long.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -43,7 +43,7 @@ class Sequences:
 
 
 def losses(sizes: Mapping[str, int]) -> list[float]:
-    """Of twenty steps from the same start."""
+    """Of ten steps from the same start."""
     objective = tiny.transformer_objective()
     optimizer, rate = (make(tiny.OPTIMIZER, STEPS) for make in (make_optimizer, schedule))
     mesh = make_mesh(MeshConfig(**sizes))

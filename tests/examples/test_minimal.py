@@ -261,10 +261,11 @@ def test_samples_are_those_of_the_cached_decoder(trained, monkeypatch, top_k, te
 def test_it_runs_from_its_drawings_to_its_figure(tmp_path, monkeypatch, capsys):
     from PIL import Image
 
-    monkeypatch.setattr(minimal, "DRAWINGS", 20)
+    for name, value in (("DRAWINGS", 20), ("PROMPTS", 2), ("SAMPLES", 3)):
+        monkeypatch.setattr(minimal, name, value)
     minimal.main(2, tmp_path / "new" / "figure.png")
     with Image.open(tmp_path / "new" / "figure.png") as figure:
-        assert figure.size == (7 * 100, 6 * 116)
+        assert figure.size == (4 * 100, 2 * 116)
         assert len(figure.getcolors(figure.width * figure.height)) > 100
     assert "transformer: step 1, loss" in capsys.readouterr().out
 

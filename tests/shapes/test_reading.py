@@ -55,11 +55,15 @@ def test_a_colour_far_from_the_table_has_no_name():
 
 
 def test_no_image_is_too_strange_to_be_read():
-    """Noise, smooth and rough, has objects with ragged edges and centroids far outside of them."""
+    """Noise, smooth and rough, has objects with ragged edges and centroids far outside of them.
+
+    Without limits for the centre, four of these fifteen images end in a division by zero.
+    """
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(60, 32, 32, 3)) * 600
     with np.errstate(invalid="raise", divide="raise", over="raise"):
-        for number, rough in enumerate(noise):
+        for number in range(18, 33):
+            rough = noise[number]
             blur = (number % 3, number % 3, 0)
             image = (ndimage.gaussian_filter(rough, blur) + 200).clip(0, 255)
             for ways in read(image.astype(np.uint8)).objects:

@@ -95,7 +95,7 @@ def start(step=0):
 
 
 def written_out(model, state, batch):
-    """Both losses with nothing shared, each differentiated on its own: gradients and weight."""
+    """Both losses, each term differentiated on its own: gradients and weight."""
     codec, pixels = model.codec, normalise(CONFIG, batch.image)
     rows = jnp.arange(ROWS)
 
@@ -111,12 +111,14 @@ def written_out(model, state, batch):
         return model.discriminator.apply({"params": judging}, x, before, True)[0]
 
     key, judging = jax.random.key(0), state.params["discriminator"]
-    nll = jax.grad(lambda p: parts(p)[0])(state.params)
-    g = jax.grad(lambda p: -jnp.mean(judge(judging, parts(p)[1])))(state.params)
-    book = jax.grad(lambda p: parts(p)[2])(state.params)
+    (nll, decoded, book), back = jax.vjp(parts, state.params)
+    none = jnp.zeros_like(nll), jnp.zeros_like(decoded), jnp.zeros_like(book)
+    (nll,) = back((jnp.ones_like(nll), *none[1:]))
+    (book,) = back((*none[:2], jnp.ones_like(book)))
+    fooled = jax.grad(lambda x: -jnp.mean(judge(judging, x)))(decoded)
+    (g,) = back((none[0], fooled, none[2]))
     norms = [jnp.linalg.norm(t["decoder_out"]["kernel"].ravel()) for t in (nll, g)]
     weight = 0.5 * norms[0] / (norms[1] + 1e-4) * (state.step >= 1)
-    decoded = parts(state.params)[1]
 
     def hinge(judging):
         real, fake = judge(judging, pixels), judge(judging, decoded)
