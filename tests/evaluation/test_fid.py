@@ -112,7 +112,7 @@ def test_blurs_statistics_and_metrics_against_plain_formulas(folders, network, t
 
 
 def test_damage_is_monotone(folders, network, tmp_path):
-    """Of a set against itself, and itself blurred, more blurred, noised, and more noised."""
+    """Of a set against itself, and itself blurred, noised and shrunk, each a little and more."""
     real, _ = folders
     pixels = [np.asarray(Image.open(f"{real}/{i:03}.png")) for i in range(12)]
     noise = np.random.default_rng(0).standard_normal((12, SIZE, SIZE, 3))
@@ -127,7 +127,15 @@ def test_damage_is_monotone(folders, network, tmp_path):
         filters = ImageFilter.GaussianBlur(radius)
         return [np.asarray(Image.fromarray(x).filter(filters)) for x in pixels]
 
-    chains = {"blur": [blurred(1), blurred(4)], "noise": [noised(10), noised(60)]}
+    def shrunk(factor):
+        images = map(Image.fromarray, pixels)
+        return [np.asarray(x.reduce(factor).resize(x.size, Image.BILINEAR)) for x in images]
+
+    chains = {
+        "blur": [blurred(1), blurred(4)],
+        "noise": [noised(10), noised(60)],
+        "size": [shrunk(2), shrunk(8)],
+    }
     for name, steps in chains.items():
         values = []
         for number, images in enumerate([pixels, *steps]):
