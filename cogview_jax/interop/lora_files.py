@@ -100,8 +100,9 @@ def write_adapter(
         base_path: its bundle.
         step: after how many steps they are written.
     """
-    about = {"base": base, "base_dtype": lora.base_dtype, "step": step}
-    description = json.dumps(about | describe_transformer(part), sort_keys=True)
+    about: dict[str, Any] = {"base": base, "base_dtype": lora.base_dtype, "step": step}
+    about |= describe_transformer(part) | {"weights": part.weights}
+    description = json.dumps(about, sort_keys=True)
     arrays = {}
     for path, a, b in adapter_pairs(adapters["blocks"]["block"]):
         for layer in range(len(a)):
@@ -185,7 +186,7 @@ def merge_adapter(adapter: str, bundle: str, out: str) -> None:
     )
     if sizes(base) != sizes(unbox(transformer_shapes(model))):
         raise InputError(f"{adapter}/{WEIGHTS} describes another model than the bundle {bundle}")
-    adapters = _stacked(found, base, f"{adapter}/{WEIGHTS}")
+    adapters = stacked(found, base, f"{adapter}/{WEIGHTS}")
     part = TransformerPart(
         entry.config,
         entry.vocabulary,
@@ -236,8 +237,17 @@ def merged_on_host(params: Any, adapters: Mapping[str, Any], lora: LoRAConfig) -
     return jax.tree_util.tree_map_with_path(deferred, params)
 
 
-def _stacked(found: StoredAdapter, base: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The arrays of a file as a tree of adapters; InputError where they are not those of `base`."""
+def stacked(found: StoredAdapter, base: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The arrays of an adapter as a tree, stacked by layer.
+
+    Args:
+        found: the adapter.
+        base: the parameters that it adapts, or anything with their shapes.
+        where: the name of the file, for errors.
+
+    Raises:
+        InputError: an array is missing, unknown or of another shape.
+    """
     tree: dict[str, Any] = {}
     left = dict(found.arrays)
     for name, shapes in flat(adapter_shapes(base, found.lora)).items():
