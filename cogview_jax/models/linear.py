@@ -172,9 +172,8 @@ class Linear(nn.Module):
         y = y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
         return checkpoint_name(y, LINEAR_OUTPUT)
 
-    def _low_rank(self, x: Float[Array, "*B D"]) -> Float[Array, "..."]:
+    def _low_rank(self, x: Float[Array | np.ndarray, "*B D"]) -> Float[Array, "..."]:
         """Computes (x @ A) @ B."""
-        for name in (LORA_A, LORA_B):
-            matrix: Any = self.get_variable("params", name)
-            x = matmul(x, matrix.astype(self.dtype), self.dtype, self.platform)
-        return x
+        a, b = (self.get_variable("params", name).astype(self.dtype) for name in (LORA_A, LORA_B))
+        inner = matmul(x, a, self.dtype, self.platform)
+        return matmul(inner, b, self.dtype, self.platform)

@@ -97,7 +97,8 @@ def adapter_shapes(params: Mapping[str, Any], config: LoRAConfig) -> dict[str, A
         params: the parameters of a `Transformer`, or anything with their shapes.
         config: says which kernels get an adapter, and of what rank.
     """
-    block, adapters = params["blocks"]["block"], {}
+    block = params["blocks"]["block"]
+    adapters: dict[str, Any] = {}
     for name in config.modules:
         branch, layer = name.split(".")
         layers, width, *features = block[branch][layer]["kernel"].shape
@@ -172,7 +173,7 @@ def merged(params: Any, adapters: Any, scale: float) -> Any:
         scale: alpha / r.
     """
     if adapters is not None and LORA_A in adapters:
-        merge = jax.vmap(lambda *layer: merged_kernel(*layer, scale))
+        merge = jax.vmap(lambda kernel, a, b: merged_kernel(kernel, a, b, scale))
         kernel = merge(params["kernel"], adapters[LORA_A], adapters[LORA_B])
         return {**jax.tree.map(_float32, params), "kernel": kernel}
     if not isinstance(params, Mapping):
