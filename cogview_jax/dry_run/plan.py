@@ -126,9 +126,11 @@ def make_plan(
             loss_scale=loss_scale,
             ema_decay=ema_decay,
         )
-        compiled: Any = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+        # XLA's CPU backend would widen a frozen model of 16 bits as a whole, for all of the step.
+        wide = state.with_values(state.values._replace(model_state=_wide(state.model_state)))
+        compiled: Any = jax.jit(step, donate_argnums=0).lower(wide, batch).compile()
         part = _rows(row_shapes, global_batch // accumulate, mesh)
-        forward: Any = jax.jit(_kept(objective, state, part)).lower(state, part).compile()
+        forward: Any = jax.jit(_kept(objective, wide, part)).lower(wide, part).compile()
         flops = function_flops(step, state, batch)
     memory = compiled.memory_analysis()
     gradients = _held(state.params) * (1 if accumulate == 1 else 2)
@@ -164,6 +166,20 @@ def _rows(shapes: Any, rows: int, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, shapes)
+
+
+def _wide(tree: Any) -> Any:
+    """The shapes of a tree, at least float32 where they are floating point."""
+
+    def widen(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dtype = jnp.promote_types(leaf.dtype, jnp.float32) if _is_float(leaf) else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(widen, tree)
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _kept(
