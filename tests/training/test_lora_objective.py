@@ -147,13 +147,13 @@ def test_gradients_and_moments_take_a_twentieth_of_full_finetuning():
     assert bytes_of(state.model_state) == pytest.approx(2 * 3.93e9, rel=0.001)
 
 
-def test_a_base_in_half_precision_stays_so_and_adapters_do_not():
+def test_a_base_in_half_precision_stays_so_and_adapters_do_not(alone):
     lora = dataclasses.replace(LORA, base_dtype="bfloat16")
     objective = objective_of(lora, "bfloat16")
     state, losses = steps(objective, MeshConfig(data=1), dtype=jnp.bfloat16, ema_decay=EMA)
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.model_state)} == {jnp.bfloat16}
-    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))} == {np.float32}
-    assert losses[-1] < losses[0]
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.model_state)} == {np.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))} == {np.dtype("f4")}
+    assert losses == pytest.approx(alone[1], rel=0.02)
     # The average is of the adapters alone.
     assert jax.tree.structure(state.ema) == jax.tree.structure(state.params)
 
