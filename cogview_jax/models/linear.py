@@ -174,6 +174,7 @@ class Linear(nn.Module):
 
     def _low_rank(self, x: Float[Array | np.ndarray, "*B D"]) -> Float[Array, "..."]:
         """Computes (x @ A) @ B."""
-        a, b = (self.get_variable("params", name).astype(self.dtype) for name in (LORA_A, LORA_B))
-        inner = matmul(x, a, self.dtype, self.platform)
-        return matmul(inner, b, self.dtype, self.platform)
+        a: Any = self.get_variable("params", LORA_A)
+        b: Any = self.get_variable("params", LORA_B)
+        inner = matmul(x, a.astype(self.dtype), self.dtype, self.platform)
+        return matmul(inner, b.astype(self.dtype), self.dtype, self.platform)
