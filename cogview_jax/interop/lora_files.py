@@ -40,9 +40,11 @@ from cogview_jax.interop.safetensors_files import DESCRIPTION, describe_transfor
 from cogview_jax.models.lora import (
     LORA_A,
     LORA_B,
+    NEW_POSITIONS,
     LoRAConfig,
     adapter_pairs,
     adapter_shapes,
+    fit_positions,
     merged_kernel,
 )
 from cogview_jax.models.transformer import Transformer
@@ -179,10 +181,9 @@ def merge_adapter(adapter: str, bundle: str, out: str) -> None:
     model = Transformer(entry.config, entry.vocabulary.size, entry.learned_positions)
     base = dict(stored.params)
     table = base["position_embedding"]
+    positions = min(entry.learned_positions, table.shape[0] + NEW_POSITIONS)
     base["position_embedding"] = Deferred(
-        (min(entry.learned_positions, table.shape[0]), *table.shape[1:]),
-        table.dtype,
-        lambda: table.make()[: entry.learned_positions],
+        (positions, *table.shape[1:]), table.dtype, lambda: fit_positions(table.make(), positions)
     )
     if sizes(base) != sizes(unbox(transformer_shapes(model))):
         raise InputError(f"{adapter}/{WEIGHTS} describes another model than the bundle {bundle}")

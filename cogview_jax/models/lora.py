@@ -37,6 +37,9 @@ ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)
 #: The linear layers of a block. In layer I, `blocks.I.` stands before the name.
 MODULES = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
 
+#: A sequence may have so many positions more than the frozen model has learned.
+NEW_POSITIONS = 8
+
 
 @dataclass(frozen=True)
 class LoRAConfig:
@@ -184,6 +187,15 @@ def merged(params: Any, adapters: Any, scale: float) -> Any:
 
 def _float32(leaf: Any) -> Any:
     return leaf.astype(jnp.float32)
+
+
+def fit_positions(table: ArrayT, count: int) -> ArrayT:
+    """The position embeddings [P, D] of a frozen model for another number of positions.
+
+    Those beyond `count` are left out. New ones are as the last: they are a few at the end of a
+    sequence with more commands, and nothing could learn them.
+    """
+    return table[np.minimum(np.arange(count), len(table) - 1)]
 
 
 def adapter_pairs(

@@ -9,7 +9,7 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
 from cogview_jax.interop.lora_files import merged_on_host, write_adapter
-from cogview_jax.models.lora import merged
+from cogview_jax.models.lora import NEW_POSITIONS, fit_positions, merged
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.processes import is_primary
@@ -39,8 +39,8 @@ class LoRATask(TransformerTask):
         """`state` with the frozen parameters of another bundle.
 
         Raises:
-            InputError: see `TransformerTask.initial`; or a sequence of the layout has positions
-                that the bundle's model has not learned.
+            InputError: see `TransformerTask.initial`; or a sequence has more than `NEW_POSITIONS`
+                positions that the bundle's model has not learned.
         """
         assert bundle is not None, "the schema asks for one"
         shapes = jax.tree.map(_shape, state.model_state)
@@ -94,6 +94,17 @@ class LoRATask(TransformerTask):
     def _with_base(self, bundle: Bundle, state: TrainState, shapes: Any) -> TrainState:
         base = self._fitted(bundle, shapes, state.mesh)
         return state.with_values(state.values._replace(model_state=base))
+
+    def _with_new_positions(
+        self, bundle: Bundle, there: jax.Array, here: Any
+    ) -> tuple[jax.Array, str]:
+        if len(here) > len(there) + NEW_POSITIONS:
+            raise InputError(
+                f"init_from {bundle.path} has learned {len(there)} positions, but a sequence of the"
+                f" layout has {len(here)}, and frozen ones cannot be learned: set lora.rank to 0"
+            )
+        fit = jax.jit(fit_positions, static_argnums=1, out_shardings=here.sharding)
+        return fit(there, len(here)), "new ones are as the last, and stay so"
 
     def _part(self, state: TrainState) -> TransformerPart:
         """The merged transformer, on the devices of the state."""

@@ -215,27 +215,28 @@ class TransformerTask:
         ]
         changes = [f"model {', '.join(changed)}"] if changed else []
         known = min(len(there), len(here))
-        if len(there) < len(here) and experiment.lora.rank:
-            raise InputError(
-                f"init_from {bundle.path} has learned {len(there)} positions, but a sequence of the"
-                f" layout has {len(here)}, and frozen ones cannot be learned: set lora.rank to 0"
-            )
         if len(there) > len(here):
             cut = jax.jit(lambda there: there[:known], out_shardings=here.sharding)
             changes.append(f"positions {len(there)} -> {known} (those beyond are left out)")
             there = cut(there)
         if len(there) < len(here):
-            extend = jax.jit(
-                lambda here, there: here.at[:known].set(there), out_shardings=here.sharding
-            )
-            changes.append(f"positions {known} -> {len(here)} (new ones start afresh)")
-            there = extend(here, there)
+            there, fate = self._with_new_positions(bundle, there, here)
+            changes.append(f"positions {known} -> {len(here)} ({fate})")
         stored = bundle.stored_type("transformer")
         if stored != here.dtype:
             changes.append(f"weights {stored} -> {here.dtype}")
         if changes:
             log(f"init_from {bundle.path}: this run changes {', '.join(changes)}")
         return params | {table: there}
+
+    def _with_new_positions(
+        self, bundle: Bundle, there: jax.Array, here: Any
+    ) -> tuple[jax.Array, str]:
+        """The positions of a bundle and the further ones of `here`; and what became of these."""
+        extend = jax.jit(
+            lambda here, there: here.at[: len(there)].set(there), out_shardings=here.sharding
+        )
+        return extend(here, there), "new ones start afresh"
 
     def validation(self) -> HeldOutLoss | None:
         """What measures the held-out records of `source`; None where nothing is to be measured."""

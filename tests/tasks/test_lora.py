@@ -75,7 +75,11 @@ def test_the_bundle_is_the_base_with_the_adapter_merged(chain, experiment, finis
         if not np.array_equal(leaf, _at(base.params, path))
     }
     block = "blocks.block"
-    assert changed == {f"{block}.attention.qkv.kernel", f"{block}.mlp.up.kernel"}
+    kernels = {f"{block}.attention.qkv.kernel", f"{block}.mlp.up.kernel"}
+    assert changed == {*kernels, "position_embedding"}
+    # A caption model has one command more.
+    known, new = (tree["position_embedding"] for tree in (base.params, part.params))
+    np.testing.assert_array_equal(new, [*known, known[-1]])
     # What was trained is what the bundle's model computes: the loss of the held-out records.
     model = load(finished / "bundle")
     assert model.layout.task == "caption"
@@ -140,7 +144,7 @@ def test_a_run_is_not_resumed_on_another_base(chain, experiment, finished, tmp_p
 
 
 def test_what_cannot_be_adapted_is_refused(experiment, tmp_path):
-    longer = dataclasses.replace(experiment.layout, text_length=44)
+    longer = dataclasses.replace(experiment.layout, text_length=60)
     with pytest.raises(InputError, match="and frozen ones cannot be learned: set"):
         run(dataclasses.replace(experiment, layout=longer), str(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()
