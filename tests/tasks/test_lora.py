@@ -11,6 +11,7 @@ import pytest
 
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.stored_tree import stored_shapes, stored_tree
 from cogview_jax.interop.conversion import convert
 from cogview_jax.interop.files import SourceFiles
 from cogview_jax.interop.lora_files import read_adapter
@@ -94,10 +95,13 @@ def _at(tree, path):
 
 
 def test_a_checkpoint_holds_adapters_and_the_hash_of_their_base(experiment, finished):
-    sizes = [path.stat().st_size for path in finished.glob("checkpoints/4/**/*") if path.is_file()]
-    base = Bundle(experiment.init_from)
-    bundled = [path.stat().st_size for path in base.path.glob("transformer/**/*") if path.is_file()]
-    assert sum(sizes) < 0.5 * sum(bundled)
+    checkpoint, base = finished / "checkpoints" / "4", Bundle(experiment.init_from)
+    assert stored_shapes(checkpoint / "extras") == {"base_sha256": (32,)}
+    digest = stored_tree(checkpoint / "extras")["base_sha256"].make()
+    assert digest.tobytes().hex() == base.sha256("transformer")
+    for item in ("params", "ema"):
+        names = {name.rpartition(".")[2] for name in stored_shapes(checkpoint / item)}
+        assert names == {"lora_A", "lora_B"}
     adapter = read_adapter(finished / "adapter")
     assert adapter.base == base.sha256("transformer")
     assert {array.dtype for array in adapter.arrays.values()} == {np.dtype(np.float32)}
@@ -116,7 +120,8 @@ def test_a_resumed_run_equals_the_unbroken_one(experiment, finished, tmp_path, c
     # Two layers of width 32: of qkv 4 x (32 + 96) numbers, of up 4 x (32 + 128).
     assert int(trained.replace(",", "")) == 2 * 4 * (32 + 96 + 32 + 128)
     base = Bundle(experiment.init_from).transformer().params
-    assert int(frozen.replace(",", "")) == sum(leaf.size for leaf in jax.tree.leaves(base))
+    # The base, and one position more.
+    assert int(frozen.replace(",", "")) == 32 + sum(leaf.size for leaf in jax.tree.leaves(base))
     assert_same(*(Bundle(path / "bundle").transformer().params for path in (broken, finished)))
     whole = logged(finished)
     assert logged(broken) == whole
