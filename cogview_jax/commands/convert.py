@@ -6,6 +6,11 @@
   python -m cogview_jax.convert --target official --bundle bundles/base --out official
   python -m cogview_jax.convert --source taming --image_tokenizer last.ckpt --out bundles/vqgan
   python -m cogview_jax.convert --target safetensors --bundle bundles/base --out files
+  python -m cogview_jax.convert --adapter runs/style/adapter --bundle bundles/base \\
+      --out bundles/style
+
+With --adapter, a low-rank adapter that a run with lora.rank trained is merged into the transformer
+of the bundle that it was trained on; the tokenizers of the new bundle are those of that bundle.
 
 Formats:
   official     the CogView release. Each of its three files may be left out: the bundle is then
@@ -62,7 +67,8 @@ GRID = flags.DEFINE_integer(
 LAYOUT_TASK = flags.DEFINE_string(
     "layout_task", None, "what the transformer was trained for, unless text_to_image"
 )
-BUNDLE = command_line.path_flag("bundle", "the bundle to give back")
+BUNDLE = command_line.path_flag("bundle", "the bundle to give back, or to merge --adapter into")
+ADAPTER = command_line.path_flag("adapter", "the folder of the adapter to merge into --bundle")
 OUT = command_line.path_flag("out", "the bundle, or the folder, to write", required=True)
 
 
@@ -80,4 +86,6 @@ def main() -> None:
         grid=GRID.value,
         layout_task=LAYOUT_TASK.value,
     )
-    conversion.convert(SOURCE.value, TARGET.value, given, BUNDLE.value, OUT.value)
+    conversion.convert(
+        SOURCE.value, TARGET.value, given, BUNDLE.value, OUT.value, adapter=ADAPTER.value
+    )

@@ -23,6 +23,7 @@ from cogview_jax.dry_run.collectives import Collective, collectives
 from cogview_jax.dry_run.flops import function_flops
 from cogview_jax.runtime.random_key import random_key
 from cogview_jax.runtime.sharding import spec
+from cogview_jax.training.lora_objective import LoRAObjective
 from cogview_jax.training.loss_scale import LossScaleConfig
 from cogview_jax.training.objective import Objective
 from cogview_jax.training.state import TrainState, state_shapes
@@ -36,6 +37,7 @@ class Plan:
     Attributes:
         mesh: the sizes of its axes.
         parameters: in float32, as they are trained.
+        frozen: the parameters that adapters are trained beside, in their own type; 0 without LoRA.
         moments: of the optimizer, with the model state, the loss scale and the average of the
             parameters.
         gradients: of one part of the batch; twice that if gradients of several parts are summed.
@@ -51,6 +53,7 @@ class Plan:
 
     mesh: Mapping[str, int]
     parameters: int
+    frozen: int
     moments: int
     gradients: int
     activations: int
@@ -69,8 +72,12 @@ class Plan:
     @property
     def total(self) -> int:
         """An estimate of the most bytes a device holds at a time."""
-        parts = (self.parameters, self.moments, self.gradients, self.activations)
-        return sum(parts) + self.temporaries + self.batch
+        return self.state + self.activations + self.temporaries + self.batch
+
+    @property
+    def state(self) -> int:
+        """The bytes that do not depend on the batch: the state and the gradients."""
+        return self.parameters + self.frozen + self.moments + self.gradients
 
     @property
     def sent(self) -> float:
@@ -119,17 +126,22 @@ def make_plan(
             loss_scale=loss_scale,
             ema_decay=ema_decay,
         )
-        compiled: Any = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+        # XLA's CPU backend would widen a frozen model of 16 bits as a whole, for all of the step.
+        wide = state.with_values(state.values._replace(model_state=_wide(state.model_state)))
+        compiled: Any = jax.jit(step, donate_argnums=0).lower(wide, batch).compile()
         part = _rows(row_shapes, global_batch // accumulate, mesh)
-        forward: Any = jax.jit(_kept(objective, state, part)).lower(state, part).compile()
+        forward: Any = jax.jit(_kept(objective, wide, part)).lower(wide, part).compile()
         flops = function_flops(step, state, batch)
     memory = compiled.memory_analysis()
     gradients = _held(state.params) * (1 if accumulate == 1 else 2)
     activations = forward.memory_analysis().output_size_in_bytes
+    adapting = isinstance(objective, LoRAObjective)
+    beside = (state.opt_state, state.loss_scale, state.ema)
     return Plan(
         mesh=dict(mesh.shape),
         parameters=_held(state.params),
-        moments=_held((state.opt_state, state.model_state, state.loss_scale, state.ema)),
+        frozen=_held(state.model_state) if adapting else 0,
+        moments=_held(beside if adapting else (beside, state.model_state)),
         gradients=gradients,
         activations=activations,
         temporaries=max(0, memory.temp_size_in_bytes - gradients - activations),
@@ -154,6 +166,20 @@ def _rows(shapes: Any, rows: int, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, shapes)
+
+
+def _wide(tree: Any) -> Any:
+    """The shapes of a tree, at least float32 where they are floating point."""
+
+    def widen(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dtype = jnp.promote_types(leaf.dtype, jnp.float32) if _is_float(leaf) else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(widen, tree)
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _kept(

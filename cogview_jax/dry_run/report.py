@@ -76,8 +76,10 @@ def report(plan: Plan, experiment: Experiment, target: Accelerator | None) -> st
         "",
         "each device holds                       GB",
     ]
+    frozen = {"frozen parameters": plan.frozen} if plan.frozen else {}
     held = {
         "parameters": plan.parameters,
+        **frozen,
         "optimizer (and codebook)": plan.moments,
         "gradients": plan.gradients,
         "activations": plan.activations,
@@ -124,7 +126,7 @@ def least_seconds(plan: Plan, experiment: Experiment, target: Accelerator) -> fl
 def _verdict(plan: Plan, experiment: Experiment, target: Accelerator) -> list[str]:
     usable = USABLE * target.memory
     need = f"{plan.total / 1e9:.1f} of {usable:.1f} GB that a {target.name} leaves to programs"
-    state = (plan.parameters + plan.moments + plan.gradients) / 1e9
+    state = plan.state / 1e9
     certain = (plan.total - plan.temporaries) / 1e9
     advice = "raise train.accumulate, or take a model.remat that keeps less"
     if fits(plan, target):

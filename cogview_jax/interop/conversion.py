@@ -6,6 +6,7 @@ from pathlib import Path
 from cogview_jax.interop import llamagen, safetensors_files, taming, vqgan_jax
 from cogview_jax.interop.files import SourceFiles
 from cogview_jax.interop.image_tokenizers import from_image_tokenizer, to_taming
+from cogview_jax.interop.lora_files import merge_adapter
 from cogview_jax.interop.official.conversion import from_official, to_official
 from cogview_jax.runtime.config import closest
 from cogview_jax.runtime.errors import InputError
@@ -34,7 +35,13 @@ TARGETS: dict[str, Write] = {
 
 
 def convert(
-    source: str | None, target: str | None, files: SourceFiles, bundle: str | None, out: str
+    source: str | None,
+    target: str | None,
+    files: SourceFiles,
+    bundle: str | None,
+    out: str,
+    *,
+    adapter: str | None = None,
 ) -> None:
     """Converts in the given direction.
 
@@ -42,16 +49,18 @@ def convert(
         source: a name of `SOURCES`, to make the bundle `out` of `files`.
         target: a name of `TARGETS`, to make the folder `out` of `bundle`.
         files, bundle, out: see there.
+        adapter: the folder of an adapter, to make the bundle `out` of `bundle` and that.
 
     Raises:
-        InputError: no direction or both are given, or a setting belongs to the other direction.
+        InputError: no direction or several are given, or a setting belongs to another direction.
     """
-    if (source is None) == (target is None):
+    if [source, target, adapter].count(None) != 2:
         raise InputError(
-            f"expected either --source ({', '.join(SOURCES)}) or --target ({', '.join(TARGETS)})"
+            f"expected one of --source ({', '.join(SOURCES)}), --target ({', '.join(TARGETS)}) and"
+            " --adapter"
         )
     name, known = (source, SOURCES) if source is not None else (target, TARGETS)
-    if name not in known:
+    if adapter is None and name not in known:
         raise InputError(f"no format {name!r}; {closest(str(name), known)}")
     if source is not None and bundle is not None:
         raise InputError(f"--bundle belongs to --target {source}: a new bundle is --out")
@@ -64,13 +73,15 @@ def convert(
         if source is not None:
             SOURCES[source](files, out)
             return
-        assert target is not None
+        given = f"--target {target}" if target is not None else "--adapter"
         if files.given:
-            raise InputError(
-                f"--{files.given[0]} belongs to --source {target}, not to --target {target}"
-            )
+            source = f"--source {target}" if target is not None else "--source"
+            raise InputError(f"--{files.given[0]} belongs to {source}, not to {given}")
         if bundle is None:
-            raise InputError(
-                f"--bundle TEXT is missing: the bundle that --target {target} gives back"
-            )
-        TARGETS[target](bundle, out)
+            purpose = "gives back" if target is not None else "is merged into"
+            raise InputError(f"--bundle TEXT is missing: the bundle that {given} {purpose}")
+        if target is not None:
+            TARGETS[target](bundle, out)
+        else:
+            assert adapter is not None
+            merge_adapter(adapter, bundle, out)

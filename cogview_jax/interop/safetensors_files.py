@@ -71,15 +71,9 @@ def to_safetensors(bundle: str, out: str) -> None:
                 _write(folder / IMAGE_TOKENIZER, tree, {"config": dataclasses.asdict(codec.config)})
         if "transformer" in opened.parts:
             part = opened.stored_transformer()
-            about = {
-                "config": dataclasses.asdict(part.config),
-                "vocabulary": dataclasses.asdict(part.vocabulary),
-                "layout": dataclasses.asdict(part.layout),
-                "drop_captions": part.drop_captions,
-                "positions": part.params["position_embedding"].shape[0],
-            }
             with progress_of(part) as progress:
-                _write(folder / TRANSFORMER, reporting(part, progress).params, about)
+                params = reporting(part, progress).params
+                _write(folder / TRANSFORMER, params, describe_transformer(part))
         if "text" in opened.parts:
             opened.text().save(folder / TEXT_TOKENIZER)
         written = sorted(entry.name for entry in folder.iterdir())
@@ -115,7 +109,7 @@ def from_safetensors(files: SourceFiles, out: str) -> None:
 
 
 def _codec(file: Path) -> CodecPart:
-    about = _description(file)
+    about = read_metadata(file)
     config = build(CodecEntry, about | {"sha256": ""}, str(file)).config
     with safetensors.safe_open(file, framework="numpy") as opened:
         arrays = len(opened.keys())
@@ -126,7 +120,7 @@ def _codec(file: Path) -> CodecPart:
 
 
 def _transformer(file: Path) -> TransformerPart:
-    entry = build(TransformerEntry, _description(file) | {"sha256": ""}, str(file))
+    entry = build(TransformerEntry, read_metadata(file) | {"sha256": ""}, str(file))
     positions, vocabulary = entry.learned_positions, entry.vocabulary
     model = Transformer(entry.config, vocabulary.size, positions, vocabulary=vocabulary)
     params = _tree(file, unbox(transformer_shapes(model)))
@@ -141,8 +135,23 @@ def _write(file: Path, tree: Any, description: Mapping[str, Any]) -> None:
     safetensors.numpy.save_file(arrays, file, metadata)
 
 
-def _description(file: Path) -> dict[str, Any]:
-    """What the metadata of a file say of its part."""
+def describe_transformer(part: TransformerPart) -> dict[str, Any]:
+    """What bundle.json says of a transformer, but for its hash and its weights."""
+    return {
+        "config": dataclasses.asdict(part.config),
+        "vocabulary": dataclasses.asdict(part.vocabulary),
+        "layout": dataclasses.asdict(part.layout),
+        "drop_captions": part.drop_captions,
+        "positions": part.params["position_embedding"].shape[0],
+    }
+
+
+def read_metadata(file: Path) -> dict[str, Any]:
+    """What the metadata of a file say of what it holds.
+
+    Raises:
+        InputError: they say nothing, or there is no such file.
+    """
     if not file.is_file():
         raise InputError(f"no safetensors file at {file}")
     try:
@@ -150,8 +159,8 @@ def _description(file: Path) -> dict[str, Any]:
             text = (opened.metadata() or {}).get(DESCRIPTION)
         if text is None:
             raise InputError(
-                f"{file} does not say what it holds: expected metadata {DESCRIPTION!r}, as"
-                " --target safetensors writes"
+                f"{file} does not say what it holds: expected metadata {DESCRIPTION!r}, as this"
+                " program writes"
             )
         found = json.loads(text)
     except (safetensors.SafetensorError, ValueError) as error:

@@ -63,6 +63,8 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 #: The name of a parameter that replaces "kernel" for decoding; see `transpose_for_matvec`.
 TRANSPOSED = "transposed"
+#: The names of the matrices of a low-rank adapter beside a kernel; see `models.lora`.
+LORA_A, LORA_B = "lora_A", "lora_B"
 #: The largest number of parts that a matrix is split into.
 MAX_PARTS = 8
 
@@ -124,6 +126,9 @@ def matvec_product(
 class Linear(nn.Module):
     """Computes x @ kernel + bias over the last dimension.
 
+    Where its parameters hold the matrices A and B of a low-rank adapter, it adds (x @ A) @ B
+    (`models.lora`).
+
     Attributes:
         features: the shape of the output at each position.
         names: the logical axes of the kernel, the input axis first.
@@ -155,6 +160,8 @@ class Linear(nn.Module):
                 jnp.float32,
             )
             y = matmul(x, kernel.astype(self.dtype), self.dtype, self.platform)
+            if self.has_variable("params", LORA_A):
+                y = y + self._low_rank(x)
         bias: Any = self.param(
             "bias",
             nn.with_logical_partitioning(nn.initializers.zeros, self.names[1:]),
@@ -164,3 +171,10 @@ class Linear(nn.Module):
         # The bias is broadcast before it is cast, so its gradient is a float32 sum over positions.
         y = y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
         return checkpoint_name(y, LINEAR_OUTPUT)
+
+    def _low_rank(self, x: Float[Array | np.ndarray, "*B D"]) -> Float[Array, "..."]:
+        """Computes (x @ A) @ B."""
+        a: Any = self.get_variable("params", LORA_A)
+        b: Any = self.get_variable("params", LORA_B)
+        inner = matmul(x, a.astype(self.dtype), self.dtype, self.platform)
+        return matmul(inner, b.astype(self.dtype), self.dtype, self.platform)

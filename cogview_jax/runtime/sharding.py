@@ -34,6 +34,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "vocabulary": "tensor",
     "positions": None,
     "norm": None,
+    # the wide axis of a low-rank adapter
+    "adapter": ("fsdp", "tensor"),
     # image codec parameters
     "tap": None,
     "channels_in": None,

@@ -40,9 +40,13 @@ def announcement(
     sizes = ", ".join(f"mesh.{axis} {size}" for axis, size in mesh.shape.items())
     of = f"{mesh.devices.size} x {devices[0].device_kind}"
     model, attention = _sizes(experiment)
+    trained = f"{parameters(state):,} parameters"
+    if isinstance(experiment, TransformerExperiment) and experiment.lora.rank:
+        frozen = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.model_state))
+        trained = f"{trained} of adapters and {frozen:,} frozen"
     return [
         f"data: {described(source)}",
-        f"model: {experiment.stage}, {model}; {parameters(state):,} parameters",
+        f"model: {experiment.stage}, {model}; {trained}",
         f"devices: {of} ({sizes}); precision {experiment.precision}{attention}",
         f"steps: {start:,} of {config.steps:,} done; {config.global_batch:,} rows a step{parts}",
     ]

@@ -140,6 +140,14 @@ class CodecTask:
         given = jax.device_put(ModelValues(part.params, part.codebook), shardings)
         return state.with_values(self.objective.with_bundle_values(state.values, given))
 
+    def stored(self, state: TrainState) -> TrainState:
+        """All of it."""
+        return state
+
+    def restored(self, state: TrainState, shapes: TrainState) -> TrainState:
+        """The state itself, since a checkpoint holds all of it."""
+        return state
+
     def cogview(self, state: TrainState) -> CogView:
         """The image tokenizer of `state`."""
         return CogView(codec=self._part(state))

@@ -14,6 +14,7 @@ from cogview_jax.models.implementation import (
     ImplementationConfig,
     choose_implementation,
 )
+from cogview_jax.models.lora import LoRAConfig
 from cogview_jax.runtime.config import build, require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
@@ -188,6 +189,7 @@ class TransformerExperiment:
         profile: which steps are profiled.
         seed: of all random numbers of the run, 0 to 2^32 - 1.
         init_from: the bundle whose transformer training starts from; empty for none.
+        lora: trains low-rank adapters of that transformer instead of all of it.
     """
 
     stage: Literal["transformer"]
@@ -208,6 +210,7 @@ class TransformerExperiment:
     profile: ProfileConfig = ProfileConfig()
     seed: int = 0
     init_from: str = ""
+    lora: LoRAConfig = LoRAConfig()
 
     def programs(self) -> Implementation:
         """The programs that run the transformer on all devices of this run.
@@ -261,6 +264,15 @@ class TransformerExperiment:
                 "model.compat 'official' lets later tokens change earlier ones and is for running"
                 " released weights; to finetune them name their bundle in init_from and leave"
                 " model.compat 'none'"
+            )
+        if self.lora.rank and not self.init_from:
+            raise InputError(
+                f"lora.rank {self.lora.rank} adapts a trained transformer, but init_from is empty:"
+                " name its bundle there, or set lora.rank to 0"
+            )
+        if self.lora.rank > self.model.width:
+            raise InputError(
+                f"lora.rank {self.lora.rank}: expected at most model.width {self.model.width}"
             )
         if self.train.sample_every and self.layout.task != "text_to_image":
             raise InputError(

@@ -70,7 +70,7 @@ class HeldOutLoss:
         Raises:
             InputError: no record can be read any more.
         """
-        params = self._objective.bundle_values(state.values).params
+        params = self._objective.model_params(state.values)
         totals: dict[str, np.ndarray] = {}
         for batch, _, here in self._batches(state.mesh):
             for name, pair in self._sums(params, batch).items():

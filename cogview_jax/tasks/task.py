@@ -54,6 +54,15 @@ class Task(Protocol):
     def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
         """`state` with the weights of another bundle, or as a run without one starts."""
 
+    def stored(self, state: TrainState) -> TrainState:
+        """What a checkpoint holds of a state, or of its shapes."""
+
+    def restored(self, state: TrainState, shapes: TrainState) -> TrainState:
+        """The state of a checkpoint (see `stored`) with what it does not hold.
+
+        shapes: of the whole state.
+        """
+
     def cogview(self, state: TrainState) -> CogView:
         """The bundle of the parameters of `state`, in memory."""
 

@@ -42,6 +42,7 @@ from cogview_jax.tasks.bundle_choice import (
 from cogview_jax.tasks.codec import CodecTask
 from cogview_jax.tasks.early_stopping import EarlyStopping
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment
+from cogview_jax.tasks.lora import LoRATask
 from cogview_jax.tasks.monitor import Monitor, check_benchmark
 from cogview_jax.tasks.task import Task
 from cogview_jax.tasks.train_config import TrainConfig
@@ -127,7 +128,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             Checkpointer(workdir.checkpoints, retention, damaged=workdir.damaged)
         )
         with goodput.phase("restore"):
-            state = checkpointer.restore(shapes)
+            state = checkpointer.restore(task.stored(shapes))
+            state = None if state is None else task.restored(state, shapes)
         if state is None:
             seed, decay = experiment.seed, config.ema_decay
             bundle = Bundle(experiment.init_from) if experiment.init_from else None
@@ -230,7 +232,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             return noted | {"early_stopping": early_stopping.notes}
 
         def save(step: int, state: TrainState, metrics: dict[str, float]) -> None:
-            checkpointer.save(step, state, metrics, notes())
+            checkpointer.save(step, task.stored(state), metrics, notes())
 
         state = train(
             state,
@@ -259,7 +261,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 # The unbroken run has a checkpoint and its metrics at some of these steps.
                 regular = is_due(config.checkpoint_every, done, config.steps)
                 metrics = monitor.reported.get(done, means.means()) if regular else None
-                checkpointer.save(done, state, metrics, notes())
+                checkpointer.save(done, task.stored(state), metrics, notes())
             fate = "which is saved" if checkpointer.wait() else "which could not be saved"
             log(
                 f"{workdir.path}: asked to stop after step {done} of {config.steps}, {fate}; run"
@@ -279,9 +281,9 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 # Where the best is damaged the next one will do, unless the bundle has the best.
                 if built is not None and built[0] == choices[0]:
                     del choices[1:]
-                restored = checkpointer.restore(shapes, choices)
+                restored = checkpointer.restore(task.stored(shapes), choices)
                 assert restored is not None, "it is asked for by its step"
-                state = restored
+                state = task.restored(restored, shapes)
             chosen = int(state.position)
             task.write(bundle_state(task.objective, config, state), workdir.bundle)
         with TolerateDiskErrors()("the ledger", done):
@@ -367,4 +369,6 @@ def make_task(experiment: Experiment, workdir: Workdir) -> Task:
     """The task of an experiment, by its stage."""
     if isinstance(experiment, CodecExperiment):
         return CodecTask(experiment, workdir)
+    if experiment.lora.rank:
+        return LoRATask(experiment, workdir)
     return TransformerTask(experiment, workdir)

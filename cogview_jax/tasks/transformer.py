@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +41,6 @@ from cogview_jax.tasks.sample_prompts import read_sample_prompts
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import Example, make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
-from cogview_jax.training.objective import ModelValues
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
 
@@ -72,7 +72,7 @@ class TransformerTask:
             experiment.vocabulary,
             experiment.programs(),
         )
-        self.objective = SequenceObjective(self.model, self.layout, experiment.text_weight)
+        self.objective = self._make_objective()
         rate = experiment.model.drop_rates[1]
         if rate and self.model.programs.attention == "cudnn":
             log(
@@ -82,6 +82,9 @@ class TransformerTask:
         self._store, self._grids = store_path(experiment.data, workdir), experiment.image_grids
         self._held_out: Subset[TokenRecord] | None = None
         self._prompts: list[str] = []
+
+    def _make_objective(self) -> SequenceObjective:
+        return SequenceObjective(self.model, self.layout, self.experiment.text_weight)
 
     def source(self) -> Source[TokenRecord]:
         """The records to train on: all but the held-out ones of the store or compact binary."""
@@ -175,12 +178,26 @@ class TransformerTask:
         """
         if bundle is None:
             return self._with_code_embeddings(state)
-        part, experiment = bundle.transformer(state.mesh), self.experiment
-        table = "position_embedding"
-        params = dict(part.params)
         held = self.objective.bundle_values(state.values)
-        there, here = params.pop(table), held.params[table]
-        rest = {name: tree for name, tree in held.params.items() if name != table}
+        given = held._replace(params=self._fitted(bundle, held.params, state.mesh))
+        return state.with_values(self.objective.with_bundle_values(state.values, given))
+
+    def stored(self, state: TrainState) -> TrainState:
+        """All of it."""
+        return state
+
+    def restored(self, state: TrainState, shapes: TrainState) -> TrainState:
+        """The state itself, since a checkpoint holds all of it."""
+        return state
+
+    def _fitted(self, bundle: Bundle, held: Any, mesh: jax.sharding.Mesh) -> Any:
+        """The parameters of a bundle, of the shapes, type and places of `held`; see `initial`."""
+        table, experiment = "position_embedding", self.experiment
+        here = held[table]
+        part = bundle.transformer(mesh, here.dtype)
+        params = dict(part.params)
+        there = params.pop(table)
+        rest = {name: tree for name, tree in held.items() if name != table}
         shapes = jax.tree.map(lambda leaf: leaf.shape, (params, rest))
         if (
             shapes[0] != shapes[1]
@@ -198,20 +215,28 @@ class TransformerTask:
         ]
         changes = [f"model {', '.join(changed)}"] if changed else []
         known = min(len(there), len(here))
-        if len(there) != len(here):
-            fate = "those beyond are left out" if known == len(here) else "new ones start afresh"
-            changes.append(f"positions {len(there)} -> {len(here)} ({fate})")
-            there = jax.jit(
-                lambda here, there: here.at[:known].set(there[:known]),
-                out_shardings=here.sharding,
-            )(here, there)
+        if len(there) > len(here):
+            cut = jax.jit(lambda there: there[:known], out_shardings=here.sharding)
+            changes.append(f"positions {len(there)} -> {known} (those beyond are left out)")
+            there = cut(there)
+        if len(there) < len(here):
+            there, fate = self._with_new_positions(bundle, there, here)
+            changes.append(f"positions {known} -> {len(here)} ({fate})")
         stored = bundle.stored_type("transformer")
         if stored != here.dtype:
             changes.append(f"weights {stored} -> {here.dtype}")
         if changes:
             log(f"init_from {bundle.path}: this run changes {', '.join(changes)}")
-        given = ModelValues(params | {table: there}, held.model_state)
-        return state.with_values(self.objective.with_bundle_values(state.values, given))
+        return params | {table: there}
+
+    def _with_new_positions(
+        self, bundle: Bundle, there: jax.Array, here: Any
+    ) -> tuple[jax.Array, str]:
+        """The positions of a bundle and the further ones of `here`; and what became of these."""
+        extend = jax.jit(
+            lambda here, there: here.at[: len(there)].set(there), out_shardings=here.sharding
+        )
+        return extend(here, there), "new ones start afresh"
 
     def validation_metrics(self) -> Sequence[str]:
         """The names of what `validation` measures."""
@@ -257,7 +282,7 @@ class TransformerTask:
             path,
             codec=self._codec(),
             text=self._text(),
-            transformer=self._part(state),
+            transformer=self._stored_part(state),
             step=int(state.position),
         )
 
@@ -277,12 +302,20 @@ class TransformerTask:
         return state.with_values(self.objective.with_bundle_values(state.values, given))
 
     def _part(self, state: TrainState) -> TransformerPart:
+        return self._part_of(self.objective.bundle_values(state.values).params)
+
+    def _stored_part(self, state: TrainState) -> TransformerPart:
+        """The part as `write` takes it."""
+        return self._part(state)
+
+    def _part_of(self, params: Any) -> TransformerPart:
+        """`params` with what the config says of them."""
         experiment = self.experiment
         return TransformerPart(
             experiment.model,
             experiment.vocabulary,
             experiment.layout,
-            self.objective.bundle_values(state.values).params,
+            params,
             experiment.drop_captions,
             experiment.implementation,
             experiment.train.weights,

@@ -50,7 +50,7 @@ class SequenceObjective:
     def sums(
         self,
         params: Any,
-        model_state: tuple[()],
+        model_state: Any,
         batch: Example,
         rows: Int[Array | np.ndarray, " b"],
         key: Key[Array, ""],
@@ -96,6 +96,10 @@ class SequenceObjective:
     ) -> tuple[ModelValues, dict[str, Array]]:
         """There is no model state, and there are no further metrics."""
         return values, {}
+
+    def model_params(self, values: ModelValues) -> Any:
+        """The parameters of the transformer, which `row_sums` takes."""
+        return values.params
 
     def bundle_values(self, values: ModelValues) -> ModelValues:
         """All of them: the parameters of the transformer."""
@@ -154,20 +158,22 @@ def cross_entropy(
     return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - picked
 
 
-def training_flops(model: Transformer, tokens: int) -> float:
+def training_flops(model: Transformer, tokens: int, *, frozen: bool = False) -> float:
     """FLOPs of a forward and backward pass over one row of `tokens`.
 
     6 a matrix parameter and token (with the tied head, without recomputation), and 12 x layers x
     width x tokens x keys for the two products of attention (Chowdhery et al. 2022, appendix B). The
     causal mask is not considered: a query has all tokens as keys, or in sparse attention the pivots
-    and its window.
+    and its window. Matrices that are `frozen` have no gradient: 4 a parameter and token.
     """
     config = model.config
     matrices = config.layers * (4 + 2 * config.mlp_ratio) * config.width**2
     matrices += model.vocab_size * config.width
     sparse = config.pivots + config.window * config.window_blocks
     keys = min(tokens, sparse) if config.sparse else tokens
-    return 6.0 * matrices * tokens + 12.0 * config.layers * config.width * tokens * keys
+    return (
+        4.0 if frozen else 6.0
+    ) * matrices * tokens + 12.0 * config.layers * config.width * tokens * keys
 
 
 def _check_pivots(pivots: int, layout: Layout) -> None:

@@ -26,8 +26,15 @@ def loop(a, b):
         (lambda a, b: jnp.einsum("ij,jk->ik", a, b), 2 * 3 * 4 * 5),
         (loop, 7 * (2 * 4 * 5 * 4 + 2 * 3 * 4 * 4)),
         (lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: 2 * (a @ b)), 120),
-        # Forward, again, and two products backward.
-        (jax.grad(lambda a, b: jnp.sum(jax.checkpoint(lambda a: jnp.sin(a @ b) @ b.T)(a))), 600),
+        # Two products forward, one again, and two backward.
+        (
+            jax.value_and_grad(
+                lambda a, b: jnp.sum(jax.checkpoint(lambda a: jnp.sin(a @ b) @ b.T)(a))
+            ),
+            600,
+        ),
+        # No result depends on the product.
+        (lambda a, b: [a @ b, jnp.sin(a)][1], 0),
         (lambda a, b: jnp.sum(a) + jnp.sum(b), 0),
     ],
 )

@@ -282,8 +282,8 @@ def test_a_bundle_may_be_replaced(given, tmp_path):
 
 
 OTHER_WAY = {
-    "neither": ((None, None), {}, None, r"expected either --source \(official, taming"),
-    "both": (("official", "official"), {}, None, "expected either --source"),
+    "neither": ((None, None), {}, None, r"expected one of --source \(official, taming"),
+    "both": (("official", "official"), {}, None, "expected one of --source"),
     "bundle to source": (("official", None), {}, "b", "--bundle belongs to --target official"),
     "heads to target": (
         (None, "official"),
