@@ -29,10 +29,7 @@ MOST_BYTES = 16 << 30
 #: True drawings of which the judge must recognise some through the image tokenizer.
 TRIED = 8
 #: What upsamples without a model.
-RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def run(model: CogView, options: Options) -> Report:
@@ -69,16 +66,15 @@ def run(model: CogView, options: Options) -> Report:
 
 def higher_is_better(task: str | None) -> dict[str, bool]:
     """See `Benchmark`: shares of what is right, and of super-resolution the MSE of the model."""
-    if task == "super_resolution":
-        rows, better = [f"squared_error/{name}" for name in ("sampled", "enlarged")], False
-    else:
-        of_task = {
-            "text_to_image": ("generated", *(f"generated_{tongue}" for tongue in LANGUAGES)),
-            "caption": ("said",),
-        }.get(task or "", ())
-        names = (*ATTRIBUTES, "all", *(("colour_and_shape",) if task == "caption" else ()))
-        rows, better = [f"{row}/{name}" for row in of_task for name in names], True
-    return {f"{split}/{row}": better for split in NAMES.values() for row in rows}
+    generated = ("generated", *(f"generated_{language}" for language in LANGUAGES))
+    names = (*ATTRIBUTES, "all")
+    rows = {
+        "text_to_image": [f"{row}/{name}" for row in generated for name in names],
+        "caption": [f"said/{name}" for name in (*names, "colour_and_shape")],
+        "super_resolution": ["squared_error/sampled", "squared_error/enlarged"],
+    }.get(task or "", [])
+    higher = task != "super_resolution"
+    return {f"{split}/{row}": higher for split in NAMES.values() for row in rows}
 
 
 def table(report: Mapping[str, Mapping]) -> str:
