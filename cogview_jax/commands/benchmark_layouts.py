@@ -58,7 +58,7 @@ class GenEval(BenchmarkLayout):
 
     @classmethod
     def read(cls, path: str) -> "GenEval":
-        """Reads evaluation_metadata.jsonl; InputError for a line without a prompt."""
+        """Reads evaluation_metadata.jsonl; InputError for a line without a prompt, or no line."""
         entries = []
         for number, line in enumerate(_lines(path), 1):
             if not line.strip():
@@ -73,6 +73,8 @@ class GenEval(BenchmarkLayout):
                     " GenEval's evaluation_metadata.jsonl"
                 )
             entries.append(entry)
+        if not entries:
+            raise InputError(f"--prompts {path}: the file has no line with a prompt")
         return cls(entries)
 
     @property

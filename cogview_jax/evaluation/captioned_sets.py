@@ -20,6 +20,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import read_json
 from cogview_jax.runtime.processes import log
 from cogview_jax.shapes.fresh import fresh_scenes
+from cogview_jax.tokenizers.prompt import shown
 
 #: Bytes of a file of captions: COCO's of its training split has 90 MB.
 CAPTIONS_LIMIT = 2 << 30
@@ -179,17 +180,27 @@ def _chosen(
 def coco_captions(file: str, folder: str, count: int, seed: int) -> CaptionedSet:
     """Captions of a file in COCO's format, chosen at random, and the images that they are of."""
     found = read_json(file, limit=CAPTIONS_LIMIT)
+    names: dict[Any, Any] = {}
     try:
-        names = {image["id"]: image["file_name"] for image in found["images"]}
-        pairs = [(each["caption"], names[each["image_id"]]) for each in found["annotations"]]
+        for image in found["images"]:
+            name = image["file_name"]
+            if names.setdefault(image["id"], name) != name:
+                raise InputError(
+                    f"{file}: two images have the id {image['id']!r}: {names[image['id']]!r} and"
+                    f" {name!r}"
+                )
+        given = [(each["caption"], each["image_id"]) for each in found["annotations"]]
+        pairs = [(caption, names.get(key)) for caption, key in given]
     except (KeyError, TypeError):
         raise InputError(
             f"{file} is no file of captions in COCO's format: expected images with id and"
             " file_name, and annotations with image_id and caption"
         ) from None
-    for caption, _ in pairs:
+    for caption, key in given:
         if not isinstance(caption, str):
             raise InputError(f"{file}: the caption {caption!r} of an annotation is no text")
+        if key not in names:
+            raise InputError(f"{file}: no image has the id {key!r} of the caption {shown(caption)}")
     _say_of_few(len(pairs), count, f"{file} has {len(pairs)} captions")
     chosen = np.random.default_rng(seed).permutation(len(pairs))[:count]
     texts = tuple(" ".join(pairs[i][0].split()) for i in chosen)

@@ -139,6 +139,9 @@ def test_what_is_no_such_prompt_set_is_refused(geneval, dpg, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"the folder has no file ID\.txt"):
         read_layout("dpg", str(tmp_path / "empty"))
+    (tmp_path / "blank.jsonl").write_text("\n")
+    with pytest.raises(InputError, match="the file has no line with a prompt"):
+        read_layout("geneval", str(tmp_path / "blank.jsonl"))
 
 
 def test_too_many_images_and_those_of_an_earlier_job_are_refused(dpg, tmp_path):

@@ -95,6 +95,18 @@ def test_a_folder_gives_captioned_images_and_leaves_bad_ones_out(tmp_path, capsy
         open_captioned(None, str(tmp_path), count=4, size=0, seed=0)
 
 
+def test_ids_that_name_no_image_or_two_are_refused(coco, tmp_path):
+    found, folder = coco
+    found["annotations"][0]["image_id"] = 777
+    with pytest.raises(InputError, match="no image has the id 777 of the caption '"):
+        open_captioned(written(found, tmp_path), folder, count=1, size=0, seed=0)
+    found["images"] += [{"id": 777, "file_name": name} for name in ("a.png", "a.png")]
+    assert open_captioned(written(found, tmp_path), folder, count=1, size=0, seed=0).texts
+    found["images"].append({"id": 777, "file_name": "b.png"})
+    with pytest.raises(InputError, match="two images have the id 777: 'a"):
+        open_captioned(written(found, tmp_path), folder, count=1, size=0, seed=0)
+
+
 def test_drawings_alternate_in_language():
     captioned = open_captioned(None, None, count=7, size=32, seed=0)
     assert len(captioned.texts) == len(captioned.images) == 7
