@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from cogview_jax.commands.sample_inputs import PROMPTS_LIMIT
+from cogview_jax.commands.sample_inputs import prompt_lines
 from cogview_jax.runtime.bounds import MOST_IMAGES, need_count
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.faults import at_work, is_fault, reason
-from cogview_jax.runtime.files import atomic_path, check_folder_output, read_regular, text_lines
+from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.files import atomic_path, check_folder_output
 
 #: DPG-Bench cuts an image into so many columns and rows at most.
 _SIDE = 2
@@ -60,7 +60,7 @@ class GenEval(BenchmarkLayout):
     def read(cls, path: str) -> "GenEval":
         """Reads evaluation_metadata.jsonl; InputError for a line without a prompt, or no line."""
         entries = []
-        for number, line in enumerate(_lines(path), 1):
+        for number, line in enumerate(prompt_lines(path), 1):
             if not line.strip():
                 continue
             try:
@@ -105,11 +105,13 @@ class DPGBench(BenchmarkLayout):
         """Reads a folder of prompts ID.txt; InputError where there is none."""
         if not Path(path).is_dir():
             raise InputError(f"--prompts {path}: expected DPG-Bench's folder of prompts, ID.txt")
-        files = sorted(Path(path).glob("*.txt"))
+        files = sorted(file for file in Path(path).glob("*.txt") if file.is_file())
         if not files:
             raise InputError(f"--prompts {path}: the folder has no file ID.txt with a prompt")
         need_count(f"--prompts {path}: number of files", len(files), MOST_IMAGES)
-        return cls({file.stem: " ".join(" ".join(_lines(file)).split()) for file in files})
+        return cls(
+            {file.stem: " ".join(" ".join(prompt_lines(str(file))).split()) for file in files}
+        )
 
     @property
     def prompts(self) -> list[str]:
@@ -184,15 +186,3 @@ def write_layout(
         folder.mkdir()
         for number, of_prompt in zip(numbers, images, strict=True):
             layout.write(folder, number, of_prompt)
-
-
-def _lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 file of prompts."""
-    try:
-        return text_lines(read_regular(path, PROMPTS_LIMIT))
-    except (OSError, ValueError) as error:
-        if is_fault(error):
-            raise
-        raise InputError(
-            f"--prompts {path} cannot be read as UTF-8 text: {reason(error)}"
-        ) from error

@@ -60,21 +60,31 @@ def read_prompts(given: Sequence[str], file: str | None, needed: bool = True) ->
     for prompt in prompts:
         need_text(prompt)
     if file:
-        try:
-            data = _read_prompts(file)
-            need_count(f"--prompts {file}: number of lines", data.count(b"\n"), MOST_IMAGES, 0)
-            lines = text_lines(data)
-        except (OSError, ValueError) as error:
-            if is_fault(error):
-                raise
-            raise InputError(
-                f"--prompts {file} cannot be read as UTF-8 text: {reason(error)}"
-            ) from error
-        prompts += [line.strip() for line in lines if line.strip()]
+        prompts += [line.strip() for line in prompt_lines(file) if line.strip()]
     if needed and not prompts:
         raise InputError("no prompt: give --prompt TEXT (repeatable) or --prompts FILE")
     need_count("number of prompts", len(prompts), MOST_IMAGES, 0)
     return prompts
+
+
+def prompt_lines(file: str) -> list[str]:
+    """The lines of a UTF-8 file or pipe of prompts, as `text_lines` has them.
+
+    Raises:
+        InputError: it cannot be read, is no UTF-8, or has more lines than MOST_IMAGES.
+    """
+    try:
+        data = _read_prompts(file)
+        need_count(f"--prompts {file}: number of lines", data.count(b"\n"), MOST_IMAGES, 0)
+        return text_lines(data)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        if is_fault(error):
+            raise
+        raise InputError(
+            f"--prompts {file} cannot be read as UTF-8 text: {reason(error)}"
+        ) from error
 
 
 def _read_prompts(file: str) -> bytes:
