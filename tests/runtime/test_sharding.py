@@ -44,7 +44,7 @@ def test_names_become_mesh_axes(names, expected):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("embed", "head"), "unknown logical axis 'head'; choose from batch, .*heads"),
+        (("embed", "head"), "unknown logical axis 'head'; choose from adapter, batch, .*heads"),
         (("heads", "mlp"), "'heads' and 'mlp' both claim the mesh axis 'tensor'"),
         (("batch", "embed"), "'batch' and 'embed' both claim the mesh axis 'fsdp'"),
         (("embed", "embed"), "'embed' and 'embed' both claim"),
