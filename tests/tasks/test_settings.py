@@ -36,7 +36,7 @@ ALLOWED = {
     # Too large a rate, decay or weight is found by the loss that it makes infinite, and no bound
     # tells what is too large for a model.
     **dict.fromkeys(("optimizer.lr", "optimizer.clip", "optimizer.weight_decay"), (1e30,)),
-    **dict.fromkeys(("loss.commitment", "text_weight", "prompt_weight"), (1e30,)),
+    **dict.fromkeys(("loss.commitment", "text_weight", "prompt_weight", "lora.alpha"), (1e30,)),
     **dict.fromkeys(
         (
             "loss.adversarial.weight",
