@@ -71,7 +71,8 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
             print(table(benchmark, measured.report))
             report = heading | measured.report
             page = report_page(f"{name}: {Path(out).name}", report, measured.sections)
-            with at_work("the report is not kept, but the table above is what it says"):
+            kept = "the table above is what the report says: run the same command again to write it"
+            with at_work(kept):
                 write_file(
                     beside(out, "html"), lambda file: file.write_text(page, encoding="utf-8")
                 )
