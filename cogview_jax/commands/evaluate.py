@@ -100,7 +100,7 @@ LIST_FEATURES = flags.DEFINE_boolean(
 )
 CAPTIONS = command_line.path_flag(
     "captions",
-    "of table1, figure9 and pictures: a file like COCO's captions_val2014.json, of images in"
+    "of table1, figure9, pictures and worst: a file like COCO's captions_val2014.json, of images in"
     " --real; or tfds:NAME:SPLIT, a TensorFlow data set prepared in --real or TFDS_DATA_DIR, such"
     " as tfds:coco_captions/2014:val",
 )
