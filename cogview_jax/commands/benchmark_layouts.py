@@ -9,6 +9,7 @@ Neither evaluator is part of this package: both need a vision model in torch. Wh
 """
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -182,7 +183,9 @@ def write_layout(
         numbers: of the prompts in the layout.
         images: those of each of these prompts, uint8 [h, w, 3].
     """
-    with at_work(f"the images are in {out}/images"), atomic_path(Path(out) / layout.name) as folder:
+    place = Path(out) / layout.name
+    with at_work(f"the images are in {out}/images"), atomic_path(place) as folder:
         folder.mkdir()
         for number, of_prompt in zip(numbers, images, strict=True):
             layout.write(folder, number, of_prompt)
+    print(f"images of {len(numbers)} prompts for the evaluator in {place}", file=sys.stderr)

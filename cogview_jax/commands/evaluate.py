@@ -23,9 +23,9 @@ bundle, which samples an image for every caption of --real or each of --prompts.
       --features lpips=alexnet.ckpt --out tokenizer.json
 
 tokenizer measures what an image tokenizer gives back, pictures a model on captioned images of
-your own (--real), table1 and figure9 what the paper reports of the best of several candidates; see
-docs/guides/evaluation.md. Interrupted, the same command goes on; all but shapes run as several
-processes, too.
+your own (--real), table1 and figure9 what the paper reports of the best of several candidates, and
+worst finds captions that do not fit their images; see docs/guides/evaluation.md. Interrupted, the
+same command goes on; all but shapes run as several processes, too.
 """
 
 from absl import flags

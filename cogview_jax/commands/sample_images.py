@@ -96,13 +96,13 @@ def text_to_image(
         InputError: a bundle, a number or a prompt that is needed is wrong.
     """
     need_count("number of images", len(prompts) * options.num_images, MOST_IMAGES, 0)
+    if layout is not None:
+        stay = (reranking and reranking.keep) or options.num_images
+        check_layout(layout, stay, out, interrupted=(Path(out) / "unfinished").exists())
     model, scorer, upsampler = options.load(bundle), None, None
     model.need("transformer", "text", "codec")
     model.need_task("text_to_image")
     size, given = model.codec.config.image_size, len(prompts)
-    if layout is not None:
-        stay = (reranking and reranking.keep) or options.num_images
-        check_layout(layout, stay, out, interrupted=(Path(out) / "unfinished").exists())
     good = good_prompts(model, prompts, needed)
     numbers, prompts = [number for number, _ in good], [prompt for _, prompt in good]
     if reranking is not None:
