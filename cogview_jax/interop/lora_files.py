@@ -120,8 +120,22 @@ def write_adapter(
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         metadata = {"format": "pt", DESCRIPTION: description}
-        safetensors.numpy.save_file(arrays, temporary / WEIGHTS, metadata)
+        (temporary / WEIGHTS).write_bytes(_same_bytes(safetensors.numpy.save(arrays, metadata)))
         write_json(temporary / CONFIG, config)
+
+
+def _same_bytes(file: bytes) -> bytes:
+    """A safetensors file whose bytes follow from what it holds.
+
+    The library writes several entries of metadata in another order each time. A file begins with
+    the size of its header, 8 bytes, and the header, JSON that spaces fill up to a multiple of 8.
+    """
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[end:]
 
 
 def read_adapter(folder: Path) -> StoredAdapter:

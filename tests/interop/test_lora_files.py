@@ -99,6 +99,24 @@ def written(part, base, adapters, tmp_path_factory):
     return folder
 
 
+def test_an_adapter_is_the_same_file_each_time_that_it_is_written(part, adapters, tmp_path):
+    """The library puts its metadata in another order each time."""
+    found = []
+    for number in range(12):
+        folder = tmp_path / str(number)
+        write_adapter(folder, adapters, LORA, part, base="a hash", base_path="there", step=7)
+        found.append((folder / WEIGHTS).read_bytes())
+    assert len(set(found)) == 1
+    with safetensors.safe_open(folder / WEIGHTS, "numpy") as opened:
+        assert opened.metadata()["format"] == "pt"
+        assert len(opened.keys()) == 2 * 2 * tiny.TRANSFORMER.layers
+    assert len(found[0]) % 4 == 0
+    arrays = safetensors.numpy.load(found[0])
+    name = "base_model.model.blocks.1.mlp.down.lora_A.weight"
+    given = adapters["blocks"]["block"]["mlp"]["down"]["lora_A"][1].T
+    np.testing.assert_array_equal(arrays[name], given)
+
+
 def merge(adapter, base, out, **files):
     convert(None, None, SourceFiles(**files), str(base), str(out), adapter=str(adapter))
 
