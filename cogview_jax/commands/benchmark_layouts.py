@@ -66,7 +66,7 @@ class GenEval(BenchmarkLayout):
                 continue
             try:
                 entry = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"--prompts {path}, line {number}: no JSON: {error}") from error
             if not isinstance(entry, Mapping) or not isinstance(entry.get("prompt"), str):
                 raise InputError(

@@ -1,4 +1,4 @@
-"""The embedded pictures: 256 concepts in four styles of emoji, and what each is called.
+"""The embedded images: 256 concepts in four styles of emoji, and what each is called.
 
 A caption names a concept and a style, in English ("butterfly in flat style") or Chinese
 ("扁平风格的蝴蝶"). It can be read back into both, so a judge knows what a prompt asks for.
@@ -6,7 +6,7 @@ A caption names a concept and a style, in English ("butterfly in flat style") or
 A quarter of the pairs of a concept and a style is held out. Each concept and each style is seen in
 training, those pairs never, so they measure composition.
 
-The pictures lie in `assets/emoji`, one sheet a style: tiles of 64 x 64 pixels in rows of 16, in the
+The images lie in `assets/emoji`, one sheet a style: tiles of 64 x 64 pixels in rows of 16, in the
 order of the concepts, on white. `examples/emoji/make.py` makes them; NOTICE beside them has the
 licences.
 """
@@ -36,7 +36,7 @@ _LOCK = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-    """What a picture shows.
+    """What an image shows.
 
     Attributes:
         code: the code points of the emoji in hexadecimal, with hyphens and without the variation
@@ -52,7 +52,7 @@ class Concept:
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """How a picture is drawn.
+    """How an image is drawn.
 
     Attributes:
         name: the name of its sheet, and of the style in keys of records.
@@ -91,7 +91,7 @@ def is_held_out(concept: int, style: int) -> bool:
 
 
 def pairs(split: str) -> tuple[tuple[int, int], ...]:
-    """The numbers (concept, style) of the pictures of a split, "train" or "held_out".
+    """The numbers (concept, style) of the images of a split, "train" or "held_out".
 
     Raises:
         InputError: there is no such split.
@@ -107,7 +107,7 @@ def pairs(split: str) -> tuple[tuple[int, int], ...]:
 
 
 def caption(concept: Concept, style: Style, language: str) -> str:
-    """Says what a picture shows and how it is drawn, in English ("en") or Chinese ("zh").
+    """Says what an image shows and how it is drawn, in English ("en") or Chinese ("zh").
 
     Raises:
         InputError: there is no such language.
@@ -133,7 +133,7 @@ def parse_caption(text: str) -> tuple[Concept, Style]:
     """Reads a caption in either language: the reverse of `caption`.
 
     Raises:
-        InputError: it is the caption of no picture.
+        InputError: it is the caption of no image.
     """
     found = _by_caption().get(text.strip())
     if found is None:
@@ -146,7 +146,7 @@ def parse_caption(text: str) -> tuple[Concept, Style]:
 
 
 def require_webp() -> None:
-    """Checks that the pictures can be decoded here.
+    """Checks that the images can be decoded here.
 
     Raises:
         InputError: Pillow was built without WebP.
@@ -187,7 +187,7 @@ def _decoded(name: str) -> np.ndarray:
 
 
 def tile(concept: int, style: int) -> UInt8[np.ndarray, "64 64 3"]:
-    """The picture of a pair of numbers; raises as `sheet` does.
+    """The image of a pair of numbers; raises as `sheet` does.
 
     Returns:
         uint8 [64, 64, 3], a copy.

@@ -5,15 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
 from cogview_jax.models.lora import LoRAConfig, adapter_shapes, initial_adapters, with_adapters
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.random_key import random_key
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.tokenizers.layout import Example, Layout
-from cogview_jax.training.objective import ModelValues, StepSums
+from cogview_jax.tokenizers.layout import Layout
+from cogview_jax.training.objective import ModelValues
 from cogview_jax.training.sequence_objective import SequenceObjective, training_flops
 
 
@@ -48,20 +47,6 @@ class LoRAObjective(SequenceObjective):
         base = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), self._shapes)
         return ModelValues(initial_adapters(key, unbox(self._shapes), self.lora), base)
 
-    def sums(
-        self,
-        params: Any,
-        model_state: Any,
-        batch: Example,
-        rows: Int[Array | np.ndarray, " b"],
-        key: Key[Array, ""],
-    ) -> StepSums:
-        """The sums of `SequenceObjective`, of the adapted model."""
-        return super().sums(self._joined(params, model_state), (), batch, rows, key)
-
     def model_params(self, values: ModelValues) -> Any:
         """The frozen parameters with the adapters beside them."""
-        return self._joined(*values)
-
-    def _joined(self, adapters: Any, base: Any) -> Any:
-        return with_adapters(base, adapters, self.lora.scale)
+        return with_adapters(values.model_state, values.params, self.lora.scale)

@@ -62,6 +62,7 @@ class SequenceObjective:
             if any(self.model.config.drop_rates)
             else {}
         )
+        params = self.model_params(ModelValues(params, model_state))
         entropies = self._entropies(params, batch, self._attention(batch, (rows, key)), rngs)
         text, image = batch.text_weights, batch.image_weights
         return StepSums(
@@ -98,7 +99,7 @@ class SequenceObjective:
         return values, {}
 
     def model_params(self, values: ModelValues) -> Any:
-        """The parameters of the transformer, which `row_sums` takes."""
+        """The parameters of the transformer, which `sums` computes with and `row_sums` takes."""
         return values.params
 
     def bundle_values(self, values: ModelValues) -> ModelValues:

@@ -115,6 +115,7 @@ def test_a_single_image_of_dpg_is_as_large_as_itself(dpg, tmp_path):
     ("line", "message"),
     [
         ("{", "line 4: no JSON"),
+        ("[" * 100_000, "line 4: no JSON"),
         ('["a bench"]', 'line 4: expected an object with a "prompt"'),
         ('{"prompt": 3}', 'line 4: expected an object with a "prompt"'),
     ],

@@ -1,6 +1,5 @@
 """The embedded emoji: what is in the sheets, what it is called, and which pairs are held out."""
 
-import functools
 import json
 import re
 import shutil
@@ -15,6 +14,7 @@ from PIL import Image, ImageFont, features
 from cogview_jax.data import emoji_set
 from cogview_jax.data.emoji_set import STYLES, caption, concepts, pairs, parse_caption, sheet, tile
 from cogview_jax.runtime.errors import InputError
+from emoji_tiles import cropped
 
 SHEETS = ("noto", "flat", "3d", "high_contrast")
 #: Two styles by number, and the share of concepts whose outline in the first is nearest to its like
@@ -28,18 +28,6 @@ def forgotten():
     emoji_set._decoded.cache_clear()
     yield
     emoji_set._decoded.cache_clear()
-
-
-@functools.cache
-def opened(style: str) -> Image.Image:
-    with Image.open(emoji_set.FOLDER / f"{style}.webp") as image:
-        return image.convert("RGB")
-
-
-def cropped(style: str, number: int) -> np.ndarray:
-    """A tile, found by hand: 64 pixels wide and high, 16 in a row."""
-    left, top = 64 * (number % 16), 64 * (number // 16)
-    return np.asarray(opened(style).crop((left, top, left + 64, top + 64)))
 
 
 def test_there_are_256_concepts_with_names_of_their_own():

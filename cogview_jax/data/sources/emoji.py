@@ -1,4 +1,4 @@
-"""Reads the embedded pictures with captions in two languages: `data.source.kind = "emoji"`."""
+"""Reads the embedded images with captions in two languages: `data.source.kind = "emoji"`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ CAPTION_KEYS = {"caption_en": "en", "caption_zh": "zh"}
 
 @dataclass(frozen=True, kw_only=True)
 class Emoji(SourceConfig):
-    """The settings of the embedded pictures: 256 concepts in four styles, see `emoji_set`.
+    """The settings of the embedded images: 256 concepts in four styles, see `emoji_set`.
 
     Attributes:
         kind: "emoji".
@@ -26,7 +26,7 @@ class Emoji(SourceConfig):
             does not see.
         caption_keys: the captions of a record, "caption_en" or "caption_zh". If it is empty, a
             record has both.
-        size: height and width of a picture in pixels, at most 64. Smaller ones are averages of the
+        size: height and width of an image in pixels, at most 64. Smaller ones are averages of the
             pixels of the embedded ones.
     """
 
@@ -50,39 +50,39 @@ class Emoji(SourceConfig):
         if self.size**2 > self.max_pixels:
             raise InputError(
                 f"data.source.max_pixels = {self.max_pixels}: expected at least {self.size**2}, the"
-                f" pixels of a picture of data.source.size = {self.size}"
+                f" pixels of an image of data.source.size = {self.size}"
             )
         emoji_set.require_webp()
         return EmojiSource(self.split, self.caption_keys or tuple(CAPTION_KEYS), self.size)
 
 
 class EmojiSource:
-    """The pictures of a split, concept by concept. They are decoded when the first is read."""
+    """The images of a split, concept by concept. They are decoded when the first is read."""
 
     def __init__(self, split: str, caption_keys: tuple[str, ...], size: int):
-        """Opens the split without reading a picture; see `Emoji` for the arguments."""
+        """Opens the split without reading an image; see `Emoji` for the arguments."""
         self._split, self._size = split, size
         self._languages = [CAPTION_KEYS[key] for key in caption_keys]
         self._pairs = emoji_set.pairs(split)
 
     def __len__(self) -> int:
-        """Returns the number of pictures."""
+        """Returns the number of images."""
         return len(self._pairs)
 
     def describe(self) -> str:
-        """Returns one line with the number of pictures and what they are."""
+        """Returns one line with the number of images and what they are."""
         return (
             f"{len(self)} embedded emoji, split {self._split!r} of {len(emoji_set.concepts())}"
             f" concepts in {len(emoji_set.STYLES)} styles"
         )
 
     def key(self, i: int) -> str:
-        """Returns the style and the code of picture `i`, such as "emoji/flat/1f98b"."""
+        """Returns the style and the code of image `i`, such as "emoji/flat/1f98b"."""
         concept, style = self._pairs[i]
         return f"emoji/{emoji_set.STYLES[style].name}/{emoji_set.concepts()[concept].code}"
 
     def __getitem__(self, i: int) -> Record:
-        """Reads picture `i`.
+        """Reads image `i`.
 
         Raises:
             InputError: the files of the package are damaged.

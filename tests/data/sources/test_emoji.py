@@ -1,12 +1,11 @@
 """The source of embedded emoji: records, captions, sizes, and the same place after a break."""
 
 import dataclasses
-import functools
 import itertools
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import features
 
 from cogview_jax.data import emoji_set
 from cogview_jax.data.loader import batches
@@ -15,17 +14,7 @@ from cogview_jax.data.sources.emoji import Emoji
 from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
-
-
-@functools.cache
-def opened(style: str) -> Image.Image:
-    with Image.open(emoji_set.FOLDER / f"{style}.webp") as image:
-        return image.convert("RGB")
-
-
-def hand_cropped(style: str, number: int) -> np.ndarray:
-    left, top = 64 * (number % 16), 64 * (number // 16)
-    return np.asarray(opened(style).crop((left, top, left + 64, top + 64)))
+from emoji_tiles import cropped
 
 
 def test_a_config_opens_both_splits():
@@ -49,7 +38,7 @@ def test_records_are_tiles_with_their_captions(split):
         record = source[i]
         assert record.key == source.key(i)
         _, style, code = record.key.split("/")
-        np.testing.assert_array_equal(record.image, hand_cropped(style, numbers[code]))
+        np.testing.assert_array_equal(record.image, cropped(style, numbers[code]))
         assert record.image.flags.writeable
         assert len(record.captions) == 2
         for text in record.captions:
