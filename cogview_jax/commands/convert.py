@@ -8,9 +8,14 @@
   python -m cogview_jax.convert --target safetensors --bundle bundles/base --out files
   python -m cogview_jax.convert --adapter runs/style/adapter --bundle bundles/base \\
       --out bundles/style
+  python -m cogview_jax.convert --dtype float16 --bundle bundles/base --out bundles/half
 
 With --adapter, a low-rank adapter that a run with lora.rank trained is merged into the transformer
 of the bundle that it was trained on; the tokenizers of the new bundle are those of that bundle.
+
+With --dtype, the weights of a bundle are rounded to another type: those of the transformer, or of
+an image tokenizer that is alone. One beside a transformer stays as it is, or it would give other
+codes than the transformer has learned.
 
 Formats:
   official     the CogView release. Each of its three files may be left out: the bundle is then
@@ -26,7 +31,7 @@ Formats:
   safetensors  a file for each part of any bundle, which describes itself. Back, OUT gets
                transformer.safetensors, image_tokenizer.safetensors and text_tokenizer.model.
 
-Weights keep their type and their bits.
+Without --dtype weights keep their type and their bits.
 """
 
 from absl import flags
@@ -67,7 +72,12 @@ GRID = flags.DEFINE_integer(
 LAYOUT_TASK = flags.DEFINE_string(
     "layout_task", None, "what the transformer was trained for, unless text_to_image"
 )
-BUNDLE = command_line.path_flag("bundle", "the bundle to give back, or to merge --adapter into")
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16", "float16"], "the type of the weights of --out"
+)
+BUNDLE = command_line.path_flag(
+    "bundle", "the bundle to give back, to merge --adapter into, or to round"
+)
 ADAPTER = command_line.path_flag("adapter", "the folder of the adapter to merge into --bundle")
 OUT = command_line.path_flag("out", "the bundle, or the folder, to write", required=True)
 
@@ -87,5 +97,11 @@ def main() -> None:
         layout_task=LAYOUT_TASK.value,
     )
     conversion.convert(
-        SOURCE.value, TARGET.value, given, BUNDLE.value, OUT.value, adapter=ADAPTER.value
+        SOURCE.value,
+        TARGET.value,
+        given,
+        BUNDLE.value,
+        OUT.value,
+        adapter=ADAPTER.value,
+        dtype=DTYPE.value,
     )

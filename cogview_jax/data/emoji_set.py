@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import features
+from PIL import Image, features
 
 from cogview_jax.data.images import decode_image, read_image_file
 from cogview_jax.data.records import BadRecord
@@ -186,12 +186,15 @@ def _decoded(name: str) -> np.ndarray:
     return pixels
 
 
-def tile(concept: int, style: int) -> UInt8[np.ndarray, "64 64 3"]:
+def tile(concept: int, style: int, size: int = TILE) -> UInt8[np.ndarray, "n n 3"]:
     """The image of a pair of numbers; raises as `sheet` does.
 
     Returns:
-        uint8 [64, 64, 3], a copy.
+        uint8 [size, size, 3], a copy. If it is not of TILE, its pixels are averages.
     """
     row, column = divmod(concept, COLUMNS)
     whole = sheet(STYLES[style])
-    return whole[row * TILE :, column * TILE :][:TILE, :TILE].copy()
+    image = whole[row * TILE :, column * TILE :][:TILE, :TILE].copy()
+    if size == TILE:
+        return image
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))

@@ -8,6 +8,7 @@ from cogview_jax.interop.files import SourceFiles
 from cogview_jax.interop.image_tokenizers import from_image_tokenizer, to_taming
 from cogview_jax.interop.lora_files import merge_adapter
 from cogview_jax.interop.official.conversion import from_official, to_official
+from cogview_jax.interop.weight_type import TYPES, change_type
 from cogview_jax.runtime.config import closest
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import check_folder_output
@@ -42,6 +43,7 @@ def convert(
     out: str,
     *,
     adapter: str | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Converts in the given direction.
 
@@ -50,17 +52,18 @@ def convert(
         target: a name of `TARGETS`, to make the folder `out` of `bundle`.
         files, bundle, out: see there.
         adapter: the folder of an adapter, to make the bundle `out` of `bundle` and that.
+        dtype: a type of weights, to make the bundle `out` of `bundle` with such.
 
     Raises:
         InputError: no direction or several are given, or a setting belongs to another direction.
     """
-    if [source, target, adapter].count(None) != 2:
+    if [source, target, adapter, dtype].count(None) != 3:
         raise InputError(
-            f"expected one of --source ({', '.join(SOURCES)}), --target ({', '.join(TARGETS)}) and"
-            " --adapter"
+            f"expected one of --source ({', '.join(SOURCES)}), --target ({', '.join(TARGETS)}),"
+            f" --adapter and --dtype ({', '.join(TYPES)})"
         )
     name, known = (source, SOURCES) if source is not None else (target, TARGETS)
-    if adapter is None and name not in known:
+    if adapter is None and dtype is None and name not in known:
         raise InputError(f"no format {name!r}; {closest(str(name), known)}")
     if source is not None and bundle is not None:
         raise InputError(f"--bundle belongs to --target {source}: a new bundle is --out")
@@ -73,15 +76,17 @@ def convert(
         if source is not None:
             SOURCES[source](files, out)
             return
-        given = f"--target {target}" if target is not None else "--adapter"
+        given = f"--target {target}" if target else "--adapter" if adapter else "--dtype"
         if files.given:
             source = f"--source {target}" if target is not None else "--source"
             raise InputError(f"--{files.given[0]} belongs to {source}, not to {given}")
         if bundle is None:
-            purpose = "gives back" if target is not None else "is merged into"
+            purpose = "gives back" if target else "is merged into" if adapter else "is of"
             raise InputError(f"--bundle TEXT is missing: the bundle that {given} {purpose}")
         if target is not None:
             TARGETS[target](bundle, out)
-        else:
-            assert adapter is not None
+        elif adapter is not None:
             merge_adapter(adapter, bundle, out)
+        else:
+            assert dtype is not None
+            change_type(bundle, dtype, out)

@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from PIL import Image
-
 from cogview_jax.data import emoji_set
 from cogview_jax.data.records import Record
 from cogview_jax.data.sources.source import Source, SourceConfig
@@ -90,9 +87,6 @@ class EmojiSource:
         """
         numbers = self._pairs[i]
         concept, style = emoji_set.concepts()[numbers[0]], emoji_set.STYLES[numbers[1]]
-        image = emoji_set.tile(*numbers)
-        if self._size != emoji_set.TILE:
-            size = (self._size, self._size)
-            image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+        image = emoji_set.tile(*numbers, self._size)
         captions = [emoji_set.caption(concept, style, language) for language in self._languages]
         return Record(self.key(i), image, tuple(captions))

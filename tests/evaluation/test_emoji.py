@@ -1,0 +1,135 @@
+"""The judge of the embedded emoji, and what its benchmark asks for and counts."""
+
+import numpy as np
+import pytest
+
+from cogview_jax.data import emoji_set
+from cogview_jax.evaluation.benchmarks import emoji
+from cogview_jax.evaluation.captioned_sets import ArrayImages
+from cogview_jax.evaluation.emoji_judge import EmojiJudge, Judged
+
+CONCEPTS, STYLES = len(emoji_set.concepts()), len(emoji_set.STYLES)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """By pixels."""
+    return EmojiJudge(emoji_set.TILE, None, tmp_path_factory.mktemp("judge"))
+
+
+def tiles(pairs):
+    return np.stack([emoji_set.tile(*pair) for pair in pairs])
+
+
+def features_of(pixels):
+    """Slowly: how far means of 4 x 4 pixels are from white; Pillow rounds those of rows first."""
+    rows = []
+    for image in pixels:
+        of_rows = np.floor(image.reshape(64, 16, 4, 3).mean(axis=2) + 0.5)
+        means = np.floor(of_rows.reshape(16, 4, 16, 3).mean(axis=1) + 0.5)
+        row = 255 - means.reshape(-1)
+        rows.append(row / np.linalg.norm(row))
+    return np.array(rows)
+
+
+def nearest_means(images, true):
+    """Slowly, of features [n, d] and [concepts, styles, d]: the numbers of concepts and styles."""
+    style_means = [np.mean([true[c, s] for c in range(CONCEPTS)], axis=0) for s in range(STYLES)]
+    found = []
+    for row in images:
+        distances = [np.sum((row - mean) ** 2) for mean in style_means]
+        style = int(np.argmin(distances))
+        own = row - style_means[style]
+        cosines = []
+        for c in range(CONCEPTS):
+            shown = [true[c, s] - style_means[s] for s in range(STYLES)]
+            mean = np.mean([each / np.linalg.norm(each) for each in shown], axis=0)
+            cosines.append(own @ mean / np.linalg.norm(own) / np.linalg.norm(mean))
+        found.append((int(np.argmax(cosines)), style))
+    return np.array(found).T
+
+
+def test_the_judge_takes_the_nearest_class_mean(judge):
+    every = [(c, s) for c in range(CONCEPTS) for s in range(STYLES)]
+    true = features_of(tiles(every)).reshape(CONCEPTS, STYLES, -1)
+    rng = np.random.default_rng(0)
+    pairs = [every[i] for i in rng.permutation(len(every))[:24]]
+    noise = rng.normal(0, 40, (len(pairs), 64, 64, 3))
+    images = np.clip(tiles(pairs) + noise, 0, 255).astype(np.uint8)
+    features = judge.features(ArrayImages(images, "noisy"), "noisy")
+    np.testing.assert_allclose(features, features_of(images), atol=1e-6)
+    concepts, styles = nearest_means(features_of(images), true)
+    judged = judge(features)
+    np.testing.assert_array_equal(judged.concepts, concepts)
+    np.testing.assert_array_equal(judged.styles, styles)
+    # Noise leaves most of what an image shows.
+    assert np.mean(judged.concepts == [c for c, _ in pairs]) > 0.8
+
+
+def test_the_judge_knows_its_own_error(judge):
+    """Each image is judged by means of the others: slowly, for some of them."""
+    every = [(c, s) for c in range(CONCEPTS) for s in range(STYLES)]
+    true = features_of(tiles(every)).reshape(CONCEPTS, STYLES, -1)
+    means = true.mean(axis=0)
+    directions = true - means
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    wrong = {"concept": 0, "style": 0}
+    for c, s in every:
+        others = np.delete(true, c, axis=0).mean(axis=0)
+        style = np.argmin(((true[c, s] - others) ** 2).sum(axis=1))
+        sums = directions.sum(axis=1)
+        sums[c] = np.delete(directions[c], s, axis=0).sum(axis=0)
+        own = true[c, s] - means[style]
+        concept = np.argmax(sums @ own / np.linalg.norm(sums, axis=1))
+        wrong["concept"] += concept != c
+        wrong["style"] += style != s
+    found = judge.own_error()
+    # Float32 may decide a tie in another way.
+    for part, count in wrong.items():
+        assert found[part] == pytest.approx(count / len(every), abs=2 / len(every))
+    assert 0.2 < found["concept"] < 0.6  # by pixels alone
+
+
+@pytest.mark.parametrize("split", emoji_set.SPLITS)
+def test_pairs_are_asked_for_once_in_each_language(split, capsys):
+    pairs = emoji_set.pairs(split)
+    some = emoji.asked_for(split, len(pairs), 0)
+    assert sorted(zip(some.concepts, some.styles, strict=True)) == sorted(pairs)
+    assert abs(some.languages.count("en") - some.languages.count("zh")) <= 1
+    for concept, style, language, text in zip(*some, strict=True):
+        named = emoji_set.concepts()[concept], emoji_set.STYLES[style]
+        assert text == emoji_set.caption(*named, language)
+        assert emoji_set.parse_caption(text) == named
+    every = emoji.asked_for(split, 10**6, 0)
+    assert len(set(every.texts)) == len(every.texts)
+    assert len({*zip(every.concepts, every.styles, every.languages, strict=True)}) == 2 * len(pairs)
+    assert f"have {2 * len(pairs)} captions, all are taken" in capsys.readouterr().err
+    assert list(emoji.asked_for(split, 9, 1).texts) != list(emoji.asked_for(split, 9, 2).texts)
+    assert list(emoji.asked_for(split, 9, 1).texts) == list(emoji.asked_for(split, 9, 1).texts)
+
+
+def test_shares_count_what_is_right():
+    """Two prompts of two candidates each; the third is right in all, the second in its style."""
+    asked = emoji.Asked(np.array([3, 5]), np.array([0, 1]), ("en", "zh"), ("a", "b"))
+    judged = Judged(np.array([4, 9, 5, 5]), np.array([2, 0, 1, 3]))
+    rows = emoji._rows(judged, asked, 2)
+    assert rows["generated"] == {"concept": 0.5, "style": 0.5, "both": 0.25}
+    assert rows["generated_en"] == {"concept": 0.0, "style": 0.5, "both": 0.0}
+    assert rows["generated_zh"] == {"concept": 1.0, "style": 0.5, "both": 0.5}
+    assert rows["generated_flat"] == rows["generated_zh"]
+    assert "generated_3d" not in rows
+    best = emoji._best(np.array([[2.0, 1.0], [0.5, 0.7]]), judged, asked)
+    assert best == {"best_of_1": {"concept": 0.5, "style": 0.5, "both": 0.5}}
+    scores = np.array([[2.0, 1.0, 3.0, 4.0], [0.5, 0.7, 0.9, 0.1]])
+    four = Judged(np.array([3, 3, 0, 0, 5, 5, 5, 0]), np.array([1, 0, 0, 0, 1, 1, 1, 1]))
+    best = emoji._best(scores, four, asked)
+    assert best["best_of_1"] == {"concept": 1.0, "style": 0.5, "both": 0.5}
+    assert best["best_of_4"] == {"concept": 0.5, "style": 1.0, "both": 0.5}
+
+
+def test_captions_are_read_back():
+    judged = emoji._named(["扁平风格的狐狸", "fox in flat style", "a fox", ""])
+    assert judged.concepts[0] == judged.concepts[1]
+    assert judged.styles[0] == judged.styles[1] == 1
+    assert emoji_set.concepts()[judged.concepts[0]].en == "fox"
+    assert list(judged.concepts[2:]) == list(judged.styles[2:]) == [-1, -1]
