@@ -10,11 +10,12 @@ RUN := .venv/bin/python -m
 # page faults. Other C libraries than glibc ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help demo demo-tasks test lint bench stability clean .venv
+.PHONY: help demo demo-tasks emoji test lint bench stability clean .venv
 
 help:
 	@echo 'make demo       train, sample and evaluate on the embedded data, end to end, into runs/demo'
 	@echo 'make demo-tasks finetune the demo to captions and super-resolution, and show every task'
+	@echo 'make emoji      train, evaluate and draw on the embedded emoji, into runs/emoji'
 	@echo 'make test       run the tests'
 	@echo 'make lint       check format, style and types'
 	@echo 'make bench      time a training step, and sampling'
@@ -45,6 +46,15 @@ demo-tasks: .venv runs/demo/bundle/bundle.json
 	$(RUN) cogview_jax.evaluate --bundle runs/demo/bundle --rerank_with runs/demo/caption/bundle \
 		--out runs/demo/reranked.json
 	$(RUN) bench.tasks_figure --out runs/demo/tasks.png
+
+# Goes on where it stopped, too.
+emoji: .venv
+	$(RUN) cogview_jax.train --config configs/emoji_codec.py --workdir runs/emoji/codec
+	$(RUN) cogview_jax.prepare --config configs/emoji.py:small --workdir runs/emoji
+	$(RUN) cogview_jax.train --config configs/emoji.py:small --workdir runs/emoji
+	$(RUN) cogview_jax.evaluate --bundle runs/emoji/bundle --benchmark emoji --num_prompts 250 \
+		--out runs/emoji/report.json
+	$(RUN) bench.emoji_figure --bundle runs/emoji/bundle --out runs/emoji/emoji.png
 
 # Two files of tests at a time, in the order of their names: those of bench/, which mostly wait, come
 # first and not alone at the end. One file shows more: .venv/bin/python -m pytest FILE

@@ -23,6 +23,10 @@ class Emoji(SourceConfig):
             does not see.
         caption_keys: the captions of a record, "caption_en" or "caption_zh". If it is empty, a
             record has both.
+        styles: the names of the styles whose images are read, such as "flat". If it is empty, all
+            are.
+        caption: the caption of every image, as one learns a style: "An image of flat style". If it
+            is empty, captions name the concept and the style.
         size: height and width of an image in pixels, at most 64. Smaller ones are averages of the
             pixels of the embedded ones.
     """
@@ -30,17 +34,23 @@ class Emoji(SourceConfig):
     kind: Literal["emoji"] = "emoji"
     split: Literal["train", "held_out"] = "train"
     caption_keys: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    caption: str = ""
     size: int = emoji_set.TILE
 
     def __post_init__(self):
         super().__post_init__()
         require_range(self, "size", at_least=8, at_most=emoji_set.TILE)
-        for key in self.caption_keys:
-            if key not in CAPTION_KEYS:
-                choices = ", ".join(CAPTION_KEYS)
-                raise SettingError(
-                    f"caption_keys = {self.caption_keys!r}: {key!r} is none of {choices}"
-                )
+        choices = {
+            "caption_keys": tuple(CAPTION_KEYS),
+            "styles": tuple(style.name for style in emoji_set.STYLES),
+        }
+        for name, known in choices.items():
+            for given in getattr(self, name):
+                if given not in known:
+                    raise SettingError(
+                        f"{name} = {getattr(self, name)!r}: {given!r} is none of {', '.join(known)}"
+                    )
 
     def open(self) -> Source[Record]:
         """Opens a split; see `SourceConfig.open`."""
@@ -50,17 +60,22 @@ class Emoji(SourceConfig):
                 f" pixels of an image of data.source.size = {self.size}"
             )
         emoji_set.require_webp()
-        return EmojiSource(self.split, self.caption_keys or tuple(CAPTION_KEYS), self.size)
+        return EmojiSource(self)
 
 
 class EmojiSource:
     """The images of a split, concept by concept. They are decoded when the first is read."""
 
-    def __init__(self, split: str, caption_keys: tuple[str, ...], size: int):
-        """Opens the split without reading an image; see `Emoji` for the arguments."""
-        self._split, self._size = split, size
-        self._languages = [CAPTION_KEYS[key] for key in caption_keys]
-        self._pairs = emoji_set.pairs(split)
+    def __init__(self, config: Emoji):
+        """Opens the split without reading an image."""
+        self._config = config
+        self._languages = [CAPTION_KEYS[key] for key in config.caption_keys or CAPTION_KEYS]
+        self._styles = config.styles or tuple(style.name for style in emoji_set.STYLES)
+        self._pairs = [
+            (concept, style)
+            for concept, style in emoji_set.pairs(config.split)
+            if emoji_set.STYLES[style].name in self._styles
+        ]
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -68,9 +83,12 @@ class EmojiSource:
 
     def describe(self) -> str:
         """Returns one line with the number of images and what they are."""
+        text = self._config.caption
+        said = f", each captioned {text!r}" if text else ""
         return (
-            f"{len(self)} embedded emoji, split {self._split!r} of {len(emoji_set.concepts())}"
-            f" concepts in {len(emoji_set.STYLES)} styles"
+            f"{len(self)} embedded emoji, split {self._config.split!r} of"
+            f" {len(emoji_set.concepts())} concepts in {len(self._styles)}"
+            f" style{'s' if len(self._styles) > 1 else ''}{said}"
         )
 
     def key(self, i: int) -> str:
@@ -87,6 +105,7 @@ class EmojiSource:
         """
         numbers = self._pairs[i]
         concept, style = emoji_set.concepts()[numbers[0]], emoji_set.STYLES[numbers[1]]
-        image = emoji_set.tile(*numbers, self._size)
-        captions = [emoji_set.caption(concept, style, language) for language in self._languages]
+        image = emoji_set.tile(*numbers, self._config.size)
+        own = [emoji_set.caption(concept, style, language) for language in self._languages]
+        captions = [self._config.caption] if self._config.caption else own
         return Record(self.key(i), image, tuple(captions))

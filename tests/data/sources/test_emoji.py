@@ -58,6 +58,23 @@ def test_a_language_may_be_chosen():
         assert Emoji(caption_keys=keys).open()[5].captions == captions
 
 
+def test_styles_and_one_caption_for_all_may_be_chosen():
+    every = Emoji().open()
+    flat = Emoji(styles=("flat",), caption="An image of flat style").open()
+    wanted = [i for i in range(len(every)) if every.key(i).startswith("emoji/flat/")]
+    assert [flat.key(i) for i in range(len(flat))] == [every.key(i) for i in wanted]
+    assert flat.describe() == (
+        "192 embedded emoji, split 'train' of 256 concepts in 1 style, each captioned"
+        " 'An image of flat style'"
+    )
+    for i in (0, 191):
+        np.testing.assert_array_equal(flat[i].image, every[wanted[i]].image)
+        assert flat[i].captions == ("An image of flat style",)
+    two = Emoji(styles=("3d", "noto"), split="held_out").open()
+    assert len(two) == 128
+    assert {two.key(i).split("/")[1] for i in range(128)} == {"3d", "noto"}
+
+
 def test_smaller_pictures_are_averages():
     whole, half = Emoji().open()[9].image, Emoji(size=32).open()[9].image
     means = whole.reshape(32, 2, 32, 2, 3).astype(float).mean((1, 3))
@@ -71,6 +88,10 @@ def test_smaller_pictures_are_averages():
         ({"size": 65}, "config.size = 65: expected 8 to 64"),
         ({"split": "val"}, "config.split = 'val': choices are 'train', 'held_out'"),
         ({"caption_keys": ("caption_de",)}, "'caption_de' is none of caption_en, caption_zh"),
+        (
+            {"styles": ("flat", "oil")},
+            "config.styles = ('flat', 'oil'): 'oil' is none of noto, flat, 3d, high_contrast",
+        ),
         ({"path": "x"}, "config.path: kind 'emoji' has no such setting"),
         ({"max_pixels": 4095}, "data.source.max_pixels = 4095: expected at least 4096"),
     ],
