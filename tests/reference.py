@@ -5,7 +5,7 @@ Parameters are the trees of the modules that are restated.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -54,15 +54,21 @@ def attention_weights(queries: np.ndarray, keys: np.ndarray, mask: np.ndarray) -
     return result
 
 
-def attention(x: np.ndarray, params: Any, heads: int, mask: np.ndarray | None = None) -> np.ndarray:
+def each_head(
+    x: np.ndarray, params: Any, heads: int, mask: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The weights [T, T] of each head, and what it has of the values [T, H]."""
     projected = np.tensordot(x, params["qkv"]["kernel"], 1) + params["qkv"]["bias"]
-    mixed = np.zeros_like(x)
     if mask is None:
         mask = np.array([[s <= t for s in range(len(x))] for t in range(len(x))])
     for columns in np.split(np.arange(x.shape[1]), heads):
         queries, keys, values = (projected[:, i, columns] for i in range(3))
-        mixed[:, columns] = attention_weights(queries, keys, mask) @ values
-    return mixed @ params["out"]["kernel"] + params["out"]["bias"]
+        yield attention_weights(queries, keys, mask), values
+
+
+def attention(x: np.ndarray, params: Any, heads: int, mask: np.ndarray | None = None) -> np.ndarray:
+    mixed = [weights @ values for weights, values in each_head(x, params, heads, mask)]
+    return np.concatenate(mixed, axis=1) @ params["out"]["kernel"] + params["out"]["bias"]
 
 
 def mlp(x: np.ndarray, params: Any) -> np.ndarray:
@@ -99,6 +105,20 @@ def transformer(
         x = block(x, layer, config, None if masks is None else masks[i])
     x = layer_norm(x, params["final_norm"], config.epsilon, config.pb_relax_norm)
     return x @ params["word_embedding"].T
+
+
+def layer_attention(
+    params: Any, config: Any, tokens: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
+    """The attention weights of one sequence in every layer and head, [L, N, T, T]."""
+    params, found = float64(params), []
+    x = params["word_embedding"][tokens] + params["position_embedding"][positions]
+    for i in range(config.layers):
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]["block"])
+        y = layer_norm(x, layer["attention_in"], config.epsilon, config.pb_relax_norm)
+        found.append([weights for weights, _ in each_head(y, layer["attention"], config.heads)])
+        x = block(x, layer, config)
+    return np.array(found)
 
 
 # ---- sampling

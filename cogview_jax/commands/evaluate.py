@@ -25,7 +25,12 @@ bundle, which samples an image for every caption of --real or each of --prompts.
 tokenizer measures what an image tokenizer gives back, pictures a model on captioned images of
 your own (--real), table1 and figure9 what the paper reports of the best of several candidates, and
 worst finds captions that do not fit their images; see docs/guides/evaluation.md. Interrupted, the
-same command goes on; all but shapes run as several processes, too.
+same command goes on; all but shapes and attention run as several processes, too.
+
+  python -m cogview_jax.evaluate --benchmark attention --bundle runs/demo/bundle \\
+      --prompts configs/demo_prompts.txt --out attention.json
+
+attention shows what each attention head looks at: a position, the text, or a few tokens.
 """
 
 from absl import flags
@@ -100,12 +105,14 @@ LIST_FEATURES = flags.DEFINE_boolean(
 )
 CAPTIONS = command_line.path_flag(
     "captions",
-    "of table1, figure9, pictures and worst: a file like COCO's captions_val2014.json, of images in"
-    " --real; or tfds:NAME:SPLIT, a TensorFlow data set prepared in --real or TFDS_DATA_DIR, such"
-    " as tfds:coco_captions/2014:val",
+    "of table1, figure9, pictures, worst and attention: a file like COCO's captions_val2014.json,"
+    " of images in --real; or tfds:NAME:SPLIT, a TensorFlow data set prepared in --real or"
+    " TFDS_DATA_DIR, such as tfds:coco_captions/2014:val",
 )
 PROMPT = flags.DEFINE_multi_string(
-    "prompt", [], "of pictures: what to show images of; of fid: what a bundle samples"
+    "prompt",
+    [],
+    "of pictures: what to show images of; of fid and attention: what a bundle samples",
 )
 PROMPTS = command_line.path_flag("prompts", "a file with one such prompt a line")
 RESIZE = flags.DEFINE_enum(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cogview_jax.evaluation.contact_sheet import font_of
+from cogview_jax.evaluation.contact_sheet import font_of, titled
 
 #: Pixels of a curve's drawing, and of the space around it for its labels; it is drawn larger by
 #: _SCALE, so that it is sharp.
@@ -37,6 +37,7 @@ figure { display: inline-block; margin: .5em; width: 165px; vertical-align: top 
 figcaption { font-size: .8em; overflow-wrap: anywhere }
 img { image-rendering: pixelated; border: 1px solid #ddd; width: 160px }
 img.curves { image-rendering: auto; border: 0; width: 560px }
+img.figure { image-rendering: auto; border: 0; width: auto; max-width: 100% }
 """
 
 
@@ -77,7 +78,15 @@ class Table:
     rows: Sequence[Sequence[str | float | None]]
 
 
-Section = Images | Curves | Table
+@dataclass(frozen=True)
+class Figure:
+    """A drawing under a title; a page shows it at its size, or as wide as the page."""
+
+    title: str
+    image: Image.Image
+
+
+Section = Images | Curves | Table | Figure
 
 
 def report_page(title: str, report: Mapping[str, Any], sections: Iterable[Section] = ()) -> str:
@@ -94,7 +103,9 @@ def _section(section: Section) -> str:
     if isinstance(section, Images):
         shown = _images(section)
     elif isinstance(section, Curves):
-        shown = f'<img class="curves" alt="" src="{_png(curves_image([section]))}">'
+        shown = f'<img class="curves" alt="" src="{_png(_drawing(section))}">'
+    elif isinstance(section, Figure):
+        shown = f'<img class="figure" alt="" src="{_png(section.image)}">'
     else:
         shown = _table(section)
     return f"<h2>{html.escape(section.title)}</h2>{shown}"
@@ -148,16 +159,29 @@ def _cell(value: Any) -> str:
     return f"<td>{html.escape(str(value))}</td>"
 
 
-def curves_image(drawings: Sequence[Curves]) -> Image.Image:
-    """Drawings of lines below each other, with their titles; axes end at the extreme values."""
-    height = _HEIGHT * _SCALE
-    sheet = Image.new("RGB", (_WIDTH * _SCALE, height * len(drawings)), "white")
-    for number, curves in enumerate(drawings):
-        sheet.paste(_drawing(curves), (0, number * height))
+def figures_image(sections: Iterable[Section]) -> Image.Image | None:
+    """The curves and figures among sections below each other, with their titles; None of none."""
+    shown = [section for section in sections if isinstance(section, (Curves, Figure))]
+    # Curves are drawn larger, but not beside figures, whose letters are small.
+    reduced = _SCALE if any(isinstance(section, Figure) for section in shown) else 1
+    drawings = [
+        _drawing(section).reduce(reduced)
+        if isinstance(section, Curves)
+        else titled({section.title: section.image})
+        for section in shown
+    ]
+    if not drawings:
+        return None
+    size = (max(each.width for each in drawings), sum(each.height for each in drawings))
+    sheet, top = Image.new("RGB", size, "white"), 0
+    for drawing in drawings:
+        sheet.paste(drawing, (0, top))
+        top += drawing.height
     return sheet
 
 
 def _drawing(curves: Curves) -> Image.Image:
+    """Lines under their title; axes end at the extreme values."""
     image = Image.new("RGB", (_WIDTH * _SCALE, _HEIGHT * _SCALE), "white")
     draw, font = ImageDraw.Draw(image), font_of(13 * _SCALE)
     errors = {name: curves.errors.get(name, [0] * len(curves.x)) for name in curves.lines}

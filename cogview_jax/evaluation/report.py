@@ -11,7 +11,7 @@ import jax
 
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.evaluation.benchmark import Benchmark, Options, Report, measure, table
-from cogview_jax.evaluation.page import Curves, curves_image, report_page
+from cogview_jax.evaluation.page import figures_image, report_page
 from cogview_jax.evaluation.row_store import PATIENCE
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load
@@ -28,9 +28,9 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
 
     The report begins with the name of the benchmark, the task of the bundle's transformer, and the
     settings; what `benchmark.run` returns follows. Beside it lies a page for people, under the same
-    name with the ending .html, with the images behind the numbers; and its curves, where it has
-    any, as .png. What a long evaluation has computed lies in the folder OUT.unfinished until the
-    report is written.
+    name with the ending .html, with the images behind the numbers; and its curves and figures,
+    where it has any, as .png. What a long evaluation has computed lies in the folder
+    OUT.unfinished until the report is written.
 
     Args:
         benchmark: from `evaluation.benchmark.load_benchmark`.
@@ -76,8 +76,8 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
                 write_file(
                     beside(out, "html"), lambda file: file.write_text(page, encoding="utf-8")
                 )
-                if curves := [each for each in measured.sections if isinstance(each, Curves)]:
-                    write_file(beside(out, "png"), curves_image(curves).save)
+                if figures := figures_image(measured.sections):
+                    write_file(beside(out, "png"), figures.save)
                 write_json(out, report)
             shutil.rmtree(unfinished, ignore_errors=True)
             print(f"report in {out}, a page of it in {beside(out, 'html')}", file=sys.stderr)

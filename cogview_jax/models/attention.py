@@ -27,6 +27,10 @@ from cogview_jax.models.remat import ATTENTION_OUTPUT, QKV
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
 
+#: The collection in which a layer of dense attention records its weights, float [B, N, T, S], if
+#: the caller makes it mutable (`models.layer_attention`).
+ATTENTION_WEIGHTS = "attention_weights"
+
 #: A function that drops attention weights. It takes the weights and a number, which makes its
 #: random bits differ from those of other calls, and returns the weights.
 DropoutFn = Callable[[jax.Array, jax.Array | int], jax.Array]
@@ -241,6 +245,8 @@ class Attention(nn.Module):
         scores = attention_scores(queries, cache.keys, self.alpha, self.policy.reductions)
         sow_max(self, "scores", jnp.where(mask, scores, 0))
         weights = attention_weights(scores, mask, self.alpha)
+        if self.is_mutable_collection(ATTENTION_WEIGHTS) and not self.is_initializing():
+            self.sow(ATTENTION_WEIGHTS, "weights", weights)
         if self.has_rng("dropout"):
             weights = dropout(weights, self.dropout, self.make_rng("dropout"))
         y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.policy.compute), cache.values)

@@ -19,7 +19,10 @@ from cogview_jax.runtime.files import sha256_file
 from cogview_jax.shapes.fresh import fresh_scenes
 
 #: The benchmarks that come with the package.
-NAMES = ("emoji", "fid", "figure9", "pictures", "shapes", "table1", "tokenizer", "worst")
+NAMES = (
+    *("attention", "emoji", "fid", "figure9", "pictures"),
+    *("shapes", "table1", "tokenizer", "worst"),
+)
 #: As if the file of the example lay in `cogview_jax/evaluation/benchmarks/`; jax is not there.
 COMMAND = """
 import sys
