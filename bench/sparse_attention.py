@@ -3,7 +3,7 @@
     .venv/bin/python -m bench.sparse_attention
 
 It measures forward and backward passes of one attention layer (16 heads of 64, with projections)
-and of the model of configs/fashion.py:small in float32, and one token of the layer with a full
+and of the model of configs/fashion.py:drawings in float32, and one token of the layer with a full
 cache. The command prints a table and writes bench/results/sparse_attention.json.
 """
 
@@ -136,7 +136,7 @@ def layer(rows: int) -> dict[str, Call]:
 
 def model() -> dict[str, Call]:
     """Returns the gradients of the loss of a whole model for one row."""
-    experiment = read_experiment(load_config(f"{ROOT}/configs/fashion.py:small"))
+    experiment = read_experiment(load_config(f"{ROOT}/configs/fashion.py:drawings"))
     layout = make_layout(experiment.layout, experiment.vocabulary)
     rng = np.random.default_rng(0)
     parts = {"text": rng.integers(0, 512, 20), "image": rng.integers(0, 512, 63 * 63)}

@@ -6,7 +6,7 @@
         --config.data.source.path=my_images
 
 - `base` (the default): 256 pixels as 16 x 16 codes of 16,384.
-- `fashion`: 800 pixels as 50 x 50 codes, the sizes of the paper's fashion model.
+- `fashion`: 800 pixels as 50 x 50 codes of 8,192, for configs/fashion.py:paper.
 - `small`: 64 pixels as 16 x 16 codes of 1,024, 20 minutes on two cores; without the perceptual
   loss, which `--config.loss.perceptual=FILE --config.loss.adversarial.perceptual_weight=1` adds.
 
@@ -59,7 +59,9 @@ def get_config(variant: str = "base") -> ConfigDict:
         }
     )
     if variant == "fashion":
-        config.model.image_size = 800
+        config.precision = "bfloat16"
+        # As many codes as the paper's transformers have.
+        config.model.update(image_size=800, codebook=8192)
         config.train.global_batch = 16
     if variant == "small":
         config.train.update(steps=600, global_batch=8, log_every=25, checkpoint_every=200)

@@ -278,8 +278,17 @@ def test_the_demo_reads_what_its_codec_writes(root):
     assert codec.model.image_size == codec.data.source.size == demo.data.source.size
 
 
+@pytest.mark.parametrize(
+    ("codec", "transformer"),
+    [("codec_vqgan:fashion", "fashion:paper"), ("fashion_codec", "fashion:small")],
+)
+def test_the_fashion_models_read_what_their_codecs_write(codec, transformer):
+    codec, read = (read_experiment(load_config(name)) for name in (codec, transformer))
+    assert (codec.model.grid, codec.model.codebook) == (read.layout.grid, read.vocabulary.codes)
+
+
 def test_the_long_variants_have_rows_of_4096_tokens(root):
-    for variant in ("long", "small"):
+    for variant in ("long", "drawings"):
         experiment = read_experiment(load_config(f"{root}/configs/fashion.py:{variant}"))
         layout = make_layout(experiment.layout, experiment.vocabulary)
         assert layout.length - 1 == 4096

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cogview_jax.data.records import BadRecord
+from cogview_jax.evaluation.benchmark import Options
 from cogview_jax.evaluation.image_sets import ImageSet, good_images
 from cogview_jax.evaluation.row_store import RowStore
 from cogview_jax.pipeline.cogview import CogView
@@ -161,6 +162,23 @@ def sample_candidates(
     store.finish()
     name = f"{candidates} samples of {len(prompts)} prompts"
     return CodedImages(model, store, (grid, grid), name, precision)
+
+
+def sample_asked(
+    model: CogView, prompts: Sequence[str], candidates: int, folder: Path, options: Options
+) -> CodedImages:
+    """`sample_candidates` as the flags of `evaluate` ask for it."""
+    return sample_candidates(
+        model,
+        prompts,
+        candidates,
+        folder,
+        bundle=options.bundle,
+        seed=options.seed,
+        sampling=options.sampling(model),
+        precision=options.precision,
+        batch_size=options.batch_size,
+    )
 
 
 def encode_images(

@@ -58,7 +58,7 @@ def test_file_and_variant():
 
 def test_a_shipped_experiment_has_a_name():
     assert load_config("demo").layout.grid == 8
-    assert load_config("fashion:small").model.layers == 4
+    assert load_config("fashion:drawings").model.layers == 4
     with pytest.raises(InputError, match=r"no shipped config 'dmo', .* did you mean demo\?"):
         load_config("dmo")
 

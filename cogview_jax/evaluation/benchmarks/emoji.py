@@ -21,7 +21,7 @@ from cogview_jax.evaluation.candidates import (
     CodedImages,
     best_of,
     encode_images,
-    sample_candidates,
+    sample_asked,
 )
 from cogview_jax.evaluation.captioned_sets import ArrayImages
 from cogview_jax.evaluation.emoji_judge import EmojiJudge, Judged
@@ -133,7 +133,7 @@ def _generated(model: CogView, asked: Mapping[str, Asked], options: Options) -> 
     sections = []
     for split, each in asked.items():
         name = NAMES[split]
-        images = _sampled(model, each.texts, options, folder / name)
+        images = sample_asked(model, each.texts, options.candidates, folder / name, options)
         judged = judge(judge.features(images, name))
         rows = _rows(judged, each, options.candidates)
         first = np.arange(len(each.texts)) * options.candidates
@@ -163,20 +163,6 @@ def _generated(model: CogView, asked: Mapping[str, Asked], options: Options) -> 
         report[name] = {"prompts": len(each.texts), **rows}
         sections.append(_shown(images, judged, each, name, first))
     return Measured(report, sections)
-
-
-def _sampled(model: CogView, texts: Sequence[str], options: Options, folder: Path) -> CodedImages:
-    return sample_candidates(
-        model,
-        texts,
-        options.candidates,
-        folder,
-        bundle=options.bundle,
-        seed=options.seed,
-        sampling=options.sampling(model),
-        precision=options.precision,
-        batch_size=options.batch_size,
-    )
 
 
 def _true_images(asked: Asked, size: int) -> ArrayImages:

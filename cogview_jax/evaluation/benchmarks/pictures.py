@@ -15,7 +15,7 @@ import numpy as np
 from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
 from cogview_jax.evaluation.benchmarks.fid import open_extractor
-from cogview_jax.evaluation.candidates import CodedImages, sample_candidates, sha256_of
+from cogview_jax.evaluation.candidates import sample_asked, sha256_of
 from cogview_jax.evaluation.captioned_sets import CaptionedSet, open_captioned
 from cogview_jax.evaluation.features import FEATURE_NETWORKS
 from cogview_jax.evaluation.image_sets import ImageSet, fill_rows, good_images, require_readable
@@ -64,7 +64,7 @@ def run(model: CogView, options: Options) -> Measured:
     report: Report = {"pictures": captioned.name, **captioned.provenance}
     report["loss"] = _losses(model, captioned, options, folder / "loss")
     if scorer is not None or extractor is not None:
-        generated = _sampled(model, captioned.texts, options, folder / "generated", 1)
+        generated = sample_asked(model, captioned.texts, 1, folder / "generated", options)
         if scorer is not None:
             losses = scorer.scores(generated, captioned.texts, "generated")
             true = scorer.scores(captioned.images, captioned.texts, "true")
@@ -118,22 +118,6 @@ def _losses(model: CogView, captioned: CaptionedSet, options: Options, folder: P
     return report
 
 
-def _sampled(
-    model: CogView, prompts: Any, options: Options, folder: Path, candidates: int
-) -> CodedImages:
-    return sample_candidates(
-        model,
-        prompts,
-        candidates,
-        folder,
-        bundle=options.bundle,
-        seed=options.seed,
-        sampling=options.sampling(model),
-        precision=options.precision,
-        batch_size=options.batch_size,
-    )
-
-
 def _shown(
     model: CogView, captioned: CaptionedSet, options: Options, folder: Path
 ) -> list[Section]:
@@ -141,12 +125,12 @@ def _shown(
     sections: list[Section] = []
     prompts = options.images.prompts
     if prompts:
-        images = _sampled(model, prompts, options, folder / "prompts", _SHOWN)
+        images = sample_asked(model, prompts, _SHOWN, folder / "prompts", options)
         pictures = good_images(images, range(len(images)))
         texts = [prompts[number // _SHOWN] for number in pictures]
         sections.append(Images("Your prompts", list(pictures.values()), texts))
     numbers = range(min(_SHOWN, len(captioned.texts)))
-    made = _sampled(model, captioned.texts[:_SHOWN], options, folder / "shown", 1)
+    made = sample_asked(model, captioned.texts[:_SHOWN], 1, folder / "shown", options)
     kinds: dict[str, ImageSet] = {"true": captioned.images, "generated": made}
     found = {kind: good_images(images, numbers) for kind, images in kinds.items()}
     pairs = [(kind, number) for number in numbers for kind in kinds if number in found[kind]]

@@ -22,7 +22,7 @@ from cogview_jax.evaluation.candidates import (
     Viewed,
     best_of,
     encode_images,
-    sample_candidates,
+    sample_asked,
 )
 from cogview_jax.evaluation.captioned_sets import CaptionedSet, open_captioned
 from cogview_jax.evaluation.clip_sets import ClipSets
@@ -75,16 +75,8 @@ class Pool:
         )
         require_readable(self.captioned.images, "--real")
         self.scorer.check(self.captioned.texts)
-        self.images: CodedImages = sample_candidates(
-            model,
-            self.captioned.texts,
-            self.count,
-            self._folder / "candidates",
-            bundle=options.bundle,
-            seed=options.seed,
-            sampling=options.sampling(model),
-            precision=options.precision,
-            batch_size=options.batch_size,
+        self.images: CodedImages = sample_asked(
+            model, self.captioned.texts, self.count, self._folder / "candidates", options
         )
         scores = self.scorer.scores(self.images, self.captioned.texts, "candidates")
         #: CapLoss of every candidate, [captions, candidates].
