@@ -9,11 +9,12 @@
     python -m cogview_jax.sample --bundle runs/fashion_paper/bundle --task text_to_image \\
         --prompt "a red silk dress" --out runs/fashion_paper/images
 
-- `paper`: images of 800 pixels as 50 x 50 codes of a VQGAN, 2,566 tokens a row;
+- `paper`: images of 800 pixels as 50 x 50 codes of a VQGAN, 2,564 tokens a row;
   2,988,387,840 parameters.
-- `long`: images of 1008 pixels as 63 x 63 codes, 4,096 tokens a row; 2,992,309,760 parameters.
+- `long`: images of 1008 pixels as 63 x 63 codes (`--config.model.image_size=1008` for the VQGAN),
+  4,096 tokens a row; 2,992,309,760 parameters.
 - `small`: Fashion-MNIST, 32 pixels as 8 x 8 codes, for a CPU; 2,957,184 parameters. Attention is
-  dense: a row has 84 tokens, fewer than the paper's window alone. For sparse attention all the
+  dense: a row has 83 tokens, fewer than the paper's window alone. For sparse attention all the
   same, in which a query sees the text, 16 to 32 codes before it and a few more at random:
   `--config.model.attention=sparse --config.model.window=16 --config.model.window_blocks=2
   --config.model.pivots=32`.
