@@ -13,7 +13,7 @@
   2,988,387,840 parameters.
 - `long`: images of 1008 pixels as 63 x 63 codes (`--config.model.image_size=1008` for the VQGAN),
   4,096 tokens a row; 2,992,309,760 parameters.
-- `small`: Fashion-MNIST, 32 pixels as 8 x 8 codes, for a CPU; 2,957,184 parameters. Attention is
+- `small`: Fashion-MNIST, 32 pixels as 8 x 8 codes, for a CPU; 2,886,912 parameters. Attention is
   dense: a row has 83 tokens, fewer than the paper's window alone. For sparse attention all the
   same, in which a query sees the text, 16 to 32 codes before it and a few more at random:
   `--config.model.attention=sparse --config.model.window=16 --config.model.window_blocks=2
@@ -23,7 +23,7 @@
 
 For `small`, configs/fashion_codec.py has the image tokenizer:
 
-    examples/fashion/make.py --out runs/fashion/data
+    python examples/fashion/make.py --out runs/fashion/data
     python -m cogview_jax.train --config configs/fashion_codec.py --workdir runs/fashion/codec
     python -m cogview_jax.prepare --config configs/fashion.py:small --workdir runs/fashion
     python -m cogview_jax.train --config configs/fashion.py:small --workdir runs/fashion

@@ -1,6 +1,6 @@
 """The image tokenizer of Fashion-MNIST: 32 pixels as 8 x 8 codes of 512.
 
-    examples/fashion/make.py --out runs/fashion/data
+    python examples/fashion/make.py --out runs/fashion/data
     python -m cogview_jax.train --config configs/fashion_codec.py --workdir runs/fashion/codec
 
 configs/fashion.py:small has the transformer. Pictures are neither cropped nor mirrored: there are

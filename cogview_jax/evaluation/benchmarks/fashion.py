@@ -53,7 +53,8 @@ def read_back(texts: Sequence[str], folder: str) -> Asked:
     except InputError as error:
         raise InputError(f"--real {folder}: {_EXPECTED}; {error}") from error
     shown, languages = zip(*read, strict=True)
-    return Asked(*np.array(shown, int).T, np.array(languages))
+    labels, tones, shapes = np.array(shown, int).T
+    return Asked(labels, tones, shapes, np.array(languages))
 
 
 def learned_judge(folder: Path) -> FashionJudge:
