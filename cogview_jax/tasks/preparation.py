@@ -19,12 +19,13 @@ from cogview_jax.data.transforms import center_crop
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sealed import read_sealed
 from cogview_jax.tasks.announcement import described
 from cogview_jax.tasks.experiment import TokenData, TransformerExperiment
-from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tasks.workdir import Workdir, resolved_settings
 from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_tokenizer
 
 #: Within a store: the tokenizer-only bundle its tokens were made with.
@@ -65,6 +66,16 @@ def written_grid(grid: tuple[int, int]) -> int | tuple[int, int]:
 def store_path(data: TokenData, workdir: Workdir) -> Path:
     """Where the token store of a run lies: `data.store`, or tokens/ in the workdir."""
     return Path(data.store).absolute() if data.store else workdir.path / "tokens"
+
+
+def prepare_run(experiment: TransformerExperiment, workdir: Workdir) -> None:
+    """Fills the token store of a run, and leaves in its workdir the settings that it has now.
+
+    Raises:
+        InputError: as `prepare`.
+    """
+    prepare(experiment, store_path(experiment.data, workdir))
+    write_json(workdir.prepared, resolved_settings(experiment))
 
 
 def prepare(experiment: TransformerExperiment, path: Path) -> None:

@@ -1,7 +1,6 @@
 """The folder of a run: the config that it belongs to, and the names of its files."""
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 
 from cogview_jax.data.sources.source import SourceConfig
+from cogview_jax.runtime.config import as_settings
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import check_folder_output, read_json, write_json
 from cogview_jax.runtime.leftovers import remove_leftovers
@@ -27,20 +27,22 @@ RESUMABLE = (
     *("train.validation_records", "train.stop_after", "train.sample_prompts"),
     *("train.benchmark", "train.benchmark_every", "train.benchmark_prompts"),
     *("implementation.attention", "implementation.decoding"),
-    *("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps", "data.from"),
 )
 
 
 class Workdir:
     """DIR/config.json, checkpoints/, metrics/, samples/, and on completion bundle/.
 
-    Some runs also have damaged/ (checkpoints), skipped.jsonl (records) or profile/.
+    Some runs also have damaged/ (checkpoints), skipped.jsonl (records) or profile/, and where
+    `prepare` was finished prepared.json, the settings that it had.
     """
 
     def __init__(self, path: str | Path):
         """Names the files of the run in `path` and makes none of them."""
         self.path = local_path(path, "--workdir").absolute()
         self.config = self.path / "config.json"
+        self.prepared = self.path / "prepared.json"
         self.checkpoints = self.path / "checkpoints"
         self.damaged = self.path / "damaged"
         self.metrics = self.path / "metrics"
@@ -71,12 +73,7 @@ class Workdir:
         """
         if not self.config.exists():
             return
-        found = read_json(self.config)
-        try:
-            # Settings that did not exist when the run began have their defaults.
-            found = resolved_settings(read_experiment(_without_foreign(found)))
-        except InputError as error:
-            raise InputError(f"{self.config} is of another program or version: {error}") from error
+        found = resolved_settings(read_settings(self.config))
         there, here = dict(flat_settings(found)), dict(flat_settings(resolved_settings(experiment)))
         names = sorted({*there, *here} - set(RESUMABLE))
         for name in sorted(names, key=lambda name: not name.endswith(".kind")):  # says the most
@@ -108,7 +105,21 @@ class Workdir:
 
 def resolved_settings(experiment: Experiment) -> dict[str, Any]:
     """Every setting, as JSON has them."""
-    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+    return json.loads(json.dumps(as_settings(experiment)))
+
+
+def read_settings(file: Path) -> Experiment:
+    """The experiment that `resolved_settings` were written of; newer settings have their defaults.
+
+    Raises:
+        InputError: the file is damaged, or has settings that this version does not know.
+    """
+    try:
+        return read_experiment(_without_foreign(read_json(file)))
+    except InputError as error:
+        if str(error).startswith(str(file)):
+            raise
+        raise InputError(f"{file} is of another program or version: {error}") from error
 
 
 def _without_foreign(config: Any) -> Any:
