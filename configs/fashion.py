@@ -1,7 +1,7 @@
 """The paper's fashion model: 3 billion parameters, long sequences, three-region sparse attention.
 
     python -m cogview_jax.prepare --config configs/fashion.py:paper --workdir runs/fashion \\
-        --config.data.source.path=my_images --config.data.image_tokenizer=runs/codec/bundle
+        --config.data.from=runs/codec
     python -m cogview_jax.train --config configs/fashion.py:paper --workdir runs/fashion
 
 - `paper`: images of 800 pixels as 50 x 50 codes; 2,988,387,840 parameters.

@@ -14,6 +14,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
+from cogview_jax.runtime.config import as_settings
 from cogview_jax.runtime.config_flag import fill, load_config
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import (
@@ -70,7 +71,7 @@ def test_every_setting_can_be_overridden(spec, experiment):
     """Filled, a config has the keys of the contract and every setting of its experiment."""
     config = load_config(spec)
     assert fill(config, experiment_type(config)) == ([], [])
-    assert flat(config) == flat(dataclasses.asdict(experiment))
+    assert flat(config) == flat(as_settings(experiment))
     for key in KEYS:
         *sections, name = key.split(".")
         assert name in functools.reduce(getitem, sections, config), key

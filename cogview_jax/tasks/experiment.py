@@ -115,6 +115,8 @@ class TokenData:
 
     Attributes:
         source: the captioned images.
+        from: the workdir of an earlier run: what the config does not give itself of source, token
+            store, tokenizers and sizes is that run's (`tasks.earlier_run`).
         store: the token store; empty for WORKDIR/tokens. A file is a compact binary of the CogView
             release, which is trained on as it is, with the two tokenizers named here.
         image_tokenizer: the bundle whose image tokenizer encodes the images.
@@ -138,6 +140,7 @@ class TokenData:
     RENAMED: ClassVar[Mapping[str, str]] = MappingProxyType({"picture_grid": "image_grid"})
 
     source: SourceConfig
+    from_: str = ""
     store: str = ""
     image_tokenizer: str = ""
     text_tokenizer: str = ""
@@ -151,7 +154,7 @@ class TokenData:
     validation_share: float = 0.0
 
     def __post_init__(self):
-        require_paths(self, "store", "image_tokenizer", "text_tokenizer")
+        require_paths(self, "from_", "store", "image_tokenizer", "text_tokenizer")
         require_range(self, "text_records", "shard_size", at_least=1)
         require_range(self, "encode_batch", at_least=1, at_most=2**16)
         require_range(self, "image_grid", at_least=0, at_most=2**10)

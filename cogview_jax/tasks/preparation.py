@@ -12,19 +12,20 @@ from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
-from cogview_jax.data.sources.source import Source, SourceConfig
+from cogview_jax.data.sources.source import Source, SourceConfig, listing
 from cogview_jax.data.token_shards import MANIFEST, PLAN
 from cogview_jax.data.token_writer import write_store
 from cogview_jax.data.transforms import center_crop
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sealed import read_sealed
 from cogview_jax.tasks.announcement import described
 from cogview_jax.tasks.experiment import TokenData, TransformerExperiment
-from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tasks.workdir import Workdir, resolved_settings
 from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_tokenizer
 
 #: Within a store: the tokenizer-only bundle its tokens were made with.
@@ -65,6 +66,16 @@ def written_grid(grid: tuple[int, int]) -> int | tuple[int, int]:
 def store_path(data: TokenData, workdir: Workdir) -> Path:
     """Where the token store of a run lies: `data.store`, or tokens/ in the workdir."""
     return Path(data.store).absolute() if data.store else workdir.path / "tokens"
+
+
+def prepare_run(experiment: TransformerExperiment, workdir: Workdir) -> None:
+    """Fills the token store of a run, and leaves in its workdir the settings that it has now.
+
+    Raises:
+        InputError: as `prepare`.
+    """
+    prepare(experiment, store_path(experiment.data, workdir))
+    write_json(workdir.prepared, resolved_settings(experiment))
 
 
 def prepare(experiment: TransformerExperiment, path: Path) -> None:
@@ -127,7 +138,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
         source,
         encode,
         plan={
-            "source": _source_plan(data.source, path),
+            **_source_plan(data.source, source, path),
             "text_tokenizer": _text_plan(data),
             **identity,
             **encoding,
@@ -258,23 +269,35 @@ def _tokenizers(
     return own
 
 
-def _source_plan(source: SourceConfig, path: Path) -> dict:
-    """The settings of the source that the store at `path` depends on.
+def source_settings(source: SourceConfig) -> dict:
+    """The settings of a source, as JSON has them."""
+    return json.loads(json.dumps(asdict(source)))
+
+
+def _source_plan(source: SourceConfig, opened: Source[Record], path: Path) -> dict:
+    """The settings of the source that the store at `path` depends on, and its listing.
 
     If a store was begun by an earlier version, settings that did not exist then have their
-    defaults, and it may name settings of other kinds of sources. If nothing else differs, what its
-    plan says is kept.
+    defaults, it may name settings of other kinds of sources, and it has no listing. If nothing else
+    differs, or the same listing lies at another path, what its plan says is kept.
     """
-    plan = json.loads(json.dumps(asdict(source)))
+    here = source_settings(source)
+    plan = {"source": here, "listing": listing(opened)}
     if not (path / PLAN).exists():
         return plan
-    begun = read_sealed(path / PLAN).get("source")
+    written = read_sealed(path / PLAN)
+    begun, listed = written.get("source"), written.get("listing")
+    if listed is None:
+        del plan["listing"]
     if not isinstance(begun, dict) or begun.get("kind") != source.kind:
         return plan
     foreign = SourceConfig.foreign(source.kind)
     own = {name: value for name, value in begun.items() if name not in foreign}
+    if "path" in here and listed == plan.get("listing", ""):
+        own["path"] = here["path"]
     defaults = {f.name: f.default for f in fields(source) if f.default is not MISSING}
-    return begun if json.loads(json.dumps(defaults)) | own == plan else plan
+    same = json.loads(json.dumps(defaults)) | own == here
+    return plan | ({"source": begun} if same else {})
 
 
 def _trained(captions: list[str], config: TextConfig) -> TextTokenizer:

@@ -40,6 +40,7 @@ from cogview_jax.tasks.bundle_choice import (
     check_bundle_step,
 )
 from cogview_jax.tasks.codec import CodecTask
+from cogview_jax.tasks.contents import contents
 from cogview_jax.tasks.early_stopping import EarlyStopping
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment
 from cogview_jax.tasks.lora import LoRATask
@@ -87,7 +88,7 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
 
 def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     goodput = Goodput(workdir.metrics / "goodput.json", writes=is_primary())
-    workdir.check(experiment)
+    moved = workdir.check(experiment)
     config, mesh = experiment.train, make_mesh(experiment.mesh)
     check_batch(config, mesh)
     task = make_task(experiment, workdir)
@@ -114,6 +115,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             lambda: step_metrics(step, shapes, task.row_shapes(), config.global_batch),
         )
     source = primary_first(task.source, "source opened")
+    held = contents(experiment, workdir, source, moved)
+    workdir.check_contents(moved, held)
     validation = task.validation()
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
@@ -179,7 +182,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             )
         )
         # Nothing the user may have got wrong is left.
-        workdir.claim(experiment)
+        workdir.claim(experiment, held)
         kept = f"what {workdir.checkpoints} holds is kept: run the same command again to go on"
         stack.enter_context(at_work(kept))
         placed = Prefetched(place_batch(batch, mesh) for batch in local)
