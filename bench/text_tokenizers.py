@@ -17,24 +17,17 @@ from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_to
 
 HELD_OUT = 50
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def measure(text: TextTokenizer, captions: Sequence[str]) -> dict[str, float]:
     """Tokens per caption, characters per token, and the share of characters written in bytes."""
-    pieces = [text.text_tokens(caption) for caption in captions]
+    lengths = [len(text.encode(caption)) for caption in captions]
     characters = sum(len(caption) for caption in captions)
-    # The characters of a caption that are not in its pieces are in its bytes.
-    known = sum(
-        len(piece.replace("▁", "")) for row in pieces for piece in row if not _BYTE.fullmatch(piece)
-    )
-    spaces = sum(caption.count(" ") for caption in captions)
-    tokens = sum(map(len, pieces))
     return {
-        "tokens": tokens / len(captions),
-        "characters a token": characters / tokens,
-        "in bytes": max(0.0, 1 - (known + spaces) / characters),
-        "longest": max(map(len, pieces)),
+        "tokens": sum(lengths) / len(captions),
+        "characters a token": characters / sum(lengths),
+        "in bytes": text.unknown_share(captions),
+        "longest": max(lengths),
     }
 
 

@@ -30,6 +30,9 @@ from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_to
 
 #: Within a store: the tokenizer-only bundle its tokens were made with.
 TOKENIZERS = "tokenizers"
+#: Records whose captions are held against a text tokenizer that is given, and the share of their
+#: characters that it may not know before a line says so.
+TRIED, UNKNOWN = 2000, 0.02
 
 
 @dataclass(frozen=True)
@@ -248,11 +251,11 @@ def _tokenizers(
     """The store's own copy of its tokenizers, which is made if it is missing."""
     data, place = experiment.data, path / TOKENIZERS
     if not (place / "bundle.json").exists():
-        text = (
-            TextTokenizer.load(data.text_tokenizer)
-            if data.text_tokenizer
-            else _trained(_captions(source, data.text_records), data.text)
-        )
+        if data.text_tokenizer:
+            text = TextTokenizer.load(data.text_tokenizer)
+            _warn_of_unknown(text, data.text_tokenizer, _captions(source, TRIED))
+        else:
+            text = _trained(_captions(source, data.text_records), data.text)
         if len(text) > experiment.vocabulary.text:
             raise InputError(
                 f"the text tokenizer has {len(text)} pieces, but the config has vocabulary.text ="
@@ -267,6 +270,18 @@ def _tokenizers(
             f" {given.sha256('codec')[:12]}: choose another store, or delete this one"
         )
     return own
+
+
+def _warn_of_unknown(text: TextTokenizer, name: str, captions: list[str]) -> None:
+    """Says where a text tokenizer was trained for other languages than those of the captions."""
+    share = text.unknown_share(captions)
+    if share > UNKNOWN:
+        print(
+            f"data.text_tokenizer {name}: {share:.0%} of the characters of the first"
+            f" {len(captions):,} captions have no token in it: they are written in bytes, or lost,"
+            " and a model that was trained with it does not know them",
+            file=sys.stderr,
+        )
 
 
 def source_settings(source: SourceConfig) -> dict:

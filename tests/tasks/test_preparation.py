@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -18,7 +19,7 @@ from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.preparation import prepare, store_path
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
-from cogview_jax.tokenizers.text import TextConfig
+from cogview_jax.tokenizers.text import TextConfig, train_text_tokenizer
 
 
 @pytest.fixture
@@ -62,6 +63,26 @@ def test_a_store_lies_in_the_workdir_or_where_the_config_says(experiment, tmp_pa
     assert store_path(experiment().data, Workdir(tmp_path)) == tmp_path / "tokens"
     elsewhere = experiment(store=f"{tmp_path}/store").data
     assert store_path(elsewhere, Workdir(tmp_path / "run")) == tmp_path / "store"
+
+
+def test_a_text_tokenizer_of_another_language_is_said(chain, experiment, tmp_path, capfd):
+    """The chain's captions are in two languages, as many in the one as in the other."""
+    english = [f"a {colour} circle" for colour in ("red", "green", "blue", "yellow")] * 9
+    text = train_text_tokenizer(english, TextConfig(400, "bpe", 1.0))
+    text.save(tmp_path / "english.model")
+    prepare(experiment(text_tokenizer=f"{tmp_path}/english.model"), tmp_path / "tokens")
+    said = capfd.readouterr().err
+    found = re.search(r"english.model: (\d+)% of the characters of the first (\d+) captions", said)
+    captions = [
+        caption
+        for line in (chain.images / "captions.jsonl").read_text().splitlines()
+        for caption in json.loads(line)["captions"]
+    ]
+    letters = [letter for caption in captions for letter in caption if not letter.isspace()]
+    strange = [letter for letter in letters if letter not in "".join(english)]
+    assert 0.1 < len(strange) / len(letters) < 0.9
+    assert found[1] == f"{100 * len(strange) / len(letters):.0f}"
+    assert int(found[2]) == len(captions)
 
 
 def test_a_given_text_tokenizer_is_used(chain, experiment, tmp_path):
