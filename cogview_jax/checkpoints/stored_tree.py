@@ -117,9 +117,10 @@ def picked_tree(folder: Path, names: Any) -> dict[str, Any]:
     def pick(name: str) -> Deferred:
         tree, keys = _place(name)
         try:
-            return functools.reduce(operator.getitem, keys, trees[tree])
+            found: Any = functools.reduce(operator.getitem, keys, trees[tree])
         except KeyError as error:
             raise _unreadable(folder, error) from error
+        return found
 
     return jax.tree.map(pick, names)
 
