@@ -48,7 +48,9 @@ from cogview_jax.runtime import command_line
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, MOST_ROWS, need_flag
 from cogview_jax.runtime.processes import distributed_flags
 
-BUNDLE = command_line.path_flag("bundle", "the bundle's folder; fid needs none")
+BUNDLE = command_line.path_flag(
+    "bundle", "the bundle's folder, a run's workdir, or one of its checkpoints; fid needs none"
+)
 OUT = command_line.path_flag("out", "the JSON file to write")
 BENCHMARK = flags.DEFINE_enum(
     "benchmark",

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.data.sources.source import Source, listing
 from cogview_jax.data.token_shards import MANIFEST, read_manifest
 from cogview_jax.runtime.errors import InputError
@@ -39,7 +39,7 @@ def contents(
         found |= _of_tokens(experiment.data, store_path(experiment.data, workdir), moved)
     if experiment.init_from:
         with contextlib.suppress(InputError):  # once a run has begun it may be gone
-            found["init_from"] = Bundle(experiment.init_from).sha256(part)
+            found["init_from"] = open_bundle(experiment.init_from).sha256(part)
     return found
 
 
@@ -54,7 +54,7 @@ def _of_tokens(data: TokenData, store: Path, moved: Collection[str]) -> dict[str
         if manifest.plan.get("source") == source_settings(data.source):
             found["data.source.path"] = manifest.plan.get("listing", "")
     if data.image_tokenizer and Path(data.image_tokenizer).exists():
-        found["data.image_tokenizer"] = Bundle(data.image_tokenizer).sha256("codec")
+        found["data.image_tokenizer"] = open_bundle(data.image_tokenizer).sha256("codec")
     if data.text_tokenizer and Path(data.text_tokenizer).exists():
         found["data.text_tokenizer"] = TextTokenizer.load(data.text_tokenizer).sha256
     if "data.source.path" in moved:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.step_bundle import StepBundle, open_bundle
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources.source import Source, SourceConfig, listing
@@ -224,9 +225,14 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
             " --config.data.image_tokenizer=runs/codec/bundle"
         )
     try:
-        given = Bundle(experiment.data.image_tokenizer)
+        given = open_bundle(experiment.data.image_tokenizer)
     except InputError as error:
         raise InputError(f"data.image_tokenizer: {error}") from None
+    if isinstance(given, StepBundle):
+        raise InputError(
+            f"data.image_tokenizer: {given.path} is a checkpoint, which its run may delete: finish"
+            " the run, and name its workdir or its bundle"
+        )
     codec = given.codec().config
     grid = experiment.layout.grid
     # Either image of super-resolution may have the size that the codec was trained on, and

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.checkpoints.retention import Retention
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.data.loader import batches
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
@@ -38,6 +38,7 @@ from cogview_jax.tasks.bundle_choice import (
     bundle_steps,
     bundle_written,
     check_bundle_step,
+    described_bundle,
 )
 from cogview_jax.tasks.codec import CodecTask
 from cogview_jax.tasks.contents import contents
@@ -135,7 +136,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             state = None if state is None else task.restored(state, shapes)
         if state is None:
             seed, decay = experiment.seed, config.ema_decay
-            bundle = Bundle(experiment.init_from) if experiment.init_from else None
+            bundle = open_bundle(experiment.init_from) if experiment.init_from else None
             if bundle is not None:
                 task.check(bundle)
             log("initialising the weights")
@@ -217,6 +218,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         watchdog = stack.enter_context(
             Watchdog(stall_timeout, f"process {jax.process_index()} on {host_name()}")
         )
+        described = described_bundle(task, config, shapes)
         means = MetricMeans(checkpointer.notes.get("means"))
         monitor = Monitor(
             experiment,
@@ -231,7 +233,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         )
 
         def notes() -> dict[str, Any]:
-            noted = {"machine": machine(), "means": means.sums}
+            noted = {"machine": machine(), "means": means.sums} | described
             return noted | {"early_stopping": early_stopping.notes}
 
         def save(step: int, state: TrainState, metrics: dict[str, float]) -> None:

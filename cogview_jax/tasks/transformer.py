@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
-from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.bundle import FILES, Bundle, TransformerPart
+from cogview_jax.checkpoints.bundle_writer import transformer_entry, write_bundle
 from cogview_jax.data.held_out import Subset, split
 from cogview_jax.data.sources.source import Source, readable
 from cogview_jax.data.token_records import TokenRecord
@@ -41,6 +42,7 @@ from cogview_jax.tasks.sample_prompts import read_sample_prompts
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import Example, make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
+from cogview_jax.training.objective import ModelValues
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
 
@@ -79,6 +81,7 @@ class TransformerTask:
                 f"attention_dropout {rate} keeps attention from being a fused kernel; 0 makes a"
                 " step of the 4B model twice as fast on an H200"
             )
+        self._workdir = workdir
         self._store, self._grids = store_path(experiment.data, workdir), experiment.image_grids
         self._held_out: Subset[TokenRecord] | None = None
         self._prompts: list[str] = []
@@ -285,6 +288,27 @@ class TransformerTask:
             transformer=self._stored_part(state),
             step=int(state.position),
         )
+
+    def described(self, arrays: ModelValues) -> dict[str, dict[str, Any]] | None:
+        """The transformer, whose arrays a checkpoint has, and where its tokenizers lie."""
+        codec, text = self._codec(), self._text()
+        file = codec.path / FILES["text"]
+        if self._store.is_file():
+            file = Path(self.experiment.data.text_tokenizer).absolute()
+        parts = {
+            "codec": codec.parts["codec"] | {"paths": self._paths(codec.path / FILES["codec"])},
+            "text": {"pieces": len(text), "sha256": text.sha256, "paths": self._paths(file)},
+        }
+        own = {name: part["sha256"] for name, part in parts.items()}
+        entry = transformer_entry(self._part_of(None), self.model.positions)
+        entry |= {"arrays": arrays.params, "trained_with": own}
+        return parts | {"transformer": entry}
+
+    def _paths(self, place: Path) -> list[str]:
+        """Where a part may lie: as seen from a checkpoint of its workdir, or as it lies now."""
+        within = place.is_relative_to(self._workdir.path)
+        step = self._workdir.checkpoints / "STEP"
+        return [*([os.path.relpath(place, step)] if within else []), str(place)]
 
     def _with_code_embeddings(self, state: TrainState) -> TrainState:
         """`state`; its code embeddings are made from the codec's vectors if the config says so."""
