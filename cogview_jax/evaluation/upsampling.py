@@ -23,7 +23,7 @@ from cogview_jax.sampling.back_projection import ROUNDS, back_projected
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 #: What `compared` may measure, and its names in tables.
 _MEASURES = {"squared_error": "MSE", "ssim": "SSIM", "lpips": "LPIPS"}
-#: Images that are compared together.
+#: Images that are compared together, at most.
 _TOGETHER = 32
 _pair_metrics = jax.jit(pair_metrics)
 
@@ -164,10 +164,10 @@ def _values(
     images: np.ndarray, true: np.ndarray, weights: LpipsWeights | None
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """What is measured of each pair."""
-    batches = []
-    for start in range(0, len(true), _TOGETHER):
+    batches, rows = [], min(_TOGETHER, len(true))
+    for start in range(0, len(true), rows):
         # All batches have one size, so that one function is compiled.
-        numbers = np.arange(start, start + _TOGETHER) % len(true)
+        numbers = np.arange(start, start + rows) % len(true)
         batches.append(_pair_metrics(weights, images[numbers], true[numbers]))
     values = {
         name: np.concatenate([batch[name] for batch in batches])[: len(true)] for name in batches[0]

@@ -128,7 +128,9 @@ def test_upsampled_images_are_held_against_the_tiles(monkeypatch, text_length):
         LayoutConfig(task="super_resolution", text_length=text_length, grid=8), Vocabulary(64, 64)
     )
     asked = {split: emoji.asked_for(split, 3, 0, repeated=False) for split in emoji_set.SPLITS}
-    true = {split: tiles(zip(each.concepts, each.styles, strict=True)) for split, each in asked.items()}
+    true = {
+        split: tiles(zip(each.concepts, each.styles, strict=True)) for split, each in asked.items()
+    }
     splits = iter(asked)
 
     def upsample(images, texts):
