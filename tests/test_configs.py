@@ -185,17 +185,26 @@ def test_the_demo_is_the_one_that_was_measured():
     }
 
 
-def test_finetuning_differs_from_the_demo_in_what_its_file_says():
-    demo = flat(dataclasses.asdict(read_experiment(load_config("demo"))))
+@pytest.mark.parametrize(
+    ("base", "of_super_resolution"),
+    [
+        ("demo", {"data.source.size", "data.source.train_count"}),
+        ("emoji", {"layout.grid", "drop_captions"}),
+    ],
+)
+def test_finetuning_differs_from_its_base_in_what_its_file_says(base, of_super_resolution):
+    plain = flat(dataclasses.asdict(read_experiment(load_config(base))))
+    of_caption = {"drop_captions"} if plain["drop_captions"] else set()
     for name, changed in {
-        "demo_caption": {"layout.task", "text_weight", "data.store"},
-        "demo_superres": {
+        "caption": {"layout.task", "text_weight", "data.store"} | of_caption,
+        "superres": {
             *("layout.task", "layout.text_length", "prompt_weight", "data.text_tokenizer"),
-            *("data.image_grid", "data.source.size", "data.source.train_count"),
-        },
+            "data.image_grid",
+        }
+        | of_super_resolution,
     }.items():
-        other = flat(dataclasses.asdict(read_experiment(load_config(name))))
-        differs = {key for key in other if other[key] != demo[key]}
+        other = flat(dataclasses.asdict(read_experiment(load_config(f"{base}_{name}"))))
+        differs = {key for key in other if other[key] != plain[key]}
         assert {key for key in differs if not key.startswith("train.")} == changed | {"init_from"}
 
 

@@ -25,12 +25,18 @@ bundle, which samples an image for every caption of --real or each of --prompts.
 tokenizer measures what an image tokenizer gives back, pictures a model on captioned images of
 your own (--real), table1 and figure9 what the paper reports of the best of several candidates, and
 worst finds captions that do not fit their images; see docs/guides/evaluation.md. Interrupted, the
-same command goes on; all but shapes and attention run as several processes, too.
+same command goes on; all but shapes, emoji and attention run as several processes, too.
 
   python -m cogview_jax.evaluate --benchmark attention --bundle runs/demo/bundle \\
       --prompts configs/demo_prompts.txt --out attention.json
 
 attention shows what each attention head looks at: a position, the text, or a few tokens.
+
+  python -m cogview_jax.evaluate --benchmark emoji --bundle runs/emoji/bundle \\
+      --features efficientnet_lite0=efficientnet-lite0-57934424.pth --out emoji.json
+
+emoji uses pairs of a concept and a style of the embedded emoji that training has seen, and held-out
+ones: the share of images, or of captions, that are right, or the errors of upsampled images.
 """
 
 from absl import flags
@@ -61,7 +67,7 @@ BENCHMARK = flags.DEFINE_enum(
 NUM_PROMPTS = flags.DEFINE_integer(
     "num_prompts",
     300,
-    "captions or drawings that are measured; of shapes in each of its two splits",
+    "captions or images that are measured; of shapes and emoji in each of their two splits",
 )
 SEED = flags.DEFINE_integer("seed", 0, "of the prompts and of sampling")
 TEMPERATURE = flags.DEFINE_float(
