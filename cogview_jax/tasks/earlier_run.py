@@ -35,6 +35,7 @@ STORED = (
     *("data.image_tokenizer", "data.text_tokenizer", "data.text_records", "data.image_grid"),
     *("data.text.pieces", "data.text.algorithm", "data.text.character_coverage"),
     *("data.text.byte_fallback", "data.encode_precision", "data.shard_size"),
+    *("data.views", "data.smallest_crop", "data.largest_crop", "data.flip"),
 )
 
 

@@ -15,7 +15,7 @@ from cogview_jax.models.implementation import (
     choose_implementation,
 )
 from cogview_jax.models.lora import LoRAConfig
-from cogview_jax.runtime.config import build, require_range
+from cogview_jax.runtime.config import SettingError, build, require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
 from cogview_jax.runtime.paths import require_paths
@@ -130,7 +130,12 @@ class TokenData:
             record has two), if training cuts random windows of `layout.grid` out of it: one number
             for squares, or two, such as 32,48, to whose aspect ratio images are cropped. 0 where
             images have `layout.grid`.
-        shard_size: records of a shard of the store.
+        views: how often each image is encoded: as it is, and then as random views of it, which
+            `smallest_crop`, `largest_crop` and `flip` describe. Few images teach more so.
+        smallest_crop, largest_crop: the sides of a view are a random share between these of the
+            image's. Above 1 the image is smaller, and the pixels of its edge go on around it.
+        flip: mirror half of the views. Off by default, since captions say left and right.
+        shard_size: records of a shard of the store; each view counts.
         max_skipped: the share of records that may be unreadable or without a caption.
         validation_share: the share of the store's records that are held out: training never reads
             them, and the loss is measured on them. Their numbers alone decide which these are.
@@ -149,6 +154,10 @@ class TokenData:
     encode_batch: int = 64
     encode_precision: Literal["float32", "bfloat16", "float16"] = "float32"
     image_grid: int | tuple[int, int] = 0
+    views: int = 1
+    smallest_crop: float = 1.0
+    largest_crop: float = 1.0
+    flip: bool = False
     shard_size: int = 8192
     max_skipped: float = 0.05
     validation_share: float = 0.0
@@ -158,6 +167,16 @@ class TokenData:
         require_range(self, "text_records", "shard_size", at_least=1)
         require_range(self, "encode_batch", at_least=1, at_most=2**16)
         require_range(self, "image_grid", at_least=0, at_most=2**10)
+        require_range(self, "views", at_least=1, at_most=2**10)
+        require_range(self, "smallest_crop", above=0, at_most=1)
+        require_range(self, "largest_crop", at_least=1, at_most=4)
+        varied = self.flip or self.smallest_crop < self.largest_crop
+        if varied != (self.views > 1):
+            raise SettingError(
+                f"views = {self.views} with smallest_crop = {self.smallest_crop}, largest_crop ="
+                f" {self.largest_crop} and flip = {self.flip}: expected several views that differ"
+                " by one of these, or one view and none of them"
+            )
         require_range(self, "max_skipped", at_least=0, at_most=1)
         require_range(self, "validation_share", at_least=0, below=1)
         if not self.source.require_captions:

@@ -17,6 +17,7 @@ from cogview_jax.data.sources.source import Source, SourceConfig, listing
 from cogview_jax.data.token_shards import MANIFEST, PLAN
 from cogview_jax.data.token_writer import write_store
 from cogview_jax.data.transforms import center_crop
+from cogview_jax.data.views import RandomView, Views
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
@@ -24,7 +25,6 @@ from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sealed import read_sealed
-from cogview_jax.tasks.announcement import described
 from cogview_jax.tasks.experiment import TokenData, TransformerExperiment
 from cogview_jax.tasks.workdir import Workdir, resolved_settings
 from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_tokenizer
@@ -50,6 +50,7 @@ class StoreMeta:
         grids: rows and columns of all images of a record; None in stores of earlier versions,
             whose records had one.
         layout: the task that the store was made for.
+        views: how many examples in a row are of one image.
     """
 
     grid: int | tuple[int, int]
@@ -59,6 +60,7 @@ class StoreMeta:
     text: str
     grids: list[int | tuple[int, int]] | None = None
     layout: str | None = None
+    views: int = 1
 
 
 def written_grid(grid: tuple[int, int]) -> int | tuple[int, int]:
@@ -103,8 +105,12 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
     encoding = _encoding(data, path)
     given = given_codec(experiment)
     source = data.source.open()
-    print(f"token store {path}: {described(source)}; codec of {given.path}", file=sys.stderr)
     tokenizers = _tokenizers(experiment, given, source, path)
+    plan = _source_plan(data.source, source, path)
+    if data.views > 1:
+        look = RandomView(data.smallest_crop, data.largest_crop, data.flip)
+        source = Views(source, data.views, look, experiment.seed)
+        plan["views"] = [data.views, *asdict(look).values(), experiment.seed]
     text_tokenizer = tokenizers.text()
     model = CogView(
         codec=tokenizers.codec(), text=text_tokenizer, encode_dtype=data.encode_precision
@@ -142,7 +148,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
         source,
         encode,
         plan={
-            **_source_plan(data.source, source, path),
+            **plan,
             "text_tokenizer": _text_plan(data),
             **identity,
             **encoding,
@@ -156,6 +162,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
             "grids": written,
             "codebook": codec.codebook,
             "pieces": len(text_tokenizer),
+            **({"views": data.views} if data.views > 1 else {}),
             **identity,
         },
         batch_size=batch,

@@ -98,14 +98,18 @@ class TransformerTask:
         share = self.experiment.data.validation_share
         if not share:
             return source
-        training, self._held_out = split(source, share)
+        # All views of an image are held out, or none.
+        views = self._meta(source).views if isinstance(source, TokenStore) else 1
+        training, self._held_out = split(source, share, views)
         return training
+
+    def _meta(self, store: TokenStore) -> StoreMeta:
+        return build(StoreMeta, store.meta, f"{self._store}: meta")
 
     def _token_store(self) -> TokenStore:
         """The token store, once it is known to fit the config."""
         store, experiment = TokenStore(self._store), self.experiment
-        grids = experiment.image_grids
-        meta = build(StoreMeta, store.meta, f"{self._store}: meta")
+        grids, meta = experiment.image_grids, self._meta(store)
         has = [meta.grid] if meta.grids is None else meta.grids
         if len(has) != len(grids):
             raise InputError(

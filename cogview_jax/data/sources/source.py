@@ -65,6 +65,19 @@ class SourceConfig(Tagged, abc.ABC):
         """
 
 
+@runtime_checkable
+class Described(Protocol):
+    """A source that can describe itself."""
+
+    def describe(self) -> str:
+        """Its records and captions, and the files that it ignores, in one line."""
+
+
+def described(source: Source) -> str:
+    """The records of a source, in one line."""
+    return source.describe() if isinstance(source, Described) else f"{len(source):,} records"
+
+
 #: Names of records that stand for all of a source.
 _NAMES = 10_000
 
