@@ -202,6 +202,9 @@ class TransformerExperiment:
             on have 1. With 0, only what is sampled later is learned.
         drop_captions: the share of rows whose text is left out, so that guidance has something to
             compare with.
+        corrupt_codes: the share of the image codes of a row that are replaced by random ones where
+            the model reads them, not where it predicts them. A model of few images then cannot tell
+            by the first codes which of them a row shows, and has to read its caption.
         code_embeddings: what the embeddings of image codes start from in a run without init_from:
             "normal", as all others do, or "codec", the image tokenizer's own vectors.
         mesh: how devices are divided.
@@ -224,6 +227,7 @@ class TransformerExperiment:
     text_weight: float = 1.0
     prompt_weight: float = 1.0
     drop_captions: float = 0.0
+    corrupt_codes: float = 0.0
     code_embeddings: Literal["normal", "codec"] = "normal"
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
@@ -264,7 +268,7 @@ class TransformerExperiment:
                 f"data.image_grid {self.data.image_grid} with layout.grid {window}: expected at"
                 " least that, and even numbers for super_resolution, or 0 for the same"
             )
-        require_range(self, "drop_captions", at_least=0, at_most=1)
+        require_range(self, "drop_captions", "corrupt_codes", at_least=0, at_most=1)
         require_range(self, "text_weight", "prompt_weight", at_least=0)
         require_range(self, "seed", at_least=0, below=2**32)
         require_paths(self, "init_from")

@@ -17,7 +17,7 @@ from cogview_jax.data.held_out import Subset, split
 from cogview_jax.data.sources.source import Source, readable
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_store import TokenStore
-from cogview_jax.data.transforms import code_grids, random_window
+from cogview_jax.data.transforms import code_grids, corrupted, random_window
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.interop.official.compact_binary import CompactBinary
 from cogview_jax.models.code_embeddings import code_embeddings
@@ -148,7 +148,11 @@ class TransformerTask:
 
     def transform(self, record: TokenRecord, generator: np.random.Generator) -> Example:
         """The row of one of the record's captions, or none, and its codes or a window of them."""
-        return self._row(record, generator, self.experiment.drop_captions)
+        row = self._row(record, generator, self.experiment.drop_captions)
+        if share := self.experiment.corrupt_codes:
+            codes = self.layout.vocabulary.codes
+            row = row._replace(tokens=corrupted(row.tokens, codes, share, generator))
+        return row
 
     def _row(self, record: TokenRecord, generator: np.random.Generator, dropped: float) -> Example:
         """The same, with the caption left out in this share of the cases."""
