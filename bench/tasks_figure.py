@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 import cogview_jax
-from cogview_jax.evaluation.benchmarks.shapes import RESAMPLING, resampled
 from cogview_jax.evaluation.contact_sheet import caption_grid, titled
+from cogview_jax.evaluation.upsampling import RESAMPLING, resampled
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.generation import GREY
 from cogview_jax.runtime.files import atomic_path

@@ -1,7 +1,7 @@
 """The paper's CogView: 48 layers of width 2560, 3,928,849,920 parameters, 1089 tokens a sequence.
 
     python -m cogview_jax.prepare --config configs/cogview_4b.py --workdir runs/cogview \\
-        --config.data.source.path=my_images --config.data.image_tokenizer=runs/codec/bundle
+        --config.data.from=runs/codec
     python -m cogview_jax.train --config configs/cogview_4b.py --workdir runs/cogview
 
 Batch, schedule and regularisation are the paper's. What the file does not name has its default, and
@@ -21,6 +21,6 @@ def get_config() -> ConfigDict:
             "mesh": {"data": 1, "fsdp": -1},
             # 0 makes a step twice as fast on GPUs, whose fused attention can drop no weights.
             "model": {"attention_dropout": 0.1},
-            "data": {"image_tokenizer": "runs/codec/bundle", "source": {"kind": "folder"}},
+            "data": {"source": {"kind": "folder"}},
         }
     )

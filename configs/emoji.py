@@ -39,7 +39,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.vocabulary.text = config.data.text.pieces = 1500
     config.data.text.character_coverage = 1.0
     config.layout.text_length = 16
-    config.data.image_tokenizer = "runs/emoji/codec/bundle"
+    config.data["from"] = "runs/emoji/codec"
     config.data.source = {"kind": "emoji"}
     if variant == "small":
         config.train.update(steps=2000, sample_every=500)

@@ -2,10 +2,10 @@
 
     python -m cogview_jax.train --config configs/small_codec.py:64 --workdir runs/codec \\
         --config.data.source.path=my_images
-    python -m cogview_jax.prepare --config configs/small.py:64 --workdir runs/mine \\
-        --config.data.from=runs/codec
+    python -m cogview_jax.prepare --config configs/small.py:64 --workdir runs/mine
     python -m cogview_jax.train --config configs/small.py:64 --workdir runs/mine
 
+The images are those of the run runs/codec; `--config.data.from=DIR` names another.
 Both variants, `64` and `128`, have 16 x 16 codes and take the same time: an hour on two cores.
 """
 
@@ -46,7 +46,7 @@ def get_config(variant: str = "64") -> ConfigDict:
                 "unroll": 6,
             },
             "data": {
-                "image_tokenizer": "runs/codec/bundle",
+                "from": "runs/codec",
                 "text": {"pieces": 2000, "algorithm": "bpe"},
                 "source": {"kind": "folder"},
             },

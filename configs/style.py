@@ -32,6 +32,7 @@ def get_config(variant: str) -> ConfigDict:
     config.init_from = "runs/cogview/bundle"
     config.train.update(steps=1000, global_batch=128, checkpoint_every=250, sample_every=250)
     config.optimizer = {"lr": 3e-5}
+    config.data.image_tokenizer = "runs/codec/bundle"
     config.data.text_tokenizer = "runs/cogview/tokens/tokenizers/text.model"
     config.data.source.update(path=f"styles/{variant}")
     config.data.source.caption = f"An image of {STYLES[variant]} style"

@@ -1,7 +1,7 @@
 """The official release's tutorial model: 12 layers of width 1024, 211,958,784 parameters.
 
     python -m cogview_jax.prepare --config configs/tutorial.py --workdir runs/tutorial \\
-        --config.data.source.path=my_images --config.data.image_tokenizer=runs/codec/bundle
+        --config.data.from=runs/codec
     python -m cogview_jax.train --config configs/tutorial.py --workdir runs/tutorial
 
 One step of it runs on a CPU in a minute or two; training it is work for a GPU.
@@ -25,6 +25,6 @@ def get_config() -> ConfigDict:
                 "attention_dropout": 0.1,
                 "embedding_gradient": 1.0,
             },
-            "data": {"image_tokenizer": "runs/codec/bundle", "source": {"kind": "folder"}},
+            "data": {"source": {"kind": "folder"}},
         }
     )

@@ -7,6 +7,8 @@ import numpy as np
 
 from cogview_jax.interop.torch_format.file import write_torch
 from cogview_jax.interop.torch_format.pickle import Slot
+from cogview_jax.models.networks.convolution import ConvWeights
+from cogview_jax.models.networks.lpips import NETWORKS, LpipsWeights
 
 
 def _values(key, seed, shape):
@@ -65,3 +67,18 @@ def write_state(path, state):
     slots = {name: Slot(array.shape, array.dtype) for name, array in state.items()}
     write_torch(path, slots, [(slots[name], array) for name, array in state.items()])
     return path
+
+
+def lpips_weights(network, channels=(3, 4, 5, 6, 7), seed=0):
+    """Narrow weights of LPIPS: `channels` are those of the five features."""
+    rng = np.random.default_rng(seed)
+    known = NETWORKS[network]
+    convs, inputs = [], 3
+    for i, taps in enumerate(known.kernels):
+        outputs = channels[next(k for k, tapped in enumerate(known.tapped) if i <= tapped)]
+        kernel = rng.standard_normal((taps, taps, inputs, outputs)) / (taps * inputs**0.5)
+        bias = 0.1 * rng.standard_normal(outputs)
+        convs.append(ConvWeights(kernel.astype(np.float32), bias.astype(np.float32)))
+        inputs = outputs
+    heads = tuple(rng.random(c).astype(np.float32) for c in channels)
+    return LpipsWeights(network=network, convs=tuple(convs), heads=heads)

@@ -14,6 +14,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
+from cogview_jax.runtime.config import as_settings
 from cogview_jax.runtime.config_flag import fill, load_config
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import (
@@ -70,7 +71,7 @@ def test_every_setting_can_be_overridden(spec, experiment):
     """Filled, a config has the keys of the contract and every setting of its experiment."""
     config = load_config(spec)
     assert fill(config, experiment_type(config)) == ([], [])
-    assert flat(config) == flat(dataclasses.asdict(experiment))
+    assert flat(config) == flat(as_settings(experiment))
     for key in KEYS:
         *sections, name = key.split(".")
         assert name in functools.reduce(getitem, sections, config), key
@@ -184,17 +185,26 @@ def test_the_demo_is_the_one_that_was_measured():
     }
 
 
-def test_finetuning_differs_from_the_demo_in_what_its_file_says():
-    demo = flat(dataclasses.asdict(read_experiment(load_config("demo"))))
+@pytest.mark.parametrize(
+    ("base", "of_super_resolution"),
+    [
+        ("demo", {"data.source.size", "data.source.train_count"}),
+        ("emoji", {"layout.grid", "drop_captions"}),
+    ],
+)
+def test_finetuning_differs_from_its_base_in_what_its_file_says(base, of_super_resolution):
+    plain = flat(dataclasses.asdict(read_experiment(load_config(base))))
+    of_caption = {"drop_captions"} if plain["drop_captions"] else set()
     for name, changed in {
-        "demo_caption": {"layout.task", "text_weight", "data.store"},
-        "demo_superres": {
+        "caption": {"layout.task", "text_weight", "data.store"} | of_caption,
+        "superres": {
             *("layout.task", "layout.text_length", "prompt_weight", "data.text_tokenizer"),
-            *("data.image_grid", "data.source.size", "data.source.train_count"),
-        },
+            "data.image_grid",
+        }
+        | of_super_resolution,
     }.items():
-        other = flat(dataclasses.asdict(read_experiment(load_config(name))))
-        differs = {key for key in other if other[key] != demo[key]}
+        other = flat(dataclasses.asdict(read_experiment(load_config(f"{base}_{name}"))))
+        differs = {key for key in other if other[key] != plain[key]}
         assert {key for key in differs if not key.startswith("train.")} == changed | {"init_from"}
 
 

@@ -7,7 +7,7 @@ in the types they were written in, and are read as float32 unless another type i
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +21,12 @@ from cogview_jax.checkpoints.description import (
     check_fit,
     read_description,
 )
+from cogview_jax.checkpoints.manifest import NAME as MANIFEST
 from cogview_jax.checkpoints.stored_tree import (
     check_shapes,
     restore_each,
     restore_tree,
     sizes,
-    stored_shapes,
     stored_tree,
 )
 from cogview_jax.models.config import TransformerConfig
@@ -161,12 +161,12 @@ class Bundle:
     def codec(self, mesh: jax.sharding.Mesh | None = None) -> CodecPart:
         """The image tokenizer: on one device, or split over `mesh`."""
         path, config = self._stored_as("codec", self._codec_shapes)
-        saved = restore_tree(path, sharded_shapes(codec_shapes(config), mesh))
+        saved = self._restored("codec", path, sharded_shapes(codec_shapes(config), mesh))
         return _codec_part(self._codec_entry, saved)
 
     def stored_codec(self) -> CodecPart:
         """The image tokenizer as it lies on disk: every array a `Deferred`, in its own type."""
-        stored = stored_tree(self.verified("codec"))
+        stored = self._tree("codec", self.verified("codec"))
         return _codec_part(self._codec_entry, stored)
 
     def transformer(
@@ -174,7 +174,7 @@ class Bundle:
     ) -> TransformerPart:
         """The transformer: on one device, or split over `mesh`; as `dtype` if given."""
         path, part, shapes = self._transformer_to_read(mesh, dtype)
-        return dataclasses.replace(part, params=restore_tree(path, shapes))
+        return dataclasses.replace(part, params=self._restored("transformer", path, shapes))
 
     def layered_transformer(
         self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
@@ -184,7 +184,8 @@ class Bundle:
         Array after array takes that form, so that there are never two of all.
         """
         path, part, shapes = self._transformer_to_read(mesh, dtype)
-        return dataclasses.replace(part, params=unstack_arrays(restore_each(path, shapes)))
+        arrays = self._restored_each("transformer", path, shapes)
+        return dataclasses.replace(part, params=unstack_arrays(arrays))
 
     def _transformer_to_read(
         self, mesh: jax.sharding.Mesh | None, dtype: Any
@@ -200,11 +201,11 @@ class Bundle:
 
     def stored_transformer(self) -> TransformerPart:
         """The transformer as it lies on disk: every array a `Deferred`, in its own type."""
-        return self._transformer_part(stored_tree(self.verified("transformer")))
+        return self._transformer_part(self._tree("transformer", self.verified("transformer")))
 
     def stored_type(self, part: str) -> np.dtype:
         """The type in which the arrays of a part lie on disk."""
-        return jax.tree.leaves(stored_tree(self.path / FILES[part]))[0].dtype
+        return jax.tree.leaves(self._tree(part, self._place(part)))[0].dtype
 
     def _stored_as(self, part: str, described: Callable[[int], tuple[T, Any]]) -> tuple[Path, T]:
         """Where a part lies, and what `described` says it is, once its arrays are known to be that.
@@ -212,7 +213,7 @@ class Bundle:
         Nothing is allocated for sizes that the arrays on disk do not have.
         """
         path = self.verified(part)
-        stored = stored_shapes(path)
+        stored = sizes(self._tree(part, path))
         made, shapes = described(len(stored))
         check_shapes(path, stored, sizes(unbox(shapes)))
         return path, made
@@ -261,9 +262,27 @@ class Bundle:
             weights=entry.weights,
         )
 
+    def _place(self, part: str) -> Path:
+        """Where a part lies, and whether or not it is there."""
+        return self.path / FILES[part]
+
+    def _tree(self, part: str, path: Path) -> dict[str, Any]:
+        """The arrays of a part at `path`, each a `Deferred`."""
+        return stored_tree(path)
+
+    def _restored(self, part: str, path: Path, shapes: Mapping[str, Any]) -> Any:
+        """The arrays of a part at `path`, as `restore_tree` gives them."""
+        return restore_tree(path, shapes)
+
+    def _restored_each(
+        self, part: str, path: Path, shapes: Mapping[str, Any]
+    ) -> Iterator[tuple[tuple[str, ...], Any]]:
+        """The arrays of a part at `path`, as `restore_each` gives them."""
+        return restore_each(path, shapes)
+
     def verified(self, part: str) -> Path:
         """Where a part lies, once its files have the recorded hash; InputError if they do not."""
-        recorded, path = self.sha256(part), self.path / FILES[part]
+        recorded, path = self.sha256(part), self._place(part)
         if not path.exists():
             raise InputError(f"bundle {self.path} lacks {path.name}, which bundle.json lists")
         inside(self.path, path.name)
@@ -283,11 +302,12 @@ class Bundle:
 
 
 def identity(path: Path | str) -> str:
-    """What names the contents of the bundle at `path`: the sha256 of bundle.json.
+    """What names the contents of the bundle or the checkpoint at `path`.
 
-    That file holds the hash of every part.
+    It is the sha256 of the file that holds the hash of every part: bundle.json, or the manifest.
     """
-    return sha256_file(Path(path) / "bundle.json")
+    file = Path(path) / "bundle.json"
+    return sha256_file(file if file.exists() else Path(path) / MANIFEST)
 
 
 def transformer_shapes(model: Transformer) -> Any:

@@ -82,20 +82,10 @@ def _write_parts(
     if isinstance(codec, CodecPart):
         tree = {"params": codec.params, "codebook": codec.codebook._asdict()}
         save_tree(folder / FILES["codec"], tree)
-        parts["codec"] = {"config": dataclasses.asdict(codec.config)}
+        parts["codec"] = codec_entry(codec)
     if transformer is not None:
         save_tree(folder / FILES["transformer"], transformer.params)
-        parts["transformer"] = {
-            "config": dataclasses.asdict(transformer.config),
-            "vocabulary": dataclasses.asdict(transformer.vocabulary),
-            "layout": dataclasses.asdict(transformer.layout),
-            "positions": transformer.model.positions,
-        }
-        if transformer.drop_captions is not None:
-            parts["transformer"]["drop_captions"] = transformer.drop_captions
-    for name, part in (("codec", codec), ("transformer", transformer)):
-        if isinstance(part, (CodecPart, TransformerPart)) and part.weights is not None:
-            parts[name]["weights"] = part.weights
+        parts["transformer"] = transformer_entry(transformer, transformer.model.positions)
     for name, record in (official or {}).items():
         parts[name]["official"] = dict(record)
     if jax.process_index() == 0:
@@ -107,6 +97,25 @@ def _write_parts(
                 _copy(source.verified(name), folder / FILES[name])
                 parts[name] = source.parts[name]
         _describe(folder, parts, step)
+
+
+def codec_entry(part: CodecPart) -> dict[str, Any]:
+    """What is said of an image tokenizer, but for its hash; its arrays are not looked at."""
+    entry = {"config": dataclasses.asdict(part.config)}
+    return entry if part.weights is None else entry | {"weights": part.weights}
+
+
+def transformer_entry(part: TransformerPart, positions: int) -> dict[str, Any]:
+    """What is said of a transformer with so many positions, but for hashes; see `codec_entry`."""
+    entry = {
+        "config": dataclasses.asdict(part.config),
+        "vocabulary": dataclasses.asdict(part.vocabulary),
+        "layout": dataclasses.asdict(part.layout),
+        "positions": positions,
+    }
+    if part.drop_captions is not None:
+        entry["drop_captions"] = part.drop_captions
+    return entry if part.weights is None else entry | {"weights": part.weights}
 
 
 def _describe(path: Path, parts: dict[str, dict], step: int | None) -> None:

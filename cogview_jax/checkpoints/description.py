@@ -111,14 +111,24 @@ def read_description(folder: Path) -> Description:
             raise InputError(
                 f"{folder} has bundle format {str(raw['format'])[:60]}; this program reads {FORMAT}"
             )
-        found = _read(raw)
+        found = described(raw, folder)
     except InputError as error:
         said = str(error).removeprefix(f"{file}: ")
         if said.startswith(str(folder)):
             raise
         raise InputError(f"{file} is not a description of a bundle: {said}") from None
-    _check_companions(found, folder)
     check_seal(raw, file)
+    return found
+
+
+def described(raw: dict[str, Any], folder: Path) -> Description:
+    """What an object like that in bundle.json says of what lies in `folder`.
+
+    Raises:
+        InputError: it lacks a key or has one of another type, or its parts do not belong together.
+    """
+    found = _read(raw)
+    _check_companions(found, folder)
     return found
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,26 @@ def has_manifest(folder: Path) -> bool:
     return (folder / NAME).exists()
 
 
-def find_damage(folder: Path, part: int = 0, parts: int = 1) -> list[str]:
+def listed(folder: Path) -> dict[str, tuple[int, str]]:
+    """The size and the sha256 of every file that the manifest lists.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it is not there, or cannot be read.
+    """
+    return _read(folder / NAME)
+
+
+def find_damage(
+    folder: Path, part: int = 0, parts: int = 1, within: Collection[str] | None = None
+) -> list[str]:
     """Compares a folder with its manifest.
 
     Args:
         folder: where it lies.
         part: of the work shared by `parts` processes, the share of this one. Only the first looks
             for files that are not listed.
+        within: the folders in it that are compared; all of it by default.
 
     Returns:
         One "NAME: WHAT IS WRONG" for every file that is not as it was written. What file managers
@@ -61,13 +74,15 @@ def find_damage(folder: Path, part: int = 0, parts: int = 1) -> list[str]:
         files = _read(folder / NAME)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{NAME}: {'is missing' if isinstance(error, FileNotFoundError) else error}"]
+    if within is not None:
+        files = {name: entry for name, entry in files.items() if name.split("/")[0] in within}
     # By size, largest first and in turn, every process gets about as much to read.
     order = sorted(files, key=lambda name: (-files[name][0], name))
     own = order[part::parts]
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda name: _difference(folder, name, *files[name]), own)
         wrong = [f"{name}: {what}" for name, what in zip(own, found, strict=True) if what]
-    if part == 0:
+    if part == 0 and within is None:
         extra = sorted(set(_names(folder)) - set(files))
         wrong += [f"{name}: is not in {NAME}" for name in extra]
     return wrong

@@ -32,7 +32,7 @@ ITEMS = {
 }
 #: 1: has a manifest. Checkpoints of before that say no format and have none.
 FORMAT = 1
-_META = Path("meta", "metadata")
+META = Path("meta", "metadata")
 
 
 def trees(state: TrainState) -> dict[str, Any]:
@@ -57,9 +57,9 @@ def write_meta(
     """
     finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
     meta = {"format": FORMAT, "step": step, "updates": updates, "next_batch": step}
-    (folder / _META).parent.mkdir()
+    (folder / META).parent.mkdir()
     text = json.dumps(meta | {"metrics": finite} | ({"notes": notes} if notes else {}))
-    (folder / _META).write_text(text, encoding="utf-8")
+    (folder / META).write_text(text, encoding="utf-8")
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -70,17 +70,17 @@ def read_meta(folder: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         SystemFault: the machine cannot read it, and could not when it was tried again.
     """
-    path = folder / _META
+    path = folder / META
     meta = retried(lambda: read_json(path), str(path))
     if not isinstance(meta, dict):
-        raise ValueError(f"{_META} holds no JSON object")
+        raise ValueError(f"{META} holds no JSON object")
     for name in ("format", "step", "updates", "next_batch"):
         if name in meta and not (type(meta[name]) is int and 0 <= meta[name] < 2**31):
-            raise ValueError(f"{_META} has {name} {str(meta[name])[:60]}, expected a whole number")
+            raise ValueError(f"{META} has {name} {str(meta[name])[:60]}, expected a whole number")
     metrics = meta.get("metrics", {})
     numbers = metrics.values() if isinstance(metrics, dict) else [None]
     if not all(type(number) in (int, float) for number in numbers):
-        raise ValueError(f"{_META} has metrics that are no numbers")
+        raise ValueError(f"{META} has metrics that are no numbers")
     return meta
 
 
@@ -100,9 +100,9 @@ def examine(folder: Path, part: int, parts: int) -> tuple[list[str], bool]:
     if has_manifest(folder):
         return find_damage(folder, part, parts), True
     try:
-        earlier = "format" not in retried(lambda: read_meta(folder), str(folder / _META))
+        earlier = "format" not in retried(lambda: read_meta(folder), str(folder / META))
     except (OSError, ValueError) as error:
-        return [f"{_META}: {one_line(error)}"], True
+        return [f"{META}: {one_line(error)}"], True
     return ([], False) if earlier else (find_damage(folder, part, parts), True)
 
 

@@ -5,7 +5,9 @@ that are made when they are written, `stored_tree` gives arrays that are read wh
 for. What a tree says of its arrays is held against the bytes that are there before any is read.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +102,56 @@ def restore_each(path: Path, shapes: Mapping[str, Any]) -> Iterator[tuple[tuple[
         InputError: they are not there, or of other shapes.
     """
     check_shapes(path, stored_shapes(path), sizes(shapes))
+    yield from _each(path, shapes, lambda keys: (path, keys))
+
+
+def picked_tree(folder: Path, names: Any) -> dict[str, Any]:
+    """`stored_tree` of arrays out of the trees in `folder`.
+
+    `names` has a text in the place of each array: "TREE/KEY/...", its place in one of these trees.
+    """
+    trees = {
+        tree: stored_tree(folder / tree) for tree in {_place(x)[0] for x in jax.tree.leaves(names)}
+    }
+
+    def pick(name: str) -> Deferred:
+        tree, keys = _place(name)
+        try:
+            found: Any = functools.reduce(operator.getitem, keys, trees[tree])
+        except KeyError as error:
+            raise _unreadable(folder, error) from error
+        return found
+
+    return jax.tree.map(pick, names)
+
+
+def restore_picked(
+    folder: Path, names: Any, shapes: Mapping[str, Any]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What `restore_each` gives, of the arrays of `picked_tree`."""
+    check_shapes(folder, sizes(picked_tree(folder, names)), sizes(shapes))
+
+    def place(keys: Sequence[Any]) -> tuple[Path, Sequence[Any]]:
+        tree, there = _place(functools.reduce(operator.getitem, (k.key for k in keys), names))
+        return folder / tree, [jax.tree_util.DictKey(key) for key in there]
+
+    yield from _each(folder, shapes, place)
+
+
+def nested(arrays: Iterator[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
+    """The tree of arrays that come with their keys."""
+    tree: dict[str, Any] = {}
+    for (*sections, key), array in arrays:
+        functools.reduce(lambda node, name: node.setdefault(name, {}), sections, tree)[key] = array
+    return tree
+
+
+def _each(
+    path: Path,
+    shapes: Mapping[str, Any],
+    place: Callable[[Sequence[Any]], tuple[Path, Sequence[Any]]],
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The arrays of `shapes`, the largest first; `place` says where the one at some keys lies."""
     wanted = jax.tree_util.tree_leaves_with_path(shapes)
     wanted.sort(key=lambda pair: (-math.prod(pair[1].shape), jax.tree_util.keystr(pair[0])))
     try:
@@ -108,9 +160,14 @@ def restore_each(path: Path, shapes: Mapping[str, Any]) -> Iterator[tuple[tuple[
                 how = ocp.ArrayRestoreArgs(
                     sharding=shape.sharding, global_shape=shape.shape, dtype=shape.dtype
                 )
-                yield tuple(key.key for key in keys), _only(reader, path, keys, how)
+                yield tuple(key.key for key in keys), _only(reader, *place(keys), how)
     except (ValueError, OSError, KeyError) as error:
         raise _unreadable(path, error) from error
+
+
+def _place(name: str) -> tuple[str, list[str]]:
+    tree, *keys = name.split("/")
+    return tree, keys
 
 
 def stored_tree(path: Path) -> dict[str, Any]:

@@ -25,12 +25,18 @@ bundle, which samples an image for every caption of --real or each of --prompts.
 tokenizer measures what an image tokenizer gives back, pictures a model on captioned images of
 your own (--real), table1 and figure9 what the paper reports of the best of several candidates, and
 worst finds captions that do not fit their images; see docs/guides/evaluation.md. Interrupted, the
-same command goes on; all but shapes and attention run as several processes, too.
+same command goes on; all but shapes, emoji and attention run as several processes, too.
 
   python -m cogview_jax.evaluate --benchmark attention --bundle runs/demo/bundle \\
       --prompts configs/demo_prompts.txt --out attention.json
 
 attention shows what each attention head looks at: a position, the text, or a few tokens.
+
+  python -m cogview_jax.evaluate --benchmark emoji --bundle runs/emoji/bundle \\
+      --features efficientnet_lite0=efficientnet-lite0-57934424.pth --out emoji.json
+
+emoji uses pairs of a concept and a style of the embedded emoji that training has seen, and held-out
+ones: the share of images, or of captions, that are right, or the errors of upsampled images.
 """
 
 from absl import flags
@@ -48,7 +54,9 @@ from cogview_jax.runtime import command_line
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, MOST_ROWS, need_flag
 from cogview_jax.runtime.processes import distributed_flags
 
-BUNDLE = command_line.path_flag("bundle", "the bundle's folder; fid needs none")
+BUNDLE = command_line.path_flag(
+    "bundle", "the bundle's folder, a run's workdir, or one of its checkpoints; fid needs none"
+)
 OUT = command_line.path_flag("out", "the JSON file to write")
 BENCHMARK = flags.DEFINE_enum(
     "benchmark",
@@ -59,7 +67,7 @@ BENCHMARK = flags.DEFINE_enum(
 NUM_PROMPTS = flags.DEFINE_integer(
     "num_prompts",
     300,
-    "captions or drawings that are measured; of shapes in each of its two splits",
+    "captions or images that are measured; of shapes and emoji in each of their two splits",
 )
 SEED = flags.DEFINE_integer("seed", 0, "of the prompts and of sampling")
 TEMPERATURE = flags.DEFINE_float(

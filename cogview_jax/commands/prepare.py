@@ -6,11 +6,15 @@ Trains the text tokenizer unless the config names one, encodes every image with 
 command continues; finished, it does nothing.
 
   python -m cogview_jax.prepare --config configs/tutorial.py --workdir runs/tutorial \\
-      --config.data.source.path=my_images --config.data.image_tokenizer=runs/codec/bundle
+      --config.data.from=runs/codec
+
+`data.from` names the workdir of a run whose images and image tokenizer are used. `train` with the
+same --workdir finds what was given here.
 """
 
 from cogview_jax.commands.experiment_flag import experiment_flag
 from cogview_jax.runtime import command_line
+from cogview_jax.runtime.config_flag import given
 from cogview_jax.runtime.errors import InputError
 
 CONFIG = experiment_flag()
@@ -20,11 +24,11 @@ WORKDIR = command_line.path_flag("workdir", "the folder of the run", required=Tr
 def main() -> None:
     """Flags in, one job."""
     from cogview_jax.tasks import preparation
-    from cogview_jax.tasks.experiment import TransformerExperiment, read_experiment
+    from cogview_jax.tasks.earlier_run import resolve
+    from cogview_jax.tasks.experiment import TransformerExperiment
     from cogview_jax.tasks.workdir import Workdir
 
-    experiment = read_experiment(CONFIG.value)
+    experiment, _ = resolve(CONFIG.value, given(), WORKDIR.value)
     if not isinstance(experiment, TransformerExperiment):
         raise InputError("this config trains an image tokenizer, which needs no token store")
-    path = preparation.store_path(experiment.data, Workdir(WORKDIR.value))
-    preparation.prepare(experiment, path)
+    preparation.prepare_run(experiment, Workdir(WORKDIR.value))

@@ -54,7 +54,9 @@ from cogview_jax.runtime.bounds import (
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 
-BUNDLE = command_line.path_flag("bundle", "the bundle's folder", required=True)
+BUNDLE = command_line.path_flag(
+    "bundle", "the bundle's folder, a run's workdir, or one of its checkpoints", required=True
+)
 TASK = flags.DEFINE_enum(
     "task",
     "text_to_image",
@@ -188,11 +190,13 @@ def _check_combination() -> None:
 
 
 def _sample(sampling: SamplingOptions) -> int:
+    from cogview_jax.checkpoints.step_bundle import located
     from cogview_jax.commands import describe_images, sample_images
     from cogview_jax.commands.benchmark_layouts import read_layout
     from cogview_jax.commands.sample_inputs import JobOptions, read_prompts
 
-    task, bundle, out, images = TASK.value, BUNDLE.value, OUT.value, IMAGE.value
+    # Of a workdir the newest checkpoint of now, whatever comes while images are sampled.
+    task, bundle, out, images = TASK.value, located(BUNDLE.value), OUT.value, IMAGE.value
     long = cast(Literal["cut", "refuse"], LONG_PROMPTS.value)
     options = JobOptions(sampling, NUM_IMAGES.value, PRECISION.value, long)
     upsampling = sample_images.Upsampling(WINDOW_CANDIDATES.value, BACK_PROJECTION.value)
@@ -215,8 +219,9 @@ def _sample(sampling: SamplingOptions) -> int:
     else:
         best = None
         if RERANK_WITH.value:
-            best = sample_images.Reranking(RERANK_WITH.value, KEEP.value)
-        first, upsampler = len(PROMPT.value), UPSAMPLE_WITH.value
+            best = sample_images.Reranking(located(RERANK_WITH.value), KEEP.value)
+        upsampler = located(UPSAMPLE_WITH.value) if UPSAMPLE_WITH.value else None
+        first = len(PROMPT.value)
         bad = sample_images.text_to_image(
             bundle, out, prompts, options, best, upsampler, upsampling, first, layout
         )

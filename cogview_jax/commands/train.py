@@ -19,13 +19,12 @@ printed.
       --accelerator H100
 """
 
-import dataclasses
-
 from absl import flags
 
 from cogview_jax.commands.experiment_flag import experiment_flag
 from cogview_jax.runtime import command_line
-from cogview_jax.runtime.config_flag import settings_page
+from cogview_jax.runtime.config import as_settings
+from cogview_jax.runtime.config_flag import given, settings_page
 from cogview_jax.runtime.processes import distributed_flags
 
 CONFIG = experiment_flag()
@@ -48,11 +47,11 @@ ACCELERATOR = flags.DEFINE_string("accelerator", "", "of a dry run: what they ar
 
 def main() -> int | None:
     """Flags in, one job."""
-    from cogview_jax.tasks.experiment import read_experiment
+    from cogview_jax.tasks.earlier_run import resolve
 
-    experiment = read_experiment(CONFIG.value)
+    experiment, origins = resolve(CONFIG.value, given(), WORKDIR.value)
     if PRINT_CONFIG.value:
-        print(settings_page(dataclasses.asdict(experiment)))
+        print(settings_page(as_settings(experiment), origins))
         return 0
     if DRY_RUN.value:
         from cogview_jax.dry_run import report

@@ -6,12 +6,12 @@ less than one, one is held out all the same, and a record that is added may take
 """
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
-from cogview_jax.data.sources.source import Source
+from cogview_jax.data.sources.source import Source, described
 from cogview_jax.runtime.errors import InputError
 
 Item = TypeVar("Item")
@@ -19,7 +19,9 @@ Item = TypeVar("Item")
 _BLOCK = 1 << 20
 
 
-def split(source: Source[Item], share: float) -> tuple["Subset[Item]", "Subset[Item]"]:
+def split(
+    source: Source[Item], share: float, together: int = 1
+) -> tuple["Subset[Item]", "Subset[Item]"]:
     """The records to train on, and the held-out ones, each in the order of the source.
 
     A record is held out if the hash of its number is below `share`, so about this share of many
@@ -28,11 +30,15 @@ def split(source: Source[Item], share: float) -> tuple["Subset[Item]", "Subset[I
     Args:
         source: all records.
         share: of records that are held out, above 0 and below 1.
+        together: so many records in a row are held out, or none of them; then it is the number of
+            the group that decides.
 
     Raises:
         InputError: nothing is left to train on.
     """
-    numbers = held_out_numbers(len(source), share)
+    groups = held_out_numbers(-(-len(source) // together), share)
+    numbers = (groups[:, None] * together + np.arange(together)).ravel()
+    numbers = numbers[numbers < len(source)]
     count = len(source) - len(numbers)
     if not count:
         raise InputError(
@@ -104,6 +110,4 @@ class Subset(Generic[Item]):
 
     def describe(self) -> str:
         """The description of the source, and the note."""
-        source: Any = self._source
-        whole = source.describe() if hasattr(source, "describe") else f"{len(source):,} records"
-        return whole + self._note
+        return described(self._source) + self._note

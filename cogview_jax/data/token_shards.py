@@ -28,8 +28,9 @@ from cogview_jax.runtime.sealed import SEAL, check_seal, read_object, read_seale
 PLAN, MANIFEST = "plan.json", "manifest.json"
 #: Under this name plan and manifest say what stands for the store in its records: 16 hex digits.
 STORE = "store"
-#: What a plan says of how a part came about, whose hash it holds too: it changes no record.
-ORIGINS = ("text_tokenizer",)
+#: What a plan says of how a part came about, whose hash it holds too, and of the names of the
+#: records: it changes none of them.
+ORIGINS = ("text_tokenizer", "listing")
 
 
 @dataclass(frozen=True)

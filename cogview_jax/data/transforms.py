@@ -89,6 +89,23 @@ def random_crop(
     return _resized(image, top, left, (side, side), (size, size))
 
 
+def corrupted(
+    tokens: Int[np.ndarray, " t"], codes: int, share: float, generator: np.random.Generator
+) -> Int[np.ndarray, " t"]:
+    """Tokens of which this share of the image codes is others, drawn from all codes alike.
+
+    Args:
+        tokens: of a sequence; those below `codes` are image codes.
+        codes: how many there are.
+        share: the probability of each to be replaced; a draw may be the same again.
+        generator: source of the randomness.
+    """
+    chosen = (tokens < codes) & (generator.random(tokens.shape) < share)
+    return np.where(
+        chosen, generator.integers(codes, size=tokens.shape, dtype=tokens.dtype), tokens
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class SquareView:
     """How an image is shown to a model: cut to a square, with or without augmentation.

@@ -8,10 +8,24 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int, UInt8
 
 from cogview_jax.evaluation.image_quality import psnr, squared_error, ssim
+from cogview_jax.interop.feature_weights import read_lpips
 from cogview_jax.models.networks.lpips import LpipsWeights, lpips
+from cogview_jax.runtime.files import sha256_file
 
 #: The most that an image counts in a mean PSNR, in dB: one without any error has no finite one.
 MOST_PSNR = 100.0
+
+
+def open_lpips(path: str | None) -> tuple[LpipsWeights | None, dict[str, str]]:
+    """The weights of LPIPS in a file, and what a report says of them; None and nothing of None.
+
+    Raises:
+        InputError: the file is none of LPIPS, see `read_lpips`.
+    """
+    if path is None:
+        return None, {}
+    weights = read_lpips(path)
+    return weights, {"network": weights.network, "sha256": sha256_file(path)}
 
 
 def pair_metrics(

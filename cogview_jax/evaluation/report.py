@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from cogview_jax.checkpoints.bundle import identity
+from cogview_jax.checkpoints.step_bundle import located
 from cogview_jax.evaluation.benchmark import Benchmark, Options, Report, measure, table
 from cogview_jax.evaluation.page import figures_image, report_page
 from cogview_jax.evaluation.row_store import PATIENCE
@@ -52,9 +53,10 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
         raise InputError(f"--benchmark {name} measures a bundle: expected --bundle PATH")
     if jax.process_count() > 1 and not getattr(benchmark, "SHARES_WORK", False):
         raise InputError(f"--benchmark {name} runs in one process, got {jax.process_count()}")
-    scorer = options.rerank_with
-    if scorer and not (Path(scorer) / "bundle.json").is_file():
-        raise InputError(f"--rerank_with {scorer}: expected a bundle, a folder with bundle.json")
+    # Of a workdir the newest checkpoint of now, whatever comes while it is evaluated.
+    bundle = None if bundle is None else located(bundle)
+    if options.rerank_with:
+        options = replace(options, rerank_with=_located_scorer(options.rerank_with))
     unfinished = Path(f"{out}.unfinished")
     with _held(unfinished):
         options = replace(options, unfinished=str(unfinished))
@@ -82,6 +84,13 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
             shutil.rmtree(unfinished, ignore_errors=True)
             print(f"report in {out}, a page of it in {beside(out, 'html')}", file=sys.stderr)
         sync.all_gather("written", True)
+
+
+def _located_scorer(path: str) -> str:
+    try:
+        return located(path)
+    except InputError as error:
+        raise InputError(f"--rerank_with: {error}") from None
 
 
 def beside(out: str, ending: str) -> Path:

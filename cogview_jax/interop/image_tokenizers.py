@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.interop import taming
 from cogview_jax.interop.files import (
     NOTHING_WRITTEN,
@@ -76,7 +77,7 @@ def to_taming(bundle: str, out: str) -> None:
     Raises:
         InputError: there is none, the original code cannot hold it, or `out` is not empty.
     """
-    opened, path = Bundle(bundle), check_folder_is_free(out)
+    opened, path = open_bundle(bundle), check_folder_is_free(out)
     part = opened.stored_codec()
     with at_work(NOTHING_WRITTEN.format(out)), atomic_path(path) as folder:
         folder.mkdir()

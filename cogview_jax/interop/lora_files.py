@@ -27,6 +27,7 @@ import safetensors.numpy
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, transformer_shapes
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.description import TransformerEntry
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.checkpoints.stored_tree import Deferred, sizes
 from cogview_jax.interop.files import (
     NOTHING_WRITTEN,
@@ -185,7 +186,7 @@ def merge_adapter(adapter: str, bundle: str, out: str) -> None:
         InputError: the adapter is of another base, or its arrays are not those of its layers; or
             `out` exists and is no bundle.
     """
-    path, found, opened = check_bundle_output(out), read_adapter(Path(adapter)), Bundle(bundle)
+    path, found, opened = check_bundle_output(out), read_adapter(Path(adapter)), open_bundle(bundle)
     if (there := opened.sha256("transformer")) != found.base:
         raise InputError(
             f"the adapter {adapter} was trained on transformer {found.base[:12]}, but the bundle"

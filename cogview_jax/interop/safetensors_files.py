@@ -24,6 +24,7 @@ from cogview_jax.checkpoints.bundle import (
 )
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.description import CodecEntry, TransformerEntry
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.interop.files import (
     NOTHING_WRITTEN,
@@ -60,7 +61,7 @@ def to_safetensors(bundle: str, out: str) -> None:
     Raises:
         InputError: `bundle` is none, or `out` is not empty.
     """
-    opened, path = Bundle(bundle), check_folder_is_free(out)
+    opened, path = open_bundle(bundle), check_folder_is_free(out)
     with at_work(NOTHING_WRITTEN.format(out)), atomic_path(path) as folder:
         folder.mkdir()
         if "codec" in opened.parts:

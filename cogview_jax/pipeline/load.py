@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.compilation_cache import enable_compilation_cache
 from cogview_jax.runtime.errors import InputError
@@ -25,7 +25,8 @@ def load(
     """Reads a bundle: every part it has.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder, a run's workdir, or one of its checkpoints (WORKDIR/checkpoints/
+            STEP): of a workdir its bundle is read, and before that is there, the newest checkpoint.
         dtype: of the transformer's and decoder's arithmetic, and of the transformer's weights: a
             type, or the name of a policy (`runtime.precision`), such as "float16_pure". Images are
             always encoded in float32, so their codes do not depend on it.
@@ -38,7 +39,7 @@ def load(
         InputError: there is no bundle, or its parts do not belong together or are damaged.
     """
     enable_compilation_cache()
-    bundle, compute = Bundle(path), policy_of(dtype).compute
+    bundle, compute = open_bundle(path), policy_of(dtype).compute
     bundle.check_fit()
     jax.devices()  # where there are none of the platform asked for, that is no fault of the bundle
     have_transformer = "transformer" in bundle.parts

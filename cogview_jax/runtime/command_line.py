@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 
 from cogview_jax.runtime.compilation_cache import enable_compilation_cache
-from cogview_jax.runtime.config import closest
+from cogview_jax.runtime.config import closest, subscripted
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import is_fault, reason, system_error
 from cogview_jax.runtime.paths import path_problem
@@ -202,6 +202,7 @@ def help_page(command: ModuleType) -> str:
 
 def _parse(argv: list[str], command: ModuleType) -> None:
     """Parses `argv` into absl's FLAGS; InputError on every mistake in it."""
+    argv[1:] = map(subscripted, argv[1:])
     for name, value in _given(argv):
         flag = None if name in flags.FLAGS else _own(name.removeprefix("no"), command)
         if value is not None and flag is not None and flag.boolean:

@@ -7,6 +7,7 @@ no default hides in a `.get`.
 
 import dataclasses
 import difflib
+import keyword
 import math
 import types
 import typing
@@ -87,7 +88,37 @@ class Tagged:
 
 
 def _names(cls: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(cls)}
+    return {setting_name(field.name) for field in dataclasses.fields(cls)}
+
+
+def setting_name(field: str) -> str:
+    """What a dataclass's field is called in configs: `from_` is "from", which no field may be."""
+    name = field.removesuffix("_")
+    return name if keyword.iskeyword(name) else field
+
+
+def as_settings(instance: "DataclassInstance") -> dict[str, Any]:
+    """Every setting of an instance, as a config has them: nested dicts."""
+
+    def section(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {setting_name(field): value for field, value in pairs}
+
+    return dataclasses.asdict(instance, dict_factory=section)
+
+
+def subscripted(argument: str) -> str:
+    """`--config.data.from=x` as `--config.data["from"]=x`, for those who read it as Python."""
+    name, equals, value = argument.partition("=")
+    if not name.startswith("-"):
+        return argument
+    first, *parts = name.split(".")
+    parts = [f'["{part}"]' if keyword.iskeyword(part) else f".{part}" for part in parts]
+    return f"{first}{''.join(parts)}{equals}{value}"
+
+
+def dotted(name: str) -> str:
+    """The name of a setting without the brackets of `subscripted`."""
+    return name.replace('["', ".").replace('"]', "")
 
 
 def require_range(
@@ -151,7 +182,7 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
     """
     if isinstance(mapping, cls):
         return mapping
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    fields = {setting_name(field.name): field for field in dataclasses.fields(cls) if field.init}
     if not hasattr(mapping, "keys"):
         raise InputError(
             f"{where} = {_shown(mapping)}: expected a section with {', '.join(fields)}"
@@ -173,8 +204,8 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
         raise InputError(f"{where} lacks {', '.join(missing)}; it needs a value for each")
     kinds = typing.get_type_hints(cls)
     values = {
-        name: _convert(mapping[name], kinds[name], f"{where}.{name}")
-        for name in fields
+        field.name: _convert(mapping[name], kinds[field.name], f"{where}.{name}")
+        for name, field in fields.items()
         if name in mapping
     }
     try:

@@ -28,7 +28,7 @@ from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_dict, config_flags
 from ml_collections.config_flags import config_path
 
-from cogview_jax.runtime.config import Tagged, closest
+from cogview_jax.runtime.config import Tagged, closest, dotted, setting_name, subscripted
 from cogview_jax.runtime.errors import InputError
 
 flags.disclaim_key_flags()  # the flag belongs to the command that asks for it
@@ -64,25 +64,34 @@ def config_flag(
     return holder
 
 
-def settings_page(settings: Mapping[str, Any], name: str = "config") -> str:
+def given(name: str = "config") -> dict[str, str]:
+    """Where each setting comes from that the user gave, by its dotted name.
+
+    That is "--config.train.steps", or the config file; what has its default is not listed. `name`
+    is that of the flag, which has been parsed.
+    """
+    flag: Any = flags.FLAGS[name]
+    overridden = map(dotted, flag.override_values)
+    return dict.fromkeys(flag.parser.written, flag.config_filename) | {
+        key: f"--{name}.{key}" for key in overridden
+    }
+
+
+def settings_page(settings: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     """Every setting on a line, with its value and where that comes from, section by section.
 
     Args:
-        settings: what became of the config of flag `--NAME`, sections as mappings.
-        name: of the flag, which has been parsed.
+        settings: what became of a config, sections as mappings.
+        origins: from `given`, by dotted names of settings or sections.
 
     Returns:
-        Lines as "train.steps = 9  # --config.train.steps"; the origin is that, the config file, or
-        "default".
+        Lines as "train.steps = 9  # --config.train.steps"; the origin of others is "default".
     """
-    flag: Any = flags.FLAGS[name]
-    overridden, written = flag.override_values, flag.parser.written
     rows = []
     for key, value in _flat(settings):
         sections = [key, *(key[:i] for i, letter in enumerate(key) if letter == ".")]
-        override = next((place for place in sections if place in overridden), None)
-        origin = flag.config_filename if key in written else "default"
-        rows.append((key, repr(value), f"--{name}.{override}" if override else origin))
+        origin = next((origins[place] for place in sections if place in origins), "default")
+        rows.append((key, repr(value), origin))
     width = max(len(key) for key, _, _ in rows)
     # A long value moves no other line's origin.
     widest = max((len(value) for _, value, _ in rows if len(value) <= 40), default=0)
@@ -160,7 +169,8 @@ def fill(
     """
     hints, done = typing.get_type_hints(schema), Filled([], [])
     for field in dataclasses.fields(schema):
-        name, kind, place = field.name, hints[field.name], f"{prefix}{field.name}"
+        name, kind = setting_name(field.name), hints[field.name]
+        place = f"{prefix}{name}"
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if issubclass(kind, Tagged) and kind.is_head():
                 override = (overrides or {}).get(f"{place}.kind")
@@ -256,7 +266,7 @@ def config_path_of(file: str) -> Path:
 
 def check_overrides(name: str, config: ConfigDict, spec: str, arguments: list[str]) -> None:
     """InputError if an argument `--NAME.a.b...` names a setting that `config` does not have."""
-    for argument in arguments:
+    for argument in map(subscripted, arguments):
         match = re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]*)", argument)
         if match is None:
             continue
@@ -292,7 +302,7 @@ def _overrides(name: str, arguments: list[str]) -> dict[str, str]:
             rf"--?(?:no)?{re.escape(name)}\.([^=]*)(?:=(.*))?", argument, re.DOTALL
         ):
             following = arguments[i + 1] if i + 1 < len(arguments) else ""
-            found[match[1]] = following if match[2] is None else match[2]
+            found[dotted(match[1])] = following if match[2] is None else match[2]
     return found
 
 

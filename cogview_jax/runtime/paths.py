@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from cogview_jax.runtime.config import SettingError
+from cogview_jax.runtime.config import SettingError, setting_name
 from cogview_jax.runtime.errors import InputError
 
 #: gs://, s3://, file://; with one slash too, as `Path` leaves them. A drive has one letter.
@@ -42,7 +42,7 @@ def require_paths(settings: object, *names: str) -> None:
         if not problem and not _is_unicode(value):
             problem = "expected a path of UTF-8 characters, which config.json can hold"
         if problem:
-            raise SettingError(f"{name} = {value!r}: {problem}")
+            raise SettingError(f"{setting_name(name)} = {value!r}: {problem}")
 
 
 def path_problem(path: str) -> str:

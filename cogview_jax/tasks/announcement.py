@@ -3,24 +3,16 @@
 import math
 from collections import deque
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 
-from cogview_jax.data.sources.source import Source
+from cogview_jax.data.sources.source import Source, described
 from cogview_jax.runtime.hardware import machine
 from cogview_jax.runtime.processes import log
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TransformerExperiment
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.training.state import TrainState
-
-
-@runtime_checkable
-class Described(Protocol):
-    """A source that can describe itself."""
-
-    def describe(self) -> str:
-        """Its records and captions, and the files that it ignores, in one line."""
 
 
 def announcement(
@@ -50,11 +42,6 @@ def announcement(
         f"devices: {of} ({sizes}); precision {experiment.precision}{attention}",
         f"steps: {start:,} of {config.steps:,} done; {config.global_batch:,} rows a step{parts}",
     ]
-
-
-def described(source: Source) -> str:
-    """The records of a source, in one line."""
-    return source.describe() if isinstance(source, Described) else f"{len(source):,} records"
 
 
 def parameters(state: TrainState) -> int:

@@ -1,11 +1,15 @@
 """The checkpoint and the weights that a run's bundle is written from."""
 
+import dataclasses
 from typing import Any
 
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.checkpointer import Checkpointer
+from cogview_jax.checkpoints.step_bundle import BUNDLE, named_arrays
+from cogview_jax.checkpoints.stored_step import ITEMS
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import log
+from cogview_jax.tasks.task import Task
 from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.loop import is_due
@@ -60,6 +64,21 @@ def bundle_written(workdir: Workdir) -> tuple[int | None, str | None] | None:
     except InputError as error:  # the checkpoint has all that the bundle is made of
         log(f"{error}: it will be written again")
         return None
+
+
+def described_bundle(task: Task, config: TrainConfig, shapes: TrainState) -> dict[str, Any]:
+    """The note by which a checkpoint opens as the bundle that would be written from it.
+
+    `shapes` is of the whole state; its arrays are told by their names.
+    """
+    fields = {
+        field: named_arrays(item, getattr(shapes, field))
+        for item, field in ITEMS.items()
+        if item in ("params", "extras", "ema")
+    }
+    names = bundle_state(task.objective, config, dataclasses.replace(shapes, **fields))
+    parts = task.described(task.objective.bundle_values(names.values))
+    return {} if parts is None else {BUNDLE: parts}
 
 
 def bundle_state(objective: Objective[Any], config: TrainConfig, state: TrainState) -> TrainState:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart
-from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.bundle_writer import codec_entry, write_bundle
 from cogview_jax.data.held_out import split
 from cogview_jax.data.records import Record
 from cogview_jax.data.sources.source import Source, readable
@@ -178,6 +178,12 @@ class CodecTask:
     def write(self, state: TrainState, path: Path) -> None:
         """Writes a bundle with the codec alone."""
         write_bundle(path, codec=self._part(state), step=int(state.position))
+
+    def described(self, arrays: ModelValues) -> dict[str, dict[str, Any]]:
+        """The codec, all of whose arrays a checkpoint has."""
+        names = {"params": arrays.params, "codebook": arrays.model_state._asdict()}
+        part = CodecPart(self.experiment.model, None, None, self.experiment.train.weights)
+        return {"codec": codec_entry(part) | {"arrays": names}}
 
     def _part(self, state: TrainState) -> CodecPart:
         params, codebook = self.objective.bundle_values(state.values)

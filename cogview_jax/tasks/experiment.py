@@ -15,7 +15,7 @@ from cogview_jax.models.implementation import (
     choose_implementation,
 )
 from cogview_jax.models.lora import LoRAConfig
-from cogview_jax.runtime.config import build, require_range
+from cogview_jax.runtime.config import SettingError, build, require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
 from cogview_jax.runtime.paths import require_paths
@@ -115,6 +115,8 @@ class TokenData:
 
     Attributes:
         source: the captioned images.
+        from: the workdir of an earlier run: what the config does not give itself of source, token
+            store, tokenizers and sizes is that run's (`tasks.earlier_run`).
         store: the token store; empty for WORKDIR/tokens. A file is a compact binary of the CogView
             release, which is trained on as it is, with the two tokenizers named here.
         image_tokenizer: the bundle whose image tokenizer encodes the images.
@@ -128,7 +130,12 @@ class TokenData:
             record has two), if training cuts random windows of `layout.grid` out of it: one number
             for squares, or two, such as 32,48, to whose aspect ratio images are cropped. 0 where
             images have `layout.grid`.
-        shard_size: records of a shard of the store.
+        views: how often each image is encoded: as it is, and then as random views of it, which
+            `smallest_crop`, `largest_crop` and `flip` describe. Few images teach more so.
+        smallest_crop, largest_crop: the sides of a view are a random share between these of the
+            image's. Above 1 the image is smaller, and the pixels of its edge go on around it.
+        flip: mirror half of the views. Off by default, since captions say left and right.
+        shard_size: records of a shard of the store; each view counts.
         max_skipped: the share of records that may be unreadable or without a caption.
         validation_share: the share of the store's records that are held out: training never reads
             them, and the loss is measured on them. Their numbers alone decide which these are.
@@ -138,6 +145,7 @@ class TokenData:
     RENAMED: ClassVar[Mapping[str, str]] = MappingProxyType({"picture_grid": "image_grid"})
 
     source: SourceConfig
+    from_: str = ""
     store: str = ""
     image_tokenizer: str = ""
     text_tokenizer: str = ""
@@ -146,15 +154,29 @@ class TokenData:
     encode_batch: int = 64
     encode_precision: Literal["float32", "bfloat16", "float16"] = "float32"
     image_grid: int | tuple[int, int] = 0
+    views: int = 1
+    smallest_crop: float = 1.0
+    largest_crop: float = 1.0
+    flip: bool = False
     shard_size: int = 8192
     max_skipped: float = 0.05
     validation_share: float = 0.0
 
     def __post_init__(self):
-        require_paths(self, "store", "image_tokenizer", "text_tokenizer")
+        require_paths(self, "from_", "store", "image_tokenizer", "text_tokenizer")
         require_range(self, "text_records", "shard_size", at_least=1)
         require_range(self, "encode_batch", at_least=1, at_most=2**16)
         require_range(self, "image_grid", at_least=0, at_most=2**10)
+        require_range(self, "views", at_least=1, at_most=2**10)
+        require_range(self, "smallest_crop", above=0, at_most=1)
+        require_range(self, "largest_crop", at_least=1, at_most=4)
+        varied = self.flip or self.smallest_crop < self.largest_crop
+        if varied != (self.views > 1):
+            raise SettingError(
+                f"views = {self.views} with smallest_crop = {self.smallest_crop}, largest_crop ="
+                f" {self.largest_crop} and flip = {self.flip}: expected several views that differ"
+                " by one of these, or one view and none of them"
+            )
         require_range(self, "max_skipped", at_least=0, at_most=1)
         require_range(self, "validation_share", at_least=0, below=1)
         if not self.source.require_captions:
@@ -180,6 +202,9 @@ class TransformerExperiment:
             on have 1. With 0, only what is sampled later is learned.
         drop_captions: the share of rows whose text is left out, so that guidance has something to
             compare with.
+        corrupt_codes: the share of the image codes of a row that are replaced by random ones where
+            the model reads them, not where it predicts them. A model of few images then cannot tell
+            by the first codes which of them a row shows, and has to read its caption.
         code_embeddings: what the embeddings of image codes start from in a run without init_from:
             "normal", as all others do, or "codec", the image tokenizer's own vectors.
         mesh: how devices are divided.
@@ -202,6 +227,7 @@ class TransformerExperiment:
     text_weight: float = 1.0
     prompt_weight: float = 1.0
     drop_captions: float = 0.0
+    corrupt_codes: float = 0.0
     code_embeddings: Literal["normal", "codec"] = "normal"
     mesh: MeshConfig = MeshConfig()
     precision: str = "float32"
@@ -242,7 +268,7 @@ class TransformerExperiment:
                 f"data.image_grid {self.data.image_grid} with layout.grid {window}: expected at"
                 " least that, and even numbers for super_resolution, or 0 for the same"
             )
-        require_range(self, "drop_captions", at_least=0, at_most=1)
+        require_range(self, "drop_captions", "corrupt_codes", at_least=0, at_most=1)
         require_range(self, "text_weight", "prompt_weight", at_least=0)
         require_range(self, "seed", at_least=0, below=2**32)
         require_paths(self, "init_from")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.interop.lora_files import merged_on_host, write_adapter
 from cogview_jax.models.lora import NEW_POSITIONS, fit_positions, merged
 from cogview_jax.runtime.errors import InputError
@@ -15,6 +16,7 @@ from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.processes import is_primary
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.training.lora_objective import LoRAObjective
+from cogview_jax.training.objective import ModelValues
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
 
@@ -87,9 +89,12 @@ class LoRATask(TransformerTask):
             )
         super().write(state, path)
 
+    def described(self, arrays: ModelValues) -> None:
+        """Nothing: a checkpoint has the adapters alone, and no bundle can be read from it."""
+
     @functools.cached_property
     def _base(self) -> Bundle:
-        return Bundle(self.experiment.init_from)
+        return open_bundle(self.experiment.init_from)
 
     def _with_base(self, bundle: Bundle, state: TrainState, shapes: Any) -> TrainState:
         base = self._fitted(bundle, shapes, state.mesh)

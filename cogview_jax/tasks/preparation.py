@@ -10,25 +10,30 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.step_bundle import StepBundle, open_bundle
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
-from cogview_jax.data.sources.source import Source, SourceConfig
+from cogview_jax.data.sources.source import Source, SourceConfig, listing
 from cogview_jax.data.token_shards import MANIFEST, PLAN
 from cogview_jax.data.token_writer import write_store
 from cogview_jax.data.transforms import center_crop
+from cogview_jax.data.views import RandomView, Views
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sealed import read_sealed
-from cogview_jax.tasks.announcement import described
 from cogview_jax.tasks.experiment import TokenData, TransformerExperiment
-from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tasks.workdir import Workdir, resolved_settings
 from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_tokenizer
 
 #: Within a store: the tokenizer-only bundle its tokens were made with.
 TOKENIZERS = "tokenizers"
+#: Records whose captions are held against a text tokenizer that is given, and the share of their
+#: characters that it may not know before a line says so.
+TRIED, UNKNOWN = 2000, 0.02
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class StoreMeta:
         grids: rows and columns of all images of a record; None in stores of earlier versions,
             whose records had one.
         layout: the task that the store was made for.
+        views: how many examples in a row are of one image.
     """
 
     grid: int | tuple[int, int]
@@ -54,6 +60,7 @@ class StoreMeta:
     text: str
     grids: list[int | tuple[int, int]] | None = None
     layout: str | None = None
+    views: int = 1
 
 
 def written_grid(grid: tuple[int, int]) -> int | tuple[int, int]:
@@ -65,6 +72,16 @@ def written_grid(grid: tuple[int, int]) -> int | tuple[int, int]:
 def store_path(data: TokenData, workdir: Workdir) -> Path:
     """Where the token store of a run lies: `data.store`, or tokens/ in the workdir."""
     return Path(data.store).absolute() if data.store else workdir.path / "tokens"
+
+
+def prepare_run(experiment: TransformerExperiment, workdir: Workdir) -> None:
+    """Fills the token store of a run, and leaves in its workdir the settings that it has now.
+
+    Raises:
+        InputError: as `prepare`.
+    """
+    prepare(experiment, store_path(experiment.data, workdir))
+    write_json(workdir.prepared, resolved_settings(experiment))
 
 
 def prepare(experiment: TransformerExperiment, path: Path) -> None:
@@ -88,8 +105,12 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
     encoding = _encoding(data, path)
     given = given_codec(experiment)
     source = data.source.open()
-    print(f"token store {path}: {described(source)}; codec of {given.path}", file=sys.stderr)
     tokenizers = _tokenizers(experiment, given, source, path)
+    plan = _source_plan(data.source, source, path)
+    if data.views > 1:
+        look = RandomView(data.smallest_crop, data.largest_crop, data.flip)
+        source = Views(source, data.views, look, experiment.seed)
+        plan["views"] = [data.views, *asdict(look).values(), experiment.seed]
     text_tokenizer = tokenizers.text()
     model = CogView(
         codec=tokenizers.codec(), text=text_tokenizer, encode_dtype=data.encode_precision
@@ -127,7 +148,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
         source,
         encode,
         plan={
-            "source": _source_plan(data.source, path),
+            **plan,
             "text_tokenizer": _text_plan(data),
             **identity,
             **encoding,
@@ -141,6 +162,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
             "grids": written,
             "codebook": codec.codebook,
             "pieces": len(text_tokenizer),
+            **({"views": data.views} if data.views > 1 else {}),
             **identity,
         },
         batch_size=batch,
@@ -210,9 +232,14 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
             " --config.data.image_tokenizer=runs/codec/bundle"
         )
     try:
-        given = Bundle(experiment.data.image_tokenizer)
+        given = open_bundle(experiment.data.image_tokenizer)
     except InputError as error:
         raise InputError(f"data.image_tokenizer: {error}") from None
+    if isinstance(given, StepBundle):
+        raise InputError(
+            f"data.image_tokenizer: {given.path} is a checkpoint, which its run may delete: finish"
+            " the run, and name its workdir or its bundle"
+        )
     codec = given.codec().config
     grid = experiment.layout.grid
     # Either image of super-resolution may have the size that the codec was trained on, and
@@ -237,11 +264,11 @@ def _tokenizers(
     """The store's own copy of its tokenizers, which is made if it is missing."""
     data, place = experiment.data, path / TOKENIZERS
     if not (place / "bundle.json").exists():
-        text = (
-            TextTokenizer.load(data.text_tokenizer)
-            if data.text_tokenizer
-            else _trained(_captions(source, data.text_records), data.text)
-        )
+        if data.text_tokenizer:
+            text = TextTokenizer.load(data.text_tokenizer)
+            _warn_of_unknown(text, data.text_tokenizer, _captions(source, TRIED))
+        else:
+            text = _trained(_captions(source, data.text_records), data.text)
         if len(text) > experiment.vocabulary.text:
             raise InputError(
                 f"the text tokenizer has {len(text)} pieces, but the config has vocabulary.text ="
@@ -258,23 +285,47 @@ def _tokenizers(
     return own
 
 
-def _source_plan(source: SourceConfig, path: Path) -> dict:
-    """The settings of the source that the store at `path` depends on.
+def _warn_of_unknown(text: TextTokenizer, name: str, captions: list[str]) -> None:
+    """Says where a text tokenizer was trained for other languages than those of the captions."""
+    share = text.unknown_share(captions)
+    if share > UNKNOWN:
+        print(
+            f"data.text_tokenizer {name}: {share:.0%} of the characters of the first"
+            f" {len(captions):,} captions have no token in it: they are written in bytes, or lost,"
+            " and a model that was trained with it does not know them",
+            file=sys.stderr,
+        )
+
+
+def source_settings(source: SourceConfig) -> dict:
+    """The settings of a source, as JSON has them."""
+    return json.loads(json.dumps(asdict(source)))
+
+
+def _source_plan(source: SourceConfig, opened: Source[Record], path: Path) -> dict:
+    """The settings of the source that the store at `path` depends on, and its listing.
 
     If a store was begun by an earlier version, settings that did not exist then have their
-    defaults, and it may name settings of other kinds of sources. If nothing else differs, what its
-    plan says is kept.
+    defaults, it may name settings of other kinds of sources, and it has no listing. If nothing else
+    differs, or the same listing lies at another path, what its plan says is kept.
     """
-    plan = json.loads(json.dumps(asdict(source)))
+    here = source_settings(source)
+    plan = {"source": here, "listing": listing(opened)}
     if not (path / PLAN).exists():
         return plan
-    begun = read_sealed(path / PLAN).get("source")
+    written = read_sealed(path / PLAN)
+    begun, listed = written.get("source"), written.get("listing")
+    if listed is None:
+        del plan["listing"]
     if not isinstance(begun, dict) or begun.get("kind") != source.kind:
         return plan
     foreign = SourceConfig.foreign(source.kind)
     own = {name: value for name, value in begun.items() if name not in foreign}
+    if "path" in here and listed == plan.get("listing", ""):
+        own["path"] = here["path"]
     defaults = {f.name: f.default for f in fields(source) if f.default is not MISSING}
-    return begun if json.loads(json.dumps(defaults)) | own == plan else plan
+    same = json.loads(json.dumps(defaults)) | own == here
+    return plan | ({"source": begun} if same else {})
 
 
 def _trained(captions: list[str], config: TextConfig) -> TextTokenizer:

@@ -9,7 +9,7 @@ import numpy as np
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.data.sources.source import Source
 from cogview_jax.pipeline.cogview import CogView
-from cogview_jax.training.objective import Objective
+from cogview_jax.training.objective import ModelValues, Objective
 from cogview_jax.training.state import TrainState
 
 
@@ -65,6 +65,12 @@ class Task(Protocol):
 
     def cogview(self, state: TrainState) -> CogView:
         """The bundle of the parameters of `state`, in memory."""
+
+    def described(self, arrays: ModelValues) -> dict[str, dict[str, Any]] | None:
+        """What a checkpoint says of its bundle (`checkpoints.step_bundle`); None for nothing.
+
+        arrays: what `Objective.bundle_values` gives, with names in the place of the arrays.
+        """
 
     def preview(self, state: TrainState, source: Source[Any]) -> np.ndarray:
         """An image that shows what the model can do, uint8 [h, w, 3]."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.checkpoints.retention import Retention
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.data.loader import batches
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.skipped import SkippedLog
@@ -38,8 +38,10 @@ from cogview_jax.tasks.bundle_choice import (
     bundle_steps,
     bundle_written,
     check_bundle_step,
+    described_bundle,
 )
 from cogview_jax.tasks.codec import CodecTask
+from cogview_jax.tasks.contents import contents
 from cogview_jax.tasks.early_stopping import EarlyStopping
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment
 from cogview_jax.tasks.lora import LoRATask
@@ -87,7 +89,7 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
 
 def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     goodput = Goodput(workdir.metrics / "goodput.json", writes=is_primary())
-    workdir.check(experiment)
+    moved = workdir.check(experiment)
     config, mesh = experiment.train, make_mesh(experiment.mesh)
     check_batch(config, mesh)
     task = make_task(experiment, workdir)
@@ -114,6 +116,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             lambda: step_metrics(step, shapes, task.row_shapes(), config.global_batch),
         )
     source = primary_first(task.source, "source opened")
+    held = contents(experiment, workdir, source, moved)
+    workdir.check_contents(moved, held)
     validation = task.validation()
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
@@ -132,7 +136,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             state = None if state is None else task.restored(state, shapes)
         if state is None:
             seed, decay = experiment.seed, config.ema_decay
-            bundle = Bundle(experiment.init_from) if experiment.init_from else None
+            bundle = open_bundle(experiment.init_from) if experiment.init_from else None
             if bundle is not None:
                 task.check(bundle)
             log("initialising the weights")
@@ -179,7 +183,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             )
         )
         # Nothing the user may have got wrong is left.
-        workdir.claim(experiment)
+        workdir.claim(experiment, held)
         kept = f"what {workdir.checkpoints} holds is kept: run the same command again to go on"
         stack.enter_context(at_work(kept))
         placed = Prefetched(place_batch(batch, mesh) for batch in local)
@@ -214,6 +218,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         watchdog = stack.enter_context(
             Watchdog(stall_timeout, f"process {jax.process_index()} on {host_name()}")
         )
+        described = described_bundle(task, config, shapes)
         means = MetricMeans(checkpointer.notes.get("means"))
         monitor = Monitor(
             experiment,
@@ -228,7 +233,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         )
 
         def notes() -> dict[str, Any]:
-            noted = {"machine": machine(), "means": means.sums}
+            noted = {"machine": machine(), "means": means.sums} | described
             return noted | {"early_stopping": early_stopping.notes}
 
         def save(step: int, state: TrainState, metrics: dict[str, float]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
-from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.bundle import FILES, Bundle, TransformerPart
+from cogview_jax.checkpoints.bundle_writer import transformer_entry, write_bundle
 from cogview_jax.data.held_out import Subset, split
 from cogview_jax.data.sources.source import Source, readable
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_store import TokenStore
-from cogview_jax.data.transforms import code_grids, random_window
+from cogview_jax.data.transforms import code_grids, corrupted, random_window
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.interop.official.compact_binary import CompactBinary
 from cogview_jax.models.code_embeddings import code_embeddings
@@ -41,6 +42,7 @@ from cogview_jax.tasks.sample_prompts import read_sample_prompts
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import Example, make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
+from cogview_jax.training.objective import ModelValues
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
 
@@ -79,6 +81,7 @@ class TransformerTask:
                 f"attention_dropout {rate} keeps attention from being a fused kernel; 0 makes a"
                 " step of the 4B model twice as fast on an H200"
             )
+        self._workdir = workdir
         self._store, self._grids = store_path(experiment.data, workdir), experiment.image_grids
         self._held_out: Subset[TokenRecord] | None = None
         self._prompts: list[str] = []
@@ -95,14 +98,18 @@ class TransformerTask:
         share = self.experiment.data.validation_share
         if not share:
             return source
-        training, self._held_out = split(source, share)
+        # All views of an image are held out, or none.
+        views = self._meta(source).views if isinstance(source, TokenStore) else 1
+        training, self._held_out = split(source, share, views)
         return training
+
+    def _meta(self, store: TokenStore) -> StoreMeta:
+        return build(StoreMeta, store.meta, f"{self._store}: meta")
 
     def _token_store(self) -> TokenStore:
         """The token store, once it is known to fit the config."""
         store, experiment = TokenStore(self._store), self.experiment
-        grids = experiment.image_grids
-        meta = build(StoreMeta, store.meta, f"{self._store}: meta")
+        grids, meta = experiment.image_grids, self._meta(store)
         has = [meta.grid] if meta.grids is None else meta.grids
         if len(has) != len(grids):
             raise InputError(
@@ -141,7 +148,11 @@ class TransformerTask:
 
     def transform(self, record: TokenRecord, generator: np.random.Generator) -> Example:
         """The row of one of the record's captions, or none, and its codes or a window of them."""
-        return self._row(record, generator, self.experiment.drop_captions)
+        row = self._row(record, generator, self.experiment.drop_captions)
+        if share := self.experiment.corrupt_codes:
+            codes = self.layout.vocabulary.codes
+            row = row._replace(tokens=corrupted(row.tokens, codes, share, generator))
+        return row
 
     def _row(self, record: TokenRecord, generator: np.random.Generator, dropped: float) -> Example:
         """The same, with the caption left out in this share of the cases."""
@@ -285,6 +296,27 @@ class TransformerTask:
             transformer=self._stored_part(state),
             step=int(state.position),
         )
+
+    def described(self, arrays: ModelValues) -> dict[str, dict[str, Any]] | None:
+        """The transformer, whose arrays a checkpoint has, and where its tokenizers lie."""
+        codec, text = self._codec(), self._text()
+        file = codec.path / FILES["text"]
+        if self._store.is_file():
+            file = Path(self.experiment.data.text_tokenizer).absolute()
+        parts = {
+            "codec": codec.parts["codec"] | {"paths": self._paths(codec.path / FILES["codec"])},
+            "text": {"pieces": len(text), "sha256": text.sha256, "paths": self._paths(file)},
+        }
+        own = {name: part["sha256"] for name, part in parts.items()}
+        entry = transformer_entry(self._part_of(None), self.model.positions)
+        entry |= {"arrays": arrays.params, "trained_with": own}
+        return parts | {"transformer": entry}
+
+    def _paths(self, place: Path) -> list[str]:
+        """Where a part may lie: as seen from a checkpoint of its workdir, or as it lies now."""
+        within = place.is_relative_to(self._workdir.path)
+        step = self._workdir.checkpoints / "STEP"
+        return [*([os.path.relpath(place, step)] if within else []), str(place)]
 
     def _with_code_embeddings(self, state: TrainState) -> TrainState:
         """`state`; its code embeddings are made from the codec's vectors if the config says so."""

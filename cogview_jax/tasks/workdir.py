@@ -1,15 +1,15 @@
 """The folder of a run: the config that it belongs to, and the names of its files."""
 
 import contextlib
-import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from cogview_jax.data.sources.source import SourceConfig
+from cogview_jax.runtime.config import as_settings
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import check_folder_output, read_json, write_json
 from cogview_jax.runtime.leftovers import remove_leftovers
@@ -27,20 +27,28 @@ RESUMABLE = (
     *("train.validation_records", "train.stop_after", "train.sample_prompts"),
     *("train.benchmark", "train.benchmark_every", "train.benchmark_prompts"),
     *("implementation.attention", "implementation.decoding"),
-    *("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps", "data.from"),
+)
+#: Paths that may differ if what they hold is the same (`tasks.contents`).
+PATHS = (
+    *("data.source.path", "data.store", "data.image_tokenizer", "data.text_tokenizer"),
+    "init_from",
 )
 
 
 class Workdir:
-    """DIR/config.json, checkpoints/, metrics/, samples/, and on completion bundle/.
+    """DIR/config.json, contents.json, checkpoints/, metrics/, samples/, and when done bundle/.
 
-    Some runs also have damaged/ (checkpoints), skipped.jsonl (records) or profile/.
+    Some runs also have damaged/ (checkpoints), skipped.jsonl (records) or profile/, and where
+    `prepare` was finished prepared.json, the settings that it had.
     """
 
     def __init__(self, path: str | Path):
         """Names the files of the run in `path` and makes none of them."""
         self.path = local_path(path, "--workdir").absolute()
         self.config = self.path / "config.json"
+        self.prepared = self.path / "prepared.json"
+        self.contents = self.path / "contents.json"
         self.checkpoints = self.path / "checkpoints"
         self.damaged = self.path / "damaged"
         self.metrics = self.path / "metrics"
@@ -63,33 +71,63 @@ class Workdir:
         with locked(lock, what, "choose another --workdir"):
             yield
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: Experiment) -> dict[str, tuple[str, str]]:
         """Refuses a folder that is not this experiment's.
+
+        Returns:
+            The settings of `PATHS` that differ, whose contents `check_contents` has to compare:
+            what they were and what they are.
 
         Raises:
             InputError: the folder holds a run of another config; the message names what differs.
         """
         if not self.config.exists():
-            return
-        found = read_json(self.config)
-        try:
-            # Settings that did not exist when the run began have their defaults.
-            found = resolved_settings(read_experiment(_without_foreign(found)))
-        except InputError as error:
-            raise InputError(f"{self.config} is of another program or version: {error}") from error
+            return {}
+        found = resolved_settings(read_settings(self.config))
         there, here = dict(flat_settings(found)), dict(flat_settings(resolved_settings(experiment)))
-        names = sorted({*there, *here} - set(RESUMABLE))
+        names, known, moved = sorted({*there, *here} - set(RESUMABLE)), self._known(), {}
         for name in sorted(names, key=lambda name: not name.endswith(".kind")):  # says the most
-            if there.get(name) != here.get(name):
+            if there.get(name) == here.get(name):
+                continue
+            if name in PATHS and name in known:
+                moved[name] = there[name], here[name]
+            else:
                 raise InputError(
                     f"{self.path} holds a run with {name} = {there.get(name)!r}, but the config"
                     f" says {here.get(name)!r}: choose another --workdir, or the same config"
                 )
+        return moved
 
-    def claim(self, experiment: Experiment) -> None:
+    def check_contents(
+        self, moved: Mapping[str, tuple[str, str]], contents: Mapping[str, str]
+    ) -> None:
+        """Refuses other contents under other paths.
+
+        Args:
+            moved: from `check`.
+            contents: setting -> the hash of what it names now.
+
+        Raises:
+            InputError: one holds something else: both paths, and the hashes of what they hold.
+        """
+        known = self._known()
+        for name, (was, now) in moved.items():
+            if (digest := contents.get(name, "nothing known")) != known[name]:
+                raise InputError(
+                    f"{self.path} holds a run with {name} = {was!r} (content {known[name][:12]}),"
+                    f" but the config says {now!r}, which holds something else ({digest[:12]}):"
+                    " choose another --workdir, or name the same content"
+                )
+
+    def _known(self) -> dict[str, str]:
+        """The hashes of contents that `claim` has noted."""
+        return read_json(self.contents) if self.contents.exists() else {}
+
+    def claim(self, experiment: Experiment, contents: Mapping[str, str] = {}) -> None:
         """Writes config.json: from now on the folder is this experiment's.
 
-        Every process of a run calls it once all else is checked.
+        Every process of a run calls it once all else is checked. `contents` is as for
+        `check_contents`, and is noted.
 
         Raises:
             InputError: a process does not see the file that process 0 wrote.
@@ -98,6 +136,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path, owned=True)
             write_json(self.config, resolved_settings(experiment))
+            write_json(self.contents, self._known() | dict(contents))
         barrier("workdir claimed")
         if not self.config.exists():
             raise InputError(
@@ -108,7 +147,21 @@ class Workdir:
 
 def resolved_settings(experiment: Experiment) -> dict[str, Any]:
     """Every setting, as JSON has them."""
-    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+    return json.loads(json.dumps(as_settings(experiment)))
+
+
+def read_settings(file: Path) -> Experiment:
+    """The experiment that `resolved_settings` were written of; newer settings have their defaults.
+
+    Raises:
+        InputError: the file is damaged, or has settings that this version does not know.
+    """
+    try:
+        return read_experiment(_without_foreign(read_json(file)))
+    except InputError as error:
+        if str(error).startswith(str(file)):
+            raise
+        raise InputError(f"{file} is of another program or version: {error}") from error
 
 
 def _without_foreign(config: Any) -> Any:

@@ -85,6 +85,23 @@ class TextTokenizer:
         """Whether some of `text` is neither in a piece nor in bytes, and so lost."""
         return self._processor.unk_id() in self.encode(text)
 
+    def unknown_share(self, texts: Iterable[str]) -> float:
+        """The share of the characters of `texts`, without spaces, that no piece is made for.
+
+        They are written in bytes, or lost where the tokenizer has no bytes.
+        """
+        known = unknown = 0
+        for text in texts:
+            for number, piece in zip(self.encode(text), self.text_tokens(text), strict=True):
+                if self._processor.IsByte(number):
+                    # In UTF-8 all bytes of a character but the first begin with the bits 10.
+                    unknown += int(piece[1:-1], 16) & 0xC0 != 0x80
+                elif self._processor.IsUnknown(number):
+                    unknown += len(piece)
+                else:
+                    known += len(piece.replace("▁", ""))
+        return unknown / max(1, known + unknown)
+
     def text_tokens(self, text: str) -> list[str]:
         """The pieces of `text` as strings, with ▁ for a space."""
         return self._processor.EncodeAsPieces(text)

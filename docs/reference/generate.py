@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cogview_jax.__main__ import COMMANDS
+from cogview_jax.runtime.config import setting_name
 from cogview_jax.tasks.experiment import STAGES
 
 FOLDER = Path(__file__).resolve().parent
@@ -114,7 +115,8 @@ def _schema(kind: type) -> list[str]:
             f"[{one.__name__}](#{one.__name__.lower()})" for one in _dataclasses(kinds[field.name])
         ]
         written = " or ".join(inner) if inner else f"`{_type(kinds[field.name])}`"
-        cells = (f"`{field.name}`", written, _default(field), meanings.get(field.name, ""))
+        name = setting_name(field.name)
+        cells = (f"`{name}`", written, _default(field), meanings.get(name, ""))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 
@@ -184,10 +186,11 @@ def _documentation(kind: type) -> tuple[str, dict[str, str]]:
     """
     fields = [field for field in dataclasses.fields(kind) if field.init]
     meanings = {f.name: f.metadata["doc"] for f in fields if "doc" in f.metadata}
-    about, said = _of_docstring(kind, [field.name for field in fields])
+    names = [setting_name(field.name) for field in fields]
+    about, said = _of_docstring(kind, names)
     for parent in kind.__mro__[1:]:  # what a family says of the settings that its kinds share
         if dataclasses.is_dataclass(parent):
-            said = _of_docstring(parent, [field.name for field in fields])[1] | said
+            said = _of_docstring(parent, names)[1] | said
     return about, said | meanings
 
 

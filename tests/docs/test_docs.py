@@ -129,13 +129,14 @@ PARSER = """
 import importlib, json, os, sys
 from absl import flags
 from cogview_jax.runtime import command_line
+from cogview_jax.runtime.config import subscripted
 name, argument_lists = sys.argv[1], json.load(sys.stdin)
 importlib.import_module(f"cogview_jax.commands.{name}")
 if "config" in flags.FLAGS:
     importlib.import_module("cogview_jax.tasks.experiment")  # once, and not in every fork
 for arguments in argument_lists:
     if (child := os.fork()) == 0:
-        sys.argv = [name, *arguments]
+        sys.argv = [name, *map(subscripted, arguments)]
         try:
             rest = flags.FLAGS(sys.argv)[1:]
             problem = f"unexpected {rest}" if rest else ""

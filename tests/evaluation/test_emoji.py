@@ -1,12 +1,19 @@
 """The judge of the embedded emoji, and what its benchmark asks for and counts."""
 
+import contextlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from cogview_jax.data import emoji_set
+from cogview_jax.evaluation.benchmark import Options
 from cogview_jax.evaluation.benchmarks import emoji
 from cogview_jax.evaluation.captioned_sets import ArrayImages
 from cogview_jax.evaluation.emoji_judge import EmojiJudge, Judged
+from cogview_jax.evaluation.upsampling import Upsampler
+from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
+from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 CONCEPTS, STYLES = len(emoji_set.concepts()), len(emoji_set.STYLES)
 
@@ -106,6 +113,55 @@ def test_pairs_are_asked_for_once_in_each_language(split, capsys):
     assert f"have {2 * len(pairs)} captions, all are taken" in capsys.readouterr().err
     assert list(emoji.asked_for(split, 9, 1).texts) != list(emoji.asked_for(split, 9, 2).texts)
     assert list(emoji.asked_for(split, 9, 1).texts) == list(emoji.asked_for(split, 9, 1).texts)
+
+
+def test_images_to_upsample_are_asked_for_once(capsys):
+    pairs = emoji_set.pairs("held_out")
+    every = emoji.asked_for("held_out", 300, 0, repeated=False)
+    assert sorted(zip(every.concepts, every.styles, strict=True)) == sorted(pairs)
+    assert "have 256 images, all are taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text_length", [0, 16])
+def test_upsampled_images_are_held_against_the_tiles(monkeypatch, text_length):
+    layout = make_layout(
+        LayoutConfig(task="super_resolution", text_length=text_length, grid=8), Vocabulary(64, 64)
+    )
+    asked = {split: emoji.asked_for(split, 3, 0, repeated=False) for split in emoji_set.SPLITS}
+    true = {
+        split: tiles(zip(each.concepts, each.styles, strict=True)) for split, each in asked.items()
+    }
+    splits = iter(asked)
+
+    def upsample(images, texts):
+        split = next(splits)
+        means = true[split].reshape(3, 32, 2, 32, 2, 3).mean(axis=(2, 4))
+        np.testing.assert_allclose(images, means, atol=1)
+        assert list(texts) == (list(asked[split].texts) if text_length else [""] * 3)
+        return true[split] // 2
+
+    @contextlib.contextmanager
+    def opened(model, options, size, count):
+        assert (size, count) == (32, 6)
+        yield Upsampler(upsample, lambda images: images)
+
+    monkeypatch.setattr(emoji, "opened_upsampler", opened)
+    model = SimpleNamespace(layout=layout)
+    measured = emoji._super_resolution(model, asked, Options(count=3))
+    for split, name in emoji.NAMES.items():
+        report, exact = measured.report[name], true[split].astype(float)
+        errors = report["squared_error"]
+        assert report["images"] == 3
+        expected = np.mean((true[split] // 2 - exact) ** 2)
+        assert errors["sampled"]["mean"] == pytest.approx(expected, rel=1e-5)
+        assert errors["ceiling"] == {"mean": 0.0, "standard_error": 0.0, "n": 3}
+        assert errors["bicubic_back_projected"]["mean"] < errors["bicubic"]["mean"]
+        assert errors["bicubic"]["mean"] < errors["bilinear"]["mean"]
+    assert "held_out" in emoji.table(measured.report)
+    # The last of four in a row of the sheet, between margins of 12.
+    sheet = np.asarray(measured.sections[1].image)[12:, 12 + 3 * 140 :]
+    shown = true["held_out"][0].repeat(2, axis=0).repeat(2, axis=1)
+    np.testing.assert_array_equal(sheet[:128, :128], shown)
 
 
 def test_shares_count_what_is_right():

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from cogview_jax.data import emoji_set
 from cogview_jax.evaluation.benchmark import available, load_benchmark
-from cogview_jax.evaluation.benchmarks import shapes, tokenizer
+from cogview_jax.evaluation.benchmarks import emoji, shapes, tokenizer
 from cogview_jax.evaluation.reconstruction import code_use, image_values, pair_metrics
+from cogview_jax.evaluation.upsampling import compared
 from cogview_jax.shapes.fresh import fresh_scenes
 from cogview_jax.tasks.monitor import numbers
 
@@ -44,6 +46,15 @@ def upsampled(blank):
     )
 
 
+def upsampled_emoji(blank):
+    report = {}
+    for split, name in emoji.NAMES.items():
+        true = np.stack([emoji_set.tile(*pair) for pair in emoji_set.pairs(split)[:COUNT]])
+        made = true * (not blank)
+        report[name] = compared({"sampled": made, "enlarged": made}, true, None)
+    return report
+
+
 def reconstructed(blank):
     """What the benchmark makes of images and their reconstructions, without a bundle."""
     images = next(fresh_scenes(COUNT, SEED)).drawings(SIZE)
@@ -59,6 +70,7 @@ def reconstructed(blank):
         (shapes, "text_to_image", generated),
         (shapes, "caption", captioned),
         (shapes, "super_resolution", upsampled),
+        (emoji, "super_resolution", upsampled_emoji),
         (tokenizer, None, reconstructed),
     ],
 )

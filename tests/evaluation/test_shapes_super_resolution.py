@@ -3,12 +3,8 @@
 import numpy as np
 import pytest
 
-from cogview_jax.evaluation.benchmarks.shapes import (
-    RESAMPLING,
-    mean_squared_error,
-    resampled,
-    super_resolution_report,
-)
+from cogview_jax.evaluation.benchmarks.shapes import super_resolution_report
+from cogview_jax.evaluation.upsampling import RESAMPLING, mean_squared_error, resampled
 from cogview_jax.shapes.fresh import fresh_scenes
 
 COUNT = 6

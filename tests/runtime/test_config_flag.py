@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from ml_collections import ConfigDict
 
-from cogview_jax.runtime.config import Tagged, build
+from cogview_jax.runtime.config import Tagged, as_settings, build
 from cogview_jax.runtime.config_flag import check_overrides, fill, load_config
 from cogview_jax.runtime.errors import InputError
 
@@ -135,6 +135,11 @@ class Paint(Tagged):
     coats: int = 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Sprayer:
+    from_: str = ""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Oil(Paint):
     kind: Literal["oil"] = "oil"
@@ -242,10 +247,10 @@ def test_what_the_dataclass_does_not_know_is_left_for_it_to_refuse():
 
 COMMAND = '''
 """Paints a wall."""
-import dataclasses, sys
+import sys
 from cogview_jax.runtime import command_line
-from cogview_jax.runtime.config import build
-from cogview_jax.runtime.config_flag import config_flag, settings_page
+from cogview_jax.runtime.config import as_settings, build
+from cogview_jax.runtime.config_flag import config_flag, given, settings_page
 
 def schema(config):
     print("schema asked", file=sys.stderr)
@@ -256,7 +261,7 @@ CONFIG = config_flag(schema=schema)
 
 def main():
     from wall import Wall
-    print(settings_page(dataclasses.asdict(build(Wall, CONFIG.value))))
+    print(settings_page(as_settings(build(Wall, CONFIG.value)), given()))
 
 if __name__ == "__main__":
     command_line.run(sys.modules[__name__])
@@ -267,6 +272,7 @@ import dataclasses
 class Brush:
     width: float
     drip: float | None = None
+    from_: str = ""
 @dataclasses.dataclass(frozen=True)
 class Wall:
     brush: Brush
@@ -303,7 +309,18 @@ def test_every_setting_is_printed_with_its_origin(paint):
         "name        = 'a wall'  # default",
         "brush.width = 1.0       # low.py:s",
         "brush.drip  = 0.5       # --config.brush.drip",
+        "brush.from  = ''        # default",
     ], result.stderr
+
+
+def test_a_setting_may_be_called_as_python_calls_something_of_its_own(paint):
+    result = paint("--config=low.py", "--config.steps=3", "--config.brush.from", "a.from=b")
+    assert "brush.from  = 'a.from=b'  # --config.brush.from" in result.stdout, result.stderr
+    result = paint("--config=low.py", "--config.steps=3", "--config.brush.from.x=1")
+    assert "config.brush.from is a value, not a section" in result.stderr
+    with pytest.raises(InputError, match=r"config\.brush\.from = 3: expected a text"):
+        build(Sprayer, {"from": 3}, "config.brush")
+    assert as_settings(build(Sprayer, {"from": "can"})) == {"from": "can"}
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ def test_a_task_without_images_is_not_asked_for_samples():
     [
         ("text_to_image", {"drop_captions": 1.5}, "config.drop_captions = 1.5: expected 0 to 1"),
         ("text_to_image", {"drop_captions": -0.1}, "config.drop_captions = -0.1: expected 0 to 1"),
+        ("text_to_image", {"corrupt_codes": 1.5}, "config.corrupt_codes = 1.5: expected 0 to 1"),
         ("caption", {"drop_captions": 0.1}, "drop_captions 0.1: a caption model learns nothing"),
         ("caption", {"prompt_weight": -1.0}, "config.prompt_weight = -1.0: expected at least 0"),
         ("caption", {"code_embeddings": "vqvae"}, "code_embeddings = 'vqvae'"),

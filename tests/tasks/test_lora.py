@@ -11,6 +11,7 @@ import pytest
 
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.checkpoints.stored_tree import stored_shapes, stored_tree
 from cogview_jax.interop.conversion import convert
 from cogview_jax.interop.files import SourceFiles
@@ -71,6 +72,9 @@ def test_the_bundle_is_the_base_with_the_adapter_merged(chain, experiment, finis
     assert (ours.step, ours.weights) == (STEPS, "ema")
     part, base = ours.transformer(), Bundle(experiment.init_from).transformer()
     assert_same(part.params, theirs.transformer().params)
+    assert open_bundle(finished).path == finished / "bundle"
+    with pytest.raises(InputError, match=r"low-rank adapters.*--config.train.steps=2, and use"):
+        open_bundle(finished / "checkpoints" / "2")
     changed = {
         ".".join(key.key for key in path)
         for path, leaf in jax.tree.leaves_with_path(part.params)

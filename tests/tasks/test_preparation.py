@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -18,7 +19,7 @@ from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.preparation import prepare, store_path
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
-from cogview_jax.tokenizers.text import TextConfig
+from cogview_jax.tokenizers.text import TextConfig, train_text_tokenizer
 
 
 @pytest.fixture
@@ -64,6 +65,50 @@ def test_a_store_lies_in_the_workdir_or_where_the_config_says(experiment, tmp_pa
     assert store_path(elsewhere, Workdir(tmp_path / "run")) == tmp_path / "store"
 
 
+def test_a_text_tokenizer_of_another_language_is_said(chain, experiment, tmp_path, capfd):
+    """The chain's captions are in two languages, as many in the one as in the other."""
+    english = [f"a {colour} circle" for colour in ("red", "green", "blue", "yellow")] * 9
+    text = train_text_tokenizer(english, TextConfig(400, "bpe", 1.0))
+    text.save(tmp_path / "english.model")
+    prepare(experiment(text_tokenizer=f"{tmp_path}/english.model"), tmp_path / "tokens")
+    said = capfd.readouterr().err
+    found = re.search(r"english.model: (\d+)% of the characters of the first (\d+) captions", said)
+    captions = [
+        caption
+        for line in (chain.images / "captions.jsonl").read_text().splitlines()
+        for caption in json.loads(line)["captions"]
+    ]
+    letters = [letter for caption in captions for letter in caption if not letter.isspace()]
+    strange = [letter for letter in letters if letter not in "".join(english)]
+    assert 0.1 < len(strange) / len(letters) < 0.9
+    assert found[1] == f"{100 * len(strange) / len(letters):.0f}"
+    assert int(found[2]) == len(captions)
+
+
+def test_views_of_an_image_lie_together_and_are_held_out_together(chain, experiment, tmp_path):
+    text = str(chain.store / "tokenizers" / "text.model")
+    changed = experiment(
+        text_tokenizer=text, views=3, smallest_crop=0.5, flip=True, validation_share=0.3
+    )
+    prepare(changed, tmp_path / "tokens")
+    plain, views = TokenStore(chain.store), TokenStore(tmp_path / "tokens")
+    assert len(views) == 3 * len(plain)
+    assert views.meta["views"] == 3
+    for i in range(len(plain)):
+        np.testing.assert_array_equal(views[3 * i].codes, plain[i].codes)
+        for view in range(3):
+            for one, other in zip(views[3 * i + view].captions, plain[i].captions, strict=True):
+                np.testing.assert_array_equal(one, other)
+    assert any(not np.array_equal(views[i].codes, views[i + 1].codes) for i in range(len(plain)))
+    training = TransformerTask(changed, Workdir(tmp_path)).source()
+    images = [training.key(i).split(" view ")[0] for i in range(len(training))]
+    assert 0 < len(set(images)) < len(plain)
+    assert all(images.count(image) == 3 for image in images)
+    other = dataclasses.replace(changed, data=dataclasses.replace(changed.data, flip=False))
+    with pytest.raises(InputError, match="made from something else: views was"):
+        prepare(other, tmp_path / "tokens")
+
+
 def test_a_given_text_tokenizer_is_used(chain, experiment, tmp_path):
     model = chain.store / "tokenizers" / "text.model"
     prepare(experiment(text_tokenizer=str(model)), tmp_path / "tokens")
@@ -82,6 +127,8 @@ def test_a_given_text_tokenizer_is_used(chain, experiment, tmp_path):
     [
         ({"image_tokenizer": ""}, "data.image_tokenizer is empty: name the bundle"),
         ({"image_tokenizer": "runs/none"}, "runs/none is no bundle"),
+        ({"views": 2}, "views = 2 with smallest_crop = 1.0, .* several views that differ"),
+        ({"flip": True}, "views = 1 with .* flip = True: expected .* or one view and none of them"),
         ({"text_tokenizer": "runs/none.model"}, "no text tokenizer at runs/none.model"),
         ({"text": TextConfig(pieces=40)}, "no text tokenizer of 40 pieces can be trained on 64"),
     ],

@@ -61,6 +61,27 @@ def test_a_row_s_prompt_weighs_as_the_config_says(chain, experiment):
     jax.tree.map(np.testing.assert_array_equal, row, expected)
 
 
+def test_codes_are_replaced_where_they_are_read_and_not_where_they_are_predicted(chain, experiment):
+    record = TokenRecord("x", (np.array([5, 6]),), np.arange(16) % 5)
+    own = job(dataclasses.replace(experiment, corrupt_codes=0.3), chain.run)
+    plain = own.layout.example({"text": record.captions[0], "image": record.codes})
+    codes, rng = own.layout.vocabulary.codes, np.random.default_rng(0)
+    rows = [own.transform(record, rng) for _ in range(2000)]
+    for row in rows:
+        for name in ("targets", "positions", "text_weights", "image_weights"):
+            np.testing.assert_array_equal(getattr(row, name), getattr(plain, name))
+    tokens = np.stack([row.tokens for row in rows])
+    is_code = plain.tokens < codes
+    np.testing.assert_array_equal(tokens[:, ~is_code], np.tile(plain.tokens[~is_code], (2000, 1)))
+    other = tokens[:, is_code] != plain.tokens[is_code]
+    share, count = 0.3 * (codes - 1) / codes, other.size
+    assert other.mean() == pytest.approx(share, abs=4 * (share * (1 - share) / count) ** 0.5)
+    # All codes are drawn alike, and none beyond them.
+    drawn = np.bincount(tokens[:, is_code][other], minlength=codes)
+    assert len(drawn) == codes
+    assert drawn[5:] == pytest.approx(np.full(codes - 5, drawn[5:].mean()), rel=0.2)
+
+
 def test_captions_are_dropped_as_often_as_asked(chain, experiment):
     record = TokenRecord("x", (np.array([5, 6]),), np.arange(16) % 5)
     rows = {}

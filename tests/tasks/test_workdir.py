@@ -72,6 +72,30 @@ def test_another_config_is_refused_and_the_difference_named(workdir, section, ch
     assert workdir.config.read_bytes() == before
 
 
+def test_the_same_content_may_lie_at_another_path(workdir):
+    source = dataclasses.replace(EXPERIMENT.data.source, path="moved")
+    elsewhere = dataclasses.replace(
+        EXPERIMENT, data=dataclasses.replace(EXPERIMENT.data, source=source)
+    )
+    # A run of before contents were noted has nothing to compare with.
+    with pytest.raises(InputError, match=r"data.source.path = '图片', but the config says 'moved'"):
+        workdir.check(elsewhere)
+    name = "data.source.path"
+    workdir.claim(EXPERIMENT, {name: "a" * 64})
+    assert workdir.check(EXPERIMENT) == {}
+    moved = workdir.check(elsewhere)
+    assert moved == {name: ("图片", "moved")}
+    for contents, holds in (({name: "b" * 64}, "b" * 12), ({}, "nothing know")):
+        with pytest.raises(
+            InputError, match=rf"'图片' \(content a{{12}}\), but .* 'moved', .* else \({holds}\)"
+        ):
+            workdir.check_contents(moved, contents)
+    workdir.check_contents(moved, {name: "a" * 64})
+    workdir.claim(elsewhere)
+    assert workdir.check(elsewhere) == {}
+    assert list(workdir.check(EXPERIMENT)) == [name]
+
+
 def test_a_config_that_is_no_section_is_one_line(workdir):
     workdir.config.write_text("[]")
     with pytest.raises(InputError, match=r"config\.json is of another program .* config is a list"):
@@ -186,4 +210,4 @@ def test_one_run_at_a_time_has_a_workdir(tmp_path, monkeypatch):
 def test_leftovers_of_a_killed_run_are_removed(workdir):
     left_by_the_dead(workdir.bundle).mkdir()
     workdir.claim(EXPERIMENT)
-    assert [path.name for path in workdir.path.iterdir()] == ["config.json"]
+    assert {path.name for path in workdir.path.iterdir()} == {"config.json", "contents.json"}

@@ -114,6 +114,17 @@ def test_without_byte_fallback_other_characters_are_one_unknown_piece():
     assert "龘" not in tokenizer.decode(zebra)
 
 
+@pytest.mark.parametrize("byte_fallback", [True, False])
+def test_what_a_tokenizer_was_not_trained_for_is_a_share_of_characters(byte_fallback):
+    config = TextConfig(400, character_coverage=1.0, byte_fallback=byte_fallback)
+    tokenizer = train_text_tokenizer(["a red fox", "two red cats on a mat"] * 9, config)
+    assert tokenizer.unknown_share(["a red fox", "on two mats"]) == 0
+    assert tokenizer.unknown_share(["红狐狸", "éé"]) == 1
+    # Nine letters and three characters, of which one is beyond 16 bits.
+    assert tokenizer.unknown_share(["red fox 𠮷狐", "cat 狸"]) == 3 / 12
+    assert tokenizer.unknown_share([]) == tokenizer.unknown_share([" "]) == 0
+
+
 SOME = ["a red cat on a mat", "two blue dogs"] * 5
 
 

@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
@@ -62,6 +63,35 @@ class SourceConfig(Tagged, abc.ABC):
             InputError: a setting does not fit the data, or there are none.
             SystemFault: the machine cannot read the data.
         """
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A source that can describe itself."""
+
+    def describe(self) -> str:
+        """Its records and captions, and the files that it ignores, in one line."""
+
+
+def described(source: Source) -> str:
+    """The records of a source, in one line."""
+    return source.describe() if isinstance(source, Described) else f"{len(source):,} records"
+
+
+#: Names of records that stand for all of a source.
+_NAMES = 10_000
+
+
+def listing(source: Source) -> str:
+    """The SHA-256 of the number of records and the names of some, evenly spread; none is read.
+
+    Two sources of the same one have the same records in the same order, wherever they lie, as far
+    as their names tell.
+    """
+    count = len(source)
+    names = [source.key(i) for i in range(0, count, -(-count // _NAMES) or 1)]
+    lines = "\n".join([str(count), *names])
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 
 def readable(source: Source[Item]) -> Iterator[Item]:

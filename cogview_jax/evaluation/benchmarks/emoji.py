@@ -4,7 +4,8 @@ Of a bundle for text_to_image: the share of images whose concept and style are j
 (`evaluation.emoji_judge`), beside the ceiling that the image tokenizer sets and chance; FID and KID
 against the held-out images where `--features` names a network; with `--rerank_with` also CapLoss,
 and the best of several candidates by it. Of a caption bundle: the share of captions that say what
-the images show.
+the images show. Of a bundle for super-resolution, which upsamples images of half the size: MSE and
+SSIM of its images, beside those of resampling; LPIPS where `--features` names its weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from cogview_jax.data import emoji_set
 from cogview_jax.evaluation.benchmark import ImageOptions, Measured, Options, Report, mean_of
@@ -24,12 +25,20 @@ from cogview_jax.evaluation.candidates import (
     sample_asked,
 )
 from cogview_jax.evaluation.captioned_sets import ArrayImages
+from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.evaluation.emoji_judge import EmojiJudge, Judged
 from cogview_jax.evaluation.features import FEATURE_NETWORKS
 from cogview_jax.evaluation.image_sets import good_images
-from cogview_jax.evaluation.page import Images
+from cogview_jax.evaluation.page import Figure, Images
+from cogview_jax.evaluation.reconstruction import open_lpips
 from cogview_jax.evaluation.scorer import CapLossScorer
 from cogview_jax.evaluation.set_distances import SelectedFeatures, distances, lines_of
+from cogview_jax.evaluation.upsampling import (
+    compared,
+    opened_upsampler,
+    pair_lines,
+    upsampled_images,
+)
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import log
@@ -39,8 +48,8 @@ from cogview_jax.runtime.progress import Progress
 NAMES = {"train": "seen", "held_out": "held_out"}
 #: What is judged of an image.
 RIGHT = ("concept", "style", "both")
-#: Images of a split that the page shows.
-_SHOWN = 32
+#: Images of a split that the page shows, and upsampled ones.
+_SHOWN, _ROWS = 32, 8
 
 
 class Asked(NamedTuple):
@@ -55,16 +64,18 @@ class Asked(NamedTuple):
     texts: Sequence[str]
 
 
-def asked_for(split: str, count: int, seed: int) -> Asked:
+def asked_for(split: str, count: int, seed: int, repeated: bool = True) -> Asked:
     """`count` of the pairs of a split at random, each in one language; all in both are the most.
 
     No pair is asked for twice in the same language, nor in the second before all are in one.
+    Unless `repeated`, no pair is asked for twice at all.
     """
     pairs, languages = emoji_set.pairs(split), emoji_set.LANGUAGES
     order = np.random.default_rng([seed, len(pairs)]).permutation(len(pairs))
-    most = len(pairs) * len(languages)
+    most = len(pairs) * (len(languages) if repeated else 1)
     if count > most:
-        log(f"--num_prompts {count}: the {NAMES[split]} pairs have {most} captions, all are taken")
+        what = "captions" if repeated else "images"
+        log(f"--num_prompts {count}: the {NAMES[split]} pairs have {most} {what}, all are taken")
     chosen = []
     for i in range(min(count, most)):
         turn, place = divmod(i, len(pairs))
@@ -81,22 +92,31 @@ def run(model: CogView, options: Options) -> Measured:
     """Measures a bundle at its own task on `options.count` pairs of each split.
 
     Raises:
-        InputError: the bundle lacks a part or is of another task, a caption does not fit it, or
-            candidates are asked for of a caption bundle.
+        InputError: the bundle lacks a part or is of another task, a caption or the size of the
+            images does not fit it, or candidates are asked for of another task than text_to_image.
     """
     model.need("transformer", "text", "codec")
     emoji_set.require_webp()
-    asked = {split: asked_for(split, options.count, options.seed) for split in emoji_set.SPLITS}
-    if model.layout.task == "caption":
-        if options.rerank_with:
-            raise InputError("--rerank_with is for a bundle of text_to_image, not of caption")
+    task = model.layout.task
+    if options.rerank_with and task != "text_to_image":
+        raise InputError(f"--rerank_with is for a bundle of text_to_image, not of {task}")
+    asked = {
+        split: asked_for(split, options.count, options.seed, task != "super_resolution")
+        for split in emoji_set.SPLITS
+    }
+    if task == "caption":
         return Measured(_captions(model, asked, options))
+    if task == "super_resolution":
+        return _super_resolution(model, asked, options)
     model.need_task("text_to_image")
     return _generated(model, asked, options)
 
 
 def higher_is_better(task: str | None) -> dict[str, bool]:
-    """See `Benchmark`: shares of what is judged right."""
+    """See `Benchmark`: shares of what is judged right, and of super-resolution MSE of the model."""
+    if task == "super_resolution":
+        errors = ("squared_error/sampled/mean", "squared_error/enlarged/mean")
+        return {f"{name}/{error}": False for name in NAMES.values() for error in errors}
     rows = {"text_to_image": ["generated"], "caption": ["said"]}.get(task or "", [])
     return {
         f"{name}/{row}/{part}": True for name in NAMES.values() for row in rows for part in RIGHT
@@ -165,9 +185,13 @@ def _generated(model: CogView, asked: Mapping[str, Asked], options: Options) -> 
     return Measured(report, sections)
 
 
-def _true_images(asked: Asked, size: int) -> ArrayImages:
+def _tiles(asked: Asked, size: int) -> UInt8[np.ndarray, "n h w 3"]:
     pairs = zip(asked.concepts.tolist(), asked.styles.tolist(), strict=True)
-    return ArrayImages(np.stack([emoji_set.tile(*pair, size) for pair in pairs]), "true images")
+    return np.stack([emoji_set.tile(*pair, size) for pair in pairs])
+
+
+def _true_images(asked: Asked, size: int) -> ArrayImages:
+    return ArrayImages(_tiles(asked, size), "true images")
 
 
 def _right(judged: Judged, asked: Asked, candidates: int = 1) -> dict[str, np.ndarray]:
@@ -233,9 +257,8 @@ def _captions(model: CogView, asked: Mapping[str, Asked], options: Options) -> R
         sum(len(each.texts) for each in asked.values()), "evaluate", unit="image", per_minute=True
     ) as progress:
         for split, each in asked.items():
-            true = _true_images(each, size)
             texts = model.caption(
-                np.stack(list(good_images(true, range(len(true))).values())),
+                _tiles(each, size),
                 options.seed,
                 sampling=options.sampling(model),
                 batch_size=options.batch_size,
@@ -259,8 +282,40 @@ def _named(texts: Sequence[str]) -> Judged:
     return Judged(*np.array(numbers).T)
 
 
+# Super-resolution.
+
+
+def _super_resolution(model: CogView, asked: Mapping[str, Asked], options: Options) -> Measured:
+    """Compares what is made of images of half the size with the true images."""
+    weights, network = open_lpips(options.images.features.get("lpips"))
+    report: Report = {"lpips_network": network} if network else {}
+    sections = []
+    size, count = emoji_set.TILE // 2, sum(len(each.texts) for each in asked.values())
+    with opened_upsampler(model, options, size, count) as upsampler:
+        for split, each in asked.items():
+            # A text that is not read would still choose the random numbers.
+            reads = model.layout.region("text").length
+            texts = each.texts if reads else [""] * len(each.texts)
+            small, true = _tiles(each, size), _tiles(each, 2 * size)
+            images = upsampled_images(upsampler, small, true, texts)
+            name = NAMES[split]
+            report[name] = {"images": len(true), **compared(images, true, weights)}
+            ways = {"given": small, "bicubic": images["bicubic"], "model": images["enlarged"]}
+            sections.append(_side_by_side(ways | {"true": true}, name))
+    return Measured(report, sections)
+
+
+def _side_by_side(ways: Mapping[str, np.ndarray], name: str) -> Figure:
+    """A row for each of some images: how it looks in each of the ways."""
+    rows = list(zip(*(images[:_ROWS] for images in ways.values()), strict=True))
+    sheet = caption_grid([image for row in rows for image in row], [*ways] * len(rows), len(ways))
+    return Figure(f"Super-resolution of {name.replace('_', '-')} pairs", sheet)
+
+
 def table(report: Mapping[str, Any]) -> str:
-    """The shares by split, and the distances, as lines for people."""
+    """The shares by split and the distances, or what is measured of pairs, as lines for people."""
+    if "squared_error" in report["seen"]:
+        return "\n".join(line for name in NAMES.values() for line in pair_lines(name, report[name]))
     lines = [f"{'':28}" + "".join(f"{part:>10}" for part in RIGHT)]
     for name in NAMES.values():
         for row, shares in report[name].items():

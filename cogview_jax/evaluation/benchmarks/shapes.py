@@ -11,15 +11,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
 from cogview_jax.evaluation.benchmark import Options, Report
+from cogview_jax.evaluation.upsampling import (
+    Upsampler,
+    mean_squared_error,
+    opened_upsampler,
+    upsampled_images,
+)
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load_scorer
 from cogview_jax.runtime.bounds import MOST_PROMPTS, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
-from cogview_jax.sampling.back_projection import ROUNDS, back_projected
+from cogview_jax.sampling.back_projection import ROUNDS
 from cogview_jax.shapes.fresh import LANGUAGES, NAMES, fresh_scenes
 from cogview_jax.shapes.judge import ATTRIBUTES, Verdict, judge, shares
 from cogview_jax.shapes.scenes import Scene, parse_caption
@@ -28,8 +33,6 @@ from cogview_jax.shapes.scenes import Scene, parse_caption
 MOST_BYTES = 16 << 30
 #: True drawings of which the judge must recognise some through the image tokenizer.
 TRIED = 8
-#: What upsamples without a model.
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def run(model: CogView, options: Options) -> Report:
@@ -312,29 +315,9 @@ def said(text: str, scene: Scene) -> Verdict:
 
 
 def _super_resolution(model: CogView, options: Options) -> Report:
-    size, factor = model.super_resolution.sizes[0], model.codec.config.downsampling
-    total = 2 * options.count * len(model.super_resolution.plan(size).windows)
-    with Progress(total, "evaluate", unit="window", per_minute=True) as progress:
-
-        def upsample(images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-            larger = model.super_resolve(
-                images,
-                texts,
-                options.seed,
-                sampling=options.sampling(model),
-                batch_size=options.batch_size,
-                progress=progress.update,
-                back_projection=0,
-            )
-            return np.stack([np.asarray(image) for image in larger])
-
-        def reconstruct(images: np.ndarray) -> np.ndarray:
-            grid = images.shape[1] // factor
-            return model.decode(model.encode(images, grid))
-
-        return super_resolution_report(
-            upsample, reconstruct, size=size, count=options.count, seed=options.seed
-        )
+    size, count = model.super_resolution.sizes[0], options.count
+    with opened_upsampler(model, options, size, 2 * count) as upsampler:
+        return super_resolution_report(*upsampler, size=size, count=count, seed=options.seed)
 
 
 def super_resolution_report(
@@ -348,20 +331,11 @@ def super_resolution_report(
 ) -> Report:
     """MSE of upsampled drawings against the same drawings in full size, by method.
 
-    The errors are of pixel values from 0 to 255. Their names in the report:
-        sampled: the decoded codes of the model.
-        enlarged: the same after iterative back-projection (`back_projected`), which is what
-            `super_resolve` returns for all but released weights.
-        bilinear, bicubic: the small drawing resampled without a model.
-        bilinear_back_projected: the first of these after back-projection.
-        bilinear_of_codes: the small drawing's reconstruction, resampled.
-        ceiling: the reconstruction of the large drawing. What is made of codes alone cannot be
-            expected to do better.
+    The errors are of pixel values from 0 to 255. `upsampled_images` says what the names of the
+    methods mean.
 
     Args:
-        upsample: uint8 images [n, size, size, 3] and their texts -> images twice as large, as the
-            codes decode, before back-projection.
-        reconstruct: uint8 images of either size through the image tokenizer and back.
+        upsample, reconstruct: see `Upsampler`.
         size: rows and columns of the small drawings.
         count: drawings of seen pairs of colour and shape, and as many of held-out ones.
         seed: of the drawings.
@@ -370,31 +344,12 @@ def super_resolution_report(
     Returns:
         {"seen" and "held_out": {"drawings": how many, "squared_error": {name: MSE}}}.
     """
-    report = {}
+    upsampler, report = Upsampler(upsample, reconstruct), {}
     for fresh in fresh_scenes(count, seed):
         small, true = fresh.drawings(size), fresh.drawings(2 * size)
-        resamplings = {name: resampled(small, method) for name, method in RESAMPLING.items()}
-        sampled, smooth = upsample(small, fresh.texts), resamplings["bilinear"]
-        images = {
-            "sampled": sampled,
-            "enlarged": np.stack(back_projected(sampled, small, rounds)),
-            **resamplings,
-            "bilinear_back_projected": np.stack(back_projected(smooth, small, rounds)),
-            "bilinear_of_codes": resampled(reconstruct(small), RESAMPLING["bilinear"]),
-            "ceiling": reconstruct(true),
-        }
+        images = upsampled_images(
+            upsampler, small, true, fresh.texts, rounds=rounds, back_project=("bilinear",)
+        )
         errors = {name: mean_squared_error(each, true) for name, each in images.items()}
         report[fresh.name] = {"drawings": count, "squared_error": errors}
     return report
-
-
-def mean_squared_error(images: np.ndarray, true: np.ndarray) -> float:
-    """The mean over all values of uint8 arrays of one shape."""
-    return float(np.mean(np.square(images.astype(np.float64) - true)))
-
-
-def resampled(images: np.ndarray, method: Image.Resampling) -> np.ndarray:
-    """uint8 images [n, h, w, 3] with twice as many rows and columns, without a model."""
-    height, width = images.shape[1:3]
-    large = (2 * width, 2 * height)
-    return np.stack([np.asarray(Image.fromarray(image).resize(large, method)) for image in images])

@@ -25,13 +25,11 @@ from cogview_jax.evaluation.image_sets import (
     require_readable,
 )
 from cogview_jax.evaluation.page import Images
-from cogview_jax.evaluation.reconstruction import code_use, image_values, pair_metrics
+from cogview_jax.evaluation.reconstruction import code_use, image_values, open_lpips, pair_metrics
 from cogview_jax.evaluation.row_store import RowStore
 from cogview_jax.evaluation.set_distances import ImageFeatures, distances, lines_of
-from cogview_jax.interop.feature_weights import read_lpips
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import sha256_file
 from cogview_jax.runtime.processes import is_primary
 from cogview_jax.runtime.progress import Progress
 
@@ -72,11 +70,7 @@ def run(model: CogView, options: Options) -> Measured:
 
 def _pairs(true: ImageSet, decoded: CodedImages, options: Options, folder: Path) -> Report:
     """Means over images of what compares each with its reconstruction, with standard errors."""
-    path = options.images.features.get("lpips")
-    weights, lpips = None, {}
-    if path is not None:
-        weights = read_lpips(path)
-        lpips = {"network": weights.network, "sha256": sha256_file(path)}
+    weights, lpips = open_lpips(options.images.features.get("lpips"))
     names = ["error", "ssim", *(["lpips"] if weights else [])]
     job = {"of": true.identity, "decoded": decoded.identity, "lpips": lpips}
     store = RowStore(folder, job, count=len(true), width=len(names))

@@ -2,6 +2,7 @@
 
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.interop.files import (
     NOTHING_WRITTEN,
     SourceFiles,
@@ -79,7 +80,7 @@ def to_official(bundle: str, out: str) -> None:
     Raises:
         InputError: the official code cannot hold an architecture, or `out` is not empty.
     """
-    opened, path = Bundle(bundle), check_folder_is_free(out)
+    opened, path = open_bundle(bundle), check_folder_is_free(out)
     differences: dict[str, list[str]] = {}
     with at_work(NOTHING_WRITTEN.format(out)), atomic_path(path) as folder:
         folder.mkdir()

@@ -13,9 +13,9 @@ import pytest
 
 from cogview_jax.interop.feature_weights import read_lpips
 from cogview_jax.models.networks import alexnet, vgg16
-from cogview_jax.models.networks.convolution import ConvWeights
-from cogview_jax.models.networks.lpips import NETWORKS, LpipsWeights, lpips, lpips_by_layer
+from cogview_jax.models.networks.lpips import NETWORKS, lpips, lpips_by_layer
 from cogview_jax.runtime.errors import InputError
+from random_networks import lpips_weights
 
 #: network -> its name in the oracle files, and in the folder of real weights.
 REAL = {"vgg16": ("vgg", "vgg16.ckpt"), "alexnet": ("alex", "alexnet.ckpt")}
@@ -43,21 +43,6 @@ def real(request):
     weights = read_lpips(Path(folder) / file)
     assert weights.network == request.param
     return name, weights
-
-
-def random_weights(network, channels=(3, 4, 5, 6, 7), seed=0):
-    """Narrow weights: `channels` are those of the five features."""
-    rng = np.random.default_rng(seed)
-    known = NETWORKS[network]
-    convs, inputs = [], 3
-    for i, taps in enumerate(known.kernels):
-        outputs = channels[next(k for k, tapped in enumerate(known.tapped) if i <= tapped)]
-        kernel = rng.standard_normal((taps, taps, inputs, outputs)) / (taps * inputs**0.5)
-        bias = 0.1 * rng.standard_normal(outputs)
-        convs.append(ConvWeights(kernel.astype(np.float32), bias.astype(np.float32)))
-        inputs = outputs
-    heads = tuple(rng.random(c).astype(np.float32) for c in channels)
-    return LpipsWeights(network=network, convs=tuple(convs), heads=heads)
 
 
 def images(shape, seed=1):
@@ -160,7 +145,7 @@ def slow_lpips(weights, a, b):
 @pytest.mark.parametrize("network", sorted(NETWORKS))
 @pytest.mark.parametrize("shape", [(2, 37, 50, 3), (1, 32, 32, 3)])
 def test_layers_equal_the_slow_form(network, shape):
-    weights = random_weights(network)
+    weights = lpips_weights(network)
     a, b = images(shape), images(shape, seed=2)
     found = jitted(lpips_by_layer)(weights, a, b)
     np.testing.assert_allclose(found, slow_lpips(weights, a, b), rtol=1e-5, atol=1e-6)
@@ -168,7 +153,7 @@ def test_layers_equal_the_slow_form(network, shape):
 
 @pytest.mark.parametrize("network", sorted(NETWORKS))
 def test_smallest_image(network):
-    weights, size = random_weights(network), NETWORKS[network].smallest
+    weights, size = lpips_weights(network), NETWORKS[network].smallest
     a, b = images((1, size, size, 3)), images((1, size, size, 3), seed=2)
     assert np.isfinite(jitted(lpips_by_layer)(weights, a, b)).all()
     with pytest.raises(InputError, match=f"{size - 1} x {size} .* at least {size}"):
@@ -177,7 +162,7 @@ def test_smallest_image(network):
 
 @pytest.mark.parametrize("network", sorted(NETWORKS))
 def test_equal_images_have_no_distance_and_no_gradient(network):
-    weights, a = random_weights(network), images((1, 48, 48, 3))
+    weights, a = lpips_weights(network), images((1, 48, 48, 3))
     b = images(a.shape, seed=2)
     gradient = jax.jit(jax.value_and_grad(lambda x, y: lpips(weights, x, y).sum()))
     # Compiled, the two may be rounded apart.
@@ -188,7 +173,7 @@ def test_equal_images_have_no_distance_and_no_gradient(network):
 @pytest.mark.parametrize("network", sorted(NETWORKS))
 def test_gradient_is_finite_where_all_features_are_zero(network):
     known = NETWORKS[network]
-    weights, convs = random_weights(network), list(random_weights(network).convs)
+    weights, convs = lpips_weights(network), list(lpips_weights(network).convs)
     quiet = known.tapped[0]
     convs[quiet] = convs[quiet]._replace(bias=convs[quiet].bias - 0.3)
     weights = weights.replace(convs=tuple(convs))
@@ -201,7 +186,7 @@ def test_gradient_is_finite_where_all_features_are_zero(network):
 
 
 def test_bfloat16_is_near_float32():
-    weights = random_weights("alexnet", channels=(16, 16, 16, 16, 16))
+    weights = lpips_weights("alexnet", channels=(16, 16, 16, 16, 16))
     a, b = images((2, 32, 32, 3)), images((2, 32, 32, 3), seed=2)
     wide, narrow = (
         jax.jit(functools.partial(lpips, dtype=dtype))(weights, a, b)
@@ -212,7 +197,7 @@ def test_bfloat16_is_near_float32():
 
 
 def test_the_network_is_no_leaf():
-    weights = random_weights("alexnet")
+    weights = lpips_weights("alexnet")
     assert all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(weights))
     assert jax.tree.map(lambda x: x, weights).network == "alexnet"
 

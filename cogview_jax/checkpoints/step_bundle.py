@@ -1,0 +1,186 @@
+"""Any step of a run as a bundle.
+
+A checkpoint's notes say, as `BUNDLE`, what bundle.json would of the bundle that is written from it.
+A part whose arrays lie in the checkpoint has "arrays" in the place of its hash: a tree like that of
+the part, of names such as "ema/blocks/kernel". Another part has "paths", where it may be found.
+"""
+
+import copy
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cogview_jax.checkpoints.bundle import Bundle, part_sha256
+from cogview_jax.checkpoints.description import FORMAT, NAME, described
+from cogview_jax.checkpoints.manifest import find_damage, listed
+from cogview_jax.checkpoints.stored_step import META, one_line, read_meta
+from cogview_jax.checkpoints.stored_tree import nested, picked_tree, restore_picked
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import retried
+from cogview_jax.runtime.paths import check_tree, local_path
+from cogview_jax.runtime.processes import log
+
+#: The note of a checkpoint that describes its bundle.
+BUNDLE = "bundle"
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Opens a bundle, a step of a run (WORKDIR/checkpoints/STEP), or the workdir of a run.
+
+    Of a workdir its bundle is taken, and the newest checkpoint that is whole while there is none.
+
+    Raises:
+        InputError: there is none of them, or it is damaged; see `Bundle`.
+    """
+    folder = local_path(path, "bundle").absolute()
+    if (folder / META).exists():
+        return StepBundle(folder)
+    if (folder / NAME).exists():
+        return Bundle(folder)
+    if (folder / "bundle" / NAME).exists():
+        return Bundle(folder / "bundle")
+    steps = sorted(map(int, filter(str.isdecimal, _names(folder / "checkpoints"))), reverse=True)
+    if not steps and (folder / "config.json").exists():
+        raise InputError(
+            f"{folder} is the workdir of a run without a bundle and without a checkpoint yet: they"
+            " come every train.checkpoint_every steps, and the bundle at the end"
+        )
+    return _newest_whole(folder / "checkpoints", steps) if steps else Bundle(folder)
+
+
+def located(path: str) -> str:
+    """The folder of the bundle or checkpoint that `open_bundle` takes for `path` now."""
+    return str(open_bundle(path).path)
+
+
+def named_arrays(item: str, tree: Any) -> Any:
+    """A tree like `tree` of the names that its arrays have in a checkpoint's item."""
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, _: "/".join([item, *(str(_key(key)) for key in keys)]), tree
+    )
+
+
+class StepBundle(Bundle):
+    """The bundle that a checkpoint describes."""
+
+    def __init__(self, folder: Path):
+        """Opens the checkpoint in `folder`.
+
+        Raises:
+            InputError: it describes no bundle, or what it says cannot be read.
+        """
+        self.path = folder
+        try:
+            meta = read_meta(folder)
+            parts = copy.deepcopy(meta.get("notes", {}).get(BUNDLE))
+            files = listed(folder)
+        except (OSError, ValueError) as error:
+            raise InputError(f"checkpoint {folder} cannot be read: {one_line(error)}") from error
+        if parts is None:
+            raise InputError(
+                f"checkpoint {folder} does not describe a bundle: it is of a run with low-rank"
+                " adapters, or of an earlier version; finish its run, at this step with"
+                f" --config.train.steps={meta.get('step')}, and use the bundle that it writes"
+            )
+        self._arrays = {
+            part: entry.pop("arrays") for part, entry in parts.items() if "arrays" in entry
+        }
+        self._paths = {
+            part: entry.pop("paths") for part, entry in parts.items() if "paths" in entry
+        }
+        for part in self._arrays:
+            lines = [
+                f"{files[x][1]}  {x}\n"
+                for x in sorted(files)
+                if x.split("/")[0] in self._items(part)
+            ]
+            parts[part]["sha256"] = hashlib.sha256("".join(lines).encode()).hexdigest()
+        raw = {"format": FORMAT, "step": meta["step"], "parts": parts}
+        self._described = described(raw, folder)
+        self.description, self.parts = raw, parts
+        self._whole: set[str] = set()
+
+    def verified(self, part: str) -> Path:
+        """Where a part lies, once it is known to be what was written or trained with."""
+        recorded, path = self.sha256(part), self._place(part)
+        if part in self._whole:
+            return path
+        if part in self._arrays:
+            if damage := find_damage(path, within=self._items(part)):
+                raise InputError(f"checkpoint {path} is damaged ({damage[0]})")
+        else:
+            check_tree(path)
+            if (found := retried(lambda: part_sha256(path), str(path))) != recorded:
+                raise InputError(
+                    f"checkpoint {self.path} was trained with {part} {recorded[:12]}, but {path}"
+                    f" holds {found[:12]}"
+                )
+        self._whole.add(part)
+        return path
+
+    def check_own(self) -> None:
+        """InputError where the checkpoint's own files are not as they were written."""
+        for part in self._arrays:
+            self.verified(part)
+
+    def _place(self, part: str) -> Path:
+        if part in self._arrays:
+            return self.path
+        places = [Path(os.path.normpath(self.path / path)) for path in self._paths[part]]
+        for place in places:
+            if place.exists():
+                return place
+        raise InputError(
+            f"checkpoint {self.path} was trained with the {part} in {places[0]}, which is gone: put"
+            " it back there"
+        )
+
+    def _items(self, part: str) -> set[str]:
+        """The folders of the checkpoint that hold a part."""
+        return {name.split("/")[0] for name in jax.tree.leaves(self._arrays[part])}
+
+    def _tree(self, part: str, path: Path) -> dict[str, Any]:
+        if part in self._arrays:
+            return picked_tree(path, self._arrays[part])
+        return super()._tree(part, path)
+
+    def _restored(self, part: str, path: Path, shapes: Mapping[str, Any]) -> Any:
+        if part in self._arrays:
+            return nested(self._restored_each(part, path, shapes))
+        return super()._restored(part, path, shapes)
+
+    def _restored_each(
+        self, part: str, path: Path, shapes: Mapping[str, Any]
+    ) -> Iterator[tuple[tuple[str, ...], Any]]:
+        if part in self._arrays:
+            return restore_picked(path, self._arrays[part], shapes)
+        return super()._restored_each(part, path, shapes)
+
+
+def _newest_whole(folder: Path, steps: list[int]) -> StepBundle:
+    """The newest checkpoint of a run that is whole; says which are passed over."""
+    reasons: list[str] = []
+    for step in steps:
+        try:
+            found = StepBundle(folder / str(step))
+            found.check_own()
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            log(f"{reason}: {found.path} is used instead")
+        return found
+    raise InputError(reasons[0])
+
+
+def _names(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def _key(key: Any) -> Any:
+    """What Orbax calls a key of a tree: those of dicts and of named tuples have a name."""
+    return next(getattr(key, of) for of in ("key", "name", "idx") if hasattr(key, of))

@@ -1,0 +1,62 @@
+"""What the paths of a config hold, by hash: a run goes on wherever its data lies by then."""
+
+import contextlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from cogview_jax.checkpoints.step_bundle import open_bundle
+from cogview_jax.data.sources.source import Source, listing
+from cogview_jax.data.token_shards import MANIFEST, read_manifest
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.sealed import seal_of
+from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TokenData
+from cogview_jax.tasks.preparation import source_settings, store_path
+from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tokenizers.text import TextTokenizer
+
+
+def contents(
+    experiment: Experiment, workdir: Workdir, source: Source[Any], moved: Collection[str] = ()
+) -> dict[str, str]:
+    """The hash of what each of `workdir.PATHS` holds, where it can be told.
+
+    Images are told by the names of their records, a token store by its manifest, tokenizers and
+    bundles by their parts. No image is read.
+
+    Args:
+        experiment: whose settings the paths are.
+        workdir: of its run.
+        source: the records that it trains on.
+        moved: settings whose content is looked for even where that means to open a source.
+    """
+    found = {}
+    if isinstance(experiment, CodecExperiment):
+        part = "codec"
+        found["data.source.path"] = listing(source)
+    else:
+        part = "transformer"
+        found |= _of_tokens(experiment.data, store_path(experiment.data, workdir), moved)
+    if experiment.init_from:
+        with contextlib.suppress(InputError):  # once a run has begun it may be gone
+            found["init_from"] = open_bundle(experiment.init_from).sha256(part)
+    return found
+
+
+def _of_tokens(data: TokenData, store: Path, moved: Collection[str]) -> dict[str, str]:
+    """Of the data of a transformer; what a config does not say, or is gone, is as in the store."""
+    found = {}
+    if not store.is_file():
+        raw, manifest = read_manifest(store / MANIFEST)
+        found["data.store"] = seal_of(raw)
+        found["data.image_tokenizer"] = manifest.meta["codec"]
+        found["data.text_tokenizer"] = manifest.meta["text"]
+        if manifest.plan.get("source") == source_settings(data.source):
+            found["data.source.path"] = manifest.plan.get("listing", "")
+    if data.image_tokenizer and Path(data.image_tokenizer).exists():
+        found["data.image_tokenizer"] = open_bundle(data.image_tokenizer).sha256("codec")
+    if data.text_tokenizer and Path(data.text_tokenizer).exists():
+        found["data.text_tokenizer"] = TextTokenizer.load(data.text_tokenizer).sha256
+    if "data.source.path" in moved:
+        found["data.source.path"] = listing(data.source.open())
+    return {name: digest for name, digest in found.items() if digest}
