@@ -14,7 +14,7 @@ from cogview_jax.configs import small_codec
 
 def get_config() -> ConfigDict:
     config = small_codec.get_config("64")
-    config.model.update(image_size=32, codebook=512)
+    config.model.update(image_size=32, downsampling=4, channels=(64, 128), codebook=512)
     config.data.source.path = "runs/fashion/data/train"
     config.data.update(smallest_crop=1.0, flip=False)
     return config

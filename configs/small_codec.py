@@ -3,9 +3,10 @@
     python -m cogview_jax.train --config configs/small_codec.py:64 --workdir runs/codec \\
         --config.data.source.path=my_images
 
-- `64`: 64 pixels as 16 x 16 codes of 1,024; 10 minutes on two cores.
-- `128`: 128 pixels as 16 x 16 codes of 2,048; 40 minutes on two cores.
+- `64`: 64 pixels as 8 x 8 codes of 2,048; some 12 minutes on two cores.
+- `128`: 128 pixels as 16 x 16 codes of 2,048, with the same layers.
 
+Few codes an image suit a small transformer: see docs/experiments/2026-11-29_few_images.md.
 configs/small.py has the transformer that goes with both.
 """
 
@@ -17,7 +18,7 @@ VARIANTS = ("64", "128")
 def get_config(variant: str = "64") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r}: choose from {', '.join(VARIANTS)}")
-    config = ConfigDict(
+    return ConfigDict(
         {
             "stage": "image_tokenizer",
             "train": {
@@ -30,11 +31,10 @@ def get_config(variant: str = "64") -> ConfigDict:
             },
             "optimizer": {"lr": 1e-3, "beta2": 0.99, "weight_decay": 0.0, "warmup": 0.03},
             "model": {
-                "image_size": 64,
-                "downsampling": 4,
-                "channels": (64, 128),
+                "image_size": int(variant),
+                "channels": (64, 128, 256),
                 "residual_blocks": 2,
-                "codebook": 1024,
+                "codebook": 2048,
                 "code_width": 64,
                 "mean": (0.5, 0.5, 0.5),
                 "std": (0.5, 0.5, 0.5),
@@ -48,7 +48,3 @@ def get_config(variant: str = "64") -> ConfigDict:
             },
         }
     )
-    if variant == "128":
-        config.train.steps = 4000
-        config.model.update(image_size=128, downsampling=8, channels=(64, 128, 256), codebook=2048)
-    return config
