@@ -30,6 +30,7 @@ def write_store(
     batch_size: int,
     shard_size: int,
     skipped: SkippedLog,
+    views: int = 1,
 ) -> bool:
     """Tokenizes a source into a store, or the rest of it; a finished store is left as it is.
 
@@ -44,6 +45,7 @@ def write_store(
         batch_size: records read at a time.
         shard_size: records a shard.
         skipped: notes records that cannot be read; they are left out.
+        views: so many records in a row are of one image, which counts once in `skipped`.
 
     Returns:
         Whether there was anything to do.
@@ -62,7 +64,7 @@ def write_store(
             missing.append(shard)
             continue
         for index in shards.span(shard):
-            skipped.see(index)
+            skipped.see(index // views)
         for bad in note.skipped:
             skipped.add(bad.key, bad.reason)
     done = len(source) - sum(len(shards.span(shard)) for shard in missing)
@@ -70,7 +72,9 @@ def write_store(
         for shard in missing:
             left_out: list[BadRecord] = []
             span = shards.span(shard)
-            examples = _tokenized(source, span, batch_size, encode, skipped, left_out, progress)
+            examples = _tokenized(
+                source, span, batch_size, encode, skipped, views, left_out, progress
+            )
             shards.write_shard(shard, examples, left_out)
     skipped.check(final=True)
     shards.finish(meta)
@@ -99,6 +103,7 @@ def _tokenized(
     batch_size: int,
     encode: Encode,
     skipped: SkippedLog,
+    views: int,
     left_out: list[BadRecord],
     progress: Progress,
 ) -> Iterator[TokenRecord]:
@@ -110,7 +115,7 @@ def _tokenized(
     with contextlib.closing(iter(batches.to_iter_dataset(reading))) as iterator:
         for batch in iterator:
             for index, outcome in batch:
-                skipped.see(index)
+                skipped.see(index // views)
                 if isinstance(outcome, BadRecord):
                     left_out.append(outcome)
                     skipped.add(outcome.key, outcome.reason)

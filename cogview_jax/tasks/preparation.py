@@ -168,6 +168,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
         batch_size=batch,
         shard_size=data.shard_size,
         skipped=SkippedLog(path, max_skipped=data.max_skipped),
+        views=data.views,
     )
     if longer and experiment.layout.text_length:  # 0 reads no text at all
         print(
