@@ -15,6 +15,7 @@ from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tasks.experiment import TransformerExperiment
+from cogview_jax.tasks.workdir import resolved_settings
 from cogview_jax.tokenizers.layout import Example
 from cogview_jax.training.optimizer import make_optimizer, schedule
 from cogview_jax.training.sequence_objective import SequenceObjective
@@ -104,7 +105,7 @@ def load(path: Path, experiment: TransformerExperiment) -> Record | None:
 
 
 def _text(experiment: TransformerExperiment) -> str:
-    return json.dumps(dataclasses.asdict(experiment), sort_keys=True)
+    return json.dumps(resolved_settings(experiment), sort_keys=True)
 
 
 def _describes(text: str, experiment: TransformerExperiment) -> bool:
