@@ -219,7 +219,7 @@ def test_what_is_no_adapter_and_what_does_not_belong_to_it_is_refused(base, writ
         merge(written, base, tmp_path / "out", grid=4)
     with pytest.raises(InputError, match=r"--bundle TEXT is missing: .* --adapter is merged into"):
         convert(None, None, SourceFiles(), None, str(tmp_path / "out"), adapter=str(written))
-    with pytest.raises(InputError, match=r"expected one of --source .* and --adapter"):
+    with pytest.raises(InputError, match=r"expected one of --source .* --adapter and --dtype"):
         convert("taming", None, SourceFiles(), None, str(tmp_path / "out"), adapter=str(written))
 
 

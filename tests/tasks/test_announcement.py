@@ -19,6 +19,12 @@ class Records:
     def __len__(self):
         return self.count
 
+    def key(self, i):
+        return str(i)
+
+    def __getitem__(self, i):
+        raise AssertionError("no record is read")
+
 
 class Listing(Records):
     def describe(self):
