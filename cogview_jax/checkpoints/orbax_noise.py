@@ -14,7 +14,8 @@ def silence() -> None:
 
     Orbax logs the exceptions of its threads and raises them again where they are joined. When one
     of several writes has failed, Orbax closes its event loop. Writes that end later then report the
-    closed loop, and asyncio reports exceptions that were never retrieved.
+    closed loop, and asyncio reports exceptions that were never retrieved, and tasks of Orbax that
+    were never finished.
     """
     logging.getLogger("absl").addFilter(_is_news)
     logging.getLogger("asyncio").addFilter(_was_asked_for)
@@ -28,8 +29,9 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _was_asked_for(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    failed = error is not None and system_error(error) is not None
-    return not (failed and "exception was never retrieved" in record.getMessage())
+    failed, message = error is not None and system_error(error) is not None, record.getMessage()
+    unfinished = "Task was destroyed but it is pending" in message and "/orbax/" in message
+    return not (unfinished or (failed and "exception was never retrieved" in message))
 
 
 def _show(before: Any, unraisable: Any) -> None:

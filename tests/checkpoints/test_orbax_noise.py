@@ -20,3 +20,15 @@ def test_everything_else_is_still_shown(caplog, monkeypatch):
     for error in (closed, other):
         sys.unraisablehook(types.SimpleNamespace(object=None, exc_value=error))
     assert [unraisable.exc_value for unraisable in shown] == [other]
+
+
+def test_tasks_of_others_that_were_never_finished_are_still_shown(caplog, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    silence.__wrapped__()
+    log, lost = logging.getLogger("asyncio"), "Task was destroyed but it is pending!\ntask: <Task "
+    theirs = f"{lost}coro=<Store.make() running at /site-packages/orbax/checkpoint/store.py:150>>"
+    other = f"{lost}coro=<serve() running at /site-packages/server/serve.py:7>>"
+    with caplog.at_level("ERROR", logger="asyncio"):
+        for message in (theirs, other):
+            log.error(message)
+    assert [record.message for record in caplog.records] == [other]
