@@ -173,6 +173,8 @@ def _newest_whole(folder: Path, steps: list[int]) -> StepBundle:
             continue
         for reason in reasons:
             log(f"{reason}: {found.path} is used instead")
+        if not reasons:
+            log(f"{folder.parent} has no bundle yet: its checkpoint {step} is used")
         return found
     raise InputError(reasons[0])
 

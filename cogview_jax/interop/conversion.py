@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from cogview_jax.checkpoints.step_bundle import located
 from cogview_jax.interop import llamagen, safetensors_files, taming, vqgan_jax
 from cogview_jax.interop.files import SourceFiles
 from cogview_jax.interop.image_tokenizers import from_image_tokenizer, to_taming
@@ -83,6 +84,8 @@ def convert(
         if bundle is None:
             purpose = "gives back" if target else "is merged into" if adapter else "is of"
             raise InputError(f"--bundle TEXT is missing: the bundle that {given} {purpose}")
+        if path.resolve() == Path(located(bundle)).resolve():
+            raise InputError(f"--out {out} is the bundle that is read: choose another")
         if target is not None:
             TARGETS[target](bundle, out)
         elif adapter is not None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.interop.files import (
     NOTHING_WRITTEN,
@@ -37,7 +38,7 @@ def change_type(bundle: str, dtype: str, out: str) -> None:
     """
     if dtype not in TYPES:
         raise InputError(f"--dtype {dtype!r}: choices are {', '.join(TYPES)}")
-    path, opened = check_bundle_output(out), Bundle(bundle)
+    path, opened = check_bundle_output(out), open_bundle(bundle)
     codec: CodecPart | Bundle | None = opened if "codec" in opened.parts else None
     transformer: TransformerPart | None = None
     if "transformer" in opened.parts:
@@ -64,7 +65,8 @@ def change_type(bundle: str, dtype: str, out: str) -> None:
             step=opened.step,
             official={name: record for name, record in official.items() if record},
         )
-    log(f"bundle {out}: {', '.join(Bundle(path).parts)}; weights are {dtype}")
+    kept = "; the image tokenizer is as it was" if isinstance(codec, Bundle) else ""
+    log(f"bundle {out}: {', '.join(Bundle(path).parts)}; weights are {dtype}{kept}")
 
 
 def _rounded(tree: Any, dtype: str) -> Any:

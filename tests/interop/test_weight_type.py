@@ -53,7 +53,7 @@ def test_beside_a_transformer_the_tokenizers_stay_as_they_are(chain, root, tmp_p
     given, out = Bundle(chain.run / "bundle"), tmp_path / "half"
     result = call(root, "convert", "--dtype=float16", f"--bundle={given.path}", f"--out={out}")
     assert result.returncode == 0, result.stderr
-    assert result.stderr.endswith("codec, text, transformer; weights are float16\n")
+    assert result.stderr.endswith("weights are float16; the image tokenizer is as it was\n")
     found = Bundle(out)
     assert found.sha256("codec") == given.sha256("codec")
     assert found.sha256("text") == given.sha256("text")
@@ -67,6 +67,17 @@ def test_beside_a_transformer_the_tokenizers_stay_as_they_are(chain, root, tmp_p
     found.transformer()  # read as float32, checked against its description
 
 
+def test_a_workdir_is_read_where_a_bundle_is(chain, tmp_path):
+    of_bundle = to_type("float16", chain.run / "bundle", tmp_path / "a")
+    of_workdir = to_type("float16", chain.run, tmp_path / "b")
+    of_step = to_type("float16", max(chain.run.glob("checkpoints/*")), tmp_path / "c")
+    expected = arrays(of_bundle)
+    for found in (arrays(of_workdir), arrays(of_step)):
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
 def test_what_cannot_be_rounded_is_refused(chain, tmp_path):
     codec = Bundle(chain.codec / "bundle").codec()
     params = dict(codec.params)
@@ -76,6 +87,10 @@ def test_what_cannot_be_rounded_is_refused(chain, tmp_path):
     with pytest.raises(InputError, match=rf"{name}.*bias.* -70000, which is beyond .* of float16"):
         to_type("float16", tmp_path / "large", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(
+        InputError, match=r"--out .*large is the bundle that is read: choose another"
+    ):
+        to_type("float16", tmp_path / "large", f"{tmp_path}/./large")
     with pytest.raises(InputError, match="--dtype 'int8': choices are float32, bfloat16, float16"):
         to_type("int8", tmp_path / "large", tmp_path / "out")
     with pytest.raises(InputError, match=r"one of --source .* --adapter and --dtype"):
