@@ -70,7 +70,8 @@ def test_beside_a_transformer_the_tokenizers_stay_as_they_are(chain, root, tmp_p
 def test_a_workdir_is_read_where_a_bundle_is(chain, tmp_path):
     of_bundle = to_type("float16", chain.run / "bundle", tmp_path / "a")
     of_workdir = to_type("float16", chain.run, tmp_path / "b")
-    of_step = to_type("float16", max(chain.run.glob("checkpoints/*")), tmp_path / "c")
+    step = max(int(path.name) for path in chain.run.glob("checkpoints/*"))
+    of_step = to_type("float16", chain.run / "checkpoints" / str(step), tmp_path / "c")
     expected = arrays(of_bundle)
     for found in (arrays(of_workdir), arrays(of_step)):
         assert found.keys() == expected.keys()
