@@ -177,7 +177,7 @@ def _generated(model: CogView, asked: Mapping[str, Asked], options: Options) -> 
                 "held_out_images",
             )
             made = SelectedFeatures(judge.of(images, name), first)
-            rows |= distances(
+            report["held_out_images"] = distances(
                 real, made, extractor, ImageOptions(resize=options.images.resize), options.seed
             )
         report[name] = {"prompts": len(each.texts), **rows}
@@ -328,6 +328,6 @@ def table(report: Mapping[str, Any]) -> str:
         )
         error = report["judge"]["own_error"]
         lines.append(f"{'the judge is wrong':28}{error['concept']:10.3f}{error['style']:10.3f}")
-    if "fid" in report["held_out"]:
-        lines += lines_of(report["held_out"])
+    if "held_out_images" in report:
+        lines += lines_of(report["held_out_images"])
     return "\n".join(lines)
