@@ -37,8 +37,8 @@ def get_config(variant: str = "64") -> ConfigDict:
             "layout": {"text_length": 32, "grid": GRIDS[variant]},
             "code_embeddings": "codec",
             "drop_captions": 0.1,
-            # A few images are soon learned by heart: their views differ, and no view is shown as
-            # it is, so that the caption has to be read.
+            # A few images are soon learned by heart. Random views, of which some codes are wrong,
+            # cannot be told apart by their first codes, so that the caption has to be read.
             "corrupt_codes": 0.1,
             "model": {
                 "layers": 6,

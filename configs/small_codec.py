@@ -3,7 +3,7 @@
     python -m cogview_jax.train --config configs/small_codec.py:64 --workdir runs/codec \\
         --config.data.source.path=my_images
 
-- `64`: 64 pixels as 8 x 8 codes of 2,048; some 12 minutes on two cores.
+- `64`: 64 pixels as 8 x 8 codes of 2,048; 12 minutes on two cores, more with other work on them.
 - `128`: 128 pixels as 16 x 16 codes of 2,048, with the same layers.
 
 Few codes an image suit a small transformer: see docs/experiments/2026-11-29_few_images.md.

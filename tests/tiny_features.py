@@ -59,6 +59,6 @@ def offer(monkeypatch):
     networks = MappingProxyType({**feature_networks.FEATURE_NETWORKS, "tiny": TINY})
     for module in ("feature_networks", "features"):
         monkeypatch.setattr(f"cogview_jax.evaluation.{module}.FEATURE_NETWORKS", networks)
-    for name in ("fid", "pictures", "tokenizer"):
+    for name in ("emoji", "fid", "pictures", "tokenizer"):
         place = f"cogview_jax.evaluation.benchmarks.{name}.FEATURE_NETWORKS"
         monkeypatch.setattr(place, networks)

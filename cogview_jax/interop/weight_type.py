@@ -26,7 +26,7 @@ TYPES = ("float32", "bfloat16", "float16")
 
 
 def change_type(bundle: str, dtype: str, out: str) -> None:
-    """Writes the bundle `out`: `bundle` with weights rounded to `dtype`, the nearest even of two.
+    """Writes the bundle `out`: `bundle` with weights rounded to `dtype`, to the nearest.
 
     The image tokenizer beside a transformer stays as it is, to the bit: rounded, it would give
     other codes than the transformer has learned. So it is rounded while it is alone, before

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from cogview_jax.data import emoji_set  # noqa: E402
 from cogview_jax.data.emoji_set import COLUMNS, LANGUAGES, SPLITS, TILE, Concept, Style  # noqa: E402
 from cogview_jax.runtime.errors import InputError, SystemFault  # noqa: E402
-from cogview_jax.runtime.files import atomic_path  # noqa: E402
+from cogview_jax.runtime.files import atomic_path, check_folder_output  # noqa: E402
 from cogview_jax.runtime.progress import Progress  # noqa: E402
 
 #: Pixels at which every picture is drawn; the package of 3D renders has this size.
@@ -379,6 +379,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--size {options.size}: expected 16 to {DRAWN}")
     if os.path.lexists(options.out):
         raise InputError(f"--out {options.out}: is there already; name a new folder, or delete it")
+    check_folder_output(options.out, "--out")
     names = options.styles.split(",")
     for name in names:
         if name not in ART:

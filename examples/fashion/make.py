@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from cogview_jax.data import fashion_set  # noqa: E402
 from cogview_jax.data.fashion_set import CLASSES, LANGUAGES, Shown  # noqa: E402
 from cogview_jax.runtime.errors import InputError, SystemFault  # noqa: E402
-from cogview_jax.runtime.files import atomic_path  # noqa: E402
+from cogview_jax.runtime.files import atomic_path, check_folder_output  # noqa: E402
 from cogview_jax.runtime.progress import Progress  # noqa: E402
 
 #: Where the Debian package has its files, and what those of a split begin with.
@@ -156,6 +156,7 @@ def run(options: argparse.Namespace) -> None:
     """Does what the command line says; raises InputError."""
     if os.path.lexists(options.out):
         raise InputError(f"--out {options.out}: is there already; name a new folder, or delete it")
+    check_folder_output(options.out, "--out")
     make_folder(options.files, options.out, dict(zip(SPLITS, options.count, strict=True)))
 
 

@@ -1,19 +1,23 @@
 """The judge of the embedded emoji, and what its benchmark asks for and counts."""
 
 import contextlib
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from cogview_jax.data import emoji_set
-from cogview_jax.evaluation.benchmark import Options
+from cogview_jax.evaluation.benchmark import ImageOptions, Options
 from cogview_jax.evaluation.benchmarks import emoji
 from cogview_jax.evaluation.captioned_sets import ArrayImages
 from cogview_jax.evaluation.emoji_judge import EmojiJudge, Judged
+from cogview_jax.evaluation.report import evaluate
 from cogview_jax.evaluation.upsampling import Upsampler
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
+from command_runs import retold
+from tiny_features import offer, write_weights
 
 CONCEPTS, STYLES = len(emoji_set.concepts()), len(emoji_set.STYLES)
 
@@ -181,6 +185,41 @@ def test_shares_count_what_is_right():
     best = emoji._best(scores, four, asked)
     assert best["best_of_1"] == {"concept": 1.0, "style": 0.5, "both": 0.5}
     assert best["best_of_4"] == {"concept": 0.5, "style": 1.0, "both": 0.5}
+
+
+def test_the_report_has_shares_distances_and_the_best(chain, tmp_path, monkeypatch):
+    """Of a bundle that knows nothing of emoji, by a feature network that knows nothing either."""
+    offer(monkeypatch)
+    weights = str(write_weights(tmp_path / "tiny.npz"))
+    options = Options(
+        count=6,
+        images=ImageOptions(features={"tiny": weights}),
+        rerank_with=retold(chain, tmp_path / "captioner", "caption"),
+        candidates=4,
+    )
+    out = tmp_path / "report.json"
+    evaluate(emoji, str(chain.run / "bundle"), str(out), options)
+    report = json.loads(out.read_text())
+    assert report["judge"]["features"]["name"] == "tiny"
+    assert report["chance"] == {"concept": 1 / 256, "style": 1 / 4, "both": 1 / 1024}
+    for split in ("seen", "held_out"):
+        rows = report[split]
+        assert rows["prompts"] == 6
+        assert rows["cap_loss"]["n"] == 6
+        for name in ("generated", "best_of_1", "best_of_4", "ceiling"):
+            assert rows[name].keys() == {"concept", "style", "both"}, name
+        # Half of the prompts are in each language.
+        for part in ("concept", "style", "both"):
+            halves = [rows[f"generated_{language}"][part] for language in ("en", "zh")]
+            assert rows["generated"][part] == pytest.approx(np.mean(halves))
+    images = report["held_out_images"]
+    assert (images["n_real"], images["n_generated"]) == (256, 6)
+    assert images["fid"]["0"] > 0
+    for name, higher in emoji.higher_is_better("text_to_image").items():
+        split, row, part = name.split("/")
+        assert 0 <= report[split][row][part] <= 1
+        assert higher
+    assert "FID (tiny, clean)" in emoji.table(report)
 
 
 def test_captions_are_read_back():
