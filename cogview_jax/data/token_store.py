@@ -62,9 +62,11 @@ class TokenStore:
     def describe(self) -> str:
         """Its examples, their captions, and the records that `prepare` could not use."""
         counts = {name: self.manifest.get(name, 0) for name in ("captions", "skipped")}
+        views = self.meta.get("views", 1)
+        of_each = f", {views} of each image" if views > 1 else ""
         return (
-            f"{len(self):,} examples, {counts['captions']:,} captions in {self._path};"
-            f" {counts['skipped']:,} records were skipped when it was prepared"
+            f"{len(self):,} examples{of_each}, {counts['captions']:,} captions in {self._path};"
+            f" {counts['skipped'] // views:,} records were skipped when it was prepared"
         )
 
     def key(self, i: int) -> str:

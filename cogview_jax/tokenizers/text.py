@@ -66,7 +66,11 @@ class TextTokenizer:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"no text tokenizer at {path}")
-        return cls(retried(lambda: read_regular(path, MODEL_LIMIT), str(path)))
+        model = retried(lambda: read_regular(path, MODEL_LIMIT), str(path))
+        try:
+            return cls(model)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     @property
     def sha256(self) -> str:

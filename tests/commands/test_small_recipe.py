@@ -51,6 +51,9 @@ def test_ones_own_images_are_named_once_and_broken_ones_are_skipped(root, images
     assert [entry["key"] for entry in skipped] == ["1.png", "4.png"]
     result = call(root, "train", "--config=small:64", f"--workdir={run}", *TINY, *TRANSFORMER)
     assert result.returncode == 0, result.stderr
+    said = "304 examples, 8 of each image, 304 captions in "
+    assert said in result.stderr
+    assert "; 2 records were skipped when it was prepared" in result.stderr
     config = json.loads((run / "config.json").read_text())
     assert config["data"]["source"]["path"] == str(images)
     assert config["data"]["image_tokenizer"] == f"{codec}/bundle"

@@ -246,6 +246,7 @@ def test_fewer_styles_keep_their_splits(made_up, tmp_path):
         (("--size", 512), "--size 512: expected 16 to 256"),
         (("--styles", "noto,oil"), "--styles noto,oil: choices are noto, flat"),
         (("--out", "."), "is there already"),
+        (("--out", f"{__file__}/out"), "is a file, expected a folder"),
     ],
 )
 def test_what_the_command_line_cannot_say(made_up, tmp_path, arguments, message):

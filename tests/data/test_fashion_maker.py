@@ -107,6 +107,7 @@ def test_other_files_are_told(make, tmp_path, file, change, message):
         (("--count", 31, 1), "--count 31 1: train has 1 to 30 pictures"),
         (("--count", 1, 0), "--count 1 0: test has 1 to 20 pictures"),
         (("--out", "."), "is there already"),
+        (("--out", f"{__file__}/out"), "is a file, expected a folder"),
     ],
 )
 def test_what_the_command_line_cannot_say(make, tmp_path, arguments, message):
