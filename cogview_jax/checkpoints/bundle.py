@@ -304,10 +304,11 @@ class Bundle:
 def identity(path: Path | str) -> str:
     """What names the contents of the bundle or the checkpoint at `path`.
 
-    It is the sha256 of the file that holds the hash of every part: bundle.json, or the manifest.
+    It is the sha256 of the file that holds the hash of every part, bundle.json or the manifest, or
+    of an adapter, which names its base by its hash.
     """
-    file = Path(path) / "bundle.json"
-    return sha256_file(file if file.exists() else Path(path) / MANIFEST)
+    names = ("bundle.json", MANIFEST, "adapter_model.safetensors")
+    return sha256_file(next(file for file in map(Path(path).joinpath, names) if file.exists()))
 
 
 def transformer_shapes(model: Transformer) -> Any:

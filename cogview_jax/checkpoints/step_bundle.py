@@ -14,9 +14,13 @@ from typing import Any
 
 import jax
 
+from cogview_jax.checkpoints.adapted_bundle import AdaptedBundle
+from cogview_jax.checkpoints.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from cogview_jax.checkpoints.bundle import Bundle, part_sha256
 from cogview_jax.checkpoints.description import FORMAT, NAME, described
 from cogview_jax.checkpoints.manifest import find_damage, listed
+from cogview_jax.checkpoints.safetensors_metadata import read_metadata
+from cogview_jax.checkpoints.shipped import bundle_folder, shipped
 from cogview_jax.checkpoints.stored_step import META, one_line, read_meta
 from cogview_jax.checkpoints.stored_tree import nested, picked_tree, restore_picked
 from cogview_jax.runtime.errors import InputError
@@ -32,11 +36,14 @@ def open_bundle(path: Path | str) -> Bundle:
     """Opens a bundle, a step of a run (WORKDIR/checkpoints/STEP), or the workdir of a run.
 
     Of a workdir its bundle is taken, and the newest checkpoint that is whole while there is none.
+    The name of a shipped bundle will do, and so will a folder of adapters of a shipped bundle.
 
     Raises:
         InputError: there is none of them, or it is damaged; see `Bundle`.
     """
-    folder = local_path(path, "bundle").absolute()
+    folder = bundle_folder(local_path(path, "bundle")).absolute()
+    if (folder / ADAPTER_WEIGHTS).exists():
+        return AdaptedBundle(folder, _base_of(folder))
     if (folder / META).exists():
         return StepBundle(folder)
     if (folder / NAME).exists():
@@ -159,6 +166,21 @@ class StepBundle(Bundle):
         if part in self._arrays:
             return restore_picked(path, self._arrays[part], shapes)
         return super()._restored_each(part, path, shapes)
+
+
+def _base_of(adapter: Path) -> Bundle:
+    """The shipped bundle that a folder of adapters is of.
+
+    What the folder says of other places is not followed: they are not what the user named.
+    """
+    base = read_metadata(adapter / ADAPTER_WEIGHTS).get("base")
+    for bundle in (Bundle(folder) for folder in shipped().values() if (folder / NAME).exists()):
+        if bundle.parts.get("transformer", {}).get("sha256") == base:
+            return bundle
+    raise InputError(
+        f"{adapter} is an adapter of transformer {str(base)[:12]}, which no shipped bundle holds:"
+        f" cogview convert --adapter {adapter} --bundle BASE --out BUNDLE makes a bundle of it"
+    )
 
 
 def _newest_whole(folder: Path, steps: list[int]) -> StepBundle:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from cogview_jax.checkpoints.step_bundle import located
 from cogview_jax.interop import llamagen, safetensors_files, taming, vqgan_jax
+from cogview_jax.interop.adapter_merge import merge_adapter
 from cogview_jax.interop.files import SourceFiles
 from cogview_jax.interop.image_tokenizers import from_image_tokenizer, to_taming
-from cogview_jax.interop.lora_files import merge_adapter
 from cogview_jax.interop.official.conversion import from_official, to_official
 from cogview_jax.interop.weight_type import TYPES, change_type
 from cogview_jax.runtime.config import closest

@@ -22,8 +22,9 @@ from cogview_jax.checkpoints.bundle import (
     codec_shapes,
     transformer_shapes,
 )
-from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.bundle_writer import transformer_entry, write_bundle
 from cogview_jax.checkpoints.description import CodecEntry, TransformerEntry
+from cogview_jax.checkpoints.safetensors_metadata import DESCRIPTION, read_metadata
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.interop.files import (
@@ -46,8 +47,6 @@ from cogview_jax.tokenizers.text import TextTokenizer
 
 TRANSFORMER, IMAGE_TOKENIZER = "transformer.safetensors", "image_tokenizer.safetensors"
 TEXT_TOKENIZER = "text_tokenizer.model"
-#: The entry of a file's metadata that describes its part, as JSON.
-DESCRIPTION = "cogview_jax"
 #: safetensors' names of the types that arrays may have.
 TYPES = {
     **{"F64": np.dtype("float64"), "F32": np.dtype("float32"), "F16": np.dtype("float16")},
@@ -74,7 +73,8 @@ def to_safetensors(bundle: str, out: str) -> None:
             part = opened.stored_transformer()
             with progress_of(part) as progress:
                 params = reporting(part, progress).params
-                _write(folder / TRANSFORMER, params, describe_transformer(part))
+                about = transformer_entry(part, part.model.positions)
+                _write(folder / TRANSFORMER, params, about)
         if "text" in opened.parts:
             opened.text().save(folder / TEXT_TOKENIZER)
         written = sorted(entry.name for entry in folder.iterdir())
@@ -125,7 +125,9 @@ def _transformer(file: Path) -> TransformerPart:
     positions, vocabulary = entry.learned_positions, entry.vocabulary
     model = Transformer(entry.config, vocabulary.size, positions, vocabulary=vocabulary)
     params = _tree(file, unbox(transformer_shapes(model)))
-    return TransformerPart(entry.config, vocabulary, entry.layout, params, entry.drop_captions)
+    return TransformerPart(
+        entry.config, vocabulary, entry.layout, params, entry.drop_captions, weights=entry.weights
+    )
 
 
 def _write(file: Path, tree: Any, description: Mapping[str, Any]) -> None:
@@ -134,44 +136,6 @@ def _write(file: Path, tree: Any, description: Mapping[str, Any]) -> None:
     arrays = {name: np.array(leaf.make(), order="C") for name, leaf in flat(tree).items()}
     metadata = {DESCRIPTION: json.dumps(description, sort_keys=True)}
     safetensors.numpy.save_file(arrays, file, metadata)
-
-
-def describe_transformer(part: TransformerPart) -> dict[str, Any]:
-    """What bundle.json says of a transformer, but for its hash and its weights."""
-    return {
-        "config": dataclasses.asdict(part.config),
-        "vocabulary": dataclasses.asdict(part.vocabulary),
-        "layout": dataclasses.asdict(part.layout),
-        "drop_captions": part.drop_captions,
-        "positions": part.params["position_embedding"].shape[0],
-    }
-
-
-def read_metadata(file: Path) -> dict[str, Any]:
-    """What the metadata of a file say of what it holds.
-
-    Raises:
-        InputError: they say nothing, or there is no such file.
-    """
-    if not file.is_file():
-        raise InputError(f"no safetensors file at {file}")
-    try:
-        with safetensors.safe_open(file, framework="numpy") as opened:
-            text = (opened.metadata() or {}).get(DESCRIPTION)
-        if text is None:
-            raise InputError(
-                f"{file} does not say what it holds: expected metadata {DESCRIPTION!r}, as this"
-                " program writes"
-            )
-        found = json.loads(text)
-    except (safetensors.SafetensorError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{file} is no safetensors file of a bundle ({reason})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{file}: its description is no section")
-    return found
 
 
 def _tree(file: Path, shapes: Any) -> Any:

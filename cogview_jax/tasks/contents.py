@@ -53,8 +53,9 @@ def _of_tokens(data: TokenData, store: Path, moved: Collection[str]) -> dict[str
         found["data.text_tokenizer"] = manifest.meta["text"]
         if manifest.plan.get("source") == source_settings(data.source):
             found["data.source.path"] = manifest.plan.get("listing", "")
-    if data.image_tokenizer and Path(data.image_tokenizer).exists():
-        found["data.image_tokenizer"] = open_bundle(data.image_tokenizer).sha256("codec")
+    if data.image_tokenizer:
+        with contextlib.suppress(InputError):  # it may be gone, too
+            found["data.image_tokenizer"] = open_bundle(data.image_tokenizer).sha256("codec")
     if data.text_tokenizer and Path(data.text_tokenizer).exists():
         found["data.text_tokenizer"] = TextTokenizer.load(data.text_tokenizer).sha256
     if "data.source.path" in moved:

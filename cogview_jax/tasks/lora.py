@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from cogview_jax.checkpoints.adapter import merged_on_host, write_adapter
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
 from cogview_jax.checkpoints.step_bundle import open_bundle
-from cogview_jax.interop.lora_files import merged_on_host, write_adapter
 from cogview_jax.models.lora import NEW_POSITIONS, fit_positions, merged
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host

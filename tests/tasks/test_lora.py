@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
+from cogview_jax.checkpoints.adapter import read_adapter
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.checkpoints.stored_tree import stored_shapes, stored_tree
 from cogview_jax.interop.conversion import convert
 from cogview_jax.interop.files import SourceFiles
-from cogview_jax.interop.lora_files import read_adapter
 from cogview_jax.models.lora import LoRAConfig
 from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError

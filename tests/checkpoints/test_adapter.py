@@ -13,11 +13,11 @@ import safetensors.numpy
 
 import reference
 import tiny
+from cogview_jax.checkpoints.adapter import CONFIG, WEIGHTS, read_adapter, stacked, write_adapter
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.interop.conversion import convert
 from cogview_jax.interop.files import SourceFiles
-from cogview_jax.interop.lora_files import CONFIG, WEIGHTS, read_adapter, stacked, write_adapter
 from cogview_jax.models.linear import Linear
 from cogview_jax.models.lora import MODULES, LoRAConfig, adapter_shapes, merged, with_adapters
 from cogview_jax.runtime.errors import InputError

@@ -1,4 +1,4 @@
-"""Low-rank adapters (`models.lora`) as files of PEFT, and merged into the bundle that they adapt.
+"""Low-rank adapters (`models.lora`) as files of PEFT.
 
 A folder holds adapter_model.safetensors, in which layer I of the transformer has
 `base_model.model.blocks.I.attention.qkv.lora_A.weight` [r, in] and `.lora_B.weight` [out, r], and
@@ -24,36 +24,22 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, transformer_shapes
-from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.bundle import TransformerPart
+from cogview_jax.checkpoints.bundle_writer import transformer_entry
 from cogview_jax.checkpoints.description import TransformerEntry
-from cogview_jax.checkpoints.step_bundle import open_bundle
+from cogview_jax.checkpoints.safetensors_metadata import DESCRIPTION, read_metadata
 from cogview_jax.checkpoints.stored_tree import Deferred, sizes
-from cogview_jax.interop.files import (
-    NOTHING_WRITTEN,
-    check_bundle_output,
-    log,
-    progress_of,
-    reporting,
-)
-from cogview_jax.interop.rules import flat
-from cogview_jax.interop.safetensors_files import DESCRIPTION, describe_transformer, read_metadata
 from cogview_jax.models.lora import (
     LORA_A,
     LORA_B,
-    NEW_POSITIONS,
     LoRAConfig,
     adapter_pairs,
     adapter_shapes,
-    fit_positions,
     merged_kernel,
 )
-from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import atomic_path, read_json, write_json
-from cogview_jax.runtime.sharding import unbox
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 #: Settings of PEFT that change what an adapter computes, and the only values that are understood.
@@ -104,7 +90,7 @@ def write_adapter(
         step: after how many steps they are written.
     """
     about: dict[str, Any] = {"base": base, "base_dtype": lora.base_dtype, "step": step}
-    about |= describe_transformer(part) | {"weights": part.weights}
+    about |= transformer_entry(part, part.model.positions)
     description = json.dumps(about, sort_keys=True)
     arrays = {}
     for path, a, b in adapter_pairs(adapters["blocks"]["block"]):
@@ -147,7 +133,7 @@ def read_adapter(folder: Path) -> StoredAdapter:
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise InputError(f"--adapter {folder} is no folder of an adapter: it has no {name}")
+            raise InputError(f"{folder} is no folder of an adapter: it has no {name}")
     file, weights = folder / CONFIG, folder / WEIGHTS
     config = read_json(file)
     if not isinstance(config, dict):
@@ -175,51 +161,6 @@ def read_adapter(folder: Path) -> StoredAdapter:
             raise InputError(f"{weights} has arrays of type {min(types - {'F32'})}, expected F32")
         arrays = {name: opened.get_tensor(name) for name in names}
     return StoredAdapter(lora, about["base"], about.get("step"), entry, arrays)
-
-
-def merge_adapter(adapter: str, bundle: str, out: str) -> None:
-    """Writes the bundle `out`: that of `bundle` with an adapter merged into its transformer.
-
-    It is the bundle that the run which trained the adapter wrote, with the tokenizers of `bundle`.
-
-    Raises:
-        InputError: the adapter is of another base, or its arrays are not those of its layers; or
-            `out` exists and is no bundle.
-    """
-    path, found, opened = check_bundle_output(out), read_adapter(Path(adapter)), open_bundle(bundle)
-    if (there := opened.sha256("transformer")) != found.base:
-        raise InputError(
-            f"the adapter {adapter} was trained on transformer {found.base[:12]}, but the bundle"
-            f" {bundle} holds transformer {there[:12]}"
-        )
-    stored, entry = opened.stored_transformer(), found.entry
-    model = Transformer(entry.config, entry.vocabulary.size, entry.learned_positions)
-    base = dict(stored.params)
-    table = base["position_embedding"]
-    positions = min(entry.learned_positions, table.shape[0] + NEW_POSITIONS)
-    base["position_embedding"] = Deferred(
-        (positions, *table.shape[1:]), table.dtype, lambda: fit_positions(table.make(), positions)
-    )
-    if sizes(base) != sizes(unbox(transformer_shapes(model))):
-        raise InputError(f"{adapter}/{WEIGHTS} describes another model than the bundle {bundle}")
-    adapters = stacked(found, base, f"{adapter}/{WEIGHTS}")
-    part = TransformerPart(
-        entry.config,
-        entry.vocabulary,
-        entry.layout,
-        merged_on_host(base, adapters, found.lora),
-        entry.drop_captions,
-        weights=entry.weights,
-    )
-    with at_work(NOTHING_WRITTEN.format(out)), progress_of(part) as progress:
-        write_bundle(
-            path,
-            codec=opened if "codec" in opened.parts else None,
-            text=opened if "text" in opened.parts else None,
-            transformer=reporting(part, progress),
-            step=found.step,
-        )
-    log(f"bundle {out}: {', '.join(Bundle(path).parts)}; the adapter is merged")
 
 
 def merged_on_host(params: Any, adapters: Mapping[str, Any], lora: LoRAConfig) -> Any:
@@ -266,9 +207,8 @@ def stacked(found: StoredAdapter, base: Mapping[str, Any], where: str) -> dict[s
     """
     tree: dict[str, Any] = {}
     left = dict(found.arrays)
-    for name, shapes in flat(adapter_shapes(base, found.lora)).items():
+    for name, (layers, *shape) in sizes(adapter_shapes(base, found.lora)).items():
         *path, kind = name.split(".")
-        layers, *shape = shapes.shape
         theirs = (shape[1], shape[0]) if kind == LORA_A else (int(np.prod(shape[1:])), shape[0])
         pieces = []
         for key in _names(layers, ".".join(path[2:]), kind):
