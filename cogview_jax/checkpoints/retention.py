@@ -1,5 +1,6 @@
 """Decides which checkpoints of a run are kept."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -56,9 +57,13 @@ class Retention:
     def ranked(self, metrics: Mapping[int, Mapping[str, float]]) -> list[int]:
         """Returns the steps that have `metric`, the best first; the newer of two that are equal.
 
+        A value that is not a number is none: it has no place in an order, and in a sort it would
+        leave the others out of theirs.
+
         Args:
             metrics: the metrics of every checkpoint, by step.
         """
-        measured = [step for step in metrics if self.metric in metrics[step]]
+        values = {step: metrics[step].get(self.metric, math.nan) for step in metrics}
+        measured = [step for step, value in values.items() if not math.isnan(value)]
         sign = -1 if self.highest else 1
-        return sorted(measured, key=lambda step: (sign * metrics[step][self.metric], -step))
+        return sorted(measured, key=lambda step: (sign * values[step], -step))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import math
 
 import numpy as np
 import pytest
@@ -30,6 +31,17 @@ def test_the_newest_stay_whatever_they_are_worth():
 def test_what_was_not_measured_is_not_the_best():
     metrics = {1: {"loss": 2.0}, 2: {}, 3: {"other": 0.0}, 4: {}}
     assert Retention(1, best=2).steps_to_keep(metrics) == {1, 4}
+
+
+@pytest.mark.parametrize("highest", [False, True])
+def test_what_is_not_a_number_takes_no_place_of_the_others(highest):
+    sign = -1 if highest else 1
+    for place in range(5):
+        values = [sign * value for value in (1.0, 2.0, 3.0, 4.0)]
+        values.insert(place, math.nan)
+        best = {step for step, value in enumerate(values, 1) if sign * value <= 2}
+        found = kept(Retention(1, best=2, highest=highest), dict(enumerate(values, 1)))
+        assert found == sorted(best | {5}), place
 
 
 def test_the_best_may_be_the_highest():
