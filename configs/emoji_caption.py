@@ -1,4 +1,4 @@
-"""The emoji transformer finetuned to caption images, 3,000 steps.
+"""The emoji transformer finetuned to caption images, by low-rank adapters, 3,000 steps.
 
 After configs/emoji.py, from whose token store it learns:
 
@@ -13,6 +13,7 @@ from cogview_jax.configs import emoji
 def get_config() -> ConfigDict:
     config = emoji.get_config()
     config.init_from = "runs/emoji/bundle"
+    config.lora = {"rank": 16, "alpha": 16.0}
     config.layout.task = "caption"
     config.drop_captions = 0.0
     config.text_weight = 10.0  # few of the tokens, and all that is asked for

@@ -19,5 +19,6 @@ def get_config(variant: str = "base") -> ConfigDict:
     config = small_codec.get_config("64")
     config.data.source = {"kind": "emoji", "require_captions": False}
     if variant == "fine":
-        config.model.update(downsampling=4, channels=(64, 128), codebook=1024)
+        config.model.update(downsampling=4, channels=(48, 96), residual_blocks=2, codebook=1024)
+        config.train.steps = 2500
     return config

@@ -22,7 +22,7 @@ def get_config(variant: str = "64") -> ConfigDict:
         {
             "stage": "image_tokenizer",
             "train": {
-                "steps": 2500,
+                "steps": 4500,
                 "global_batch": 16,
                 "log_every": 25,
                 "checkpoint_every": 250,
@@ -32,8 +32,8 @@ def get_config(variant: str = "64") -> ConfigDict:
             "optimizer": {"lr": 1e-3, "beta2": 0.99, "weight_decay": 0.0, "warmup": 0.03},
             "model": {
                 "image_size": int(variant),
-                "channels": (64, 128, 256),
-                "residual_blocks": 2,
+                "channels": (64, 128, 128),
+                "residual_blocks": 3,
                 "codebook": 2048,
                 "code_width": 64,
                 "mean": (0.5, 0.5, 0.5),

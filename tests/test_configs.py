@@ -192,7 +192,7 @@ def test_the_demo_is_the_one_that_was_measured():
         (
             "emoji_caption",
             {"layout.task", "text_weight", "data.store", "init_from", "drop_captions"}
-            | {"corrupt_codes"},
+            | {"corrupt_codes", "lora.rank"},
         ),
         (
             "demo_superres",

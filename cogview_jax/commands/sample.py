@@ -1,5 +1,7 @@
 """Samples from a bundle.
 
+  python -m cogview_jax.sample --bundle emoji --prompt "a blue butterfly in flat style"
+
   python -m cogview_jax.sample --bundle runs/demo/bundle --task text_to_image --out images \\
       --prompt "a large red circle in the center on a white background" --num_images 4
 
@@ -55,7 +57,10 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 
 BUNDLE = command_line.path_flag(
-    "bundle", "the bundle's folder, a run's workdir, or one of its checkpoints", required=True
+    "bundle",
+    "the bundle's folder, a run's workdir, one of its checkpoints, or the name of a shipped bundle,"
+    " such as emoji",
+    required=True,
 )
 TASK = flags.DEFINE_enum(
     "task",
@@ -63,7 +68,7 @@ TASK = flags.DEFINE_enum(
     ["text_to_image", "complete", "super_resolution", "caption", "rerank"],
     "what to do",
 )
-OUT = command_line.path_flag("out", "the folder to write to", required=True)
+OUT = command_line.path_flag("out", "the folder to write to", default="samples")
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "a prompt; super_resolution needs one where its model has learned with text"
 )

@@ -64,10 +64,13 @@ def run(command: ModuleType) -> None:
         _leave(UNREAD)
 
 
-def path_flag(name: str, help: str, *, required: bool = False) -> flags.FlagHolder:
-    """Defines `--NAME PATH`: a text that is the path of a file or folder; None by default."""
+def path_flag(
+    name: str, help: str, *, default: str | None = None, required: bool = False
+) -> flags.FlagHolder:
+    """Defines `--NAME PATH`: a text that is the path of a file or folder."""
     serializer: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
-    return flags.DEFINE(_PathParser(), name, None, help, serializer=serializer, required=required)
+    parser = _PathParser()
+    return flags.DEFINE(parser, name, default, help, serializer=serializer, required=required)
 
 
 def paths_flag(name: str, help: str) -> flags.FlagHolder:

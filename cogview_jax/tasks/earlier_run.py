@@ -1,8 +1,8 @@
 """What a transformer's config need not say, since an earlier run has said it: `data.from`.
 
-A config names the workdir of a run, and has its images, its tokenizers and its sizes. What the
-config file or a flag gives itself always stays. `train` finds what `prepare` has left in the
-workdir as well, and a run that is resumed what it began with.
+A config names the workdir of a run, and has its images, its tokenizers and its sizes, or a bundle,
+which has no images. What the config file or a flag gives itself always stays. `train` finds what
+`prepare` has left in the workdir as well, and a run that is resumed what it began with.
 """
 
 import copy
@@ -13,9 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle import FILES, Bundle
+from cogview_jax.checkpoints.description import NAME
+from cogview_jax.checkpoints.shipped import bundle_folder
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.data.token_shards import MANIFEST
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.paths import local_path
 from cogview_jax.runtime.processes import log
 from cogview_jax.tasks.experiment import (
     CodecExperiment,
@@ -145,15 +149,43 @@ def _offers(run: TransformerExperiment, names: tuple[str, ...]) -> dict[str, Any
 
 
 def _take_from(name: str, merging: _Merging) -> None:
-    """Fills what is open with what the run in the workdir `name` has."""
-    workdir = Workdir(name)
-    run = _run_in(workdir, name)
-    if isinstance(run, CodecExperiment):
-        kept = merging.take(_of_codec(run, workdir, name), FROM)
+    """Fills what is open with what the run in the workdir `name`, or the bundle `name`, has."""
+    folder = _folder(name)
+    if (folder / NAME).exists():
+        kept = merging.take(_of_bundle(open_bundle(folder), name), FROM)
     else:
-        kept = _take_from_transformer(run, workdir, name, merging)
+        workdir = Workdir(name)
+        run = _run_in(workdir, name)
+        if isinstance(run, CodecExperiment):
+            kept = merging.take(_of_codec(run, workdir, name), FROM)
+        else:
+            kept = _take_from_transformer(run, workdir, name, merging)
     if kept := merging.kept_of_file(kept):
         log(f"{FROM} {name}: the config's own {', '.join(kept)} stays")
+
+
+def _folder(name: str) -> Path:
+    try:
+        return bundle_folder(local_path(name))
+    except InputError as error:
+        raise InputError(f"{FROM} = {name!r}: {error}") from None
+
+
+def _of_bundle(bundle: Bundle, name: str) -> dict[str, Any]:
+    """What a transformer has of a bundle: its tokenizers, and its sizes as far as it has any."""
+    try:
+        codec = bundle.codec_config()
+    except InputError as error:
+        raise InputError(f"{FROM} = {name!r}: {error}") from None
+    found = {
+        "data.image_tokenizer": name,
+        "vocabulary.codes": codec.codebook,
+        "layout.grid": codec.grid,
+    }
+    if "text" in bundle.parts:
+        found["data.text_tokenizer"] = str(bundle.path / FILES["text"])
+    entry = bundle.parts.get("transformer", {})
+    return found | {setting: value for setting, value in flat_settings(entry) if setting in SIZES}
 
 
 def _run_in(workdir: Workdir, name: str) -> Experiment:
@@ -165,7 +197,8 @@ def _run_in(workdir: Workdir, name: str) -> Experiment:
     if workdir.prepared.exists():
         advice = ", it was only prepared: `cogview train` with the same --workdir begins it"
     raise InputError(
-        f"{FROM} = {name!r}: expected the workdir of a run, and there is no config.json in it"
+        f"{FROM} = {name!r}: expected the workdir of a run, or a bundle, and there is neither"
+        " config.json nor bundle.json in it"
         f"{advice}"
     )
 

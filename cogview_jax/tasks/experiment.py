@@ -116,7 +116,8 @@ class TokenData:
     Attributes:
         source: the captioned images.
         from: the workdir of an earlier run: what the config does not give itself of source, token
-            store, tokenizers and sizes is that run's (`tasks.earlier_run`).
+            store, tokenizers and sizes is that run's (`tasks.earlier_run`). Of a bundle, or the
+            name of a shipped one, it takes tokenizers and sizes.
         store: the token store; empty for WORKDIR/tokens. A file is a compact binary of the CogView
             release, which is trained on as it is, with the two tokenizers named here.
         image_tokenizer: the bundle whose image tokenizer encodes the images.

@@ -109,6 +109,20 @@ def test_other_codes_need_a_store_of_their_own_with_the_same_tokenizers(chain, d
         assert getattr(experiment.data.source, name) == value
 
 
+def test_of_a_bundle_come_tokenizers_and_sizes_and_the_images_are_ones_own(chain):
+    data = {"source": {"kind": "folder", "path": "mine"}}
+    whole, codec = chain.run / "bundle", chain.codec / "bundle"
+    experiment, _ = resolved({"data": data | {"from": str(whole)}})
+    assert experiment.data.image_tokenizer == str(whole)
+    assert experiment.data.text_tokenizer == f"{whole}/text.model"
+    ours = read_settings(chain.run / "config.json")
+    assert (experiment.vocabulary, experiment.layout.grid) == (ours.vocabulary, 4)
+    assert (experiment.layout.text_length, experiment.data.source.path) == (40, "mine")
+    alone, _ = resolved({"data": data | {"from": str(codec)}})
+    assert (alone.data.image_tokenizer, alone.data.text_tokenizer) == (str(codec), "")
+    assert (alone.vocabulary.codes, alone.layout.grid) == (16, 4)
+
+
 def test_train_finds_what_prepare_has_left_and_a_resumed_run_what_it_began_with(chain, tmp_path):
     """The codec is named once; what a run began with is not asked for again."""
     small = {
@@ -136,8 +150,9 @@ def test_runs_that_cannot_be_used_are_refused_in_a_line(chain, tmp_path):
         with pytest.raises(InputError, match=line):
             resolved({"data": {"from": str(name)}})
 
-    refused(tmp_path / "none", "expected the workdir of a run, and there is no config.json in it$")
-    refused(chain.codec / "bundle", rf"no config.json in it; did you mean {chain.codec}\?")
+    refused(tmp_path / "none", "neither config.json nor bundle.json in it$")
+    refused("nobody", "data.from = 'nobody': there is no shipped bundle 'nobody', and no such fol")
+    refused(chain.run / "samples", rf"nor bundle.json in it; did you mean {chain.run}\?")
     shutil.copy(chain.codec / "config.json", tmp_path)
     refused(tmp_path, f"no bundle yet: finish it with the same `cogview train .*{tmp_path}")
     shutil.copy(chain.run / "config.json", tmp_path)
