@@ -4,7 +4,8 @@ A benchmark is a module of `cogview_jax.evaluation.benchmarks`. Its file is all 
 added: the file's name is the name of the benchmark, the first line of its docstring is the
 description that `evaluate --help` shows, and `run` measures. NEEDS_BUNDLE = False in it says that
 there may be no bundle, SHARES_WORK = True that several processes share the work, and NEEDS_FLAGS
-names flags that it cannot do without, so that no training run can measure it on the way.
+names flags that it cannot do without, so that no training run can measure it on the way. TAKES and
+FEATURES name the flags that it uses (`accepted_flags`); `evaluate` refuses others.
 `higher_is_better` in it says which of its numbers tell a better model from a worse one.
 
 The names are found without importing the modules, so that `evaluate --help` does without jax.

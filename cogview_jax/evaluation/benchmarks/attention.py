@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from cogview_jax.data.transforms import SquareView
+from cogview_jax.evaluation.accepted_flags import CAPTIONED, PROMPTS, SAMPLING
 from cogview_jax.evaluation.attention_figure import heads_figure, text_figure
 from cogview_jax.evaluation.attention_shares import (
     KEYS,
@@ -42,6 +43,8 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 
 NEEDS_FLAGS = ("--prompt",)
+TAKES = ("num_prompts", *SAMPLING, *CAPTIONED, *PROMPTS)
+FEATURES = ()
 #: Images that are encoded together.
 _TOGETHER = 64
 #: Prompts whose tokens are listed, and heads whose reading of the first prompt is drawn.

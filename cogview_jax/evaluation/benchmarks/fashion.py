@@ -16,6 +16,7 @@ from cogview_jax.data import fashion_set
 from cogview_jax.data.fashion_set import CLASSES, LANGUAGES, Shown
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.transforms import SquareView
+from cogview_jax.evaluation.accepted_flags import SAMPLING
 from cogview_jax.evaluation.benchmark import Measured, Options, Report
 from cogview_jax.evaluation.candidates import Viewed, encode_images, sample_asked
 from cogview_jax.evaluation.captioned_sets import CaptionedSet, folder_captions
@@ -27,6 +28,8 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 
 NEEDS_FLAGS = ("--real",)
+TAKES = ("num_prompts", *SAMPLING, "real")
+FEATURES = ()
 #: What is judged of an image.
 RIGHT = ("class", "tone", "shape", "all")
 #: The rows of a report that hold these shares, in the order of its table.

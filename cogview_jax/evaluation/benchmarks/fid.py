@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.data.sources.source import readable
+from cogview_jax.evaluation.accepted_flags import BLUR, DISTANCES, FID_NETWORKS, PROMPTS, SAMPLING
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, Report
 from cogview_jax.evaluation.candidates import CodedImages, sample_candidates
 from cogview_jax.evaluation.clip_sets import ClipSets
@@ -20,6 +21,8 @@ from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError
 
 NEEDS_BUNDLE, SHARES_WORK = False, True
+TAKES = (*SAMPLING, "real", "generated", *PROMPTS, *DISTANCES, "blur", *BLUR)
+FEATURES = (*FID_NETWORKS, "clip")
 
 
 def run(model: CogView | None, options: Options) -> Report:

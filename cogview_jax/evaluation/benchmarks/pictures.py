@@ -13,6 +13,14 @@ from typing import Any
 import numpy as np
 
 from cogview_jax.data.transforms import SquareView
+from cogview_jax.evaluation.accepted_flags import (
+    BLUR,
+    CAPTIONED,
+    DISTANCES,
+    FID_NETWORKS,
+    PROMPTS,
+    SAMPLING,
+)
 from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
 from cogview_jax.evaluation.benchmarks.fid import open_extractor
 from cogview_jax.evaluation.candidates import sample_asked, sha256_of
@@ -28,6 +36,11 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 
 SHARES_WORK, NEEDS_FLAGS = True, ("--real",)
+TAKES = (
+    *("num_prompts", *SAMPLING, "rerank_with", *CAPTIONED, *PROMPTS),
+    *(*DISTANCES, "blur", *BLUR),
+)
+FEATURES = FID_NETWORKS
 #: Images whose loss is computed together, and images of a prompt on the page.
 _TOGETHER, _SHOWN = 64, 4
 

@@ -14,6 +14,14 @@ from typing import Any
 import numpy as np
 
 from cogview_jax.data.transforms import SquareView
+from cogview_jax.evaluation.accepted_flags import (
+    BLUR,
+    CAPTIONED,
+    CHOICE,
+    DISTANCES,
+    FID_NETWORKS,
+    SAMPLING,
+)
 from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
 from cogview_jax.evaluation.benchmarks.fid import open_extractor
 from cogview_jax.evaluation.candidates import (
@@ -35,6 +43,8 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 
 SHARES_WORK, NEEDS_FLAGS = True, ("--rerank_with", "--features")
+TAKES = ("num_prompts", *SAMPLING, *CHOICE, *CAPTIONED, *DISTANCES, *BLUR)
+FEATURES = (*FID_NETWORKS, "clip")
 #: The radii of the paper.
 RADII = (0, 1, 2, 4, 8)
 COLUMNS = ("FID-0", "FID-1", "FID-2", "FID-4", "FID-8", "IS", "CapLoss")

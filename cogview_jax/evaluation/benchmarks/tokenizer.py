@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from cogview_jax.data.transforms import SquareView
+from cogview_jax.evaluation.accepted_flags import DISTANCES, FID_NETWORKS
 from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
 from cogview_jax.evaluation.benchmarks.fid import open_extractor
 from cogview_jax.evaluation.candidates import CodedImages, Viewed, encode_images
@@ -34,6 +35,8 @@ from cogview_jax.runtime.processes import is_primary
 from cogview_jax.runtime.progress import Progress
 
 SHARES_WORK = True
+TAKES = ("num_prompts", "seed", "precision", "real", *DISTANCES)
+FEATURES = (*FID_NETWORKS, "lpips")
 #: Images that are compared together, and those that the page shows.
 _TOGETHER, _SHOWN = 32, 8
 
