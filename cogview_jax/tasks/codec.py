@@ -11,12 +11,13 @@ from cogview_jax.checkpoints.bundle import Bundle, CodecPart
 from cogview_jax.checkpoints.bundle_writer import codec_entry, write_bundle
 from cogview_jax.data.held_out import split
 from cogview_jax.data.records import Record
-from cogview_jax.data.sources.source import Source, readable
+from cogview_jax.data.sources.source import Source, opened, readable
 from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.interop.feature_weights import read_lpips
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import CodecExperiment
 from cogview_jax.tasks.init_from import check_codec
@@ -59,7 +60,8 @@ def _objective_of_all(experiment: CodecExperiment) -> CodecObjective:
                 "loss.perceptual is empty: expected a file with the weights of LPIPS (see"
                 " docs/guides/image_tokenizers.md), or loss.adversarial.perceptual_weight = 0"
             )
-        weights = read_lpips(loss.perceptual)
+        with named_by("loss.perceptual", loss.perceptual):
+            weights = read_lpips(loss.perceptual)
     return VQGANObjective(codec, global_batch=batch, loss=loss, perceptual=weights)
 
 
@@ -77,7 +79,7 @@ class CodecTask:
     def source(self) -> Source[Record]:
         """The images to train on: all but the held-out ones."""
         data = self.experiment.data
-        source = data.source.open()
+        source = opened(data.source)
         if not data.validation_share:
             return source
         training, self._held_out = split(source, data.validation_share)

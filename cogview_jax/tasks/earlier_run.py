@@ -16,6 +16,7 @@ from typing import Any
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.data.token_shards import MANIFEST
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.processes import log
 from cogview_jax.tasks.experiment import (
     CodecExperiment,
@@ -147,9 +148,11 @@ def _offers(run: TransformerExperiment, names: tuple[str, ...]) -> dict[str, Any
 def _take_from(name: str, merging: _Merging) -> None:
     """Fills what is open with what the run in the workdir `name` has."""
     workdir = Workdir(name)
-    run = _run_in(workdir, name)
+    with named_by(FROM, name):
+        run = _run_in(workdir, name)
+        offers = _of_codec(run, workdir, name) if isinstance(run, CodecExperiment) else {}
     if isinstance(run, CodecExperiment):
-        kept = merging.take(_of_codec(run, workdir, name), FROM)
+        kept = merging.take(offers, FROM)
     else:
         kept = _take_from_transformer(run, workdir, name, merging)
     if kept := merging.kept_of_file(kept):
@@ -164,18 +167,15 @@ def _run_in(workdir: Workdir, name: str) -> Experiment:
         advice = f"; did you mean {Path(name).parent}?"
     if workdir.prepared.exists():
         advice = ", it was only prepared: `cogview train` with the same --workdir begins it"
-    raise InputError(
-        f"{FROM} = {name!r}: expected the workdir of a run, and there is no config.json in it"
-        f"{advice}"
-    )
+    raise InputError(f"expected the workdir of a run, and there is no config.json in it{advice}")
 
 
 def _of_codec(run: CodecExperiment, workdir: Workdir, name: str) -> dict[str, Any]:
     """What a transformer has of the run of its image tokenizer."""
     if not workdir.bundle.exists():
         raise InputError(
-            f"{FROM} = {name!r}: its image tokenizer is not trained to the end, there is no bundle"
-            f" yet: finish it with the same `cogview train ... --workdir {name}`"
+            "its image tokenizer is not trained to the end, there is no bundle yet: finish it with"
+            f" the same `cogview train ... --workdir {name}`"
         )
     codec, source = Bundle(workdir.bundle).codec_config(), resolved_settings(run)["data"]["source"]
     # An image tokenizer needs no captions, and a transformer does.

@@ -20,6 +20,7 @@ from cogview_jax.runtime.faults import TolerateDiskErrors, at_work
 from cogview_jax.runtime.hardware import machine
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.mesh import local_parts, make_mesh, place_batch
+from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import (
     PREEMPTED,
@@ -136,12 +137,13 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             state = None if state is None else task.restored(state, shapes)
         if state is None:
             seed, decay = experiment.seed, config.ema_decay
-            bundle = open_bundle(experiment.init_from) if experiment.init_from else None
-            if bundle is not None:
-                task.check(bundle)
-            log("initialising the weights")
-            state = make_state(task.objective, optimizer, shapes, seed, loss_scale, decay)
-            state = restart_average(task.objective, task.initial(bundle, state))
+            with named_by("init_from", experiment.init_from):
+                bundle = open_bundle(experiment.init_from) if experiment.init_from else None
+                if bundle is not None:
+                    task.check(bundle)
+                log("initialising the weights")
+                state = make_state(task.objective, optimizer, shapes, seed, loss_scale, decay)
+                state = restart_average(task.objective, task.initial(bundle, state))
         start = int(state.position)
         goodput.resume(start)
         if start:

@@ -25,6 +25,7 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
+from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.options import SamplingConfig
@@ -35,6 +36,7 @@ from cogview_jax.tasks.preparation import (
     TOKENIZERS,
     StoreMeta,
     given_codec,
+    given_text,
     store_path,
     written_grid,
 )
@@ -99,7 +101,9 @@ class TransformerTask:
 
     def _token_store(self) -> TokenStore:
         """The token store, once it is known to fit the config."""
-        store, experiment = TokenStore(self._store), self.experiment
+        experiment = self.experiment
+        with named_by("data.store", experiment.data.store):
+            store = TokenStore(self._store)
         grids, meta = experiment.image_grids, self._meta(store)
         has = [meta.grid] if meta.grids is None else meta.grids
         if len(has) != len(grids):
@@ -365,7 +369,7 @@ class TransformerTask:
                 f"data.text_tokenizer is empty: name the SentencePiece model that {self._store} was"
                 " made with, such as --config.data.text_tokenizer=cog-pretrain.model"
             )
-        return TextTokenizer.load(self.experiment.data.text_tokenizer)
+        return given_text(self.experiment.data)
 
 
 def _captions(source: Source[TokenRecord]) -> Iterator[np.ndarray]:

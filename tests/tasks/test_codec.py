@@ -98,6 +98,10 @@ def test_a_perceptual_loss_needs_its_weights(experiment, tmp_path):
     config["model"] |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     with pytest.raises(InputError, match="is empty: expected a file with the weights of LPIPS"):
         job(read_experiment(config), tmp_path)
+    config["loss"]["perceptual"] = f"{tmp_path}/vgg.pth"
+    with pytest.raises(InputError, match=r"^loss.perceptual = '.*vgg.pth': no LPIPS weights at"):
+        job(read_experiment(config), tmp_path)
+    del config["loss"]["perceptual"]
     config["loss"]["adversarial"] = {"perceptual_weight": 0.0}
     objective = job(read_experiment(config), tmp_path).objective
     assert isinstance(objective, VQGANObjective)

@@ -137,6 +137,7 @@ def test_runs_that_cannot_be_used_are_refused_in_a_line(chain, tmp_path):
             resolved({"data": {"from": str(name)}})
 
     refused(tmp_path / "none", "expected the workdir of a run, and there is no config.json in it$")
+    refused("runs/gone", r"^data.from = 'runs/gone' \(looked for in /.*\): expected the workdir of")
     refused(chain.codec / "bundle", rf"no config.json in it; did you mean {chain.codec}\?")
     shutil.copy(chain.codec / "config.json", tmp_path)
     refused(tmp_path, f"no bundle yet: finish it with the same `cogview train .*{tmp_path}")

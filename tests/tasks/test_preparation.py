@@ -126,10 +126,16 @@ def test_a_given_text_tokenizer_is_used(chain, experiment, tmp_path):
     ("data", "message"),
     [
         ({"image_tokenizer": ""}, "data.image_tokenizer is empty: name the bundle"),
-        ({"image_tokenizer": "runs/none"}, "runs/none is no bundle"),
+        (
+            {"image_tokenizer": "runs/none"},
+            r"data.image_tokenizer = 'runs/none' \(looked for in /.*runs/none is no bundle",
+        ),
         ({"views": 2}, "views = 2 with smallest_crop = 1.0, .* several views that differ"),
         ({"flip": True}, "views = 1 with .* flip = True: expected .* or one view and none of them"),
-        ({"text_tokenizer": "runs/none.model"}, "no text tokenizer at runs/none.model"),
+        (
+            {"text_tokenizer": "runs/none.model"},
+            r"data.text_tokenizer = 'runs/none.model' \(looked for in /.*: no text tokenizer at",
+        ),
         ({"text": TextConfig(pieces=40)}, "no text tokenizer of 40 pieces can be trained on 64"),
     ],
 )

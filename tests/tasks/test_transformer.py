@@ -176,7 +176,10 @@ def test_a_compact_binary_trains_to_a_bundle_with_the_tokenizers_named(chain, bi
     ("changes", "message"),
     [
         ({"text_tokenizer": ""}, r"data.text_tokenizer is empty: name the SentencePiece model"),
-        ({"text_tokenizer": "none.model"}, "no text tokenizer at none.model"),
+        (
+            {"text_tokenizer": "none.model"},
+            r"data.text_tokenizer = 'none.model' \(looked for in .*\): no text tokenizer at none",
+        ),
         ({"image_tokenizer": ""}, "data.image_tokenizer is empty"),
     ],
 )
