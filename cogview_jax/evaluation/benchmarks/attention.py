@@ -39,10 +39,12 @@ from cogview_jax.evaluation.image_sets import good_images, require_readable
 from cogview_jax.evaluation.page import Curves, Figure, Section, Table
 from cogview_jax.models.layer_attention import layer_attention
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 
 NEEDS_FLAGS = ("--prompt",)
+NEEDS_PARTS, NEEDS_TASK = EVERY_PART, "text_to_image"
 TAKES = ("num_prompts", *SAMPLING, *CAPTIONED, *PROMPTS)
 FEATURES = ()
 #: Images that are encoded together.
@@ -72,8 +74,6 @@ def run(model: CogView, options: Options) -> Measured:
     Raises:
         InputError: the bundle is of another task or has sparse attention, or there are no captions.
     """
-    model.need("transformer", "text", "codec")
-    model.need_task("text_to_image")
     if model.parts.engine.model.config.sparse:
         raise InputError(
             "--benchmark attention measures dense attention; the bundle's transformer has sparse"

@@ -24,10 +24,12 @@ from cogview_jax.evaluation.fashion_judge import FashionJudge, Judged
 from cogview_jax.evaluation.image_sets import ImageSet, good_images, open_folder, require_readable
 from cogview_jax.evaluation.page import Images
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 
 NEEDS_FLAGS = ("--real",)
+NEEDS_PARTS, NEEDS_TASK = EVERY_PART, "text_to_image"
 TAKES = ("num_prompts", *SAMPLING, "real")
 FEATURES = ()
 #: What is judged of an image.
@@ -89,8 +91,6 @@ def run(model: CogView, options: Options) -> Measured:
         InputError: the bundle lacks a part or is of another task, or `--real` is not the folder
             that is expected.
     """
-    model.need("transformer", "text", "codec")
-    model.need_task("text_to_image")
     real, folder = options.images.real, Path(options.unfinished)
     if real is None:
         raise InputError(f"--benchmark fashion needs --real: {_EXPECTED}")

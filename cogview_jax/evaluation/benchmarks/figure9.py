@@ -20,8 +20,10 @@ from cogview_jax.evaluation.metrics.frechet import frechet_distance
 from cogview_jax.evaluation.page import Curves
 from cogview_jax.evaluation.set_distances import ImageFeatures, SelectedFeatures, distances
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.parts import EVERY_PART
 
 SHARES_WORK, NEEDS_FLAGS = True, ("--rerank_with", "--features")
+NEEDS_PARTS, NEEDS_TASK = EVERY_PART, "text_to_image"
 TAKES = ("num_prompts", *SAMPLING, *CHOICE, *CAPTIONED, "resize")
 FEATURES = (*FID_NETWORKS, "clip")
 #: The numbers of candidates of the paper.

@@ -35,6 +35,7 @@ from cogview_jax.runtime.processes import is_primary
 from cogview_jax.runtime.progress import Progress
 
 SHARES_WORK = True
+NEEDS_PARTS = ("codec",)
 TAKES = ("num_prompts", "seed", "precision", "real", *DISTANCES)
 FEATURES = (*FID_NETWORKS, "lpips")
 #: Images that are compared together, and those that the page shows.
@@ -47,7 +48,6 @@ def run(model: CogView, options: Options) -> Measured:
     Raises:
         InputError: there are no images, or weights are of another network.
     """
-    model.need("codec")
     asked, size, folder = options.images, model.codec.config.image_size, Path(options.unfinished)
     images: ImageSet
     if asked.real is None:
