@@ -169,6 +169,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                     " move it away to have the bundle written from the best that is left"
                 )
         check_bundle_step(config, checkpointer, start)
+        skipped = SkippedLog(workdir.path, max_skipped=experiment.data.max_skipped)
         parts, ways = local_parts(mesh)
         local = stack.enter_context(
             contextlib.closing(
@@ -177,7 +178,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                     global_batch=config.global_batch,
                     seed=experiment.seed,
                     transform=task.transform,
-                    skipped=SkippedLog(workdir.path, max_skipped=experiment.data.max_skipped),
+                    skipped=skipped,
                     start=start,
                     parts=parts,
                     ways=ways,
@@ -262,6 +263,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             stop_waiting=stop.waiting,
             started=under_way.started if is_primary() else lambda step, metrics: None,
         )
+        if line := skipped.describe():
+            log(f"{workdir.path.name}: {line}")
         done = int(state.position)
         if done < config.steps and not early_stopping.reached():
             if done > start:
