@@ -245,16 +245,20 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
     # Either image of super-resolution may have the size that the codec was trained on, and
     # data.image_grid may ask for any other.
     learned = (codec.grid, codec.grid) in experiment.image_grids
-    wanted = {
-        "layout.grid": (grid, grid if learned or experiment.data.image_grid else codec.grid),
-        "vocabulary.codes": (experiment.vocabulary.codes, codec.codebook),
-    }
-    for name, (said, has) in wanted.items():
-        if said != has:
-            raise InputError(
-                f"the codec of {given.path} has {has}, but the config has {name} = {said}:"
-                f" pass --config.{name}={has}, or another data.image_tokenizer"
-            )
+    if not (learned or experiment.data.image_grid):
+        raise InputError(
+            f"the codec of {given.path} has learned images of {codec.image_size} pixels,"
+            f" {codec.grid} x {codec.grid} codes, but the config has layout.grid = {grid}: for such"
+            f" images pass --config.layout.grid={codec.grid}, or the variant of the config that is"
+            f" made for them; for {grid} x {grid} codes name an image tokenizer of images of"
+            f" {grid * codec.downsampling} pixels (data.image_tokenizer or data.from)"
+        )
+    if codec.codebook != experiment.vocabulary.codes:
+        raise InputError(
+            f"the codec of {given.path} has {codec.codebook} codes, but the config has"
+            f" vocabulary.codes = {experiment.vocabulary.codes}: pass"
+            f" --config.vocabulary.codes={codec.codebook}, or another data.image_tokenizer"
+        )
     return given
 
 

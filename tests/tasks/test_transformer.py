@@ -196,7 +196,7 @@ def test_a_compact_binary_of_other_sizes_is_refused(binary, tmp_path):
     ):
         job(dataclasses.replace(binary, vocabulary=few), tmp_path).source()
     grid = dataclasses.replace(binary.layout, grid=8)
-    with pytest.raises(InputError, match=r"has 4, but the config has layout.grid = 8"):
+    with pytest.raises(InputError, match=r"4 x 4 codes, but the config has layout.grid = 8"):
         job(dataclasses.replace(binary, layout=grid), tmp_path).source()
     with pytest.raises(InputError, match=r"data.store .*rows.bin is a file: a compact binary is"):
         prepare(binary, tmp_path / "rows.bin")
