@@ -176,6 +176,11 @@ class Bundle:
         path, part, shapes = self._transformer_to_read(mesh, dtype)
         return dataclasses.replace(part, params=self._restored("transformer", path, shapes))
 
+    def described_transformer(self) -> TransformerPart:
+        """The transformer without its parameters; InputError where the bundle lacks it."""
+        self.sha256("transformer")
+        return self._transformer_part({})
+
     def layered_transformer(
         self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
     ) -> TransformerPart:

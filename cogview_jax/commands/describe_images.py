@@ -37,9 +37,7 @@ def caption(bundle: str, out: str, images: Sequence[str], options: JobOptions) -
     """
     need_images(images, "caption")
     need_one_each(options, "caption")
-    model = options.load(bundle)
-    model.need("transformer", "text", "codec")
-    model.need_task("caption")
+    model = options.load(bundle, "caption")
     pixels = read_images(images, model.codec.config.image_size)
     with Progress(len(images), "caption", unit="image", per_minute=True) as progress:
         texts = model.caption(

@@ -198,6 +198,10 @@ def main() -> None:
         ),
     )
     START()
+    from cogview_jax.evaluation.accepted_flags import OF_BENCHMARKS, check_flags
     from cogview_jax.evaluation.report import evaluate
 
-    evaluate(load_benchmark(BENCHMARK.value), BUNDLE.value, OUT.value, options)
+    benchmark = load_benchmark(BENCHMARK.value)
+    given = (name for name in OF_BENCHMARKS if flags.FLAGS[name].present)
+    check_flags(benchmark, given, options.images.features)
+    evaluate(benchmark, BUNDLE.value, OUT.value, options)

@@ -99,9 +99,7 @@ def text_to_image(
     if layout is not None:
         stay = (reranking and reranking.keep) or options.num_images
         check_layout(layout, stay, out, interrupted=(Path(out) / "unfinished").exists())
-    model, scorer, upsampler = options.load(bundle), None, None
-    model.need("transformer", "text", "codec")
-    model.need_task("text_to_image")
+    model, scorer, upsampler = options.load(bundle, "text_to_image"), None, None
     size, given = model.codec.config.image_size, len(prompts)
     good = good_prompts(model, prompts, needed)
     numbers, prompts = [number for number, _ in good], [prompt for _, prompt in good]
@@ -174,7 +172,6 @@ def complete(
     """
     texts = paired(images, prompts, "complete")
     model = options.load(bundle)
-    model.need("transformer", "text", "codec")
     size, grid = model.codec.config.image_size, model.codec.config.grid
     rows = grid // 2 if keep_rows is None else keep_rows
     pixels = read_images(images, size)
@@ -258,7 +255,6 @@ def _load_upsampler(
 ) -> CogView:
     """A bundle of super-resolution that takes these prompts, and images of `size` if given."""
     model = options.load(bundle)
-    model.need("transformer", "text", "codec")
     model.prompts.pieces_of(prompts)
     try:
         model.super_resolution.plan(model.super_resolution.sizes[0] if size is None else size)

@@ -12,6 +12,7 @@ from cogview_jax.data.records import BadRecord, printable
 from cogview_jax.data.transforms import center_crop
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load
+from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.bounds import MOST_IMAGES, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import is_fault, reason
@@ -42,9 +43,20 @@ class JobOptions:
     def __post_init__(self):
         need_count("--num_images", self.num_images, MOST_IMAGES)
 
-    def load(self, bundle: str) -> CogView:
-        """The bundle, computing in the `precision`, and treating prompts as `long_prompts` says."""
-        return load(bundle, dtype=self.precision, long_prompts=self.long_prompts)
+    def load(self, bundle: str, task: str | None = None) -> CogView:
+        """The bundle, computing in the `precision`, and treating prompts as `long_prompts` says.
+
+        Raises:
+            InputError: it lacks a part, or its transformer was not trained for `task`, if that is
+                given: found out before anything is read.
+        """
+        return load(
+            bundle,
+            dtype=self.precision,
+            long_prompts=self.long_prompts,
+            needs=EVERY_PART,
+            task=task,
+        )
 
 
 def read_prompts(given: Sequence[str], file: str | None, needed: bool = True) -> list[str]:

@@ -63,6 +63,15 @@ class SkippedLog:
         """How many distinct records of those could not be used."""
         return len(self._skipped)
 
+    def describe(self) -> str:
+        """What was skipped, in one line; empty where nothing was."""
+        if not self._skipped:
+            return ""
+        return (
+            f"{self.skipped:,} of the {self._seen:,} records that were read could not be used and"
+            f" were replaced by others; the last was {self._last}; all are in {self.path}"
+        )
+
     def see(self, index: int) -> None:
         """Record `index` of the source is about to be read."""
         with self._lock:

@@ -3,8 +3,10 @@
 A benchmark is a module of `cogview_jax.evaluation.benchmarks`. Its file is all that has to be
 added: the file's name is the name of the benchmark, the first line of its docstring is the
 description that `evaluate --help` shows, and `run` measures. NEEDS_BUNDLE = False in it says that
-there may be no bundle, SHARES_WORK = True that several processes share the work, and NEEDS_FLAGS
-names flags that it cannot do without, so that no training run can measure it on the way.
+there may be no bundle, NEEDS_PARTS and NEEDS_TASK which parts a bundle has to have and what its
+transformer has to be trained for, SHARES_WORK = True that several processes share the work, and
+NEEDS_FLAGS names flags that it cannot do without, so that no training run can measure it on the
+way. TAKES and FEATURES name the flags that it uses (`accepted_flags`); `evaluate` refuses others.
 `higher_is_better` in it says which of its numbers tell a better model from a worse one.
 
 The names are found without importing the modules, so that `evaluate --help` does without jax.
@@ -174,8 +176,22 @@ class Benchmark(Protocol):
         ...
 
 
+def needs(benchmark: Benchmark) -> tuple[tuple[str, ...], str | None]:
+    """The parts of a bundle that a benchmark needs, and the task of its transformer, if one."""
+    return getattr(benchmark, "NEEDS_PARTS", ()), getattr(benchmark, "NEEDS_TASK", None)
+
+
 def measure(benchmark: Benchmark, model: "CogView | None", options: Options) -> Measured:
-    """What a benchmark measures, whether or not its page shows more than the report."""
+    """What a benchmark measures, whether or not its page shows more than the report.
+
+    Raises:
+        InputError: the model is not what the benchmark `needs`; or as `Benchmark.run`.
+    """
+    parts, task = needs(benchmark)
+    if model is not None:
+        model.need(*parts)
+    if model is not None and task is not None:
+        model.need_task(task)
     # A benchmark that needs no bundle says so, and takes None.
     found = benchmark.run(cast("CogView", model), options)
     return found if isinstance(found, Measured) else Measured(found)

@@ -11,7 +11,7 @@ import jax
 
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.checkpoints.step_bundle import located
-from cogview_jax.evaluation.benchmark import Benchmark, Options, Report, measure, table
+from cogview_jax.evaluation.benchmark import Benchmark, Options, Report, measure, needs, table
 from cogview_jax.evaluation.page import figures_image, report_page
 from cogview_jax.evaluation.row_store import PATIENCE
 from cogview_jax.pipeline.cogview import CogView
@@ -61,8 +61,9 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
     with _held(unfinished):
         options = replace(options, unfinished=str(unfinished))
         # Loading says what is wrong with a folder that is no bundle.
-        model = None if bundle is None else load(bundle, dtype=options.precision)
+        model, (parts, task) = None, needs(benchmark)
         if bundle is not None:
+            model = load(bundle, dtype=options.precision, needs=parts, task=task)
             options = replace(options, bundle=identity(bundle))
         heading = {"benchmark": name} | _heading(model, bundle, options)
         measured = measure(benchmark, model, options)

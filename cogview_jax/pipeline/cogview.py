@@ -47,6 +47,7 @@ class CogView:
         dtype: Any = jnp.float32,
         encode_dtype: Any = jnp.float32,
         long_prompts: Literal["cut", "refuse"] = "cut",
+        name: str = "the bundle",
     ):
         """Puts the parts together.
 
@@ -57,8 +58,9 @@ class CogView:
                 codes.
             long_prompts: whether prompts with more tokens than the text region holds are cut there
                 or refused.
+            name: what errors call the bundle.
         """
-        self.parts = Parts(codec, text, transformer, dtype, encode_dtype)
+        self.parts = Parts(codec, text, transformer, dtype, encode_dtype, name)
         self.prompts = Prompts(self.parts, long_prompts)
         self.generation = Generation(self.parts, self.prompts)
         self.captioning = Captioning(self.parts, self.prompts)

@@ -1,5 +1,6 @@
 """From a bundle's folder to a `CogView`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.parts import EVERY_PART, need_parts, need_task
 from cogview_jax.runtime.compilation_cache import enable_compilation_cache
-from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy_of
 from cogview_jax.runtime.progress import waiting
 
@@ -21,6 +22,8 @@ def load(
     dtype: Any = jnp.float32,
     mesh: jax.sharding.Mesh | None = None,
     long_prompts: Literal["cut", "refuse"] = "cut",
+    needs: Sequence[str] = (),
+    task: str | None = None,
 ) -> CogView:
     """Reads a bundle: every part it has.
 
@@ -34,12 +37,20 @@ def load(
             under `jax.set_mesh(mesh)`.
         long_prompts: whether prompts with more tokens than the text region holds are cut there or
             refused.
+        needs: parts that the bundle has to have, of codec, text and transformer.
+        task: what the transformer has to be trained for, None for anything. This and `needs` are
+            known before any part is read.
 
     Raises:
-        InputError: there is no bundle, or its parts do not belong together or are damaged.
+        InputError: there is no bundle, or its parts do not belong together or are damaged, or one
+            that is needed is missing or of another task.
     """
     enable_compilation_cache()
     bundle, compute = open_bundle(path), policy_of(dtype).compute
+    name = f"bundle {bundle.path}"
+    need_parts(name, bundle.parts, *needs)
+    if task is not None:
+        need_task(name, bundle.described_transformer().layout.task, task)
     bundle.check_fit()
     jax.devices()  # where there are none of the platform asked for, that is no fault of the bundle
     have_transformer = "transformer" in bundle.parts
@@ -49,6 +60,7 @@ def load(
         transformer=bundle.layered_transformer(mesh, compute) if have_transformer else None,
         dtype=dtype,
         long_prompts=long_prompts,
+        name=name,
     )
 
 
@@ -61,12 +73,6 @@ def load_scorer(
     """Reads a caption bundle, whose CapLoss orders images; see `load`.
 
     Raises:
-        InputError: as `load`, or it is of another task or lacks a part; its name is in the error.
+        InputError: as `load`, or it is of another task or lacks a part.
     """
-    model = load(path, dtype=dtype, long_prompts=long_prompts)
-    try:
-        model.need("transformer", "text", "codec")
-        model.need_task("caption")
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return model
+    return load(path, dtype=dtype, long_prompts=long_prompts, needs=EVERY_PART, task="caption")

@@ -1,6 +1,7 @@
 """The parts of a bundle in memory, and what each does alone: images to codes and back, logits."""
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,33 @@ from cogview_jax.tokenizers.text import TextTokenizer
 LOGITS = 8
 
 
+#: What a task on captions and images needs of a bundle.
+EVERY_PART = ("transformer", "text", "codec")
+
+
+def need_parts(name: str, have: Collection[str], *needed: str) -> None:
+    """InputError where some of the parts codec, text and transformer are not there.
+
+    Args:
+        name: of the bundle, for the message.
+        have: the parts that are there.
+        needed: those that have to be.
+    """
+    if missing := [part for part in needed if part not in have]:
+        there = ", ".join(sorted(have)) or "no part"
+        raise InputError(
+            f"{name} has no {' and no '.join(missing)}, which this needs; it has {there}"
+        )
+
+
+def need_task(name: str, trained_for: str, task: str) -> None:
+    """InputError where the transformer of the bundle `name` was trained for another task."""
+    if trained_for != task:
+        raise InputError(
+            f"the transformer of {name} was trained for {trained_for}, this needs {task}"
+        )
+
+
 class Parts:
     """Text tokenizer, codec and transformer, each optional, in the types they compute in.
 
@@ -45,8 +73,10 @@ class Parts:
         transformer: TransformerPart | None,
         dtype: Any = jnp.float32,
         encode_dtype: Any = jnp.float32,
+        name: str = "the bundle",
     ):
         """Puts the parts together; see `CogView`."""
+        self._name = name
         policy = self.policy = policy_of(dtype)
         self.text, self.codec_part, self.transformer = text, codec, None
         if codec is not None:
@@ -78,16 +108,11 @@ class Parts:
 
     def need(self, *names: str) -> None:
         """InputError that names what is missing of the parts codec, text and transformer."""
-        missing = [name for name in names if name not in self.names]
-        if missing:
-            raise InputError(f"the bundle has no {' and no '.join(missing)}, which this needs")
+        need_parts(self._name, self.names, *names)
 
     def need_task(self, task: str) -> None:
         """InputError where the transformer was trained for another task than `task`."""
-        if self.layout.task != task:
-            raise InputError(
-                f"the bundle's transformer was trained for {self.layout.task}, this needs {task}"
-            )
+        need_task(self._name, self.layout.task, task)
 
     @property
     def layout(self) -> Layout:

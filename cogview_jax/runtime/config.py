@@ -204,7 +204,9 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
         raise InputError(f"{where} lacks {', '.join(missing)}; it needs a value for each")
     kinds = typing.get_type_hints(cls)
     values = {
-        field.name: _convert(mapping[name], kinds[field.name], f"{where}.{name}")
+        field.name: _convert(
+            _listed(mapping[name], kinds[field.name]), kinds[field.name], f"{where}.{name}"
+        )
         for name, field in fields.items()
         if name in mapping
     }
@@ -237,6 +239,17 @@ def closest(word: str, choices) -> str:
 
 def _required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _listed(value: Any, kind: Any) -> Any:
+    """`a,b` of a command line, which arrives as a list of this one text, as the list it stands for.
+
+    Only of settings that are nothing but lists of texts: names, which have no commas.
+    """
+    if kind != tuple[str, ...] or not isinstance(value, (list, tuple)) or len(value) != 1:
+        return value
+    (text,) = value
+    return tuple(part.strip() for part in text.split(",")) if isinstance(text, str) else value
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:

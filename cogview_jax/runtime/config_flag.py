@@ -128,6 +128,8 @@ def load_config(spec: str) -> ConfigDict:
     except InputError:
         raise
     except Exception as error:
+        if _is_refusal(error, path):
+            raise InputError(f"config {spec}: {' '.join(str(error).split())}") from error
         raise InputError(_defect(error, path, spec)) from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"config {spec}: get_config() gave {config!r}, expected a ConfigDict")
@@ -350,6 +352,18 @@ def _neighbours(path: Path) -> str:
     found = sorted(other.name for other in path.parent.glob("*.py"))
     alike = difflib.get_close_matches(path.name, found, n=2) or found
     return f"; {path.parent} has {', '.join(alike)}" if alike else ""
+
+
+def _is_refusal(error: Exception, path: Path) -> bool:
+    """Whether a ValueError is what a config file itself says of its variant, and no defect of it.
+
+    The file may have it from another one in its folder, which it builds on.
+    """
+    if not isinstance(error, ValueError) or isinstance(error, UnicodeError):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    beside = Path(last.filename).resolve().parent == path.resolve().parent
+    return beside and (last.line or "").startswith("raise ")
 
 
 def _defect(error: Exception, path: Path, spec: str) -> str:

@@ -4,8 +4,10 @@ A user's path is one of a mounted file system, no address. A name that comes out
 within the folder that the user named.
 """
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from cogview_jax.runtime.config import SettingError, setting_name
@@ -43,6 +45,27 @@ def require_paths(settings: object, *names: str) -> None:
             problem = "expected a path of UTF-8 characters, which config.json can hold"
         if problem:
             raise SettingError(f"{setting_name(name)} = {value!r}: {problem}")
+
+
+@contextlib.contextmanager
+def named_by(name: str, path: str) -> Iterator[None]:
+    """Has an InputError of the block begin with the setting or flag that names the path.
+
+    Where nothing is at a relative path, the line also says which folder it was looked for in: a
+    setting may have been written by a run that was started in another one. An error that begins
+    with the name already stays as it is, and without a path all do.
+    """
+    try:
+        yield
+    except InputError as error:
+        if not path or str(error).startswith(name):
+            raise
+        given = f"{name} {path}" if name.startswith("--") else f"{name} = {path!r}"
+        where = ""
+        if not (os.path.isabs(path) or os.path.exists(path)):
+            where = f" (looked for in {os.getcwd()})"
+        message = str(error).removeprefix(f"path={path!r}: ")
+        raise InputError(f"{given}{where}: {message}") from error
 
 
 def path_problem(path: str) -> str:

@@ -1,6 +1,5 @@
 """The task of stage 1: an image tokenizer, its images, previews and bundle."""
 
-import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,18 @@ from cogview_jax.checkpoints.bundle import Bundle, CodecPart
 from cogview_jax.checkpoints.bundle_writer import codec_entry, write_bundle
 from cogview_jax.data.held_out import split
 from cogview_jax.data.records import Record
-from cogview_jax.data.sources.source import Source, readable
+from cogview_jax.data.sources.source import Source, opened, readable
 from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.interop.feature_weights import read_lpips
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import CodecExperiment
+from cogview_jax.tasks.init_from import check_codec
 from cogview_jax.tasks.validation import ImageValidation, image_metrics
 from cogview_jax.tasks.workdir import Workdir
-from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.training.codec_loss import VQGANLoss
 from cogview_jax.training.codec_objective import CodecObjective, ImageExample
 from cogview_jax.training.decoder_objective import DecoderObjective
@@ -34,23 +34,6 @@ from cogview_jax.training.vqgan_objective import VQGANObjective
 PREVIEW_IMAGES = 8
 #: What differences are multiplied by, so that small ones can be seen.
 DIFFERENCE_GAIN = 4
-
-
-def different_settings(there: CodecConfig, here: CodecConfig) -> dict[str, tuple[Any, Any]]:
-    """Names of settings that weights depend on and in which two codecs differ, and both values.
-
-    Weights depend neither on the size of images nor on how a quantiser's codes are learned.
-    """
-    if there.kind != here.kind:
-        return {"kind": (there.kind, here.kind)}
-    found = {
-        field.name: (getattr(there, field.name), getattr(here, field.name))
-        for field in dataclasses.fields(there)
-        if field.name not in ("image_size", "quantiser")
-    }
-    if not there.quantiser.same_codes(here.quantiser):
-        found["quantiser"] = there.quantiser, here.quantiser
-    return {name: (one, other) for name, (one, other) in found.items() if one != other}
 
 
 def make_objective(experiment: CodecExperiment) -> Objective[ImageExample]:
@@ -77,7 +60,8 @@ def _objective_of_all(experiment: CodecExperiment) -> CodecObjective:
                 "loss.perceptual is empty: expected a file with the weights of LPIPS (see"
                 " docs/guides/image_tokenizers.md), or loss.adversarial.perceptual_weight = 0"
             )
-        weights = read_lpips(loss.perceptual)
+        with named_by("loss.perceptual", loss.perceptual):
+            weights = read_lpips(loss.perceptual)
     return VQGANObjective(codec, global_batch=batch, loss=loss, perceptual=weights)
 
 
@@ -95,7 +79,7 @@ class CodecTask:
     def source(self) -> Source[Record]:
         """The images to train on: all but the held-out ones."""
         data = self.experiment.data
-        source = data.source.open()
+        source = opened(data.source)
         if not data.validation_share:
             return source
         training, self._held_out = split(source, data.validation_share)
@@ -123,12 +107,7 @@ class CodecTask:
 
     def check(self, bundle: Bundle) -> None:
         """InputError where the image tokenizer of a bundle is another than the config's."""
-        if different := different_settings(bundle.codec_config(), self.experiment.model):
-            holds = ", ".join(f"model.{name} = {there!r}" for name, (there, _) in different.items())
-            says = ", ".join(f"{here!r}" for _, here in different.values())
-            raise InputError(
-                f"init_from {bundle.path} holds a codec with {holds}, but the config says {says}"
-            )
+        check_codec(bundle, self.experiment.model)
 
     def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
         """`state` with the parameters and codebook of another bundle, or as it is."""

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from cogview_jax.checkpoints.step_bundle import open_bundle
-from cogview_jax.data.sources.source import Source, listing
+from cogview_jax.data.sources.source import Source, listing, opened
 from cogview_jax.data.token_shards import MANIFEST, read_manifest
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sealed import seal_of
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TokenData
-from cogview_jax.tasks.preparation import source_settings, store_path
+from cogview_jax.tasks.preparation import given_text, source_settings, store_path
 from cogview_jax.tasks.workdir import Workdir
-from cogview_jax.tokenizers.text import TextTokenizer
 
 
 def contents(
@@ -57,7 +56,7 @@ def _of_tokens(data: TokenData, store: Path, moved: Collection[str]) -> dict[str
         with contextlib.suppress(InputError):  # it may be gone, too
             found["data.image_tokenizer"] = open_bundle(data.image_tokenizer).sha256("codec")
     if data.text_tokenizer and Path(data.text_tokenizer).exists():
-        found["data.text_tokenizer"] = TextTokenizer.load(data.text_tokenizer).sha256
+        found["data.text_tokenizer"] = given_text(data).sha256
     if "data.source.path" in moved:
-        found["data.source.path"] = listing(data.source.open())
+        found["data.source.path"] = listing(opened(data.source, run=data.from_))
     return {name: digest for name, digest in found.items() if digest}

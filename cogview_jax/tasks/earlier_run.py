@@ -19,7 +19,7 @@ from cogview_jax.checkpoints.shipped import bundle_folder
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.data.token_shards import MANIFEST
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.paths import local_path
+from cogview_jax.runtime.paths import local_path, named_by
 from cogview_jax.runtime.processes import log
 from cogview_jax.tasks.experiment import (
     CodecExperiment,
@@ -150,13 +150,11 @@ def _offers(run: TransformerExperiment, names: tuple[str, ...]) -> dict[str, Any
 
 def _take_from(name: str, merging: _Merging) -> None:
     """Fills what is open with what the run in the workdir `name`, or the bundle `name`, has."""
-    folder = _folder(name)
-    if (folder / NAME).exists():
-        kept = merging.take(_of_bundle(open_bundle(folder), name), FROM)
-    else:
-        workdir = Workdir(name)
-        run = _run_in(workdir, name)
-        if isinstance(run, CodecExperiment):
+    with named_by(FROM, name):
+        folder, workdir = bundle_folder(local_path(name)), Workdir(name)
+        if (folder / NAME).exists():
+            kept = merging.take(_of_bundle(open_bundle(folder), name), FROM)
+        elif isinstance(run := _run_in(workdir, name), CodecExperiment):
             kept = merging.take(_of_codec(run, workdir, name), FROM)
         else:
             kept = _take_from_transformer(run, workdir, name, merging)
@@ -164,19 +162,9 @@ def _take_from(name: str, merging: _Merging) -> None:
         log(f"{FROM} {name}: the config's own {', '.join(kept)} stays")
 
 
-def _folder(name: str) -> Path:
-    try:
-        return bundle_folder(local_path(name))
-    except InputError as error:
-        raise InputError(f"{FROM} = {name!r}: {error}") from None
-
-
 def _of_bundle(bundle: Bundle, name: str) -> dict[str, Any]:
     """What a transformer has of a bundle: its tokenizers, and its sizes as far as it has any."""
-    try:
-        codec = bundle.codec_config()
-    except InputError as error:
-        raise InputError(f"{FROM} = {name!r}: {error}") from None
+    codec = bundle.codec_config()
     found = {
         "data.image_tokenizer": name,
         "vocabulary.codes": codec.codebook,
@@ -197,9 +185,8 @@ def _run_in(workdir: Workdir, name: str) -> Experiment:
     if workdir.prepared.exists():
         advice = ", it was only prepared: `cogview train` with the same --workdir begins it"
     raise InputError(
-        f"{FROM} = {name!r}: expected the workdir of a run, or a bundle, and there is neither"
-        " config.json nor bundle.json in it"
-        f"{advice}"
+        "expected the workdir of a run, or a bundle, and there is neither config.json nor"
+        f" bundle.json in it{advice}"
     )
 
 
@@ -207,8 +194,8 @@ def _of_codec(run: CodecExperiment, workdir: Workdir, name: str) -> dict[str, An
     """What a transformer has of the run of its image tokenizer."""
     if not workdir.bundle.exists():
         raise InputError(
-            f"{FROM} = {name!r}: its image tokenizer is not trained to the end, there is no bundle"
-            f" yet: finish it with the same `cogview train ... --workdir {name}`"
+            "its image tokenizer is not trained to the end, there is no bundle yet: finish it with"
+            f" the same `cogview train ... --workdir {name}`"
         )
     codec, source = Bundle(workdir.bundle).codec_config(), resolved_settings(run)["data"]["source"]
     # An image tokenizer needs no captions, and a transformer does.
@@ -246,7 +233,7 @@ def _take_from_transformer(
             tokenizers = f"{name}/bundle"
         if not (Path(tokenizers) / "bundle.json").exists():
             raise InputError(
-                f"{FROM} = {name!r}: there are no tokenizers, since neither its token store {shown}"
+                f"there are no tokenizers, since neither its token store {shown}"
                 f" nor {name}/bundle is there"
             )
         offers |= {

@@ -171,12 +171,19 @@ class TokenData:
         require_range(self, "views", at_least=1, at_most=2**10)
         require_range(self, "smallest_crop", above=0, at_most=1)
         require_range(self, "largest_crop", at_least=1, at_most=4)
-        varied = self.flip or self.smallest_crop < self.largest_crop
-        if varied != (self.views > 1):
+        variation = {"smallest_crop": 1.0, "largest_crop": 1.0, "flip": False}
+        varied = {name: plain for name, plain in variation.items() if getattr(self, name) != plain}
+        if self.views > 1 and not varied:
             raise SettingError(
-                f"views = {self.views} with smallest_crop = {self.smallest_crop}, largest_crop ="
-                f" {self.largest_crop} and flip = {self.flip}: expected several views that differ"
-                " by one of these, or one view and none of them"
+                f"views = {self.views}: all views of an image would be alike; set smallest_crop,"
+                " such as 0.8, largest_crop or flip as well, or views = 1"
+            )
+        if self.views == 1 and varied:
+            raise SettingError(
+                "views = 1: an image is encoded as it is, but"
+                f" {', '.join(f'{name} = {getattr(self, name)}' for name in varied)} would vary it;"
+                f" set {', '.join(f'{name} = {plain}' for name, plain in varied.items())} as well,"
+                " or more views"
             )
         require_range(self, "max_skipped", at_least=0, at_most=1)
         require_range(self, "validation_share", at_least=0, below=1)

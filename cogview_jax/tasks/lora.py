@@ -13,6 +13,7 @@ from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.models.lora import NEW_POSITIONS, fit_positions, merged
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
+from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.processes import is_primary
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.training.lora_objective import LoRAObjective
@@ -94,7 +95,8 @@ class LoRATask(TransformerTask):
 
     @functools.cached_property
     def _base(self) -> Bundle:
-        return open_bundle(self.experiment.init_from)
+        with named_by("init_from", self.experiment.init_from):
+            return open_bundle(self.experiment.init_from)
 
     def _with_base(self, bundle: Bundle, state: TrainState, shapes: Any) -> TrainState:
         base = self._fitted(bundle, shapes, state.mesh)

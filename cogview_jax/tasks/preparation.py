@@ -13,7 +13,7 @@ from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.step_bundle import StepBundle, open_bundle
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
-from cogview_jax.data.sources.source import Source, SourceConfig, listing
+from cogview_jax.data.sources.source import Source, SourceConfig, listing, opened
 from cogview_jax.data.token_shards import MANIFEST, PLAN
 from cogview_jax.data.token_writer import write_store
 from cogview_jax.data.transforms import center_crop
@@ -23,6 +23,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.lock import locked
+from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sealed import read_sealed
 from cogview_jax.tasks.experiment import TokenData, TransformerExperiment
@@ -104,7 +105,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
     data = experiment.data
     encoding = _encoding(data, path)
     given = given_codec(experiment)
-    source = data.source.open()
+    source = opened(data.source, run=data.from_)
     tokenizers = _tokenizers(experiment, given, source, path)
     plan = _source_plan(data.source, source, path)
     if data.views > 1:
@@ -232,31 +233,39 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
             "data.image_tokenizer is empty: name the bundle of an image tokenizer, such as"
             " --config.data.image_tokenizer=runs/codec/bundle"
         )
-    try:
+    with named_by("data.image_tokenizer", experiment.data.image_tokenizer):
         given = open_bundle(experiment.data.image_tokenizer)
-    except InputError as error:
-        raise InputError(f"data.image_tokenizer: {error}") from None
-    if isinstance(given, StepBundle):
-        raise InputError(
-            f"data.image_tokenizer: {given.path} is a checkpoint, which its run may delete: finish"
-            " the run, and name its workdir or its bundle"
-        )
-    codec = given.codec().config
+        if isinstance(given, StepBundle):
+            raise InputError(
+                f"{given.path} is a checkpoint, which its run may delete: finish the run, and name"
+                " its workdir or its bundle"
+            )
+        codec = given.codec().config
     grid = experiment.layout.grid
     # Either image of super-resolution may have the size that the codec was trained on, and
     # data.image_grid may ask for any other.
     learned = (codec.grid, codec.grid) in experiment.image_grids
-    wanted = {
-        "layout.grid": (grid, grid if learned or experiment.data.image_grid else codec.grid),
-        "vocabulary.codes": (experiment.vocabulary.codes, codec.codebook),
-    }
-    for name, (said, has) in wanted.items():
-        if said != has:
-            raise InputError(
-                f"the codec of {given.path} has {has}, but the config has {name} = {said}:"
-                f" pass --config.{name}={has}, or another data.image_tokenizer"
-            )
+    if not (learned or experiment.data.image_grid):
+        raise InputError(
+            f"the codec of {given.path} has learned images of {codec.image_size} pixels,"
+            f" {codec.grid} x {codec.grid} codes, but the config has layout.grid = {grid}: for such"
+            f" images pass --config.layout.grid={codec.grid}, or the variant of the config that is"
+            f" made for them; for {grid} x {grid} codes name an image tokenizer of images of"
+            f" {grid * codec.downsampling} pixels (data.image_tokenizer or data.from)"
+        )
+    if codec.codebook != experiment.vocabulary.codes:
+        raise InputError(
+            f"the codec of {given.path} has {codec.codebook} codes, but the config has"
+            f" vocabulary.codes = {experiment.vocabulary.codes}: pass"
+            f" --config.vocabulary.codes={codec.codebook}, or another data.image_tokenizer"
+        )
     return given
+
+
+def given_text(data: TokenData) -> TextTokenizer:
+    """The SentencePiece model in `data.text_tokenizer`."""
+    with named_by("data.text_tokenizer", data.text_tokenizer):
+        return TextTokenizer.load(data.text_tokenizer)
 
 
 def _tokenizers(
@@ -266,7 +275,7 @@ def _tokenizers(
     data, place = experiment.data, path / TOKENIZERS
     if not (place / "bundle.json").exists():
         if data.text_tokenizer:
-            text = TextTokenizer.load(data.text_tokenizer)
+            text = given_text(data)
             _warn_of_unknown(text, data.text_tokenizer, _captions(source, TRIED))
         else:
             text = _trained(_captions(source, data.text_records), data.text)
@@ -303,7 +312,7 @@ def source_settings(source: SourceConfig) -> dict:
     return json.loads(json.dumps(asdict(source)))
 
 
-def _source_plan(source: SourceConfig, opened: Source[Record], path: Path) -> dict:
+def _source_plan(source: SourceConfig, records: Source[Record], path: Path) -> dict:
     """The settings of the source that the store at `path` depends on, and its listing.
 
     If a store was begun by an earlier version, settings that did not exist then have their
@@ -311,7 +320,7 @@ def _source_plan(source: SourceConfig, opened: Source[Record], path: Path) -> di
     differs, or the same listing lies at another path, what its plan says is kept.
     """
     here = source_settings(source)
-    plan = {"source": here, "listing": listing(opened)}
+    plan = {"source": here, "listing": listing(records)}
     if not (path / PLAN).exists():
         return plan
     written = read_sealed(path / PLAN)
@@ -342,7 +351,7 @@ def _trained(captions: list[str], config: TextConfig) -> TextTokenizer:
 def _text_plan(data: TokenData) -> dict | str:
     """What the text tokenizer of a store depends on: its file, or how it was trained."""
     if data.text_tokenizer:
-        return TextTokenizer.load(data.text_tokenizer).sha256
+        return given_text(data).sha256
     settings = asdict(data.text)
     if data.text.byte_fallback:
         del settings["byte_fallback"]  # as in stores of earlier versions, which had no such setting

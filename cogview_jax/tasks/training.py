@@ -20,6 +20,7 @@ from cogview_jax.runtime.faults import TolerateDiskErrors, at_work
 from cogview_jax.runtime.hardware import machine
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.mesh import local_parts, make_mesh, place_batch
+from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import (
     PREEMPTED,
@@ -136,12 +137,13 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             state = None if state is None else task.restored(state, shapes)
         if state is None:
             seed, decay = experiment.seed, config.ema_decay
-            bundle = open_bundle(experiment.init_from) if experiment.init_from else None
-            if bundle is not None:
-                task.check(bundle)
-            log("initialising the weights")
-            state = make_state(task.objective, optimizer, shapes, seed, loss_scale, decay)
-            state = restart_average(task.objective, task.initial(bundle, state))
+            with named_by("init_from", experiment.init_from):
+                bundle = open_bundle(experiment.init_from) if experiment.init_from else None
+                if bundle is not None:
+                    task.check(bundle)
+                log("initialising the weights")
+                state = make_state(task.objective, optimizer, shapes, seed, loss_scale, decay)
+                state = restart_average(task.objective, task.initial(bundle, state))
         start = int(state.position)
         goodput.resume(start)
         if start:
@@ -167,6 +169,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                     " move it away to have the bundle written from the best that is left"
                 )
         check_bundle_step(config, checkpointer, start)
+        skipped = SkippedLog(workdir.path, max_skipped=experiment.data.max_skipped)
         parts, ways = local_parts(mesh)
         local = stack.enter_context(
             contextlib.closing(
@@ -175,7 +178,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                     global_batch=config.global_batch,
                     seed=experiment.seed,
                     transform=task.transform,
-                    skipped=SkippedLog(workdir.path, max_skipped=experiment.data.max_skipped),
+                    skipped=skipped,
                     start=start,
                     parts=parts,
                     ways=ways,
@@ -260,6 +263,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             stop_waiting=stop.waiting,
             started=under_way.started if is_primary() else lambda step, metrics: None,
         )
+        if line := skipped.describe():
+            log(f"{workdir.path.name}: {line}")
         done = int(state.position)
         if done < config.steps and not early_stopping.reached():
             if done > start:

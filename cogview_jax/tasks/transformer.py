@@ -1,6 +1,5 @@
 """The task of stage 2: a transformer, its rows, previews and bundle."""
 
-import dataclasses
 import itertools
 import math
 import os
@@ -26,15 +25,18 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
+from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import TransformerExperiment
 from cogview_jax.tasks.held_out_loss import HELD_OUT_LOSSES, HeldOutLoss
+from cogview_jax.tasks.init_from import check_transformer, different_model
 from cogview_jax.tasks.preparation import (
     TOKENIZERS,
     StoreMeta,
     given_codec,
+    given_text,
     store_path,
     written_grid,
 )
@@ -46,15 +48,6 @@ from cogview_jax.training.objective import ModelValues
 from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState
 
-#: Settings of a model in which it may differ from the bundle of `init_from` without notice.
-INIT_FROM_IGNORED = (
-    "dropout",
-    "attention_dropout",
-    "init_std",
-    "sandwich_scale",
-    "remat",
-    "unroll",
-)
 #: Images of a preview, each for a caption of the store.
 PREVIEW_IMAGES = 8
 
@@ -108,7 +101,9 @@ class TransformerTask:
 
     def _token_store(self) -> TokenStore:
         """The token store, once it is known to fit the config."""
-        store, experiment = TokenStore(self._store), self.experiment
+        experiment = self.experiment
+        with named_by("data.store", experiment.data.store):
+            store = TokenStore(self._store)
         grids, meta = experiment.image_grids, self._meta(store)
         has = [meta.grid] if meta.grids is None else meta.grids
         if len(has) != len(grids):
@@ -176,8 +171,8 @@ class TransformerTask:
         return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), example)
 
     def check(self, bundle: Bundle) -> None:
-        """InputError where a bundle has no transformer; `initial` compares it with the config."""
-        bundle.sha256("transformer")
+        """InputError where a bundle has no transformer, or one that does not fit the config."""
+        check_transformer(bundle, self.experiment)
 
     def initial(self, bundle: Bundle | None, state: TrainState) -> TrainState:
         """`state` with the parameters of another bundle, or with embeddings as the config says.
@@ -203,28 +198,13 @@ class TransformerTask:
 
     def _fitted(self, bundle: Bundle, held: Any, mesh: jax.sharding.Mesh) -> Any:
         """The parameters of a bundle, of the shapes, type and places of `held`; see `initial`."""
-        table, experiment = "position_embedding", self.experiment
+        table = "position_embedding"
         here = held[table]
         part = bundle.transformer(mesh, here.dtype)
         params = dict(part.params)
         there = params.pop(table)
-        rest = {name: tree for name, tree in held.items() if name != table}
-        shapes = jax.tree.map(lambda leaf: leaf.shape, (params, rest))
-        if (
-            shapes[0] != shapes[1]
-            or there.shape[1:] != here.shape[1:]
-            or part.vocabulary != experiment.vocabulary
-        ):
-            raise InputError(
-                f"init_from {bundle.path} holds a transformer with {part.config} over"
-                f" {part.vocabulary}, which does not fit the config"
-            )
-        changed = [
-            f"{name} {before} -> {now}"
-            for name, before in dataclasses.asdict(part.config).items()
-            if (now := getattr(experiment.model, name)) != before and name not in INIT_FROM_IGNORED
-        ]
-        changes = [f"model {', '.join(changed)}"] if changed else []
+        different = different_model(part.config, self.experiment.model)
+        changes = [f"{name} {before} -> {now}" for name, (before, now) in different.items()]
         known = min(len(there), len(here))
         if len(there) > len(here):
             cut = jax.jit(lambda there: there[:known], out_shardings=here.sharding)
@@ -389,7 +369,7 @@ class TransformerTask:
                 f"data.text_tokenizer is empty: name the SentencePiece model that {self._store} was"
                 " made with, such as --config.data.text_tokenizer=cog-pretrain.model"
             )
-        return TextTokenizer.load(self.experiment.data.text_tokenizer)
+        return given_text(self.experiment.data)
 
 
 def _captions(source: Source[TokenRecord]) -> Iterator[np.ndarray]:

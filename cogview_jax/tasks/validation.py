@@ -18,6 +18,7 @@ from cogview_jax.evaluation.reconstruction import image_values, pair_metrics, us
 from cogview_jax.interop.feature_weights import read_lpips
 from cogview_jax.models.networks.lpips import LpipsWeights
 from cogview_jax.runtime.mesh import to_host
+from cogview_jax.runtime.paths import named_by
 from cogview_jax.tasks.experiment import CodecExperiment
 from cogview_jax.tokenizers.codecs.codec import decode_codes, encode_images
 from cogview_jax.training.codec_loss import VQGANLoss
@@ -77,7 +78,8 @@ class ImageValidation:
         self._objective, self.every = objective, config.validate_every
         files, self._names = _lpips_files(experiment), image_metrics(experiment)
         setting, file = next(((name, file) for name, file in files.items() if file), ("", ""))
-        self._lpips = read_lpips(file) if file else None
+        with named_by(setting, file):
+            self._lpips = read_lpips(file) if file else None
         empty = " and ".join(files) + (" are" if len(files) > 1 else " is")
         self._distance = f"LPIPS is not measured, since {empty} empty"
         if self._lpips is not None:

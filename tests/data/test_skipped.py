@@ -69,6 +69,18 @@ def test_the_limit_is_a_share_of_distinct_records(tmp_path):
         log.check()
 
 
+def test_what_was_skipped_is_told_in_a_line(tmp_path):
+    log = SkippedLog(tmp_path)
+    log.see(0)
+    assert log.describe() == ""
+    log.see(1)
+    log.add("b.png", "unreadable image")
+    assert log.describe() == (
+        "1 of the 2 records that were read could not be used and were replaced by others; the last"
+        f" was b.png: unreadable image; all are in {tmp_path}/skipped.jsonl"
+    )
+
+
 def test_few_records_are_judged_only_at_the_end(tmp_path):
     log = SkippedLog(tmp_path, max_skipped=0.05, at_least=20)
     for index in range(19):

@@ -176,7 +176,9 @@ def test_what_the_paper_s_benchmarks_need(chain, captioner, tiny, tmp_path):
     out, asked = tmp_path / "r.json", ImageOptions(features={"tiny": tiny})
     with pytest.raises(InputError, match="expected --rerank_with BUNDLE"):
         measured("table1", f"{chain.run}/bundle", out, asked, count=2)
-    with pytest.raises(InputError, match=r"bundle: the bundle's transformer was trained"):
+    with pytest.raises(
+        InputError, match=rf"the transformer of bundle {chain.run}/bundle was trained"
+    ):
         given = {"rerank_with": f"{chain.run}/bundle", "candidates": 2}
         measured("table1", f"{chain.run}/bundle", out, asked, count=2, **given)
     with pytest.raises(InputError, match="trained for caption, this needs text_to_image"):

@@ -18,7 +18,8 @@ from pipeline.small import (
 import reference
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.pipeline.cogview import CogView
-from cogview_jax.pipeline.load import load
+from cogview_jax.pipeline.load import load, load_scorer
+from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.batching import batch_rows
 from cogview_jax.shapes.scenes import drawing
@@ -192,6 +193,21 @@ def test_what_cannot_be_done_is_refused(model, call, message):
 def test_a_missing_part_is_named(parts, have, call, message):
     with pytest.raises(InputError, match=f"the bundle has {message}, which this needs"):
         call(CogView(**{name: parts[name] for name in have}))
+
+
+def test_what_a_bundle_lacks_is_said_before_its_parts_are_read(parts, tmp_path):
+    """Nothing but bundle.json is left, so that reading a part would fail."""
+    for name, given in {"whole": parts, "codec": {"codec": parts["codec"]}}.items():
+        write_bundle(tmp_path / name, **given)
+        for part in list((tmp_path / name).iterdir()):
+            if part.name != "bundle.json":
+                part.rename(tmp_path / f"{name}_{part.name}")
+    lacks = f"bundle {tmp_path}/codec has no transformer and no text, which this needs; it has"
+    with pytest.raises(InputError, match=f"^{lacks} codec$"):
+        load(tmp_path / "codec", needs=EVERY_PART)
+    trained = f"the transformer of bundle {tmp_path}/whole was trained for text_to_image, this"
+    with pytest.raises(InputError, match=f"^{trained} needs caption$"):
+        load_scorer(tmp_path / "whole")
 
 
 def test_policies_by_name_compute_near_float32(parts):

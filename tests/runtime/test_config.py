@@ -32,6 +32,8 @@ class Settings:
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     init_from: str | None = None
     shape: int | tuple[int, ...] = 1
+    keys: tuple[str, ...] = ()
+    prompts: str | tuple[str, ...] = ""
     extra: Any = None
     second: Optimizer | None = None
 
@@ -81,6 +83,21 @@ def test_a_dataclass_is_taken_as_it_is():
     optimizer = Optimizer(0.1)
     assert build(Settings, {"optimizer": optimizer}).optimizer is optimizer
     assert build(Optimizer, optimizer) is optimizer
+
+
+def test_names_of_a_command_line_are_told_apart_by_commas():
+    """A flag gives them as a list of one text; prompts, which are sentences, stay whole."""
+
+    def built(**settings):
+        return build(Settings, {"optimizer": {"lr": 1.0}, **settings})
+
+    assert built(keys=("a,b, c/d",)).keys == ("a", "b", "c/d")
+    assert built(keys=("a",)).keys == ("a",)
+    assert built(keys=["a", "b"]).keys == ("a", "b")
+    assert built(keys=[]).keys == ()
+    assert built(prompts=("a red, round ring",)).prompts == ("a red, round ring",)
+    with pytest.raises(InputError, match=r"config.keys\[0\] = 3: expected a text"):
+        built(keys=[3])
 
 
 @pytest.mark.parametrize(

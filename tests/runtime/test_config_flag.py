@@ -38,6 +38,7 @@ FILES = {
         "from cogview_jax.runtime.errors import InputError\n"
         "def get_config(variant):\n    raise InputError(f'no variant {variant}; choices: a, b')\n"
     ),
+    "wrong.py": "def get_config():\n    return int('x')\n",
     "notes.txt": "hello",
 }
 
@@ -81,6 +82,11 @@ def test_what_is_none_takes_any_value_later():
         (".", "config file . does not exist"),
         ("notes.txt", "config file notes.txt: expected a Python file (.py)"),
         ("cfg.py:huge", "config cfg.py:huge fails (cfg.py, line 10): KeyError: 'huge'"),
+        ("small:65", "config small:65: variant '65': choose from 64, 128"),
+        (
+            "wrong.py",
+            "config wrong.py fails (wrong.py, line 2): ValueError: invalid literal",
+        ),
         ("plain.py:huge", "plain.py takes no variant (FILE.py)"),
         ("needy.py", "needy.py needs a variant (FILE.py:VARIANT)"),
         ("picky.py:c", "no variant c; choices: a, b"),

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.paths import check_tree, inside
+from cogview_jax.runtime.paths import check_tree, inside, named_by
 
 
 @pytest.fixture
@@ -54,3 +54,20 @@ def test_a_tree_with_something_else_than_files_is_refused(root):
     (root / "a" / "out").symlink_to(root.parent)
     with pytest.raises(InputError, match="leads out of this folder"):
         check_tree(root)
+
+
+def test_an_error_names_the_setting_of_its_path_and_where_a_relative_one_was_looked_for(
+    root, monkeypatch
+):
+    def said(name, path, error="there is none"):
+        with pytest.raises(InputError) as raised, named_by(name, path):
+            raise InputError(error)
+        return str(raised.value)
+
+    monkeypatch.chdir(root)
+    assert said("data.store", "a") == "data.store = 'a': there is none"
+    assert said("data.store", "b") == f"data.store = 'b' (looked for in {root}): there is none"
+    assert said("data.store", f"{root}/b") == f"data.store = '{root}/b': there is none"
+    assert said("--adapter", "a") == "--adapter a: there is none"
+    assert said("data.store", "a", "data.store a: gone") == "data.store a: gone"
+    assert said("data.store", "") == "there is none"

@@ -15,8 +15,9 @@ from cogview_jax.data.sources.folder import FolderSource
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
-from cogview_jax.tasks.codec import CodecTask, different_settings
+from cogview_jax.tasks.codec import CodecTask
 from cogview_jax.tasks.experiment import read_experiment
+from cogview_jax.tasks.init_from import different_codec
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.codecs.vqgan import VQGANConfig
 from cogview_jax.tokenizers.quantisers.fsq import FSQ
@@ -69,7 +70,7 @@ def test_a_start_from_a_bundle_has_its_parameters_and_codebook(chain, experiment
 def test_a_start_from_another_codec_is_refused(chain, experiment):
     other = dataclasses.replace(experiment.model, codebook=32)
     started = job(dataclasses.replace(experiment, model=other), chain.codec)
-    message = r"init_from .* holds a codec with model\.codebook = 16, but the config says 32"
+    message = r"init_from .* does not fit the config: it has model\.codebook = 16 \(not 32\); give"
     with pytest.raises(InputError, match=message):
         started.check(Bundle(chain.codec / "bundle"))
     job(experiment, chain.codec).check(Bundle(chain.codec / "bundle"))
@@ -77,17 +78,18 @@ def test_a_start_from_another_codec_is_refused(chain, experiment):
 
 def test_what_weights_depend_on_decides_what_is_another_codec(experiment):
     here = experiment.model
-    assert different_settings(here, dataclasses.replace(here, image_size=32)) == {}
-    assert different_settings(here, VQGANConfig()) == {"kind": ("vqvae", "vqgan")}
+    assert different_codec(here, dataclasses.replace(here, image_size=32)) == {}
+    assert different_codec(here, VQGANConfig()) == {"model.kind": ("vqvae", "vqgan")}
     learned = dataclasses.replace(here, quantiser=Learned(codebook_weight=0.25))
-    assert different_settings(learned, dataclasses.replace(here, quantiser=Learned())) == {}
-    assert set(different_settings(here, learned)) == {"quantiser"}
+    assert different_codec(learned, dataclasses.replace(here, quantiser=Learned())) == {}
+    kinds = "moving_average", "learned"
+    assert different_codec(here, learned) == {"model.quantiser.kind": kinds}
     sizes = {"codebook": 12, "code_width": 2}
     one, other = (
         dataclasses.replace(here, **sizes, quantiser=FSQ(levels=levels))
         for levels in ((4, 3), (3, 4))
     )
-    assert set(different_settings(one, other)) == {"quantiser"}
+    assert different_codec(one, other) == {"model.quantiser.levels": ((4, 3), (3, 4))}
 
 
 def test_a_perceptual_loss_needs_its_weights(experiment, tmp_path):
@@ -96,6 +98,10 @@ def test_a_perceptual_loss_needs_its_weights(experiment, tmp_path):
     config["model"] |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     with pytest.raises(InputError, match="is empty: expected a file with the weights of LPIPS"):
         job(read_experiment(config), tmp_path)
+    config["loss"]["perceptual"] = f"{tmp_path}/vgg.pth"
+    with pytest.raises(InputError, match=r"^loss.perceptual = '.*vgg.pth': no LPIPS weights at"):
+        job(read_experiment(config), tmp_path)
+    del config["loss"]["perceptual"]
     config["loss"]["adversarial"] = {"perceptual_weight": 0.0}
     objective = job(read_experiment(config), tmp_path).objective
     assert isinstance(objective, VQGANObjective)

@@ -151,7 +151,8 @@ def test_runs_that_cannot_be_used_are_refused_in_a_line(chain, tmp_path):
             resolved({"data": {"from": str(name)}})
 
     refused(tmp_path / "none", "neither config.json nor bundle.json in it$")
-    refused("nobody", "data.from = 'nobody': there is no shipped bundle 'nobody', and no such fol")
+    refused("nobody", "data.from = 'nobody'.*: there is no shipped bundle 'nobody', and no such f")
+    refused("runs/gone", r"^data.from = 'runs/gone' \(looked for in /.*\): expected the workdir of")
     refused(chain.run / "samples", rf"nor bundle.json in it; did you mean {chain.run}\?")
     shutil.copy(chain.codec / "config.json", tmp_path)
     refused(tmp_path, f"no bundle yet: finish it with the same `cogview train .*{tmp_path}")

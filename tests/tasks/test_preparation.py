@@ -126,10 +126,20 @@ def test_a_given_text_tokenizer_is_used(chain, experiment, tmp_path):
     ("data", "message"),
     [
         ({"image_tokenizer": ""}, "data.image_tokenizer is empty: name the bundle"),
-        ({"image_tokenizer": "runs/none"}, "runs/none is no bundle"),
-        ({"views": 2}, "views = 2 with smallest_crop = 1.0, .* several views that differ"),
-        ({"flip": True}, "views = 1 with .* flip = True: expected .* or one view and none of them"),
-        ({"text_tokenizer": "runs/none.model"}, "no text tokenizer at runs/none.model"),
+        (
+            {"image_tokenizer": "runs/none"},
+            r"data.image_tokenizer = 'runs/none' \(looked for in /.*runs/none is no bundle",
+        ),
+        ({"views": 2}, "views = 2: all views of an image would be alike; set smallest_crop"),
+        ({"flip": True}, "views = 1: .* but flip = True would vary it; set flip = False as well"),
+        (
+            {"smallest_crop": 0.8, "largest_crop": 1.2},
+            "but smallest_crop = 0.8, largest_crop = 1.2 would vary it; set smallest_crop = 1.0",
+        ),
+        (
+            {"text_tokenizer": "runs/none.model"},
+            r"data.text_tokenizer = 'runs/none.model' \(looked for in /.*: no text tokenizer at",
+        ),
         ({"text": TextConfig(pieces=40)}, "no text tokenizer of 40 pieces can be trained on 64"),
     ],
 )
@@ -144,8 +154,13 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("layout", {"grid": 8}, "has 4, but the config has layout.grid = 8: pass --config.layout"),
-        ("vocabulary", {"codes": 32}, "has 16, but the config has vocabulary.codes = 32"),
+        (
+            "layout",
+            {"grid": 8},
+            r"learned images of 16 pixels, 4 x 4 codes, but .* layout.grid = 8: for such images"
+            r" pass --config.layout.grid=4, or .*; for 8 x 8 codes .* of images of 32 pixels \(",
+        ),
+        ("vocabulary", {"codes": 32}, "has 16 codes, but the config has vocabulary.codes = 32"),
         ("vocabulary", {"text": 300}, r"has \d+ pieces, but the config has vocabulary.text = 300"),
     ],
 )

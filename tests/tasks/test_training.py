@@ -198,9 +198,13 @@ def test_what_does_not_fit_leaves_no_trace(chain, transformer, tmp_path):
     wrong = {
         "needs 3 devices, but there are 8": change("mesh", data=3),
         "train.global_batch = 12 cannot be split over mesh.data": change("train", global_batch=12),
-        "nowhere is no bundle": dataclasses.replace(transformer, init_from="nowhere"),
+        "init_from = 'nowhere' (looked for in ": dataclasses.replace(
+            transformer, init_from="nowhere"
+        ),
         "does not fit the config": dataclasses.replace(change("model", layers=1), **start),
-        "no token store": change("data", store=f"{tmp_path}/none"),
+        f"data.store = '{tmp_path}/none': {tmp_path}/none: no token": change(
+            "data", store=f"{tmp_path}/none"
+        ),
         "train.best_metric = 'lsos' is not measured: did you mean loss": change(
             "train", keep_best=1, best_metric="lsos"
         ),

@@ -176,7 +176,10 @@ def test_a_compact_binary_trains_to_a_bundle_with_the_tokenizers_named(chain, bi
     ("changes", "message"),
     [
         ({"text_tokenizer": ""}, r"data.text_tokenizer is empty: name the SentencePiece model"),
-        ({"text_tokenizer": "none.model"}, "no text tokenizer at none.model"),
+        (
+            {"text_tokenizer": "none.model"},
+            r"data.text_tokenizer = 'none.model' \(looked for in .*\): no text tokenizer at none",
+        ),
         ({"image_tokenizer": ""}, "data.image_tokenizer is empty"),
     ],
 )
@@ -193,7 +196,7 @@ def test_a_compact_binary_of_other_sizes_is_refused(binary, tmp_path):
     ):
         job(dataclasses.replace(binary, vocabulary=few), tmp_path).source()
     grid = dataclasses.replace(binary.layout, grid=8)
-    with pytest.raises(InputError, match=r"has 4, but the config has layout.grid = 8"):
+    with pytest.raises(InputError, match=r"4 x 4 codes, but the config has layout.grid = 8"):
         job(dataclasses.replace(binary, layout=grid), tmp_path).source()
     with pytest.raises(InputError, match=r"data.store .*rows.bin is a file: a compact binary is"):
         prepare(binary, tmp_path / "rows.bin")
@@ -245,8 +248,13 @@ def test_a_fresh_start_may_embed_codes_as_the_codec_s_vectors(chain, experiment)
 def test_a_start_from_another_model_is_refused(chain, experiment):
     wider = dataclasses.replace(experiment.model, width=64)
     other = job(dataclasses.replace(experiment, model=wider), chain.run)
-    with pytest.raises(InputError, match=r"init_from .* holds .*width=32.* does not fit"):
-        other.initial(Bundle(chain.run / "bundle"), shapes_of(other))
+    with pytest.raises(InputError) as error:
+        other.check(Bundle(chain.run / "bundle"))
+    assert str(error.value) == (
+        f"init_from {chain.run}/bundle does not fit the config: it has model.width = 32 (not 64);"
+        " give the config these values, or name another bundle"
+    )
+    job(experiment, chain.run).check(Bundle(chain.run / "bundle"))
 
 
 def test_a_start_from_another_division_of_the_vocabulary_is_refused(chain, experiment):
@@ -254,8 +262,9 @@ def test_a_start_from_another_division_of_the_vocabulary_is_refused(chain, exper
     codes, text = experiment.vocabulary.codes, experiment.vocabulary.text
     shifted = dataclasses.replace(experiment.vocabulary, codes=codes + 1, text=text - 1)
     other = job(dataclasses.replace(experiment, vocabulary=shifted), chain.run)
-    with pytest.raises(InputError, match=r"init_from .* does not fit the config"):
-        other.initial(Bundle(chain.run / "bundle"), shapes_of(other))
+    has = rf"vocabulary.codes = {codes} \(not {codes + 1}\), vocabulary.text = {text} \(not"
+    with pytest.raises(InputError, match=rf"does not fit the config: it has {has}"):
+        other.check(Bundle(chain.run / "bundle"))
 
 
 def test_what_finetuning_changes_about_released_weights_is_said(
@@ -271,4 +280,4 @@ def test_what_finetuning_changes_about_released_weights_is_said(
     assert capsys.readouterr().err == ""
     started.initial(Bundle(tmp_path / "released"), shapes_of(started))
     said = capsys.readouterr().err
-    assert "model pb_relax_attention False -> True, compat official -> none" in said
+    assert "model.pb_relax_attention False -> True, model.compat official -> none" in said

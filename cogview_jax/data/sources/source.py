@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
@@ -10,6 +11,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from cogview_jax.data.images import MAX_PIXELS, MOST_PIXELS
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.runtime.config import Tagged, require_range
+from cogview_jax.runtime.paths import named_by
 
 Item = TypeVar("Item", covariant=True)
 
@@ -63,6 +65,19 @@ class SourceConfig(Tagged, abc.ABC):
             InputError: a setting does not fit the data, or there are none.
             SystemFault: the machine cannot read the data.
         """
+
+
+def opened(config: SourceConfig, run: str = "") -> Source[Record]:
+    """What `config.open` gives; errors name data.source.path where there is nothing at it.
+
+    `run` is what `data.from` says: the path may be that of this run.
+    """
+    path = getattr(config, "path", "")
+    if not path or os.path.exists(path):
+        return config.open()
+    name = "data.source.path" + f" (perhaps that of the run in data.from, {run})" * bool(run)
+    with named_by(name, path):
+        return config.open()
 
 
 @runtime_checkable

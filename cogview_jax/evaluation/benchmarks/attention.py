@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from cogview_jax.data.transforms import SquareView
+from cogview_jax.evaluation.accepted_flags import CAPTIONED, PROMPTS, SAMPLING
 from cogview_jax.evaluation.attention_figure import heads_figure, text_figure
 from cogview_jax.evaluation.attention_shares import (
     KEYS,
@@ -38,10 +39,14 @@ from cogview_jax.evaluation.image_sets import good_images, require_readable
 from cogview_jax.evaluation.page import Curves, Figure, Section, Table
 from cogview_jax.models.layer_attention import layer_attention
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 
 NEEDS_FLAGS = ("--prompt",)
+NEEDS_PARTS, NEEDS_TASK = EVERY_PART, "text_to_image"
+TAKES = ("num_prompts", *SAMPLING, *CAPTIONED, *PROMPTS)
+FEATURES = ()
 #: Images that are encoded together.
 _TOGETHER = 64
 #: Prompts whose tokens are listed, and heads whose reading of the first prompt is drawn.
@@ -69,8 +74,6 @@ def run(model: CogView, options: Options) -> Measured:
     Raises:
         InputError: the bundle is of another task or has sparse attention, or there are no captions.
     """
-    model.need("transformer", "text", "codec")
-    model.need_task("text_to_image")
     if model.parts.engine.model.config.sparse:
         raise InputError(
             "--benchmark attention measures dense attention; the bundle's transformer has sparse"

@@ -16,6 +16,7 @@ from cogview_jax.data import fashion_set
 from cogview_jax.data.fashion_set import CLASSES, LANGUAGES, Shown
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.transforms import SquareView
+from cogview_jax.evaluation.accepted_flags import SAMPLING
 from cogview_jax.evaluation.benchmark import Measured, Options, Report
 from cogview_jax.evaluation.candidates import Viewed, encode_images, sample_asked
 from cogview_jax.evaluation.captioned_sets import CaptionedSet, folder_captions
@@ -23,10 +24,14 @@ from cogview_jax.evaluation.fashion_judge import FashionJudge, Judged
 from cogview_jax.evaluation.image_sets import ImageSet, good_images, open_folder, require_readable
 from cogview_jax.evaluation.page import Images
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 
 NEEDS_FLAGS = ("--real",)
+NEEDS_PARTS, NEEDS_TASK = EVERY_PART, "text_to_image"
+TAKES = ("num_prompts", *SAMPLING, "real")
+FEATURES = ()
 #: What is judged of an image.
 RIGHT = ("class", "tone", "shape", "all")
 #: The rows of a report that hold these shares, in the order of its table.
@@ -86,8 +91,6 @@ def run(model: CogView, options: Options) -> Measured:
         InputError: the bundle lacks a part or is of another task, or `--real` is not the folder
             that is expected.
     """
-    model.need("transformer", "text", "codec")
-    model.need_task("text_to_image")
     real, folder = options.images.real, Path(options.unfinished)
     if real is None:
         raise InputError(f"--benchmark fashion needs --real: {_EXPECTED}")

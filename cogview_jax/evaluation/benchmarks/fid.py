@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.data.sources.source import readable
+from cogview_jax.evaluation.accepted_flags import BLUR, DISTANCES, FID_NETWORKS, PROMPTS, SAMPLING
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, Report
 from cogview_jax.evaluation.candidates import CodedImages, sample_candidates
 from cogview_jax.evaluation.clip_sets import ClipSets
@@ -17,9 +18,12 @@ from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, open_folde
 from cogview_jax.evaluation.set_distances import ImageFeatures, KnownStatistics, distances, lines_of
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load
+from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.errors import InputError
 
 NEEDS_BUNDLE, SHARES_WORK = False, True
+TAKES = (*SAMPLING, "real", "generated", *PROMPTS, *DISTANCES, "blur", *BLUR)
+FEATURES = (*FID_NETWORKS, "clip")
 
 
 def run(model: CogView | None, options: Options) -> Report:
@@ -87,9 +91,7 @@ def open_images(path: str | None, flag: str, options: Options) -> ImageSet | str
         prompts = tuple(record.captions[0] for record in readable(source))
     if not prompts:
         raise InputError(f"--{flag} {path} is a bundle: expected --prompts FILE, or --prompt TEXT")
-    model = load(path, dtype=options.precision)
-    model.need("transformer", "text", "codec")
-    model.need_task("text_to_image")
+    model = load(path, dtype=options.precision, needs=EVERY_PART, task="text_to_image")
     return sample_candidates(
         model,
         prompts,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from cogview_jax.evaluation.accepted_flags import CAPTIONED, CHOICE, FID_NETWORKS, SAMPLING
 from cogview_jax.evaluation.benchmark import ImageOptions, Measured, Options, Report, mean_of
 from cogview_jax.evaluation.benchmarks.table1 import Pool
 from cogview_jax.evaluation.candidates import Selected, best_of
@@ -19,8 +20,12 @@ from cogview_jax.evaluation.metrics.frechet import frechet_distance
 from cogview_jax.evaluation.page import Curves
 from cogview_jax.evaluation.set_distances import ImageFeatures, SelectedFeatures, distances
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.parts import EVERY_PART
 
 SHARES_WORK, NEEDS_FLAGS = True, ("--rerank_with", "--features")
+NEEDS_PARTS, NEEDS_TASK = EVERY_PART, "text_to_image"
+TAKES = ("num_prompts", *SAMPLING, *CHOICE, *CAPTIONED, "resize")
+FEATURES = (*FID_NETWORKS, "clip")
 #: The numbers of candidates of the paper.
 COUNTS = (1, 2, 5, 10, 20, 40, 60)
 #: Disjoint groups of captions whose FID gives a standard error.

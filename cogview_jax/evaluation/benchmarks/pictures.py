@@ -13,6 +13,14 @@ from typing import Any
 import numpy as np
 
 from cogview_jax.data.transforms import SquareView
+from cogview_jax.evaluation.accepted_flags import (
+    BLUR,
+    CAPTIONED,
+    DISTANCES,
+    FID_NETWORKS,
+    PROMPTS,
+    SAMPLING,
+)
 from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
 from cogview_jax.evaluation.benchmarks.fid import open_extractor
 from cogview_jax.evaluation.candidates import sample_asked, sha256_of
@@ -25,9 +33,16 @@ from cogview_jax.evaluation.scorer import CapLossScorer
 from cogview_jax.evaluation.sequence_loss import sequence_losses
 from cogview_jax.evaluation.set_distances import ImageFeatures, distances, lines_of
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.errors import InputError
 
 SHARES_WORK, NEEDS_FLAGS = True, ("--real",)
+NEEDS_PARTS, NEEDS_TASK = EVERY_PART, "text_to_image"
+TAKES = (
+    *("num_prompts", *SAMPLING, "rerank_with", *CAPTIONED, *PROMPTS),
+    *(*DISTANCES, "blur", *BLUR),
+)
+FEATURES = FID_NETWORKS
 #: Images whose loss is computed together, and images of a prompt on the page.
 _TOGETHER, _SHOWN = 64, 4
 
@@ -38,8 +53,6 @@ def run(model: CogView, options: Options) -> Measured:
     Raises:
         InputError: the bundle is of another task, or there are no captioned images.
     """
-    model.need("transformer", "text", "codec")
-    model.need_task("text_to_image")
     asked, folder = options.images, Path(options.unfinished)
     if asked.real is None and asked.captions is None:
         raise InputError(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from cogview_jax.evaluation.accepted_flags import CHOICE, SAMPLING
 from cogview_jax.evaluation.benchmark import Options, Report
 from cogview_jax.evaluation.upsampling import (
     Upsampler,
@@ -29,6 +30,8 @@ from cogview_jax.shapes.fresh import LANGUAGES, NAMES, fresh_scenes
 from cogview_jax.shapes.judge import ATTRIBUTES, Verdict, judge, shares
 from cogview_jax.shapes.scenes import Scene, parse_caption
 
+TAKES = ("num_prompts", *SAMPLING, *CHOICE)
+FEATURES = ()
 #: Bytes of images that a report may hold at once.
 MOST_BYTES = 16 << 30
 #: True drawings of which the judge must recognise some through the image tokenizer.

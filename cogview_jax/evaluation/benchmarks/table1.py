@@ -14,6 +14,14 @@ from typing import Any
 import numpy as np
 
 from cogview_jax.data.transforms import SquareView
+from cogview_jax.evaluation.accepted_flags import (
+    BLUR,
+    CAPTIONED,
+    CHOICE,
+    DISTANCES,
+    FID_NETWORKS,
+    SAMPLING,
+)
 from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
 from cogview_jax.evaluation.benchmarks.fid import open_extractor
 from cogview_jax.evaluation.candidates import (
@@ -32,9 +40,13 @@ from cogview_jax.evaluation.page import Images, Table
 from cogview_jax.evaluation.scorer import CapLossScorer
 from cogview_jax.evaluation.set_distances import ImageFeatures, distances
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.errors import InputError
 
 SHARES_WORK, NEEDS_FLAGS = True, ("--rerank_with", "--features")
+NEEDS_PARTS, NEEDS_TASK = EVERY_PART, "text_to_image"
+TAKES = ("num_prompts", *SAMPLING, *CHOICE, *CAPTIONED, *DISTANCES, *BLUR)
+FEATURES = (*FID_NETWORKS, "clip")
 #: The radii of the paper.
 RADII = (0, 1, 2, 4, 8)
 COLUMNS = ("FID-0", "FID-1", "FID-2", "FID-4", "FID-8", "IS", "CapLoss")
@@ -61,8 +73,6 @@ class Pool:
             InputError: the bundle is not of text_to_image, there is no caption bundle or network,
                 or the captions cannot be read.
         """
-        model.need("transformer", "text", "codec")
-        model.need_task("text_to_image")
         if not options.rerank_with:
             raise InputError("expected --rerank_with BUNDLE: the caption bundle of CapLoss")
         asked, size = options.images, model.codec.config.image_size

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from cogview_jax.data.transforms import SquareView
+from cogview_jax.evaluation.accepted_flags import DISTANCES, FID_NETWORKS
 from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
 from cogview_jax.evaluation.benchmarks.fid import open_extractor
 from cogview_jax.evaluation.candidates import CodedImages, Viewed, encode_images
@@ -34,6 +35,9 @@ from cogview_jax.runtime.processes import is_primary
 from cogview_jax.runtime.progress import Progress
 
 SHARES_WORK = True
+NEEDS_PARTS = ("codec",)
+TAKES = ("num_prompts", "seed", "precision", "real", *DISTANCES)
+FEATURES = (*FID_NETWORKS, "lpips")
 #: Images that are compared together, and those that the page shows.
 _TOGETHER, _SHOWN = 32, 8
 
@@ -44,7 +48,6 @@ def run(model: CogView, options: Options) -> Measured:
     Raises:
         InputError: there are no images, or weights are of another network.
     """
-    model.need("codec")
     asked, size, folder = options.images, model.codec.config.image_size, Path(options.unfinished)
     images: ImageSet
     if asked.real is None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cogview_jax.data.records import printable
+from cogview_jax.evaluation.accepted_flags import CAPTIONED
 from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
 from cogview_jax.evaluation.captioned_sets import open_captioned
 from cogview_jax.evaluation.image_sets import good_images, require_readable
@@ -21,6 +22,8 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 
 NEEDS_BUNDLE, SHARES_WORK = False, True
+TAKES = ("num_prompts", "seed", "precision", "rerank_with", *CAPTIONED)
+FEATURES = ()
 #: Pairs that the report lists, and that the page and the table show.
 LISTED, SHOWN, PRINTED = 1000, 48, 10
 

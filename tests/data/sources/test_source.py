@@ -20,7 +20,7 @@ from cogview_jax.data.records import BadRecord
 from cogview_jax.data.sources.emoji import Emoji
 from cogview_jax.data.sources.folder import Folder
 from cogview_jax.data.sources.shapes import Shapes
-from cogview_jax.data.sources.source import SourceConfig
+from cogview_jax.data.sources.source import SourceConfig, opened
 from cogview_jax.data.sources.tfds import Tfds
 from cogview_jax.data.sources.tfds_split import open_builder
 from cogview_jax.runtime import faults
@@ -372,6 +372,20 @@ def test_a_folder(tmp_path):
         Folder(path=str(tmp_path / "gone")).open()
     with pytest.raises(InputError, match=r"data.source.path is empty: name the folder"):
         Folder().open()
+
+
+def test_a_path_that_is_not_there_is_told_by_its_setting(tmp_path, monkeypatch):
+    """A run may have named it, which was started in another folder."""
+    monkeypatch.chdir(tmp_path)
+    found = rf"\(looked for in {tmp_path}\): expected a folder of images, there is none"
+    with pytest.raises(InputError, match=rf"^data.source.path = 'photos' {found}$"):
+        opened(Folder(path="photos"))
+    told = r"^data.source.path \(perhaps that of the run in data.from, runs/codec\) = 'photos'"
+    with pytest.raises(InputError, match=rf"{told} {found}$"):
+        opened(Folder(path="photos"), run="runs/codec")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match=r"^path='photos': expected images"):
+        opened(Folder(path="photos"))
 
 
 @pytest.mark.parametrize("listing", [True, False])
