@@ -19,5 +19,5 @@ def get_config() -> ConfigDict:
     config.text_weight = 10.0  # few of the tokens, and all that is asked for
     config.corrupt_codes = 0.0
     config.train.update(steps=3000, sample_every=0, sample_prompts=())
-    config.data.store = "runs/emoji/tokens"
+    config.data["from"] = "runs/emoji"
     return config

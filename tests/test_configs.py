@@ -191,7 +191,7 @@ def test_the_demo_is_the_one_that_was_measured():
         ("demo_caption", {"layout.task", "text_weight", "data.store", "init_from"}),
         (
             "emoji_caption",
-            {"layout.task", "text_weight", "data.store", "init_from", "drop_captions"}
+            {"layout.task", "text_weight", "data.from_", "init_from", "drop_captions"}
             | {"corrupt_codes", "lora.rank"},
         ),
         (

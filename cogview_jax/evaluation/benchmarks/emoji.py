@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from cogview_jax.data import emoji_set
+from cogview_jax.evaluation.accepted_flags import FID_NETWORKS
 from cogview_jax.evaluation.benchmark import ImageOptions, Measured, Options, Report, mean_of
 from cogview_jax.evaluation.benchmarks.fid import open_extractor
 from cogview_jax.evaluation.candidates import (
@@ -44,6 +45,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import log
 from cogview_jax.runtime.progress import Progress
 
+FEATURES = (*FID_NETWORKS, "lpips")
 #: What the splits of pairs are called in a report.
 NAMES = {"train": "seen", "held_out": "held_out"}
 #: What is judged of an image.
