@@ -1,4 +1,4 @@
-"""The emoji transformer finetuned to caption images, by low-rank adapters, 3,000 steps.
+"""The emoji transformer finetuned to caption images, by low-rank adapters, 2,000 steps.
 
 After configs/emoji.py, from whose token store it learns:
 
@@ -18,6 +18,6 @@ def get_config() -> ConfigDict:
     config.drop_captions = 0.0
     config.text_weight = 10.0  # few of the tokens, and all that is asked for
     config.corrupt_codes = 0.0
-    config.train.update(steps=3000, sample_every=0, sample_prompts=())
+    config.train.update(steps=2000, sample_every=0, sample_prompts=())
     config.data["from"] = "runs/emoji"
     return config

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.prompt_weight = 0.0  # the small image is always given
     config.drop_captions = 0.0
     config.model.update(layers=4, unroll=4, width=128, heads=2)
-    config.train.update(steps=6000, sample_every=0, sample_prompts=())
+    config.train.update(steps=4000, sample_every=0, sample_prompts=())
     # Windows are parts of images already.
     config.data.update(image_grid=16, views=2, smallest_crop=1.0, largest_crop=1.0, flip=True)
     config.data["from"] = "runs/emoji/fine"
