@@ -59,6 +59,13 @@ def open_bundle(path: Path | str) -> Bundle:
     return _newest_whole(folder / "checkpoints", steps) if steps else Bundle(folder)
 
 
+def is_bundle(path: Path | str) -> bool:
+    """Whether a folder is one that `open_bundle` opens, and none of other files: images, say."""
+    folder = Path(path)
+    run = (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+    return run or any((folder / file).is_file() for file in (NAME, META, Path("bundle", NAME)))
+
+
 def located(path: str) -> str:
     """The folder of the bundle or checkpoint that `open_bundle` takes for `path` now."""
     return str(open_bundle(path).path)
@@ -69,6 +76,10 @@ def named_arrays(item: str, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda keys, _: "/".join([item, *(str(_key(key)) for key in keys)]), tree
     )
+
+
+class _Undescribed(InputError):
+    """A checkpoint without a note of its bundle; its run has no others."""
 
 
 class StepBundle(Bundle):
@@ -88,7 +99,7 @@ class StepBundle(Bundle):
         except (OSError, ValueError) as error:
             raise InputError(f"checkpoint {folder} cannot be read: {one_line(error)}") from error
         if parts is None:
-            raise InputError(
+            raise _Undescribed(
                 f"checkpoint {folder} does not describe a bundle: it is of a run with low-rank"
                 " adapters, or of an earlier version; finish its run, at this step with"
                 f" --config.train.steps={meta.get('step')}, and use the bundle that it writes"
@@ -190,6 +201,8 @@ def _newest_whole(folder: Path, steps: list[int]) -> StepBundle:
         try:
             found = StepBundle(folder / str(step))
             found.check_own()
+        except _Undescribed:
+            raise
         except InputError as error:
             reasons.append(str(error))
             continue
@@ -198,7 +211,10 @@ def _newest_whole(folder: Path, steps: list[int]) -> StepBundle:
         if not reasons:
             log(f"{folder.parent} has no bundle yet: its checkpoint {step} is used")
         return found
-    raise InputError(reasons[0])
+    raise InputError(
+        f"{folder.parent} has no bundle, and of its {len(reasons)} checkpoints none can be used:"
+        f" restore one from a copy, or train again ({'; '.join(reasons)})"
+    )
 
 
 def _names(folder: Path) -> list[str]:

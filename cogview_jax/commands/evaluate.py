@@ -100,10 +100,11 @@ PRECISION = flags.DEFINE_enum(
     "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
 )
 REAL = command_line.path_flag(
-    "real", "real images: a folder, or of fid a file of statistics or a bundle"
+    "real", "real images: a folder, or of fid a file of statistics, a bundle or a workdir"
 )
 GENERATED = command_line.path_flag(
-    "generated", "of fid: the images to judge: a folder, a file of statistics or a bundle"
+    "generated",
+    "of fid: what is judged: a folder of images, a file of statistics, a bundle or a workdir",
 )
 FEATURES = command_line.pairs_flag(
     "features", "a feature network and the file of its weights, such as inception=FILE"

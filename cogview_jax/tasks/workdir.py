@@ -19,6 +19,9 @@ from cogview_jax.runtime.processes import barrier, host_name, is_primary
 from cogview_jax.tasks.experiment import Experiment, read_experiment
 
 #: Settings that may differ when a run is resumed: devices, length, and what it reports and keeps.
+#: model.unroll and model.remat are not among them: though they change no value on paper, another
+#: program rounds otherwise (float32 weights by 1e-7 in a step), and the same devices are to give
+#: the same run.
 RESUMABLE = (
     *("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every"),
     *("train.keep", "train.keep_every", "train.keep_best", "train.best_metric"),

@@ -73,8 +73,14 @@ def test_a_workdir_is_its_bundle_or_its_newest_whole_checkpoint(chain, workdir, 
     with pytest.raises(InputError, match="12 is damaged"):
         open_bundle(workdir / "checkpoints" / "12").transformer()
     damaged(workdir, 8)
-    with pytest.raises(InputError, match="checkpoints/12 is damaged"):
+    with pytest.raises(InputError) as raised:
         open_bundle(workdir)
+    found = str(raised.value)
+    assert found.startswith(
+        f"{workdir} has no bundle, and of its 2 checkpoints none can be used: restore one from a"
+        f" copy, or train again (checkpoint {workdir}/checkpoints/12 is damaged (params/"
+    )
+    assert f"; checkpoint {workdir}/checkpoints/8 is damaged (params/" in found
 
 
 def test_a_codecs_step_is_a_bundle_too(chain):

@@ -157,7 +157,10 @@ def test_a_bundle_stands_for_its_samples(chain, pool, tiny, tmp_path):
         (folder / f"{number}.txt").write_text(text)
     expected = fid(features(tiny, true), features(tiny, images[:, 0]))
     given = {"real": str(folder), "generated": f"{chain.run}/bundle", "features": {"tiny": tiny}}
-    for name, prompts in (("a", captioned.texts), ("b", ())):
+    # The workdir has its bundle's weights in its last step.
+    steps = {"c": str(chain.run), "d": f"{chain.run}/checkpoints/12"}
+    for name, prompts in (("a", captioned.texts), ("b", ()), *((step, ()) for step in steps)):
+        given["generated"] = steps.get(name, f"{chain.run}/bundle")
         options = Options(images=ImageOptions(**given, prompts=prompts), seed=3, batch_size=8)
         evaluate(load_benchmark("fid"), None, str(tmp_path / name), options)
         report = json.loads((tmp_path / name).read_text())
@@ -166,10 +169,8 @@ def test_a_bundle_stands_for_its_samples(chain, pool, tiny, tmp_path):
         assert (sampled["seed"], sampled["precision"]) == (3, "float32")
         assert sampled["sampling"]["temperature"] == 1.0
     with pytest.raises(InputError, match="is a bundle: expected --prompts FILE"):
-        swapped = ImageOptions(
-            real=given["generated"], generated=str(folder), features={"tiny": tiny}
-        )
-        evaluate(load_benchmark("fid"), None, str(tmp_path / "c"), Options(images=swapped))
+        swapped = ImageOptions(real=str(chain.run), generated=str(folder), features={"tiny": tiny})
+        evaluate(load_benchmark("fid"), None, str(tmp_path / "e"), Options(images=swapped))
 
 
 def test_what_the_paper_s_benchmarks_need(chain, captioner, tiny, tmp_path):

@@ -8,6 +8,7 @@ report.
 from pathlib import Path
 
 from cogview_jax.checkpoints.bundle import identity
+from cogview_jax.checkpoints.step_bundle import is_bundle, located
 from cogview_jax.data.sources.source import readable
 from cogview_jax.evaluation.accepted_flags import BLUR, DISTANCES, FID_NETWORKS, PROMPTS, SAMPLING
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, Report
@@ -72,14 +73,15 @@ def table(report: Report) -> str:
 def open_images(path: str | None, flag: str, options: Options) -> ImageSet | str:
     """A folder of images, or what a bundle samples, as a set; of a file of statistics the path.
 
-    A bundle samples an image for each of `options.images.prompts`, or, where there are none, for a
-    caption of each image of the folder `--real`.
+    A bundle, or a workdir or step that stands for one, samples an image for each of
+    `options.images.prompts`, or, where there are none, for a caption of each image of the folder
+    `--real`.
     """
     if path is None:
         raise InputError(
             f"--benchmark fid needs --{flag}: a folder of images, a bundle, or a .npz file"
         )
-    if not (Path(path) / "bundle.json").is_file():
+    if not is_bundle(path):
         if path.endswith(".npz"):
             return path
         images = SourceImages(open_folder(path, f"--{flag}"), path)
@@ -91,6 +93,7 @@ def open_images(path: str | None, flag: str, options: Options) -> ImageSet | str
         prompts = tuple(record.captions[0] for record in readable(source))
     if not prompts:
         raise InputError(f"--{flag} {path} is a bundle: expected --prompts FILE, or --prompt TEXT")
+    path = located(path)
     model = load(path, dtype=options.precision, needs=EVERY_PART, task="text_to_image")
     return sample_candidates(
         model,
