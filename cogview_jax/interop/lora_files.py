@@ -18,17 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from cogview_jax.checkpoints.adapted import merged_on_host, with_positions
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, transformer_shapes
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.description import TransformerEntry
 from cogview_jax.checkpoints.step_bundle import open_bundle
-from cogview_jax.checkpoints.stored_tree import Deferred, sizes
+from cogview_jax.checkpoints.stored_tree import sizes
 from cogview_jax.interop.files import (
     NOTHING_WRITTEN,
     check_bundle_output,
@@ -41,12 +40,9 @@ from cogview_jax.interop.safetensors_files import DESCRIPTION, describe_transfor
 from cogview_jax.models.lora import (
     LORA_A,
     LORA_B,
-    NEW_POSITIONS,
     LoRAConfig,
     adapter_pairs,
     adapter_shapes,
-    fit_positions,
-    merged_kernel,
 )
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.config import build
@@ -194,12 +190,7 @@ def merge_adapter(adapter: str, bundle: str, out: str) -> None:
         )
     stored, entry = opened.stored_transformer(), found.entry
     model = Transformer(entry.config, entry.vocabulary.size, entry.learned_positions)
-    base = dict(stored.params)
-    table = base["position_embedding"]
-    positions = min(entry.learned_positions, table.shape[0] + NEW_POSITIONS)
-    base["position_embedding"] = Deferred(
-        (positions, *table.shape[1:]), table.dtype, lambda: fit_positions(table.make(), positions)
-    )
+    base = with_positions(stored.params, entry.learned_positions)
     if sizes(base) != sizes(unbox(transformer_shapes(model))):
         raise InputError(f"{adapter}/{WEIGHTS} describes another model than the bundle {bundle}")
     adapters = stacked(found, base, f"{adapter}/{WEIGHTS}")
@@ -220,37 +211,6 @@ def merge_adapter(adapter: str, bundle: str, out: str) -> None:
             step=found.step,
         )
     log(f"bundle {out}: {', '.join(Bundle(path).parts)}; the adapter is merged")
-
-
-def merged_on_host(params: Any, adapters: Mapping[str, Any], lora: LoRAConfig) -> Any:
-    """The parameters of `models.lora.merged`, each a `Deferred`: one is in memory at a time.
-
-    Args:
-        params: the frozen parameters, arrays or `Deferred`s, in any type; they count as rounded to
-            `lora.base_dtype`.
-        adapters: NumPy arrays, a tree as in `models.lora.initial_adapters`.
-        lora: their settings.
-    """
-    pairs = {
-        ".".join(("blocks", "block", *path, "kernel")): (a, b)
-        for path, a, b in adapter_pairs(adapters["blocks"]["block"])
-    }
-    rounded = np.dtype(getattr(ml_dtypes, lora.base_dtype, lora.base_dtype))
-
-    def deferred(keys: tuple[Any, ...], leaf: Any) -> Deferred:
-        name = ".".join(key.key for key in keys)
-
-        def make() -> np.ndarray:
-            array = leaf.make() if isinstance(leaf, Deferred) else np.asarray(leaf)
-            # A copy in any case: the caller may keep what it gets.
-            array = np.array(array.astype(rounded), np.float32)
-            for layer, a, b in zip(array, *pairs.get(name, ((), ())), strict=False):
-                layer[...] = merged_kernel(layer, a, b, lora.scale)
-            return array
-
-        return Deferred(tuple(leaf.shape), np.dtype(np.float32), make)
-
-    return jax.tree_util.tree_map_with_path(deferred, params)
 
 
 def stacked(found: StoredAdapter, base: Mapping[str, Any], where: str) -> dict[str, Any]:
