@@ -5,14 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from cogview_jax.checkpoints.adapter import WEIGHTS, merged_on_host, read_adapter, stacked
+from cogview_jax.checkpoints.adapted import merged_on_host, placed, with_positions
+from cogview_jax.checkpoints.adapter import WEIGHTS, read_adapter, stacked
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, transformer_shapes
 from cogview_jax.checkpoints.bundle_writer import transformer_entry
 from cogview_jax.checkpoints.description import FORMAT, described
-from cogview_jax.checkpoints.stored_tree import Deferred, check_shapes, nested, sizes
-from cogview_jax.models.lora import NEW_POSITIONS, fit_positions
+from cogview_jax.checkpoints.stored_tree import check_shapes, nested, sizes
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file
@@ -70,15 +68,7 @@ class AdaptedBundle(Bundle):
             return tree
         entry, file = self._found.entry, self.path / WEIGHTS
         model = Transformer(entry.config, entry.vocabulary.size, entry.learned_positions)
-        table = tree["position_embedding"]
-        positions = min(entry.learned_positions, table.shape[0] + NEW_POSITIONS)
-        tree = tree | {
-            "position_embedding": Deferred(
-                (positions, *table.shape[1:]),
-                table.dtype,
-                lambda: fit_positions(table.make(), positions),
-            )
-        }
+        tree = with_positions(tree, entry.learned_positions)
         if sizes(tree) != sizes(unbox(transformer_shapes(model))):
             raise InputError(f"{file} describes another model than the bundle {self.base.path}")
         return merged_on_host(tree, stacked(self._found, tree, str(file)), self._found.lora)
@@ -96,7 +86,4 @@ class AdaptedBundle(Bundle):
             return
         tree = self._tree(part, path)
         check_shapes(path, sizes(tree), sizes(shapes))
-        arrays = dict(jax.tree.leaves_with_path(tree))
-        for keys, shape in jax.tree.leaves_with_path(shapes):
-            array = arrays[keys].make().astype(shape.dtype)
-            yield tuple(key.key for key in keys), jax.device_put(array, shape.sharding)
+        yield from placed(tree, shapes)

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -28,14 +26,13 @@ from cogview_jax.checkpoints.bundle import TransformerPart
 from cogview_jax.checkpoints.bundle_writer import transformer_entry
 from cogview_jax.checkpoints.description import TransformerEntry
 from cogview_jax.checkpoints.safetensors_metadata import DESCRIPTION, read_metadata
-from cogview_jax.checkpoints.stored_tree import Deferred, sizes
+from cogview_jax.checkpoints.stored_tree import sizes
 from cogview_jax.models.lora import (
     LORA_A,
     LORA_B,
     LoRAConfig,
     adapter_pairs,
     adapter_shapes,
-    merged_kernel,
 )
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
@@ -161,37 +158,6 @@ def read_adapter(folder: Path) -> StoredAdapter:
             raise InputError(f"{weights} has arrays of type {min(types - {'F32'})}, expected F32")
         arrays = {name: opened.get_tensor(name) for name in names}
     return StoredAdapter(lora, about["base"], about.get("step"), entry, arrays)
-
-
-def merged_on_host(params: Any, adapters: Mapping[str, Any], lora: LoRAConfig) -> Any:
-    """The parameters of `models.lora.merged`, each a `Deferred`: one is in memory at a time.
-
-    Args:
-        params: the frozen parameters, arrays or `Deferred`s, in any type; they count as rounded to
-            `lora.base_dtype`.
-        adapters: NumPy arrays, a tree as in `models.lora.initial_adapters`.
-        lora: their settings.
-    """
-    pairs = {
-        ".".join(("blocks", "block", *path, "kernel")): (a, b)
-        for path, a, b in adapter_pairs(adapters["blocks"]["block"])
-    }
-    rounded = np.dtype(getattr(ml_dtypes, lora.base_dtype, lora.base_dtype))
-
-    def deferred(keys: tuple[Any, ...], leaf: Any) -> Deferred:
-        name = ".".join(key.key for key in keys)
-
-        def make() -> np.ndarray:
-            array = leaf.make() if isinstance(leaf, Deferred) else np.asarray(leaf)
-            # A copy in any case: the caller may keep what it gets.
-            array = np.array(array.astype(rounded), np.float32)
-            for layer, a, b in zip(array, *pairs.get(name, ((), ())), strict=False):
-                layer[...] = merged_kernel(layer, a, b, lora.scale)
-            return array
-
-        return Deferred(tuple(leaf.shape), np.dtype(np.float32), make)
-
-    return jax.tree_util.tree_map_with_path(deferred, params)
 
 
 def stacked(found: StoredAdapter, base: Mapping[str, Any], where: str) -> dict[str, Any]:

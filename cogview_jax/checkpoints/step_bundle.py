@@ -2,7 +2,9 @@
 
 A checkpoint's notes say, as `BUNDLE`, what bundle.json would of the bundle that is written from it.
 A part whose arrays lie in the checkpoint has "arrays" in the place of its hash: a tree like that of
-the part, of names such as "ema/blocks/kernel". Another part has "paths", where it may be found.
+the part, of names such as "ema/blocks/kernel". Another part has "paths", where it may be found. A
+transformer with "adapts" has the arrays of low-rank adapters, and there what they are merged into:
+the path and the hash of a bundle's transformer, and the settings of the adapters.
 """
 
 import copy
@@ -14,6 +16,7 @@ from typing import Any
 
 import jax
 
+from cogview_jax.checkpoints.adapted import merged_on_host, placed, with_positions
 from cogview_jax.checkpoints.adapted_bundle import AdaptedBundle
 from cogview_jax.checkpoints.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from cogview_jax.checkpoints.bundle import Bundle, part_sha256
@@ -23,6 +26,8 @@ from cogview_jax.checkpoints.safetensors_metadata import read_metadata
 from cogview_jax.checkpoints.shipped import bundle_folder, shipped
 from cogview_jax.checkpoints.stored_step import META, one_line, read_meta
 from cogview_jax.checkpoints.stored_tree import nested, picked_tree, restore_picked
+from cogview_jax.models.lora import LoRAConfig
+from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.paths import check_tree, local_path
@@ -100,10 +105,11 @@ class StepBundle(Bundle):
             raise InputError(f"checkpoint {folder} cannot be read: {one_line(error)}") from error
         if parts is None:
             raise _Undescribed(
-                f"checkpoint {folder} does not describe a bundle: it is of a run with low-rank"
-                " adapters, or of an earlier version; finish its run, at this step with"
+                f"checkpoint {folder} does not describe a bundle: it is of an earlier version;"
+                " finish its run, at this step with"
                 f" --config.train.steps={meta.get('step')}, and use the bundle that it writes"
             )
+        self._adapts = parts.get("transformer", {}).pop("adapts", None)
         self._arrays = {
             part: entry.pop("arrays") for part, entry in parts.items() if "arrays" in entry
         }
@@ -116,6 +122,8 @@ class StepBundle(Bundle):
                 for x in sorted(files)
                 if x.split("/")[0] in self._items(part)
             ]
+            if part == "transformer" and self._adapts:
+                lines.append(f"{self._adapts['sha256']}  base\n")
             parts[part]["sha256"] = hashlib.sha256("".join(lines).encode()).hexdigest()
         raw = {"format": FORMAT, "step": meta["step"], "parts": parts}
         self._described = described(raw, folder)
@@ -162,9 +170,35 @@ class StepBundle(Bundle):
         return {name.split("/")[0] for name in jax.tree.leaves(self._arrays[part])}
 
     def _tree(self, part: str, path: Path) -> dict[str, Any]:
-        if part in self._arrays:
-            return picked_tree(path, self._arrays[part])
-        return super()._tree(part, path)
+        if part not in self._arrays:
+            return super()._tree(part, path)
+        picked = picked_tree(path, self._arrays[part])
+        return self._merged(picked) if self._merges(part) else picked
+
+    def _merges(self, part: str) -> bool:
+        """Whether the arrays of a part are adapters of another transformer."""
+        return part == "transformer" and self._adapts is not None
+
+    def _merged(self, adapters: dict[str, Any]) -> dict[str, Any]:
+        """The transformer that `adapters` adapt, with them."""
+        place, recorded = self._adapts["path"], self._adapts["sha256"]
+        try:
+            base = open_bundle(place)
+        except InputError as error:
+            raise InputError(
+                f"checkpoint {self.path} adapts the transformer of {place}: put it back there"
+                f" ({error})"
+            ) from error
+        if (found := base.sha256("transformer")) != recorded:
+            raise InputError(
+                f"checkpoint {self.path} adapts transformer {recorded[:12]}, but {place} holds"
+                f" {found[:12]}"
+            )
+        lora = build(LoRAConfig, self._adapts["lora"], f"checkpoint {self.path}: adapts.lora")
+        params = base.stored_transformer().params
+        positions = self._transformer_entry.learned_positions
+        made = jax.tree.map(lambda array: array.make(), adapters)
+        return merged_on_host(with_positions(params, positions), made, lora)
 
     def _restored(self, part: str, path: Path, shapes: Mapping[str, Any]) -> Any:
         if part in self._arrays:
@@ -174,6 +208,8 @@ class StepBundle(Bundle):
     def _restored_each(
         self, part: str, path: Path, shapes: Mapping[str, Any]
     ) -> Iterator[tuple[tuple[str, ...], Any]]:
+        if self._merges(part):
+            return placed(self._tree(part, path), shapes)
         if part in self._arrays:
             return restore_picked(path, self._arrays[part], shapes)
         return super()._restored_each(part, path, shapes)

@@ -77,8 +77,7 @@ def described_bundle(task: Task, config: TrainConfig, shapes: TrainState) -> dic
         if item in ("params", "extras", "ema")
     }
     names = bundle_state(task.objective, config, dataclasses.replace(shapes, **fields))
-    parts = task.described(task.objective.bundle_values(names.values))
-    return {} if parts is None else {BUNDLE: parts}
+    return {BUNDLE: task.described(task.objective.bundle_values(names.values))}
 
 
 def bundle_state(objective: Objective[Any], config: TrainConfig, state: TrainState) -> TrainState:

@@ -1,5 +1,6 @@
 """The task of stage 2 with low-rank adapters: the transformer of `init_from` is not changed."""
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from cogview_jax.checkpoints.adapter import merged_on_host, write_adapter
+from cogview_jax.checkpoints.adapted import merged_on_host
+from cogview_jax.checkpoints.adapter import write_adapter
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.models.lora import NEW_POSITIONS, fit_positions, merged
@@ -90,8 +92,15 @@ class LoRATask(TransformerTask):
             )
         super().write(state, path)
 
-    def described(self, arrays: ModelValues) -> None:
-        """Nothing: a checkpoint has the adapters alone, and no bundle can be read from it."""
+    def described(self, arrays: ModelValues) -> dict[str, dict[str, Any]]:
+        """As of a run without adapters; beside their arrays stands what they are merged into."""
+        parts = super().described(arrays)
+        parts["transformer"]["adapts"] = {
+            "path": str(self._base.path),
+            "sha256": self._base.sha256("transformer"),
+            "lora": dataclasses.asdict(self.experiment.lora),
+        }
+        return parts
 
     @functools.cached_property
     def _base(self) -> Bundle:

@@ -66,8 +66,8 @@ class Task(Protocol):
     def cogview(self, state: TrainState) -> CogView:
         """The bundle of the parameters of `state`, in memory."""
 
-    def described(self, arrays: ModelValues) -> dict[str, dict[str, Any]] | None:
-        """What a checkpoint says of its bundle (`checkpoints.step_bundle`); None for nothing.
+    def described(self, arrays: ModelValues) -> dict[str, dict[str, Any]]:
+        """What a checkpoint says of its bundle (`checkpoints.step_bundle`).
 
         arrays: what `Objective.bundle_values` gives, with names in the place of the arrays.
         """

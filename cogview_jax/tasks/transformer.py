@@ -277,7 +277,7 @@ class TransformerTask:
             step=int(state.position),
         )
 
-    def described(self, arrays: ModelValues) -> dict[str, dict[str, Any]] | None:
+    def described(self, arrays: ModelValues) -> dict[str, dict[str, Any]]:
         """The transformer, whose arrays a checkpoint has, and where its tokenizers lie."""
         codec, text = self._codec(), self._text()
         file = codec.path / FILES["text"]

@@ -73,8 +73,6 @@ def test_the_bundle_is_the_base_with_the_adapter_merged(chain, experiment, finis
     part, base = ours.transformer(), Bundle(experiment.init_from).transformer()
     assert_same(part.params, theirs.transformer().params)
     assert open_bundle(finished).path == finished / "bundle"
-    with pytest.raises(InputError, match=r"low-rank adapters.*--config.train.steps=2, and use"):
-        open_bundle(finished / "checkpoints" / "2")
     changed = {
         ".".join(key.key for key in path)
         for path, leaf in jax.tree.leaves_with_path(part.params)
@@ -90,6 +88,31 @@ def test_the_bundle_is_the_base_with_the_adapter_merged(chain, experiment, finis
     model = load(finished / "bundle")
     assert model.layout.task == "caption"
     assert len(model.caption(np.zeros((1, 16, 16, 3), np.uint8))) == 1
+
+
+def test_a_step_opens_as_the_bundle_that_it_would_become(experiment, finished, tmp_path):
+    """Of the run that is done, the last one is its bundle, bit for bit; an earlier one differs."""
+    step, bundle = open_bundle(finished / "checkpoints" / "4"), Bundle(finished / "bundle")
+    ours, theirs = (each.parts["transformer"] | {"sha256": ""} for each in (step, bundle))
+    assert json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True)
+    trained = bundle.transformer().params
+    assert_same(step.transformer().params, trained)
+    assert_same(step.layered_transformer().params, bundle.layered_transformer().params)
+    read = step.stored_transformer().params
+    assert_same(jax.tree.map(lambda leaf: leaf.make(), read), trained)
+    part, earlier = "transformer", open_bundle(finished / "checkpoints" / "2")
+    both = earlier.transformer().params, trained
+    assert not np.array_equal(*(tree["blocks"]["block"]["mlp"]["up"]["kernel"] for tree in both))
+    assert earlier.sha256(part) != step.sha256(part)
+    running = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("bundle"))
+    image = np.zeros((1, 16, 16, 3), np.uint8)
+    assert load(running).caption(image) == load(finished).caption(image)
+    meta = running / "checkpoints" / "4" / "meta" / "metadata"
+    written = json.loads(meta.read_text())
+    written["notes"]["bundle"][part]["adapts"]["path"] = str(tmp_path / "gone")
+    meta.write_text(json.dumps(written))
+    with pytest.raises(InputError, match=rf"adapts the transformer of {tmp_path}/gone: put it"):
+        open_bundle(running / "checkpoints" / "4").transformer()
 
 
 def _at(tree, path):
