@@ -67,8 +67,11 @@ def open_bundle(path: Path | str) -> Bundle:
 def is_bundle(path: Path | str) -> bool:
     """Whether a folder is one that `open_bundle` opens, and none of other files: images, say."""
     folder = Path(path)
+    if not folder.exists():
+        return str(path) in shipped()
     run = (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
-    return run or any((folder / file).is_file() for file in (NAME, META, Path("bundle", NAME)))
+    files = (NAME, META, ADAPTER_WEIGHTS, Path("bundle", NAME))
+    return run or any((folder / file).is_file() for file in files)
 
 
 def located(path: str) -> str:

@@ -12,7 +12,7 @@ from cogview_jax.checkpoints import shipped
 from cogview_jax.checkpoints.adapter import write_adapter
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, identity, transformer_shapes
 from cogview_jax.checkpoints.bundle_writer import write_bundle
-from cogview_jax.checkpoints.step_bundle import located, open_bundle
+from cogview_jax.checkpoints.step_bundle import is_bundle, located, open_bundle
 from cogview_jax.interop.adapter_merge import merge_adapter
 from cogview_jax.models.lora import LoRAConfig, adapter_shapes
 from cogview_jax.models.transformer import Transformer
@@ -57,7 +57,11 @@ def package(folder, monkeypatch, tmp_path):
 
 def test_a_name_is_a_folder_that_is_there_or_else_a_shipped_bundle(package, tmp_path):
     assert located("base") == str(package / "base")
+    assert is_bundle("base")
+    assert is_bundle("said")
+    assert not is_bundle("bass")
     (tmp_path / "base").mkdir()
+    assert not is_bundle("base")
     with pytest.raises(InputError, match=rf"{tmp_path}/base is no bundle"):
         open_bundle("base")
     with pytest.raises(InputError, match=r"no shipped bundle 'bass', and no such folder; .*base"):
