@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.vocabulary.codes = 1024
     config.prompt_weight = 0.0  # the small image is always given
     config.drop_captions = 0.0
-    config.model.update(layers=4, unroll=4, width=128, heads=2)
+    config.model.update(layers=4, unroll=4, width=96, heads=3)
     config.train.update(steps=4000, sample_every=0, sample_prompts=())
     # Windows are parts of images already.
     config.data.update(image_grid=16, views=2, smallest_crop=1.0, largest_crop=1.0, flip=True)

@@ -46,6 +46,7 @@ from cogview_jax.training.step import make_step
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "launch/README.md")),
+    ROOT / "cogview_jax" / "assets" / "bundles" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -314,11 +315,11 @@ def test_python_of_the_reference_has_the_signatures_of_the_code():
 
 @pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
 def test_the_python_face_runs_as_it_is_shown(name, chain, tmp_path, monkeypatch):
-    """On a bundle of a few steps: what it generates is noise, but all of it is generated."""
+    """README's on the shipped bundle. A bundle of a few steps generates noise, but all of it."""
     (code,) = (code for code in blocks(ROOT / name, "python"))
     bundle = str(chain.run / "bundle")
     monkeypatch.chdir(tmp_path)
-    assert '"runs/demo/bundle"' in code
+    assert ('"emoji"' if name == "README.md" else '"runs/demo/bundle"') in code
     names = {}
     exec(compile(code.replace("runs/demo/bundle", bundle), name, "exec"), names)
     assert [path.suffix for path in tmp_path.iterdir()] == [".png"]
