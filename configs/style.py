@@ -17,6 +17,8 @@ has never seen. `emoji` finetunes all of it, `emoji_lora` adapters:
     examples/emoji/make.sh folder --out runs/style/data --size 64 --styles openmoji --embedded
     python -m cogview_jax.prepare --config configs/style.py:emoji_lora --workdir runs/style/lora
     python -m cogview_jax.train --config configs/style.py:emoji_lora --workdir runs/style/lora
+    python -m cogview_jax.evaluate --benchmark style --bundle runs/style/lora/bundle --guidance 2 \\
+        --real runs/style/data/held_out --prompt "{object} of outline style" --out style.json
 """
 
 from ml_collections import ConfigDict
@@ -53,7 +55,7 @@ def get_config(variant: str) -> ConfigDict:
 
 def _emoji(lora: bool) -> ConfigDict:
     config = emoji.get_config()
-    config.init_from = config.data["from"] = "runs/emoji"
+    config.init_from, config.data["from"] = "runs/emoji/bundle", "runs/emoji"
     config.train.update(steps=300, log_every=20, checkpoint_every=100, sample_every=100)
     config.train.sample_prompts = tuple(f"{each} of outline style" for each in OBJECTS)
     config.optimizer = {"lr": 3e-4, "warmup": 0.1}
