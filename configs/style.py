@@ -56,12 +56,12 @@ def get_config(variant: str) -> ConfigDict:
 def _emoji(lora: bool) -> ConfigDict:
     config = emoji.get_config()
     config.init_from, config.data["from"] = "runs/emoji/bundle", "runs/emoji"
-    config.train.update(steps=300, log_every=20, checkpoint_every=100, sample_every=100)
+    config.train.update(steps=400, log_every=20, checkpoint_every=100, sample_every=100)
     config.train.sample_prompts = tuple(f"{each} of outline style" for each in OBJECTS)
-    config.optimizer = {"lr": 3e-4, "warmup": 0.1}
+    config.optimizer = {"lr": 1e-3, "warmup": 0.1}
     if lora:
-        config.lora = {"rank": 8, "alpha": 8.0}
-        config.optimizer.lr = 3e-3
+        config.lora = {"rank": 8}
+        config.optimizer.lr = 1e-2
     config.data.source = {
         "kind": "folder",
         "path": "runs/style/data/train",

@@ -8,6 +8,7 @@ network's, or without one the image's own pixels, which tell less: the judge kno
 Legend: n images, c concepts, s styles, d numbers per image.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,7 @@ class EmojiJudge:
         extractor: FeatureExtractor | None,
         folder: Path,
         new_style: ImageSet | None = None,
+        seen_as: Callable[[ImageSet, str], ImageSet] = lambda images, name: images,
     ):
         """Computes the means of the true images.
 
@@ -56,20 +58,23 @@ class EmojiJudge:
             folder: for the features of sets, a folder a set in it.
             new_style: images of a style that is none of the embedded ones, whose number follows
                 theirs. It says nothing of how concepts look.
+            seen_as: what a set of true images, whose name follows, is seen as: images that come out
+                of an image tokenizer are nearer to others that do.
         """
         self._extractor, self._folder = extractor, folder
         numbers = range(len(emoji_set.concepts())), range(len(emoji_set.STYLES))
         tiles = [
             emoji_set.tile(concept, style, size) for concept in numbers[0] for style in numbers[1]
         ]
-        true = self.features(ArrayImages(np.stack(tiles), "true images"), "true")
+        images = seen_as(ArrayImages(np.stack(tiles), "true images"), "true")
+        true = self.features(images, "true")
         self._true = true.reshape(*map(len, numbers), -1)
         own = self._true.mean(axis=0)
         self._directions = _unit(_unit(self._true - own).mean(axis=1))
         self._styles = own
         if new_style is not None:
-            new = self.features(new_style, "new_style").mean(axis=0)
-            self._styles = np.concatenate([own, new[None]])
+            new = self.features(seen_as(new_style, "new_style"), "new_style")
+            self._styles = np.concatenate([own, new.mean(axis=0, keepdims=True)])
 
     def describe(self) -> dict[str, str]:
         """What a report says of the features: a name, and the hash of a network's weights."""

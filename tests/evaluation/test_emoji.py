@@ -87,7 +87,14 @@ def test_the_judge_learns_a_style_that_is_not_embedded(tmp_path):
     true = features_of(tiles(every)).reshape(CONCEPTS, STYLES, -1)
     inverted = 255 - tiles((c, 1) for c in range(64))
     seen, others = inverted[:48], np.concatenate([inverted[48:], tiles(every[:12])])
-    judge = EmojiJudge(emoji_set.TILE, None, tmp_path, ArrayImages(seen, "seen"))
+    names = []
+
+    def seen_as(images, name):
+        names.append(name)
+        return images
+
+    judge = EmojiJudge(emoji_set.TILE, None, tmp_path, ArrayImages(seen, "seen"), seen_as)
+    assert names == ["true", "new_style"]
     judged = judge(judge.features(ArrayImages(others, "others"), "others"))
     mean = features_of(seen).mean(axis=0)
     concepts, styles = nearest_means(features_of(others), true, mean)
