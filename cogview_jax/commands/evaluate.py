@@ -25,7 +25,7 @@ bundle, which samples an image for every caption of --real or each of --prompts.
 tokenizer measures what an image tokenizer gives back, pictures a model on captioned images of
 your own (--real), table1 and figure9 what the paper reports of the best of several candidates, and
 worst finds captions that do not fit their images; see docs/guides/evaluation.md. Interrupted, the
-same command goes on; all but shapes, emoji and attention run as several processes, too.
+same command goes on; all but shapes, emoji, style, fashion and attention run as several processes.
 
   python -m cogview_jax.evaluate --benchmark attention --bundle runs/demo/bundle \\
       --prompts configs/demo_prompts.txt --out attention.json
@@ -37,6 +37,12 @@ attention shows what each attention head looks at: a position, the text, or a fe
 
 emoji uses pairs of a concept and a style of the embedded emoji that training has seen, and held-out
 ones: the share of images, or of captions, that are right, or the errors of upsampled images.
+
+  python -m cogview_jax.evaluate --benchmark style --bundle runs/style/lora/bundle \\
+      --real runs/style/data/held_out --prompt "{object} of outline style" --out style.json
+
+style asks a bundle that was finetuned to a style for objects that it has not seen in that style:
+the share of images whose style, concept, and both are right.
 """
 
 from absl import flags
@@ -67,7 +73,8 @@ BENCHMARK = flags.DEFINE_enum(
 NUM_PROMPTS = flags.DEFINE_integer(
     "num_prompts",
     300,
-    "captions or images that are measured; of shapes and emoji in each of their two splits",
+    "captions or images that are measured; of shapes and emoji in each of their two splits, of"
+    " style as many images of each object",
 )
 SEED = flags.DEFINE_integer("seed", 0, "of the prompts and of sampling")
 TEMPERATURE = flags.DEFINE_float(
@@ -121,7 +128,8 @@ CAPTIONS = command_line.path_flag(
 PROMPT = flags.DEFINE_multi_string(
     "prompt",
     [],
-    "of pictures: what to show images of; of fid and attention: what a bundle samples",
+    "of pictures: what to show images of; of fid and attention: what a bundle samples; of style: a"
+    " pattern with {object}",
 )
 PROMPTS = command_line.path_flag("prompts", "a file with one such prompt a line")
 RESIZE = flags.DEFINE_enum(

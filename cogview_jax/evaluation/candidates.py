@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cogview_jax.data.records import BadRecord
+from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.benchmark import Options
 from cogview_jax.evaluation.image_sets import ImageSet, good_images
 from cogview_jax.evaluation.row_store import RowStore
@@ -84,13 +85,14 @@ class Selected:
         yield from self._images.read([int(self._numbers[number]) for number in numbers])
 
 
-class Viewed:
-    """A set of which a part of each image is seen."""
+class Squares:
+    """A set of whose images the central square is seen, scaled to one size."""
 
-    def __init__(self, images: ImageSet, view: Callable[[np.ndarray], np.ndarray], what: str):
-        """view: an image uint8 [h, w, 3] -> the part that is seen. what: names the view."""
-        self.name, self._images, self._view = images.name, images, view
-        self.identity = {"of": images.identity, "view": what}
+    def __init__(self, images: ImageSet, size: int):
+        """size: rows and columns."""
+        self.name, self._images = images.name, images
+        self._view, self._rng = SquareView(size), np.random.default_rng(0)
+        self.identity = {"of": images.identity, "view": f"square of {size}"}
 
     def __len__(self) -> int:
         """How many there are, good and bad."""
@@ -99,7 +101,7 @@ class Viewed:
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray | BadRecord]:
         """See `evaluation.image_sets.ImageSet`."""
         for image in self._images.read(numbers):
-            yield image if isinstance(image, BadRecord) else self._view(image)
+            yield image if isinstance(image, BadRecord) else self._view(image, self._rng)
 
 
 def sample_candidates(

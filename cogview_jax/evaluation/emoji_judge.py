@@ -1,12 +1,14 @@
 """What an image of the embedded emoji shows: the nearest class mean of features.
 
 Classes are the concepts and the styles of `data.emoji_set`, and their means are those of its true
-images. Features are a network's, or without one the image's own pixels, which tell less: the judge
-knows its own error (`EmojiJudge.own_error`).
+images; there may be one more style, whose mean is that of a set of images. Features are a
+network's, or without one the image's own pixels, which tell less: the judge knows its own error
+(`EmojiJudge.own_error`).
 
 Legend: n images, c concepts, s styles, d numbers per image.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +41,14 @@ class EmojiJudge:
     alike says nothing of which one it is.
     """
 
-    def __init__(self, size: int, extractor: FeatureExtractor | None, folder: Path):
+    def __init__(
+        self,
+        size: int,
+        extractor: FeatureExtractor | None,
+        folder: Path,
+        new_style: ImageSet | None = None,
+        seen_as: Callable[[ImageSet, str], ImageSet] = lambda images, name: images,
+    ):
         """Computes the means of the true images.
 
         Args:
@@ -47,14 +56,25 @@ class EmojiJudge:
                 them first.
             extractor: the network, or None for pixels.
             folder: for the features of sets, a folder a set in it.
+            new_style: images of a style that is none of the embedded ones, whose number follows
+                theirs. It says nothing of how concepts look.
+            seen_as: what a set of true images, whose name follows, is seen as: images that come out
+                of an image tokenizer are nearer to others that do.
         """
         self._extractor, self._folder = extractor, folder
         numbers = range(len(emoji_set.concepts())), range(len(emoji_set.STYLES))
         tiles = [
             emoji_set.tile(concept, style, size) for concept in numbers[0] for style in numbers[1]
         ]
-        true = self.features(ArrayImages(np.stack(tiles), "true images"), "true")
+        images = seen_as(ArrayImages(np.stack(tiles), "true images"), "true")
+        true = self.features(images, "true")
         self._true = true.reshape(*map(len, numbers), -1)
+        own = self._true.mean(axis=0)
+        self._directions = _unit(_unit(self._true - own).mean(axis=1))
+        self._styles = own
+        if new_style is not None:
+            new = self.features(seen_as(new_style, "new_style"), "new_style")
+            self._styles = np.concatenate([own, new.mean(axis=0, keepdims=True)])
 
     def describe(self) -> dict[str, str]:
         """What a report says of the features: a name, and the hash of a network's weights."""
@@ -77,10 +97,9 @@ class EmojiJudge:
 
     def __call__(self, features: Float[np.ndarray, "n d"]) -> Judged:
         """Judges images by their features, which have length 1."""
-        means = self._true.mean(axis=0)
-        styles = np.argmin(_squared_distances(features, means), axis=1)
-        directions = _unit(_unit(self._true - means).mean(axis=1))
-        concepts = np.argmax(_unit(features - means[styles]) @ directions.T, axis=1)
+        styles = np.argmin(_squared_distances(features, self._styles), axis=1)
+        own = _unit(features - self._styles[styles])
+        concepts = np.argmax(own @ self._directions.T, axis=1)
         return Judged(concepts, styles)
 
     def own_error(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
     examples/emoji/make.sh sheets [--check]
     examples/emoji/make.sh folder --out DIR [--size 256]
+    examples/emoji/make.sh folder --out runs/style/data --size 64 --styles openmoji --embedded
 
 The art and the names come as npm packages of fixed versions and hashes, fetched by `npm pack` into
 --packages where they are not there yet. Every picture is drawn at 256 x 256 pixels, laid on white,
@@ -286,12 +287,17 @@ def all_concepts(packages: Path, pictures: Iterable[Pictures]) -> list[Concept]:
     return [Concept(code, *(names[language][code] for language in LANGUAGES)) for code in kept]
 
 
-def make_folder(packages: Path, out: Path, styles: Sequence[Style], size: int) -> None:
-    """Writes the large set: `out`/train and `out`/held_out, each a folder with captions.jsonl."""
+def make_folder(
+    packages: Path, out: Path, styles: Sequence[Style], size: int, embedded: bool
+) -> None:
+    """Writes `out`/train and `out`/held_out, each a folder with captions.jsonl.
+
+    The concepts are those that all styles have, or the `embedded` ones alone.
+    """
     pictures = {style.name: Pictures(style.name, packages) for style in styles}
     # Of fewer styles the concepts are those of all, so that their numbers are the same.
     every = [pictures.get(name) or Pictures(name, packages) for name in ART]
-    concepts = all_concepts(packages, every)
+    concepts = all_concepts(packages, every)[: len(chosen()) if embedded else None]
     lines: dict[str, list[str]] = {split: [] for split in SPLITS}
     with (
         atomic_path(out) as folder,
@@ -352,6 +358,9 @@ def _parser() -> argparse.ArgumentParser:
         default=",".join(ART),
         help=f"some of {','.join(ART)} (default: all).\nThe last two are CC-BY and CC-BY-SA",
     )
+    folder.add_argument(
+        "--embedded", action="store_true", help="only the 256 concepts of the package"
+    )
     for command in (sheets, folder):
         command.add_argument(
             "--packages",
@@ -385,7 +394,7 @@ def run(options: argparse.Namespace) -> None:
         if name not in ART:
             raise InputError(f"--styles {options.styles}: choices are {', '.join(ART)}")
     styles = [style for style in STYLES if style.name in names]
-    make_folder(options.packages, options.out, styles, options.size)
+    make_folder(options.packages, options.out, styles, options.size, options.embedded)
 
 
 def main() -> None:

@@ -240,6 +240,24 @@ def test_fewer_styles_keep_their_splits(made_up, tmp_path):
     assert "CC-BY" not in (out / "NOTICE").read_text("utf-8")
 
 
+def test_a_style_of_the_embedded_concepts_alone(made_up, tmp_path):
+    make, packages = made_up
+    out = tmp_path / "emoji"
+    run(make, "folder", "--packages", packages, "--out", out, "--embedded")
+    keys = {
+        split: [source.key(i) for i in range(len(source))]
+        for split, source in ((s, FolderSource(out / s)) for s in ("train", "held_out"))
+    }
+    assert keys["held_out"] == ["noto/1f381.webp", "twemoji/1f381.webp"]
+    assert [key.split("/")[0] for key in keys["train"]] == [
+        "flat",
+        "3d",
+        "high_contrast",
+        "openmoji",
+    ]
+    assert {key.split("/")[1] for key in keys["train"]} == {"1f381.webp"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

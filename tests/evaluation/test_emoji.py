@@ -43,9 +43,13 @@ def features_of(pixels):
     return np.array(rows)
 
 
-def nearest_means(images, true):
-    """Slowly, of features [n, d] and [concepts, styles, d]: the numbers of concepts and styles."""
+def nearest_means(images, true, *more):
+    """Slowly, of features [n, d] and [concepts, styles, d]: the numbers of concepts and styles.
+
+    `more` are means of further styles.
+    """
     style_means = [np.mean([true[c, s] for c in range(CONCEPTS)], axis=0) for s in range(STYLES)]
+    style_means += more
     found = []
     for row in images:
         distances = [np.sum((row - mean) ** 2) for mean in style_means]
@@ -75,6 +79,29 @@ def test_the_judge_takes_the_nearest_class_mean(judge):
     np.testing.assert_array_equal(judged.styles, styles)
     # Noise leaves most of what an image shows.
     assert np.mean(judged.concepts == [c for c, _ in pairs]) > 0.8
+
+
+def test_the_judge_learns_a_style_that_is_not_embedded(tmp_path):
+    """Inverted tiles of some concepts teach the style, those of others are judged."""
+    every = [(c, s) for c in range(CONCEPTS) for s in range(STYLES)]
+    true = features_of(tiles(every)).reshape(CONCEPTS, STYLES, -1)
+    inverted = 255 - tiles((c, 1) for c in range(64))
+    seen, others = inverted[:48], np.concatenate([inverted[48:], tiles(every[:12])])
+    names = []
+
+    def seen_as(images, name):
+        names.append(name)
+        return images
+
+    judge = EmojiJudge(emoji_set.TILE, None, tmp_path, ArrayImages(seen, "seen"), seen_as)
+    assert names == ["true", "new_style"]
+    judged = judge(judge.features(ArrayImages(others, "others"), "others"))
+    mean = features_of(seen).mean(axis=0)
+    concepts, styles = nearest_means(features_of(others), true, mean)
+    np.testing.assert_array_equal(judged.concepts, concepts)
+    np.testing.assert_array_equal(judged.styles, styles)
+    assert np.mean(judged.styles[:16] == STYLES) > 0.9
+    assert np.mean(judged.styles[16:] == STYLES) < 0.1
 
 
 def test_the_judge_knows_its_own_error(judge):

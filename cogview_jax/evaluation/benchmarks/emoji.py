@@ -172,7 +172,7 @@ def _generated(model: CogView, asked: Mapping[str, Asked], options: Options) -> 
             precision=options.precision,
         )
         ceiling = judge(judge.features(decoded, f"{name}_ceiling"))
-        rows["ceiling"] = _shares(ceiling, each)
+        rows["ceiling"] = shares(ceiling, each)
         if extractor is not None and split == "held_out":
             real = judge.of(
                 _true_images(asked_for(split, len(emoji_set.pairs(split)), 0), size),
@@ -203,7 +203,7 @@ def _right(judged: Judged, asked: Asked, candidates: int = 1) -> dict[str, np.nd
     return {"concept": concept, "style": style, "both": concept & style}
 
 
-def _shares(judged: Judged, asked: Asked, rows: np.ndarray | slice = slice(None)) -> Report:
+def shares(judged: Judged, asked: Asked, rows: np.ndarray | slice = slice(None)) -> Report:
     """The shares that are judged right, of some of the images; each prompt has as many images."""
     right = _right(judged, asked, len(judged.styles) // len(asked.texts))
     return {part: float(right[part][rows].mean()) for part in RIGHT}
@@ -211,7 +211,7 @@ def _shares(judged: Judged, asked: Asked, rows: np.ndarray | slice = slice(None)
 
 def _rows(judged: Judged, asked: Asked, candidates: int) -> Report:
     """Shares of all images, by language and by style."""
-    rows = {"generated": _shares(judged, asked)}
+    rows = {"generated": shares(judged, asked)}
     groups = {
         tongue: np.array([each == tongue for each in asked.languages])
         for tongue in emoji_set.LANGUAGES
@@ -219,7 +219,7 @@ def _rows(judged: Judged, asked: Asked, candidates: int) -> Report:
     groups |= {style.name: asked.styles == i for i, style in enumerate(emoji_set.STYLES)}
     for name, members in groups.items():
         if members.any():
-            rows[f"generated_{name}"] = _shares(judged, asked, np.repeat(members, candidates))
+            rows[f"generated_{name}"] = shares(judged, asked, np.repeat(members, candidates))
     return rows
 
 
@@ -227,7 +227,7 @@ def _best(scores: Float[np.ndarray, "n candidates"], judged: Judged, asked: Aske
     """Shares of the best by CapLoss of the first 1, 4, 16 ... candidates."""
     counts = [4**i for i in range(scores.shape[1].bit_length()) if 4**i <= scores.shape[1]]
     return {
-        f"best_of_{count}": _shares(judged, asked, best_of(scores, count, lowest=True))
+        f"best_of_{count}": shares(judged, asked, best_of(scores, count, lowest=True))
         for count in counts
     }
 
@@ -266,7 +266,7 @@ def _captions(model: CogView, asked: Mapping[str, Asked], options: Options) -> R
                 batch_size=options.batch_size,
                 progress=progress.update,
             )
-            said = _shares(_named(texts), each)
+            said = shares(_named(texts), each)
             report[NAMES[split]] = {"images": len(texts), "said": said}
     return report
 

@@ -15,11 +15,10 @@ import numpy as np
 from cogview_jax.data import fashion_set
 from cogview_jax.data.fashion_set import CLASSES, LANGUAGES, Shown
 from cogview_jax.data.records import BadRecord
-from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.accepted_flags import SAMPLING
 from cogview_jax.evaluation.benchmark import Measured, Options, Report
-from cogview_jax.evaluation.candidates import Viewed, encode_images, sample_asked
-from cogview_jax.evaluation.captioned_sets import CaptionedSet, folder_captions
+from cogview_jax.evaluation.candidates import Squares, encode_images, sample_asked
+from cogview_jax.evaluation.captioned_sets import folder_captions
 from cogview_jax.evaluation.fashion_judge import FashionJudge, Judged
 from cogview_jax.evaluation.image_sets import ImageSet, good_images, open_folder, require_readable
 from cogview_jax.evaluation.page import Images
@@ -103,7 +102,7 @@ def run(model: CogView, options: Options) -> Measured:
     generated = sample_asked(model, captioned.texts, 1, folder / "generated", options)
     decoded = encode_images(
         model,
-        _square(captioned, model.codec.config.image_size),
+        Squares(captioned.images, model.codec.config.image_size),
         folder / "codes",
         bundle=options.bundle,
         precision=options.precision,
@@ -127,12 +126,6 @@ def run(model: CogView, options: Options) -> Measured:
         if (of := asked.labels == label).any()
     }
     return Measured(report, [_shown(generated, judged, asked, captioned.texts)])
-
-
-def _square(captioned: CaptionedSet, size: int) -> Viewed:
-    """The true images at the size of the image tokenizer."""
-    view, rng = SquareView(size), np.random.default_rng(0)
-    return Viewed(captioned.images, lambda image: view(image, rng), f"square of {size}")
 
 
 def _judged(judge: FashionJudge, images: ImageSet) -> Judged:

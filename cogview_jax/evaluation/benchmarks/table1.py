@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.accepted_flags import (
     BLUR,
     CAPTIONED,
@@ -27,7 +26,7 @@ from cogview_jax.evaluation.benchmarks.fid import open_extractor
 from cogview_jax.evaluation.candidates import (
     CodedImages,
     Selected,
-    Viewed,
+    Squares,
     best_of,
     encode_images,
     sample_asked,
@@ -99,9 +98,7 @@ class Pool:
 
     def reconstructed(self) -> CodedImages:
         """The true images through the image tokenizer."""
-        size = self.model.codec.config.image_size
-        view, rng = SquareView(size), np.random.default_rng(0)
-        seen = Viewed(self.captioned.images, lambda image: view(image, rng), f"square of {size}")
+        seen = Squares(self.captioned.images, self.model.codec.config.image_size)
         folder = self._folder / "reconstructed"
         options = self.options
         return encode_images(

@@ -11,11 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.accepted_flags import DISTANCES, FID_NETWORKS
 from cogview_jax.evaluation.benchmark import Measured, Options, Report, mean_of
 from cogview_jax.evaluation.benchmarks.fid import open_extractor
-from cogview_jax.evaluation.candidates import CodedImages, Viewed, encode_images
+from cogview_jax.evaluation.candidates import CodedImages, Squares, encode_images
 from cogview_jax.evaluation.captioned_sets import drawn_captions
 from cogview_jax.evaluation.features import FEATURE_NETWORKS
 from cogview_jax.evaluation.image_sets import (
@@ -55,8 +54,7 @@ def run(model: CogView, options: Options) -> Measured:
     else:
         images = SourceImages(open_folder(asked.real, "--real"), asked.real)
         require_readable(images, "--real")
-    square, rng = SquareView(size), np.random.default_rng(0)
-    true = Viewed(images, lambda image: square(image, rng), f"square of {size}")
+    true = Squares(images, size)
     decoded = encode_images(
         model, true, folder / "codes", bundle=options.bundle, precision=options.precision
     )
