@@ -68,9 +68,8 @@ def path_flag(
     name: str, help: str, *, default: str | None = None, required: bool = False
 ) -> flags.FlagHolder:
     """Defines `--NAME PATH`: a text that is the path of a file or folder."""
-    serializer: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
-    parser = _PathParser()
-    return flags.DEFINE(parser, name, default, help, serializer=serializer, required=required)
+    text: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+    return flags.DEFINE(_PathParser(), name, default, help, serializer=text, required=required)
 
 
 def paths_flag(name: str, help: str) -> flags.FlagHolder:
