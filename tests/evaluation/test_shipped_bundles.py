@@ -63,4 +63,4 @@ def test_larger_images_have_the_error_that_the_card_says(tmp_path):
     rows = measured("emoji_superres", tmp_path, count=4)
     for way, name in (("enlarged", "super-resolution"), ("bicubic", "bicubic")):
         errors = [row["squared_error"][way]["mean"] for row in rows]
-        np.testing.assert_allclose(errors, card(f"MSE, {name}"), rtol=0.1)
+        np.testing.assert_allclose(errors, card(rf"MSE, {name} \(of 4\)"), rtol=0.1)
