@@ -11,7 +11,7 @@ The paper (Style Learning) takes 1,000 images of each of four styles, the varian
 samples with "A {object} of {style} style". Rate, batch and steps are our choice. Another style:
 `--config.data.source.caption="An image of pixel art style"`.
 
-The same in minutes on two cores, after configs/emoji.py: 192 emoji with outlines, which that model
+The same in minutes on two cores, from the shipped emoji model: 192 emoji with outlines, which it
 has never seen. `emoji` finetunes all of it, `emoji_lora` adapters:
 
     examples/emoji/make.sh folder --out runs/style/data --size 64 --styles openmoji --embedded
@@ -55,7 +55,7 @@ def get_config(variant: str) -> ConfigDict:
 
 def _emoji(lora: bool) -> ConfigDict:
     config = emoji.get_config()
-    config.init_from, config.data["from"] = "runs/emoji/bundle", "runs/emoji"
+    config.init_from, config.data["from"] = "emoji", "emoji"  # the shipped bundle
     config.train.update(steps=400, log_every=20, checkpoint_every=100, sample_every=100)
     config.train.sample_prompts = tuple(f"{each} of outline style" for each in OBJECTS)
     config.optimizer = {"lr": 1e-3, "warmup": 0.1}
