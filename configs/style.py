@@ -60,8 +60,9 @@ def _emoji(lora: bool) -> ConfigDict:
     config.train.sample_prompts = tuple(f"{each} of outline style" for each in OBJECTS)
     config.optimizer = {"lr": 1e-3, "warmup": 0.1}
     if lora:
+        config.train.steps = 300
         config.lora = {"rank": 8}
-        config.optimizer.lr = 1e-2
+        config.optimizer.lr = 4e-3
     config.data.source = {
         "kind": "folder",
         "path": "runs/style/data/train",
