@@ -15,7 +15,8 @@ The same in minutes on two cores, from the shipped emoji model: 192 emoji with o
 has never seen. `emoji` finetunes all of it, `emoji_lora` adapters:
 
     examples/emoji/make.sh folder --out runs/style/data --size 64 --styles openmoji --embedded
-    python -m cogview_jax.prepare --config configs/style.py:emoji_lora --workdir runs/style/lora
+    python -m cogview_jax.prepare --config configs/style.py:emoji_lora --workdir runs/style/lora \\
+        --config.data.source.path=runs/style/data/train
     python -m cogview_jax.train --config configs/style.py:emoji_lora --workdir runs/style/lora
     python -m cogview_jax.evaluate --benchmark style --bundle runs/style/lora/bundle --guidance 2 \\
         --real runs/style/data/held_out --prompt "{object} of outline style" --out style.json
@@ -65,7 +66,6 @@ def _emoji(lora: bool) -> ConfigDict:
         config.optimizer.lr = 4e-3
     config.data.source = {
         "kind": "folder",
-        "path": "runs/style/data/train",
         "caption": "An image of outline style",
     }
     return config

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from cogview_jax.runtime.lock import locked
 SHOWN = 64
 _FILES = ("grid.png", "samples.jsonl", "scores.jsonl", "captions.jsonl")
 _FOLDERS = ("images", "small")
+#: What samples.jsonl says of images, and how their files are called.
+_OF_IMAGES, _OURS = ("file", "small"), re.compile(r"(images|small)/\d+_\d+\.png")
 
 
 @contextlib.contextmanager
@@ -114,8 +117,21 @@ def write_images(
             (folder / "scores.jsonl").unlink(missing_ok=True)
         else:
             write_lines(folder / "scores.jsonl", [sample.line() for sample in scored])
+        earlier = _listed(folder / "samples.jsonl")
         write_lines(folder / "samples.jsonl", [sample.line() for sample in samples])
+        for name in earlier - _listed(folder / "samples.jsonl"):
+            (folder / name).unlink(missing_ok=True)
     print(f"{len(samples)} images in {folder}, together in {folder}/grid.png", file=sys.stderr)
+
+
+def _listed(file: Path) -> set[str]:
+    """The images that a job's samples.jsonl lists, if it is there, under names that jobs give."""
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return set()
+    named = {str(line.get(k)) for line in lines if isinstance(line, dict) for k in _OF_IMAGES}
+    return {name for name in named if _OURS.fullmatch(name)}
 
 
 def write_grid(

@@ -5,6 +5,7 @@ from pathlib import Path
 from cogview_jax.checkpoints.adapted_bundle import AdaptedBundle
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.shipped import bundle_folder
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.interop.files import (
     NOTHING_WRITTEN,
@@ -16,6 +17,10 @@ from cogview_jax.interop.files import (
 from cogview_jax.runtime.faults import at_work
 
 
+def _adapted(adapter: str, bundle: str) -> AdaptedBundle:
+    return AdaptedBundle(bundle_folder(Path(adapter)), open_bundle(bundle))
+
+
 def merge_adapter(adapter: str, bundle: str, out: str) -> None:
     """Writes the bundle `out`: that of `bundle` with an adapter merged into its transformer.
 
@@ -25,7 +30,7 @@ def merge_adapter(adapter: str, bundle: str, out: str) -> None:
         InputError: the adapter is of another base, or its arrays are not those of its layers; or
             `out` exists and is no bundle.
     """
-    path, opened = check_bundle_output(out), AdaptedBundle(Path(adapter), open_bundle(bundle))
+    path, opened = check_bundle_output(out), _adapted(adapter, bundle)
     part = opened.stored_transformer()
     with at_work(NOTHING_WRITTEN.format(out)), progress_of(part) as progress:
         write_bundle(

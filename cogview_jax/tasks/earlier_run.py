@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cogview_jax.checkpoints.bundle import FILES, Bundle
+from cogview_jax.checkpoints.adapter import WEIGHTS
+from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.description import NAME
 from cogview_jax.checkpoints.shipped import bundle_folder
 from cogview_jax.checkpoints.step_bundle import open_bundle
@@ -152,7 +153,7 @@ def _take_from(name: str, merging: _Merging) -> None:
     """Fills what is open with what the run in the workdir `name`, or the bundle `name`, has."""
     with named_by(FROM, name):
         folder, workdir = bundle_folder(local_path(name)), Workdir(name)
-        if (folder / NAME).exists():
+        if (folder / NAME).exists() or (folder / WEIGHTS).exists():
             kept = merging.take(_of_bundle(open_bundle(folder), name), FROM)
         elif isinstance(run := _run_in(workdir, name), CodecExperiment):
             kept = merging.take(_of_codec(run, workdir, name), FROM)
@@ -171,7 +172,7 @@ def _of_bundle(bundle: Bundle, name: str) -> dict[str, Any]:
         "layout.grid": codec.grid,
     }
     if "text" in bundle.parts:
-        found["data.text_tokenizer"] = str(bundle.path / FILES["text"])
+        found["data.text_tokenizer"] = str(bundle.verified("text"))
     entry = bundle.parts.get("transformer", {})
     return found | {setting: value for setting, value in flat_settings(entry) if setting in SIZES}
 

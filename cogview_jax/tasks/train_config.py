@@ -146,8 +146,3 @@ class TransformerTrainConfig(TrainConfig):
         require_range(self, "validation_records", at_least=1)
         if isinstance(self.sample_prompts, str):
             require_paths(self, "sample_prompts")
-        if self.sample_prompts and not self.sample_every:
-            raise SettingError(
-                f"sample_prompts = {self.sample_prompts!r}: nothing is sampled, since sample_every"
-                " is 0"
-            )

@@ -62,7 +62,7 @@ def test_a_name_is_a_folder_that_is_there_or_else_a_shipped_bundle(package, tmp_
     assert not is_bundle("bass")
     (tmp_path / "base").mkdir()
     assert not is_bundle("base")
-    with pytest.raises(InputError, match=rf"{tmp_path}/base is no bundle"):
+    with pytest.raises(InputError, match=rf"{tmp_path}/base is no bundle, and hides the shipped"):
         open_bundle("base")
     with pytest.raises(InputError, match=r"no shipped bundle 'bass', and no such folder; .*base"):
         open_bundle("bass")

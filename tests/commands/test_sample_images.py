@@ -535,6 +535,19 @@ def test_scores_of_an_earlier_job_do_not_stay_beside_images_without(chain, capti
     assert not (out / "scores.jsonl").exists()
 
 
+def test_images_of_an_earlier_job_do_not_stay_and_other_files_do(chain, tmp_path):
+    base, out = f"{chain.run}/bundle", tmp_path / "out"
+    text_to_image(base, str(out), ["a star"], job(num_images=3))
+    (out / "images" / "00000_007.png").write_bytes(b"mine")
+    with (out / "samples.jsonl").open("a") as file:
+        file.write(json.dumps({"file": "../mine.png"}) + "\n")
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    text_to_image(base, str(out), ["a circle"], job())
+    names = sorted(path.name for path in (out / "images").iterdir())
+    assert names == ["00000_000.png", "00000_007.png"]
+    assert (tmp_path / "mine.png").exists()
+
+
 def test_images_are_enlarged_into_a_folder(chain, tmp_path, image_files):
     """The chain's weights, told to be those of a super-resolution of 2 x 2 codes to 4 x 4."""
     path, out = tmp_path / "bundle", tmp_path / "out"

@@ -292,7 +292,12 @@ OTHER_WAY = {
         "--num_heads belongs to --source",
     ),
     "no bundle": ((None, "official"), {}, None, "--bundle TEXT is missing"),
-    "none there": ((None, "official"), {}, "nowhere", "no shipped bundle .nowhere., and no such folder"),
+    "none there": (
+        (None, "official"),
+        {},
+        "nowhere",
+        "no shipped bundle .nowhere., and no such f",
+    ),
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.shipped import shipped
 from cogview_jax.runtime.config_flag import fill
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tasks.earlier_run import resolve
@@ -121,6 +122,13 @@ def test_of_a_bundle_come_tokenizers_and_sizes_and_the_images_are_ones_own(chain
     alone, _ = resolved({"data": data | {"from": str(codec)}})
     assert (alone.data.image_tokenizer, alone.data.text_tokenizer) == (str(codec), "")
     assert (alone.vocabulary.codes, alone.layout.grid) == (16, 4)
+
+
+def test_of_an_adapter_of_a_shipped_bundle_come_its_bases_tokenizers():
+    experiment, _ = resolved({"data": {"from": "emoji_caption", "source": {"kind": "emoji"}}})
+    assert experiment.data.image_tokenizer == "emoji_caption"
+    assert experiment.data.text_tokenizer == str(shipped()["emoji"] / "text.model")
+    assert (experiment.vocabulary.codes, experiment.vocabulary.text) == (2048, 1500)
 
 
 def test_train_finds_what_prepare_has_left_and_a_resumed_run_what_it_began_with(chain, tmp_path):
