@@ -61,7 +61,7 @@ def open_bundle(path: Path | str) -> Bundle:
             f"{folder} is the workdir of a run without a bundle and without a checkpoint yet: they"
             " come every train.checkpoint_every steps, and the bundle at the end"
         )
-    if not steps and str(path) in shipped() and not (folder / NAME).exists():
+    if not steps and str(path) in shipped():
         raise InputError(
             f"{folder} is no bundle, and hides the shipped one of that name: rename it, or work in"
             " another folder"

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from cogview_jax.checkpoints.step_bundle import open_bundle
+from cogview_jax.checkpoints.step_bundle import is_bundle, open_bundle
 from cogview_jax.data.sources.source import Source, listing, opened
 from cogview_jax.data.token_shards import MANIFEST, read_manifest
 from cogview_jax.runtime.errors import InputError
@@ -52,9 +52,8 @@ def _of_tokens(data: TokenData, store: Path, moved: Collection[str]) -> dict[str
         found["data.text_tokenizer"] = manifest.meta["text"]
         if manifest.plan.get("source") == source_settings(data.source):
             found["data.source.path"] = manifest.plan.get("listing", "")
-    if data.image_tokenizer:
-        with contextlib.suppress(InputError):  # it may be gone, too
-            found["data.image_tokenizer"] = open_bundle(data.image_tokenizer).sha256("codec")
+    if data.image_tokenizer and is_bundle(data.image_tokenizer):
+        found["data.image_tokenizer"] = open_bundle(data.image_tokenizer).sha256("codec")
     if data.text_tokenizer and Path(data.text_tokenizer).exists():
         found["data.text_tokenizer"] = given_text(data).sha256
     if "data.source.path" in moved:

@@ -43,24 +43,26 @@ def test_all_are_there_in_half_precision_and_are_small():
 
 
 def test_images_show_what_the_card_says_as_often(tmp_path):
-    """32 images, judged by their pixels. Other machines round otherwise: three may change."""
+    """32 images, judged by their pixels. Where a machine rounds otherwise, one may change."""
     rows = measured("emoji", tmp_path, guidance=2.0, temperature=0.5)
     for part in ("concept", "style"):
         right = [COUNT * row["generated"][part] for row in rows]
-        np.testing.assert_allclose(right, card(f"{part} of an image"), atol=3)
-    # Chance is 1 of 256.
-    assert min(card("concept of an image")) >= 1
+        np.testing.assert_allclose(right, card(f"{part} of an image"), atol=1)
+    # Whatever the card says: chance is 1 of 256.
+    seen, held_out = (COUNT * row["generated"]["concept"] for row in rows)
+    assert seen > COUNT / 2
+    assert held_out >= 2
 
 
 def test_captions_say_what_the_card_says_as_often(tmp_path):
     rows = measured("emoji_caption", tmp_path)
     for part in ("concept", "style"):
         right = [COUNT * row["said"][part] for row in rows]
-        np.testing.assert_allclose(right, card(f"{part} in a caption"), atol=2)
+        np.testing.assert_allclose(right, card(f"{part} in a caption"), atol=1)
 
 
 def test_larger_images_have_the_error_that_the_card_says(tmp_path):
     rows = measured("emoji_superres", tmp_path, count=4)
     for way, name in (("enlarged", "super-resolution"), ("bicubic", "bicubic")):
         errors = [row["squared_error"][way]["mean"] for row in rows]
-        np.testing.assert_allclose(errors, card(rf"MSE, {name} \(of 4\)"), rtol=0.1)
+        np.testing.assert_allclose(errors, card(rf"MSE, {name} \(of 4\)"), rtol=0.02)
