@@ -4,7 +4,7 @@
       --image_tokenizer vqvae_hard_biggerset_011.pt --text_tokenizer cog-pretrain.model \\
       --out bundles/base
   python -m cogview_jax.convert --target official --bundle bundles/base --out official
-  python -m cogview_jax.convert --source taming --image_tokenizer last.ckpt --out bundles/vqgan
+  python -m cogview_jax.convert --source taming --image_tokenizer last.ckpt --out bundles/taming
   python -m cogview_jax.convert --target safetensors --bundle bundles/base --out files
   python -m cogview_jax.convert --adapter runs/style/adapter --bundle bundles/base \\
       --out bundles/style

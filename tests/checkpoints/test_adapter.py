@@ -16,6 +16,7 @@ import tiny
 from cogview_jax.checkpoints.adapter import CONFIG, WEIGHTS, read_adapter, stacked, write_adapter
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.interop.conversion import convert
 from cogview_jax.interop.files import SourceFiles
 from cogview_jax.models.linear import Linear
@@ -65,6 +66,25 @@ def test_linear_layers_give_the_outputs_of_peft(fixtures_root):
             plain = own["x"] @ layers[f"blocks.{i}.{name}.weight"].T + own["bias"]
             assert np.abs(own["y"] - plain).max() > 0.1  # the adapter does something
     assert compared == 2 * 2 * 2 * (3 * width + width + 3 * width + width)
+
+
+def test_the_shipped_adapter_gives_the_outputs_of_peft(fixtures_root):
+    """PEFT read the adapter of `emoji_caption` beside the weights of `emoji`, with input cos(n)."""
+    expected = safetensors.numpy.load_file(fixtures_root / "peft" / "emoji_caption.safetensors")
+    blocks = open_bundle("emoji_caption").transformer().params["blocks"]["block"]
+    found = {}
+    for name in MODULES:
+        branch, layer = name.split(".")
+        for i, (kernel, bias) in enumerate(
+            zip(*(blocks[branch][layer][key] for key in ("kernel", "bias")), strict=True)
+        ):
+            kernel = np.reshape(kernel, (-1, bias.size))
+            x = np.cos(np.arange(len(kernel)))
+            found[f"blocks.{i}.{name}"] = (x @ kernel + np.ravel(bias)).astype(np.float32)
+    assert found.keys() == expected.keys()
+    for name, y in expected.items():
+        # The largest outputs are near 20, and both sums are of float32 numbers.
+        np.testing.assert_allclose(found[name], y, rtol=1e-5, atol=2e-5, err_msg=name)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,11 @@ from cogview_jax.interop.files import SourceFiles
 from cogview_jax.interop.rules import flat, tensor_sources
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.interop.torch_format.pickle import Slot
+from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
+from cogview_jax.tasks.experiment import read_experiment
+from cogview_jax.tasks.init_from import different_codec
 from command_runs import call
 
 FILES = {
@@ -172,7 +175,11 @@ def test_released_models_of_compvis_have_a_rule_for_every_tensor(oracles, name, 
     quantiser = taming.Learned()
     if "gumbel" in name:
         quantiser = taming.GumbelProjection()
-    assert_rules(keys, vqgan.TAMING, quantiser, expected)
+    config = assert_rules(keys, vqgan.TAMING, quantiser, expected)
+    if name == "f16_n16384":
+        # vqgan-jax's released model has the same sizes.
+        assert_trains_on("taming", config)
+        assert_trains_on("vqgan_jax", config)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,15 @@ def test_released_models_of_compvis_have_a_rule_for_every_tensor(oracles, name, 
 def test_released_models_of_llamagen_have_a_rule_for_every_tensor(oracles, name, expected):
     keys = json.loads(oracles(f"llamagen/keys_{name}.json").read_text())
     keys.pop(llamagen.DROPPED)
-    assert_rules(keys, vqgan.LLAMAGEN, llamagen.Cosine(), expected)
+    config = assert_rules(keys, vqgan.LLAMAGEN, llamagen.Cosine(), expected)
+    if name == "VQ-16":
+        assert_trains_on("llamagen", config)
+
+
+def assert_trains_on(variant, config):
+    """A run of configs/codec_public.py can start from a bundle of these sizes."""
+    experiment = read_experiment(load_config(f"configs/codec_public.py:{variant}"))
+    assert different_codec(config, experiment.model) == {}
 
 
 def assert_rules(keys, names, quantiser, expected):
@@ -197,6 +212,7 @@ def assert_rules(keys, names, quantiser, expected):
     params = {"params": unbox(codec_shapes(config))["params"]}
     wanted = tensor_sources(vqgan.rules(config, names), params)
     assert {name: list(source.shape) for name, source in wanted.items()} == keys
+    return config
 
 
 class Described:
