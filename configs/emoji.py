@@ -6,13 +6,18 @@
 
 - `base` (the default): an hour on two cores.
 - `small`: fewer steps, some 20 minutes.
+- `words`: goes on from the run runs/emoji with articles, colours and captions without a style, in
+  some 15 minutes:
+
+    python -m cogview_jax.prepare --config configs/emoji.py:words --workdir runs/emoji/words
+    python -m cogview_jax.train --config configs/emoji.py:words --workdir runs/emoji/words
 """
 
 from ml_collections import ConfigDict
 
 from cogview_jax.configs import small
 
-VARIANTS = ("base", "small")
+VARIANTS = ("base", "small", "words")
 #: Concepts in all styles, of each of which training does not see one, and the other language.
 SAMPLES = (
     "butterfly in Noto style",
@@ -27,6 +32,23 @@ SAMPLES = (
     "扁平风格的向日葵",
     "立体风格的向日葵",
     "高对比度风格的向日葵",
+)
+
+
+#: The same in the words that only `words` knows, and things in colours that are not their own.
+MORE_SAMPLES = (
+    "a blue butterfly in flat style",
+    "a butterfly",
+    "a red fox in 3D style",
+    "a fox",
+    "a green automobile in Noto style",
+    "a purple rose in 3D style",
+    "a pink elephant",
+    "a yellow castle in flat style",
+    "扁平风格的蓝色蝴蝶",
+    "红色向日葵",
+    "立体风格的绿色猫",
+    "向日葵",
 )
 
 
@@ -45,4 +67,9 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.data["from"] = "runs/emoji/codec"
     if variant == "small":
         config.train.update(steps=5000, sample_every=1000)
+    if variant == "words":
+        config.init_from, config.data["from"] = "runs/emoji/bundle", "runs/emoji"
+        config.train.update(steps=3000, sample_every=1000, sample_prompts=MORE_SAMPLES)
+        config.optimizer.lr = 1e-3
+        config.data.source.more_words = True
     return config

@@ -194,7 +194,11 @@ def tile(concept: int, style: int, size: int = TILE) -> UInt8[np.ndarray, "n n 3
     """
     row, column = divmod(concept, COLUMNS)
     whole = sheet(STYLES[style])
-    image = whole[row * TILE :, column * TILE :][:TILE, :TILE].copy()
+    return resized(whole[row * TILE :, column * TILE :][:TILE, :TILE], size)
+
+
+def resized(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "n n 3"]:
+    """A copy of a tile with `size` rows and columns, its pixels averages if it is not of TILE."""
     if size == TILE:
-        return image
+        return image.copy()
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))

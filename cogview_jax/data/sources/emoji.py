@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cogview_jax.data import emoji_set
+import numpy as np
+
+from cogview_jax.data import emoji_set, emoji_words
+from cogview_jax.data.emoji_words import Colour
 from cogview_jax.data.records import Record
 from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.runtime.config import SettingError, require_range
@@ -27,6 +30,8 @@ class Emoji(SourceConfig):
             are.
         caption: the caption of every image, as one learns a style: "An image of flat style". If it
             is empty, captions name the concept and the style.
+        more_words: give a record more captions, with articles and colours and without a style, and
+            add images in other colours than their own, see `emoji_words`.
         size: height and width of an image in pixels, at most 64. Smaller ones are averages of the
             pixels of the embedded ones.
     """
@@ -36,11 +41,14 @@ class Emoji(SourceConfig):
     caption_keys: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
     caption: str = ""
+    more_words: bool = False
     size: int = emoji_set.TILE
 
     def __post_init__(self):
         super().__post_init__()
         require_range(self, "size", at_least=8, at_most=emoji_set.TILE)
+        if self.caption and self.more_words:
+            raise SettingError(f"caption = {self.caption!r} and more_words: choose one of the two")
         choices = {
             "caption_keys": tuple(CAPTION_KEYS),
             "styles": tuple(style.name for style in emoji_set.STYLES),
@@ -64,27 +72,32 @@ class Emoji(SourceConfig):
 
 
 class EmojiSource:
-    """The images of a split, concept by concept. They are decoded when the first is read."""
+    """The images of a split, concept by concept, each followed by itself in other colours."""
 
     def __init__(self, config: Emoji):
-        """Opens the split without reading an image."""
+        """Opens the split. Images are decoded when the first is read, or here for more words."""
         self._config = config
         self._languages = [CAPTION_KEYS[key] for key in config.caption_keys or CAPTION_KEYS]
         self._styles = config.styles or tuple(style.name for style in emoji_set.STYLES)
-        self._pairs = [
-            (concept, style)
-            for concept, style in emoji_set.pairs(config.split)
-            if emoji_set.STYLES[style].name in self._styles
-        ]
+        # Concept, style, and the colours that an image was turned from and to.
+        self._images: list[tuple[int, int, tuple[Colour, Colour] | None]] = []
+        for concept, style in emoji_set.pairs(config.split):
+            if emoji_set.STYLES[style].name in self._styles:
+                self._images.append((concept, style, None))
+                if config.more_words:
+                    turns = emoji_words.other_colours(concept, style)
+                    self._images += [(concept, style, turn) for turn in turns]
 
     def __len__(self) -> int:
         """Returns the number of images."""
-        return len(self._pairs)
+        return len(self._images)
 
     def describe(self) -> str:
         """Returns one line with the number of images and what they are."""
         text = self._config.caption
         said = f", each captioned {text!r}" if text else ""
+        if turned := sum(turn is not None for *_, turn in self._images):
+            said = f", {turned} of them in other colours"
         return (
             f"{len(self)} embedded emoji, split {self._config.split!r} of"
             f" {len(emoji_set.concepts())} concepts in {len(self._styles)}"
@@ -92,9 +105,10 @@ class EmojiSource:
         )
 
     def key(self, i: int) -> str:
-        """Returns the style and the code of image `i`, such as "emoji/flat/1f98b"."""
-        concept, style = self._pairs[i]
-        return f"emoji/{emoji_set.STYLES[style].name}/{emoji_set.concepts()[concept].code}"
+        """Returns style and code of image `i`: "emoji/flat/1f98b", or "emoji/flat/1f98b/blue"."""
+        concept, style, turn = self._images[i]
+        name = f"emoji/{emoji_set.STYLES[style].name}/{emoji_set.concepts()[concept].code}"
+        return f"{name}/{turn[1].en}" if turn else name
 
     def __getitem__(self, i: int) -> Record:
         """Reads image `i`.
@@ -103,9 +117,24 @@ class EmojiSource:
             InputError: the files of the package are damaged.
             SystemFault: the machine cannot read them.
         """
-        numbers = self._pairs[i]
+        concept, style, turn = self._images[i]
+        image = emoji_set.tile(concept, style)
+        if turn:
+            image = emoji_words.turned(image, *turn)
+        return Record(
+            self.key(i), emoji_set.resized(image, self._config.size), self._captions(i, image)
+        )
+
+    def _captions(self, i: int, image: np.ndarray) -> tuple[str, ...]:
+        if self._config.caption:
+            return (self._config.caption,)
+        numbers, turn = self._images[i][:2], self._images[i][2]
         concept, style = emoji_set.concepts()[numbers[0]], emoji_set.STYLES[numbers[1]]
-        image = emoji_set.tile(*numbers, self._config.size)
-        own = [emoji_set.caption(concept, style, language) for language in self._languages]
-        captions = [self._config.caption] if self._config.caption else own
-        return Record(self.key(i), image, tuple(captions))
+        if not self._config.more_words:
+            return tuple(emoji_set.caption(concept, style, each) for each in self._languages)
+        colour = turn[1] if turn else emoji_words.colour_of(image, style)
+        return tuple(
+            text
+            for language in self._languages
+            for text in emoji_words.wordings(concept, style, language, colour, own=turn is None)
+        )
