@@ -6,6 +6,7 @@ in flat style". Most things have a colour of their own, from which a word for it
 there are images that were turned to another one, whose captions always name it.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +22,12 @@ class Colour:
     Attributes:
         en: its name in English.
         zh: its name in Chinese.
-        hue: its middle in degrees, red at 0 and green at 120; None of those that are no hue.
+        hue: its middle in degrees, red at 0 and green at 120; NaN where it is no hue.
     """
 
     en: str
     zh: str
-    hue: float | None = None
+    hue: float = math.nan
 
 
 RED, ORANGE, YELLOW, GREEN, BLUE, PURPLE, PINK = HUES = (
