@@ -116,8 +116,8 @@ def _write(
     images: np.ndarray,
     captions: Sequence[str],
 ) -> None:
-    """FOLDER/WHAT.jsonl, and FOLDER/grid.png of the images and their captions."""
+    """FOLDER/WHAT.jsonl, then FOLDER/grid.png of the images and their captions."""
     with at_work(f"no {what} are kept: {AGAIN}"):
-        write_grid(folder, images, captions)
         write_lines(folder / f"{what}.jsonl", lines)
+        write_grid(folder, images, captions)
     print(f"{len(lines)} {what} in {folder}/{what}.jsonl", file=sys.stderr)

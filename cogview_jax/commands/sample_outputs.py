@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cogview_jax.commands.resumable_output import AGAIN, ResumableOutput
+from cogview_jax.commands.resumable_output import AGAIN, JOB, ResumableOutput
 from cogview_jax.evaluation.contact_sheet import caption_grid
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import check_file_output, check_folder_output, write_file
 from cogview_jax.runtime.leftovers import remove_leftovers
@@ -31,7 +32,8 @@ def held_output(out: str) -> Iterator[None]:
     """Keeps other jobs out of the folder `out` in the block, and drops what killed ones left.
 
     Raises:
-        InputError: another job writes there, it is a file, or what it holds is in the way.
+        InputError: another job writes there, it is a file, or it holds files that no job wrote
+            and that this one would replace.
     """
     folder = Path(out)
     check_folder_output(folder, "--out")
@@ -41,7 +43,23 @@ def held_output(out: str) -> Iterator[None]:
         check_folder_output(folder / name)
     with locked(folder / ".sample.lock", f"the folder {folder}", "choose another --out"):
         remove_leftovers(folder, owned=True)
+        _check_own(folder)
         yield
+
+
+def _check_own(folder: Path) -> None:
+    """Refuses images under the names of ours that are not of an earlier job."""
+    if (folder / "unfinished" / JOB).exists():  # It may have been killed before it listed them.
+        return
+    there = [f"{name}/{file.name}" for name in _FOLDERS for file in (folder / name).glob("*.png")]
+    foreign = {name for name in there if _OURS.fullmatch(name)} - _listed(folder / "samples.jsonl")
+    if not any((folder / name).exists() for name in _FILES[1:]):
+        foreign |= {name for name in _FILES[:1] if (folder / name).exists()}
+    if foreign:
+        raise InputError(
+            f"--out {folder} holds {min(foreign)}, which no sampling job wrote and this one would"
+            " replace: move it away, or choose another --out"
+        )
 
 
 @dataclass(frozen=True)

@@ -535,6 +535,23 @@ def test_scores_of_an_earlier_job_do_not_stay_beside_images_without(chain, capti
     assert not (out / "scores.jsonl").exists()
 
 
+@pytest.mark.parametrize("name", ["images/00000_000.png", "small/7_1.png", "grid.png"])
+def test_files_that_no_job_wrote_are_not_replaced(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with (
+        pytest.raises(InputError, match=f"holds {name}, which no sampling job wrote"),
+        held_output(str(tmp_path)),
+    ):
+        raise AssertionError
+    assert (tmp_path / name).read_text() == "mine"
+    # An interrupted job had not listed its images yet.
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "job.json").write_text("{}")
+    with held_output(str(tmp_path)):
+        pass
+
+
 def test_images_of_an_earlier_job_do_not_stay_and_other_files_do(chain, tmp_path):
     base, out = f"{chain.run}/bundle", tmp_path / "out"
     text_to_image(base, str(out), ["a star"], job(num_images=3))
