@@ -25,6 +25,8 @@ from cogview_jax.commands.sample_inputs import (
 )
 from cogview_jax.commands.sample_outputs import Sample, write_images
 from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.pipeline.load import open_checked
+from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_IMAGES, MOST_ROUNDS, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.engine import SamplingRequest
@@ -99,6 +101,11 @@ def text_to_image(
     if layout is not None:
         stay = (reranking and reranking.keep) or options.num_images
         check_layout(layout, stay, out, interrupted=(Path(out) / "unfinished").exists())
+    # A wrong one is found before any is read, which may take minutes.
+    if reranking is not None:
+        open_checked(reranking.bundle, EVERY_PART, "caption")
+    if upsample_with is not None:
+        open_checked(upsample_with, EVERY_PART, "super_resolution")
     model, scorer, upsampler = options.load(bundle, "text_to_image"), None, None
     size, given = model.codec.config.image_size, len(prompts)
     good = good_prompts(model, prompts, needed)

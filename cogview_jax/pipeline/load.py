@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.parts import EVERY_PART, need_parts, need_task
@@ -46,11 +47,7 @@ def load(
             that is needed is missing or of another task.
     """
     enable_compilation_cache()
-    bundle, compute = open_bundle(path), policy_of(dtype).compute
-    name = f"bundle {bundle.path}"
-    need_parts(name, bundle.parts, *needs)
-    if task is not None:
-        need_task(name, bundle.described_transformer().layout.task, task)
+    bundle, compute = open_checked(path, needs, task), policy_of(dtype).compute
     bundle.check_fit()
     jax.devices()  # where there are none of the platform asked for, that is no fault of the bundle
     have_transformer = "transformer" in bundle.parts
@@ -60,8 +57,21 @@ def load(
         transformer=bundle.layered_transformer(mesh, compute) if have_transformer else None,
         dtype=dtype,
         long_prompts=long_prompts,
-        name=name,
+        name=_name(bundle),
     )
+
+
+def open_checked(path: str | Path, needs: Sequence[str] = (), task: str | None = None) -> Bundle:
+    """A bundle of which no part is read yet; the arguments, and what is raised, are of `load`."""
+    bundle = open_bundle(path)
+    need_parts(_name(bundle), bundle.parts, *needs)
+    if task is not None:
+        need_task(_name(bundle), bundle.described_transformer().layout.task, task)
+    return bundle
+
+
+def _name(bundle: Bundle) -> str:
+    return f"bundle {bundle.path}"
 
 
 def load_scorer(

@@ -346,6 +346,20 @@ def test_an_upsampler_that_does_not_fit_is_refused_at_once(chain, upsampler, tmp
         assert not out.exists()
 
 
+@pytest.mark.parametrize("flag", ["rerank_with", "upsample_with"])
+def test_another_bundle_that_is_wrong_is_found_before_any_is_read(
+    chain, tmp_path, monkeypatch, flag
+):
+    def read(*_):
+        raise AssertionError("a bundle is read")
+
+    monkeypatch.setattr(JobOptions, "load", read)
+    base, out = f"{chain.run}/bundle", str(tmp_path / "out")
+    more = (Reranking(base), None) if flag == "rerank_with" else (None, base)
+    with pytest.raises(InputError, match="was trained for text_to_image, this needs"):
+        text_to_image(base, out, ["a star"], job(), *more)
+
+
 class Stopped(Exception):
     """The end of a job that somebody interrupts."""
 
