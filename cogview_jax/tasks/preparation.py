@@ -13,7 +13,13 @@ from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.step_bundle import StepBundle, open_bundle
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
-from cogview_jax.data.sources.source import Source, SourceConfig, listing, opened
+from cogview_jax.data.sources.source import (
+    Source,
+    SourceConfig,
+    captions_of,
+    listing,
+    opened,
+)
 from cogview_jax.data.token_shards import MANIFEST, PLAN
 from cogview_jax.data.token_writer import write_store
 from cogview_jax.data.transforms import center_crop
@@ -359,7 +365,7 @@ def _text_plan(data: TokenData) -> dict | str:
 
 
 def _captions(source: Source[Record], records: int) -> list[str]:
-    """All captions of the first `records` records; unreadable records are skipped.
+    """All captions of the first `records` records, those of unreadable images among them.
 
     Raises:
         InputError: there is no caption.
@@ -370,7 +376,7 @@ def _captions(source: Source[Record], records: int) -> list[str]:
     with Progress(count, "captions", unit="record") as progress:
         for i in range(count):
             try:
-                captions += source[i].captions
+                captions += captions_of(source, i)
             except BadRecord as error:  # counted and listed when it is encoded
                 bad = error
             progress.update()

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from cogview_jax.data import emoji_set, emoji_words
 from cogview_jax.data.emoji_words import Colour
 from cogview_jax.data.records import Record
@@ -121,18 +119,17 @@ class EmojiSource:
         image = emoji_set.tile(concept, style)
         if turn:
             image = emoji_words.turned(image, *turn)
-        return Record(
-            self.key(i), emoji_set.resized(image, self._config.size), self._captions(i, image)
-        )
+        return Record(self.key(i), emoji_set.resized(image, self._config.size), self.captions(i))
 
-    def _captions(self, i: int, image: np.ndarray) -> tuple[str, ...]:
+    def captions(self, i: int) -> tuple[str, ...]:
+        """The captions of image `i`, which is not turned or resized; see `source.Captioned`."""
         if self._config.caption:
             return (self._config.caption,)
         numbers, turn = self._images[i][:2], self._images[i][2]
         concept, style = emoji_set.concepts()[numbers[0]], emoji_set.STYLES[numbers[1]]
         if not self._config.more_words:
             return tuple(emoji_set.caption(concept, style, each) for each in self._languages)
-        colour = turn[1] if turn else emoji_words.colour_of(image, style)
+        colour = turn[1] if turn else emoji_words.colour_of(emoji_set.tile(*numbers), style)
         return tuple(
             text
             for language in self._languages

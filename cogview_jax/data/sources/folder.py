@@ -156,19 +156,28 @@ class FolderSource:
                 be read, or lies outside the folder.
             SystemFault: the machine cannot read it.
         """
-        key, texts = self._parsed(i)
+        key, captions = self._captioned(i)
         path = os.path.join(self._root, key)
-        if self._scan:
-            texts = [] if self._caption else self._beside(key)
-        elif not _within(os.path.realpath(path), self._real):
+        if not self._scan and not _within(os.path.realpath(path), self._real):
             raise BadRecord(key, f"a link leads out of the folder of {self._listing}")
-        texts = [self._caption] if self._caption else texts
-        captions = clean_captions(texts, key, required=self._required)
         try:
             data = read_image_file(path)
         except (InputError, OSError) as error:
             raise BadRecord(key, _why("image", path, error)) from None
         return Record(key, decode_image(data, key, max_pixels=self._max_pixels), captions)
+
+    def captions(self, i: int) -> tuple[str, ...]:
+        """The captions of record `i`, whose image is not looked at; see `source.Captioned`."""
+        return self._captioned(i)[1]
+
+    def _captioned(self, i: int) -> tuple[str, tuple[str, ...]]:
+        """Returns the path of record `i` and its captions."""
+        key, texts = self._parsed(i)
+        if self._caption:
+            texts = [self._caption]
+        elif self._scan:
+            texts = self._beside(key)
+        return key, clean_captions(texts, key, required=self._required)
 
     def _parsed(self, i: int) -> tuple[str, list[str]]:
         """Returns the path of record `i`, and its captions if a listing has them."""

@@ -81,6 +81,25 @@ def opened(config: SourceConfig, run: str = "") -> Source[Record]:
 
 
 @runtime_checkable
+class Captioned(Protocol):
+    """A source that can read the captions of a record without its image."""
+
+    def captions(self, i: int) -> tuple[str, ...]:
+        """The captions of record `i`; raises as reading the record does, but for its image."""
+
+
+def captions_of(source: Source[Record], i: int) -> tuple[str, ...]:
+    """The captions of record `i`, without decoding its image where the source can do that.
+
+    Raises:
+        BadRecord: the record has no captions that can be used; where the whole record has to be
+            read, also: it cannot be used.
+        SystemFault: the machine cannot read it.
+    """
+    return source.captions(i) if isinstance(source, Captioned) else source[i].captions
+
+
+@runtime_checkable
 class Described(Protocol):
     """A source that can describe itself."""
 

@@ -167,14 +167,22 @@ class TfdsSource:
             SystemFault: the machine cannot read it.
         """
         key = self.key(i)
+        example, captions = self._captioned(i, key)
+        image = decode_image(_at(example, self._image), key, max_pixels=self._max_pixels)
+        return Record(key, image, captions)
+
+    def captions(self, i: int) -> tuple[str, ...]:
+        """The captions of record `i`, whose image is not decoded; see `source.Captioned`."""
+        return self._captioned(i, self.key(i))[1]
+
+    def _captioned(self, i: int, key: str) -> tuple[Any, tuple[str, ...]]:
+        """Returns record `i` as TFDS reads it, its image still encoded, and its captions."""
         example = faults.retried(lambda: self._read(i, key), key)
         try:
             texts = [text for path in self._captions for text in _texts(_at(example, path))]
         except UnicodeDecodeError:
             raise BadRecord(key, "caption is not UTF-8") from None
-        captions = clean_captions(texts, key, required=self._required)
-        image = decode_image(_at(example, self._image), key, max_pixels=self._max_pixels)
-        return Record(key, image, captions)
+        return example, clean_captions(texts, key, required=self._required)
 
     def _opened(self) -> Any:
         decoders: Any = tfds.decode.SkipDecoding()

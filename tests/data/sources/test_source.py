@@ -16,11 +16,11 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cogview_jax.data.records import BadRecord
+from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.sources.emoji import Emoji
 from cogview_jax.data.sources.folder import Folder
 from cogview_jax.data.sources.shapes import Shapes
-from cogview_jax.data.sources.source import SourceConfig, opened
+from cogview_jax.data.sources.source import SourceConfig, captions_of, opened
 from cogview_jax.data.sources.tfds import Tfds
 from cogview_jax.data.sources.tfds_split import open_builder
 from cogview_jax.runtime import faults
@@ -132,6 +132,44 @@ def test_bad_records_are_reported_when_read(data_dir):
         source[3]
     assert tiny(data_dir, require_captions=False)[3].captions == ()
     assert tiny(data_dir, require_captions=False, caption_keys=())[4].captions == ()
+
+
+def test_captions_are_read_without_decoding_images(data_dir, tmp_path):
+    source = tiny(data_dir)
+    assert captions_of(source, 2) == ("caption 2.0", "caption 2.1")  # its image is broken
+    with pytest.raises(BadRecord, match="train/3: empty caption"):
+        captions_of(source, 3)
+    (tmp_path / "1.png").write_bytes(b"no image")
+    (tmp_path / "1.txt").write_text("one\ntwo\n")
+    source = Folder(path=str(tmp_path)).open()
+    assert captions_of(source, 0) == ("one", "two")
+    (tmp_path / "captions.jsonl").write_text('{"file": "gone.png", "caption": "listed"}\n{}\n')
+    source = Folder(path=str(tmp_path)).open()
+    assert captions_of(source, 0) == ("listed",)
+    with pytest.raises(BadRecord, match=r"captions\.jsonl:2: expected an object"):
+        captions_of(source, 1)
+    assert captions_of(Folder(path=str(tmp_path), caption="all").open(), 0) == ("all",)
+
+
+@pytest.mark.parametrize("settings", [{}, {"more_words": True}, {"caption": "an emoji"}])
+def test_captions_of_emoji_are_those_of_their_records(settings):
+    source = Emoji(split="held_out", size=8, **settings).open()
+    for i in range(0, len(source), 97):
+        assert captions_of(source, i) == source[i].captions
+
+
+def test_a_source_without_a_way_to_captions_alone_reads_its_records():
+    class Plain:
+        def __len__(self):
+            return 1
+
+        def key(self, i):
+            return f"plain {i}"
+
+        def __getitem__(self, i):
+            return Record(self.key(i), np.zeros((2, 2, 3), np.uint8), ("whole",))
+
+    assert captions_of(Plain(), 0) == ("whole",)
 
 
 def test_a_damaged_file_gives_bad_records(data_dir, tmp_path):
