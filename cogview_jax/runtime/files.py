@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -133,25 +134,36 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
 def read_regular(path: str | os.PathLike, limit: int) -> bytes:
     """The bytes of a regular file of at most `limit` bytes.
 
-    A pipe or a device would be waited for without end, so neither is opened for good; links are
-    followed.
-
     Raises:
         InputError: the path names something else, or the file is larger.
+        OSError: it is not there, or cannot be read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise InputError(f"{path}: {size} bytes, expected at most {limit}")
+        return file.read(limit)
+
+
+def open_regular(path: str | os.PathLike) -> BufferedReader:
+    """Opens a regular file for reading; links are followed.
+
+    A pipe or a device would be waited for without end, so neither is opened for good.
+
+    Raises:
+        InputError: the path names something else.
         OSError: it is not there, or cannot be read.
     """
     # Without O_NONBLOCK, opening a pipe waits for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: expected a file, but this is a {_kind(status.st_mode)}")
-        if status.st_size > limit:
-            raise InputError(f"{path}: {status.st_size} bytes, expected at most {limit}")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(limit)
-    finally:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{path}: expected a file, but this is a {_kind(mode)}")
+        return open(descriptor, "rb")
+    except BaseException:
         os.close(descriptor)
+        raise
 
 
 def read_json(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> Any:

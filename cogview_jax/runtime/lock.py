@@ -20,7 +20,7 @@ _UNKNOWN = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager
-def locked(file: Path, what: str, advice: str) -> Iterator[None]:
+def locked(file: Path, what: str, advice: str, patience: float | None = None) -> Iterator[None]:
     """Holds the lock `file` in the block. A second process is refused, with the holder's name.
 
     The system releases the lock when the process that holds it ends, however it ends. It holds
@@ -32,13 +32,15 @@ def locked(file: Path, what: str, advice: str) -> Iterator[None]:
         file: the lock, in or beside what it guards.
         what: is guarded, for the message: "the workdir runs/demo".
         advice: what to do instead of waiting: "choose another --workdir".
+        patience: the seconds for which it is waited for; PATIENCE if None. Who waits for ever lets
+            the first do the work and finds it done.
 
     Raises:
         InputError: another process, or another part of this one, holds the lock.
     """
     file = file.absolute()
     made = [folder for folder in file.parents if not folder.exists()]
-    descriptor = _acquire(file, what, advice)
+    descriptor = _acquire(file, what, advice, PATIENCE if patience is None else patience)
     try:
         yield
     finally:
@@ -51,9 +53,9 @@ def locked(file: Path, what: str, advice: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _acquire(file: Path, what: str, advice: str) -> int | None:
+def _acquire(file: Path, what: str, advice: str, patience: float) -> int | None:
     """The descriptor that holds the lock; None where there are no locks."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while True:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

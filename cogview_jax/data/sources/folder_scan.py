@@ -3,55 +3,15 @@
 import errno
 import functools
 import os
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from cogview_jax.data.ignored import Ignored
 from cogview_jax.data.images import SUFFIXES
-from cogview_jax.data.records import printable
 from cogview_jax.runtime import faults
 from cogview_jax.runtime.errors import InputError
 
 LISTING = "captions.jsonl"
-#: At most so many reasons for ignoring files are named.
-_REASONS = 8
-# Files with these endings may hold captions, so they are named before other ignored files.
-_TEXTS = tuple(f"of ending {ending}" for ending in (".json", ".jsonl", ".csv", ".tsv", ".parquet"))
-
-
-@dataclass
-class Ignored:
-    """Files that are no records: how many there are for each reason, and the first of them."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
-
-    def add(self, reason: str, name: str, count: int = 1) -> None:
-        """Counts `count` files that are ignored for the same `reason`; `name` is the first."""
-        if count:
-            self.counts[reason] += count
-            self.first.setdefault(reason, name)
-
-    def __str__(self) -> str:
-        """Returns one line: `ignored 13: 9 of ending .heic (such as a/1.heic), 4 hidden (...)`."""
-        if not self.counts:
-            return "nothing ignored"
-        reasons = sorted(
-            self.counts, key=lambda reason: (_is_common(reason), -self.counts[reason], reason)
-        )
-        parts = [
-            f"{self.counts[reason]} {reason}"
-            f" ({'such as ' if self.counts[reason] > 1 else ''}{printable(self.first[reason])})"
-            for reason in reasons[:_REASONS]
-        ]
-        if rest := sum(self.counts[reason] for reason in reasons[_REASONS:]):
-            parts.append(f"{rest} of other endings")
-        return f"ignored {self.counts.total()}: {', '.join(parts)}"
-
-
-def _is_common(reason: str) -> bool:
-    """Returns whether a reason tells a user little; the others are named first."""
-    return reason.startswith("of ending") and reason not in _TEXTS
 
 
 @dataclass(frozen=True)

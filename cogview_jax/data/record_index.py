@@ -1,0 +1,189 @@
+"""An index of records that lie in files of others: where each begins, its name and its captions.
+
+An index is a folder that holds, however many records there are, nothing that a process has to keep
+in memory:
+
+    records.npy    one row of 24 bytes a record (`RECORD`), and one behind the last
+    texts.bin      of each record its key and its captions, in UTF-8, with a NUL between two
+    index.json     the files, with size and time of change, and what was counted; sealed
+
+`record_index_writer` makes it. Rows and texts are read one by one, so that what the system keeps of
+them in memory belongs to all processes and to none, and so that a disk that fails is an error and
+no signal that ends the process, as it would be for mapped memory.
+"""
+
+import functools
+import os
+import struct
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogview_jax.data.ignored import Ignored
+from cogview_jax.data.records import BadRecord, printable
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import reason, retried
+from cogview_jax.runtime.files import open_regular
+from cogview_jax.runtime.sealed import read_sealed
+
+VERSION = 1
+#: The files of an index.
+RECORDS, TEXTS, DESCRIPTION = "records.npy", "texts.bin", "index.json"
+#: A record: the number of its file, the bytes of its image and where they begin in the file, and
+#: where its texts begin in texts.bin. A record that cannot be used has no bytes, and its texts are
+#: its key and the reason.
+RECORD = np.dtype([("file", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("text", "<u8")])
+_ROWS = struct.Struct("<IIQQ 16xQ")
+#: Bytes of a .npy file before the description of its array, whose length is the last two of them.
+_HEADER = 10
+
+
+@dataclass(frozen=True)
+class IndexedRecord:
+    """What an index knows of a record: its name, captions, and the place of its image."""
+
+    key: str
+    captions: tuple[str, ...]
+    file: int
+    offset: int
+    size: int
+
+
+class RecordIndex:
+    """An index that is read; many threads may do so at once."""
+
+    def __init__(self, folder: str | os.PathLike, root: str | os.PathLike):
+        """Opens an index, whose size does not matter.
+
+        Args:
+            folder: that of the index.
+            root: the folder in which the indexed files lie.
+
+        Raises:
+            InputError: the index is damaged, or of another version.
+            OSError: there is none.
+            SystemFault: the machine cannot read it.
+        """
+        self.folder, self._root = Path(folder), os.fspath(root)
+        description = retried(lambda: read_sealed(self.folder / DESCRIPTION), str(folder))
+        if description.get("version") != VERSION:
+            raise InputError(f"{folder}: of another version of this program")
+        self._description: dict[str, Any] = description
+        self.files: list[str] = [name for name, *_ in description["files"]]
+        self._names = [printable(name) for name in self.files]
+        self._count: int = description["records"]
+        self._rows, rows = _opened(self.folder / RECORDS)
+        self._texts, texts = _opened(self.folder / TEXTS)
+        weakref.finalize(self, os.close, self._rows)
+        weakref.finalize(self, os.close, self._texts)
+        self._header = _HEADER + int.from_bytes(self._read(self._rows, 2, _HEADER - 2), "little")
+        expected = (self._header + RECORD.itemsize * (self._count + 1), description["text_bytes"])
+        if (rows, texts) != expected:
+            raise InputError(f"{folder}: damaged: its files do not have the sizes they had")
+
+    def __len__(self) -> int:
+        """The number of records, good and bad."""
+        return self._count
+
+    def __getitem__(self, i: int) -> IndexedRecord:
+        """What is known of record `i`, whose file is not opened.
+
+        Raises:
+            BadRecord: it was found to be unusable when the index was made.
+            SystemFault: the machine cannot read the index.
+        """
+        key, texts, (file, size, offset) = self._row(i)
+        if not size:
+            raise BadRecord(key, texts[0])
+        return IndexedRecord(key, tuple(texts), file, offset, size)
+
+    def key(self, i: int) -> str:
+        """The name of record `i`: FILE/KEY."""
+        return self._row(i)[0]
+
+    def read(self, record: IndexedRecord) -> bytes:
+        """The bytes of the image of a record.
+
+        Raises:
+            InputError: the file is gone or was changed since the index was opened.
+            SystemFault: the machine cannot read it.
+        """
+        path = os.path.join(self._root, self.files[record.file])
+
+        def data() -> bytes:
+            with open_regular(path) as file:
+                if stamp(os.fstat(file.fileno())) != self._stamp(record.file):
+                    raise InputError(f"{path}: changed while it was read: start again")
+                return os.pread(file.fileno(), record.size, record.offset)
+
+        try:
+            return retried(data, path)
+        except OSError as error:
+            raise InputError(f"{path}: {reason(error)}") from None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was counted when the index was made, by the words of who made it."""
+        return self._description["counts"]
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What else was noted then."""
+        return self._description["notes"]
+
+    def ignored(self) -> Ignored:
+        """The entries of files that are no records; a new object each time."""
+        found = Ignored()
+        found.update({reason: (n, name) for reason, (n, name) in self._description["ignored"]})
+        return found
+
+    def difference(self, files: Sequence[str]) -> str:
+        """How the indexed files differ from `files` as they are now; empty where they do not."""
+        if list(files) != self.files:
+            added, gone = ({*files} - {*self.files}), ({*self.files} - {*files})
+            for names, what in ((added, "new"), (gone, "gone")):
+                if names:
+                    return f"{len(names)} of its files {'are' if len(names) > 1 else 'is'} {what}"
+            return "the order of its files is another"
+        for number, name in enumerate(files):
+            path = os.path.join(self._root, name)
+            status = retried(functools.partial(os.stat, path), path)
+            if stamp(status) != self._stamp(number):
+                return f"{name} was changed"
+        return ""
+
+    def _stamp(self, number: int) -> tuple[int, int]:
+        _, size, changed = self._description["files"][number]
+        return size, changed
+
+    def _row(self, i: int) -> tuple[str, list[str], tuple[int, int, int]]:
+        if not 0 <= i < self._count:
+            raise IndexError(f"record {i} of {self._count}")
+        place = self._header + RECORD.itemsize * i
+        row = self._read(self._rows, _ROWS.size, place)
+        file, size, offset, begin, end = _ROWS.unpack(row)
+        key, *texts = self._read(self._texts, end - begin, begin).decode().split("\0")
+        return f"{self._names[file]}/{key}", texts, (file, size, offset)
+
+    def _read(self, descriptor: int, size: int, offset: int) -> bytes:
+        return retried(lambda: os.pread(descriptor, size, offset), str(self.folder))
+
+
+def stamp(status: os.stat_result) -> tuple[int, int]:
+    """What tells that a file was changed: its size and its time of change, in nanoseconds."""
+    return status.st_size, status.st_mtime_ns
+
+
+def _opened(path: Path) -> tuple[int, int]:
+    """A descriptor of the file, and its size."""
+
+    def opened() -> int:
+        with open_regular(path) as file:
+            return os.dup(file.fileno())
+
+    descriptor = retried(opened, str(path))
+    return descriptor, os.fstat(descriptor).st_size
