@@ -94,6 +94,7 @@ class RecordIndex:
 
         Raises:
             BadRecord: it was found to be unusable when the index was made.
+            InputError: the index is damaged.
             SystemFault: the machine cannot read the index.
         """
         key, texts, (file, size, offset) = self._row(i)
@@ -164,9 +165,14 @@ class RecordIndex:
         if not 0 <= i < self._count:
             raise IndexError(f"record {i} of {self._count}")
         place = self._header + RECORD.itemsize * i
-        row = self._read(self._rows, _ROWS.size, place)
-        file, size, offset, begin, end = _ROWS.unpack(row)
-        key, *texts = self._read(self._texts, end - begin, begin).decode().split("\0")
+        file, size, offset, begin, end = _ROWS.unpack(self._read(self._rows, _ROWS.size, place))
+        try:
+            inside = begin <= end <= self._description["text_bytes"]
+            if not inside or offset + size > self._stamp(file)[0]:
+                raise ValueError
+            key, *texts = self._read(self._texts, end - begin, begin).decode().split("\0")
+        except (IndexError, ValueError):
+            raise InputError(f"{self.folder}: damaged: delete it, and it is made anew") from None
         return f"{self._names[file]}/{key}", texts, (file, size, offset)
 
     def _read(self, descriptor: int, size: int, offset: int) -> bytes:

@@ -337,8 +337,8 @@ def _source_plan(source: SourceConfig, records: Source[Record], path: Path) -> d
         return plan
     foreign = SourceConfig.foreign(source.kind)
     own = {name: value for name, value in begun.items() if name not in foreign}
-    if "path" in here and listed == plan.get("listing", ""):
-        own["path"] = here["path"]
+    if listed == plan.get("listing", ""):
+        own |= {name: here[name] for name in ("path", "index") if name in here}
     defaults = {f.name: f.default for f in fields(source) if f.default is not MISSING}
     same = json.loads(json.dumps(defaults)) | own == here
     return plan | ({"source": begun} if same else {})

@@ -185,6 +185,17 @@ def test_a_damaged_index_is_made_anew(root, capsys, file, how, why):
     assert [len(each) for each in scans(root).values()] == [2, 2, 2]
 
 
+@pytest.mark.parametrize(("field", "bit"), [("file", 9), ("offset", 40), ("text", 33)])
+def test_a_row_that_leads_outside_is_refused(root, field, bit):
+    index = opened(root)
+    rows = np.load(index.folder / RECORDS)
+    rows[field][1] ^= np.array(1 << bit, rows.dtype[field])
+    np.save(index.folder / RECORDS, rows)
+    with pytest.raises(InputError, match="damaged: delete it, and it is made anew"):
+        opened(root)[1]
+    assert opened(root)[4].captions == ("图",)
+
+
 def test_a_file_that_changes_while_it_is_read_is_said(root):
     index = opened(root)
     (root / "a").write_text("another\n")

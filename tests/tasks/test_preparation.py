@@ -4,12 +4,14 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import cogview_jax
+from cogview_jax.data.sources.webdataset import WebDataset
 from cogview_jax.data.token_store import TokenStore
 from cogview_jax.runtime import lock
 from cogview_jax.runtime.errors import InputError
@@ -20,6 +22,7 @@ from cogview_jax.tasks.preparation import prepare, store_path
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.text import TextConfig, train_text_tokenizer
+from tar_files import write_tar
 
 
 @pytest.fixture
@@ -262,6 +265,27 @@ def test_a_style_is_a_folder_with_one_caption(chain, experiment, tmp_path):
     for i in range(len(store)):
         assert [decode(ids) for ids in store[i].captions] == [text]
         np.testing.assert_array_equal(store[i].codes, whole[i].codes)
+
+
+def test_tars_give_the_store_that_their_folder_gives(chain, experiment, tmp_path):
+    entries = {}
+    for line in map(json.loads, (chain.images / "captions.jsonl").read_text().splitlines()):
+        key = line["file"].rpartition(".")[0]
+        entries[line["file"]] = (chain.images / line["file"]).read_bytes()
+        entries[f"{key}.json"] = {"texts": line["captions"]}
+    write_tar(tmp_path / "a.tar", entries)
+    source = WebDataset(path=str(tmp_path / "*.tar"), caption_keys=("texts",))
+    prepare(experiment(source=source), tmp_path / "tokens")
+    store, whole = TokenStore(tmp_path / "tokens"), TokenStore(chain.store)
+    text = Path("tokenizers", "text.model")
+    assert (tmp_path / "tokens" / text).read_bytes() == (chain.store / text).read_bytes()
+    assert len(store) == len(whole)
+    for i in range(len(store)):
+        np.testing.assert_array_equal(store[i].codes, whole[i].codes)
+        for one, other in zip(store[i].captions, whole[i].captions, strict=True):
+            np.testing.assert_array_equal(one, other)
+    moved = dataclasses.replace(source, index=str(tmp_path / "index"))
+    prepare(experiment(source=moved), tmp_path / "tokens")  # finds it finished
 
 
 def test_a_store_made_otherwise_is_refused(chain, experiment, tmp_path):

@@ -14,6 +14,7 @@ from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.data.sources.webdataset_samples import FIELDS, REPEATED, UNENDED, SampleScan
 from cogview_jax.runtime.config import SettingError
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import reason
 from cogview_jax.runtime.paths import path_problem, require_paths
 
 #: Names of compressed tars, which cannot be indexed.
@@ -89,7 +90,7 @@ class WebDatasetSource:
             scan,
             depends_on={
                 "kind": config.kind,
-                "path": sorted(os.path.relpath(path, root) for path in patterns),
+                "path": [os.path.relpath(path, root) for path in patterns],
                 **asdict(scan),
             },
             beside=folders[0],
@@ -161,18 +162,24 @@ class WebDatasetSource:
                 yield tar
 
     def _below(self, folder: str) -> Iterator[str]:
-        """Yields the tars in and below a folder, and counts other files."""
-        for place, folders, names in os.walk(folder, followlinks=False):
+        """Yields the tars in and below a folder, and counts other files.
+
+        Linked folders count, but each real one only once, so that links in a circle end.
+        """
+        listed = set()
+        for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+            real = os.path.realpath(place)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if real in listed:
+                folders.clear()
+                continue
+            listed.add(real)
             for name in sorted(names):
                 path = os.path.join(place, name)
                 if name.endswith(".tar") and not name.startswith("."):
                     yield path
-                elif name.startswith("."):
-                    self._ignored.add("hidden", os.path.relpath(path, folder))
                 else:
-                    ending = _ending(name)
-                    self._ignored.add(ending, os.path.relpath(path, folder))
+                    self._ignored.add(_ending(name), os.path.relpath(path, folder))
 
     def _check(self, given: str) -> None:
         index, config = self._index, self._config
@@ -190,8 +197,14 @@ class WebDatasetSource:
             )
 
 
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be listed: {reason(error)}")
+
+
 def _ending(name: str) -> str:
     """Why a file that is no tar is ignored."""
+    if name.startswith("."):
+        return "hidden"
     for ending in _COMPRESSED:
         if name.endswith(ending):
             return f"compressed tars ({ending}), which have to be unpacked"

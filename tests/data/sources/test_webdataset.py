@@ -248,6 +248,26 @@ def test_all_tars_that_break_off_are_named_at_once(tmp_path):
     assert not list(tmp_path.glob(".cogview-index/*"))
 
 
+def test_linked_folders_count_once_and_links_in_a_circle_end(tmp_path):
+    for place in ("set/a", "elsewhere"):
+        os.makedirs(tmp_path / place)
+        write_samples(tmp_path / place / f"{place[-1]}.tar", range(2))
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "a" / "circle").symlink_to(tmp_path / "set")
+    found = source(tmp_path / "set")
+    assert [found.key(i) for i in (0, 2)] == ["a/a.tar/0000", "linked/e.tar/0000"]
+    assert len(found) == 4
+
+
+def test_tars_in_several_folders(tmp_path):
+    for n, place in enumerate(("b", "a")):
+        os.mkdir(tmp_path / place)
+        write_samples(tmp_path / place / "0.tar", range(n, n + 1))
+    found = source(f"{tmp_path}/b,{tmp_path}/a/*.tar")
+    assert [found.key(i) for i in range(2)] == ["b/0.tar/0000", "a/0.tar/0001"]
+    assert os.listdir(tmp_path / "b") == ["0.tar", ".cogview-index"]
+
+
 def test_a_tar_without_an_end_is_told(tmp_path):
     path = write_tar(tmp_path / "a.tar", {"a.png": png(1), "b.png": png(2)})
     with open(path, "r+b") as file:
