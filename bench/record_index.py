@@ -43,9 +43,10 @@ MB = 1e6
 
 @dataclass(frozen=True)
 class SharedScan(SampleScan):
-    """As its base, but the samples of a tar come again until there are `REPEATS` records."""
+    """As its base, but the samples of a tar come again until there are RECORDS_A_TAR records."""
 
     def __call__(self, path: str, part: IndexPart) -> None:
+        """Adds the records of the tar at `path`."""
         with TarFile(path) as tar:
             found = list(samples(tar, part.findings.ignored))
         part.findings.counts["repeated"] += 0
