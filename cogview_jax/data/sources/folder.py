@@ -8,6 +8,7 @@ from typing import Literal
 
 from cogview_jax.data.images import MAX_PIXELS, SUFFIXES, decode_image, read_image_file
 from cogview_jax.data.records import BadRecord, Record, clean_captions, is_unicode
+from cogview_jax.data.sources.folder_listing import FolderListing
 from cogview_jax.data.sources.folder_scan import LISTING, FolderScan, scan_folder
 from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.runtime.errors import InputError
@@ -15,8 +16,8 @@ from cogview_jax.runtime.faults import reason, retried
 from cogview_jax.runtime.files import read_regular, text_lines
 from cogview_jax.runtime.paths import require_paths
 
-#: A listing, a line of it, and a caption file may have at most so many bytes.
-LISTING_LIMIT, LINE_LIMIT, TEXT_LIMIT = 8 << 30, 1 << 20, 1 << 20
+#: A line of a listing, and a caption file, may have at most so many bytes.
+LINE_LIMIT, TEXT_LIMIT = 1 << 20, 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +98,13 @@ class FolderSource:
         if not os.path.isdir(self._root):
             raise InputError(f"path={str(path)!r}: expected a folder of images, there is none")
         self._real = os.path.realpath(self._root)
-        self._lines: list[tuple[int, bytes]] = []
+        self._lines: FolderListing | tuple[()] = ()
         self._scan: FolderScan | None = None
         self._listing = listing
         listed = os.path.join(self._root, listing)
         if os.path.lexists(listed):
-            lines = enumerate(_read_listing(listed), 1)
-            self._lines = [(n, line) for n, line in lines if line.strip()]
-            if not self._lines:
+            self._lines = FolderListing(listed)
+            if not len(self._lines):
                 raise InputError(
                     f"path={str(path)!r}: expected {listing} with a line an image, it has no line"
                 )
@@ -129,17 +129,21 @@ class FolderSource:
     def describe(self) -> str:
         """Returns one line: how many records there are, and which files are not among them.
 
-        If there is a listing, this reads the folder too, which takes a while on a slow disk.
+        If there is a listing, this reads the folder too, which takes a while on a slow disk, unless
+        the listing is so long that it has an index.
         """
         if self._scan:
             texts = f", {self._scan.texts} with a caption file" if self._required else ""
             texts = f", each captioned {self._caption!r}" if self._caption else texts
             return f"{len(self)} images{texts}; {self._scan.ignored}"
+        lines = f"{len(self)} lines of {self._listing}"
+        if isinstance(self._lines, FolderListing) and not self._lines.in_memory:
+            return lines
         scan, listed = scan_folder(self._root), {self.key(i) for i in range(len(self))}
         unlisted = [file for file in scan.images if file not in listed]
         if unlisted:
             scan.ignored.add(f"that {self._listing} does not list", unlisted[0], len(unlisted))
-        return f"{len(self)} lines of {self._listing}; {scan.ignored}"
+        return f"{lines}; {scan.ignored}"
 
     def key(self, i: int) -> str:
         """Returns the path of the image within the folder, or the line if it cannot be read."""
@@ -203,15 +207,6 @@ class FolderSource:
             return text_lines(data)
         except ValueError:
             raise BadRecord(file, f"caption file {os.path.basename(path)} is not UTF-8") from None
-
-
-def _read_listing(path: str) -> list[bytes]:
-    """The lines of a listing, not decoded yet: one that is no UTF-8 costs no other."""
-    try:
-        data = retried(lambda: read_regular(path, LISTING_LIMIT), path)
-    except OSError as error:
-        raise InputError(f"{path}: {reason(error)}") from None
-    return data.removeprefix(b"\xef\xbb\xbf").splitlines()
 
 
 def _why(what: str, path: str, error: Exception) -> str:
