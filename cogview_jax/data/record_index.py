@@ -27,7 +27,7 @@ from cogview_jax.data.ignored import Ignored
 from cogview_jax.data.records import BadRecord, printable
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason, retried
-from cogview_jax.runtime.files import open_regular
+from cogview_jax.runtime.files import open_regular, read_at
 from cogview_jax.runtime.sealed import read_sealed
 
 VERSION = 1
@@ -119,7 +119,7 @@ class RecordIndex:
             with open_regular(path) as file:
                 if stamp(os.fstat(file.fileno())) != self._stamp(record.file):
                     raise InputError(f"{path}: changed while it was read: start again")
-                return os.pread(file.fileno(), record.size, record.offset)
+                return read_at(file.fileno(), record.size, record.offset)
 
         try:
             return retried(data, path)
@@ -165,18 +165,19 @@ class RecordIndex:
         if not 0 <= i < self._count:
             raise IndexError(f"record {i} of {self._count}")
         place = self._header + RECORD.itemsize * i
-        file, size, offset, begin, end = _ROWS.unpack(self._read(self._rows, _ROWS.size, place))
+        row = self._read(self._rows, _ROWS.size, place)
         try:
+            file, size, offset, begin, end = _ROWS.unpack(row)
             inside = begin <= end <= self._description["text_bytes"]
             if not inside or offset + size > self._stamp(file)[0]:
                 raise ValueError
             key, *texts = self._read(self._texts, end - begin, begin).decode().split("\0")
-        except (IndexError, ValueError):
+        except (IndexError, ValueError, struct.error):
             raise InputError(f"{self.folder}: damaged: delete it, and it is made anew") from None
         return f"{self._names[file]}/{key}", texts, (file, size, offset)
 
     def _read(self, descriptor: int, size: int, offset: int) -> bytes:
-        return retried(lambda: os.pread(descriptor, size, offset), str(self.folder))
+        return retried(lambda: read_at(descriptor, size, offset), str(self.folder))
 
 
 def stamp(status: os.stat_result) -> tuple[int, int]:

@@ -166,6 +166,17 @@ def open_regular(path: str | os.PathLike) -> BufferedReader:
         raise
 
 
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """`size` bytes of an open file from `offset` on; fewer at its end only.
+
+    The place of the descriptor is not used, so that many threads may share it.
+    """
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more
+    return data
+
+
 def read_json(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> Any:
     """The value that a small JSON file holds.
 

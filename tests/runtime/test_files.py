@@ -16,6 +16,8 @@ from cogview_jax.runtime.files import (
     atomic_path,
     check_file_output,
     check_folder_output,
+    open_regular,
+    read_at,
     read_json,
     read_regular,
     sha256_file,
@@ -299,3 +301,12 @@ def test_a_line_ends_with_a_line_feed_a_carriage_return_or_both(tmp_path, data, 
 def test_what_is_no_utf8_is_told_by_line(data, message):
     with pytest.raises(ValueError, match=message):
         text_lines(data)
+
+
+def test_reading_at_a_place_gives_all_that_is_there(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    pread = os.pread  # network disks may give less than is asked for
+    monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, min(size, 7), at))
+    with open_regular(tmp_path / "a") as file:
+        for size, at in ((40, 3), (7, 0), (50, 80), (5, 100), (0, 9)):
+            assert read_at(file.fileno(), size, at) == bytes(range(100))[at : at + size]

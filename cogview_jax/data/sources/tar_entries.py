@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason, retried
-from cogview_jax.runtime.files import open_regular
+from cogview_jax.runtime.files import open_regular, read_at
 
 BLOCK = 512
 #: The most bytes of a name or of a pax header; and how much is read at a time.
@@ -78,7 +78,7 @@ class TarFile:
         if begin < 0 or begin + size > len(self._window):
             wanted = max(size, _WINDOW)
             descriptor = self._file.fileno()
-            self._window = retried(lambda: os.pread(descriptor, wanted, offset), self.path)
+            self._window = retried(lambda: read_at(descriptor, wanted, offset), self.path)
             self._start, begin = offset, 0
         return self._window[begin : begin + size]
 

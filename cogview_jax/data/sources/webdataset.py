@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from cogview_jax.data.ignored import Ignored
-from cogview_jax.data.images import decode_image
+from cogview_jax.data.images import SUFFIXES, decode_image
 from cogview_jax.data.record_index_writer import open_index
 from cogview_jax.data.records import Record, clean_captions
 from cogview_jax.data.sources.file_patterns import expanded, folder_of, is_pattern, matches
@@ -91,6 +91,7 @@ class WebDatasetSource:
             depends_on={
                 "kind": config.kind,
                 "path": [os.path.relpath(path, root) for path in patterns],
+                "endings": SUFFIXES,
                 **asdict(scan),
             },
             beside=folders[0],
