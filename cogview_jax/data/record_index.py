@@ -12,11 +12,9 @@ them in memory belongs to all processes and to none, and so that a disk that fai
 no signal that ends the process, as it would be for mapped memory.
 """
 
-import functools
 import os
 import struct
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,18 +140,20 @@ class RecordIndex:
         found.update({reason: (n, name) for reason, (n, name) in self._description["ignored"]})
         return found
 
-    def difference(self, files: Sequence[str]) -> str:
-        """How the indexed files differ from `files` as they are now; empty where they do not."""
+    def difference(self, files: dict[str, tuple[int, int]]) -> str:
+        """How the indexed files differ from those that there are; empty where they do not.
+
+        Args:
+            files: from their paths to their stamps, in order.
+        """
         if list(files) != self.files:
             added, gone = ({*files} - {*self.files}), ({*self.files} - {*files})
             for names, what in ((added, "new"), (gone, "gone")):
                 if names:
                     return f"{len(names)} of its files {'are' if len(names) > 1 else 'is'} {what}"
             return "the order of its files is another"
-        for number, name in enumerate(files):
-            path = os.path.join(self._root, name)
-            status = retried(functools.partial(os.stat, path), path)
-            if stamp(status) != self._stamp(number):
+        for number, (name, found) in enumerate(files.items()):
+            if found != self._stamp(number):
                 return f"{name} was changed"
         return ""
 

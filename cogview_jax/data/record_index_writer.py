@@ -32,7 +32,7 @@ from cogview_jax.data.record_index import (
 )
 from cogview_jax.data.records import printable
 from cogview_jax.runtime.errors import InputError, SystemFault
-from cogview_jax.runtime.faults import is_fault, reason
+from cogview_jax.runtime.faults import is_fault, reason, retried
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
@@ -83,8 +83,10 @@ class IndexPart:
         self._bytes = 0
 
     def add(self, key: str, captions: Sequence[str], offset: int, size: int) -> None:
-        """Adds a record: its name within the file, its captions, and the place of its image."""
-        captions = [text for text in (text.strip() for text in captions) if text]
+        """Adds a record: its name within the file, its captions, and the place of its image.
+
+        Captions are Unicode and not empty; a NUL in them becomes a blank.
+        """
         self.findings.counts["captioned"] += bool(captions)
         self._add([key, *captions], offset, size)
 
@@ -142,17 +144,18 @@ def open_index(
     """
     root = os.path.abspath(root)
     places = _places(root, depends_on, Path(beside), place)
-    index, _ = _found(places, root, files)
+    now = {name: _stamp(os.path.join(root, name)) for name in files}
+    index, _ = _found(places, root, now)
     if index:
         return index
     for number, folder in enumerate(places):
         try:
             with _alone(folder):
-                index, why = _found([folder], root, files)
+                index, why = _found([folder], root, now)
                 if why:
                     print(f"index {folder}: {why}: it is made anew", file=sys.stderr, flush=True)
                 if not index:
-                    _make(folder, root, files, scan, unit)
+                    _make(folder, root, now, scan, unit)
                 return index or RecordIndex(folder, root)
         except OSError as error:
             if is_fault(error):
@@ -181,7 +184,7 @@ def _places(root: str, depends_on: dict[str, Any], beside: Path, place: str) -> 
 
 
 def _found(
-    places: Sequence[Path], root: str, files: Sequence[str]
+    places: Sequence[Path], root: str, files: dict[str, tuple[int, int]]
 ) -> tuple[RecordIndex | None, str]:
     """The first index that holds for the files, or why the first of those that do not does not."""
     reasons = []
@@ -197,6 +200,13 @@ def _found(
             return index, ""
         reasons.append(difference)
     return None, "".join(reasons[:1])
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        return stamp(retried(lambda: os.stat(path), path))
+    except OSError as error:
+        raise InputError(f"{path}: {reason(error)}") from None
 
 
 @contextlib.contextmanager
@@ -230,10 +240,11 @@ class _Part:
 
 
 def _scanned(job: _Job) -> _Part:
-    part, error, before = IndexPart(Path(job.part)), "", stamp(os.stat(job.path))
+    part, error, before = IndexPart(Path(job.part)), "", (0, 0)
     try:
+        before = _stamp(job.path)
         job.scan(job.path, part)
-        if stamp(os.stat(job.path)) != before:
+        if _stamp(job.path) != before:
             error = f"{job.path}: changed while its index was made: wait until it is written"
     except InputError as found:
         error = str(found)
@@ -241,10 +252,12 @@ def _scanned(job: _Job) -> _Part:
     return _Part(error, part.records, part.text_bytes, before, part.findings)
 
 
-def _make(folder: Path, root: str, files: Sequence[str], scan: Scan, unit: str) -> None:
+def _make(
+    folder: Path, root: str, files: dict[str, tuple[int, int]], scan: Scan, unit: str
+) -> None:
     remove_leftovers(folder.parent)
     paths = [os.path.join(root, name) for name in files]
-    small = sum(os.path.getsize(path) for path in paths) < _SMALL
+    small = sum(size for size, _ in files.values()) < _SMALL
     processes = 1 if small else min(cores(), _MOST_PROCESSES)
     with atomic_path(folder) as temporary:
         temporary.mkdir()

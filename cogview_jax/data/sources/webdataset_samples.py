@@ -16,14 +16,15 @@ import numpy as np
 from cogview_jax.data.ignored import Ignored
 from cogview_jax.data.images import FILE_LIMIT, SUFFIXES
 from cogview_jax.data.record_index_writer import IndexPart
+from cogview_jax.data.records import BadRecord, clean_captions, printable
 from cogview_jax.data.sources.tar_entries import Entry, TarFile
 
 #: A text file, and what holds captions where no keys are given: the text, else this field of .json.
 TEXT, USUAL_FIELD = "txt", "caption"
 #: The most bytes of a .txt or .json.
 TEXT_LIMIT = 1 << 20
-#: The fields of the first .json, under this name in the notes of an index, and how many are named.
-FIELDS, _NAMED = "fields", 30
+#: The fields of the first .json, under this name in the notes of an index, in so many letters.
+FIELDS, _NAMED = "fields", 300
 #: Counts of an index: samples whose key stood before in their tar, and tars that lack the empty
 #: blocks behind the last entry.
 REPEATED, UNENDED = "repeated", "unended"
@@ -67,9 +68,10 @@ class SampleScan:
             part.add_bad(sample.key, f"image of {image.size} bytes: {expected}")
         else:
             try:
-                captions = self._captions(sample, part)
-            except ValueError as error:
-                part.add_bad(sample.key, str(error))
+                texts = self._texts(sample, part)
+                captions = clean_captions(texts, sample.key, required=False)
+            except BadRecord as error:
+                part.add_bad(sample.key, error.reason)
             else:
                 part.add(sample.key, captions, image.offset, image.size)
 
@@ -83,24 +85,26 @@ class SampleScan:
         )
         return next(images, None)
 
-    def _captions(self, sample: Sample, part: IndexPart) -> list[str]:
-        """The captions of a sample; ValueError says what is wrong with its texts."""
+    def _texts(self, sample: Sample, part: IndexPart) -> list[str]:
+        """The captions of a sample as they are; BadRecord if they cannot be read."""
         usual = TEXT if TEXT in sample.entries else USUAL_FIELD
-        captions: list[str] = []
+        found: list[str] = []
         fields: dict | None = None
         for key in self.caption_keys or (usual,):
             if key == TEXT:
-                captions.append(_decoded(sample, TEXT) if TEXT in sample.entries else "")
+                found.append(_decoded(sample, TEXT) if TEXT in sample.entries else "")
                 continue
             if fields is None:
                 fields = _fields(sample)
-                part.findings.notes.setdefault(FIELDS, ", ".join([*fields][:_NAMED]))
+                if FIELDS not in part.findings.notes:
+                    part.findings.notes[FIELDS] = printable(", ".join(fields))[:_NAMED]
             value = fields.get(key)
             texts = value if isinstance(value, list) else [] if value is None else [value]
             if not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"{key!r} of .json: expected a text or a list of texts")
-            captions += texts
-        return captions
+                reason = f"{key!r} of .json: expected a text or a list of texts"
+                raise BadRecord(sample.key, reason)
+            found += texts
+        return found
 
 
 def samples(tar: TarFile, ignored: Ignored) -> Iterator[Sample]:
@@ -142,11 +146,12 @@ def _foreign(name: str) -> str:
 def _decoded(sample: Sample, ending: str) -> str:
     if ending not in sample.texts:
         size = sample.entries[ending].size
-        raise ValueError(f".{ending} of {size} bytes: expected at most {TEXT_LIMIT}")
+        reason = f".{ending} of {size} bytes: expected at most {TEXT_LIMIT}"
+        raise BadRecord(sample.key, reason)
     try:
         return sample.texts[ending].decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f".{ending} is not UTF-8") from None
+        raise BadRecord(sample.key, f".{ending} is not UTF-8") from None
 
 
 def _fields(sample: Sample) -> dict:
@@ -157,9 +162,10 @@ def _fields(sample: Sample) -> dict:
     try:
         found = json.loads(text)
     except RecursionError:
-        raise ValueError(".json is nested too deeply") from None
+        raise BadRecord(sample.key, ".json is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f".json cannot be read: {error}") from None
+        raise BadRecord(sample.key, f".json cannot be read: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f".json holds a {type(found).__name__}: expected an object")
+        reason = f".json holds a {type(found).__name__}: expected an object"
+        raise BadRecord(sample.key, reason)
     return found

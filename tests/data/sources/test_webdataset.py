@@ -139,6 +139,7 @@ def test_the_image_of_several(tmp_path):
         ({"a.png": png(1), "a.json": [1]}, "a.tar/a: .json holds a list: expected an object"),
         ({"a.png": png(1), "a.json": {"caption": 3}}, "a.tar/a: 'caption' of .json: expected a t"),
         ({"a.png": png(1), "a.txt": "x" * (1 << 20) + "x"}, "a.tar/a: .txt of 1048577 bytes: exp"),
+        ({"a.png": png(1), "a.json": '{"caption": "\\ud800"}'}, "a.tar/a: caption is no Unicode t"),
         ({"a.png": png(1)}, "a.tar/a: empty caption"),
         ({"a.png": png(1)[:40], "a.txt": "a"}, "a.tar/a: unreadable image"),
     ],
