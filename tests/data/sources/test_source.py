@@ -23,6 +23,7 @@ from cogview_jax.data.sources.shapes import Shapes
 from cogview_jax.data.sources.source import SourceConfig, captions_of, opened
 from cogview_jax.data.sources.tfds import Tfds
 from cogview_jax.data.sources.tfds_split import open_builder
+from cogview_jax.data.sources.webdataset import WebDataset
 from cogview_jax.runtime import faults
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError, SystemFault
@@ -442,6 +443,7 @@ def test_one_caption_for_all_images_of_a_folder(tmp_path, listing):
 
 def test_a_config_chooses_the_kind_and_has_its_settings_alone():
     kinds = {"emoji": Emoji, "folder": Folder, "shapes": Shapes, "tfds": Tfds}
+    kinds["webdataset"] = WebDataset
     for kind, cls in kinds.items():
         source = build(SourceConfig, {"kind": kind, "max_pixels": 9})
         assert type(source) is cls
@@ -452,7 +454,10 @@ def test_a_config_chooses_the_kind_and_has_its_settings_alone():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"kind": "webdata"}, "config.kind = 'webdata': choices are emoji, folder, shapes, tfds"),
+        (
+            {"kind": "tar"},
+            "config.kind = 'tar': choices are emoji, folder, shapes, tfds, webdataset",
+        ),
         ({"kind": 3}, "config.kind = 3: choices are emoji, folder, shapes, tfds"),
         ({"path": "x"}, "config lacks kind; choices are emoji, folder, shapes, tfds"),
         (
@@ -481,6 +486,6 @@ def test_importing_the_kinds_imports_no_tfds():
         "import sys; sys.modules.update(dict.fromkeys(['tensorflow_datasets', 'array_record']))\n"
         "from cogview_jax.data.sources.source import SourceConfig\n"
         "kinds = set(SourceConfig.kinds)\n"
-        "assert {'emoji', 'folder', 'shapes', 'tfds'} <= kinds, kinds\n"
+        "assert {'emoji', 'folder', 'shapes', 'tfds', 'webdataset'} <= kinds, kinds\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

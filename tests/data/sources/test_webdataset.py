@@ -10,7 +10,7 @@ import pytest
 from cogview_jax.data.loader import batches
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.skipped import SkippedLog
-from cogview_jax.data.sources.source import SourceConfig, captions_of, listing
+from cogview_jax.data.sources.source import SourceConfig, captions_of, listing, opened
 from cogview_jax.data.sources.webdataset import WebDataset
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
@@ -111,6 +111,15 @@ def test_entries_apart_from_their_image_are_told(tmp_path):
 def test_captions(tmp_path, entries, settings, expected):
     write_tar(tmp_path / "a.tar", {"a.png": png(1)} | entries)
     assert source(tmp_path, **settings)[0].captions == expected
+
+
+def test_captions_are_read_without_the_tar(tmp_path):
+    path = write_samples(tmp_path / "a.tar", range(3))
+    found = source(path)
+    os.unlink(path)
+    assert captions_of(found, 2) == ("number 2",)
+    with pytest.raises(InputError, match=r"a\.tar: No such file"):
+        found[2]
 
 
 def test_a_caption_key_that_no_sample_has_is_refused_with_those_there_are(tmp_path):
@@ -224,6 +233,15 @@ def test_what_is_not_there(tmp_path, monkeypatch, path, message):
     with pytest.raises(InputError, match=message) as caught:
         source(path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_setting_is_named_where_a_pattern_finds_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = (
+        rf"^data.source.path = 'x\*.tar' \(looked for in {tmp_path}\): expected tars, there are no"
+    )
+    with pytest.raises(InputError, match=said):
+        opened(WebDataset(path="x*.tar"))
 
 
 @pytest.mark.parametrize("path", ["gs://b/{0..3}.tar", "0.tar,s3://b/x.tar"])
