@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.layout.task = "caption"
     config.drop_captions = 0.0
     config.text_weight = 10.0  # few of the tokens, and all that is asked for
-    config.corrupt_codes = 0.0
+    config.corrupt_codes = 0.2
     config.train.update(steps=2000, sample_every=0, sample_prompts=())
     config.data["from"] = "runs/emoji"
     return config

@@ -1,6 +1,6 @@
 """Samples from a bundle.
 
-  python -m cogview_jax.sample --bundle emoji --prompt "butterfly in flat style" --guidance 2
+  python -m cogview_jax.sample --bundle emoji --prompt "a blue butterfly in flat style" --guidance 2
 
   python -m cogview_jax.sample --bundle runs/demo/bundle --task text_to_image --out images \\
       --prompt "a large red circle in the center on a white background" --num_images 4

@@ -7,6 +7,8 @@ import numpy as np
 import cogview_jax
 from cogview_jax.checkpoints.shipped import FOLDER, shipped
 from cogview_jax.checkpoints.step_bundle import open_bundle
+from cogview_jax.data import emoji_set
+from cogview_jax.data.emoji_words import HUES, colour_of
 from cogview_jax.evaluation.benchmark import Options
 from cogview_jax.evaluation.benchmarks import emoji
 
@@ -16,11 +18,12 @@ COUNT = 16
 
 
 def card(row):
-    """The numbers of a row of the card's table: seen, held out."""
+    """The numbers of a row of the card's table: seen, held out, if both are there."""
     (line,) = re.findall(
         rf"^\| {row} \|(.*)\|$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE
     )
-    return [float(re.match(r"[\d.]+", cell.strip())[0]) for cell in line.split("|")]
+    cells = [cell.strip() for cell in line.split("|")]
+    return [float(re.match(r"[\d.]+", cell)[0]) for cell in cells if cell]
 
 
 def measured(name, tmp_path, count=COUNT, **more):
@@ -52,6 +55,21 @@ def test_images_show_what_the_card_says_as_often(tmp_path):
     seen, held_out = (COUNT * row["generated"]["concept"] for row in rows)
     assert seen > COUNT / 2
     assert held_out >= 2
+
+
+def test_colours_are_those_that_a_prompt_names():
+    """As often as the card says; by chance, of seven hues, it would be one time in seven."""
+    colours = HUES * 2
+    things = ["tulip"] * len(HUES) + ["balloon"] * len(HUES)
+    texts = [f"a {colour.en} {thing}" for colour, thing in zip(colours, things, strict=True)]
+    model, sampling = cogview_jax.load("emoji"), cogview_jax.SamplingConfig(0.5, guidance=2.0)
+    images = model.decode(model.generate_codes(texts, sampling=sampling)[:, 0])
+    right = [
+        colour_of(image, emoji_set.STYLES[0]) == colour
+        for image, colour in zip(images, colours, strict=True)
+    ]
+    np.testing.assert_allclose([sum(right)], card(r"colour that a prompt names \(.*\)"), atol=1)
+    assert sum(right) > len(right) / 2
 
 
 def test_captions_say_what_the_card_says_as_often(tmp_path):
