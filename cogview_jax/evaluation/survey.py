@@ -39,7 +39,7 @@ _TIMED_RECORDS, _TIMED_SECONDS = 512, 5.0
 #: Examples of a reason.
 _EXAMPLES = 3
 #: Pairs that are shown, and the side in pixels that they are kept with.
-SHOWN, _SHOWN_SIDE = 64, 320
+SHOWN, _SHOWN_SIDE = 64, 160
 Outcome = TypeVar("Outcome")
 #: Shows an image as a model sees it.
 View = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "r c 3"]]

@@ -16,6 +16,7 @@ from cogview_jax.evaluation.page import report_page
 from cogview_jax.evaluation.survey import View, reduced, survey
 from cogview_jax.evaluation.survey_report import (
     Duplicates,
+    Report,
     Suggestion,
     as_json,
     sections,
@@ -70,7 +71,8 @@ def survey_data(config: Mapping[str, Any], given: Mapping[str, str], out: str, c
     report = survey_report(found, duplicates, source.key, text.tokens)
     suggestions = advice(experiment, report, text, str(folder / EXACT))
     wrong = problems(experiment, report, text)
-    report = {"source": contents, "settings": _settings(experiment)} | report
+    head: Report = {"source": contents, "settings": _settings(experiment)}
+    report = head | report
     if text.trials:
         report["text_pieces"] = {str(pieces): round(mean, 2) for pieces, mean in text.trials}
     report["problems"], report["suggestions"] = wrong, as_json(suggestions)

@@ -53,6 +53,13 @@ def problems(experiment: Experiment, report: Mapping[str, Any], text: TextFit) -
             f"{share:.1%} of the records cannot be used, more than data.max_skipped = {limit:g}"
             " allows"
         )
+    if isinstance(experiment, CodecExperiment):
+        side, found_side = experiment.model.image_size, report["images"]["shorter_side"]
+        if found_side["p5"] < side:
+            found.append(
+                f"5% of the images or more have a shorter side below model.image_size = {side} and"
+                f" are enlarged; data.filter.min_side={side} leaves them out"
+            )
     if text.problem:
         found.append(text.problem)
     if text.unknown > UNKNOWN:

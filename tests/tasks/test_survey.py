@@ -126,6 +126,10 @@ def test_an_image_tokenizers_pixels_are_those_of_its_squares(images, tmp_path):
     np.testing.assert_allclose(report["pixels"]["mean"], squares.mean(axis=(0, 1, 2)), atol=6e-5)
     np.testing.assert_allclose(report["pixels"]["std"], squares.std(axis=(0, 1, 2)), atol=6e-5)
     assert "tokens" not in report["captions"]
+    assert report["problems"] == []
+    larger = config(images, "image_tokenizer", model__image_size=32)
+    (enlarged,) = surveyed(larger, tmp_path / "larger", count=20)["problems"]
+    assert "shorter side below model.image_size = 32 and are enlarged" in enlarged
     mended = taken(given, report["suggestions"]).model
     np.testing.assert_allclose(mended.mean, squares.mean(axis=(0, 1, 2)), atol=6e-4)
     np.testing.assert_allclose(mended.std, squares.std(axis=(0, 1, 2)), atol=6e-4)
