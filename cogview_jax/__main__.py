@@ -10,6 +10,7 @@ from cogview_jax.runtime.config import closest
 COMMANDS = {
     "train": "train an image tokenizer or a transformer",
     "prepare": "turn captioned images into a token store",
+    "survey": "look at one's data: a page with its sizes, captions and duplicates",
     "sample": "generate, complete, upsample, caption or rank images",
     "evaluate": "measure a bundle into a JSON report",
     "convert": "read and write the checkpoints of others, and safetensors",

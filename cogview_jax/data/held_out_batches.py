@@ -84,7 +84,7 @@ class HeldOutBatches(Generic[Item]):
                     stop = min(stop + self.count - used, self.available)
         self._require(used > 0)
         if used < stop and not self._said:
-            log(f"validation: {stop - used} of {stop} held-out {self._of} are unreadable")
+            log(f"validation: {stop - used} of {stop} held-out {self._of} cannot be used")
             self._said = True
 
     def _row(self, number: int, stop: int) -> tuple[Any, float]:

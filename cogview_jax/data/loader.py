@@ -13,6 +13,7 @@ import grain
 import jax
 import numpy as np
 
+from cogview_jax.data.held_out import record_hashes
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources.source import Source
@@ -20,6 +21,8 @@ from cogview_jax.runtime.errors import InputError
 
 Row = TypeVar("Row")
 Transform = Callable[[Any, np.random.Generator], Row]
+#: Records that are looked at in the place of a filtered one, before those that follow.
+_JUMPS = 64
 
 
 def check_seed(seed: int) -> None:
@@ -44,7 +47,7 @@ def batches(
 
     Args:
         source: where records come from; `TokenStore` is one too. One that cannot be read is
-            replaced by the next readable one in the source, and noted in `skipped`.
+            replaced by another, and noted in `skipped`.
         global_batch: rows of a step over all hosts (b); `ways` must divide it.
         seed: 0 to 2**32 - 1.
         transform: record, generator -> a pytree of arrays of fixed shapes, such as
@@ -96,7 +99,12 @@ def _joined(parts: Sequence[Row]) -> Row:
 
 
 class _Readable:
-    """A source whose every index gives a record: its own, or the next one that can be read."""
+    """A source whose every index gives a record: its own, or another that can be read.
+
+    The next one takes the place of a damaged record. Filters may leave out a thousand in a row, and
+    the next one would then come a thousand times as often as others: the record in the place of a
+    filtered one is any other, which the index decides.
+    """
 
     def __init__(self, source: Source, skipped: SkippedLog):
         self._source, self._skipped = source, skipped
@@ -105,12 +113,17 @@ class _Readable:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Any:
-        count = len(self._source)
-        for i in range(index, index + count):
-            self._skipped.see(i % count)
+        count, jumps = len(self._source), 0
+        for _ in range(count + _JUMPS):
+            self._skipped.see(index % count)
             try:
-                return self._source[i % count]
+                return self._source[index % count]
             except BadRecord as error:
-                self._skipped.add(error.key, error.reason)
+                self._skipped.add(error.key, error.reason, filtered=error.filtered)
                 self._skipped.check()
+                index += 1
+                if error.filtered and jumps < _JUMPS:
+                    jumps += 1
+                    hashed = record_hashes(np.array([index + jumps * count], np.uint64))
+                    index = int(hashed[0] * count)
         raise InputError(f"none of the {count} records can be read; see {self._skipped.path}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,11 +32,20 @@ class BadRecord(Exception):
     a `SystemFault`, which nobody counts.
     """
 
+    #: Whether a filter left it out; then nothing is wrong with it.
+    filtered: ClassVar[bool] = False
+
     def __init__(self, key: str, reason: str):
         """`reason` is one line for people; both are made `printable`."""
         key, reason = printable(key), printable(reason)
         super().__init__(f"{key}: {reason}")
         self.key, self.reason = key, reason
+
+
+class FilteredRecord(BadRecord):
+    """A record that a filter of the config leaves out, which does not count as damage."""
+
+    filtered = True
 
 
 def printable(text: str) -> str:

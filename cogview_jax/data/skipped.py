@@ -20,7 +20,8 @@ class SkippedLog:
 
     A few unreadable records in a million are life; one in ten is a wrong path or a broken disk,
     and training on the rest would hide it. The share is counted over distinct records that this
-    process has met, so neither epochs nor restarts distort it. Safe to use from many threads; the
+    process has met, so neither epochs nor restarts distort it. Records that a filter leaves out are
+    listed too, and count as good ones. Safe to use from many threads; the
     processes of one run may share the file (each appends whole lines).
     """
 
@@ -43,6 +44,7 @@ class SkippedLog:
         self._met = bytearray()  # a byte a record: whether this process has met it
         self._seen = 0
         self._skipped: set[str] = set()
+        self._filtered: set[str] = set()
         self._last, self._announced = "", False
         written = _written(self.path)
         *lines, cut = written.split(b"\n")
@@ -63,6 +65,11 @@ class SkippedLog:
         """How many distinct records of those could not be used."""
         return len(self._skipped)
 
+    @property
+    def filtered(self) -> int:
+        """How many distinct records of those were left out by filters."""
+        return len(self._filtered)
+
     def describe(self) -> str:
         """What was skipped, in one line; empty where nothing was."""
         if not self._skipped:
@@ -80,11 +87,14 @@ class SkippedLog:
             self._seen += not self._met[index]
             self._met[index] = 1
 
-    def add(self, key: str, reason: str) -> None:
-        """The record `key` could not be used."""
+    def add(self, key: str, reason: str, *, filtered: bool = False) -> None:
+        """The record `key` could not be used, or a filter left it out."""
         with self._lock:
-            self._skipped.add(key)
-            self._last = f"{key}: {reason}"
+            if filtered:
+                self._filtered.add(key)
+            else:
+                self._skipped.add(key)
+                self._last = f"{key}: {reason}"
             if key in self._written:
                 return
             self._written.add(key)
@@ -101,13 +111,17 @@ class SkippedLog:
                 self._announced = True
 
     def check(self, *, final: bool = False) -> None:
-        """Raises InputError if too large a share was skipped.
+        """Raises InputError if too large a share was skipped, or all that was read was filtered.
 
         Args:
             final: nothing more will be read, so judge however few there were.
         """
         if self._seen < (1 if final else self._at_least):
             return
+        if final and self.filtered == self._seen:
+            raise InputError(
+                f"data.filter leaves out all {self._seen} records; why is in {self.path}"
+            )
         share = self.skipped / self._seen
         if share > self._max_skipped:
             raise InputError(

@@ -51,10 +51,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A record that was left out, and why."""
+    """A record that was left out, and why: by a filter, or since it cannot be used."""
 
     key: str
     reason: str
+    filtered: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class TokenShards:
             "captions": captions,
             "bytes": path.stat().st_size,
             "sha256": sha256_file(path),
-            "skipped": [{"key": bad.key, "reason": bad.reason} for bad in skipped],
+            "skipped": [_skipped_entry(bad) for bad in skipped],
         }
         write_json(path.with_suffix(".json"), sealed(note))
 
@@ -241,3 +242,9 @@ class TokenShards:
                 f"{self.directory} holds a token store made from something else:"
                 f" {'; '.join(changes)}; expected the same, or another folder"
             )
+
+
+def _skipped_entry(bad: BadRecord) -> dict[str, str | bool]:
+    """`Skipped` as a note has it."""
+    entry: dict[str, str | bool] = {"key": bad.key, "reason": bad.reason}
+    return entry | {"filtered": True} if bad.filtered else entry

@@ -66,7 +66,7 @@ def write_store(
         for index in shards.span(shard):
             skipped.see(index // views)
         for bad in note.skipped:
-            skipped.add(bad.key, bad.reason)
+            skipped.add(bad.key, bad.reason, filtered=bad.filtered)
     done = len(source) - sum(len(shards.span(shard)) for shard in missing)
     with Progress(len(source), "tokens", unit="record", start=done) as progress:
         for shard in missing:
@@ -118,10 +118,11 @@ def _tokenized(
                 skipped.see(index // views)
                 if isinstance(outcome, BadRecord):
                     left_out.append(outcome)
-                    skipped.add(outcome.key, outcome.reason)
+                    skipped.add(outcome.key, outcome.reason, filtered=outcome.filtered)
                     skipped.check()
             records = [outcome for _, outcome in batch if isinstance(outcome, Record)]
             encoded = encode(records) if records else ()
             for record, (captions, codes) in zip(records, encoded, strict=True):
                 yield TokenRecord(record.key, tuple(captions), codes)
-            progress.update(len(batch), skipped=skipped.skipped)
+            left = {"filtered": skipped.filtered} if skipped.filtered else {}
+            progress.update(len(batch), skipped=skipped.skipped, **left)

@@ -9,12 +9,17 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
 from cogview_jax.runtime.errors import InputError
+
+#: How an image gets the aspect ratio of the codes: its centre is cut out, or a part of it at a
+#: random place, or all of it is shown on white paper.
+Crop = Literal["center", "random", "pad"]
 
 
 def to_rgb(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
@@ -64,6 +69,38 @@ def center_crop(
     return _resized(image, (height - part[0]) // 2, (width - part[1]) // 2, part, size)
 
 
+def pad_to_fit(
+    image: UInt8[np.ndarray, "h w 3"], size: int | tuple[int, int]
+) -> UInt8[np.ndarray, "r c 3"]:
+    """The whole image, as large as `size` allows, in the middle of white paper.
+
+    Args:
+        image: uint8 [h, w, 3] of any size; smaller ones are upsampled.
+        size: rows and columns (r, c) in pixels; one number for a square.
+
+    Returns:
+        uint8 [r, c, 3]. An image that has this size already is not touched.
+    """
+    height, width = image.shape[:2]
+    size = (size, size) if isinstance(size, int) else size
+    scale = min(size[0] / height, size[1] / width)
+    inner = max(1, round(scale * height)), max(1, round(scale * width))
+    shown = _resized(image, 0, 0, (height, width), inner)
+    if inner == size:
+        return shown
+    paper = np.full((*size, 3), 255, np.uint8)
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    paper[top : top + inner[0], left : left + inner[1]] = shown
+    return paper
+
+
+def fitted(
+    image: UInt8[np.ndarray, "h w 3"], size: int | tuple[int, int], crop: Crop
+) -> UInt8[np.ndarray, "r c 3"]:
+    """The image at `size`: padded where `crop` says so, or its centre; see the two functions."""
+    return (pad_to_fit if crop == "pad" else center_crop)(image, size)
+
+
 def random_crop(
     image: UInt8[np.ndarray, "h w 3"],
     size: int,
@@ -108,18 +145,21 @@ def corrupted(
 
 @dataclasses.dataclass(frozen=True)
 class SquareView:
-    """How an image is shown to a model: cut to a square, with or without augmentation.
+    """How an image is shown to a model: as a square, with or without augmentation.
 
     Attributes:
         size: the side in pixels.
-        smallest_crop: 1 takes the centre; a smaller share takes random squares, whose side is
-            between this share and the whole of the shorter side.
+        smallest_crop: 1 takes the whole of the shorter side; a smaller share takes random squares,
+            whose side is between this share and the whole of the shorter side.
         flip: mirror left and right half of the time. Off by default: captions say left and right.
+        crop: where a square lies that has the whole of the shorter side; "pad" shows all of the
+            image.
     """
 
     size: int
     smallest_crop: float = 1.0
     flip: bool = False
+    crop: Crop = "center"
 
     def __post_init__(self):
         """Refuses sizes and shares that mean nothing."""
@@ -132,13 +172,18 @@ class SquareView:
         self, image: UInt8[np.ndarray, "h w 3"], generator: np.random.Generator
     ) -> UInt8[np.ndarray, "s s 3"]:
         """uint8 [h, w, 3] -> uint8 [size, size, 3]."""
-        if self.smallest_crop < 1.0:
+        if self.smallest_crop < 1.0 or self.crop == "random":
             image = random_crop(image, self.size, generator, self.smallest_crop)
         else:
-            image = center_crop(image, self.size)
+            image = fitted(image, self.size, self.crop)
         if self.flip and generator.random() < 0.5:
             image = image[:, ::-1]
         return image
+
+    def still(self) -> "SquareView":
+        """The same without what is random: how an image is shown where models are measured."""
+        crop = self.crop if self.crop == "pad" else "center"
+        return SquareView(self.size, crop=crop)
 
 
 def _resized(

@@ -32,6 +32,7 @@ table { border-collapse: collapse; margin: 1em 0 }
 td, th { border: 1px solid #ccc; padding: .3em .7em; text-align: left; vertical-align: top }
 td { overflow-wrap: anywhere }
 th { white-space: nowrap }
+pre { white-space: pre-wrap; background: #f6f6f6; padding: .7em }
 table.rows td.number { text-align: right; font-variant-numeric: tabular-nums }
 figure { display: inline-block; margin: .5em; width: 165px; vertical-align: top }
 figcaption { font-size: .8em; overflow-wrap: anywhere }
@@ -71,7 +72,10 @@ class Curves:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a title; a cell is a text, a number, or None for nothing."""
+    """Rows of cells under a title; a cell is a text, a number, or None for nothing.
+
+    Where no column has a name, there is no row of names.
+    """
 
     title: str
     columns: Sequence[str]
@@ -86,7 +90,15 @@ class Figure:
     image: Image.Image
 
 
-Section = Images | Curves | Table | Figure
+@dataclass(frozen=True)
+class Listing:
+    """Lines under a title that are shown as they are, to be copied."""
+
+    title: str
+    text: str
+
+
+Section = Images | Curves | Table | Figure | Listing
 
 
 def report_page(title: str, report: Mapping[str, Any], sections: Iterable[Section] = ()) -> str:
@@ -106,6 +118,8 @@ def _section(section: Section) -> str:
         shown = f'<img class="curves" alt="" src="{_png(_drawing(section))}">'
     elif isinstance(section, Figure):
         shown = f'<img class="figure" alt="" src="{_png(section.image)}">'
+    elif isinstance(section, Listing):
+        shown = f"<pre>{html.escape(section.text)}</pre>"
     else:
         shown = _table(section)
     return f"<h2>{html.escape(section.title)}</h2>{shown}"
@@ -134,8 +148,9 @@ def _png(image: Image.Image) -> str:
 
 def _table(section: Table) -> str:
     head = "".join(f"<th>{html.escape(column)}</th>" for column in section.columns)
+    head = f"<tr>{head}</tr>" if any(section.columns) else ""
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in section.rows)
-    return f'<table class="rows"><tr>{head}</tr>{rows}</table>'
+    return f'<table class="rows">{head}{rows}</table>'
 
 
 def _row(key: str, value: Any) -> str:

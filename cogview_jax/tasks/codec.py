@@ -9,6 +9,7 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart
 from cogview_jax.checkpoints.bundle_writer import codec_entry, write_bundle
+from cogview_jax.data.filters import filtered
 from cogview_jax.data.held_out import split
 from cogview_jax.data.records import Record
 from cogview_jax.data.sources.source import Source, opened, readable
@@ -73,13 +74,14 @@ class CodecTask:
         self.experiment = experiment
         self.objective: Objective[ImageExample] = make_objective(experiment)
         data = experiment.data
-        self._view = SquareView(experiment.model.image_size, data.smallest_crop, data.flip)
+        size = experiment.model.image_size
+        self._view = SquareView(size, data.smallest_crop, data.flip, data.crop)
         self._held_out: Source[Record] | None = None
 
     def source(self) -> Source[Record]:
         """The images to train on: all but the held-out ones."""
         data = self.experiment.data
-        source = opened(data.source)
+        source = filtered(opened(data.source), data.filter)
         if not data.validation_share:
             return source
         training, self._held_out = split(source, data.validation_share)
@@ -136,7 +138,7 @@ class CodecTask:
 
         They are the first readable held-out images, or those of `source` where there are none.
         """
-        still = SquareView(self.experiment.model.image_size)
+        still = self._view.still()
         rng = np.random.default_rng(0)
         held_out = self._held_out
         if held_out is not None and next(readable(held_out), None) is None:

@@ -9,6 +9,7 @@ from cogview_jax.checkpoints.step_bundle import is_bundle, open_bundle
 from cogview_jax.data.sources.source import Source, listing, opened
 from cogview_jax.data.token_shards import MANIFEST, read_manifest
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import sha256_file
 from cogview_jax.runtime.sealed import seal_of
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TokenData
 from cogview_jax.tasks.preparation import given_text, source_settings, store_path
@@ -36,6 +37,8 @@ def contents(
     else:
         part = "transformer"
         found |= _of_tokens(experiment.data, store_path(experiment.data, workdir), moved)
+    if (names := experiment.data.filter.exclude) and Path(names).is_file():
+        found["data.filter.exclude"] = sha256_file(names)
     if experiment.init_from:
         with contextlib.suppress(InputError):  # once a run has begun it may be gone
             found["init_from"] = open_bundle(experiment.init_from).sha256(part)

@@ -10,6 +10,7 @@ import functools
 import json
 import operator
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.description import NAME
 from cogview_jax.checkpoints.shipped import bundle_folder
 from cogview_jax.checkpoints.step_bundle import open_bundle
+from cogview_jax.data.filters import FilterConfig
 from cogview_jax.data.token_shards import MANIFEST
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.paths import local_path, named_by
@@ -35,12 +37,15 @@ from cogview_jax.tasks.workdir import Workdir, flat_settings, read_settings, res
 FROM, SOURCE = "data.from", "data.source"
 #: Sizes of the vocabulary and of a sequence, which finetuning does not change.
 SIZES = ("vocabulary.codes", "vocabulary.text", "layout.grid", "layout.text_length")
+#: Which images of a source are used.
+FILTERS = tuple(f"data.filter.{field.name}" for field in fields(FilterConfig))
 #: What the content of a token store depends on besides the images and the sizes.
 STORED = (
     *("data.image_tokenizer", "data.text_tokenizer", "data.text_records", "data.image_grid"),
     *("data.text.pieces", "data.text.algorithm", "data.text.character_coverage"),
     *("data.text.byte_fallback", "data.encode_precision", "data.shard_size"),
-    *("data.views", "data.smallest_crop", "data.largest_crop", "data.flip"),
+    *("data.views", "data.smallest_crop", "data.largest_crop", "data.flip", "data.crop"),
+    *FILTERS,
 )
 
 
@@ -198,11 +203,16 @@ def _of_codec(run: CodecExperiment, workdir: Workdir, name: str) -> dict[str, An
             "its image tokenizer is not trained to the end, there is no bundle yet: finish it with"
             f" the same `cogview train ... --workdir {name}`"
         )
-    codec, source = Bundle(workdir.bundle).codec_config(), resolved_settings(run)["data"]["source"]
+    codec, settings = Bundle(workdir.bundle).codec_config(), resolved_settings(run)
+    source, flat = settings["data"]["source"], dict(flat_settings(settings))
     # An image tokenizer needs no captions, and a transformer does.
     source.pop("require_captions")
+    # Squares at random places teach an image tokenizer; a transformer needs several views for them.
+    crop = {"data.crop": run.data.crop} if run.data.crop == "pad" else {}
     return {
         SOURCE: source,
+        **{name: flat[name] for name in FILTERS},
+        **crop,
         "data.image_tokenizer": f"{name}/bundle",
         "vocabulary.codes": codec.codebook,
         "layout.grid": codec.grid,

@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal
 
 import jax
 
+from cogview_jax.data.filters import FilterConfig
 from cogview_jax.data.sources.source import SourceConfig
+from cogview_jax.data.transforms import Crop
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.implementation import (
     Implementation,
@@ -38,8 +40,12 @@ class ImageData:
 
     Attributes:
         source: where they come from.
-        smallest_crop: 1 takes the central square of an image; a smaller share takes random squares
-            whose side is between this share and the whole of the shorter side.
+        filter: which of them are left out.
+        crop: how an image becomes a square: "center" takes its central square, "random" one at a
+            random place, "pad" shows all of it on white paper. Held-out images and previews show
+            the centre in place of a random square.
+        smallest_crop: 1 takes squares of the whole of the shorter side; a smaller share takes
+            random squares whose side is between this share and the whole of the shorter side.
         flip: mirror half of the images. Off by default, since captions say left and right.
         max_skipped: the share of records that may be unreadable.
         validation_share: the share of records that are held out: training never reads them, and the
@@ -47,6 +53,8 @@ class ImageData:
     """
 
     source: SourceConfig
+    filter: FilterConfig = FilterConfig()
+    crop: Crop = "center"
     smallest_crop: float = 1.0
     flip: bool = False
     max_skipped: float = 0.05
@@ -56,6 +64,11 @@ class ImageData:
         require_range(self, "smallest_crop", above=0, at_most=1)
         require_range(self, "validation_share", at_least=0, below=1)
         require_range(self, "max_skipped", at_least=0, at_most=1)
+        if self.crop == "pad" and self.smallest_crop < 1:
+            raise SettingError(
+                f"crop = 'pad' shows whole images, but smallest_crop = {self.smallest_crop} takes"
+                " parts of them: set smallest_crop = 1, or another crop"
+            )
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,7 @@ class TokenData:
 
     Attributes:
         source: the captioned images.
+        filter: which of them are left out.
         from: the workdir of an earlier run: what the config does not give itself of source, token
             store, tokenizers and sizes is that run's (`tasks.earlier_run`). Of a bundle, or the
             name of a shipped one, it takes tokenizers and sizes.
@@ -131,6 +145,8 @@ class TokenData:
             record has two), if training cuts random windows of `layout.grid` out of it: one number
             for squares, or two, such as 32,48, to whose aspect ratio images are cropped. 0 where
             images have `layout.grid`.
+        crop: how an image gets the aspect ratio of its codes: "center" cuts out its centre, "pad"
+            shows all of it on white paper, "random" cuts each view but the first at a random place.
         views: how often each image is encoded: as it is, and then as random views of it, which
             `smallest_crop`, `largest_crop` and `flip` describe. Few images teach more so.
         smallest_crop, largest_crop: the sides of a view are a random share between these of the
@@ -146,6 +162,7 @@ class TokenData:
     RENAMED: ClassVar[Mapping[str, str]] = MappingProxyType({"picture_grid": "image_grid"})
 
     source: SourceConfig
+    filter: FilterConfig = FilterConfig()
     from_: str = ""
     store: str = ""
     image_tokenizer: str = ""
@@ -155,6 +172,7 @@ class TokenData:
     encode_batch: int = 64
     encode_precision: Literal["float32", "bfloat16", "float16"] = "float32"
     image_grid: int | tuple[int, int] = 0
+    crop: Crop = "center"
     views: int = 1
     smallest_crop: float = 1.0
     largest_crop: float = 1.0
@@ -173,10 +191,15 @@ class TokenData:
         require_range(self, "largest_crop", at_least=1, at_most=4)
         variation = {"smallest_crop": 1.0, "largest_crop": 1.0, "flip": False}
         varied = {name: plain for name, plain in variation.items() if getattr(self, name) != plain}
-        if self.views > 1 and not varied:
+        if self.views > 1 and not varied and self.crop != "random":
             raise SettingError(
                 f"views = {self.views}: all views of an image would be alike; set smallest_crop,"
                 " such as 0.8, largest_crop or flip as well, or views = 1"
+            )
+        if self.views == 1 and self.crop == "random":
+            raise SettingError(
+                "crop = 'random' with views = 1: an image is encoded once, for good; set more"
+                " views, such as 8, or crop = 'center' or 'pad'"
             )
         if self.views == 1 and varied:
             raise SettingError(

@@ -11,6 +11,7 @@ import numpy as np
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.step_bundle import StepBundle, open_bundle
+from cogview_jax.data.filters import filtered
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources.source import (
@@ -22,7 +23,7 @@ from cogview_jax.data.sources.source import (
 )
 from cogview_jax.data.token_shards import MANIFEST, PLAN
 from cogview_jax.data.token_writer import write_store
-from cogview_jax.data.transforms import center_crop
+from cogview_jax.data.transforms import fitted
 from cogview_jax.data.views import RandomView, Views
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
@@ -111,13 +112,15 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
     data = experiment.data
     encoding = _encoding(data, path)
     given = given_codec(experiment)
-    source = opened(data.source, run=data.from_)
+    source = filtered(opened(data.source, run=data.from_), data.filter)
     tokenizers = _tokenizers(experiment, given, source, path)
-    plan = _source_plan(data.source, source, path)
+    plan = _source_plan(data.source, source, path) | _selection_plan(data)
     if data.views > 1:
-        look = RandomView(data.smallest_crop, data.largest_crop, data.flip)
+        sides = data.smallest_crop, data.largest_crop
+        aspect = experiment.image_grid if data.crop == "random" else None
+        look = RandomView(*sides, data.flip, aspect)
         source = Views(source, data.views, look, experiment.seed)
-        plan["views"] = [data.views, *asdict(look).values(), experiment.seed]
+        plan["views"] = [data.views, *sides, data.flip, experiment.seed]
     text_tokenizer = tokenizers.text()
     model = CogView(
         codec=tokenizers.codec(), text=text_tokenizer, encode_dtype=data.encode_precision
@@ -142,7 +145,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
         texts = []
         for i, record in enumerate(records):
             for of_size, size in zip(images, sizes, strict=True):
-                of_size[i] = center_crop(record.image, size)
+                of_size[i] = fitted(record.image, size, data.crop)
             texts.append([np.asarray(text_tokenizer.encode(t), np.int32) for t in record.captions])
             longer += sum(len(text) > experiment.layout.text_length for text in texts[-1])
         codes = [model.encode(of_size).reshape(batch, -1) for of_size in images]
@@ -342,6 +345,12 @@ def _source_plan(source: SourceConfig, records: Source[Record], path: Path) -> d
     defaults = {f.name: f.default for f in fields(source) if f.default is not MISSING}
     same = json.loads(json.dumps(defaults)) | own == here
     return plan | ({"source": begun} if same else {})
+
+
+def _selection_plan(data: TokenData) -> dict[str, object]:
+    """Filters and crop as a plan has them; nothing of what has its default, as in older stores."""
+    plan: dict[str, object] = {"filter": data.filter.plan(), "crop": data.crop}
+    return {name: value for name, value in plan.items() if value not in ({}, "center")}
 
 
 def _trained(captions: list[str], config: TextConfig) -> TextTokenizer:

@@ -87,7 +87,7 @@ class ImageValidation:
         size = self._model.image_size
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
         jax.eval_shape(pair_metrics, self._lpips, image, image)  # refuses images that are too small
-        view = SquareView(size)
+        view = SquareView(size, crop=experiment.data.crop).still()
         self._batches = HeldOutBatches(
             held_out,
             config.validation_images,

@@ -36,7 +36,7 @@ RESUMABLE = (
 #: Paths that may differ if what they hold is the same (`tasks.contents`).
 PATHS = (
     *("data.source.path", "data.store", "data.image_tokenizer", "data.text_tokenizer"),
-    "init_from",
+    *("data.filter.exclude", "init_from"),
 )
 
 

@@ -404,6 +404,8 @@ def test_a_mistake_is_one_line_and_nothing_is_written(mistakes, mistake):
 COMMANDS = {
     "train": "Trains what a config describes: an image tokenizer or a transformer.",
     "prepare": "Turns captioned images into a token store that training reads.",
+    "survey": "Looks at one's data before training: writes a page and a report of what a config's"
+    " source holds.",
     "sample": "Samples from a bundle.",
     "evaluate": "Measures a bundle, or how near two sets of images are, and writes a JSON report"
     " and a page.",

@@ -10,6 +10,7 @@ from cogview_jax.data.transforms import (
     SquareView,
     center_crop,
     code_grids,
+    pad_to_fit,
     random_crop,
     random_window,
     to_rgb,
@@ -148,6 +149,40 @@ def test_flip_mirrors_half_of_the_time():
     seen = [SquareView(8, flip=True)(image, generator)[0, 0, 1] for _ in range(400)]
     assert set(seen) == {0, 7}
     assert 150 < seen.count(7) < 250
+
+
+def test_padding_shows_the_whole_image_in_the_middle_of_white_paper():
+    wide = coordinates(4, 10)
+    shown = pad_to_fit(wide, 10)
+    np.testing.assert_array_equal(shown[3:7], wide)
+    assert (np.delete(shown, slice(3, 7), axis=0) == 255).all()
+    tall = pad_to_fit(coordinates(9, 4), (9, 7))
+    np.testing.assert_array_equal(tall[:, 1:5], coordinates(9, 4))
+    assert (tall[:, [0, 5, 6]] == 255).all()
+
+
+def test_a_padded_image_is_as_large_as_pillow_makes_it():
+    image = np.random.default_rng(0).integers(0, 255, (30, 50, 3), dtype=np.uint8)
+    shown = np.asarray(Image.fromarray(image).resize((20, 12), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(pad_to_fit(image, (16, 20))[2:14], shown)
+    assert pad_to_fit(np.zeros((1, 1000, 3), np.uint8), 8).sum(axis=(1, 2)).tolist() == [
+        *([8 * 3 * 255] * 3),
+        0,
+        *([8 * 3 * 255] * 4),
+    ]
+
+
+def test_views_are_cropped_as_they_are_told():
+    image = coordinates(8, 20)
+    views = {crop: SquareView(8, crop=crop) for crop in ("center", "random", "pad")}
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(views["center"](image, rng), image[:, 6:14])
+    np.testing.assert_array_equal(views["pad"](image, rng), pad_to_fit(image, 8))
+    lefts = {int(views["random"](image, rng)[0, 0, 1]) for _ in range(200)}
+    assert lefts == set(range(13))
+    still = dataclasses.replace(views["random"], flip=True, smallest_crop=0.5).still()
+    np.testing.assert_array_equal(still(image, rng), image[:, 6:14])
+    assert dataclasses.replace(views["pad"], flip=True).still() == views["pad"]
 
 
 def test_the_same_generator_gives_the_same_view():

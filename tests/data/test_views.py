@@ -65,6 +65,17 @@ def test_a_larger_view_shows_the_whole_image_on_pixels_of_its_edge():
     assert len({left for _, left in corners}) > 8
 
 
+def test_a_view_of_another_aspect_ratio_is_cut_at_a_random_place():
+    look, lefts = RandomView(aspect=(3, 2)), set()
+    for seed in range(100):
+        view = look(IMAGE, np.random.default_rng(seed))
+        assert view.shape == (12, 8, 3)
+        ((top, left),) = places(view, IMAGE)
+        assert top == 0
+        lefts.add(left)
+    assert lefts == set(range(13))
+
+
 def test_half_of_the_views_are_mirrored():
     look = RandomView(flip=True)
     views = [look(IMAGE, np.random.default_rng(seed)) for seed in range(100)]

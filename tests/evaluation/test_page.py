@@ -8,7 +8,15 @@ import re
 import numpy as np
 from PIL import Image
 
-from cogview_jax.evaluation.page import Curves, Figure, Images, Table, figures_image, report_page
+from cogview_jax.evaluation.page import (
+    Curves,
+    Figure,
+    Images,
+    Listing,
+    Table,
+    figures_image,
+    report_page,
+)
 
 REPORT = {"fid": {"0": 12.5, "8": 3.0}, "features": {"name": "<b>"}, "notes": ["a", "b"], "n": 1234}
 
@@ -53,6 +61,16 @@ def test_a_page_holds_everything_and_asks_for_nothing():
     assert last.size == (5, 4)
     np.testing.assert_array_equal(np.asarray(last), np.full((4, 5, 3), (255, 0, 0)))
     assert not re.search(r"https?:", page)
+
+
+def test_lines_to_be_copied_and_tables_without_names_are_shown_as_they_are():
+    flags = "# at most 5 < 9\n--config.a=1 --config.b=2"
+    sections = [Listing("Flags", flags), Table("Bare", ("", ""), [["one", "two"]])]
+    page = report_page("survey", {}, sections)
+    reader = Reader()
+    reader.feed(page)
+    assert flags in reader.texts
+    assert "<th>" not in page.split("Bare")[1].split("Everything")[0]
 
 
 def test_a_line_is_drawn_where_its_values_are():

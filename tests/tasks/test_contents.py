@@ -7,13 +7,15 @@ import shutil
 import pytest
 
 from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.data.filters import FilterConfig
 from cogview_jax.data.sources.folder import FolderSource
 from cogview_jax.data.sources.source import listing
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sealed import SEAL, sealed
+from cogview_jax.tasks.contents import contents
 from cogview_jax.tasks.preparation import prepare
 from cogview_jax.tasks.training import run
-from cogview_jax.tasks.workdir import read_settings
+from cogview_jax.tasks.workdir import Workdir, read_settings
 
 
 def changed(experiment, **data):
@@ -119,3 +121,23 @@ def test_the_hashes_are_those_of_the_parts(chain):
         "data.text_tokenizer",
         "data.source.path",
     }
+
+
+def test_a_run_goes_on_with_the_same_names_of_left_out_records_elsewhere(chain, tmp_path, capfd):
+    names, moved, other = (tmp_path / name for name in ("names.txt", "moved.txt", "other.txt"))
+    names.write_text("train/3\n")
+    moved.write_text("train/3\n")
+    other.write_text("train/4\n")
+
+    def without(file):
+        experiment = read_settings(chain.codec / "config.json")
+        return changed(experiment, filter=FilterConfig(exclude=str(file)))
+
+    workdir = tmp_path / "codec"
+    shutil.copytree(chain.codec, workdir)
+    before = without(names)
+    Workdir(workdir).claim(before, contents(before, Workdir(workdir), before.data.source.open()))
+    assert run(without(moved), str(workdir)) == 0
+    assert "12 steps were done before" in capfd.readouterr().err
+    with pytest.raises(InputError, match=r"data\.filter\.exclude = .*holds something else"):
+        run(without(other), str(workdir))

@@ -49,6 +49,19 @@ def test_of_a_codecs_run_come_images_codec_and_its_sizes(chain):
     assert "data.source.require_captions" not in origins
 
 
+def test_of_a_codecs_run_come_its_filters_and_the_paper_around_its_images(chain, tmp_path):
+    shutil.copytree(chain.codec, tmp_path / "codec")
+    config = tmp_path / "codec" / "config.json"
+    before = json.loads(config.read_text())
+    for crop, expected in (("pad", "pad"), ("random", "center")):
+        before["data"] |= {"filter": {"min_side": 12, "max_aspect": 3.0}, "crop": crop}
+        config.write_text(json.dumps(before))
+        file = {"data": {"from": str(tmp_path / "codec"), "filter": {"max_aspect": 2.0}}}
+        data = resolved(file)[0].data
+        assert (data.filter.min_side, data.filter.max_aspect) == (12, 2.0)
+        assert data.crop == expected
+
+
 def test_what_the_file_or_a_flag_gives_stays(chain, capsys):
     source = {"kind": "shapes", "path": "mine", "size": 64}
     file = {"data": {"from": str(chain.codec), "source": source, "image_tokenizer": "theirs"}}

@@ -178,7 +178,7 @@ def test_unreadable_records_are_replaced_by_the_next_ones(
 
     monkeypatch.setattr(TokenStore, "__getitem__", damaged)
     found = task.validation().measure(state)
-    assert capsys.readouterr().err == "validation: 2 of 4 held-out records are unreadable\n"
+    assert capsys.readouterr().err == "validation: 2 of 4 held-out records cannot be used\n"
     examples = []
     for number in (numbers[0], numbers[3]):
         record = read(TokenStore(chain.store), number)

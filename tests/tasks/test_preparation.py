@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 import cogview_jax
+from cogview_jax.data.filters import FilterConfig
 from cogview_jax.data.sources.webdataset import WebDataset
 from cogview_jax.data.token_store import TokenStore
 from cogview_jax.runtime import lock
+from cogview_jax.runtime.config import SettingError
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import sha256_file
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.sealed import SEAL
 from cogview_jax.tasks.experiment import read_experiment
@@ -110,6 +113,62 @@ def test_views_of_an_image_lie_together_and_are_held_out_together(chain, experim
     other = dataclasses.replace(changed, data=dataclasses.replace(changed.data, flip=False))
     with pytest.raises(InputError, match="made from something else: views was"):
         prepare(other, tmp_path / "tokens")
+
+
+def test_filters_and_crops_are_part_of_a_plan_where_they_are_set(chain, experiment, tmp_path):
+    """Every fourth image is oblong, and longer captions than 24 characters are left out."""
+    images, model = tmp_path / "images", cogview_jax.load(chain.store / "tokenizers")
+    images.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 24, 3), np.uint8)
+    pixels = [image if i % 4 == 0 else image[:, :16] for i, image in enumerate(pixels)]
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(images / f"{i}.png")
+        caption = "a circle that is much too large" if i == 3 else "a circle"
+        (images / f"{i}.txt").write_text(caption)
+    names = tmp_path / "names.txt"
+    names.write_text("5.png\n")
+    source = dataclasses.replace(experiment().data.source, path=str(images))
+    data = {"source": source, "text_tokenizer": str(chain.store / "tokenizers" / "text.model")}
+    filters = FilterConfig(max_caption=24, exclude=str(names))
+    prepare(experiment(**data, filter=filters, crop="pad", max_skipped=0.0), tmp_path / "some")
+    plan, plain = (
+        json.loads((path / "plan.json").read_text()) for path in (tmp_path / "some", chain.store)
+    )
+    assert plan["filter"] == {"max_caption": 24, "exclude": sha256_file(names)}
+    assert plan["crop"] == "pad"
+    assert plain.keys() == plan.keys() - {"filter", "crop"}
+    some = TokenStore(tmp_path / "some")
+    assert [some[i].key for i in range(len(some))] == [f"{i}.png" for i in (0, 1, 2, 4, 6, 7)]
+    padded = np.asarray(Image.fromarray(pixels[0]).resize((16, 11), Image.Resampling.BICUBIC))
+    shown = np.full((16, 16, 3), 255, np.uint8)
+    shown[2:13] = padded
+    codes = model.encode(np.stack([shown, pixels[1]])).reshape(2, -1)
+    np.testing.assert_array_equal(np.stack([some[0].codes, some[1].codes]), codes)
+    with pytest.raises(InputError, match="made from something else: filter was"):
+        prepare(experiment(**data, crop="pad"), tmp_path / "some")
+    with pytest.raises(InputError, match="made from something else: crop was 'pad', is None"):
+        prepare(experiment(**data, filter=filters), tmp_path / "some")
+
+
+def test_random_crops_are_cut_from_all_views_but_the_first(chain, experiment, tmp_path):
+    images, model = tmp_path / "images", cogview_jax.load(chain.store / "tokenizers")
+    images.mkdir()
+    wide = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    Image.fromarray(wide).save(images / "wide.png")
+    (images / "wide.txt").write_text("a circle")
+    source = dataclasses.replace(experiment().data.source, path=str(images))
+    text = str(chain.store / "tokenizers" / "text.model")
+    prepare(
+        experiment(source=source, text_tokenizer=text, crop="random", views=6), tmp_path / "tokens"
+    )
+    squares = np.stack([wide[:, left : left + 16] for left in range(9)])
+    codes = [square.tolist() for square in model.encode(squares).reshape(9, -1)]
+    views = TokenStore(tmp_path / "tokens")
+    places = [codes.index(views[i].codes.tolist()) for i in range(6)]
+    assert places[0] == 4, "the centre"
+    assert len(set(places)) > 2
+    with pytest.raises(SettingError, match="crop = 'random' with views = 1"):
+        experiment(crop="random")
 
 
 def test_a_given_text_tokenizer_is_used(chain, experiment, tmp_path):

@@ -149,13 +149,13 @@ def test_unreadable_images_are_left_out_and_counted(chain, experiment, capsys):
         return ImageValidation(experiment, objective, Broken(records, good)).measure(state)
 
     found = measured(experiment, good=(4, 12))
-    assert capsys.readouterr().err == "validation: 62 of 64 held-out images are unreadable\n"
+    assert capsys.readouterr().err == "validation: 62 of 64 held-out images cannot be used\n"
     one, other = (measured(experiment, good=(number,)) for number in (4, 12))
     # 4 and 12 are the first two that can be read, wherever they are and whatever follows.
     two = with_train(experiment, validation_images=2)
     capsys.readouterr()
     first = measured(two, good=(4, 12, 13, 40))
-    assert capsys.readouterr().err == "validation: 11 of 13 held-out images are unreadable\n"
+    assert capsys.readouterr().err == "validation: 11 of 13 held-out images cannot be used\n"
     assert first == pytest.approx(found, rel=1e-5)
     # One that could be read when the run began, and no more.
     gone = ImageValidation(experiment, objective, broken := Broken(records, (4,)))
