@@ -91,10 +91,9 @@ def _small() -> ConfigDict:
     config.train.update(steps=4000, global_batch=32, sample_prompts=SAMPLES)
     config.vocabulary = {"codes": 512, "text": 400}
     config.layout = {"text_length": 16, "grid": 8}
-    config.data.image_tokenizer = "runs/fashion/codec/bundle"
+    config.data["from"] = "runs/fashion/codec"
     # With more pieces some are whole captions in Chinese, which say nothing of others.
     config.data.text.update(pieces=400, character_coverage=1.0)
-    config.data.source.path = "runs/fashion/data/train"
     return config
 
 

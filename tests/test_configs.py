@@ -299,6 +299,12 @@ def test_the_fashion_models_read_what_their_codecs_write(codec, transformer):
     assert (codec.model.grid, codec.model.codebook) == (read.layout.grid, read.vocabulary.codes)
 
 
+def test_an_earlier_run_is_named_once(experiment):
+    """Who names an image tokenizer does not name another run's images and tokenizer as well."""
+    if isinstance(experiment, TransformerExperiment) and experiment.data.from_:
+        assert not experiment.data.image_tokenizer
+
+
 def test_the_long_variants_have_rows_of_4096_tokens(root):
     for variant in ("long", "drawings"):
         experiment = read_experiment(load_config(f"{root}/configs/fashion.py:{variant}"))
