@@ -84,9 +84,7 @@ def find_files(
     return DataFiles(root, names, within, folders[0], ignored)
 
 
-def _below(
-    folder: str, ending: str, reasons: Mapping[str, str], ignored: Ignored
-) -> Iterator[str]:
+def _below(folder: str, ending: str, reasons: Mapping[str, str], ignored: Ignored) -> Iterator[str]:
     """Yields the files with an ending in and below a folder, and counts others.
 
     Linked folders count, but each real one only once, so that links in a circle end.

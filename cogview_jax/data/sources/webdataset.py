@@ -67,7 +67,9 @@ class WebDatasetSource(IndexedSource):
                 caption.
             SystemFault: the machine cannot read them.
         """
-        reasons = {end: f"compressed tars ({end}), which have to be unpacked" for end in _COMPRESSED}
+        reasons = {
+            end: f"compressed tars ({end}), which have to be unpacked" for end in _COMPRESSED
+        }
         files = find_files(config.path, "tars", ".tar", reasons=reasons)
         for tar in files.paths:
             if tar.endswith(_COMPRESSED):
