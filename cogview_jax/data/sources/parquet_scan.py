@@ -58,8 +58,8 @@ class ParquetScan:
                 for place, texts in zip(places, chunks.texts(group, rows), strict=True):
                     add_row(part, row, place, texts)
                     row += 1
-            if packed and row:
-                part.findings.counts.update({PACKED: row, PACKED_FILES: 1})
+            if packed:
+                part.findings.counts.update({PACKED: part.records, PACKED_FILES: 1})
 
 
 def open_parquet(file) -> pq.ParquetFile:

@@ -1,7 +1,7 @@
 """A file that is read forwards in short pieces, with few calls of the system."""
 
 import os
-from typing import Self
+from typing import TypeVar
 
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason, retried
@@ -9,6 +9,8 @@ from cogview_jax.runtime.files import open_regular, read_at
 
 #: How many bytes are read at a time.
 _WINDOW = 8 << 10
+
+Opened = TypeVar("Opened", bound="WindowedFile")
 
 
 class WindowedFile:
@@ -29,7 +31,7 @@ class WindowedFile:
         self.status = os.fstat(self._file.fileno())
         self._window, self._start = b"", 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Opened) -> Opened:
         return self
 
     def __exit__(self, *exception) -> None:
