@@ -13,7 +13,6 @@ from jaxtyping import Float, Int, UInt8
 
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.sources.folder import FolderSource
-from cogview_jax.data.sources.folder_scan import LISTING
 from cogview_jax.data.sources.source import Source
 from cogview_jax.evaluation.blur import blurred
 from cogview_jax.evaluation.features import FeatureExtractor
@@ -135,7 +134,7 @@ def open_folder(path: str, flag: str, *, captions: bool = False) -> FolderSource
     """
     if not Path(path).is_dir():
         raise InputError(f"{flag} {path}: expected a folder of images, there is none")
-    listing = SAMPLES if (Path(path) / SAMPLES).is_file() else LISTING
+    listing = SAMPLES if (Path(path) / SAMPLES).is_file() else ""
     try:
         return FolderSource(path, require_captions=captions, listing=listing)
     except InputError as error:

@@ -5,6 +5,7 @@ A new kind is a file here and its name in the line below.
 
 from cogview_jax.data.sources import (  # noqa: F401
     arrow,
+    coco,
     emoji,
     folder,
     parquet,
