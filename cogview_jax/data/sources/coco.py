@@ -108,21 +108,25 @@ class CocoScan:
             found = retried(lambda: read_json(path, limit=_LIMIT), path)
         except OSError as error:
             raise InputError(f"{path}: {reason(error)}") from None
-        lists = [found.get(name) if isinstance(found, dict) else None for name in _LISTS]
-        if not all(isinstance(each, list) for each in lists):
-            raise InputError(f'{path}: expected COCO\'s captions: lists "images" and "annotations"')
+        images, notes = _lists(path, found)
         texts: dict[object, list] = {}
-        for each in lists[1]:
+        for each in notes:
             number = each.get("image_id") if isinstance(each, dict) else None
             if isinstance(number, int | str) and "caption" in each:
                 texts.setdefault(number, []).append(each["caption"])
             else:
                 part.findings.ignored.add("annotations without a caption", json.dumps(each)[:80])
-        for row, each in enumerate(lists[0]):
+        for row, each in enumerate(images):
             _add(part, row, each, texts, os.path.basename(path))
 
 
-_LISTS = ("images", "annotations")
+def _lists(path: str, found: object) -> tuple[list, list]:
+    """The images and the annotations of a file of captions."""
+    if isinstance(found, dict):
+        images, notes = found.get("images"), found.get("annotations")
+        if isinstance(images, list) and isinstance(notes, list):
+            return images, notes
+    raise InputError(f'{path}: expected COCO\'s captions: lists "images" and "annotations"')
 
 
 def _add(part: IndexPart, row: int, image: object, texts: dict[object, list], file: str) -> None:

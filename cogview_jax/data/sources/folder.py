@@ -197,6 +197,7 @@ class FolderSource:
                 columns=self._lines.columns,
                 caption_keys=self._caption_keys,
             )
+        assert self._scan is not None  # what is not listed was scanned
         file = self._scan.images[i]
         if not is_unicode(file):
             raise BadRecord(file, "the name of the file is not UTF-8")

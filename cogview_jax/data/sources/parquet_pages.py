@@ -1,9 +1,8 @@
 """Where the values of a Parquet column of bytes lie in the file, if they are stored as they are.
 
-A column chunk is a row of pages, each with a header in Thrift's compact protocol (Apache Parquet,
-parquet.thrift and "Data Pages"; Apache Thrift, "Thrift Compact protocol encoding"). A page that is
-neither compressed nor dictionary-encoded holds its values one behind the other, each after its
-length; those of images are passed over, so that finding them costs little.
+A column chunk is a row of pages, each behind its header (Apache Parquet, parquet.thrift and "Data
+Pages"). A page that is neither compressed nor dictionary-encoded holds its values one behind the
+other, each after its length; those of images are passed over, so that finding them costs little.
 """
 
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cogview_jax.data.sources.thrift_compact import read_struct, read_varint
 from cogview_jax.data.sources.windowed_file import WindowedFile
 from cogview_jax.runtime.errors import InputError
 
@@ -19,7 +19,6 @@ _DATA, _INDEX, _DATA_V2 = 0, 1, 3
 _PLAIN, _RLE = 0, 3
 #: A header is at most so long: it may hold the smallest and the largest value.
 _HEADER_LIMIT = 64 << 20
-_DEPTH = 8
 
 
 class Place(NamedTuple):
@@ -47,21 +46,21 @@ def value_places(
     """
     position, end = begin, begin + size
     if begin < 0 or size < 0 or end > file.status.st_size:
-        raise _damaged(file, begin, "a column that reaches beyond the end of the file")
+        raise damaged(file, begin, "a column that reaches beyond the end of the file")
     while rows:
         if position >= end:
-            raise _damaged(file, position, f"{rows} values of a column are missing")
+            raise damaged(file, position, f"{rows} values of a column are missing")
         header, data = _header(file, position, end)
         kind, length = header.get(1), _count(header.get(3))
         if length is None or data + length > end:
-            raise _damaged(file, position, "a page that reaches beyond its column")
+            raise damaged(file, position, "a page that reaches beyond its column")
         if kind in (_DATA, _DATA_V2):
             page = _Page(file, position, data, length, kind == _DATA_V2, header)
             present, values = page.present(rows, max_level)
             rows -= len(present)
             yield from _walk(file, present, values, data + length)
         elif kind != _INDEX:
-            raise _damaged(file, position, f"an unexpected page of type {kind}")
+            raise damaged(file, position, f"an unexpected page of type {kind}")
         position = data + length
 
 
@@ -73,11 +72,11 @@ def _walk(file: WindowedFile, present: np.ndarray, at: int, end: int) -> Iterato
             continue
         size = int.from_bytes(file.read(at, 4), "little") if at + 4 <= end else end
         if at + 4 + size > end:
-            raise _damaged(file, at, "a value that reaches beyond its page")
+            raise damaged(file, at, "a value that reaches beyond its page")
         yield Place(at + 4, size)
         at += 4 + size
     if at != end:
-        raise _damaged(file, at, f"{end - at} bytes behind the last value of a page")
+        raise damaged(file, at, f"{end - at} bytes behind the last value of a page")
 
 
 class _Page(NamedTuple):
@@ -115,7 +114,7 @@ class _Page(NamedTuple):
         return levels == max_level, begin + size
 
     def _damaged(self, what: str) -> InputError:
-        return _damaged(self.file, self.position, what)
+        return damaged(self.file, self.position, what)
 
 
 def _hybrid(data: bytes, width: int, count: int) -> np.ndarray:
@@ -124,7 +123,7 @@ def _hybrid(data: bytes, width: int, count: int) -> np.ndarray:
     at = 0
     while at < len(data) and count > 0:
         try:
-            head, at = _varint(data, at)
+            head, at = read_varint(data, at)
         except IndexError:
             break
         if head & 1:
@@ -148,68 +147,14 @@ def _header(file: WindowedFile, position: int, end: int) -> tuple[dict[int, Any]
         size = min(size, end - position, _HEADER_LIMIT)
         data = file.read(position, size)
         try:
-            header, length = _struct(data, 0, 0)
+            header, length = read_struct(data)
             return header, position + length
         except IndexError:  # it is longer
             if size == min(end - position, _HEADER_LIMIT):
-                raise _damaged(file, position, "expected the header of a page") from None
+                raise damaged(file, position, "expected the header of a page") from None
             size *= 8
         except ValueError:
-            raise _damaged(file, position, "expected the header of a page") from None
-
-
-def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """The fields of a Thrift struct, and where it ends; IndexError where it goes on."""
-    if depth > _DEPTH:
-        raise ValueError("nested too deeply")
-    fields: dict[int, Any] = {}
-    number = 0
-    while head := data[at]:
-        at += 1
-        if head >> 4:
-            number += head >> 4
-        else:
-            number, at = _zigzag(data, at)
-        if head & 15 in (1, 2):  # a boolean is its own type
-            fields[number] = head & 15 == 1
-        else:
-            fields[number], at = _value(data, at, head & 15, depth)
-    return fields, at + 1
-
-
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in (4, 5, 6):
-        return _zigzag(data, at)
-    if kind == 12:
-        return _struct(data, at, depth + 1)
-    if kind == 3:
-        return data[at], at + 1
-    if kind in (7, 8):
-        size = 8
-        if kind == 8:
-            size, at = _varint(data, at)
-        if at + size > len(data):
-            raise IndexError
-        return None, at + size  # doubles and texts, the smallest value among them, say nothing here
-    raise ValueError(f"type {kind}")
-
-
-def _zigzag(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
-    return (value >> 1) ^ -(value & 1), at
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number of too many bits")
+            raise damaged(file, position, "expected the header of a page") from None
 
 
 def _count(value: Any) -> int | None:
@@ -217,7 +162,8 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
 
 
-def _damaged(file: WindowedFile, position: int, what: str) -> InputError:
+def damaged(file: WindowedFile, position: int, what: str) -> InputError:
+    """The error of a file that is damaged at a position."""
     return InputError(
         f"{file.path}: damaged at byte {position}: {what}; get it anew, or leave it out"
     )

@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 
 from cogview_jax.data.record_index import IndexedRecord, RecordIndex
 from cogview_jax.data.records import BadRecord
+from cogview_jax.data.sources.parquet_footer import read_chunks
 from cogview_jax.data.sources.parquet_scan import KIND, open_parquet
 from cogview_jax.data.sources.table_columns import arrow_errors, find_columns
+from cogview_jax.data.sources.windowed_file import WindowedFile
 from cogview_jax.runtime.faults import system_error
 
 #: Bytes of decoded row groups that are kept, and files that are open.
@@ -80,9 +82,9 @@ class _Table:
     def __init__(self, index: RecordIndex, number: int, image_key: str):
         self.table: pq.ParquetFile = open_parquet(index.open(number))
         columns = find_columns(index.path(number), self.table.schema_arrow, image_key, ())
-        self._leaf = f"{columns.image}.bytes" if columns.nested else columns.image
-        groups = range(self.table.num_row_groups)
-        rows = [self.table.metadata.row_group(group).num_rows for group in groups]
+        self._leaf = columns.leaf
+        with WindowedFile(index.path(number)) as file:
+            rows = [chunk.rows for chunk in read_chunks(file, self._leaf)]
         self.begins = list(itertools.accumulate(rows, initial=0))[:-1]
 
     def images(self, group: int) -> pa.ChunkedArray:

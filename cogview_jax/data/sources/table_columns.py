@@ -47,6 +47,11 @@ class TableColumns:
     status: str
 
     @property
+    def leaf(self) -> str:
+        """The column of bytes in a Parquet file, where each field of a struct is one."""
+        return f"{self.image}.bytes" if self.nested else self.image
+
+    @property
     def texts(self) -> list[str]:
         """The columns of texts that are read."""
         return list(dict.fromkeys([*self.captions, *filter(None, [self.status])]))

@@ -61,7 +61,8 @@ def test_rows_are_those_that_csv_reads(folder, monkeypatch, in_memory, encoding)
 
 
 def test_malformed_rows_cost_no_other(folder):
-    data = b'file_name,text\n2.png,two\n2.png\n2.png,"clo"sed\n\xff,x\n3.png,three\n3.png,"open\n2.png,two\n'
+    data = b"file_name,text\n2.png,two\n2.png\n"
+    data += b'2.png,"clo"sed\n\xff,x\n3.png,three\n3.png,"open\n2.png,'
     (folder / "metadata.csv").write_bytes(data)
     found = source(folder)
     outcomes = []
