@@ -122,7 +122,7 @@ def _state(folder: str, key: str) -> str:
 def open_folder(path: str, flag: str, *, captions: bool = False) -> FolderSource:
     """The images of a folder: those that `sample` wrote there, or all in it and below.
 
-    A samples.jsonl or captions.jsonl in the folder says which files are its images.
+    A samples.jsonl, or a listing as `FolderSource` has it, says which files are its images.
 
     Args:
         path: the folder.

@@ -7,9 +7,14 @@ from typing import Literal
 
 from cogview_jax.data.images import MAX_PIXELS, SUFFIXES, decode_image
 from cogview_jax.data.records import BadRecord, Record, clean_captions, is_unicode
-from cogview_jax.data.sources.folder_entries import parse_line, read_listed, why_unreadable
+from cogview_jax.data.sources.folder_entries import (
+    check_columns,
+    parse_line,
+    read_listed,
+    why_unreadable,
+)
 from cogview_jax.data.sources.folder_listing import FolderListing, find_listing
-from cogview_jax.data.sources.folder_scan import LISTING, FolderScan, scan_folder
+from cogview_jax.data.sources.folder_scan import LISTING, LISTINGS, FolderScan, scan_folder
 from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
@@ -116,9 +121,16 @@ class FolderSource:
                 raise InputError(
                     f"path={str(path)!r}: expected {listing} with a line an image, it has no line"
                 )
+            wanted = require_captions and not self._caption
+            check_columns(listed, self._lines.columns, caption_keys, required=wanted)
             return
         self._scan = scan_folder(self._root)
         given, ignored = f"path={str(path)!r}: ", self._scan.ignored
+        if caption_keys:
+            raise InputError(
+                f"{given}caption_keys {', '.join(caption_keys)} are those of a listing: expected"
+                f" one of {', '.join(LISTINGS)}; {ignored}"
+            )
         if not self._scan.images:
             raise InputError(
                 f"{given}expected images ({', '.join(SUFFIXES)}) in it or below, or a {LISTING}"

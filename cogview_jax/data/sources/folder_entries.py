@@ -70,6 +70,28 @@ def csv_columns(line: bytes) -> list[str]:
         return []
 
 
+def check_columns(
+    path: str, columns: Sequence[str], caption_keys: Sequence[str], *, required: bool
+) -> None:
+    """InputError unless the columns of a CSV file have the captions that are asked for.
+
+    Args:
+        path: that of the file.
+        columns: its columns; empty if it is no CSV file.
+        caption_keys: those of captions, if not the usual ones.
+        required: whether there have to be captions.
+    """
+    missing = [key for key in caption_keys if key not in columns]
+    if columns and missing:
+        raise InputError(f"{path}: no column {missing[0]!r}; columns are {', '.join(columns)}")
+    usual = ("captions", *_USUAL)
+    if columns and required and not caption_keys and not {*columns} & {*usual}:
+        raise InputError(
+            f"{path}: no column of captions, as {', '.join(usual)}: name it as"
+            f" data.source.caption_keys; columns are {', '.join(columns)}"
+        )
+
+
 def check_name(file: str, where: str, field: str, listing: str) -> None:
     """BadRecord unless `file`, of the `field` of an entry, can be a file within a folder."""
     if "\0" in file or not is_unicode(file):

@@ -79,12 +79,12 @@ class FolderListing:
             scan = LineScan(quoted)
             self._index = open_index(folder, [name], scan, depends_on=depends_on, beside=folder)
         self._first = int(quoted)
-        if quoted and len(self) >= 0:
+        if quoted and len(self):
             self.columns = csv_columns(self[-1][1])
 
     def __len__(self) -> int:
         """The number of lines that hold something."""
-        return len(self._lines if self._index is None else self._index) - self._first
+        return max(0, len(self._lines if self._index is None else self._index) - self._first)
 
     def __getitem__(self, i: int) -> tuple[int, bytes]:
         """The number of line `i` in the file, from 1, and the line without its end.

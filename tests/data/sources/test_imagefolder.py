@@ -125,3 +125,22 @@ def test_listings_of_sub_folders_are_told(folder):
     with pytest.raises(InputError, match=r"1 metadata.csv of sub folders \(a/metadata.csv\)"):
         source(folder)
     assert source(folder / "a")[0].captions == ("x",)
+
+
+def test_columns_that_are_not_there(folder):
+    with pytest.raises(InputError, match=r"caption_keys full are those of a listing: expected one"):
+        source(folder, caption_keys=("full",))
+    write_csv(folder, [("2.png", "cat")], ("file_name", "label"))
+    with pytest.raises(
+        InputError, match=r"metadata.csv: no column 'full'; columns are file_name, l"
+    ):
+        source(folder, caption_keys=("full",))
+    message = (
+        "no column of captions, as captions, caption, .* caption_keys; columns are file_name, l"
+    )
+    with pytest.raises(InputError, match=message):
+        source(folder)
+    assert source(folder, require_captions=False)[0].captions == ()
+    write_csv(folder, [])
+    with pytest.raises(InputError, match="expected metadata.csv with a line an image, it has no"):
+        source(folder)
