@@ -136,11 +136,11 @@ def test_columns_that_are_not_there(folder):
     ):
         source(folder, caption_keys=("full",))
     message = (
-        "no column of captions, as captions, caption, .* caption_keys; columns are file_name, l"
+        "no column of captions, as captions, caption, .*caption_keys; columns are file_name, l"
     )
     with pytest.raises(InputError, match=message):
         source(folder)
     assert source(folder, require_captions=False)[0].captions == ()
     write_csv(folder, [])
-    with pytest.raises(InputError, match="expected metadata.csv with a line an image, it has no"):
+    with pytest.raises(InputError, match=r"expected metadata.csv with a line an image, it has no"):
         source(folder)
