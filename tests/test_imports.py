@@ -22,6 +22,10 @@ ROOMS = {
     "tensorflow_datasets": ("data/",),
     "array_record": ("data/",),
     "grain": ("data/",),
+    "pyarrow": tuple(
+        f"data/sources/{file}.py"
+        for file in ("arrow_scan", "parquet_rows", "parquet_scan", "table_columns")
+    ),
     "ml_collections": ("runtime/config_flag.py",),
     "orbax": ("checkpoints/",),
     "flax.linen": ("models/", "tokenizers/", "runtime/sharding.py"),

@@ -16,6 +16,7 @@ import os
 import struct
 import weakref
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ RECORDS, TEXTS, DESCRIPTION = "records.npy", "texts.bin", "index.json"
 #: its key and the reason.
 RECORD = np.dtype([("file", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("text", "<u8")])
 _ROWS = struct.Struct("<IIQQ 16xQ")
+#: The size of an image that is not stored in one piece, such as a compressed one. Its offset is a
+#: number by which whoever reads the file finds it.
+NO_PLACE = 2**32 - 1
 #: Bytes of a .npy file before the description of its array, whose length is the last two of them.
 _HEADER = 10
 
@@ -111,18 +115,28 @@ class RecordIndex:
             InputError: the file is gone or was changed since the index was opened.
             SystemFault: the machine cannot read it.
         """
-        path = os.path.join(self._root, self.files[record.file])
+        path = self.path(record.file)
 
         def data() -> bytes:
-            with open_regular(path) as file:
-                if stamp(os.fstat(file.fileno())) != self._stamp(record.file):
-                    raise InputError(f"{path}: changed while it was read: start again")
+            with self._open(record.file) as file:
                 return read_at(file.fileno(), record.size, record.offset)
 
         try:
             return retried(data, path)
         except OSError as error:
             raise InputError(f"{path}: {reason(error)}") from None
+
+    def open(self, number: int) -> BufferedReader:
+        """Opens the file of a number; raises as `read` does."""
+        path = self.path(number)
+        try:
+            return retried(lambda: self._open(number), path)
+        except OSError as error:
+            raise InputError(f"{path}: {reason(error)}") from None
+
+    def path(self, number: int) -> str:
+        """The path of the file of a number."""
+        return os.path.join(self._root, self.files[number])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -157,6 +171,14 @@ class RecordIndex:
                 return f"{name} was changed"
         return ""
 
+    def _open(self, number: int) -> BufferedReader:
+        path = self.path(number)
+        file = open_regular(path)
+        if stamp(os.fstat(file.fileno())) != self._stamp(number):
+            file.close()
+            raise InputError(f"{path}: changed while it was read: start again")
+        return file
+
     def _stamp(self, number: int) -> tuple[int, int]:
         _, size, changed = self._description["files"][number]
         return size, changed
@@ -169,7 +191,7 @@ class RecordIndex:
         try:
             file, size, offset, begin, end = _ROWS.unpack(row)
             inside = begin <= end <= self._description["text_bytes"]
-            if not inside or offset + size > self._stamp(file)[0]:
+            if not inside or (size != NO_PLACE and offset + size > self._stamp(file)[0]):
                 raise ValueError
             key, *texts = self._read(self._texts, end - begin, begin).decode().split("\0")
         except (IndexError, ValueError, struct.error):

@@ -85,7 +85,8 @@ class IndexPart:
     def add(self, key: str, captions: Sequence[str], offset: int, size: int) -> None:
         """Adds a record: its name within the file, its captions, and the place of its image.
 
-        Captions are Unicode and not empty; a NUL in them becomes a blank.
+        An image of size NO_PLACE of `record_index` has a number as its offset. Captions are Unicode
+        and not empty; a NUL in them becomes a blank.
         """
         self.findings.counts["captioned"] += bool(captions)
         self._add([key, *captions], offset, size)

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int, UInt8
 
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.sources.folder import FolderSource
-from cogview_jax.data.sources.folder_scan import LISTING
 from cogview_jax.data.sources.source import Source
 from cogview_jax.evaluation.blur import blurred
 from cogview_jax.evaluation.features import FeatureExtractor
@@ -123,7 +122,7 @@ def _state(folder: str, key: str) -> str:
 def open_folder(path: str, flag: str, *, captions: bool = False) -> FolderSource:
     """The images of a folder: those that `sample` wrote there, or all in it and below.
 
-    A samples.jsonl or captions.jsonl in the folder says which files are its images.
+    A samples.jsonl, or a listing as `FolderSource` has it, says which files are its images.
 
     Args:
         path: the folder.
@@ -135,7 +134,7 @@ def open_folder(path: str, flag: str, *, captions: bool = False) -> FolderSource
     """
     if not Path(path).is_dir():
         raise InputError(f"{flag} {path}: expected a folder of images, there is none")
-    listing = SAMPLES if (Path(path) / SAMPLES).is_file() else LISTING
+    listing = SAMPLES if (Path(path) / SAMPLES).is_file() else ""
     try:
         return FolderSource(path, require_captions=captions, listing=listing)
     except InputError as error:

@@ -3,4 +3,13 @@
 A new kind is a file here and its name in the line below.
 """
 
-from cogview_jax.data.sources import emoji, folder, shapes, tfds, webdataset  # noqa: F401
+from cogview_jax.data.sources import (  # noqa: F401
+    arrow,
+    coco,
+    emoji,
+    folder,
+    parquet,
+    shapes,
+    tfds,
+    webdataset,
+)

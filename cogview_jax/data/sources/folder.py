@@ -1,23 +1,28 @@
 """Reads a folder of images with captions: `data.source.kind = "folder"`."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cogview_jax.data.images import MAX_PIXELS, SUFFIXES, decode_image, read_image_file
+from cogview_jax.data.images import MAX_PIXELS, SUFFIXES, decode_image
 from cogview_jax.data.records import BadRecord, Record, clean_captions, is_unicode
-from cogview_jax.data.sources.folder_listing import FolderListing
-from cogview_jax.data.sources.folder_scan import LISTING, FolderScan, scan_folder
+from cogview_jax.data.sources.folder_entries import (
+    check_columns,
+    parse_line,
+    read_listed,
+    why_unreadable,
+)
+from cogview_jax.data.sources.folder_listing import FolderListing, find_listing
+from cogview_jax.data.sources.folder_scan import LISTING, LISTINGS, FolderScan, scan_folder
 from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.faults import reason, retried
+from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import read_regular, text_lines
 from cogview_jax.runtime.paths import require_paths
 
-#: A line of a listing, and a caption file, may have at most so many bytes.
-LINE_LIMIT, TEXT_LIMIT = 1 << 20, 1 << 20
+#: A caption file may have at most so many bytes.
+TEXT_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +33,14 @@ class Folder(SourceConfig):
         kind: "folder".
         path: the folder.
         caption: the caption of every image. If it is empty, captions are read from files.
+        caption_keys: the fields of a listing that hold captions, texts or lists of texts. If it is
+            empty, they are "captions", or the first there is of caption, text, prompt.
     """
 
     kind: Literal["folder"] = "folder"
     path: str = ""
     caption: str = ""
+    caption_keys: tuple[str, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -50,6 +58,7 @@ class Folder(SourceConfig):
             require_captions=self.require_captions,
             max_pixels=self.max_pixels,
             caption=self.caption,
+            caption_keys=self.caption_keys,
         )
 
 
@@ -58,10 +67,11 @@ class FolderSource:
 
     With a `captions.jsonl` directly in the folder, its lines are the records, in their order:
     `{"file": "a/1.png", "caption": "a cat"}`, or `"captions": [...]` for several, or `"prompt"` as
-    in the samples.jsonl that `sample` writes. Images that it
-    does not list are no part of the data. A file is a path within the folder. An absolute path, one
-    with "..", and one that a link leads out of the folder are bad records, so that a listing opens
-    only files in the folder.
+    in the samples.jsonl that `sample` writes. Images that it does not list are no part of the data.
+    So are those of a `metadata.jsonl` or `metadata.csv` of Hugging Face's imagefolder, with the
+    columns file_name and text, caption or captions. A file is a path within the folder. An absolute
+    path, one with "..", and one that a link leads out of the folder are bad records, so that a
+    listing opens only files in the folder.
 
     Without a listing, every image in the folder and below it is a record, in the order of the
     paths, and each line of `1.txt` is a caption of `1.png` beside it. Linked subfolders count (see
@@ -77,7 +87,8 @@ class FolderSource:
         require_captions: bool = True,
         max_pixels: int = MAX_PIXELS,
         caption: str = "",
-        listing: str = LISTING,
+        caption_keys: tuple[str, ...] = (),
+        listing: str = "",
     ):
         """Lists the folder.
 
@@ -87,7 +98,9 @@ class FolderSource:
                 tokenizer trains on those.
             max_pixels: an image with more pixels is a bad record.
             caption: the caption of every image. If it is given, captions in files are not read.
-            listing: the name of the file that is taken as the listing, if the folder has one.
+            caption_keys: the fields of a listing that hold captions, if not the usual ones.
+            listing: the name of the file that is taken as the listing, if the folder has one. If it
+                is empty, it is the first there is of `LISTINGS`.
 
         Raises:
             InputError: there is no such folder, or it holds no image or no caption.
@@ -97,28 +110,35 @@ class FolderSource:
         self._caption = caption.strip()
         if not os.path.isdir(self._root):
             raise InputError(f"path={str(path)!r}: expected a folder of images, there is none")
-        self._real = os.path.realpath(self._root)
+        self._caption_keys = caption_keys
         self._lines: FolderListing | tuple[()] = ()
         self._scan: FolderScan | None = None
-        self._listing = listing
+        self._listing = listing = listing or find_listing(self._root)
         listed = os.path.join(self._root, listing)
-        if os.path.lexists(listed):
+        if listing and os.path.lexists(listed):
             self._lines = FolderListing(listed)
             if not len(self._lines):
                 raise InputError(
                     f"path={str(path)!r}: expected {listing} with a line an image, it has no line"
                 )
+            wanted = require_captions and not self._caption
+            check_columns(listed, self._lines.columns, caption_keys, required=wanted)
             return
         self._scan = scan_folder(self._root)
         given, ignored = f"path={str(path)!r}: ", self._scan.ignored
+        if caption_keys:
+            raise InputError(
+                f"{given}caption_keys {', '.join(caption_keys)} are those of a listing: expected"
+                f" one of {', '.join(LISTINGS)}; {ignored}"
+            )
         if not self._scan.images:
             raise InputError(
-                f"{given}expected images ({', '.join(SUFFIXES)}) in it or below, or a {listing}"
+                f"{given}expected images ({', '.join(SUFFIXES)}) in it or below, or a {LISTING}"
                 f" that lists them, and there is neither; {ignored}"
             )
         if require_captions and not self._caption and not self._scan.texts:
             raise InputError(
-                f"{given}{len(self._scan.images)} images and no caption: expected a {listing} with"
+                f"{given}{len(self._scan.images)} images and no caption: expected a {LISTING} with"
                 f" a line an image, or a NAME.txt beside each NAME.png; {ignored}"
             )
 
@@ -139,7 +159,10 @@ class FolderSource:
         lines = f"{len(self)} lines of {self._listing}"
         if isinstance(self._lines, FolderListing) and not self._lines.in_memory:
             return lines
-        scan, listed = scan_folder(self._root), {self.key(i) for i in range(len(self))}
+        scan, listed = (
+            scan_folder(self._root, self._listing),
+            {self.key(i) for i in range(len(self))},
+        )
         unlisted = [file for file in scan.images if file not in listed]
         if unlisted:
             scan.ignored.add(f"that {self._listing} does not list", unlisted[0], len(unlisted))
@@ -161,13 +184,7 @@ class FolderSource:
             SystemFault: the machine cannot read it.
         """
         key, captions = self._captioned(i)
-        path = os.path.join(self._root, key)
-        if not self._scan and not _within(os.path.realpath(path), self._real):
-            raise BadRecord(key, f"a link leads out of the folder of {self._listing}")
-        try:
-            data = read_image_file(path)
-        except (InputError, OSError) as error:
-            raise BadRecord(key, _why("image", path, error)) from None
+        data = read_listed(self._root, key, key, "" if self._scan else self._listing)
         return Record(key, decode_image(data, key, max_pixels=self._max_pixels), captions)
 
     def captions(self, i: int) -> tuple[str, ...]:
@@ -185,8 +202,14 @@ class FolderSource:
 
     def _parsed(self, i: int) -> tuple[str, list[str]]:
         """Returns the path of record `i`, and its captions if a listing has them."""
-        if not self._scan:
-            return _parse(*self._lines[i], self._listing)
+        if isinstance(self._lines, FolderListing):
+            return parse_line(
+                *self._lines[i],
+                self._listing,
+                columns=self._lines.columns,
+                caption_keys=self._caption_keys,
+            )
+        assert self._scan is not None  # what is not listed was scanned
         file = self._scan.images[i]
         if not is_unicode(file):
             raise BadRecord(file, "the name of the file is not UTF-8")
@@ -200,51 +223,10 @@ class FolderSource:
         except FileNotFoundError as error:
             if not self._required:
                 return []
-            raise BadRecord(file, _why("caption", path, error)) from None
+            raise BadRecord(file, why_unreadable("caption", path, error)) from None
         except (InputError, OSError) as error:
-            raise BadRecord(file, _why("caption", path, error)) from None
+            raise BadRecord(file, why_unreadable("caption", path, error)) from None
         try:
             return text_lines(data)
         except ValueError:
             raise BadRecord(file, f"caption file {os.path.basename(path)} is not UTF-8") from None
-
-
-def _why(what: str, path: str, error: Exception) -> str:
-    """Returns why the file of an image or of its captions cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        why = "not found"
-    elif isinstance(error, InputError):  # Its message begins with the path.
-        why = str(error).removeprefix(f"{path}: ")
-    else:
-        why = reason(error)
-    return f"{what} file {os.path.basename(path)}: {why}"
-
-
-def _within(path: str, folder: str) -> bool:
-    return os.path.commonpath([path, folder]) == folder
-
-
-def _parse(number: int, line: bytes, listing: str) -> tuple[str, list[str]]:
-    """Returns the file and the captions of a line of the listing."""
-    where = f"{listing}:{number}"
-    if len(line) > LINE_LIMIT:
-        raise BadRecord(where, f"a line of {len(line)} bytes: expected at most {LINE_LIMIT}")
-    try:
-        entry = json.loads(line)
-    except RecursionError:
-        raise BadRecord(where, "malformed line: nested too deeply") from None
-    except ValueError as error:  # The line is not JSON or not UTF-8.
-        raise BadRecord(where, f"malformed line: {error}") from None
-    if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
-        raise BadRecord(where, 'expected an object with "file", the path of an image')
-    file = entry["file"]
-    if "\0" in file or not is_unicode(file):
-        raise BadRecord(where, f'"file" {file!r} is no name of a file')
-    if os.path.isabs(file) or os.pardir in file.split("/"):
-        raise BadRecord(
-            file, f'"file" leads out of the folder: expected a path within that of {listing}'
-        )
-    texts = entry.get("captions", [entry.get("caption", entry.get("prompt", ""))])
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise BadRecord(file, '"caption" must be a text, "captions" a list of texts')
-    return file, texts

@@ -12,6 +12,8 @@ from cogview_jax.runtime import faults
 from cogview_jax.runtime.errors import InputError
 
 LISTING = "captions.jsonl"
+#: Files that may list the images of a folder; the last two are those of Hugging Face's imagefolder.
+LISTINGS = (LISTING, "metadata.jsonl", "metadata.csv")
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,13 @@ class FolderScan:
     ignored: Ignored
 
 
-def scan_folder(root: str) -> FolderScan:
+def scan_folder(root: str, listing: str = LISTING) -> FolderScan:
     """Lists a folder and all folders below it. No file is opened.
 
     A file is an image if it has the ending of one and no leading dot: macOS leaves "._1.png" beside
     "1.png". Links to folders are followed, wherever they lead, because only the maker of the folder
     can have made them. Each real folder is listed once, under its own name rather than a link's, so
-    that links in a circle end.
+    that links in a circle end. The `listing` of the folder itself is not ignored.
 
     Raises:
         InputError: the folder itself cannot be listed.
@@ -49,7 +51,7 @@ def scan_folder(root: str) -> FolderScan:
         found: list[str] = []
         for link in links:
             for folder in _tree(root, link, found, listed, ignored):
-                texts += _sort(*folder, images, ignored)
+                texts += _sort(*folder, images, ignored, listing)
         links = sorted(found)
     return FolderScan(sorted(images), texts, ignored)
 
@@ -102,7 +104,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
         raise
 
 
-def _sort(folder: str, files: list[str], images: list[str], ignored: Ignored) -> int:
+def _sort(folder: str, files: list[str], images: list[str], ignored: Ignored, listing: str) -> int:
     """Adds the files of a folder to `images` or `ignored`; returns how many images have texts."""
     shown = [name for name in sorted(files) if not name.startswith(".")]
     own = [name for name in shown if _ending(name).lower() in SUFFIXES]
@@ -115,10 +117,9 @@ def _sort(folder: str, files: list[str], images: list[str], ignored: Ignored) ->
             texts.add(name[:-4])
         elif name.startswith("."):
             ignored.add("hidden", path)
-        elif name == LISTING:
-            if folder:
-                ignored.add(f"{LISTING} of sub folders", path)
-        else:
+        elif folder and name in LISTINGS:
+            ignored.add(f"{name} of sub folders", path)
+        elif folder or name != listing:
             ignored.add(f"of ending {ending}" if ending else "without an ending", path)
     return sum(name[: -len(_ending(name))] in texts for name in own)
 

@@ -6,17 +6,15 @@ sparse files. A tar is read in its order and only where headers and short texts 
 image costs no read. Names are what they are, texts: none of them is ever opened.
 """
 
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from cogview_jax.data.sources.windowed_file import WindowedFile
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.faults import reason, retried
-from cogview_jax.runtime.files import open_regular, read_at
 
 BLOCK = 512
-#: The most bytes of a name or of a pax header; and how much is read at a time.
-_NAME_LIMIT, _WINDOW = 1 << 20, 16 * BLOCK
+#: The most bytes of a name or of a pax header.
+_NAME_LIMIT = 1 << 20
 #: Of what is not a file, the words for its type.
 _KINDS = {
     **dict.fromkeys(b"12", "links"),
@@ -46,41 +44,11 @@ class Entry(NamedTuple):
     size: int
 
 
-class TarFile:
+class TarFile(WindowedFile):
     """The bytes of a tar; `entries` reads them once from the first to the last."""
 
-    def __init__(self, path: str):
-        """Opens the file.
-
-        Raises:
-            InputError: it is no regular file, or cannot be opened.
-            SystemFault: the machine cannot read it.
-        """
-        self.path = path
-        try:
-            self._file = retried(lambda: open_regular(path), path)
-        except OSError as error:
-            raise InputError(f"{path}: {reason(error)}") from None
-        self.status = os.fstat(self._file.fileno())
-        #: Whether the empty block was met that stands behind the last entry.
-        self.ended = False
-        self._window, self._start = b"", 0
-
-    def __enter__(self) -> "TarFile":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._file.close()
-
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on; fewer at the end of the file."""
-        begin = offset - self._start
-        if begin < 0 or begin + size > len(self._window):
-            wanted = max(size, _WINDOW)
-            descriptor = self._file.fileno()
-            self._window = retried(lambda: read_at(descriptor, wanted, offset), self.path)
-            self._start, begin = offset, 0
-        return self._window[begin : begin + size]
+    #: Whether the empty block was met that stands behind the last entry.
+    ended = False
 
     def entries(self) -> Iterator[Entry]:
         """Yields all entries in their order.

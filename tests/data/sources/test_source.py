@@ -17,8 +17,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from cogview_jax.data.records import BadRecord, Record
+from cogview_jax.data.sources.arrow import Arrow
+from cogview_jax.data.sources.coco import Coco
 from cogview_jax.data.sources.emoji import Emoji
 from cogview_jax.data.sources.folder import Folder
+from cogview_jax.data.sources.parquet import Parquet
 from cogview_jax.data.sources.shapes import Shapes
 from cogview_jax.data.sources.source import SourceConfig, captions_of, opened
 from cogview_jax.data.sources.tfds import Tfds
@@ -443,7 +446,7 @@ def test_one_caption_for_all_images_of_a_folder(tmp_path, listing):
 
 def test_a_config_chooses_the_kind_and_has_its_settings_alone():
     kinds = {"emoji": Emoji, "folder": Folder, "shapes": Shapes, "tfds": Tfds}
-    kinds["webdataset"] = WebDataset
+    kinds |= {"webdataset": WebDataset, "parquet": Parquet, "arrow": Arrow, "coco": Coco}
     for kind, cls in kinds.items():
         source = build(SourceConfig, {"kind": kind, "max_pixels": 9})
         assert type(source) is cls
@@ -456,14 +459,15 @@ def test_a_config_chooses_the_kind_and_has_its_settings_alone():
     [
         (
             {"kind": "tar"},
-            "config.kind = 'tar': choices are emoji, folder, shapes, tfds, webdataset",
+            "config.kind = 'tar': choices are arrow, coco, emoji, folder, parquet, shapes,"
+            " tfds, webdataset",
         ),
-        ({"kind": 3}, "config.kind = 3: choices are emoji, folder, shapes, tfds"),
-        ({"path": "x"}, "config lacks kind; choices are emoji, folder, shapes, tfds"),
+        ({"kind": 3}, "config.kind = 3: choices are arrow, coco, emoji, folder"),
+        ({"path": "x"}, "config lacks kind; choices are arrow, coco, emoji, folder"),
         (
             {"kind": "folder", "size": 32},
             "config.size: kind 'folder' has no such setting; it has kind, require_captions,"
-            " max_pixels, path, caption",
+            " max_pixels, path, caption, caption_keys",
         ),
         ({"kind": "shapes", "size": 8}, "config.size = 8: expected 16 to 16384"),
         ({"kind": "shapes", "seed": -1}, "config.seed = -1: expected at least 0 and below"),

@@ -10,10 +10,12 @@ import pytest
 from cogview_jax.data.loader import batches
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.skipped import SkippedLog
+from cogview_jax.data.sources.parquet import Parquet
 from cogview_jax.data.sources.source import SourceConfig, captions_of, listing, opened
 from cogview_jax.data.sources.webdataset import WebDataset
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
+from table_files import image_table, write_parquet
 from tar_files import png, write_samples, write_tar
 
 
@@ -295,13 +297,22 @@ def test_a_tar_without_an_end_is_told(tmp_path):
     assert found.describe().endswith(said)
 
 
-def test_a_run_reads_on_exactly_where_it_was(tmp_path):
+@pytest.mark.parametrize("kind", ["webdataset", "parquet", "packed"])
+def test_a_run_reads_on_exactly_where_it_was(tmp_path, kind):
     for n in range(3):
-        write_samples(tmp_path / f"{n}.tar", range(7 * n, 7 * n + 7))
+        numbers = range(7 * n, 7 * n + 7)
+        if kind == "webdataset":
+            write_samples(tmp_path / f"{n}.tar", numbers)
+        else:
+            options = {"row_group_size": 3} if kind == "packed" else {}
+            write_parquet(tmp_path / f"{n}.parquet", image_table(numbers), **options)
+
+    def reopened():
+        return (WebDataset if kind == "webdataset" else Parquet)(path=str(tmp_path)).open()
 
     def rows(start, count, parts=(0,), ways=1):
         stream = batches(
-            source(tmp_path),
+            reopened(),
             global_batch=4,
             seed=5,
             transform=lambda record, _: record.image[0, 0, 0],

@@ -1,0 +1,177 @@
+"""Reads COCO's captions and its folder of images: `data.source.kind = "coco"`."""
+
+import glob
+import json
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from cogview_jax.data.ignored import Ignored
+from cogview_jax.data.record_index import NO_PLACE, IndexedRecord
+from cogview_jax.data.record_index_writer import IndexPart, open_index
+from cogview_jax.data.records import BadRecord, Record, clean_captions, printable
+from cogview_jax.data.sources.folder_entries import check_name, read_listed
+from cogview_jax.data.sources.indexed_source import IndexedSource
+from cogview_jax.data.sources.source import Source, SourceConfig
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.faults import reason, retried
+from cogview_jax.runtime.files import read_json
+from cogview_jax.runtime.paths import require_paths
+
+#: How the file of captions of a set is called, as "captions_train2017.json".
+_PREFIX = "captions_"
+#: The most bytes of such a file; that of COCO's training set has 92 MB.
+_LIMIT = 2 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coco(SourceConfig):
+    """The settings of images with captions as COCO has them; an image has five captions there.
+
+    Attributes:
+        kind: "coco".
+        path: the file captions_NAME.json, or the folder that has it in `annotations`.
+        image_dir: the folder of images. If it is empty, it is NAME beside the file or beside
+            `annotations`, or in `images` there.
+        index: the folder for the index of captions. If it is empty, it lies beside the file.
+    """
+
+    kind: Literal["coco"] = "coco"
+    path: str = ""
+    image_dir: str = ""
+    index: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_paths(self, "path", "image_dir", "index")
+
+    def open(self) -> Source[Record]:
+        """Opens the index and makes it first if needed; see `SourceConfig.open`."""
+        if not self.path:
+            raise InputError(
+                "data.source.path is empty: name a file of captions, such as"
+                " --config.data.source.path=coco/annotations/captions_train2017.json"
+            )
+        return CocoSource(self)
+
+
+class CocoSource(IndexedSource):
+    """The images that a file of captions lists, in its order."""
+
+    def __init__(self, config: Coco):
+        """Opens the index of the captions, or makes it.
+
+        Raises:
+            InputError: there is no such file or folder, the file is damaged, or lists nothing.
+            SystemFault: the machine cannot read it.
+        """
+        path = _captions_file(config.path)
+        self._images = config.image_dir or _image_folder(path)
+        if not os.path.isdir(self._images):
+            raise InputError(f"image_dir={self._images!r}: expected a folder of images")
+        folder, self._file = os.path.split(os.path.abspath(path))
+        index = open_index(
+            folder,
+            [self._file],
+            CocoScan(),
+            depends_on={"kind": config.kind, "file": self._file},
+            beside=folder,
+            place=config.index,
+        )
+        super().__init__(config, index, Ignored())
+        if not len(index):
+            raise InputError(f"{path}: lists no image")
+        if config.require_captions and not index.counts["captioned"]:
+            raise InputError(f"{path}: {len(index)} images and no caption")
+
+    def describe(self) -> str:
+        """Returns one line: how many records there are, and where their images are."""
+        return f"{self._counted('file')}, images in {self._images}; {self._ignored}"
+
+    def _image(self, found: IndexedRecord) -> bytes:
+        name = found.key.removeprefix(f"{printable(self._file)}/")
+        return read_listed(self._images, name, found.key, self._file)
+
+
+@dataclass(frozen=True)
+class CocoScan:
+    """Adds the images that a file of captions lists to the part of an index."""
+
+    def __call__(self, path: str, part: IndexPart) -> None:
+        """Scans the file at `path`, which is in memory meanwhile.
+
+        Raises:
+            InputError: it is damaged, or no file of captions.
+            SystemFault: the machine cannot read it.
+        """
+        try:
+            found = retried(lambda: read_json(path, limit=_LIMIT), path)
+        except OSError as error:
+            raise InputError(f"{path}: {reason(error)}") from None
+        images, notes = _lists(path, found)
+        texts: dict[object, list] = {}
+        for each in notes:
+            number = each.get("image_id") if isinstance(each, dict) else None
+            if isinstance(number, int | str) and "caption" in each:
+                texts.setdefault(number, []).append(each["caption"])
+            else:
+                part.findings.ignored.add("annotations without a caption", json.dumps(each)[:80])
+        for row, each in enumerate(images):
+            _add(part, row, each, texts, os.path.basename(path))
+
+
+def _lists(path: str, found: object) -> tuple[list, list]:
+    """The images and the annotations of a file of captions."""
+    if isinstance(found, dict):
+        images, notes = found.get("images"), found.get("annotations")
+        if isinstance(images, list) and isinstance(notes, list):
+            return images, notes
+    raise InputError(f'{path}: expected COCO\'s captions: lists "images" and "annotations"')
+
+
+def _add(part: IndexPart, row: int, image: object, texts: dict[object, list], file: str) -> None:
+    name = image.get("file_name") if isinstance(image, dict) else None
+    number = image.get("id") if isinstance(image, dict) else None
+    try:
+        if not isinstance(name, str) or not isinstance(number, int | str):
+            raise BadRecord(f"images/{row}", 'expected "id" and "file_name" of an image')
+        check_name(name, f"images/{row}", '"file_name"', file)
+        if printable(name) != name:
+            raise BadRecord(name, '"file_name" holds ends of lines')
+        own = texts.get(number, [])
+        if not all(isinstance(text, str) for text in own):
+            raise BadRecord(name, '"caption" must be a text')
+        captions = clean_captions(own, name, required=False)
+    except BadRecord as error:
+        part.add_bad(error.key, error.reason)
+    else:
+        part.add(name, captions, row, NO_PLACE)
+
+
+def _captions_file(path: str) -> str:
+    """The file of captions that a path names."""
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise InputError(f"path={path!r}: expected a file captions_NAME.json, there is none")
+        return path
+    places = (os.path.join(path, "annotations"), path)
+    patterns = [os.path.join(glob.escape(place), f"{_PREFIX}*.json") for place in places]
+    found = sorted(each for pattern in patterns for each in glob.glob(pattern))
+    if len(found) == 1:
+        return found[0]
+    choices = f"choices are {', '.join(found)}" if found else "there is none"
+    raise InputError(f"path={path!r}: expected one file annotations/captions_NAME.json: {choices}")
+
+
+def _image_folder(path: str) -> str:
+    """The folder of the images that a file of captions lists."""
+    folder, file = os.path.split(os.path.abspath(path))
+    name = file.removeprefix(_PREFIX).removesuffix(".json")
+    roots = (os.path.dirname(folder), folder)
+    places = [os.path.join(root, *way) for root in roots for way in ((name,), ("images", name))]
+    for place in places:
+        if os.path.isdir(place):
+            return place
+    raise InputError(
+        f"{path}: no folder {places[0]} of its images: name it as data.source.image_dir"
+    )

@@ -1,0 +1,62 @@
+"""A source whose records an index finds in files of others."""
+
+from cogview_jax.data.ignored import Ignored
+from cogview_jax.data.images import decode_image
+from cogview_jax.data.record_index import IndexedRecord, RecordIndex
+from cogview_jax.data.records import Record, clean_captions
+from cogview_jax.data.sources.source import SourceConfig
+
+
+class IndexedSource:
+    """The records of an index, in its order; each kind says where their images are."""
+
+    def __init__(self, config: SourceConfig, index: RecordIndex, ignored: Ignored):
+        """A source of all records of an index.
+
+        Args:
+            config: the settings of the source.
+            index: finds the records.
+            ignored: the files that hold none of them; entries that the index ignores are added.
+        """
+        self._config, self._index, self._ignored = config, index, ignored
+        self._ignored.update(index.ignored().reasons())
+
+    def __len__(self) -> int:
+        """The number of records, good and bad."""
+        return len(self._index)
+
+    def key(self, i: int) -> str:
+        """Returns the name of record `i`: FILE/KEY."""
+        return self._index.key(i)
+
+    def __getitem__(self, i: int) -> Record:
+        """Reads record `i`.
+
+        Raises:
+            BadRecord: there is no caption, or the image or the captions cannot be read.
+            InputError: its file was changed since the source was opened.
+            SystemFault: the machine cannot read it.
+        """
+        found = self._index[i]
+        captions = self._clean(found)
+        image = decode_image(self._image(found), found.key, max_pixels=self._config.max_pixels)
+        return Record(found.key, image, captions)
+
+    def captions(self, i: int) -> tuple[str, ...]:
+        """The captions of record `i`, whose file is not opened; see `source.Captioned`."""
+        return self._clean(self._index[i])
+
+    def _image(self, found: IndexedRecord) -> bytes:
+        """The encoded image of a record."""
+        return self._index.read(found)
+
+    def _clean(self, found: IndexedRecord) -> tuple[str, ...]:
+        required = self._config.require_captions
+        return clean_captions(found.captions, found.key, required=required)
+
+    def _counted(self, unit: str) -> str:
+        """How many records there are in how many files, called by `unit`."""
+        files = len(self._index.files)
+        texts = f", {self._index.counts['captioned']} with a caption"
+        texts = texts if self._config.require_captions else ""
+        return f"{len(self)} records of {files} {unit}{'s' if files > 1 else ''}{texts}"

@@ -1,0 +1,74 @@
+"""What sources of tables have in common: their settings' checks, their index and its messages."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cogview_jax.data.record_index_writer import open_index
+from cogview_jax.data.sources.data_files import DataFiles
+from cogview_jax.data.sources.indexed_source import IndexedSource
+from cogview_jax.runtime.errors import InputError
+
+
+def require_pyarrow(kind: str) -> None:
+    """InputError unless pyarrow is installed, which reads the tables of a kind of source."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise InputError(
+            f"data.source.kind = {kind!r} needs pyarrow: install it with"
+            " `pip install 'cogview-jax[arrow]'`"
+        )
+
+
+class TableSource(IndexedSource):
+    """The rows of some tables, in the order of the files and of their rows."""
+
+    def __init__(self, config: Any, files: DataFiles, scan: Any, unit: str):
+        """Opens the index of the tables, or makes it.
+
+        Args:
+            config: the settings: kind, path, caption_keys, index and those of every source.
+            files: the tables.
+            scan: finds the rows of one; a dataclass.
+            unit: what a table is called in messages.
+
+        Raises:
+            InputError: a table is damaged or lacks a column, or no row can be used.
+            SystemFault: the machine cannot read them.
+        """
+        index = open_index(
+            files.root,
+            files.names,
+            scan,
+            depends_on={"kind": config.kind, "path": files.patterns, **asdict(scan)},
+            beside=files.beside,
+            place=config.index,
+            unit=unit,
+        )
+        super().__init__(config, index, files.ignored)
+        self._unit = unit
+        self._check(config.path, config.caption_keys)
+
+    def describe(self) -> str:
+        """Returns one line: how many records there are, and what is not among them."""
+        return f"{self._counted(self._unit)}; {self._ignored}"
+
+    def _check(self, path: str, caption_keys: Sequence[str]) -> None:
+        from cogview_jax.data.sources.table_columns import COLUMNS, FIRST_BAD, USUAL_CAPTIONS
+
+        counts, notes = self._index.counts, self._index.notes
+        given = f"path={path!r}: "
+        tables = f"{len(self._index.files)} {self._unit}s"
+        if not len(self):
+            raise InputError(f"{given}no row in {tables}; {self._ignored}")
+        if counts.get("unusable") == len(self):
+            raise InputError(
+                f"{given}none of {len(self)} rows can be used, such as row {notes[FIRST_BAD]}"
+            )
+        if self._config.require_captions and not counts.get("captioned"):
+            wanted = ", ".join(caption_keys) or f"one of {', '.join(USUAL_CAPTIONS)}"
+            there = notes.get(COLUMNS)
+            raise InputError(
+                f"{given}{len(self)} images and no caption: expected {wanted} in each row"
+                + (f"; columns are {there} (data.source.caption_keys)" if there else "")
+            )
