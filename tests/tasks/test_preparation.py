@@ -236,7 +236,7 @@ def test_tokenizers_of_other_sizes_are_refused(experiment, tmp_path, section, ch
 
 def test_captions_that_cannot_be_read_are_said(experiment, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
-    (tmp_path / "captions.jsonl").write_text('{"file": "1.png", "text": "no caption"}\n')
+    (tmp_path / "captions.jsonl").write_text('{"file": "1.png", "note": "no caption"}\n')
     source = dataclasses.replace(experiment().data.source, path=str(tmp_path))
     message = r"no caption in the first 1 records; the last of them: 1\.png: empty caption"
     with pytest.raises(InputError, match=message):

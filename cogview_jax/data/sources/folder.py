@@ -33,14 +33,14 @@ class Folder(SourceConfig):
         kind: "folder".
         path: the folder.
         caption: the caption of every image. If it is empty, captions are read from files.
-        caption_keys: the fields of a listing that hold captions, texts or lists of texts. If it is
+        caption_fields: the fields of a listing that hold captions, texts or lists of texts. If it is
             empty, they are "captions", or the first there is of caption, text, prompt.
     """
 
     kind: Literal["folder"] = "folder"
     path: str = ""
     caption: str = ""
-    caption_keys: tuple[str, ...] = ()
+    caption_fields: tuple[str, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -58,7 +58,7 @@ class Folder(SourceConfig):
             require_captions=self.require_captions,
             max_pixels=self.max_pixels,
             caption=self.caption,
-            caption_keys=self.caption_keys,
+            caption_fields=self.caption_fields,
         )
 
 
@@ -87,7 +87,7 @@ class FolderSource:
         require_captions: bool = True,
         max_pixels: int = MAX_PIXELS,
         caption: str = "",
-        caption_keys: tuple[str, ...] = (),
+        caption_fields: tuple[str, ...] = (),
         listing: str = "",
     ):
         """Lists the folder.
@@ -98,7 +98,7 @@ class FolderSource:
                 tokenizer trains on those.
             max_pixels: an image with more pixels is a bad record.
             caption: the caption of every image. If it is given, captions in files are not read.
-            caption_keys: the fields of a listing that hold captions, if not the usual ones.
+            caption_fields: the fields of a listing that hold captions, if not the usual ones.
             listing: the name of the file that is taken as the listing, if the folder has one. If it
                 is empty, it is the first there is of `LISTINGS`.
 
@@ -110,7 +110,7 @@ class FolderSource:
         self._caption = caption.strip()
         if not os.path.isdir(self._root):
             raise InputError(f"path={str(path)!r}: expected a folder of images, there is none")
-        self._caption_keys = caption_keys
+        self._caption_fields = caption_fields
         self._lines: FolderListing | tuple[()] = ()
         self._scan: FolderScan | None = None
         self._listing = listing = listing or find_listing(self._root)
@@ -122,13 +122,13 @@ class FolderSource:
                     f"path={str(path)!r}: expected {listing} with a line an image, it has no line"
                 )
             wanted = require_captions and not self._caption
-            check_columns(listed, self._lines.columns, caption_keys, required=wanted)
+            check_columns(listed, self._lines.columns, caption_fields, required=wanted)
             return
         self._scan = scan_folder(self._root)
         given, ignored = f"path={str(path)!r}: ", self._scan.ignored
-        if caption_keys:
+        if caption_fields:
             raise InputError(
-                f"{given}caption_keys {', '.join(caption_keys)} are those of a listing: expected"
+                f"{given}caption_fields {', '.join(caption_fields)} are those of a listing: expected"
                 f" one of {', '.join(LISTINGS)}; {ignored}"
             )
         if not self._scan.images:
@@ -207,7 +207,7 @@ class FolderSource:
                 *self._lines[i],
                 self._listing,
                 columns=self._lines.columns,
-                caption_keys=self._caption_keys,
+                caption_fields=self._caption_fields,
             )
         assert self._scan is not None  # what is not listed was scanned
         file = self._scan.images[i]

@@ -24,7 +24,7 @@ def parse_line(
     listing: str,
     *,
     columns: Sequence[str] = (),
-    caption_keys: Sequence[str] = (),
+    caption_fields: Sequence[str] = (),
 ) -> tuple[str, list[str]]:
     """Returns the file and the captions of a line of a listing.
 
@@ -33,7 +33,7 @@ def parse_line(
         line: a JSON object, or a row of a CSV file.
         listing: the name of the listing.
         columns: of the CSV file; empty for JSON.
-        caption_keys: the fields that hold captions. If it is empty, they are the usual ones.
+        caption_fields: the fields that hold captions. If it is empty, they are the usual ones.
 
     Raises:
         BadRecord: the line is malformed, or its file is not within the folder of the listing.
@@ -51,8 +51,8 @@ def parse_line(
     if not isinstance(file, str):
         raise BadRecord(where, 'expected an object with "file", the path of an image')
     check_name(file, where, '"file"', listing)
-    if caption_keys:
-        values = [entry[key] for key in caption_keys if entry.get(key) is not None]
+    if caption_fields:
+        values = [entry[key] for key in caption_fields if entry.get(key) is not None]
         texts = [text for each in values for text in (each if isinstance(each, list) else [each])]
     else:
         usual = next((entry[key] for key in _USUAL if key in entry), "")
@@ -71,24 +71,24 @@ def csv_columns(line: bytes) -> list[str]:
 
 
 def check_columns(
-    path: str, columns: Sequence[str], caption_keys: Sequence[str], *, required: bool
+    path: str, columns: Sequence[str], caption_fields: Sequence[str], *, required: bool
 ) -> None:
     """InputError unless the columns of a CSV file have the captions that are asked for.
 
     Args:
         path: that of the file.
         columns: its columns; empty if it is no CSV file.
-        caption_keys: those of captions, if not the usual ones.
+        caption_fields: those of captions, if not the usual ones.
         required: whether there have to be captions.
     """
-    missing = [key for key in caption_keys if key not in columns]
+    missing = [key for key in caption_fields if key not in columns]
     if columns and missing:
         raise InputError(f"{path}: no column {missing[0]!r}; columns are {', '.join(columns)}")
     usual = ("captions", *_USUAL)
-    if columns and required and not caption_keys and not {*columns} & {*usual}:
+    if columns and required and not caption_fields and not {*columns} & {*usual}:
         raise InputError(
             f"{path}: no column of captions, as {', '.join(usual)}: name it as"
-            f" data.source.caption_keys; columns are {', '.join(columns)}"
+            f" data.source.caption_fields; columns are {', '.join(columns)}"
         )
 
 

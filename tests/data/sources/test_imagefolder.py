@@ -79,7 +79,7 @@ def test_malformed_rows_cost_no_other(folder):
 def test_columns_that_are_named(folder):
     write_csv(folder, [("2.png", "short", "long")], ("file_name", "caption", "full"))
     assert source(folder)[0].captions == ("short",)
-    assert source(folder, caption_keys=("full", "caption"))[0].captions == ("long", "short")
+    assert source(folder, caption_fields=("full", "caption"))[0].captions == ("long", "short")
     write_csv(folder, [("2.png", "one")], ("file_name", "captions"))
     assert source(folder)[0].captions == ("one",)
 
@@ -128,15 +128,17 @@ def test_listings_of_sub_folders_are_told(folder):
 
 
 def test_columns_that_are_not_there(folder):
-    with pytest.raises(InputError, match=r"caption_keys full are those of a listing: expected one"):
-        source(folder, caption_keys=("full",))
+    with pytest.raises(
+        InputError, match=r"caption_fields full are those of a listing: expected one"
+    ):
+        source(folder, caption_fields=("full",))
     write_csv(folder, [("2.png", "cat")], ("file_name", "label"))
     with pytest.raises(
         InputError, match=r"metadata.csv: no column 'full'; columns are file_name, l"
     ):
-        source(folder, caption_keys=("full",))
+        source(folder, caption_fields=("full",))
     message = (
-        "no column of captions, as captions, caption, .*caption_keys; columns are file_name, l"
+        "no column of captions, as captions, caption, .*caption_fields; columns are file_name, l"
     )
     with pytest.raises(InputError, match=message):
         source(folder)
