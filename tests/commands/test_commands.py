@@ -356,7 +356,7 @@ SAID = {
     "unknown override": "has no config.train.stepz; did you mean steps?",
     "unknown key": "config.train.stepz: no such setting; did you mean steps",
     "empty folder": "or a captions.jsonl that lists them, and there is neither; nothing ignored",
-    "setting of another kind": "has no config.data.source.size; choices: caption, caption_fields, kind",
+    "setting of another kind": "config.data.source.size; choices: caption, caption_fields, kind",
     "other config": "holds a run with model.codebook = 16, but the config says 8",
     "codec to prepare": "this config trains an image tokenizer, which needs no token store",
     "no bundle": "none is no bundle: there is no bundle.json in it",

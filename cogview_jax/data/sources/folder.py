@@ -33,8 +33,8 @@ class Folder(SourceConfig):
         kind: "folder".
         path: the folder.
         caption: the caption of every image. If it is empty, captions are read from files.
-        caption_fields: the fields of a listing that hold captions, texts or lists of texts. If it is
-            empty, they are "captions", or the first there is of caption, text, prompt.
+        caption_fields: the fields of a listing that hold captions, texts or lists of texts. If it
+            is empty, they are "captions", or the first there is of caption, text, prompt.
     """
 
     kind: Literal["folder"] = "folder"
@@ -128,8 +128,8 @@ class FolderSource:
         given, ignored = f"path={str(path)!r}: ", self._scan.ignored
         if caption_fields:
             raise InputError(
-                f"{given}caption_fields {', '.join(caption_fields)} are those of a listing: expected"
-                f" one of {', '.join(LISTINGS)}; {ignored}"
+                f"{given}caption_fields {', '.join(caption_fields)} are those of a listing:"
+                f" expected one of {', '.join(LISTINGS)}; {ignored}"
             )
         if not self._scan.images:
             raise InputError(
