@@ -183,7 +183,10 @@ def test_a_run_of_before_kinds_of_sources_had_their_own_settings_goes_on(workdir
         workdir.check(EXPERIMENT)
     for changes, message in (
         ({"later": 1}, "data.source.later: kind 'folder' has no such setting"),
-        ({"kind": "webdata"}, "data.source.kind = 'webdata': choices are arrow, coco, emoji, folder"),
+        (
+            {"kind": "webdata"},
+            "data.source.kind = 'webdata': choices are arrow, coco, emoji, folder",
+        ),
         ({"kind": ["folder"]}, "data.source.kind = "),
     ):
         write(**changes)
