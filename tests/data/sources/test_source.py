@@ -467,7 +467,7 @@ def test_a_config_chooses_the_kind_and_has_its_settings_alone():
         (
             {"kind": "folder", "size": 32},
             "config.size: kind 'folder' has no such setting; it has kind, require_captions,"
-            " max_pixels, path, caption, caption_keys",
+            " max_pixels, path, caption, caption_fields",
         ),
         ({"kind": "shapes", "size": 8}, "config.size = 8: expected 16 to 16384"),
         ({"kind": "shapes", "seed": -1}, "config.seed = -1: expected at least 0 and below"),
