@@ -207,7 +207,8 @@ def test_the_commands_need_the_codec_once(chain, tmp_path):
 
 
 def test_a_dry_run_needs_no_earlier_run(tmp_path, capsys):
-    file = {"data": {"from": str(tmp_path / "codec")}, "vocabulary": {"codes": 48}}
+    data = {"from": str(tmp_path / "codec"), "source": {"kind": "folder", "path": "images"}}
+    file = {"data": data, "vocabulary": {"codes": 48}}
     config = ConfigDict({"stage": "transformer", "train": {"steps": 1, "global_batch": 1}} | file)
     fill(config, TransformerExperiment)
     experiment, _ = resolve(config, {}, may_be_absent=True)
