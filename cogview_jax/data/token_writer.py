@@ -1,14 +1,17 @@
 """Writing a token store from a source, by any number of processes, each of which may be killed."""
 
 import contextlib
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import grain
 import numpy as np
 
+from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkipCounts, Skipped, check_share
 from cogview_jax.data.sources.source import Source
@@ -16,6 +19,7 @@ from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_shards import TokenShards
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.progress import INTERVAL, Progress
+from cogview_jax.runtime.workers import cores
 
 # For each record, the text ids of its captions and its image codes [n].
 Encoded = tuple[Sequence[np.ndarray], np.ndarray]
@@ -33,6 +37,9 @@ class Encoder(Protocol[Item]):
         """The tokens of a batch, in its order. One thread calls it."""
 
 
+#: Of the threads that read and fit records, the most; for how many batches they do so ahead; and
+#: into how many parts a batch is divided for them.
+MOST_THREADS, AHEAD, PARTS = 16, 2, 8
 #: Seconds after which a process that waits for others looks again.
 PAUSE = 0.5
 
@@ -86,30 +93,53 @@ class ShardWriter:
     def _examples(
         self, shard: int, left_out: list[Skipped], done: Callable[[int], None]
     ) -> Iterator[TokenRecord]:
-        """The examples of a shard in order; records that cannot be read go to `left_out`."""
-        span = self._shards.span(shard)
-        outcomes = grain.MapDataset.source(_Outcomes(self._source))[span.start : span.stop]
-        batches = outcomes.batch(self._batch_size, batch_fn=list)
-        # Read ahead while the device encodes.
-        reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-        with contextlib.closing(iter(batches.to_iter_dataset(reading))) as iterator:
-            for batch in iterator:
-                for outcome in batch:
-                    self._count(outcome, left_out)
-                records = [outcome for outcome in batch if isinstance(outcome, Record)]
-                items = [self._encoder.fit(record) for record in records]
-                encoded = self._encoder.encode(items) if items else ()
-                for record, (captions, codes) in zip(records, encoded, strict=True):
-                    yield TokenRecord(record.key, tuple(captions), codes)
-                done(len(batch))
+        """The examples of a shard in order; records that cannot be read go to `left_out`.
 
-    def _count(self, outcome: Record | Skipped, left_out: list[Skipped]) -> None:
-        if isinstance(outcome, Record):
-            self.counts.add(1, ())
-            return
-        left_out.append(outcome)
-        self.counts.add(1, [outcome])
-        self.counts.check(self.max_skipped, lambda: self._shards.list_skipped(left_out))
+        Records are read and fitted in threads of their own, batches are encoded in another, and
+        whoever takes the examples writes meanwhile. A few batches are in memory at a time.
+        """
+        span = self._shards.span(shard)
+        fitted = grain.MapDataset.source(_Fitted(self._source, self._encoder))
+        # A thread reads a part of a batch, so that many threads are soon done with the first.
+        size = -(-self._batch_size // PARTS)
+        parts = fitted[span.start : span.stop].batch(size, batch_fn=list)
+        reading = grain.ReadOptions(
+            num_threads=min(cores(), MOST_THREADS),
+            prefetch_buffer_size=-(-AHEAD * self._batch_size // size),
+        )
+        with contextlib.ExitStack() as closing:
+            read = iter(parts.to_iter_dataset(reading))
+            closing.callback(read.close)
+            encoded = Prefetched(self._encoded(itertools.chain.from_iterable(read)))
+            closing.callback(encoded.close)
+            left = len(span)
+            while left:
+                outcomes, examples = encoded.get()
+                for outcome in outcomes:
+                    self._count(outcome, left_out)
+                yield from examples
+                left -= len(outcomes)
+                done(len(outcomes))
+
+    def _encoded(
+        self, records: Iterator["_Outcome"]
+    ) -> Iterator[tuple[list["_Outcome"], list[TokenRecord]]]:
+        """Batches of what was read, with the examples that became of it."""
+        while batch := list(itertools.islice(records, self._batch_size)):
+            read = [outcome for outcome in batch if isinstance(outcome, _Read)]
+            encoded = self._encoder.encode([record.item for record in read]) if read else ()
+            examples = [
+                TokenRecord(record.key, tuple(captions), codes)
+                for record, (captions, codes) in zip(read, encoded, strict=True)
+            ]
+            yield batch, examples
+
+    def _count(self, outcome: "_Outcome", left_out: list[Skipped]) -> None:
+        bad = [outcome] if isinstance(outcome, Skipped) else []
+        left_out += bad
+        self.counts.add(1, bad)
+        if bad:
+            self.counts.check(self.max_skipped, lambda: self._shards.list_skipped(left_out))
 
 
 def write_store(shards: TokenShards, writer: ShardWriter, meta: dict) -> bool:
@@ -202,17 +232,29 @@ class _Work:
         )
 
 
-class _Outcomes:
-    """A source that hands a bad record over instead of raising it."""
+@dataclass(frozen=True)
+class _Read:
+    """A record that can be encoded: its name, and what `Encoder.fit` made of it."""
 
-    def __init__(self, source: Source[Record]):
-        self._source = source
+    key: str
+    item: Any
+
+
+_Outcome = _Read | Skipped
+
+
+class _Fitted:
+    """A source of what is encoded, which hands a bad record over instead of raising it."""
+
+    def __init__(self, source: Source[Record], encoder: Encoder):
+        self._source, self._encoder = source, encoder
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> Record | Skipped:
+    def __getitem__(self, index: int) -> _Outcome:
         try:
-            return self._source[index]
+            record = self._source[index]
         except BadRecord as error:
             return Skipped.of(error)
+        return _Read(record.key, self._encoder.fit(record))

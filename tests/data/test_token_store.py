@@ -12,7 +12,7 @@ from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.token_shards import TokenShards
 from cogview_jax.data.token_store import TokenStore
-from cogview_jax.data.token_writer import ShardWriter, write_store
+from cogview_jax.data.token_writer import AHEAD, ShardWriter, write_store
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file
 
@@ -95,6 +95,34 @@ def test_what_was_written_is_read_in_order(store):
         assert example.key == reader.key(at) == record.key
         assert [ids.tolist() for ids in example.captions] == [ids.tolist() for ids in captions]
         assert example.codes.tolist() == codes.tolist()
+
+
+def test_records_are_read_while_others_are_encoded(tmp_path):
+    """And not all of them: a few batches are in memory at a time."""
+    read, batches = [], []
+
+    class Slow(Encoder):
+        def fit(self, record):
+            read.append(record.key)
+            return record
+
+    def encode_later(records):
+        batches.append(len(batches))
+        deadline = time.monotonic() + 300
+        while len(read) < min(3 * (len(batches) + 1), COUNT) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        before = 3 * len(batches)
+        assert min(before + 3, COUNT) <= len(read) <= before + 3 * (AHEAD + 1)
+        return [tokens(record) for record in records]
+
+    shards = TokenShards(tmp_path / "store", plan=PLAN, records=COUNT, shard_size=COUNT)
+    encoder = Slow(encode_later)
+    writer = ShardWriter(shards, Images({}), encoder, batch_size=3, max_skipped=0.0)
+    assert write_store(shards, writer, META)
+    assert [
+        record.key for record in map(TokenStore(tmp_path / "store").__getitem__, range(23))
+    ] == [f"image/{i}" for i in range(COUNT)]
 
 
 def test_the_manifest_counts_and_describes(store):
