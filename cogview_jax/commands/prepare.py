@@ -8,6 +8,9 @@ command continues; finished, it does nothing.
   python -m cogview_jax.prepare --config configs/tutorial.py --workdir runs/tutorial \\
       --config.data.from=runs/codec
 
+Started several times, on one machine or on many that share the workdir, the processes divide the
+work, and the store is the same. Any of them may be killed, and others may join.
+
 `data.from` names the workdir of a run whose images and image tokenizer are used. `train` with the
 same --workdir finds what was given here.
 """
@@ -16,6 +19,7 @@ from cogview_jax.commands.experiment_flag import experiment_flag
 from cogview_jax.runtime import command_line
 from cogview_jax.runtime.config_flag import given
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.processes import leave_when_asked
 
 CONFIG = experiment_flag()
 WORKDIR = command_line.path_flag("workdir", "the folder of the run", required=True)
@@ -31,4 +35,5 @@ def main() -> None:
     experiment, _ = resolve(CONFIG.value, given(), WORKDIR.value)
     if not isinstance(experiment, TransformerExperiment):
         raise InputError("this config trains an image tokenizer, which needs no token store")
+    leave_when_asked()
     preparation.prepare_run(experiment, Workdir(WORKDIR.value))

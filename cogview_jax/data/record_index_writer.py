@@ -5,15 +5,13 @@ may be written there, in the user's cache. Its name follows from what it depends
 processes start at once, one makes it and the others wait.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
-import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +33,8 @@ from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import is_fault, reason, retried
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.leftovers import remove_leftovers
-from cogview_jax.runtime.lock import locked
-from cogview_jax.runtime.progress import Progress, waiting
+from cogview_jax.runtime.lock import patiently_locked
+from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sealed import sealed
 from cogview_jax.runtime.workers import computed, cores
 
@@ -151,7 +149,11 @@ def open_index(
         return index
     for number, folder in enumerate(places):
         try:
-            with _alone(folder):
+            with patiently_locked(
+                folder.with_name(f"{folder.name}.lock"),
+                f"index {folder}",
+                f"index {folder}: another process makes it",
+            ):
                 index, why = _found([folder], root, now)
                 if why:
                     print(f"index {folder}: {why}: it is made anew", file=sys.stderr, flush=True)
@@ -208,16 +210,6 @@ def _stamp(path: str) -> tuple[int, int]:
         return stamp(retried(lambda: os.stat(path), path))
     except OSError as error:
         raise InputError(f"{path}: {reason(error)}") from None
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """In the block no other process makes the index in `folder`; it is waited for."""
-    with contextlib.ExitStack() as held:
-        with waiting(f"index {folder}: another process makes it"):
-            lock = locked(folder.with_name(f"{folder.name}.lock"), f"index {folder}", "", math.inf)
-            held.enter_context(lock)
-        yield
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,11 @@
 import json
 import sys
 import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from cogview_jax.data.records import BadRecord
 from cogview_jax.runtime import faults
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import read_regular
@@ -13,6 +16,93 @@ from cogview_jax.runtime.leftovers import set_aside
 FILE = "skipped.jsonl"
 #: Of the log, the most bytes that are read.
 LIMIT = 1 << 30
+#: How many records are met before the share of those that cannot be used is judged.
+AT_LEAST = 20
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that was left out, and why: by a filter, or since it cannot be used."""
+
+    key: str
+    reason: str
+    filtered: bool = False
+
+    @classmethod
+    def of(cls, error: BadRecord) -> "Skipped":
+        """The record that could not be read."""
+        return cls(error.key, error.reason, error.filtered)
+
+
+def skipped_line(key: str, reason: str) -> str:
+    """A record as `FILE` has it."""
+    return json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n"
+
+
+@dataclass
+class SkipCounts:
+    """How many records were read, how many of them could not be used, and the limit to that.
+
+    Attributes:
+        met: records that were read, good and bad.
+        skipped: those that could not be used.
+        filtered: those that filters left out, which count as good ones.
+        last: the last that could not be used, for messages.
+        views: so many that were counted in a row are of one record.
+    """
+
+    met: int = 0
+    skipped: int = 0
+    filtered: int = 0
+    last: str = ""
+    views: int = 1
+
+    def add(self, met: int, left_out: Iterable[Skipped]) -> None:
+        """Counts so many records, some of which were left out."""
+        self.met += met
+        for record in left_out:
+            if record.filtered:
+                self.filtered += 1
+            else:
+                self.skipped += 1
+                self.last = f"{record.key}: {record.reason}"
+
+    def check(
+        self, max_skipped: float, listed: Callable[[], Path], at_least: int = AT_LEAST
+    ) -> None:
+        """Refuses a source of which too much cannot be used.
+
+        Args:
+            max_skipped: the share of records that may be skipped.
+            listed: tells where they are listed, and lists them if need be.
+            at_least: how many records must have been met before the share is judged.
+
+        Raises:
+            InputError: the share is larger.
+        """
+        met, skipped = self.records(self.met), self.records(self.skipped)
+        if met >= at_least and (share := self.skipped / self.met) > max_skipped:
+            raise InputError(
+                f"{skipped} of {met} records could not be used ({share:.1%}), more than"
+                f" data.max_skipped={max_skipped:g} allows; the last was {self.last};"
+                f" all are in {listed()}"
+            )
+
+    def check_all(self, max_skipped: float, listed: Callable[[], Path]) -> None:
+        """As `check`, once everything is read, however few records there are.
+
+        Raises:
+            InputError: too much was skipped, or all that was read was filtered.
+        """
+        if self.met and self.filtered == self.met:
+            raise InputError(
+                f"data.filter leaves out all {self.records(self.met)} records; why is in {listed()}"
+            )
+        self.check(max_skipped, listed, at_least=1)
+
+    def records(self, counted: int) -> int:
+        """How many records so many views are of."""
+        return -(-counted // self.views)
 
 
 class SkippedLog:
@@ -25,7 +115,9 @@ class SkippedLog:
     processes of one run may share the file (each appends whole lines).
     """
 
-    def __init__(self, directory: str | Path, *, max_skipped: float = 0.05, at_least: int = 20):
+    def __init__(
+        self, directory: str | Path, *, max_skipped: float = 0.05, at_least: int = AT_LEAST
+    ):
         """Reads what earlier runs have written; the file is made with its first line.
 
         Args:
@@ -36,8 +128,7 @@ class SkippedLog:
         Raises:
             InputError: `max_skipped` is not a share.
         """
-        if not 0.0 <= max_skipped <= 1.0:
-            raise InputError(f"max_skipped={max_skipped}: expected a share from 0 to 1")
+        check_share(max_skipped)
         self.path = Path(directory) / FILE
         self._max_skipped, self._at_least = max_skipped, at_least
         self._lock = threading.Lock()
@@ -98,11 +189,10 @@ class SkippedLog:
             if key in self._written:
                 return
             self._written.add(key)
-            line = json.dumps({"key": key, "reason": reason}, ensure_ascii=False)
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                    file.write(f"{self._prefix}{line}\n")
+                    file.write(f"{self._prefix}{skipped_line(key, reason)}")
                 self._prefix = ""
             except OSError as error:
                 if not self._announced:
@@ -110,25 +200,16 @@ class SkippedLog:
                     _log(f"{self.path}: {why}: what is skipped is counted, not listed")
                 self._announced = True
 
-    def check(self, *, final: bool = False) -> None:
-        """Raises InputError if too large a share was skipped, or all that was read was filtered.
+    def check(self) -> None:
+        """Raises InputError if too large a share was skipped."""
+        counts = SkipCounts(self._seen, self.skipped, self.filtered, self._last)
+        counts.check(self._max_skipped, lambda: self.path, self._at_least)
 
-        Args:
-            final: nothing more will be read, so judge however few there were.
-        """
-        if self._seen < (1 if final else self._at_least):
-            return
-        if final and self.filtered == self._seen:
-            raise InputError(
-                f"data.filter leaves out all {self._seen} records; why is in {self.path}"
-            )
-        share = self.skipped / self._seen
-        if share > self._max_skipped:
-            raise InputError(
-                f"{self.skipped} of {self._seen} records could not be used ({share:.1%}), more than"
-                f" data.max_skipped={self._max_skipped:g} allows; the last was {self._last};"
-                f" all are in {self.path}"
-            )
+
+def check_share(max_skipped: float) -> None:
+    """InputError unless the limit is a share."""
+    if not 0.0 <= max_skipped <= 1.0:
+        raise InputError(f"max_skipped={max_skipped}: expected a share from 0 to 1")
 
 
 def _written(path: Path) -> bytes:

@@ -3,26 +3,40 @@
 DIR/plan.json                     what the store is made from; the first run writes it
 DIR/tokens-00000.array_record     the examples of source records 0 to S-1, ...
 DIR/tokens-00000.json             written after its shard: counts, hash, what was skipped
+DIR/skipped.jsonl                 what was skipped in all shards, in their order
 DIR/manifest.json                 written last; without it the store is unfinished
+
+Many processes, of several machines, may fill a store at once. A shard follows from the plan and its
+number, whoever writes it, and appears whole. A lock for each shard keeps two processes from the
+same work, no more than that: where locks do not hold, a shard is written twice, and is the same.
+One more lock is held while a store is begun and while it is finished.
+
+DIR/.prepare.lock                 while the tokenizers and the plan are made, and at the end
+DIR/.tokens-00000.lock            while a process writes the shard, and after it was killed
 
 Each JSON file carries the hash of its own content, each record the store and the place it was
 written for. Stores of before have neither, and are read all the same.
 """
 
+import contextlib
+import itertools
 import json
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from cogview_jax.data.records import BadRecord
+from cogview_jax.data.skipped import FILE, SkipCounts, Skipped, skipped_line
 from cogview_jax.data.token_records import FORMAT, RecordLocation, TokenRecord, encode_record
 from cogview_jax.runtime.config import build
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.files import atomic_path, sha256_file, write_json
+from cogview_jax.runtime.leftovers import remove_leftovers
+from cogview_jax.runtime.lock import claimed, holder, patiently_locked
 from cogview_jax.runtime.sealed import SEAL, check_seal, read_object, read_sealed, seal_of, sealed
 
 PLAN, MANIFEST = "plan.json", "manifest.json"
@@ -47,15 +61,6 @@ class Shard:
         for name in ("examples", "captions", "bytes"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} = {getattr(self, name)}: expected at least 0")
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A record that was left out, and why: by a filter, or since it cannot be used."""
-
-    key: str
-    reason: str
-    filtered: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,11 +122,27 @@ def store_bytes(store: str | None) -> bytes | None:
     return found
 
 
+@contextlib.contextmanager
+def alone(directory: Path, does: str) -> Iterator[None]:
+    """In the block no other process begins or finishes the store; it is waited for.
+
+    Args:
+        directory: the store.
+        does: what another process does with it meanwhile, for the line that says so.
+    """
+    what = f"the token store {directory}"
+    advice = f"start other processes once {PLAN} is there"
+    with patiently_locked(
+        directory / ".prepare.lock", what, f"{what}: another process {does} it", advice
+    ):
+        yield
+
+
 class TokenShards:
     """The shards of a store that is being written, and which of them are missing."""
 
     def __init__(self, directory: str | Path, *, plan: dict, records: int, shard_size: int):
-        """Starts a store, or goes on with one.
+        """Starts a store, under its lock (`alone`), or goes on with one.
 
         Args:
             directory: the store; made if needed.
@@ -135,7 +156,7 @@ class TokenShards:
         if shard_size < 1:
             raise InputError(f"shard_size={shard_size}: expected at least 1")
         self.directory = Path(directory)
-        self._records, self._shard_size = records, shard_size
+        self.records, self._shard_size = records, shard_size
         self.plan = json.loads(json.dumps({"records": records, "shard_size": shard_size, **plan}))
         path = self.directory / PLAN
         if path.exists():
@@ -148,6 +169,7 @@ class TokenShards:
             self._store = seal_of(told)[:16]
             write_json(path, sealed(self.plan | {STORE: self._store}))
         self._store_bytes = store_bytes(self._store)
+        self._damaged: set[int] = set()  # shards of which it was said
 
     @property
     def finished(self) -> bool:
@@ -157,12 +179,12 @@ class TokenShards:
     @property
     def shards(self) -> range:
         """The numbers of all shards."""
-        return range(-(-self._records // self._shard_size))
+        return range(-(-self.records // self._shard_size))
 
     def span(self, shard: int) -> range:
         """The source records that `shard` covers."""
         start = shard * self._shard_size
-        return range(start, min(start + self._shard_size, self._records))
+        return range(start, min(start + self._shard_size, self.records))
 
     def note(self, shard: int) -> Note | None:
         """What was noted about a written shard; None while it is missing or not whole.
@@ -179,13 +201,38 @@ class TokenShards:
             where = str(path.with_suffix(".json"))
             note = build(Note, {"shard": noted, "skipped": skipped}, where)
         except InputError as error:
-            print(f"{error}; its shard is written again", file=sys.stderr, flush=True)
+            if shard not in self._damaged:
+                print(f"{error}; its shard is written again", file=sys.stderr, flush=True)
+            self._damaged.add(shard)
             return None
         whole = note.shard.file == path.name and path.stat().st_size == note.shard.bytes
         return note if whole else None
 
+    def written(self, among: Collection[int]) -> Iterator[tuple[int, Note]]:
+        """Those of the shards `among` that are whole, with their notes."""
+        names = set(os.listdir(self.directory))
+        for shard in among:
+            if self._path(shard).with_suffix(".json").name in names:
+                note = self.note(shard)
+                if note is not None:
+                    yield shard, note
+
+    @contextlib.contextmanager
+    def claim(self, shard: int, *, fresh: bool) -> Iterator[bool]:
+        """Tells the block whether this process alone writes `shard`; see `runtime.lock.claimed`."""
+        with claimed(self._lock(shard), fresh=fresh) as mine:
+            yield mine
+
+    def name(self, shard: int) -> str:
+        """The file of `shard`."""
+        return self._path(shard).name
+
+    def holder(self, shard: int) -> str:
+        """Which process writes `shard`, for messages."""
+        return holder(self._lock(shard))
+
     def write_shard(
-        self, shard: int, examples: Iterable[TokenRecord], skipped: list[BadRecord]
+        self, shard: int, examples: Iterable[TokenRecord], skipped: Iterable[Skipped]
     ) -> None:
         """Writes `shard`; it appears whole, its note after it.
 
@@ -194,6 +241,77 @@ class TokenShards:
             examples: the tokenized records of its span, in order.
             skipped: those left out; may grow while `examples` is read.
         """
+        try:
+            self._write(shard, examples, skipped)
+        except FileNotFoundError:
+            # Where locks do not hold, another process may have written the shard as well, and
+            # have finished the store, for which it removed what was half-written.
+            if self.note(shard) is None:
+                raise
+
+    def list_skipped(self, skipped: Iterable[Skipped]) -> Path:
+        """Lists what shards that are whole have skipped, and `skipped`; returns the file."""
+        noted = (note.skipped for _, note in self.written(self.shards))
+        path = self.directory / FILE
+        _write_list(path, itertools.chain(*noted, skipped))
+        return path
+
+    def finish(self, meta: dict, max_skipped: float, views: int = 1) -> None:
+        """Writes the list of what was skipped, and the manifest, once every shard is there.
+
+        Any process may do so, also several one after the other: who comes later changes nothing.
+
+        Args:
+            meta: JSON values for readers.
+            max_skipped: the share of records that may be skipped.
+            views: so many records in a row are of one image, which counts once.
+
+        Raises:
+            InputError: too many were skipped. They are listed; there is no manifest.
+            SystemFault: a shard is no longer there.
+        """
+        with alone(self.directory, "finishes"):
+            if not self.finished:
+                self._finish(meta, max_skipped, views)
+
+    def _finish(self, meta: dict, max_skipped: float, views: int) -> None:
+        # What is still half-written, also on other machines, is of shards that are whole.
+        remove_leftovers(self.directory, owned=True)
+        for lock in self.directory.glob(".tokens-*.lock"):
+            lock.unlink(missing_ok=True)
+        shards, counts, skipped = [], SkipCounts(views=views), 0
+
+        def left_out() -> Iterator[Skipped]:
+            nonlocal skipped
+            for shard in self.shards:
+                note = self.note(shard)
+                if note is None:
+                    raise SystemFault(
+                        f"{self._path(shard)}: no longer whole; run the same command again"
+                    )
+                shards.append(note.shard)
+                counts.add(len(self.span(shard)), note.skipped)
+                skipped += len(note.skipped)
+                yield from note.skipped
+
+        path = self.directory / FILE
+        _write_list(path, left_out())
+        counts.check_all(max_skipped, lambda: path)
+        manifest = {
+            "format": FORMAT,
+            "examples": sum(shard.examples for shard in shards),
+            "captions": sum(shard.captions for shard in shards),
+            "skipped": skipped,
+            "plan": self.plan,
+            "meta": meta,
+            "shards": [asdict(shard) for shard in shards],
+            STORE: self._store,
+        }
+        write_json(self.directory / MANIFEST, sealed(manifest))
+
+    def _write(
+        self, shard: int, examples: Iterable[TokenRecord], skipped: Iterable[Skipped]
+    ) -> None:
         path = self._path(shard)
         count = captions = 0
         with atomic_path(path) as temporary:
@@ -215,21 +333,8 @@ class TokenShards:
         }
         write_json(path.with_suffix(".json"), sealed(note))
 
-    def finish(self, meta: dict) -> None:
-        """Writes the manifest, with `meta` (JSON values) for readers, once every shard is there."""
-        notes = [note for shard in self.shards if (note := self.note(shard)) is not None]
-        assert len(notes) == len(self.shards), "finish() before the last shard"
-        manifest = {
-            "format": FORMAT,
-            "examples": sum(note.shard.examples for note in notes),
-            "captions": sum(note.shard.captions for note in notes),
-            "skipped": sum(len(note.skipped) for note in notes),
-            "plan": self.plan,
-            "meta": meta,
-            "shards": [asdict(note.shard) for note in notes],
-            STORE: self._store,
-        }
-        write_json(self.directory / MANIFEST, sealed(manifest))
+    def _lock(self, shard: int) -> Path:
+        return self.directory / f".tokens-{shard:05}.lock"
 
     def _path(self, shard: int) -> Path:
         return self.directory / f"tokens-{shard:05}.array_record"
@@ -244,7 +349,23 @@ class TokenShards:
             )
 
 
-def _skipped_entry(bad: BadRecord) -> dict[str, str | bool]:
+def _skipped_entry(bad: Skipped) -> dict[str, str | bool]:
     """`Skipped` as a note has it."""
     entry: dict[str, str | bool] = {"key": bad.key, "reason": bad.reason}
     return entry | {"filtered": True} if bad.filtered else entry
+
+
+def _write_list(path: Path, skipped: Iterable[Skipped]) -> None:
+    """A line for each record, of which all views lie side by side; no file where there is none."""
+    records = itertools.groupby(skipped, key=lambda bad: bad.key)
+    lines = (skipped_line(key, next(views).reason) for key, views in records)
+    first = next(lines, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        return
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        file.write(first)
+        file.writelines(lines)

@@ -1,128 +1,260 @@
-"""Writing a token store from a source, so that an interrupted run goes on where it stopped."""
+"""Writing a token store from a source, by any number of processes, each of which may be killed."""
 
 import contextlib
+import itertools
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import grain
 import numpy as np
 
+from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.records import BadRecord, Record
-from cogview_jax.data.skipped import SkippedLog
+from cogview_jax.data.skipped import SkipCounts, Skipped, check_share
 from cogview_jax.data.sources.source import Source
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_shards import TokenShards
 from cogview_jax.runtime.leftovers import remove_leftovers
-from cogview_jax.runtime.progress import Progress
+from cogview_jax.runtime.progress import INTERVAL, Progress
+from cogview_jax.runtime.workers import cores
 
 # For each record, the text ids of its captions and its image codes [n].
 Encoded = tuple[Sequence[np.ndarray], np.ndarray]
-Encode = Callable[[list[Record]], Sequence[Encoded]]
+Item = TypeVar("Item")
 
 
-def write_store(
-    directory: str | Path,
-    source: Source[Record],
-    encode: Encode,
-    *,
-    plan: dict,
-    meta: dict,
-    batch_size: int,
-    shard_size: int,
-    skipped: SkippedLog,
-    views: int = 1,
-) -> bool:
-    """Tokenizes a source into a store, or the rest of it; a finished store is left as it is.
+@runtime_checkable
+class Encoder(Protocol[Item]):
+    """Tokenizes records, in two stages."""
+
+    def fit(self, record: Record) -> Item:
+        """What is encoded of a record. Many threads may call it."""
+
+    def encode(self, items: list[Item]) -> Sequence[Encoded]:
+        """The tokens of a batch, in its order. One thread calls it."""
+
+
+#: Of the threads that read and fit records, the most; for how many batches they do so ahead; and
+#: into how many parts a batch is divided for them.
+MOST_THREADS, AHEAD, PARTS = 16, 2, 8
+#: Seconds after which a process that waits for others looks again.
+PAUSE = 0.5
+
+
+class ShardWriter:
+    """Tokenizes the records of shards, one shard after the other."""
+
+    def __init__(
+        self,
+        shards: TokenShards,
+        source: Source[Record],
+        encoder: Encoder,
+        *,
+        batch_size: int,
+        max_skipped: float,
+        views: int = 1,
+    ):
+        """Nothing is read.
+
+        Args:
+            shards: of the store.
+            source: the captioned images.
+            encoder: tokenizes them. Batches never cross shards, so the same batches come whatever
+                was interrupted.
+            batch_size: records of a batch; fewer are encoded where some are left out.
+            max_skipped: the share of records that may be skipped.
+            views: so many records in a row are of one image, which counts once.
+
+        Raises:
+            InputError: `max_skipped` is no share.
+        """
+        check_share(max_skipped)
+        self._shards, self._source, self._encoder = shards, source, encoder
+        self._batch_size, self.max_skipped, self.views = batch_size, max_skipped, views
+        #: What was met so far, in this process and in the others as far as it knows.
+        self.counts = SkipCounts(views=views)
+
+    def write(self, shard: int, done: Callable[[int], None] = lambda records: None) -> None:
+        """Writes a shard.
+
+        Args:
+            shard: its number.
+            done: is told of so many records more, now and then.
+
+        Raises:
+            InputError: too many records were skipped. They are listed.
+        """
+        left_out: list[Skipped] = []
+        self._shards.write_shard(shard, self._examples(shard, left_out, done), left_out)
+
+    def _examples(
+        self, shard: int, left_out: list[Skipped], done: Callable[[int], None]
+    ) -> Iterator[TokenRecord]:
+        """The examples of a shard in order; records that cannot be read go to `left_out`.
+
+        Records are read and fitted in threads of their own, batches are encoded in another, and
+        whoever takes the examples writes meanwhile. A few batches are in memory at a time.
+        """
+        span = self._shards.span(shard)
+        fitted = grain.MapDataset.source(_Fitted(self._source, self._encoder))
+        # A thread reads a part of a batch, so that many threads are soon done with the first.
+        size = -(-self._batch_size // PARTS)
+        parts = fitted[span.start : span.stop].batch(size, batch_fn=list)
+        reading = grain.ReadOptions(
+            num_threads=min(cores(), MOST_THREADS),
+            prefetch_buffer_size=-(-AHEAD * self._batch_size // size),
+        )
+        with contextlib.ExitStack() as closing:
+            read = iter(parts.to_iter_dataset(reading))
+            closing.callback(read.close)
+            encoded = Prefetched(self._encoded(itertools.chain.from_iterable(read)))
+            closing.callback(encoded.close)
+            left = len(span)
+            while left:
+                outcomes, examples = encoded.get()
+                for outcome in outcomes:
+                    self._count(outcome, left_out)
+                yield from examples
+                left -= len(outcomes)
+                done(len(outcomes))
+
+    def _encoded(
+        self, records: Iterator["_Outcome"]
+    ) -> Iterator[tuple[list["_Outcome"], list[TokenRecord]]]:
+        """Batches of what was read, with the examples that became of it."""
+        while batch := list(itertools.islice(records, self._batch_size)):
+            read = [outcome for outcome in batch if isinstance(outcome, _Read)]
+            encoded = self._encoder.encode([record.item for record in read]) if read else ()
+            examples = [
+                TokenRecord(record.key, tuple(captions), codes)
+                for record, (captions, codes) in zip(read, encoded, strict=True)
+            ]
+            yield batch, examples
+
+    def _count(self, outcome: "_Outcome", left_out: list[Skipped]) -> None:
+        bad = [outcome] if isinstance(outcome, Skipped) else []
+        left_out += bad
+        self.counts.add(1, bad)
+        if bad:
+            self.counts.check(self.max_skipped, lambda: self._shards.list_skipped(left_out))
+
+
+def write_store(shards: TokenShards, writer: ShardWriter, meta: dict) -> bool:
+    """Writes a store, or the rest of it, together with all processes that do so at the time.
+
+    Each takes a shard that nobody writes and that is not there yet, again and again, and waits in
+    the end for what others have taken, which it takes over when they are killed. A finished store
+    is left as it is.
 
     Args:
-        directory: the store.
-        source: the captioned images.
-        encode: records, at most `batch_size`, -> for each the text ids of its captions and its
-            codes [n]. Batches never cross shards, so the same batches come whatever was
-            interrupted.
-        plan: see `TokenShards`.
+        shards: of the store.
+        writer: writes one of them.
         meta: see `TokenShards.finish`.
-        batch_size: records read at a time.
-        shard_size: records a shard.
-        skipped: notes records that cannot be read; they are left out.
-        views: so many records in a row are of one image, which counts once in `skipped`.
 
     Returns:
         Whether there was anything to do.
 
     Raises:
-        InputError: a store with another plan is there, or too many records were skipped.
+        InputError: too many records were skipped.
     """
-    shards = TokenShards(directory, plan=plan, records=len(source), shard_size=shard_size)
     if shards.finished:
         return False
-    remove_leftovers(directory, owned=True)
-    missing = []
-    for shard in shards.shards:
-        note = shards.note(shard)
-        if note is None:
-            missing.append(shard)
-            continue
-        for index in shards.span(shard):
-            skipped.see(index // views)
-        for bad in note.skipped:
-            skipped.add(bad.key, bad.reason, filtered=bad.filtered)
-    done = len(source) - sum(len(shards.span(shard)) for shard in missing)
-    with Progress(len(source), "tokens", unit="record", start=done) as progress:
-        for shard in missing:
-            left_out: list[BadRecord] = []
-            span = shards.span(shard)
-            examples = _tokenized(
-                source, span, batch_size, encode, skipped, views, left_out, progress
-            )
-            shards.write_shard(shard, examples, left_out)
-    skipped.check(final=True)
-    shards.finish(meta)
+    remove_leftovers(shards.directory)
+    work = _Work(shards, writer)
+    done = work.look()
+    with Progress(shards.records, "tokens", unit="record", start=done) as progress:
+        work.go(progress)
+    shards.finish(meta, writer.max_skipped, writer.views)
     return True
 
 
-class _Outcomes:
-    """A source that hands a bad record over instead of raising it."""
+class _Work:
+    """What one process does until all shards are whole."""
 
-    def __init__(self, source: Source[Record]):
-        self._source = source
+    def __init__(self, shards: TokenShards, writer: ShardWriter):
+        self._shards, self._writer = shards, writer
+        self._missing = list(shards.shards)
+        self._own: set[int] = set()
+
+    def look(self) -> int:
+        """Notes which shards have become whole; returns how many records others have written."""
+        whole, met = dict(self._shards.written(self._missing)), 0
+        self._missing = [shard for shard in self._missing if shard not in whole]
+        for shard in whole.keys() - self._own:
+            records = len(self._shards.span(shard))
+            self._writer.counts.add(records, whole[shard].skipped)
+            met += records
+        return met
+
+    def go(self, progress: Progress) -> None:
+        """Writes shards, and waits for those of others."""
+
+        def tell(records: int) -> None:
+            counts = self._writer.counts
+            left = {"filtered": counts.records(counts.filtered)} if counts.filtered else {}
+            progress.update(records, skipped=counts.records(counts.skipped), **left)
+
+        waited = 0.0
+        while self._missing:
+            if self._write_one(tell):
+                waited = 0.0
+            else:
+                time.sleep(PAUSE)
+                waited += PAUSE
+                if waited == INTERVAL:
+                    self._say_who_writes()
+            if met := self.look():
+                tell(met)
+
+    def _write_one(self, tell: Callable[[int], None]) -> bool:
+        """Writes a missing shard; False where other processes are at work on all of them."""
+        for fresh in (True, False):
+            for shard in self._missing:
+                with self._shards.claim(shard, fresh=fresh) as mine:
+                    if not mine:
+                        continue
+                    if self._shards.note(shard) is None:  # nobody has just written it
+                        self._own.add(shard)
+                        self._writer.write(shard, tell)
+                    return True
+        return False
+
+    def _say_who_writes(self) -> None:
+        first = self._missing[0]
+        print(
+            f"waiting for shards that other processes write ({len(self._missing)}), such as"
+            f" {self._shards.name(first)}: {self._shards.holder(first)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A record that can be encoded: its name, and what `Encoder.fit` made of it."""
+
+    key: str
+    item: Any
+
+
+_Outcome = _Read | Skipped
+
+
+class _Fitted:
+    """A source of what is encoded, which hands a bad record over instead of raising it."""
+
+    def __init__(self, source: Source[Record], encoder: Encoder):
+        self._source, self._encoder = source, encoder
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> tuple[int, Record | BadRecord]:
+    def __getitem__(self, index: int) -> _Outcome:
         try:
-            return index, self._source[index]
+            record = self._source[index]
         except BadRecord as error:
-            return index, error
-
-
-def _tokenized(
-    source: Source[Record],
-    span: range,
-    batch_size: int,
-    encode: Encode,
-    skipped: SkippedLog,
-    views: int,
-    left_out: list[BadRecord],
-    progress: Progress,
-) -> Iterator[TokenRecord]:
-    """The examples of `span` in order; records that cannot be read go to `left_out`."""
-    outcomes = grain.MapDataset.source(_Outcomes(source))[span.start : span.stop]
-    batches = outcomes.batch(batch_size, batch_fn=list)
-    # Read ahead while the device encodes.
-    reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-    with contextlib.closing(iter(batches.to_iter_dataset(reading))) as iterator:
-        for batch in iterator:
-            for index, outcome in batch:
-                skipped.see(index // views)
-                if isinstance(outcome, BadRecord):
-                    left_out.append(outcome)
-                    skipped.add(outcome.key, outcome.reason, filtered=outcome.filtered)
-                    skipped.check()
-            records = [outcome for _, outcome in batch if isinstance(outcome, Record)]
-            encoded = encode(records) if records else ()
-            for record, (captions, codes) in zip(records, encoded, strict=True):
-                yield TokenRecord(record.key, tuple(captions), codes)
-            left = {"filtered": skipped.filtered} if skipped.filtered else {}
-            progress.update(len(batch), skipped=skipped.skipped, **left)
+            return Skipped.of(error)
+        return _Read(record.key, self._encoder.fit(record))

@@ -182,6 +182,20 @@ def start(info: ProcessInfo | None, timeouts: Timeouts) -> None:
     timer.cancel()
 
 
+def leave_when_asked() -> None:
+    """From here on SIGTERM ends this process with status `PREEMPTED`, as soon as it can.
+
+    For commands that keep what they have done, whenever they end. Files that are half-written are
+    removed, and locks released.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        print("asked to stop; run the same command again to go on", file=sys.stderr, flush=True)
+        raise SystemExit(PREEMPTED)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
 class StopRequest:
     """Records that one of the processes of the run received SIGTERM.
 

@@ -12,7 +12,9 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file
 from cogview_jax.runtime.sealed import seal_of
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TokenData
-from cogview_jax.tasks.preparation import given_text, source_settings, store_path
+from cogview_jax.tasks.preparation import store_path
+from cogview_jax.tasks.store_plan import source_settings
+from cogview_jax.tasks.store_tokenizers import given_text
 from cogview_jax.tasks.workdir import Workdir
 
 

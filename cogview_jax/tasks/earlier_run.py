@@ -31,7 +31,8 @@ from cogview_jax.tasks.experiment import (
     experiment_type,
     read_experiment,
 )
-from cogview_jax.tasks.preparation import TOKENIZERS, store_path
+from cogview_jax.tasks.preparation import store_path
+from cogview_jax.tasks.store_tokenizers import TOKENIZERS
 from cogview_jax.tasks.workdir import Workdir, flat_settings, read_settings, resolved_settings
 
 FROM, SOURCE = "data.from", "data.source"

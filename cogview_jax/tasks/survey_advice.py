@@ -5,7 +5,7 @@ from typing import Any
 
 from cogview_jax.evaluation.survey_report import Suggestion, spread
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TransformerExperiment
-from cogview_jax.tasks.preparation import UNKNOWN
+from cogview_jax.tasks.store_tokenizers import UNKNOWN
 from cogview_jax.tasks.survey_text import TextFit
 from cogview_jax.training.codec_loss import VQGANLoss
 

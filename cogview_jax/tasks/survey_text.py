@@ -10,7 +10,7 @@ from cogview_jax.evaluation.survey_report import TokenLengths
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import waiting
 from cogview_jax.tasks.experiment import Experiment, TransformerExperiment
-from cogview_jax.tasks.preparation import given_text
+from cogview_jax.tasks.store_tokenizers import given_text
 from cogview_jax.tokenizers.text import LONGEST, TextTokenizer, train_text_tokenizer
 
 #: Captions that text tokenizers of other sizes are trained on and measured with.

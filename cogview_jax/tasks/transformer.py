@@ -31,15 +31,9 @@ from cogview_jax.runtime.processes import log
 from cogview_jax.tasks.experiment import TransformerExperiment
 from cogview_jax.tasks.held_out_loss import HELD_OUT_LOSSES, HeldOutLoss
 from cogview_jax.tasks.init_from import check_transformer, different_model
-from cogview_jax.tasks.preparation import (
-    TOKENIZERS,
-    StoreMeta,
-    given_codec,
-    given_text,
-    store_path,
-    written_grid,
-)
+from cogview_jax.tasks.preparation import StoreMeta, store_path, written_grid
 from cogview_jax.tasks.sample_prompts import read_sample_prompts
+from cogview_jax.tasks.store_tokenizers import TOKENIZERS, given_codec, given_text
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import Example, make_layout
 from cogview_jax.tokenizers.text import TextTokenizer

@@ -18,9 +18,9 @@ import numpy as np
 
 from cogview_jax.checkpoints.stored_tree import restore_tree, save_tree, stored_tree
 from cogview_jax.data.records import Record
-from cogview_jax.data.skipped import SkippedLog
+from cogview_jax.data.token_shards import TokenShards
 from cogview_jax.data.token_store import TokenStore
-from cogview_jax.data.token_writer import write_store
+from cogview_jax.data.token_writer import ShardWriter, write_store
 from cogview_jax.runtime import faults
 
 folder, flag, passing = Path(sys.argv[1]), Path(os.environ["FAIL_WHILE"]), []
@@ -34,12 +34,17 @@ class Images:
         return Record(str(i), np.zeros((1, 1, 3), np.uint8), ("x",))
 
 
-write_store(
-    folder / "failing",
-    Images(),
-    lambda records: [([np.array([1])], np.array([int(record.key)])) for record in records],
-    plan={}, meta={}, batch_size=1, shard_size=2, skipped=SkippedLog(folder),
-)
+class Encoder:
+    def fit(self, record):
+        return np.array([int(record.key)])
+
+    def encode(self, items):
+        return [([np.array([1])], item) for item in items]
+
+
+shards = TokenShards(folder / "failing", plan={}, records=4, shard_size=2)
+writer = ShardWriter(shards, Images(), Encoder(), batch_size=1, max_skipped=0.0)
+write_store(shards, writer, {})
 store = TokenStore(folder / "failing")
 assert store[0].codes.tolist() == [0]
 tree = folder / "failing" / "tree"

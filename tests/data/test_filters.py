@@ -12,8 +12,9 @@ from cogview_jax.data.loader import batches
 from cogview_jax.data.records import BadRecord, FilteredRecord, Record
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources.source import captions_of, listing
+from cogview_jax.data.token_shards import TokenShards
 from cogview_jax.data.token_store import TokenStore
-from cogview_jax.data.token_writer import write_store
+from cogview_jax.data.token_writer import ShardWriter, write_store
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 
@@ -147,30 +148,35 @@ def test_files_that_name_nobody_are_refused_by_their_setting(tmp_path):
         filtered(Sized(), FilterConfig(exclude=str(tmp_path / "bytes.txt")))
 
 
-def store(folder, source, **limits):
-    def encode(records):
-        return [([np.array([1])], record.image[:1, :1, 0].reshape(-1)) for record in records]
+class Encoder:
+    def fit(self, record):
+        return record.image[:1, :1, 0].reshape(-1)
 
-    log = SkippedLog(folder, **limits)
-    done = write_store(
-        folder / "store", source, encode, plan={}, meta={}, batch_size=2, shard_size=3, skipped=log
-    )
-    return done, log
+    def encode(self, items):
+        return [([np.array([1])], item) for item in items]
+
+
+def store(folder, source, max_skipped=0.05):
+    shards = TokenShards(folder / "store", plan={}, records=len(source), shard_size=3)
+    writer = ShardWriter(shards, source, Encoder(), batch_size=2, max_skipped=max_skipped)
+    write_store(shards, writer, {})
+    return writer.counts
 
 
 def test_filtered_records_are_listed_and_no_damage(tmp_path):
     """Of the eight records four are left out, and one of them cannot be read."""
     source = filtered(Sized(), FilterConfig(min_side=9))
-    _, log = store(tmp_path, source, max_skipped=0.2)
-    assert (log.seen, log.skipped, log.filtered) == (8, 1, 4)
+    counts = store(tmp_path, source, max_skipped=0.2)
+    assert (counts.met, counts.skipped, counts.filtered) == (8, 1, 4)
     assert [TokenStore(tmp_path / "store")[i].key for i in range(3)] == ["4.png", "5.png", "7.png"]
-    lines = [json.loads(x) for x in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    listed = (tmp_path / "store" / "skipped.jsonl").read_text()
+    lines = [json.loads(line) for line in listed.splitlines()]
     assert [line["key"] for line in lines] == [f"{i}.png" for i in (0, 1, 2, 3, 6)]
     # What an earlier run has written of a store is counted alike.
     (tmp_path / "store" / "manifest.json").unlink()
     (tmp_path / "store" / "tokens-00002.json").unlink()
-    _, log = store(tmp_path, source, max_skipped=0.2)
-    assert (log.seen, log.skipped, log.filtered) == (8, 1, 4)
+    counts = store(tmp_path, source, max_skipped=0.2)
+    assert (counts.met, counts.skipped, counts.filtered) == (8, 1, 4)
 
 
 def test_a_filter_that_leaves_out_everything_is_an_error(tmp_path):

@@ -2,10 +2,11 @@
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 
-from cogview_jax.data.skipped import SkippedLog
+from cogview_jax.data.skipped import SkipCounts, Skipped, SkippedLog
 from cogview_jax.runtime.errors import InputError
 
 
@@ -81,18 +82,30 @@ def test_what_was_skipped_is_told_in_a_line(tmp_path):
     )
 
 
-def test_few_records_are_judged_only_at_the_end(tmp_path):
-    log = SkippedLog(tmp_path, max_skipped=0.05, at_least=20)
+def listed():
+    return Path("skipped.jsonl")
+
+
+def test_few_records_are_judged_only_at_the_end():
+    counts = SkipCounts()
     for index in range(19):
-        log.see(index)
-        log.add(str(index), "unreadable")
-        log.check()
-    with pytest.raises(InputError, match="19 of 19"):
-        log.check(final=True)
+        counts.add(1, [Skipped(str(index), "unreadable")])
+        counts.check(0.05, listed)
+    with pytest.raises(InputError, match=r"19 of 19 .* the last was 18: unreadable; all are in sk"):
+        counts.check_all(0.05, listed)
 
 
-def test_a_run_that_met_nothing_is_fine(tmp_path):
-    SkippedLog(tmp_path, max_skipped=0.0).check(final=True)
+def test_views_of_a_record_count_once():
+    counts = SkipCounts(views=3)
+    counts.add(58, ())
+    counts.add(2, [Skipped("a.png", "unreadable")] * 2)  # the third view is in another shard
+    with pytest.raises(InputError, match=r"1 of 20 records could not be used \(3\.3%\)"):
+        counts.check(0.03, listed)
+    counts.check(0.04, listed)
+
+
+def test_a_run_that_met_nothing_is_fine():
+    SkipCounts().check_all(0.0, listed)
 
 
 def test_many_threads_write_whole_lines_once(tmp_path):

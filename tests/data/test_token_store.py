@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,8 +10,9 @@ import pytest
 from cogview_jax.data.loader import batches
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
+from cogview_jax.data.token_shards import TokenShards
 from cogview_jax.data.token_store import TokenStore
-from cogview_jax.data.token_writer import write_store
+from cogview_jax.data.token_writer import AHEAD, ShardWriter, write_store
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file
 
@@ -59,17 +57,22 @@ def encode(records):
     return [tokens(record) for record in records]
 
 
+class Encoder:
+    """Calls a function of the records of a batch."""
+
+    def __init__(self, encode):
+        self.encode = encode
+
+    def fit(self, record):
+        return record
+
+
 def write(folder, source=None, *, plan=PLAN, max_skipped=0.5, shard_size=SHARD, encode=encode):
-    return write_store(
-        folder / "store",
-        source or Images(),
-        encode,
-        plan=plan,
-        meta=META,
-        batch_size=3,
-        shard_size=shard_size,
-        skipped=SkippedLog(folder, max_skipped=max_skipped),
-    )
+    source = source or Images()
+    shards = TokenShards(folder / "store", plan=plan, records=len(source), shard_size=shard_size)
+    encoder = Encoder(encode)
+    writer = ShardWriter(shards, source, encoder, batch_size=3, max_skipped=max_skipped)
+    return write_store(shards, writer, META)
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -94,6 +97,34 @@ def test_what_was_written_is_read_in_order(store):
         assert example.codes.tolist() == codes.tolist()
 
 
+def test_records_are_read_while_others_are_encoded(tmp_path):
+    """And not all of them: a few batches are in memory at a time."""
+    read, batches = [], []
+
+    class Slow(Encoder):
+        def fit(self, record):
+            read.append(record.key)
+            return record
+
+    def encode_later(records):
+        batches.append(len(batches))
+        deadline = time.monotonic() + 300
+        while len(read) < min(3 * (len(batches) + 1), COUNT) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        before = 3 * len(batches)
+        assert min(before + 3, COUNT) <= len(read) <= before + 3 * (AHEAD + 1)
+        return [tokens(record) for record in records]
+
+    shards = TokenShards(tmp_path / "store", plan=PLAN, records=COUNT, shard_size=COUNT)
+    encoder = Slow(encode_later)
+    writer = ShardWriter(shards, Images({}), encoder, batch_size=3, max_skipped=0.0)
+    assert write_store(shards, writer, META)
+    assert [
+        record.key for record in map(TokenStore(tmp_path / "store").__getitem__, range(23))
+    ] == [f"image/{i}" for i in range(COUNT)]
+
+
 def test_the_manifest_counts_and_describes(store):
     manifest = TokenStore(store).manifest
     captions = sum(i % 3 + 1 for i in range(COUNT) if i not in BROKEN)
@@ -106,9 +137,9 @@ def test_the_manifest_counts_and_describes(store):
 
 
 def test_skipped_records_are_logged(store):
-    lines = (store.parent / "skipped.jsonl").read_text().splitlines()
-    logged = {entry["key"]: entry["reason"] for entry in map(json.loads, lines)}
-    assert logged == {f"image/{i}": reason for i, reason in BROKEN.items()}
+    lines = (store / "skipped.jsonl").read_text().splitlines()
+    expected = [{"key": f"image/{i}", "reason": reason} for i, reason in BROKEN.items()]
+    assert [json.loads(line) for line in lines] == expected
 
 
 def test_a_finished_store_is_left_alone(store):
@@ -133,41 +164,6 @@ def test_a_store_is_a_source_of_batches(store):
     iterator.close()
     assert batch["codes"].shape == (19, 4)
     assert sorted(batch["codes"][:, 0]) == [i for i in range(COUNT) if i not in BROKEN]
-
-
-def test_a_killed_writer_goes_on_and_ends_with_the_same_bytes(tmp_path, root):
-    write(tmp_path / "unbroken")
-    killed = tmp_path / "killed"
-    program = (
-        f"import sys; from pathlib import Path; sys.path[:0] = [{str(root)!r}, sys.argv[1]]\n"
-        "import test_token_store as test\n"
-        "test.write(Path(sys.argv[2]), test.Images(hang=13))\n"
-    )
-    here = str(root / "tests" / "data")
-    process = subprocess.Popen([sys.executable, "-c", program, here, str(killed)])
-    try:
-        deadline = time.monotonic() + 300
-        while not ((killed / "store" / "tokens-00001.json").exists() and _half_written(killed)):
-            assert process.poll() is None, "the writer ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (killed / "store" / "manifest.json").exists()
-    with pytest.raises(InputError, match=r"unfinished.*run prepare"):
-        TokenStore(killed / "store")
-
-    encoded = []
-    write(killed, encode=lambda records: encoded.extend(r.key for r in records) or encode(records))
-    assert encoded[0] == "image/10"  # shards 0 and 1 are not done again
-    assert contents(killed) == contents(tmp_path / "unbroken")
-    log = "skipped.jsonl"
-    assert (killed / log).read_text() == (tmp_path / "unbroken" / log).read_text()
-
-
-def _half_written(folder) -> bool:
-    return any(p.name.startswith(".cogview-tmp-") for p in (folder / "store").iterdir())
 
 
 @pytest.mark.parametrize("lost", ["manifest", "note", "shard", "cut short"])

@@ -9,7 +9,7 @@ import pytest
 
 from cogview_jax.runtime import lock
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.lock import locked
+from cogview_jax.runtime.lock import claimed, locked
 
 HOLD = """
 import sys
@@ -94,3 +94,23 @@ def test_where_nothing_can_be_locked_it_is_said(tmp_path, monkeypatch, capsys):
     with locked(tmp_path / ".lock", "the store", "wait"):
         pass
     assert capsys.readouterr().err.startswith("the store cannot be locked on its file system")
+
+
+def test_a_claim_is_not_waited_for(holder, tmp_path):
+    file = tmp_path / "new" / ".lock"
+    for fresh in (True, False):
+        with claimed(file, fresh=fresh) as mine:
+            assert not mine
+    assert file.exists()
+    holder.kill()
+    holder.wait()
+    with claimed(file, fresh=True) as mine:  # its file says that it may be alive elsewhere
+        assert not mine
+    with claimed(file, fresh=False) as mine:
+        assert mine
+        with claimed(file, fresh=False) as again:
+            assert not again
+    assert not file.exists()
+    with claimed(file, fresh=True) as mine:
+        assert mine
+        assert f'"process": {os.getpid()},' in file.read_text()

@@ -11,6 +11,7 @@ import pytest
 
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import (
+    PREEMPTED,
     ProcessInfo,
     StopRequest,
     Timeouts,
@@ -129,3 +130,19 @@ def test_sigterm_is_a_request_while_it_is_listened_for():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.reached(1)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_who_keeps_what_is_done_leaves_at_once_when_asked(root):
+    program = (
+        "import os, signal, time\n"
+        "from cogview_jax.runtime.processes import leave_when_asked\n"
+        "leave_when_asked()\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(300)\n"
+        "finally:\n"
+        "    print('cleaned up')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (PREEMPTED, "cleaned up\n")
+    assert done.stderr == "asked to stop; run the same command again to go on\n"

@@ -1,10 +1,15 @@
 """A token store against the tokenizers that made it; what does not fit is refused."""
 
+import contextlib
 import dataclasses
 import json
 import re
 import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,6 +30,7 @@ from cogview_jax.tasks.preparation import prepare, store_path
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.text import TextConfig, train_text_tokenizer
+from command_runs import Command
 from tar_files import write_tar
 
 
@@ -57,12 +63,35 @@ def test_records_are_the_codes_and_pieces_of_their_images(chain):
     assert store.meta["pieces"] == len(model.text)
 
 
-def test_one_prepare_at_a_time_fills_a_store(experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 0.0)
-    with locked(tmp_path / "tokens" / ".prepare.lock", "it", "wait"):
-        with pytest.raises(InputError, match=r"token store \S+tokens is in use by process"):
-            prepare(experiment(), tmp_path / "tokens")
-        assert [path.name for path in (tmp_path / "tokens").iterdir()] == [".prepare.lock"]
+def test_one_process_at_a_time_begins_a_store(experiment, chain, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "waiting", asked := Mock(side_effect=contextlib.nullcontext))
+    store, place = tmp_path / "tokens", tmp_path / "tokens" / ".prepare.lock"
+    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as held:
+        held.enter_context(locked(place, "it", "wait"))
+        second = pool.submit(prepare, experiment(), store)
+        while not asked.called:
+            time.sleep(0.01)
+        assert asked.call_args.args == (f"the token store {store}: another process begins it",)
+        assert [path.name for path in store.iterdir()] == [".prepare.lock"]
+        held.close()
+        second.result()
+    assert (store / "manifest.json").read_bytes() == (chain.store / "manifest.json").read_bytes()
+
+
+def test_two_processes_of_a_launcher_make_the_store_of_one(chain, root):
+    arguments = chain.transformer("two")
+    command = (sys.executable, "-m", "cogview_jax.prepare", *arguments)
+    launcher = [root / "launch" / "local.py", "-n", "2", "--", *command]
+    processes = Command(root, launcher, {"PYTHONPATH": str(root)}, together=True)
+    status, (said, _) = processes.wait(), processes.communicate()
+    assert status == 0, said
+    stores = (chain.store, chain.folder / "two" / "tokens")
+    one, two = ({p.relative_to(s): p for p in s.rglob("*")} for s in stores)
+    assert one.keys() == two.keys()
+    for name, path in one.items():
+        assert path.is_dir() or path.read_bytes() == two[name].read_bytes(), name
+    for number in range(2):
+        assert f"[{number}] token store {stores[1]}: finished" in said
 
 
 def test_a_store_lies_in_the_workdir_or_where_the_config_says(experiment, tmp_path):
