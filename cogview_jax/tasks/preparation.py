@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
 import jax
@@ -14,6 +14,7 @@ from cogview_jax.checkpoints.step_bundle import StepBundle, open_bundle
 from cogview_jax.data.filters import filtered
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
+from cogview_jax.data.sources.mixture_config import SourceMixture
 from cogview_jax.data.sources.source import (
     Source,
     SourceConfig,
@@ -34,60 +35,26 @@ from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sealed import read_sealed
 from cogview_jax.tasks.experiment import TokenData, TransformerExperiment
+from cogview_jax.tasks.stored_tokens import TOKENIZERS, store_path, written_grid
 from cogview_jax.tasks.workdir import Workdir, resolved_settings
 from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_tokenizer
 
-#: Within a store: the tokenizer-only bundle its tokens were made with.
-TOKENIZERS = "tokenizers"
 #: Records whose captions are held against a text tokenizer that is given, and the share of their
 #: characters that it may not know before a line says so.
 TRIED, UNKNOWN = 2000, 0.02
-
-
-@dataclass(frozen=True)
-class StoreMeta:
-    """The metadata that a store has for its readers.
-
-    Attributes:
-        grid: rows and columns of the codes of an image; of the larger image where there are two.
-            One number where they are the same (`written_grid`).
-        codebook: the number of codes.
-        pieces: the number of text pieces.
-        codec: the hash of the codec.
-        text: the hash of the text tokenizer.
-        grids: rows and columns of all images of a record; None in stores of earlier versions,
-            whose records had one.
-        layout: the task that the store was made for.
-        views: how many examples in a row are of one image.
-    """
-
-    grid: int | tuple[int, int]
-    codebook: int
-    pieces: int
-    codec: str
-    text: str
-    grids: list[int | tuple[int, int]] | None = None
-    layout: str | None = None
-    views: int = 1
-
-
-def written_grid(grid: tuple[int, int]) -> int | tuple[int, int]:
-    """Rows and columns as configs and stores have them: one number where they are the same."""
-    rows, columns = grid
-    return rows if rows == columns else grid
-
-
-def store_path(data: TokenData, workdir: Workdir) -> Path:
-    """Where the token store of a run lies: `data.store`, or tokens/ in the workdir."""
-    return Path(data.store).absolute() if data.store else workdir.path / "tokens"
 
 
 def prepare_run(experiment: TransformerExperiment, workdir: Workdir) -> None:
     """Fills the token store of a run, and leaves in its workdir the settings that it has now.
 
     Raises:
-        InputError: as `prepare`.
+        InputError: as `prepare`; the run has a mixture of stores, which are there already.
     """
+    if experiment.data.mixture:
+        raise InputError(
+            f"data.mixture names token stores ({', '.join(experiment.data.mixture)}), which each"
+            " have a prepare of their own: there is nothing to prepare, train on it as it is"
+        )
     prepare(experiment, store_path(experiment.data, workdir))
     write_json(workdir.prepared, resolved_settings(experiment))
 
@@ -110,6 +77,12 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
 
 def _prepare(experiment: TransformerExperiment, path: Path) -> None:
     data = experiment.data
+    if isinstance(data.source, SourceMixture):
+        raise InputError(
+            f"data.source.kind = 'mixture' ({', '.join(sorted(data.source.parts))}): a token store"
+            " has one source: prepare a store of each part, and mix them by weights of their own"
+            " with data.mixture (docs/guides/mixtures.md)"
+        )
     encoding = _encoding(data, path)
     given = given_codec(experiment)
     source = filtered(opened(data.source, run=data.from_), data.filter)
