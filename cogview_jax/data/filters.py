@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import asdict, dataclass, fields, replace
 
 from cogview_jax.data.records import FilteredRecord, Record, printable
+from cogview_jax.data.sources.mixture import Mixture
 from cogview_jax.data.sources.source import Source, captions_of, described
 from cogview_jax.runtime.config import SettingError, require_range
 from cogview_jax.runtime.errors import InputError
@@ -68,12 +69,16 @@ class FilterConfig:
 def filtered(source: Source[Record], config: FilterConfig) -> Source[Record]:
     """`source`, whose records that the filters leave out are raised as `FilteredRecord`.
 
-    Without a filter it is the source itself.
+    Without a filter it is the source itself. Of a mixture each part is filtered.
 
     Raises:
         InputError: the file of names cannot be read.
     """
-    return FilteredSource(source, config) if config != FilterConfig() else source
+    if config == FilterConfig():
+        return source
+    if isinstance(source, Mixture):
+        return source.each(lambda part: FilteredSource(part.source, config))
+    return FilteredSource(source, config)
 
 
 class FilteredSource:

@@ -2,15 +2,17 @@
 
 Whether a record is held out depends on its number in the source alone: not on the seed, the mesh or
 the processes of a run, nor on how many records follow it; but of so few records that the share is
-less than one, one is held out all the same, and a record that is added may take its place.
+less than one, one is held out all the same, and a record that is added may take its place. Of a
+mixture each part is split by itself, so that its held-out records are those that it has alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
+from cogview_jax.data.sources.mixture import Mixture, parts_of
 from cogview_jax.data.sources.source import Source, described
 from cogview_jax.runtime.errors import InputError
 
@@ -20,9 +22,11 @@ _BLOCK = 1 << 20
 
 
 def split(
-    source: Source[Item], share: float, together: int = 1
-) -> tuple["Subset[Item]", "Subset[Item]"]:
+    source: Source[Item], share: float, together: int | Mapping[str, int] = 1
+) -> tuple[Source[Item], Source[Item]]:
     """The records to train on, and the held-out ones, each in the order of the source.
+
+    Of a mixture both are mixtures of the same parts.
 
     A record is held out if the hash of its number is below `share`, so about this share of many
     records is. Of so few records that this is none, the one with the smallest hash is held out.
@@ -31,11 +35,28 @@ def split(
         source: all records.
         share: of records that are held out, above 0 and below 1.
         together: so many records in a row are held out, or none of them; then it is the number of
-            the group that decides.
+            the group that decides. Of a mixture by the name of the part, where they differ.
 
     Raises:
         InputError: nothing is left to train on.
     """
+    halves = {}
+    for part in parts_of(source):
+        own = together if isinstance(together, int) else together[part.name]
+        try:
+            halves[part.name] = _split(part.source, share, own)
+        except InputError as error:
+            raise InputError(f"part {part.name}: {error}" if part.name else str(error)) from None
+    if not isinstance(source, Mixture):
+        return halves[""]
+    training = source.each(lambda part: halves[part.name][0])
+    return training, source.each(lambda part: halves[part.name][1])
+
+
+def _split(
+    source: Source[Item], share: float, together: int
+) -> tuple["Subset[Item]", "Subset[Item]"]:
+    """The same of a source that is no mixture."""
     groups = held_out_numbers(-(-len(source) // together), share)
     numbers = (groups[:, None] * together + np.arange(together)).ravel()
     numbers = numbers[numbers < len(source)]

@@ -1,7 +1,7 @@
 """Batches of held-out records, each read by the process that has its part of the mesh."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from cogview_jax.data.records import BadRecord
+from cogview_jax.data.sources.mixture import Part, counts, parts_of
 from cogview_jax.data.sources.source import Source, readable
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import local_parts, place_batch, to_host
@@ -87,6 +88,11 @@ class HeldOutBatches(Generic[Item]):
             log(f"validation: {stop - used} of {stop} held-out {self._of} cannot be used")
             self._said = True
 
+    @property
+    def described(self) -> str:
+        """How many of the held-out records are measured, in words."""
+        return f"{self.count:,} of {self.available:,} held-out {self._of}"
+
     def _row(self, number: int, stop: int) -> tuple[Any, float]:
         """A row and 1; a blank one and 0 from `stop` on and where the record is unreadable."""
         if number < stop:
@@ -99,3 +105,25 @@ class HeldOutBatches(Generic[Item]):
     def _require(self, any_readable: bool) -> None:
         if not any_readable:
             raise InputError(f"none of the {self.available} held-out {self._of} can be read")
+
+
+def batches_of_parts(
+    held_out: Source[Item], count: int, make: Callable[[Part[Item], int, str], HeldOutBatches[Item]]
+) -> dict[str, HeldOutBatches[Item]]:
+    """The batches of each part of a mixture by its name; of any other source, all under "".
+
+    Args:
+        held_out: all held-out records.
+        count: how many of them are read at most. Of a mixture each part has its share of the rows
+            of training, and at least one.
+        make: gives the batches of a part, of so many records, which messages call so.
+    """
+    parts = parts_of(held_out)
+    shares = counts(parts, count)
+    of = {part.name: f" of part {part.name}" * bool(part.name) for part in parts}
+    return {part.name: make(part, shares[part.name], of[part.name]) for part in parts}
+
+
+def with_parts(names: Sequence[str], parts: Iterable[str]) -> list[str]:
+    """The names of metrics: `names` of all records, then those of each part, as "NAME/PART"."""
+    return [*names, *(f"{name}/{part}" for part in parts for name in names)]

@@ -3,9 +3,12 @@
 Row r of the global batch of step k sits at position k * global_batch + r of one endless stream, and
 everything about it (the record, its augmentation) follows from the seed and that position. So the
 step is the whole state of the data: a resumed run, on any number of hosts, reads on exactly where
-the unbroken one would have.
+the unbroken one would have. Of a mixture the position decides the part as well, and how many
+positions the part has had before: each part is shuffled and repeated as if it were alone.
 """
 
+import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -14,8 +17,10 @@ import jax
 import numpy as np
 
 from cogview_jax.data.held_out import record_hashes
+from cogview_jax.data.interleaving import Interleaving
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.skipped import SkippedLog
+from cogview_jax.data.sources.mixture import Mixture, Part, parts_of
 from cogview_jax.data.sources.source import Source
 from cogview_jax.runtime.errors import InputError
 
@@ -47,7 +52,7 @@ def batches(
 
     Args:
         source: where records come from; `TokenStore` is one too. One that cannot be read is
-            replaced by another, and noted in `skipped`.
+            replaced by another, of a `Mixture` by one of the same part, and noted in `skipped`.
         global_batch: rows of a step over all hosts (b); `ways` must divide it.
         seed: 0 to 2**32 - 1.
         transform: record, generator -> a pytree of arrays of fixed shapes, such as
@@ -72,13 +77,7 @@ def batches(
             f"global_batch={global_batch}: expected a multiple of the {ways} parts it is cut into"
         )
     check_seed(seed)
-    rows = (
-        grain.MapDataset.source(_Readable(source, skipped))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(transform)
-    )
+    rows = _stream(source, seed, skipped).random_map(transform)
     # Neighbouring parts are cut as one where that gives the same rows.
     run = len(parts)
     if list(parts) == list(range(parts[0], parts[0] + run)) and ways % run == parts[0] % run == 0:
@@ -98,6 +97,45 @@ def _joined(parts: Sequence[Row]) -> Row:
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
+def _stream(source: Source[Any], seed: int, skipped: SkippedLog) -> grain.MapDataset[Any]:
+    """The endless stream of records, shuffled anew in each epoch; of a mixture in that of a part.
+
+    Parts have seeds of their own, by their names: two of the same size are shuffled differently,
+    and a part that is added changes the order of no other.
+    """
+    streams = [
+        grain.MapDataset.source(_Readable(part, skipped))
+        .seed(_part_seed(seed, part.name))
+        .shuffle()
+        .repeat()
+        for part in parts_of(source)
+    ]
+    if not isinstance(source, Mixture):
+        return streams[0]
+    return grain.MapDataset.source(_Interleaved(streams, source.interleaving)).seed(seed)
+
+
+def _part_seed(seed: int, name: str) -> int:
+    """The seed of a part; that of the run where a source is alone and has no name."""
+    if not name:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")
+
+
+class _Interleaved:
+    """Endless streams as one."""
+
+    def __init__(self, streams: Sequence[grain.MapDataset[Any]], interleaving: Interleaving):
+        self._streams, self._interleaving = streams, interleaving
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> Any:
+        stream, place = self._interleaving(index)
+        return self._streams[stream][place]
+
+
 class _Readable:
     """A source whose every index gives a record: its own, or another that can be read.
 
@@ -106,8 +144,9 @@ class _Readable:
     filtered one is any other, which the index decides.
     """
 
-    def __init__(self, source: Source, skipped: SkippedLog):
-        self._source, self._skipped = source, skipped
+    def __init__(self, part: Part[Any], skipped: SkippedLog):
+        self._source, self._first, self._skipped = part.source, part.first, skipped
+        self._of = f" of part {part.name}" if part.name else ""
 
     def __len__(self) -> int:
         return len(self._source)
@@ -115,7 +154,7 @@ class _Readable:
     def __getitem__(self, index: int) -> Any:
         count, jumps = len(self._source), 0
         for _ in range(count + _JUMPS):
-            self._skipped.see(index % count)
+            self._skipped.see(self._first + index % count)
             try:
                 return self._source[index % count]
             except BadRecord as error:
@@ -126,4 +165,6 @@ class _Readable:
                     jumps += 1
                     hashed = record_hashes(np.array([index + jumps * count], np.uint64))
                     index = int(hashed[0] * count)
-        raise InputError(f"none of the {count} records can be read; see {self._skipped.path}")
+        raise InputError(
+            f"none of the {count} records{self._of} can be read; see {self._skipped.path}"
+        )

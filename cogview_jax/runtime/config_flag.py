@@ -158,7 +158,9 @@ def fill(
     types, such as `float | None`, takes any value.
 
     Of a `Tagged` family a section has the settings of its kind. Where an override exchanges the
-    kind, what the file says of the other one goes, but for settings that all kinds share.
+    kind, what the file says of the other one goes, but for settings that all kinds share. Of a
+    `dict[str, X]` with a dataclass X there is a section for each name that the file or an override
+    has.
 
     Args:
         config: unlocked; is changed.
@@ -173,7 +175,11 @@ def fill(
     for field in dataclasses.fields(schema):
         name, kind = setting_name(field.name), hints[field.name]
         place = f"{prefix}{name}"
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if (section := _section_type(kind)) is not None:
+            within = _fill_sections(config, name, section, overrides or {}, f"{place}.")
+            done.missing.extend(within.missing)
+            done.dropped.extend(within.dropped)
+        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if issubclass(kind, Tagged) and kind.is_head():
                 override = (overrides or {}).get(f"{place}.kind")
                 kind, dropped = _kind(config, name, kind, override, place)
@@ -194,6 +200,34 @@ def fill(
         else:
             config[name] = config_dict.placeholder(_type(kind))
             done.missing.append(place)
+    return done
+
+
+def _section_type(kind: Any) -> type | None:
+    """X of an annotation `dict[str, X]` with a dataclass X; None of any other."""
+    if typing.get_origin(kind) is not dict:
+        return None
+    section = typing.get_args(kind)[1]
+    return section if isinstance(section, type) and dataclasses.is_dataclass(section) else None
+
+
+def _fill_sections(
+    config: ConfigDict, name: str, schema: type, overrides: Mapping[str, str], prefix: str
+) -> Filled:
+    """`fill` for sections of one schema in `config.NAME`, under names of the user's own."""
+    done, sections = Filled([], []), config.get(name)
+    if sections is None:
+        sections = ConfigDict()
+    if isinstance(sections, ConfigDict):
+        named = [key[len(prefix) :].split(".")[0] for key in overrides if key.startswith(prefix)]
+        for own in dict.fromkeys([*sections, *named]):
+            section = sections.get(own, ConfigDict())
+            if isinstance(section, ConfigDict):
+                within = fill(section, schema, overrides, f"{prefix}{own}.")
+                done.missing.extend(within.missing)
+                done.dropped.extend(within.dropped)
+                sections[own] = section
+    config[name] = sections
     return done
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from cogview_jax.data.sources.mixture import Mixture
 from cogview_jax.data.sources.source import Source, described
 from cogview_jax.runtime.hardware import machine
 from cogview_jax.runtime.processes import log
@@ -36,12 +37,25 @@ def announcement(
     if isinstance(experiment, TransformerExperiment) and experiment.lora.rank:
         frozen = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.model_state))
         trained = f"{trained} of adapters and {frozen:,} frozen"
+    rows = config.steps * config.global_batch
     return [
         f"data: {described(source)}",
+        *_passes(source, rows),
         f"model: {experiment.stage}, {model}; {trained}",
         f"devices: {of} ({sizes}); precision {experiment.precision}{attention}",
         f"steps: {start:,} of {config.steps:,} done; {config.global_batch:,} rows a step{parts}",
     ]
+
+
+def _passes(source: Source, rows: int) -> list[str]:
+    """How often so many rows read each part of a mixture; nothing of any other source."""
+    if not isinstance(source, Mixture):
+        return []
+    shown = [
+        f"{part.name} {rows * share / len(part.source):.3g} times"
+        for part, share in zip(source.parts, source.interleaving.shares, strict=True)
+    ]
+    return [f"parts: {rows:,} rows in all steps read {', '.join(shown)}, each by its own epochs"]
 
 
 def parameters(state: TrainState) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cogview_jax.runtime.config import closest
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tasks.train_config import TrainConfig
-from cogview_jax.tasks.validation import HIGHER_IS_BETTER
+from cogview_jax.tasks.validation import higher_is_better
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def find_best_metric(
     """
     name = config.best_metric
     if name in validation:
-        return BestMetric(name, name in HIGHER_IS_BETTER, "validation")
+        return BestMetric(name, higher_is_better(name), "validation")
     if name in benchmark:
         return BestMetric(name, benchmark[name], "benchmark")
     for prefix, there, missing in (
@@ -72,4 +72,4 @@ def find_best_metric(
         raise InputError(
             f"train.best_metric = {name!r} is not measured: {closest(name, measured | known)}"
         )
-    return BestMetric(name, name in HIGHER_IS_BETTER)
+    return BestMetric(name, higher_is_better(name))

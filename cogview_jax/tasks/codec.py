@@ -12,6 +12,7 @@ from cogview_jax.checkpoints.bundle_writer import codec_entry, write_bundle
 from cogview_jax.data.filters import filtered
 from cogview_jax.data.held_out import split
 from cogview_jax.data.records import Record
+from cogview_jax.data.sources.mixture import in_turn
 from cogview_jax.data.sources.source import Source, opened, readable
 from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.contact_sheet import caption_grid
@@ -136,7 +137,8 @@ class CodecTask:
     def preview(self, state: TrainState, source: Source[Record]) -> np.ndarray:
         """Images above their reconstructions and the absolute errors of these: uint8 [h, w, 3].
 
-        They are the first readable held-out images, or those of `source` where there are none.
+        They are the first readable held-out images, or those of `source` where there are none; of a
+        mixture those of its parts in turn.
         """
         still = self._view.still()
         rng = np.random.default_rng(0)
@@ -144,7 +146,7 @@ class CodecTask:
         if held_out is not None and next(readable(held_out), None) is None:
             held_out = None
         shown = source if held_out is None else held_out
-        records = itertools.islice(readable(shown), PREVIEW_IMAGES)
+        records = itertools.islice(in_turn(shown), PREVIEW_IMAGES)
         images = np.stack([still(record.image, rng) for record in records])
         count = len(images)
         model = self.cogview(state)

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from cogview_jax.checkpoints.step_bundle import is_bundle, open_bundle
+from cogview_jax.data.sources.mixture import parts_of
 from cogview_jax.data.sources.source import Source, listing, opened
 from cogview_jax.data.token_shards import MANIFEST, read_manifest
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file
 from cogview_jax.runtime.sealed import seal_of
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TokenData
-from cogview_jax.tasks.preparation import store_path
 from cogview_jax.tasks.store_plan import source_settings
 from cogview_jax.tasks.store_tokenizers import given_text
+from cogview_jax.tasks.stored_tokens import store_path
 from cogview_jax.tasks.workdir import Workdir
 
 
@@ -32,19 +33,27 @@ def contents(
         source: the records that it trains on.
         moved: settings whose content is looked for even where that means to open a source.
     """
-    found = {}
+    found: dict[str, str] = {}
     if isinstance(experiment, CodecExperiment):
         part = "codec"
-        found["data.source.path"] = listing(source)
+        found |= {_path_of(part.name): listing(part.source) for part in parts_of(source)}
     else:
         part = "transformer"
         found |= _of_tokens(experiment.data, store_path(experiment.data, workdir), moved)
+        for name, mixed in experiment.data.mixture.items():
+            raw, _ = read_manifest(Path(mixed.store) / MANIFEST)
+            found[f"data.mixture.{name}.store"] = seal_of(raw)
     if (names := experiment.data.filter.exclude) and Path(names).is_file():
         found["data.filter.exclude"] = sha256_file(names)
     if experiment.init_from:
         with contextlib.suppress(InputError):  # once a run has begun it may be gone
             found["init_from"] = open_bundle(experiment.init_from).sha256(part)
     return found
+
+
+def _path_of(part: str) -> str:
+    """The setting that names the images of a source, or of a part of a mixture."""
+    return f"data.source.parts.{part}.source.path" if part else "data.source.path"
 
 
 def _of_tokens(data: TokenData, store: Path, moved: Collection[str]) -> dict[str, str]:

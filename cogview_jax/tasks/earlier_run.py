@@ -31,8 +31,7 @@ from cogview_jax.tasks.experiment import (
     experiment_type,
     read_experiment,
 )
-from cogview_jax.tasks.preparation import store_path
-from cogview_jax.tasks.store_tokenizers import TOKENIZERS
+from cogview_jax.tasks.stored_tokens import TOKENIZERS, store_path
 from cogview_jax.tasks.workdir import Workdir, flat_settings, read_settings, resolved_settings
 
 FROM, SOURCE = "data.from", "data.source"
@@ -114,6 +113,8 @@ class _Merging:
     def take(self, offers: Mapping[str, Any], origin: str) -> list[str]:
         """Fills open settings; the names of those that stay though another value is offered."""
         kept = []
+        if self.settings["data"].get("mixture"):  # its stores are in the place of that one
+            offers = {name: value for name, value in offers.items() if name != "data.store"}
         for name, value in self._of_this_kind(offers, origin):
             # A file that names one run is overruled by the flag that `prepare` had.
             if self._origin(name) and name != FROM:
@@ -233,8 +234,8 @@ def _take_from_transformer(
 ) -> list[str]:
     """Takes the run's token store where the config needs the same one, else its tokenizers."""
     store = store_path(run.data, workdir)
-    shown = run.data.store or f"{name}/tokens"
-    if store.is_file() or (store / MANIFEST).exists():
+    shown = str(store) if run.data.mixture else run.data.store or f"{name}/tokens"
+    if not run.data.mixture and (store.is_file() or (store / MANIFEST).exists()):
         whole = merging.copy()
         offers = _offers(run, (*STORED, *SIZES)) | {"data.store": shown}
         kept = whole.take(offers, FROM)

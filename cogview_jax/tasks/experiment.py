@@ -1,13 +1,15 @@
 """The schema of configs: frozen, validated dataclasses for each of the two stages."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import jax
 
 from cogview_jax.data.filters import FilterConfig
+from cogview_jax.data.sources.mixture import check_names
+from cogview_jax.data.sources.mixture_config import MixedStore, SourceMixture
 from cogview_jax.data.sources.source import SourceConfig
 from cogview_jax.data.transforms import Crop
 from cogview_jax.models.config import TransformerConfig
@@ -70,6 +72,11 @@ class ImageData:
                 f"crop = 'pad' shows whole images, but smallest_crop = {self.smallest_crop} takes"
                 " parts of them: set smallest_crop = 1, or another crop"
             )
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of the parts of a mixture; none of another source."""
+        return sorted(self.source.parts) if isinstance(self.source, SourceMixture) else []
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,8 @@ class TokenData:
             name of a shipped one, it takes tokenizers and sizes.
         store: the token store; empty for WORKDIR/tokens. A file is a compact binary of the CogView
             release, which is trained on as it is, with the two tokenizers named here.
+        mixture: token stores in the place of `store`, which are mixed by weights: a section for
+            each under a name of its own. All were made with the same tokenizers.
         image_tokenizer: the bundle whose image tokenizer encodes the images.
         text_tokenizer: a SentencePiece model; empty trains one, as `text` says.
         text: how a text tokenizer is trained.
@@ -166,6 +175,7 @@ class TokenData:
     filter: FilterConfig = FilterConfig()
     from_: str = ""
     store: str = ""
+    mixture: dict[str, MixedStore] = field(default_factory=dict)
     image_tokenizer: str = ""
     text_tokenizer: str = ""
     text: TextConfig = TextConfig()
@@ -184,6 +194,12 @@ class TokenData:
 
     def __post_init__(self):
         require_paths(self, "from_", "store", "image_tokenizer", "text_tokenizer")
+        check_names(self.mixture, "mixture")
+        if self.mixture and self.store:
+            raise SettingError(
+                f"store = {self.store!r} beside the mixture of {', '.join(self.mixture)}: expected"
+                " one or the other"
+            )
         require_range(self, "text_records", "shard_size", at_least=1)
         require_range(self, "encode_batch", at_least=1, at_most=2**16)
         require_range(self, "image_grid", at_least=0, at_most=2**10)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cogview_jax.data.filters import filtered
+from cogview_jax.data.sources.mixture_config import SourceMixture
 from cogview_jax.data.sources.source import opened
 from cogview_jax.data.token_shards import PLAN, TokenShards, alone
 from cogview_jax.data.token_writer import ShardWriter, write_store
@@ -16,57 +17,25 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import write_json
-from cogview_jax.tasks.experiment import TokenData, TransformerExperiment
+from cogview_jax.tasks.experiment import TransformerExperiment
 from cogview_jax.tasks.record_encoder import RecordEncoder
 from cogview_jax.tasks.store_plan import encoding_plan, selection_plan, source_plan, text_plan
 from cogview_jax.tasks.store_tokenizers import given_codec, has_tokenizers, store_tokenizers
+from cogview_jax.tasks.stored_tokens import store_path, written_grid
 from cogview_jax.tasks.workdir import Workdir, resolved_settings
-
-
-@dataclass(frozen=True)
-class StoreMeta:
-    """The metadata that a store has for its readers.
-
-    Attributes:
-        grid: rows and columns of the codes of an image; of the larger image where there are two.
-            One number where they are the same (`written_grid`).
-        codebook: the number of codes.
-        pieces: the number of text pieces.
-        codec: the hash of the codec.
-        text: the hash of the text tokenizer.
-        grids: rows and columns of all images of a record; None in stores of earlier versions,
-            whose records had one.
-        layout: the task that the store was made for.
-        views: how many examples in a row are of one image.
-    """
-
-    grid: int | tuple[int, int]
-    codebook: int
-    pieces: int
-    codec: str
-    text: str
-    grids: list[int | tuple[int, int]] | None = None
-    layout: str | None = None
-    views: int = 1
-
-
-def written_grid(grid: tuple[int, int]) -> int | tuple[int, int]:
-    """Rows and columns as configs and stores have them: one number where they are the same."""
-    rows, columns = grid
-    return rows if rows == columns else grid
-
-
-def store_path(data: TokenData, workdir: Workdir) -> Path:
-    """Where the token store of a run lies: `data.store`, or tokens/ in the workdir."""
-    return Path(data.store).absolute() if data.store else workdir.path / "tokens"
 
 
 def prepare_run(experiment: TransformerExperiment, workdir: Workdir) -> None:
     """Fills the token store of a run, and leaves in its workdir the settings that it has now.
 
     Raises:
-        InputError: as `prepare`.
+        InputError: as `prepare`; the run has a mixture of stores, which are there already.
     """
+    if experiment.data.mixture:
+        raise InputError(
+            f"data.mixture names token stores ({', '.join(experiment.data.mixture)}), which each"
+            " have a prepare of their own: there is nothing to prepare, train on it as it is"
+        )
     prepare(experiment, store_path(experiment.data, workdir))
     write_json(workdir.prepared, resolved_settings(experiment))
 
@@ -148,6 +117,12 @@ def _until_begun(path: Path) -> Iterator[None]:
 
 def _begin(experiment: TransformerExperiment, path: Path) -> BegunStore:
     data = experiment.data
+    if isinstance(data.source, SourceMixture):
+        raise InputError(
+            f"data.source.kind = 'mixture' ({', '.join(sorted(data.source.parts))}): a token store"
+            " has one source: prepare a store of each part, and mix them by weights of their own"
+            " with data.mixture (docs/guides/mixtures.md)"
+        )
     encoding = encoding_plan(data, path)
     given = given_codec(experiment)
     source = filtered(opened(data.source, run=data.from_), data.filter)

@@ -14,10 +14,9 @@ from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.tasks.experiment import TokenData, TransformerExperiment
+from cogview_jax.tasks.stored_tokens import TOKENIZERS
 from cogview_jax.tokenizers.text import TextConfig, TextTokenizer, train_text_tokenizer
 
-#: Within a store: the tokenizer-only bundle its tokens were made with.
-TOKENIZERS = "tokenizers"
 #: Records whose captions are held against a text tokenizer that is given, and the share of their
 #: characters that it may not know before a line says so.
 TRIED, UNKNOWN = 2000, 0.02

@@ -12,28 +12,33 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import FILES, Bundle, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import transformer_entry, write_bundle
-from cogview_jax.data.held_out import Subset, split
-from cogview_jax.data.sources.source import Source, readable
+from cogview_jax.data.held_out import split
+from cogview_jax.data.held_out_batches import with_parts
+from cogview_jax.data.sources.mixture import in_turn
+from cogview_jax.data.sources.source import Source
 from cogview_jax.data.token_records import TokenRecord
-from cogview_jax.data.token_store import TokenStore
 from cogview_jax.data.transforms import code_grids, corrupted, random_window
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.interop.official.compact_binary import CompactBinary
 from cogview_jax.models.code_embeddings import code_embeddings
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline.cogview import CogView
-from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
-from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import log
 from cogview_jax.tasks.experiment import TransformerExperiment
 from cogview_jax.tasks.held_out_loss import HELD_OUT_LOSSES, HeldOutLoss
 from cogview_jax.tasks.init_from import check_transformer, different_model
-from cogview_jax.tasks.preparation import StoreMeta, store_path, written_grid
 from cogview_jax.tasks.sample_prompts import read_sample_prompts
-from cogview_jax.tasks.store_tokenizers import TOKENIZERS, given_codec, given_text
+from cogview_jax.tasks.store_tokenizers import given_codec, given_text
+from cogview_jax.tasks.stored_tokens import (
+    TOKENIZERS,
+    open_mixture,
+    open_store,
+    store_path,
+    store_paths,
+)
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import Example, make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
@@ -69,15 +74,15 @@ class TransformerTask:
             )
         self._workdir = workdir
         self._store, self._grids = store_path(experiment.data, workdir), experiment.image_grids
-        self._held_out: Subset[TokenRecord] | None = None
+        self._held_out: Source[TokenRecord] | None = None
         self._prompts: list[str] = []
 
     def _make_objective(self) -> SequenceObjective:
         return SequenceObjective(self.model, self.layout, self.experiment.text_weight)
 
     def source(self) -> Source[TokenRecord]:
-        """The records to train on: all but the held-out ones of the store or compact binary."""
-        source = self._compact_binary() if self._store.is_file() else self._token_store()
+        """The records to train on: all but the held-out ones of the stores or compact binary."""
+        source, views = self._opened()
         if given := self.experiment.train.sample_prompts:
             longest = self.layout.region("text").length
             self._prompts = read_sample_prompts(given, self._text(), longest)
@@ -85,54 +90,17 @@ class TransformerTask:
         if not share:
             return source
         # All views of an image are held out, or none.
-        views = self._meta(source).views if isinstance(source, TokenStore) else 1
         training, self._held_out = split(source, share, views)
         return training
 
-    def _meta(self, store: TokenStore) -> StoreMeta:
-        return build(StoreMeta, store.meta, f"{self._store}: meta")
-
-    def _token_store(self) -> TokenStore:
-        """The token store, once it is known to fit the config."""
-        experiment = self.experiment
-        with named_by("data.store", experiment.data.store):
-            store = TokenStore(self._store)
-        grids, meta = experiment.image_grids, self._meta(store)
-        has = [meta.grid] if meta.grids is None else meta.grids
-        if len(has) != len(grids):
-            raise InputError(
-                f"the token store {self._store} holds codes of grids {has}, but a layout of task"
-                f" {experiment.layout.task} reads {[written_grid(grid) for grid in grids]}: prepare"
-                " another with this config, or choose another data.store"
-            )
-        whole = experiment.data.image_grid or isinstance(meta.grid, tuple)
-        wanted = {
-            "grid": (
-                "data.image_grid" if whole else "layout.grid",
-                written_grid(experiment.image_grid),
-            ),
-            "codebook": ("vocabulary.codes", experiment.vocabulary.codes),
-        }
-        for key, (name, value) in wanted.items():
-            if (own := getattr(meta, key)) != value:
-                flag = ",".join(map(str, own)) if isinstance(own, tuple) else own
-                raise InputError(
-                    f"the token store {self._store} has {key} {own}, but the config has"
-                    f" {name} = {value}: pass --config.{name}={flag}"
-                )
-        if meta.pieces > experiment.vocabulary.text:
-            raise InputError(
-                f"the token store {self._store} has {meta.pieces} text pieces, but the"
-                f" config has vocabulary.text = {experiment.vocabulary.text}"
-            )
-        for part in ("codec", "text"):
-            made, there = getattr(meta, part), Bundle(self._store / TOKENIZERS).sha256(part)
-            if made != there:
-                raise InputError(
-                    f"the token store {self._store} was made with {part} {made[:12]}, but the"
-                    f" {part} in its {TOKENIZERS} is {there[:12]}: prepare it again"
-                )
-        return store
+    def _opened(self) -> tuple[Source[TokenRecord], int | dict[str, int]]:
+        """All records, and how many in a row are of one image; of a mixture by the part."""
+        if self.experiment.data.mixture:
+            return open_mixture(self.experiment, store_paths(self.experiment.data, self._workdir))
+        if self._store.is_file():
+            return self._compact_binary(), 1
+        store, meta = open_store(self.experiment, self._store)
+        return store, meta.views
 
     def transform(self, record: TokenRecord, generator: np.random.Generator) -> Example:
         """The row of one of the record's captions, or none, and its codes or a window of them."""
@@ -224,7 +192,9 @@ class TransformerTask:
 
     def validation_metrics(self) -> Sequence[str]:
         """The names of what `validation` measures."""
-        return HELD_OUT_LOSSES if self.experiment.train.validate_every else ()
+        if not self.experiment.train.validate_every:
+            return ()
+        return with_parts(HELD_OUT_LOSSES, sorted(self.experiment.data.mixture))
 
     def validation(self) -> HeldOutLoss | None:
         """What measures the held-out records of `source`; None where nothing is to be measured."""
@@ -368,5 +338,5 @@ class TransformerTask:
 
 def _captions(source: Source[TokenRecord]) -> Iterator[np.ndarray]:
     """One caption of each readable record: the first, the second, and so on in turn."""
-    for i, record in enumerate(readable(source)):
+    for i, record in enumerate(in_turn(source)):
         yield record.captions[i % len(record.captions)]

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogview_jax.data.held_out_batches import HeldOutBatches
+from cogview_jax.data.held_out_batches import HeldOutBatches, batches_of_parts, with_parts
 from cogview_jax.data.records import Record
+from cogview_jax.data.sources.mixture import Part
 from cogview_jax.data.sources.source import Source
 from cogview_jax.data.transforms import SquareView
 from cogview_jax.evaluation.reconstruction import image_values, pair_metrics, use_of
@@ -34,8 +35,20 @@ HIGHER_IS_BETTER = frozenset(
 )
 
 
+def higher_is_better(metric: str) -> bool:
+    """Whether a metric is one of `HIGHER_IS_BETTER`, or that of a part of a mixture."""
+    return metric.partition("/")[0] in HIGHER_IS_BETTER
+
+
 def image_metrics(experiment: CodecExperiment) -> list[str]:
-    """The names of what `ImageValidation` measures, in order; known without any data."""
+    """The names of what `ImageValidation` measures, in order; known without any data.
+
+    Those of the parts of a mixture come last, as "validation_l2/PART".
+    """
+    return with_parts(_metrics(experiment), experiment.data.parts)
+
+
+def _metrics(experiment: CodecExperiment) -> list[str]:
     optional = ["lpips"] if any(_lpips_files(experiment).values()) else []
     names = ["l2", "psnr", "ssim", *optional, "usage", "perplexity"]
     return [f"validation_{name}" for name in names]
@@ -59,6 +72,9 @@ class ImageValidation:
     and validation_lpips are means over images of what `evaluation.image_quality` and
     `models.networks.lpips` define. validation_usage is the share of the codes that any of the
     images uses, and validation_perplexity that of all their codes.
+
+    Of a mixture the images are as many of each part as its share of the rows asks for, as far as it
+    has as many, and validation_l2/PART, ... are measured of those of a part.
     """
 
     def __init__(
@@ -76,7 +92,7 @@ class ImageValidation:
         """
         config, self._model = experiment.train, experiment.model
         self._objective, self.every = objective, config.validate_every
-        files, self._names = _lpips_files(experiment), image_metrics(experiment)
+        files, self._names = _lpips_files(experiment), _metrics(experiment)
         setting, file = next(((name, file) for name, file in files.items() if file), ("", ""))
         with named_by(setting, file):
             self._lpips = read_lpips(file) if file else None
@@ -88,22 +104,24 @@ class ImageValidation:
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
         jax.eval_shape(pair_metrics, self._lpips, image, image)  # refuses images that are too small
         view = SquareView(size, crop=experiment.data.crop).still()
-        self._batches = HeldOutBatches(
-            held_out,
-            config.validation_images,
-            rows=config.global_batch // config.accumulate,
-            row=lambda number, record: view(record.image, np.random.default_rng(0)),
-            shapes=jax.ShapeDtypeStruct((size, size, 3), np.uint8),
-            of="images",
-        )
+
+        def batches(part: Part[Record], count: int, of: str) -> HeldOutBatches[Record]:
+            return HeldOutBatches(
+                part.source,
+                count,
+                rows=config.global_batch // config.accumulate,
+                row=lambda number, record: view(record.image, np.random.default_rng(0)),
+                shapes=jax.ShapeDtypeStruct((size, size, 3), np.uint8),
+                of=f"images{of}",
+            )
+
+        self._batches = batches_of_parts(held_out, config.validation_images, batches)
         self._measure = jax.jit(self._measured)
 
     def describe(self) -> str:
         """What is measured, in one line."""
-        return (
-            f"{self._batches.count:,} of {self._batches.available:,} held-out images every"
-            f" {self.every:,} steps; {self._distance}"
-        )
+        counts = ", ".join(batches.described for batches in self._batches.values())
+        return f"{counts} every {self.every:,} steps; {self._distance}"
 
     def measure(self, state: TrainState) -> dict[str, float]:
         """The metrics of a state; every process of the run calls it, and all get the same.
@@ -112,17 +130,21 @@ class ImageValidation:
             InputError: no image can be read any more.
         """
         values = self._objective.bundle_values(state.values)
-        found: dict[str, list[np.ndarray]] = {}
-        uses = np.zeros(self._model.codebook)
-        for images, there, here in self._batches(state.mesh):
-            of_images, of_codes = self._measure(values, self._lpips, images, there)
-            for name, array in of_images.items():
-                found.setdefault(name, []).append(to_host(array)[here])
-            uses += to_host(of_codes)
-        arrays = {name: np.concatenate(pieces) for name, pieces in found.items()}
-        means = {name: np.mean(values) for name, values in image_values(arrays).items()}
-        metrics = means | use_of(uses)
-        return {name: float(metrics[name.removeprefix("validation_")]) for name in self._names}
+        whole = _Sums(self._model.codebook)
+        found: dict[str, float] = {}
+        for part, batches in self._batches.items():
+            own = _Sums(self._model.codebook)
+            for images, there, here in batches(state.mesh):
+                of_images, of_codes = self._measure(values, self._lpips, images, there)
+                arrays = {name: to_host(array)[here] for name, array in of_images.items()}
+                uses = to_host(of_codes)
+                whole.add(arrays, uses)
+                own.add(arrays, uses)
+            if part:
+                metrics = own.metrics()
+                found |= {f"{name}/{part}": metrics[name] for name in self._names}
+        metrics = whole.metrics()
+        return {name: metrics[name] for name in self._names} | found
 
     def _measured(
         self,
@@ -138,3 +160,23 @@ class ImageValidation:
         decoded = decode_codes(codec, params, codebook, codes)
         uses = jnp.zeros(self._model.codebook).at[codes].add(there[:, None, None])
         return pair_metrics(weights, images, decoded), uses
+
+
+class _Sums:
+    """What is measured of some images, and how often their codes are used."""
+
+    def __init__(self, codebook: int):
+        self._of_images: dict[str, list[np.ndarray]] = {}
+        self._uses = np.zeros(codebook)
+
+    def add(self, of_images: Mapping[str, np.ndarray], uses: np.ndarray) -> None:
+        """Adds a batch."""
+        for name, array in of_images.items():
+            self._of_images.setdefault(name, []).append(array)
+        self._uses += uses
+
+    def metrics(self) -> dict[str, float]:
+        """All that `image_metrics` may name, over all images."""
+        arrays = {name: np.concatenate(pieces) for name, pieces in self._of_images.items()}
+        means = {name: np.mean(values) for name, values in image_values(arrays).items()}
+        return {f"validation_{n}": float(x) for n, x in (means | use_of(self._uses)).items()}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ PATHS = (
     *("data.source.path", "data.store", "data.image_tokenizer", "data.text_tokenizer"),
     *("data.filter.exclude", "init_from"),
 )
+#: Of a part of a mixture: the name of a setting in `RESUMABLE` or `PATHS` is that of all of them.
+_PART = re.compile(r"data\.(?:source\.parts\.\w+\.(source\.\w+)|mixture\.\w+\.(store))")
 
 
 class Workdir:
@@ -90,11 +93,12 @@ class Workdir:
             return {}
         found = resolved_settings(read_settings(self.config))
         there, here = dict(flat_settings(found)), dict(flat_settings(resolved_settings(experiment)))
-        names, known, moved = sorted({*there, *here} - set(RESUMABLE)), self._known(), {}
+        names = sorted(name for name in {*there, *here} if _without_part(name) not in RESUMABLE)
+        known, moved = self._known(), {}
         for name in sorted(names, key=lambda name: not name.endswith(".kind")):  # says the most
             if there.get(name) == here.get(name):
                 continue
-            if name in PATHS and name in known:
+            if _without_part(name) in PATHS and name in known:
                 moved[name] = there[name], here[name]
             else:
                 raise InputError(
@@ -148,6 +152,12 @@ class Workdir:
                 f"process {jax.process_index()} on {host_name()} does not see {self.config}, which"
                 " process 0 wrote: --workdir must be on a file system that all hosts share"
             )
+
+
+def _without_part(name: str) -> str:
+    """The setting of a part of a mixture as it is called where there is no mixture."""
+    found = _PART.fullmatch(name)
+    return f"data.{found[1] or found[2]}" if found else name
 
 
 def resolved_settings(experiment: Experiment) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from cogview_jax.runtime.files import sha256_file
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.sealed import SEAL
 from cogview_jax.tasks.experiment import read_experiment
-from cogview_jax.tasks.preparation import prepare, store_path
+from cogview_jax.tasks.preparation import prepare
+from cogview_jax.tasks.stored_tokens import store_path
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.text import TextConfig, train_text_tokenizer
