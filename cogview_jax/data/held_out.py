@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
-from cogview_jax.data.sources.source import Source, described
+from cogview_jax.data.sources.source import Source, described, readers_of
 from cogview_jax.runtime.errors import InputError
 
 Item = TypeVar("Item")
@@ -91,6 +91,7 @@ class Subset(Generic[Item]):
             note: is added to the description of the source.
         """
         self._source, self._count, self._number, self._note = source, count, number, note
+        self.readers = readers_of(source)
 
     def __len__(self) -> int:
         """The number of records here, good and bad."""

@@ -7,9 +7,10 @@ from pathlib import Path
 import grain
 import numpy as np
 
+from cogview_jax.data.batching import batched
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkippedLog
-from cogview_jax.data.sources.source import Source
+from cogview_jax.data.sources.source import Source, readers_of
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_shards import TokenShards
 from cogview_jax.runtime.leftovers import remove_leftovers
@@ -109,7 +110,7 @@ def _tokenized(
 ) -> Iterator[TokenRecord]:
     """The examples of `span` in order; records that cannot be read go to `left_out`."""
     outcomes = grain.MapDataset.source(_Outcomes(source))[span.start : span.stop]
-    batches = outcomes.batch(batch_size, batch_fn=list)
+    batches = batched(outcomes, batch_size, readers_of(source), stack=list)
     # Read ahead while the device encodes.
     reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
     with contextlib.closing(iter(batches.to_iter_dataset(reading))) as iterator:

@@ -62,7 +62,7 @@ def named_by(name: str, path: str) -> Iterator[None]:
             raise
         given = f"{name} {path}" if name.startswith("--") else f"{name} = {path!r}"
         where = ""
-        if not (os.path.isabs(path) or os.path.exists(path)):
+        if not (os.path.isabs(path) or os.path.exists(path) or _SCHEME.match(path)):
             where = f" (looked for in {os.getcwd()})"
         message = str(error).removeprefix(f"path={path!r}: ")
         raise InputError(f"{given}{where}: {message}") from error

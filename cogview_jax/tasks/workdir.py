@@ -31,7 +31,8 @@ RESUMABLE = (
     *("train.benchmark", "train.benchmark_every", "train.benchmark_prompts"),
     *("implementation.attention", "implementation.decoding"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps", "data.from"),
-    "data.source.index",
+    *("data.source.index", "data.source.remote.requests", "data.source.remote.cache"),
+    "data.source.remote.cache_gb",
 )
 #: Paths that may differ if what they hold is the same (`tasks.contents`).
 PATHS = (

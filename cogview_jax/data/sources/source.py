@@ -80,6 +80,14 @@ def opened(config: SourceConfig, run: str = "") -> Source[Record]:
         return config.open()
 
 
+def readers_of(source: object) -> int:
+    """How many records of a source are best read at a time.
+
+    More than 1 where each is waited for, as on another machine; such a source says so as `readers`.
+    """
+    return getattr(source, "readers", 1)
+
+
 @runtime_checkable
 class Captioned(Protocol):
     """A source that can read the captions of a record without its image."""
