@@ -76,8 +76,8 @@ def path_problem(path: str) -> str:
         return "expected a path, and none has a NUL character in it"
     if _SCHEME.match(path):
         return (
-            "expected the path of a mounted file system; addresses of buckets and other services"
-            " are not read or written: mount it, or copy it"
+            "expected the path of a mounted file system, and no address of a bucket or another"
+            " service: mount it, or copy it"
         )
     return ""
 

@@ -12,11 +12,10 @@ from cogview_jax.data.record_index_writer import IndexPart, open_index
 from cogview_jax.data.records import BadRecord, Record, clean_captions, printable
 from cogview_jax.data.sources.folder_entries import check_name, read_listed
 from cogview_jax.data.sources.indexed_source import IndexedSource
-from cogview_jax.data.sources.source import Source, SourceConfig
+from cogview_jax.data.sources.source import Source, SourceConfig, require_local
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason, retried
 from cogview_jax.runtime.files import read_json
-from cogview_jax.runtime.paths import require_paths
 
 #: How the file of captions of a set is called, as "captions_train2017.json".
 _PREFIX = "captions_"
@@ -43,7 +42,7 @@ class Coco(SourceConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_paths(self, "path", "image_dir", "index")
+        require_local(self, "path", "image_dir", "index")
 
     def open(self) -> Source[Record]:
         """Opens the index and makes it first if needed; see `SourceConfig.open`."""

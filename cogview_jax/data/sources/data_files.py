@@ -19,7 +19,6 @@ from cogview_jax.data.remote.addresses import folder_of as address_folder
 from cogview_jax.data.remote.files import listed
 from cogview_jax.data.remote.files import matches as address_matches
 from cogview_jax.data.sources.file_patterns import expanded, folder_of, is_pattern, matches
-from cogview_jax.data.sources.source import SourceConfig
 from cogview_jax.runtime.config import SettingError
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason
@@ -28,19 +27,13 @@ from cogview_jax.runtime.paths import path_problem, require_paths
 
 def require_files(settings: Any) -> None:
     """SettingError unless `path` of the settings of a source is empty or names files, all of them
-    local or all at addresses that its kind reads, and `index` is empty or a local folder."""
-    given, problem = settings.path, ""
+    local or all at addresses, and `index` is empty or a local folder."""
+    given = settings.path
     require_paths(settings, "index", *([] if is_address(given) else ["path"]))
     parts = expanded(given) if given else []
     remote = [part for part in parts if is_address(part)]
-    if remote and not hasattr(settings, "remote"):
-        kinds = sorted(name for name, kind in SourceConfig.kinds.items() if hasattr(kind, "remote"))
-        problem = (
-            f"kind {settings.kind!r} reads local files only: copy them; kinds that read addresses"
-            f" are {', '.join(kinds)}"
-        )
-    elif remote and len(remote) < len(parts):
-        problem = "expected paths or addresses, these are both"
+    both = remote and len(remote) < len(parts)
+    problem = "expected paths or addresses, these are both" if both else ""
     for part in parts:
         problem = problem or (address_problem if remote else path_problem)(part)
     if problem:
@@ -138,7 +131,7 @@ def _at_addresses(
             if name.endswith(ending) and not hidden:
                 found.append(address)
             else:
-                ignored.add(_reason(os.path.basename(name), reasons), name)
+                ignored.add("hidden" if hidden else _reason(name, reasons), name)
     if not found:
         raise InputError(f"path={path!r}: expected {kind}, there are none; {ignored}")
     root = common_folder(folders)

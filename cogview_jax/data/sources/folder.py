@@ -15,11 +15,10 @@ from cogview_jax.data.sources.folder_entries import (
 )
 from cogview_jax.data.sources.folder_listing import FolderListing, find_listing
 from cogview_jax.data.sources.folder_scan import LISTING, LISTINGS, FolderScan, scan_folder
-from cogview_jax.data.sources.source import Source, SourceConfig
+from cogview_jax.data.sources.source import Source, SourceConfig, require_local
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import read_regular, text_lines
-from cogview_jax.runtime.paths import require_paths
 
 #: A caption file may have at most so many bytes.
 TEXT_LIMIT = 1 << 20
@@ -44,7 +43,7 @@ class Folder(SourceConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_paths(self, "path")
+        require_local(self, "path")
 
     def open(self) -> Source[Record]:
         """Lists the folder; see `SourceConfig.open`."""

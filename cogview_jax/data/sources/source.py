@@ -10,8 +10,9 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from cogview_jax.data.images import MAX_PIXELS, MOST_PIXELS
 from cogview_jax.data.records import BadRecord, Record
-from cogview_jax.runtime.config import Tagged, require_range
-from cogview_jax.runtime.paths import named_by
+from cogview_jax.data.remote.addresses import is_address
+from cogview_jax.runtime.config import SettingError, Tagged, require_range
+from cogview_jax.runtime.paths import named_by, require_paths
 
 Item = TypeVar("Item", covariant=True)
 
@@ -65,6 +66,24 @@ class SourceConfig(Tagged, abc.ABC):
             InputError: a setting does not fit the data, or there are none.
             SystemFault: the machine cannot read the data.
         """
+
+
+def require_local(settings: SourceConfig, *names: str) -> None:
+    """SettingError unless the fields `names` of a kind that reads no addresses are local paths."""
+    for name in names:
+        value = getattr(settings, name)
+        if any(map(is_address, value.split(","))):
+            kinds = sorted(name for name, kind in SourceConfig.kinds.items() if _is_remote(kind))
+            raise SettingError(
+                f"{name} = {value!r}: expected the path of a mounted file system, since kind"
+                f" {settings.kind!r} reads no addresses: mount it, or copy it; kinds that do are"
+                f" {', '.join(kinds)}"
+            )
+    require_paths(settings, *names)
+
+
+def _is_remote(kind: type) -> bool:
+    return hasattr(kind, "remote")
 
 
 def opened(config: SourceConfig, run: str = "") -> Source[Record]:

@@ -54,9 +54,11 @@ def test_addresses_that_are_refused(path, said):
     assert said in str(caught.value)
 
 
-def test_other_kinds_name_those_that_read_addresses():
-    with pytest.raises(InputError, match=r"'arrow' reads local files only.*parquet, webdataset"):
-        settings("gs://b/set", "arrow")
+@pytest.mark.parametrize("kind", ["arrow", "coco", "folder", "shapes", "tfds"])
+def test_other_kinds_name_those_that_read_addresses(kind):
+    with pytest.raises(InputError, match=r"^config.path = 'gs://b/set': ") as caught:
+        settings("gs://b/set", kind)
+    assert str(caught.value).endswith("kinds that do are parquet, webdataset")
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -86,7 +86,7 @@ def test_an_index_follows_its_tars(server, tmp_path, capsys):
     os.replace(tmp_path / "b.tar", path)
     with pytest.raises(InputError, match=r"a\.tar: changed while it was read: start again"):
         old[1]
-    assert [r.captions for r in WebDataset(path=address).open()][0] == ("number 5",)
+    assert WebDataset(path=address).open()[0].captions == ("number 5",)
     assert "a.tar was changed: it is made anew" in capsys.readouterr().err
     before = len(server.ranges("/a.tar"))
     WebDataset(path=address).open()
