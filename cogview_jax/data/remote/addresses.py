@@ -16,6 +16,8 @@ from cogview_jax.runtime.errors import InputError
 
 #: The protocols that are read, and the package that fsspec needs for each.
 PACKAGES = {"https": "aiohttp", "http": "aiohttp", "gs": "gcsfs", "s3": "s3fs"}
+#: What to do where one is missing.
+INSTALLATION = "install it with `pip install 'cogview-jax[remote]'`"
 #: Those of plain web servers, which list no folders.
 WEB = ("https", "http")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -81,10 +83,7 @@ def require_packages(address: str) -> None:
     """InputError unless the packages are installed that read an address."""
     for package in ("fsspec", PACKAGES[protocol(address)]):
         if importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"{protocol(address)}:// needs the package {package}: install it with"
-                " `pip install 'cogview-jax[remote]'`"
-            )
+            raise InputError(f"{protocol(address)}:// needs the package {package}: {INSTALLATION}")
 
 
 def requested(address: str) -> str:

@@ -6,11 +6,13 @@ missing whatever went wrong. `open` is used nowhere: it reads megabytes ahead.
 """
 
 import functools
+import os
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from cogview_jax.data.remote.addresses import (
+    INSTALLATION,
     is_web,
     protocol,
     requested,
@@ -123,6 +125,9 @@ def _file_system(name: str) -> Any:
     require_packages(f"{name}://")
     import fsspec
 
+    # Or gcsfs asks for the type of a bucket before each request, and over again where the user may
+    # not know it, as of public buckets. Only zonal buckets need it.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     options: dict[str, Any] = {"use_listings_cache": False}
     if is_web(f"{name}://"):
         import aiohttp
@@ -132,7 +137,10 @@ def _file_system(name: str) -> Any:
         # A compressed answer has no ranges that could be found again.
         headers = {"Accept-Encoding": "identity"} | dict(own.get("headers", {}))
         options["client_kwargs"] = {"timeout": times, "trust_env": True, **own, "headers": headers}
-    return fsspec.filesystem(name, **options)
+    try:
+        return fsspec.filesystem(name, **options)
+    except ImportError as error:  # a package that another one needs
+        raise InputError(f"{name}://: {error}; {INSTALLATION}") from None
 
 
 def _tag(about: Any) -> str:
