@@ -24,7 +24,7 @@ class WebDataset(SourceConfig):
 
     A sample is what stands in a row under one name up to the first dot: `0017.jpg`, `0017.txt` and
     `0017.json`. Where each image lies is written to an index once, beside the tars or, where that
-    cannot be, in the user's cache.
+    cannot be, in the user's cache. Tars at addresses need the extra [remote].
 
     Attributes:
         kind: "webdataset".
