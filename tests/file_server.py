@@ -9,6 +9,7 @@ import time
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 
 class FileServer:
@@ -20,7 +21,7 @@ class FileServer:
         faults: what happens to the next requests, one each: a status, "short" (a body that breaks
             off), "reset" (no answer), "hang" (no answer for a second).
         always: what happens to all requests of a path, in the same words; also "whole" (ranges are
-            not known), and "other" (another range is sent).
+            not known), and "other" (another range is sent). everywhere: of all paths.
         delay: seconds before each answer.
         headers: of the last request.
     """
@@ -30,6 +31,7 @@ class FileServer:
         self.asked: list[tuple[str, str, str, object]] = []
         self.faults: deque = deque()
         self.always: dict[str, object] = {}
+        self.everywhere: object = None
         self.delay, self.tags, self.answer_headers = 0.0, True, {}
         self.headers: dict[str, str] = {}
         server = self
@@ -79,12 +81,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body):
         files, path = self.files, self.path.partition("?")[0]
-        fault = files.always.get(path) or (files.faults.popleft() if files.faults else None)
+        fault = files.everywhere or files.always.get(path)
+        fault = fault or (files.faults.popleft() if files.faults else None)
         asked = self.headers.get("Range", "")
         files.asked.append((self.command, self.path, asked, fault))
         files.headers = dict(self.headers)
         time.sleep(files.delay)
-        file = files.folder / path.lstrip("/")
+        file = files.folder / unquote(path).lstrip("/")
         if fault == "reset":
             reset = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)

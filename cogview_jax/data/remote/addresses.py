@@ -114,14 +114,15 @@ def joined(folder: str, name: str, *, of_listing: bool = False) -> str:
     """The address of a file in a folder.
 
     Args:
-        folder: its address.
+        folder: its address; a query of it is that of the file, too.
         name: that of the file, as addresses have it.
         of_listing: whether a file of others names it. It is then a path within the folder, and
             whatever it holds leads nowhere else.
     """
     if of_listing and is_web(folder):
         name = quote(name)
-    return f"{folder.rstrip('/')}/{name}"
+    path = without_query(folder)
+    return f"{path.rstrip('/')}/{name}{folder[len(path) :]}"
 
 
 def folder_of(address: str) -> str:

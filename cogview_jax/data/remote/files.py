@@ -8,8 +8,8 @@ missing whatever went wrong. `open` is used nowhere: it reads megabytes ahead.
 import functools
 import os
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 from cogview_jax.data.remote.addresses import (
     INSTALLATION,
@@ -20,6 +20,8 @@ from cogview_jax.data.remote.addresses import (
 )
 from cogview_jax.data.remote.failures import ShortAnswer, requested_again
 from cogview_jax.runtime.errors import InputError
+
+T = TypeVar("T")
 
 #: Seconds without a byte, and to be connected, after which a web server does not answer.
 _SILENCE, _CONNECT = 30, 20
@@ -50,7 +52,7 @@ def file_status(address: str) -> RemoteStatus:
         SystemFault: the server goes on failing.
     """
     if is_web(address):
-        return _web(address, 0, 1)[0]
+        return _web(_part, address, 0, 1)[0]
     system = _file_system(protocol(address))
     about = requested_again(lambda: system.info(address), address)
     if about.get("type") == "directory":
@@ -74,7 +76,7 @@ def read_range(address: str, offset: int, size: int, status: RemoteStatus) -> by
     if not size:
         return b""
     if is_web(address):
-        found, data = _web(address, offset, size)
+        found, data = _web(_part, address, offset, size)
         if found != status:
             raise changed(address)
         return data
@@ -92,10 +94,18 @@ def read_range(address: str, offset: int, size: int, status: RemoteStatus) -> by
 
 
 def read_whole(address: str, limit: int) -> bytes:
-    """All bytes of a file of at most `limit` bytes; raises as `read_range` does."""
+    """All bytes of a file of at most `limit` bytes, also of a server that knows no ranges.
+
+    Raises:
+        NotThere: there is none.
+        InputError: it is larger, or cannot be read.
+        SystemFault: the server goes on failing.
+    """
+    if is_web(address):
+        return _web(_whole, address, limit)
     status = file_status(address)
     if status.size > limit:
-        raise InputError(f"{address}: {status.size} bytes, expected at most {limit}")
+        raise _too_large(address, status.size, limit)
     return read_range(address, 0, status.size, status)
 
 
@@ -148,19 +158,20 @@ def _tag(about: Any) -> str:
     return str(next((about[name] for name in _TAGS if about.get(name)), "")).removeprefix("W/")
 
 
-def _web(address: str, offset: int, size: int) -> tuple[RemoteStatus, bytes]:
-    """What a web server says of a file, and a range of it; nothing of an empty file."""
+def _web(ask: Callable[..., Awaitable[T]], address: str, *arguments: int) -> T:
+    """What a web server answers: `ask` of its file system, the address, its URL and arguments."""
     from fsspec.asyn import sync
 
     system, url = _file_system(protocol(address)), requested(address)
     return requested_again(
-        lambda: sync(system.loop, _answer, system, address, url, offset, size), address
+        lambda: sync(system.loop, ask, system, address, url, *arguments), address
     )
 
 
-async def _answer(
+async def _part(
     system: Any, address: str, url: str, offset: int, size: int
 ) -> tuple[RemoteStatus, bytes]:
+    """What a web server says of a file, and a range of it; nothing of an empty file."""
     options = dict(system.kwargs)
     headers = {"Range": f"bytes={offset}-{offset + size - 1}"} | dict(options.pop("headers", {}))
     session = await system.set_session()
@@ -182,6 +193,26 @@ async def _answer(
         if len(data) != expected:
             raise ShortAnswer(f"{len(data)} bytes came of {expected}")
         return status, data
+
+
+async def _whole(system: Any, address: str, url: str, limit: int) -> bytes:
+    """All bytes of a file of a web server, if they are not too many."""
+    session = await system.set_session()
+    async with session.get(system.encode_url(url), **system.kwargs) as answer:
+        answer.raise_for_status()
+        if (answer.content_length or 0) > limit:
+            raise _too_large(address, answer.content_length, limit)
+        pieces, size = [], 0
+        async for piece in answer.content.iter_any():
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:  # of a length that was not said
+                raise _too_large(address, f"more than {limit}", limit)
+        return b"".join(pieces)
+
+
+def _too_large(address: str, size: object, limit: int) -> InputError:
+    return InputError(f"{address}: {size} bytes, expected at most {limit}")
 
 
 def _length(answer: Any) -> int | None:

@@ -54,11 +54,11 @@ def test_addresses_that_are_refused(path, said):
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["arrow", "coco", "folder", "shapes", "tfds"])
+@pytest.mark.parametrize("kind", ["arrow", "shapes", "tfds"])
 def test_other_kinds_name_those_that_read_addresses(kind):
     with pytest.raises(InputError, match=r"^config.path = 'gs://b/set': ") as caught:
         settings("gs://b/set", kind)
-    assert str(caught.value).endswith("kinds that do are parquet, webdataset")
+    assert str(caught.value).endswith("kinds that do are coco, folder, parquet, webdataset")
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -111,3 +111,4 @@ def test_common_folders():
 def test_names_in_files_of_others_stay_in_the_folder(name, expected):
     assert joined("https://h/set", name, of_listing=True) == expected
     assert joined("https://h/set/", "0.tar?$T") == "https://h/set/0.tar?$T"
+    assert joined("https://h/set?$T", "0.png") == "https://h/set/0.png?$T"

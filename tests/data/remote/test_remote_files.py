@@ -1,5 +1,7 @@
 """Requests to a real server that fails in every way: what is tried again, and what is said."""
 
+import base64
+
 import pytest
 
 from cogview_jax.data.remote import failures, files
@@ -171,3 +173,12 @@ def caused(error, cause):
 def test_errors_of_other_services(error, passing, denied, missing):
     found = failure_of(error)
     assert (found.passing, found.denied, found.missing) == (passing, denied, missing)
+
+
+def test_a_password_stands_in_netrc(server, address, tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    file_status(address)
+    assert server.headers["Authorization"] == f"Basic {base64.b64encode(b'me:secret').decode()}"
