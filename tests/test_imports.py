@@ -26,6 +26,8 @@ ROOMS = {
         f"data/sources/{file}.py"
         for file in ("arrow_scan", "parquet_rows", "parquet_scan", "table_columns")
     ),
+    "fsspec": ("data/remote/",),
+    "aiohttp": ("data/remote/",),
     "ml_collections": ("runtime/config_flag.py",),
     "orbax": ("checkpoints/",),
     "flax.linen": ("models/", "tokenizers/", "runtime/sharding.py"),

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from cogview_jax.data.records import FilteredRecord, Record, printable
 from cogview_jax.data.sources.mixture import Mixture
-from cogview_jax.data.sources.source import Source, captions_of, described
+from cogview_jax.data.sources.source import Source, captions_of, described, readers_of
 from cogview_jax.runtime.config import SettingError, require_range
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason, retried
@@ -87,6 +87,7 @@ class FilteredSource:
     def __init__(self, source: Source[Record], config: FilterConfig):
         """Reads the file of names, and no record; raises as `filtered`."""
         self._source, self._config = source, config
+        self.readers = readers_of(source)
         self._excluded = _excluded(config.exclude)
 
     def __len__(self) -> int:

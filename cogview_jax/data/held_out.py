@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt64
 
 from cogview_jax.data.sources.mixture import Mixture, parts_of
-from cogview_jax.data.sources.source import Source, described
+from cogview_jax.data.sources.source import Source, described, readers_of
 from cogview_jax.runtime.errors import InputError
 
 Item = TypeVar("Item")
@@ -112,6 +112,7 @@ class Subset(Generic[Item]):
             note: is added to the description of the source.
         """
         self._source, self._count, self._number, self._note = source, count, number, note
+        self.readers = readers_of(source)
 
     def __len__(self) -> int:
         """The number of records here, good and bad."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.sources.mixture import Part, counts, parts_of
-from cogview_jax.data.sources.source import Source, readable
+from cogview_jax.data.sources.source import Source, readable, readers_of
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import local_parts, place_batch, to_host
 from cogview_jax.runtime.processes import log
@@ -71,7 +71,7 @@ class HeldOutBatches(Generic[Item]):
         parts, ways = local_parts(mesh)
         each = max(1, self._rows // ways)
         start, stop, used = 0, self.count, 0
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(max(_THREADS, readers_of(self._held_out))) as pool:
             while start < stop:
                 numbers = [start + part * each + i for part in parts for i in range(each)]
                 rows, mask = zip(*pool.map(self._row, numbers, itertools.repeat(stop)), strict=True)

@@ -16,12 +16,13 @@ import grain
 import jax
 import numpy as np
 
+from cogview_jax.data.batching import batched
 from cogview_jax.data.held_out import record_hashes
 from cogview_jax.data.interleaving import Interleaving
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.skipped import SkippedLog
 from cogview_jax.data.sources.mixture import Mixture, Part, parts_of
-from cogview_jax.data.sources.source import Source
+from cogview_jax.data.sources.source import Source, readers_of
 from cogview_jax.runtime.errors import InputError
 
 Row = TypeVar("Row")
@@ -82,7 +83,7 @@ def batches(
     run = len(parts)
     if list(parts) == list(range(parts[0], parts[0] + run)) and ways % run == parts[0] % run == 0:
         parts, ways = (parts[0] // run,), ways // run
-    cut = rows.batch(global_batch // ways, drop_remainder=True)
+    cut = batched(rows, global_batch // ways, readers_of(source), drop_remainder=True)
     mine = [cut[part::ways] for part in parts]
     stream = mine[0] if len(mine) == 1 else grain.experimental.ZipMapDataset(mine).map(_joined)
     # Threads only: the decoders and the store release the interpreter lock, and worker processes

@@ -18,18 +18,25 @@ import weakref
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from cogview_jax.data.ignored import Ignored
 from cogview_jax.data.records import BadRecord, printable
+from cogview_jax.data.remote.addresses import is_address, joined
+from cogview_jax.data.remote.files import RemoteStatus, changed, file_status
+from cogview_jax.data.remote.reader import RemoteReader
+from cogview_jax.data.windowed_file import FileStream, WindowedFile
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason, retried
 from cogview_jax.runtime.files import open_regular, read_at
 from cogview_jax.runtime.sealed import read_sealed
 
 VERSION = 1
+#: What tells that a file was changed: its size, and its time of change in nanoseconds or, of a
+#: remote one, its version.
+Stamp: TypeAlias = tuple[int, int | str]
 #: The files of an index.
 RECORDS, TEXTS, DESCRIPTION = "records.npy", "texts.bin", "index.json"
 #: A record: the number of its file, the bytes of its image and where they begin in the file, and
@@ -58,19 +65,25 @@ class IndexedRecord:
 class RecordIndex:
     """An index that is read; many threads may do so at once."""
 
-    def __init__(self, folder: str | os.PathLike, root: str | os.PathLike):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        root: str | os.PathLike,
+        reader: RemoteReader | None = None,
+    ):
         """Opens an index, whose size does not matter.
 
         Args:
             folder: that of the index.
-            root: the folder in which the indexed files lie.
+            root: the folder in which the indexed files lie, or its address.
+            reader: reads the files at an address.
 
         Raises:
             InputError: the index is damaged, or of another version.
             OSError: there is none.
             SystemFault: the machine cannot read it.
         """
-        self.folder, self._root = Path(folder), os.fspath(root)
+        self.folder, self._root, self._reader = Path(folder), os.fspath(root), reader
         description = retried(lambda: read_sealed(self.folder / DESCRIPTION), str(folder))
         if description.get("version") != VERSION:
             raise InputError(f"{folder}: of another version of this program")
@@ -116,6 +129,10 @@ class RecordIndex:
             SystemFault: the machine cannot read it.
         """
         path = self.path(record.file)
+        if self._reader is not None:
+            size, version = self._stamp(record.file)
+            status = RemoteStatus(size, str(version))
+            return self._reader.read(path, record.offset, record.size, status)
 
         def data() -> bytes:
             with self._open(record.file) as file:
@@ -129,6 +146,11 @@ class RecordIndex:
     def open(self, number: int) -> BufferedReader:
         """Opens the file of a number; raises as `read` does."""
         path = self.path(number)
+        if self._reader is not None:
+            remote = WindowedFile(path)
+            if stamp_of(path) != self._stamp(number):
+                raise changed(path)
+            return BufferedReader(FileStream(remote))
         try:
             return retried(lambda: self._open(number), path)
         except OSError as error:
@@ -136,7 +158,7 @@ class RecordIndex:
 
     def path(self, number: int) -> str:
         """The path of the file of a number."""
-        return os.path.join(self._root, self.files[number])
+        return path_within(self._root, self.files[number])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -154,7 +176,7 @@ class RecordIndex:
         found.update({reason: (n, name) for reason, (n, name) in self._description["ignored"]})
         return found
 
-    def difference(self, files: dict[str, tuple[int, int]]) -> str:
+    def difference(self, files: dict[str, Stamp]) -> str:
         """How the indexed files differ from those that there are; empty where they do not.
 
         Args:
@@ -176,12 +198,12 @@ class RecordIndex:
         file = open_regular(path)
         if stamp(os.fstat(file.fileno())) != self._stamp(number):
             file.close()
-            raise InputError(f"{path}: changed while it was read: start again")
+            raise changed(path)
         return file
 
-    def _stamp(self, number: int) -> tuple[int, int]:
-        _, size, changed = self._description["files"][number]
-        return size, changed
+    def _stamp(self, number: int) -> Stamp:
+        _, size, version = self._description["files"][number]
+        return size, version
 
     def _row(self, i: int) -> tuple[str, list[str], tuple[int, int, int]]:
         if not 0 <= i < self._count:
@@ -202,9 +224,29 @@ class RecordIndex:
         return retried(lambda: read_at(descriptor, size, offset), str(self.folder))
 
 
-def stamp(status: os.stat_result) -> tuple[int, int]:
-    """What tells that a file was changed: its size and its time of change, in nanoseconds."""
+def path_within(root: str, name: str) -> str:
+    """The path of an indexed file in its folder, or its address."""
+    return joined(root, name) if is_address(root) else os.path.join(root, name)
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """What tells that a local file was changed."""
     return status.st_size, status.st_mtime_ns
+
+
+def stamp_of(path: str) -> Stamp:
+    """The stamp of the file at a path or an address.
+
+    Raises:
+        InputError: it is not there, or cannot be read.
+        SystemFault: the machine, or that which has it, fails.
+    """
+    if is_address(path):
+        return file_status(path)
+    try:
+        return stamp(retried(lambda: os.stat(path), path))
+    except OSError as error:
+        raise InputError(f"{path}: {reason(error)}") from None
 
 
 def _opened(path: Path) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Finds the index of a data set, or makes it: file by file, in several processes.
 
 An index lies in `.cogview-index` beside the files, so that whoever reads them has it; where nothing
-may be written there, in the user's cache. Its name follows from what it depends on. Where several
-processes start at once, one makes it and the others wait.
+may be written there, as at an address, in the user's cache. Its name follows from what it depends
+on. Where several processes start at once, one makes it and the others wait.
 """
 
 import errno
@@ -12,6 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ from cogview_jax.data.record_index import (
     TEXTS,
     VERSION,
     RecordIndex,
-    stamp,
+    Stamp,
+    path_within,
+    stamp_of,
 )
 from cogview_jax.data.records import printable
+from cogview_jax.data.remote.addresses import is_address
+from cogview_jax.data.remote.reader import RemoteReader
 from cogview_jax.runtime.errors import InputError, SystemFault
-from cogview_jax.runtime.faults import is_fault, reason, retried
+from cogview_jax.runtime.faults import is_fault, reason
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import patiently_locked
@@ -42,6 +47,8 @@ from cogview_jax.runtime.workers import computed, cores
 BESIDE, CACHE = ".cogview-index", "cogview_jax/index"
 #: Files of fewer bytes together are read in this process, and others in at most so many.
 _SMALL, _MOST_PROCESSES = 64 << 20, 8
+#: Remote files that are asked for their versions at a time.
+_ASKED = 32
 #: Rows and bytes of texts that a part keeps in memory, and errors that a message names.
 _ROWS, _BYTES, _NAMED = 1 << 14, 1 << 20, 3
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -125,26 +132,28 @@ def open_index(
     beside: str | os.PathLike,
     place: str = "",
     unit: str = "file",
+    reader: RemoteReader | None = None,
 ) -> RecordIndex:
     """Opens the index of some files; makes it where there is none, or the files were changed.
 
     Args:
-        root: the folder in which the files lie.
+        root: the folder in which the files lie, or its address.
         files: their paths within it, in the order that their records have.
         scan: finds the records of a file.
         depends_on: what the records depend on beside the files: JSON values.
         beside: the folder of files where the index lies if that is possible.
         place: the folder for the index, where it is not to lie there or in the cache.
         unit: what a file is called in the line that tells how far the work is.
+        reader: reads records out of files at an address.
 
     Raises:
         InputError: a file is not what it should be, or the index can be written nowhere.
         SystemFault: the machine cannot read or write something.
     """
-    root = os.path.abspath(root)
+    root = os.fspath(root) if reader else os.path.abspath(root)
     places = _places(root, depends_on, Path(beside), place)
-    now = {name: _stamp(os.path.join(root, name)) for name in files}
-    index, _ = _found(places, root, now)
+    now = _stamps(root, files)
+    index, _ = _found(places, root, now, reader)
     if index:
         return index
     for number, folder in enumerate(places):
@@ -154,12 +163,12 @@ def open_index(
                 f"index {folder}",
                 f"index {folder}: another process makes it",
             ):
-                index, why = _found([folder], root, now)
+                index, why = _found([folder], root, now, reader)
                 if why:
                     print(f"index {folder}: {why}: it is made anew", file=sys.stderr, flush=True)
                 if not index:
                     _make(folder, root, now, scan, unit)
-                return index or RecordIndex(folder, root)
+                return index or RecordIndex(folder, root, reader)
         except OSError as error:
             if is_fault(error):
                 raise SystemFault(f"index {folder}: {reason(error)}") from error
@@ -183,17 +192,20 @@ def _places(root: str, depends_on: dict[str, Any], beside: Path, place: str) -> 
     if place:
         return [Path(place).absolute() / elsewhere]
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return [beside.absolute() / BESIDE / name(depends_on), Path(cache, CACHE, elsewhere)]
+    in_cache = Path(cache, CACHE, elsewhere)
+    if is_address(root):
+        return [in_cache]
+    return [beside.absolute() / BESIDE / name(depends_on), in_cache]
 
 
 def _found(
-    places: Sequence[Path], root: str, files: dict[str, tuple[int, int]]
+    places: Sequence[Path], root: str, files: dict[str, Stamp], reader: RemoteReader | None
 ) -> tuple[RecordIndex | None, str]:
     """The first index that holds for the files, or why the first of those that do not does not."""
     reasons = []
     for folder in places:
         try:
-            index = RecordIndex(folder, root)
+            index = RecordIndex(folder, root, reader)
             difference = index.difference(files)
         except (FileNotFoundError, PermissionError):
             continue
@@ -205,11 +217,13 @@ def _found(
     return None, "".join(reasons[:1])
 
 
-def _stamp(path: str) -> tuple[int, int]:
-    try:
-        return stamp(retried(lambda: os.stat(path), path))
-    except OSError as error:
-        raise InputError(f"{path}: {reason(error)}") from None
+def _stamps(root: str, files: Sequence[str]) -> dict[str, Stamp]:
+    """The stamps of some files; of remote ones many are asked for at a time."""
+    paths = [path_within(root, name) for name in files]
+    if not is_address(root):
+        return dict(zip(files, map(stamp_of, paths), strict=True))
+    with ThreadPoolExecutor(_ASKED) as pool:
+        return dict(zip(files, pool.map(stamp_of, paths), strict=True))
 
 
 @dataclass(frozen=True)
@@ -228,16 +242,17 @@ class _Part:
     error: str
     records: int
     text_bytes: int
-    stamp: tuple[int, int]
+    stamp: Stamp
     findings: Findings
 
 
 def _scanned(job: _Job) -> _Part:
-    part, error, before = IndexPart(Path(job.part)), "", (0, 0)
+    part, error = IndexPart(Path(job.part)), ""
+    before: Stamp = 0, 0
     try:
-        before = _stamp(job.path)
+        before = stamp_of(job.path)
         job.scan(job.path, part)
-        if _stamp(job.path) != before:
+        if stamp_of(job.path) != before:
             error = f"{job.path}: changed while its index was made: wait until it is written"
     except InputError as found:
         error = str(found)
@@ -245,13 +260,13 @@ def _scanned(job: _Job) -> _Part:
     return _Part(error, part.records, part.text_bytes, before, part.findings)
 
 
-def _make(
-    folder: Path, root: str, files: dict[str, tuple[int, int]], scan: Scan, unit: str
-) -> None:
+def _make(folder: Path, root: str, files: dict[str, Stamp], scan: Scan, unit: str) -> None:
     remove_leftovers(folder.parent)
-    paths = [os.path.join(root, name) for name in files]
+    paths = [path_within(root, name) for name in files]
     small = sum(size for size, _ in files.values()) < _SMALL
-    processes = 1 if small else min(cores(), _MOST_PROCESSES)
+    # Who reads remote files mostly waits.
+    most = _MOST_PROCESSES if is_address(root) else min(cores(), _MOST_PROCESSES)
+    processes = 1 if small else most
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         jobs = [_Job(scan, path, str(temporary / f"{n}")) for n, path in enumerate(paths)]

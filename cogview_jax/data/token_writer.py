@@ -11,10 +11,11 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import grain
 import numpy as np
 
+from cogview_jax.data.batching import batched
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.skipped import SkipCounts, Skipped, check_share
-from cogview_jax.data.sources.source import Source
+from cogview_jax.data.sources.source import Source, readers_of
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_shards import TokenShards
 from cogview_jax.runtime.leftovers import remove_leftovers
@@ -102,7 +103,8 @@ class ShardWriter:
         fitted = grain.MapDataset.source(_Fitted(self._source, self._encoder))
         # A thread reads a part of a batch, so that many threads are soon done with the first.
         size = -(-self._batch_size // PARTS)
-        parts = fitted[span.start : span.stop].batch(size, batch_fn=list)
+        own = fitted[span.start : span.stop]
+        parts = batched(own, size, readers_of(self._source), stack=list)
         reading = grain.ReadOptions(
             num_threads=min(cores(), MOST_THREADS),
             prefetch_buffer_size=-(-AHEAD * self._batch_size // size),

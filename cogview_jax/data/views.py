@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cogview_jax.data.records import Record
-from cogview_jax.data.sources.source import Source, described
+from cogview_jax.data.sources.source import Source, described, readers_of
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Views:
             seed: of the others, with the numbers of record and view.
         """
         self._source, self._count, self._view, self._seed = source, count, view, seed
+        self.readers = readers_of(source)
 
     def __len__(self) -> int:
         """The number of views of all records."""

@@ -28,12 +28,12 @@ from cogview_jax.data.duplicates import (
     thumbnail,
 )
 from cogview_jax.data.records import BadRecord, Record
-from cogview_jax.data.sources.source import Source
+from cogview_jax.data.sources.source import Source, readers_of
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 
 #: Threads that read, as many as training has; records that they are given at a time.
-THREADS, _CHUNK = 2, 64
+_THREADS, _CHUNK = 2, 64
 #: Reading alone is timed for so many records, or seconds.
 _TIMED_RECORDS, _TIMED_SECONDS = 512, 5.0
 #: Examples of a reason.
@@ -69,7 +69,8 @@ class Survey:
         levels: the share of pixels of each of the 256 values, by channel [3, 256]; all images count
             alike, however large.
         shown: some records, chosen at random, whose images are reduced.
-        rate: records that were read in a second, with `THREADS` threads and nothing else.
+        rate: records that were read in a second, with so many threads and nothing else.
+        threads: how many these are.
     """
 
     records: int
@@ -79,6 +80,7 @@ class Survey:
     levels: Float[np.ndarray, "c v"]
     shown: list[Record]
     rate: float
+    threads: int
 
     @property
     def texts(self) -> list[str]:
@@ -134,7 +136,8 @@ def survey(source: Source[Record], *, count: int, seed: int, view: View | None =
     )
     # Some of them may be bad: twice as many are kept as are shown.
     candidates = rng.permutation(numbers)[: 2 * SHOWN].tolist()
-    rate = _reading_rate(source, rng.permutation(numbers)[:_TIMED_RECORDS].tolist())
+    threads = max(_THREADS, readers_of(source))
+    rate = _reading_rate(source, threads, rng.permutation(numbers)[:_TIMED_RECORDS].tolist())
     rows = np.zeros(len(numbers), _ROW)
     captions: list[tuple[str, ...]] = []
     bad: list[BadRecord] = []
@@ -157,7 +160,7 @@ def survey(source: Source[Record], *, count: int, seed: int, view: View | None =
         )
 
     with Progress(len(numbers), "survey", unit="record") as progress:
-        for outcome in _in_threads(measure, numbers):
+        for outcome in _in_threads(measure, numbers, threads):
             if isinstance(outcome, BadRecord):
                 bad.append(outcome)
             else:
@@ -176,7 +179,7 @@ def survey(source: Source[Record], *, count: int, seed: int, view: View | None =
         )
     used = len(captions)
     shown = [kept[number] for number in candidates if number in kept][:SHOWN]
-    return Survey(len(source), rows[:used], captions, bad, levels / used, shown, rate)
+    return Survey(len(source), rows[:used], captions, bad, levels / used, shown, rate, threads)
 
 
 def reasons(bad: Sequence[BadRecord]) -> list[dict[str, Any]]:
@@ -214,15 +217,15 @@ class _Measured:
 
 
 def _in_threads(
-    measure: Callable[[int], Outcome], numbers: Int[np.ndarray, " n"]
+    measure: Callable[[int], Outcome], numbers: Int[np.ndarray, " n"], threads: int
 ) -> Iterator[Outcome]:
     """What is measured of each record, in the order of `numbers`."""
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(numbers), _CHUNK):
             yield from pool.map(measure, numbers[start : start + _CHUNK].tolist())
 
 
-def _reading_rate(source: Source[Record], numbers: Sequence[int]) -> float:
+def _reading_rate(source: Source[Record], threads: int, numbers: Sequence[int]) -> float:
     """Records a second that threads read, good and bad; nothing else is done with them."""
 
     def read(number: int) -> None:
@@ -233,7 +236,7 @@ def _reading_rate(source: Source[Record], numbers: Sequence[int]) -> float:
         return 0.0
     read(numbers[0])  # it may open files that stay open
     done, began = 0, time.perf_counter()
-    for _ in _in_threads(read, np.array(numbers)):
+    for _ in _in_threads(read, np.array(numbers), threads):
         done += 1
         if time.perf_counter() - began > _TIMED_SECONDS:
             break

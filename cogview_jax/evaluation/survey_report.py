@@ -10,7 +10,7 @@ from jaxtyping import Int, Real
 
 from cogview_jax.data.records import Record, printable
 from cogview_jax.evaluation.page import Curves, Images, Listing, Section, Table
-from cogview_jax.evaluation.survey import THREADS, Survey, reasons
+from cogview_jax.evaluation.survey import Survey, reasons
 from cogview_jax.tokenizers.scripts import scripts_of
 
 #: Quantiles that tell how something is spread.
@@ -118,7 +118,7 @@ def survey_report(
             "exact": _groups(duplicates.exact, key),
             "near": _groups(duplicates.near, key),
         },
-        "reading": {"records_per_second": round(survey.rate, 1), "threads": THREADS},
+        "reading": {"records_per_second": round(survey.rate, 1), "threads": survey.threads},
     }
     if texts := survey.texts:
         report["captions"] = _captions(survey, texts, tokens)

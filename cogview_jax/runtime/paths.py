@@ -62,7 +62,7 @@ def named_by(name: str, path: str) -> Iterator[None]:
             raise
         given = f"{name} {path}" if name.startswith("--") else f"{name} = {path!r}"
         where = ""
-        if not (os.path.isabs(path) or os.path.exists(path)):
+        if not (os.path.isabs(path) or os.path.exists(path) or _SCHEME.match(path)):
             where = f" (looked for in {os.getcwd()})"
         message = str(error).removeprefix(f"path={path!r}: ")
         raise InputError(f"{given}{where}: {message}") from error
@@ -76,8 +76,8 @@ def path_problem(path: str) -> str:
         return "expected a path, and none has a NUL character in it"
     if _SCHEME.match(path):
         return (
-            "expected the path of a mounted file system; addresses of buckets and other services"
-            " are not read or written: mount it, or copy it"
+            "expected the path of a mounted file system, and no address of a bucket or another"
+            " service: mount it, or copy it"
         )
     return ""
 

@@ -85,10 +85,11 @@ def source_plan(source: SourceConfig, records: Source[Record], path: Path) -> di
         return plan
     foreign = SourceConfig.foreign(source.kind)
     own = {name: value for name, value in begun.items() if name not in foreign}
-    if listed == plan.get("listing", ""):
-        own |= {name: here[name] for name in ("path", "index") if name in here}
+    # How remote files are read changes no record.
+    free = ("path", "index", "remote") if listed == plan.get("listing", "") else ("remote",)
+    own |= {name: here[name] for name in free if name in here}
     defaults = {f.name: f.default for f in fields(source) if f.default is not MISSING}
-    same = json.loads(json.dumps(defaults)) | own == here
+    same = json.loads(json.dumps(defaults, default=asdict)) | own == here
     return plan | ({"source": begun} if same else {})
 
 

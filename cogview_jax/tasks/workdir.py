@@ -33,7 +33,8 @@ RESUMABLE = (
     *("implementation.attention", "implementation.decoding"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps", "data.from"),
     *("sampling.temperature", "sampling.top_k", "sampling.top_p", "sampling.guidance"),
-    "data.source.index",
+    *("data.source.index", "data.source.remote.requests", "data.source.remote.cache"),
+    "data.source.remote.cache_gb",
 )
 #: Paths that may differ if what they hold is the same (`tasks.contents`).
 PATHS = (
@@ -41,7 +42,7 @@ PATHS = (
     *("data.filter.exclude", "init_from"),
 )
 #: Of a part of a mixture: the name of a setting in `RESUMABLE` or `PATHS` is that of all of them.
-_PART = re.compile(r"data\.(?:source\.parts\.\w+\.(source\.\w+)|mixture\.\w+\.(store))")
+_PART = re.compile(r"data\.(?:source\.parts\.\w+\.(source(?:\.\w+)+)|mixture\.\w+\.(store))")
 
 
 class Workdir:

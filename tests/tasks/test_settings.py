@@ -199,10 +199,9 @@ def test_bounds_are_told(cls, name, value, message):
 @pytest.mark.parametrize(
     ("cls", "name"),
     [
-        (CodecExperiment, "data.source.path"),
         (CodecExperiment, "init_from"),
         (TransformerExperiment, "init_from"),
-        *((TransformerExperiment, f"data.{n}") for n in ("store", "source.path")),
+        (TransformerExperiment, "data.store"),
         *((TransformerExperiment, f"data.{n}_tokenizer") for n in ("image", "text")),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from cogview_jax.data.records import Record
 from cogview_jax.data.sources.data_files import DataFiles, find_files, require_files
-from cogview_jax.data.sources.source import Source, SourceConfig
+from cogview_jax.data.sources.source import Source, SourceConfig, require_local
 from cogview_jax.data.sources.tables import TableSource, require_pyarrow
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason, retried
@@ -41,6 +41,7 @@ class Arrow(SourceConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        require_local(self, "path", "index")
         require_files(self)
 
     def open(self) -> Source[Record]:

@@ -19,7 +19,7 @@ from cogview_jax.data.sources.table_columns import (
     find_columns,
     note_columns,
 )
-from cogview_jax.data.sources.windowed_file import WindowedFile
+from cogview_jax.data.windowed_file import WindowedFile
 from cogview_jax.runtime.errors import InputError
 
 _KIND = "an Arrow file"
@@ -43,7 +43,7 @@ class ArrowScan:
         """
         with WindowedFile(path) as file, arrow_errors(path, _KIND):
             indexed = file.read(0, len(_INDEXED)) == _INDEXED
-            if not file.status.st_size:
+            if not file.size:
                 raise InputError(f"{path}: expected {_KIND}, this file is empty")
             with pa.memory_map(path) as source:
                 begin = source.read_buffer().address
@@ -53,7 +53,7 @@ class ArrowScan:
                 note_columns(part, table.schema, columns)
                 row = 0
                 for batch in _batches(table, indexed):
-                    places = _places(path, batch, columns, begin, file.status.st_size)
+                    places = _places(path, batch, columns, begin, file.size)
                     for place, texts in zip(places, _texts(batch, columns), strict=True):
                         add_row(part, row, place, texts)
                         row += 1

@@ -10,9 +10,13 @@ from cogview_jax.data.ignored import Ignored
 from cogview_jax.data.record_index import NO_PLACE, IndexedRecord
 from cogview_jax.data.record_index_writer import IndexPart, open_index
 from cogview_jax.data.records import BadRecord, Record, clean_captions, printable
+from cogview_jax.data.remote.addresses import is_address
+from cogview_jax.data.remote.copies import local_copy
+from cogview_jax.data.remote.reader import RemoteConfig
 from cogview_jax.data.sources.folder_entries import check_name, read_listed
 from cogview_jax.data.sources.indexed_source import IndexedSource
-from cogview_jax.data.sources.source import Source, SourceConfig
+from cogview_jax.data.sources.source import Source, SourceConfig, require_reachable
+from cogview_jax.runtime.config import SettingError
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason, retried
 from cogview_jax.runtime.files import read_json
@@ -30,20 +34,29 @@ class Coco(SourceConfig):
 
     Attributes:
         kind: "coco".
-        path: the file captions_NAME.json, or the folder that has it in `annotations`.
+        path: the file captions_NAME.json, or the folder that has it in `annotations`; also the
+            address of the file.
         image_dir: the folder of images. If it is empty, it is NAME beside the file or beside
-            `annotations`, or in `images` there.
+            `annotations`, or in `images` there. It may be an address, and has to be named if `path`
+            is one.
         index: the folder for the index of captions. If it is empty, it lies beside the file.
+        remote: how images at an address are read; they are not kept.
     """
 
     kind: Literal["coco"] = "coco"
     path: str = ""
     image_dir: str = ""
     index: str = ""
+    remote: RemoteConfig = RemoteConfig()
 
     def __post_init__(self):
         super().__post_init__()
-        require_paths(self, "path", "image_dir", "index")
+        require_reachable(self, "path", "image_dir")
+        require_paths(self, "index")
+        if is_address(self.path) and not self.image_dir:
+            raise SettingError(
+                "image_dir is empty: name the folder of the images, or its address, as path is one"
+            )
 
     def open(self) -> Source[Record]:
         """Opens the index and makes it first if needed; see `SourceConfig.open`."""
@@ -67,7 +80,8 @@ class CocoSource(IndexedSource):
         """
         path = _captions_file(config.path)
         self._images = config.image_dir or _image_folder(path)
-        if not os.path.isdir(self._images):
+        remote = is_address(self._images)
+        if not remote and not os.path.isdir(self._images):
             raise InputError(f"image_dir={self._images!r}: expected a folder of images")
         folder, self._file = os.path.split(os.path.abspath(path))
         index = open_index(
@@ -79,6 +93,7 @@ class CocoSource(IndexedSource):
             place=config.index,
         )
         super().__init__(config, index, Ignored())
+        self.readers = config.remote.requests if remote else 1
         if not len(index):
             raise InputError(f"{path}: lists no image")
         if config.require_captions and not index.counts["captioned"]:
@@ -149,7 +164,9 @@ def _add(part: IndexPart, row: int, image: object, texts: dict[object, list], fi
 
 
 def _captions_file(path: str) -> str:
-    """The file of captions that a path names."""
+    """The file of captions that a path names; of one at an address a copy."""
+    if is_address(path):
+        return local_copy(path, _LIMIT)
     if not os.path.isdir(path):
         if not os.path.exists(path):
             raise InputError(f"path={path!r}: expected a file captions_NAME.json, there is none")

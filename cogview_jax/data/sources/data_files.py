@@ -6,6 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from cogview_jax.data.ignored import Ignored
+from cogview_jax.data.record_index import path_within
+from cogview_jax.data.remote.addresses import (
+    address_problem,
+    common_folder,
+    is_address,
+    is_address_pattern,
+    is_web,
+    require_packages,
+)
+from cogview_jax.data.remote.addresses import folder_of as address_folder
+from cogview_jax.data.remote.files import listed
+from cogview_jax.data.remote.files import matches as address_matches
 from cogview_jax.data.sources.file_patterns import expanded, folder_of, is_pattern, matches
 from cogview_jax.runtime.config import SettingError
 from cogview_jax.runtime.errors import InputError
@@ -14,11 +26,18 @@ from cogview_jax.runtime.paths import path_problem, require_paths
 
 
 def require_files(settings: Any) -> None:
-    """SettingError unless `path` of some settings, and `index`, are empty or local paths."""
-    require_paths(settings, "path", "index")
-    for part in expanded(settings.path) if settings.path else ():
-        if problem := path_problem(part):
-            raise SettingError(f"path = {settings.path!r}: {problem}")
+    """SettingError unless `path` of the settings of a source is empty or names files, all of them
+    local or all at addresses, and `index` is empty or a local folder."""
+    given = settings.path
+    require_paths(settings, "index", *([] if is_address(given) else ["path"]))
+    parts = expanded(given) if given else []
+    remote = [part for part in parts if is_address(part)]
+    both = remote and len(remote) < len(parts)
+    problem = "expected paths or addresses, these are both" if both else ""
+    for part in parts:
+        problem = problem or (address_problem if remote else path_problem)(part)
+    if problem:
+        raise SettingError(f"path = {given!r}: {problem}")
 
 
 @dataclass(frozen=True)
@@ -26,7 +45,7 @@ class DataFiles:
     """Files that hold records.
 
     Attributes:
-        root: the folder in and below which all of them lie.
+        root: the folder in and below which all of them lie, or its address.
         names: their paths within it, in the order that they were given in, folders sorted.
         patterns: what they were given by, within the root.
         beside: the first folder that was given, or that the first pattern names.
@@ -42,7 +61,12 @@ class DataFiles:
     @property
     def paths(self) -> list[str]:
         """The paths of the files."""
-        return [os.path.join(self.root, name) for name in self.names]
+        return [path_within(self.root, name) for name in self.names]
+
+    @property
+    def are_remote(self) -> bool:
+        """Whether they lie on another machine."""
+        return is_address(self.root)
 
 
 def find_files(
@@ -51,7 +75,7 @@ def find_files(
     """Finds the files that `path` names; see `file_patterns.expanded`.
 
     Of a folder these are the files with an ending in and below it, none of them hidden. A file
-    that is named may be called anything.
+    that is named may be called anything. Whether files at addresses are there is not looked at.
 
     Args:
         path: what the user gave.
@@ -63,6 +87,8 @@ def find_files(
         InputError: something is not there, or there is no such file.
     """
     patterns, ignored = expanded(path), Ignored()
+    if any(map(is_address, patterns)):
+        return _at_addresses(path, patterns, kind, ending, reasons or {})
     missing = [each for each in patterns if not (is_pattern(each) or os.path.exists(each))]
     if missing:
         raise InputError(
@@ -82,6 +108,35 @@ def find_files(
     names = [os.path.relpath(file, root) for file in dict.fromkeys(found)]
     within = [os.path.relpath(each, root) for each in patterns]
     return DataFiles(root, names, within, folders[0], ignored)
+
+
+def _at_addresses(
+    path: str, patterns: list[str], kind: str, ending: str, reasons: Mapping[str, str]
+) -> DataFiles:
+    found, folders, ignored = [], [], Ignored()
+    for each in patterns:
+        require_packages(each)
+        below: list[str] = []
+        is_file = is_web(each) or is_address_pattern(each) or each.endswith(ending)
+        if not is_file:
+            below = list(listed(each))
+        folders.append(each.rstrip("/") if below else address_folder(each))
+        if is_address_pattern(each):
+            found += address_matches(each)
+        elif not below:
+            found.append(each)
+        for address in below:
+            name = address.removeprefix(f"{folders[-1]}/")
+            hidden = any(part.startswith(".") for part in name.split("/"))
+            if name.endswith(ending) and not hidden:
+                found.append(address)
+            else:
+                ignored.add("hidden" if hidden else _reason(name, reasons), name)
+    if not found:
+        raise InputError(f"path={path!r}: expected {kind}, there are none; {ignored}")
+    root = common_folder(folders)
+    names = [file.removeprefix(f"{root}/") for file in dict.fromkeys(found)]
+    return DataFiles(root, names, patterns, "", ignored)
 
 
 def _below(folder: str, ending: str, reasons: Mapping[str, str], ignored: Ignored) -> Iterator[str]:

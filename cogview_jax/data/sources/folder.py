@@ -7,19 +7,20 @@ from typing import Literal
 
 from cogview_jax.data.images import MAX_PIXELS, SUFFIXES, decode_image
 from cogview_jax.data.records import BadRecord, Record, clean_captions, is_unicode
+from cogview_jax.data.remote.addresses import is_address
+from cogview_jax.data.remote.reader import RemoteConfig
 from cogview_jax.data.sources.folder_entries import (
     check_columns,
     parse_line,
     read_listed,
     why_unreadable,
 )
-from cogview_jax.data.sources.folder_listing import FolderListing, find_listing
+from cogview_jax.data.sources.folder_listing import FolderListing, find_listing, listing_copy
 from cogview_jax.data.sources.folder_scan import LISTING, LISTINGS, FolderScan, scan_folder
-from cogview_jax.data.sources.source import Source, SourceConfig
+from cogview_jax.data.sources.source import Source, SourceConfig, require_reachable
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import read_regular, text_lines
-from cogview_jax.runtime.paths import require_paths
 
 #: A caption file may have at most so many bytes.
 TEXT_LIMIT = 1 << 20
@@ -31,20 +32,23 @@ class Folder(SourceConfig):
 
     Attributes:
         kind: "folder".
-        path: the folder.
+        path: the folder; also its address, if it has a listing. Images that are read there are not
+            kept, and each is a file: tars are faster.
         caption: the caption of every image. If it is empty, captions are read from files.
         caption_fields: the fields of a listing that hold captions, texts or lists of texts. If it
             is empty, they are "captions", or the first there is of caption, text, prompt.
+        remote: how images at an address are read.
     """
 
     kind: Literal["folder"] = "folder"
     path: str = ""
     caption: str = ""
     caption_fields: tuple[str, ...] = ()
+    remote: RemoteConfig = RemoteConfig()
 
     def __post_init__(self):
         super().__post_init__()
-        require_paths(self, "path")
+        require_reachable(self, "path")
 
     def open(self) -> Source[Record]:
         """Lists the folder; see `SourceConfig.open`."""
@@ -59,6 +63,7 @@ class Folder(SourceConfig):
             max_pixels=self.max_pixels,
             caption=self.caption,
             caption_fields=self.caption_fields,
+            requests=self.remote.requests,
         )
 
 
@@ -89,11 +94,12 @@ class FolderSource:
         caption: str = "",
         caption_fields: tuple[str, ...] = (),
         listing: str = "",
+        requests: int = 1,
     ):
         """Lists the folder.
 
         Args:
-            path: the folder.
+            path: the folder, or its address.
             require_captions: if it is False, images without a caption are records too. An image
                 tokenizer trains on those.
             max_pixels: an image with more pixels is a bad record.
@@ -101,6 +107,7 @@ class FolderSource:
             caption_fields: the fields of a listing that hold captions, if not the usual ones.
             listing: the name of the file that is taken as the listing, if the folder has one. If it
                 is empty, it is the first there is of `LISTINGS`.
+            requests: images of an address that are read at a time.
 
         Raises:
             InputError: there is no such folder, or it holds no image or no caption.
@@ -108,13 +115,21 @@ class FolderSource:
         """
         self._root, self._required, self._max_pixels = os.fspath(path), require_captions, max_pixels
         self._caption = caption.strip()
-        if not os.path.isdir(self._root):
+        remote = is_address(self._root)
+        #: See `source.readers_of`.
+        self.readers = requests if remote else 1
+        if not remote and not os.path.isdir(self._root):
             raise InputError(f"path={str(path)!r}: expected a folder of images, there is none")
         self._caption_fields = caption_fields
         self._lines: FolderListing | tuple[()] = ()
         self._scan: FolderScan | None = None
-        self._listing = listing = listing or find_listing(self._root)
-        listed = os.path.join(self._root, listing)
+        if remote:
+            listed = listing_copy(self._root)
+            listing = os.path.basename(listed)
+        else:
+            listing = listing or find_listing(self._root)
+            listed = os.path.join(self._root, listing)
+        self._listing = listing
         if listing and os.path.lexists(listed):
             self._lines = FolderListing(listed)
             if not len(self._lines):
@@ -157,7 +172,8 @@ class FolderSource:
             texts = f", each captioned {self._caption!r}" if self._caption else texts
             return f"{len(self)} images{texts}; {self._scan.ignored}"
         lines = f"{len(self)} lines of {self._listing}"
-        if isinstance(self._lines, FolderListing) and not self._lines.in_memory:
+        long = isinstance(self._lines, FolderListing) and not self._lines.in_memory
+        if long or is_address(self._root):
             return lines
         scan, listed = (
             scan_folder(self._root, self._listing),

@@ -7,8 +7,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from cogview_jax.data.images import read_image_file
+from cogview_jax.data.images import FILE_LIMIT, read_image_file
 from cogview_jax.data.records import BadRecord, is_unicode
+from cogview_jax.data.remote.addresses import is_address, joined
+from cogview_jax.data.remote.failures import NotThere
+from cogview_jax.data.remote.files import read_whole
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason
 
@@ -106,7 +109,7 @@ def read_listed(root: str, name: str, key: str, listing: str) -> bytes:
     """The bytes of an image that a listing names.
 
     Args:
-        root: the folder of the images.
+        root: the folder of the images, or its address.
         name: the path of the image within it, see `check_name`.
         key: the record's.
         listing: whose folder no link may lead out of; empty if links may lead anywhere.
@@ -115,6 +118,8 @@ def read_listed(root: str, name: str, key: str, listing: str) -> bytes:
         BadRecord: it is missing, cannot be read, or lies outside the folder.
         SystemFault: the machine cannot read it.
     """
+    if is_address(root):
+        return _fetched(joined(root, name, of_listing=True), key)
     path = os.path.join(root, name)
     if listing and not _within(os.path.realpath(path), os.path.realpath(root)):
         raise BadRecord(key, f"a link leads out of the folder of {listing}")
@@ -122,6 +127,13 @@ def read_listed(root: str, name: str, key: str, listing: str) -> bytes:
         return read_image_file(path)
     except (InputError, OSError) as error:
         raise BadRecord(key, why_unreadable("image", path, error)) from None
+
+
+def _fetched(address: str, key: str) -> bytes:
+    try:
+        return read_whole(address, FILE_LIMIT)
+    except NotThere:
+        raise BadRecord(key, "image file not found") from None
 
 
 def why_unreadable(what: str, path: str, error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The lines of the file that lists the images of a folder, however many they are."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,6 +9,9 @@ from dataclasses import dataclass
 
 from cogview_jax.data.record_index import RecordIndex
 from cogview_jax.data.record_index_writer import IndexPart, open_index
+from cogview_jax.data.remote.addresses import joined
+from cogview_jax.data.remote.copies import local_copy
+from cogview_jax.data.remote.failures import NotThere
 from cogview_jax.data.sources.folder_entries import LINE_LIMIT, csv_columns
 from cogview_jax.data.sources.folder_scan import LISTING, LISTINGS
 from cogview_jax.runtime.errors import InputError
@@ -17,6 +21,8 @@ from cogview_jax.runtime.files import open_regular, read_regular
 #: Listings of at most so many bytes are kept in memory. Of larger ones an index says where their
 #: lines begin.
 IN_MEMORY = 8 << 20
+#: The most bytes of one that is fetched from an address.
+_COPY_LIMIT = 1 << 30
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 #: How a CSV file ends, and the column of Hugging Face's imagefolder that names an image.
 _CSV, _FILE_NAME = ".csv", "file_name"
@@ -32,6 +38,24 @@ def find_listing(folder: str) -> str:
         if os.path.lexists(path) and (name == LISTING or _names_files(path)):
             return name
     return ""
+
+
+def listing_copy(folder: str) -> str:
+    """The path of a copy of the listing of the folder at an address.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+        SystemFault: the server goes on failing.
+    """
+    for name in LISTINGS:
+        with contextlib.suppress(NotThere):
+            path = local_copy(joined(folder, name), _COPY_LIMIT)
+            if name == LISTING or _names_files(path):
+                return path
+    raise InputError(
+        f"path={folder!r}: expected a listing in it, one of {', '.join(LISTINGS)}: images at an"
+        " address are not looked for without one"
+    )
 
 
 def _names_files(path: str) -> bool:

@@ -4,22 +4,32 @@ from cogview_jax.data.ignored import Ignored
 from cogview_jax.data.images import decode_image
 from cogview_jax.data.record_index import IndexedRecord, RecordIndex
 from cogview_jax.data.records import Record, clean_captions
+from cogview_jax.data.remote.reader import RemoteReader
 from cogview_jax.data.sources.source import SourceConfig
 
 
 class IndexedSource:
     """The records of an index, in its order; each kind says where their images are."""
 
-    def __init__(self, config: SourceConfig, index: RecordIndex, ignored: Ignored):
+    def __init__(
+        self,
+        config: SourceConfig,
+        index: RecordIndex,
+        ignored: Ignored,
+        reader: RemoteReader | None = None,
+    ):
         """A source of all records of an index.
 
         Args:
             config: the settings of the source.
             index: finds the records.
             ignored: the files that hold none of them; entries that the index ignores are added.
+            reader: reads their images where they lie on another machine.
         """
         self._config, self._index, self._ignored = config, index, ignored
         self._ignored.update(index.ignored().reasons())
+        #: See `source.readers_of`.
+        self.readers = reader.requests if reader else 1
 
     def __len__(self) -> int:
         """The number of records, good and bad."""

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from cogview_jax.data.interleaving import Interleaving
 from cogview_jax.data.records import BadRecord
-from cogview_jax.data.sources.source import Source, captions_of, described, readable
+from cogview_jax.data.sources.source import Source, captions_of, described, readable, readers_of
 from cogview_jax.runtime.config import SettingError
 from cogview_jax.runtime.errors import InputError
 
@@ -65,6 +65,7 @@ class Mixture(Generic[Item]):
             replace(part, first=first) for part, first in zip(ordered, firsts, strict=False)
         )
         self.interleaving = Interleaving([part.weight for part in self.parts])
+        self.readers = max(readers_of(part.source) for part in self.parts)
 
     def __len__(self) -> int:
         """The number of records of all parts, good and bad."""
@@ -109,6 +110,7 @@ class Named(Generic[Item]):
     def __init__(self, name: str, source: Source[Item]):
         """Nothing is read."""
         self._name, self._source = name, source
+        self.readers = readers_of(source)
 
     def __len__(self) -> int:
         """The number of records, good and bad."""

@@ -5,6 +5,7 @@ from typing import Literal
 
 from cogview_jax.data.record_index import NO_PLACE, IndexedRecord
 from cogview_jax.data.records import Record
+from cogview_jax.data.remote.reader import RemoteConfig, RemoteReader
 from cogview_jax.data.sources.data_files import find_files, require_files
 from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.data.sources.tables import TableSource, require_pyarrow
@@ -23,13 +24,14 @@ class Parquet(SourceConfig):
         kind: "parquet".
         path: the files: one, a folder in and below which they lie, a pattern such as
             "data/train-*.parquet", "{00000..00041}.parquet", or several of all these with commas
-            between them.
+            between them; also addresses, see `WebDataset`.
         image_key: the column of images, which holds bytes, or a struct of bytes and path as Hugging
             Face writes it; the path is never opened. If it is empty, the first such struct is
             taken, otherwise the column of bytes.
         caption_keys: the columns of captions, which hold a text or a list of texts. If it is empty,
             the first there is of caption, captions, text, texts, txt, prompt, description.
         index: the folder for the index. If it is empty, the index lies beside the files.
+        remote: how files at addresses are read.
     """
 
     kind: Literal["parquet"] = "parquet"
@@ -37,6 +39,7 @@ class Parquet(SourceConfig):
     image_key: str = ""
     caption_keys: tuple[str, ...] = ()
     index: str = ""
+    remote: RemoteConfig = RemoteConfig()
 
     def __post_init__(self):
         super().__post_init__()
@@ -64,7 +67,8 @@ class ParquetSource(TableSource):
 
         files = find_files(config.path, "Parquet files", ".parquet")
         scan = ParquetScan(config.image_key, config.caption_keys)
-        super().__init__(config, files, scan, "Parquet file")
+        reader = RemoteReader(config.remote) if files.are_remote else None
+        super().__init__(config, files, scan, "Parquet file", reader)
         self._packed = PackedRows(self._index, config.image_key)
 
     def describe(self) -> str:

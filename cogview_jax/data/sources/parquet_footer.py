@@ -9,7 +9,7 @@ from typing import Any
 
 from cogview_jax.data.sources.parquet_pages import damaged
 from cogview_jax.data.sources.thrift_compact import read_struct
-from cogview_jax.data.sources.windowed_file import WindowedFile
+from cogview_jax.data.windowed_file import WindowedFile
 from cogview_jax.runtime.errors import InputError
 
 _MAGIC = b"PAR1"
@@ -44,7 +44,7 @@ def read_chunks(file: WindowedFile, column: str) -> list[Chunk]:
         InputError: the end of the file is damaged, or its data lie in another file.
         SystemFault: the machine cannot read it.
     """
-    end = file.status.st_size - 8
+    end = file.size - 8
     tail = file.read(end, 8) if end >= 0 else b""
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != _MAGIC or length > end:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cogview_jax.data.sources.thrift_compact import read_struct, read_varint
-from cogview_jax.data.sources.windowed_file import WindowedFile
+from cogview_jax.data.windowed_file import WindowedFile
 from cogview_jax.runtime.errors import InputError
 
 #: Types of pages, and the encodings that are read, by their numbers in parquet.thrift.
@@ -45,7 +45,7 @@ def value_places(
         SystemFault: the machine cannot read it.
     """
     position, end = begin, begin + size
-    if begin < 0 or size < 0 or end > file.status.st_size:
+    if begin < 0 or size < 0 or end > file.size:
         raise damaged(file, begin, "a column that reaches beyond the end of the file")
     while rows:
         if position >= end:

@@ -17,7 +17,7 @@ from cogview_jax.data.records import BadRecord
 from cogview_jax.data.sources.parquet_footer import read_chunks
 from cogview_jax.data.sources.parquet_scan import KIND, open_parquet
 from cogview_jax.data.sources.table_columns import arrow_errors, find_columns
-from cogview_jax.data.sources.windowed_file import WindowedFile
+from cogview_jax.data.windowed_file import WindowedFile
 from cogview_jax.runtime.faults import system_error
 
 #: Bytes of decoded row groups that are kept, and files that are open.

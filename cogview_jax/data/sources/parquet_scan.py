@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from cogview_jax.data.record_index import NO_PLACE
 from cogview_jax.data.record_index_writer import IndexPart
+from cogview_jax.data.remote.addresses import is_address
 from cogview_jax.data.sources.parquet_footer import Chunk, read_chunks
 from cogview_jax.data.sources.parquet_pages import value_places
 from cogview_jax.data.sources.table_columns import (
@@ -19,7 +20,7 @@ from cogview_jax.data.sources.table_columns import (
     find_columns,
     note_columns,
 )
-from cogview_jax.data.sources.windowed_file import WindowedFile
+from cogview_jax.data.windowed_file import FileStream, WindowedFile
 from cogview_jax.runtime.errors import InputError
 
 KIND = "a Parquet file"
@@ -69,10 +70,12 @@ class ParquetScan:
 
 
 def open_parquet(file) -> pq.ParquetFile:
-    """Opens a file, given by its path or opened already, so that little of it is in memory.
+    """Opens a file so that little of it is in memory; it is given by path or address, or is open.
 
     With `memory_map` pyarrow would allocate whole columns, and with `pre_buffer` read them ahead.
     """
+    if isinstance(file, str) and is_address(file):
+        file = FileStream(WindowedFile(file))
     return pq.ParquetFile(file, memory_map=False, pre_buffer=False, buffer_size=_BUFFER)
 
 

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cogview_jax.data.records import Record
-from cogview_jax.data.sources.source import Source, SourceConfig
+from cogview_jax.data.sources.source import Source, SourceConfig, require_local
 from cogview_jax.runtime.config import require_range
-from cogview_jax.runtime.paths import require_paths
 
 CAPTION_KEYS = ("caption_en", "caption_zh")
 
@@ -38,7 +37,7 @@ class Shapes(SourceConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_paths(self, "path")
+        require_local(self, "path")
         require_range(self, "size", at_least=16, at_most=2**14)
         require_range(self, "train_count", "held_out_count", at_least=1)
         require_range(self, "seed", at_least=0, below=2**32)

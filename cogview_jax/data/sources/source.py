@@ -10,8 +10,9 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from cogview_jax.data.images import MAX_PIXELS, MOST_PIXELS
 from cogview_jax.data.records import BadRecord, Record
-from cogview_jax.runtime.config import Tagged, require_range
-from cogview_jax.runtime.paths import named_by
+from cogview_jax.data.remote.addresses import address_problem, is_address
+from cogview_jax.runtime.config import SettingError, Tagged, require_range
+from cogview_jax.runtime.paths import named_by, require_paths
 
 Item = TypeVar("Item", covariant=True)
 
@@ -67,6 +68,34 @@ class SourceConfig(Tagged, abc.ABC):
         """
 
 
+def require_reachable(settings: SourceConfig, *names: str) -> None:
+    """SettingError unless the fields `names` are local paths or addresses, or empty."""
+    for name in names:
+        value = getattr(settings, name)
+        if not is_address(value):
+            require_paths(settings, name)
+        elif problem := address_problem(value):
+            raise SettingError(f"{name} = {value!r}: {problem}")
+
+
+def require_local(settings: SourceConfig, *names: str) -> None:
+    """SettingError unless the fields `names` of a kind that reads no addresses are local paths."""
+    for name in names:
+        value = getattr(settings, name)
+        if any(map(is_address, value.split(","))):
+            kinds = sorted(name for name, kind in SourceConfig.kinds.items() if _is_remote(kind))
+            raise SettingError(
+                f"{name} = {value!r}: expected the path of a mounted file system, since kind"
+                f" {settings.kind!r} reads no addresses: mount it, or copy it; kinds that do are"
+                f" {', '.join(kinds)}"
+            )
+    require_paths(settings, *names)
+
+
+def _is_remote(kind: type) -> bool:
+    return hasattr(kind, "remote")
+
+
 def opened(config: SourceConfig, run: str = "") -> Source[Record]:
     """What `config.open` gives; errors name data.source.path where there is nothing at it.
 
@@ -78,6 +107,14 @@ def opened(config: SourceConfig, run: str = "") -> Source[Record]:
     name = "data.source.path" + f" (perhaps that of the run in data.from, {run})" * bool(run)
     with named_by(name, path):
         return config.open()
+
+
+def readers_of(source: object) -> int:
+    """How many records of a source are best read at a time.
+
+    More than 1 where each is waited for, as on another machine; such a source says so as `readers`.
+    """
+    return getattr(source, "readers", 1)
 
 
 @runtime_checkable

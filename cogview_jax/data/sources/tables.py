@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cogview_jax.data.record_index_writer import open_index
+from cogview_jax.data.remote.reader import RemoteReader
 from cogview_jax.data.sources.data_files import DataFiles
 from cogview_jax.data.sources.indexed_source import IndexedSource
 from cogview_jax.runtime.errors import InputError
@@ -23,7 +24,14 @@ def require_pyarrow(kind: str) -> None:
 class TableSource(IndexedSource):
     """The rows of some tables, in the order of the files and of their rows."""
 
-    def __init__(self, config: Any, files: DataFiles, scan: Any, unit: str):
+    def __init__(
+        self,
+        config: Any,
+        files: DataFiles,
+        scan: Any,
+        unit: str,
+        reader: RemoteReader | None = None,
+    ):
         """Opens the index of the tables, or makes it.
 
         Args:
@@ -31,6 +39,7 @@ class TableSource(IndexedSource):
             files: the tables.
             scan: finds the rows of one; a dataclass.
             unit: what a table is called in messages.
+            reader: reads tables on another machine.
 
         Raises:
             InputError: a table is damaged or lacks a column, or no row can be used.
@@ -44,8 +53,9 @@ class TableSource(IndexedSource):
             beside=files.beside,
             place=config.index,
             unit=unit,
+            reader=reader,
         )
-        super().__init__(config, index, files.ignored)
+        super().__init__(config, index, files.ignored, reader)
         self._unit = unit
         self._check(config.path, config.caption_keys)
 

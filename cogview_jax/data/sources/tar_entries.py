@@ -9,7 +9,7 @@ image costs no read. Names are what they are, texts: none of them is ever opened
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cogview_jax.data.sources.windowed_file import WindowedFile
+from cogview_jax.data.windowed_file import WindowedFile
 from cogview_jax.runtime.errors import InputError
 
 BLOCK = 512
@@ -57,7 +57,7 @@ class TarFile(WindowedFile):
             InputError: the file is no tar, is compressed, is damaged or breaks off.
             SystemFault: the machine cannot read it.
         """
-        position, end = 0, self.status.st_size
+        position, end = 0, self.size
         long_name, pax = "", {}
         while position < end:
             header = self.read(position, BLOCK)
@@ -101,7 +101,7 @@ class TarFile(WindowedFile):
 
     def _whole(self, size: int, data: int, position: int, name: str = "") -> int:
         """`size`, once so many bytes are known to be there."""
-        there = self.status.st_size - data
+        there = self.size - data
         if size < 0 or (not name and size > _NAME_LIMIT):
             raise self._damaged(position, f"an entry of {size} bytes")
         if _padded(size) > there:
@@ -125,7 +125,7 @@ class TarFile(WindowedFile):
     def _broken_off(self, what: str, size: int) -> InputError:
         return InputError(
             f"{self.path}: breaks off: {what} takes {size} bytes, and the file ends at byte"
-            f" {self.status.st_size}; get it anew, or leave it out"
+            f" {self.size}; get it anew, or leave it out"
         )
 
     def _damaged(self, position: int, what: str) -> InputError:

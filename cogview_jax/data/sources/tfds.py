@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cogview_jax.data.records import Record
-from cogview_jax.data.sources.source import Source, SourceConfig
-from cogview_jax.runtime.paths import require_paths
+from cogview_jax.data.sources.source import Source, SourceConfig, require_local
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class Tfds(SourceConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_paths(self, "path")
+        require_local(self, "path")
 
     def open(self) -> Source[Record]:
         """Opens the split; see `SourceConfig.open`."""

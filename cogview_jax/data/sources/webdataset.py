@@ -6,6 +6,8 @@ from typing import Literal
 from cogview_jax.data.images import SUFFIXES
 from cogview_jax.data.record_index_writer import open_index
 from cogview_jax.data.records import Record
+from cogview_jax.data.remote.addresses import without_query
+from cogview_jax.data.remote.reader import RemoteConfig, RemoteReader
 from cogview_jax.data.sources.data_files import find_files, require_files
 from cogview_jax.data.sources.indexed_source import IndexedSource
 from cogview_jax.data.sources.source import Source, SourceConfig
@@ -22,18 +24,21 @@ class WebDataset(SourceConfig):
 
     A sample is what stands in a row under one name up to the first dot: `0017.jpg`, `0017.txt` and
     `0017.json`. Where each image lies is written to an index once, beside the tars or, where that
-    cannot be, in the user's cache.
+    cannot be, in the user's cache. Tars at addresses need the extra [remote].
 
     Attributes:
         kind: "webdataset".
         path: the tars, uncompressed: a tar, a folder in and below which they lie, a pattern such as
             "set/*.tar", "set/{00000..00041}.tar", or several of all these with commas between them.
+            They may be addresses that begin with https://, gs:// or s3://; of https:// there are
+            no folders and no patterns with signs such as *.
         image_key: the ending of the image in a sample, such as "jpg" or "left.png". If it is empty,
             the first entry is taken that has the ending of an image.
         caption_keys: where the captions stand: names of fields of the sample's .json, which hold a
             text or a list of texts, and "txt" for the text of its .txt. If it is empty, the whole
             .txt is the caption, and in a sample without one the field "caption".
         index: the folder for the index. If it is empty, the index lies beside the tars.
+        remote: how tars at addresses are read.
     """
 
     kind: Literal["webdataset"] = "webdataset"
@@ -41,6 +46,7 @@ class WebDataset(SourceConfig):
     image_key: str = ""
     caption_keys: tuple[str, ...] = ()
     index: str = ""
+    remote: RemoteConfig = RemoteConfig()
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,12 +78,13 @@ class WebDatasetSource(IndexedSource):
         }
         files = find_files(config.path, "tars", ".tar", reasons=reasons)
         for tar in files.paths:
-            if tar.endswith(_COMPRESSED):
+            if without_query(tar).endswith(_COMPRESSED):
                 raise InputError(
                     f"{tar}: records can be found in an uncompressed tar only: unpack it, as"
                     " gunzip does with .tar.gz, and name what comes of it"
                 )
         scan = SampleScan(config.image_key, config.caption_keys)
+        reader = RemoteReader(config.remote) if files.are_remote else None
         index = open_index(
             files.root,
             files.names,
@@ -91,8 +98,9 @@ class WebDatasetSource(IndexedSource):
             beside=files.beside,
             place=config.index,
             unit="tar",
+            reader=reader,
         )
-        super().__init__(config, index, files.ignored)
+        super().__init__(config, index, files.ignored, reader)
         self._check(config)
 
     def describe(self) -> str:

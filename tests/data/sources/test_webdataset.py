@@ -244,12 +244,6 @@ def test_the_setting_is_named_where_a_pattern_finds_nothing(tmp_path, monkeypatc
         opened(WebDataset(path="x*.tar"))
 
 
-@pytest.mark.parametrize("path", ["gs://b/{0..3}.tar", "0.tar,s3://b/x.tar"])
-def test_addresses_are_refused_with_the_setting(path):
-    with pytest.raises(InputError, match=r"^config.path = .*: expected the path of a mounted"):
-        build(SourceConfig, {"kind": "webdataset", "path": path})
-
-
 def test_all_tars_that_break_off_are_named_at_once(tmp_path):
     for n in range(6):
         path = write_samples(tmp_path / f"{n}.tar", range(3))

@@ -1,0 +1,1 @@
+"""Files of data sets on other machines, read by their addresses: https://, gs://, s3://."""
