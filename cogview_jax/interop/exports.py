@@ -32,6 +32,7 @@ from cogview_jax.runtime.config import closest
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import atomic_path, sha256_file, write_json
+from cogview_jax.runtime.sealed import sealed
 
 #: Of what export.json says.
 VERSION = 1
@@ -71,7 +72,7 @@ def _orbax(opened: Bundle, folder: Path, options: ExportOptions) -> dict[str, An
         with progress_of(transformer) as progress:
             save_tree(folder / FILES["transformer"], reporting(transformer, progress).params)
     if "text" in opened.parts:
-        opened.text().save(folder / FILES["text"])
+        opened.text().save(folder / safetensors_files.TEXT_TOKENIZER)
     return _described(opened)
 
 
@@ -134,7 +135,7 @@ def _describe(folder: Path, form: str, opened: Bundle, about: dict[str, Any]) ->
         **about,
         "files": {file.relative_to(folder).as_posix(): sha256_file(file) for file in files},
     }
-    write_json(folder / EXPORT, described)
+    write_json(folder / EXPORT, sealed(described))
 
 
 def _described(opened: Bundle) -> dict[str, Any]:

@@ -46,4 +46,4 @@ def write_arrays(
         opened.truncate(start + end)
         for name, array in arrays:
             opened.seek(start + header[name]["data_offsets"][0])
-            opened.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            opened.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

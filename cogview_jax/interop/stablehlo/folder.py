@@ -12,6 +12,7 @@ from jax import export
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
 from cogview_jax.interop.files import progress_of, reporting
 from cogview_jax.interop.safetensors_arrays import write_arrays
+from cogview_jax.interop.safetensors_files import TEXT_TOKENIZER
 from cogview_jax.interop.stablehlo.programs import CodecPrograms, Program, TransformerPrograms
 from cogview_jax.interop.stablehlo.weights import (
     NamedWeights,
@@ -26,7 +27,7 @@ from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.layout import Layout, Region, make_layout
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-RUNNER, TEXT = "run.py", "text.model"
+RUNNER = "run.py"
 #: No kernel of ours: what XLA compiles runs on every platform.
 IMPLEMENTATION = Implementation("xla", "layers", "any")
 
@@ -99,14 +100,14 @@ def write_programs(opened: Bundle, folder: Path, options: StableHLOOptions) -> d
                     model, layout, weights["transformer"], options.rows, codec_programs, guide
                 ).all
             about |= _described_layout(layout)
-            about["sampling"] = dataclasses.asdict(transformer.sampling.over(SamplingConfig()))
+            about["sampling"] = _recommended(transformer)
         about["weights"] = {}
         for part, named in weights.items():
             file = about["weights"][part] = f"{part}.safetensors"
             write_arrays(folder / file, named.shapes, named.arrays(), {"format": "pt"})
     if "text" in opened.parts:
-        about["text"] = TEXT
-        shutil.copyfile(opened.verified("text"), folder / TEXT)
+        about["text"] = TEXT_TOKENIZER
+        opened.text().save(folder / TEXT_TOKENIZER)
     if "text_to_image" in programs and "text" in about:
         shutil.copyfile(Path(__file__).with_name("runner.py"), folder / RUNNER)
     with Progress(len(programs), "export", unit="program") as lowering:
@@ -176,6 +177,13 @@ def _learned_guidance(part: TransformerPart, layout: Layout) -> bool:
     """Whether a model has learned what guidance needs, or recommends it."""
     learned = bool(part.drop_captions) or part.sampling.given.get("guidance", 1) != 1
     return learned and layout.task == "text_to_image"
+
+
+def _recommended(part: TransformerPart) -> dict[str, Any]:
+    """How the model is sampled best; each value has the type of its default."""
+    usual = dataclasses.asdict(SamplingConfig())
+    found = dataclasses.asdict(part.sampling.over(SamplingConfig()))
+    return {name: type(usual[name])(value) for name, value in found.items()}
 
 
 def _described_layout(layout: Layout) -> dict[str, Any]:

@@ -119,7 +119,8 @@ class TransformerPrograms:
         prompt = self._inputs(int32=("tokens", "positions"), bool=("valid",), width=self._length)
         chosen = self._inputs(uint32=("seed", "prompt_hash", "index"))
         settings = self._inputs(float32=("temperature", "top_p", "guidance"), int32=("top_k",))
-        given, parts = prompt | chosen, ("transformer",)
+        given = prompt | chosen
+        parts: tuple[str, ...] = ("transformer",)
         state = jax.eval_shape(self.prefill, {"transformer": self.weights.shapes}, given)
         found = {
             "prefill": Program(self.prefill, parts, given),

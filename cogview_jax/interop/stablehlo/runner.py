@@ -51,11 +51,10 @@ places = np.arange(layout["length"]) - layout["length"] + len(tokens)  # below 0
 given |= {"tokens": np.pad(tokens, (sum(places < 0), 0)), "positions": places.clip(0)}
 digest = hashlib.sha256(given["prompt"].encode()).digest()
 given |= {"valid": places >= 0, "prompt_hash": int.from_bytes(digest[:4], "big")}
-batches = []
-for first in range(0, given["num_images"], rows):
+batches, count = [], given["num_images"]
+for first in range(0, count, rows):
     given["index"] = first + np.arange(rows)
     shaped = {n: np.broadcast_to(given[n], x["shape"]) for n, x in about["inputs"].items()}
     typed = {n: shaped[n].astype(x["dtype"]) for n, x in about["inputs"].items()}
     batches.append(program(weights, typed))
-found = {n: np.concatenate([batch[n] for batch in batches]) for n in batches[0]}
-np.savez(given["out"], **{n: found[n][: given["num_images"]] for n in found})
+np.savez(given["out"], **jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches))

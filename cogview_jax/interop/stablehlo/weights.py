@@ -4,7 +4,7 @@ Each part has a file: "codec" under the names of its parameters and of its quant
 "transformer" with its parameters by layer, in the form that decodes fastest.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def _by_layer(params: Any) -> Any:
 
 
 def _layers_of(
-    keys: tuple[str, ...], array: np.ndarray, dtype: DTypeLike
+    keys: Sequence[str], array: np.ndarray, dtype: DTypeLike
 ) -> Iterator[tuple[str, np.ndarray]]:
     """One array of stacked parameters as arrays of the layers, each with its name."""
     tree: Any = array.astype(dtype)
