@@ -14,6 +14,7 @@ COMMANDS = {
     "sample": "generate, complete, upsample, caption or rank images",
     "evaluate": "measure a bundle into a JSON report",
     "convert": "read and write the checkpoints of others, and safetensors",
+    "export": "a bundle for use without this code: StableHLO, safetensors, Orbax",
 }
 _HELP = ("--help", "-help", "-h", "help")
 

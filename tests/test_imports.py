@@ -12,7 +12,7 @@ WAY = (
     *("runtime", "shapes", "tokenizers", "data", "models", "training", "sampling", "checkpoints"),
     *("interop", "pipeline", "evaluation", "tasks", "dry_run", "commands"),
 )
-COMMANDS = ("train", "prepare", "survey", "sample", "evaluate", "convert")
+COMMANDS = ("train", "prepare", "survey", "sample", "evaluate", "convert", "export")
 
 # Libraries that a GPU image may lack, or that should be easy to replace, and the rooms they have.
 ROOMS = {

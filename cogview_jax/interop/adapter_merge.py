@@ -17,7 +17,8 @@ from cogview_jax.interop.files import (
 from cogview_jax.runtime.faults import at_work
 
 
-def _adapted(adapter: str, bundle: str) -> AdaptedBundle:
+def adapted(adapter: str, bundle: str) -> AdaptedBundle:
+    """The bundle with an adapter merged into its transformer; InputError as in `merge_adapter`."""
     return AdaptedBundle(bundle_folder(Path(adapter)), open_bundle(bundle))
 
 
@@ -30,7 +31,7 @@ def merge_adapter(adapter: str, bundle: str, out: str) -> None:
         InputError: the adapter is of another base, or its arrays are not those of its layers; or
             `out` exists and is no bundle.
     """
-    path, opened = check_bundle_output(out), _adapted(adapter, bundle)
+    path, opened = check_bundle_output(out), adapted(adapter, bundle)
     part = opened.stored_transformer()
     with at_work(NOTHING_WRITTEN.format(out)), progress_of(part) as progress:
         write_bundle(

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 
 from cogview_jax.interop.rules import CONVOLUTION, LINEAR, SAME, TABLE, Rule, to_ours
-from cogview_jax.interop.safetensors_files import TYPES
+from cogview_jax.interop.safetensors_arrays import TYPES
 from cogview_jax.models.networks.clip import ClipConfig, ClipWeights, TowerConfig
 from cogview_jax.runtime.config import build, require_range
 from cogview_jax.runtime.errors import InputError

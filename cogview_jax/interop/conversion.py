@@ -6,16 +6,12 @@ from pathlib import Path
 from cogview_jax.checkpoints.step_bundle import located
 from cogview_jax.interop import llamagen, safetensors_files, taming, vqgan_jax
 from cogview_jax.interop.adapter_merge import merge_adapter
-from cogview_jax.interop.files import SourceFiles
+from cogview_jax.interop.files import SourceFiles, held_folder
 from cogview_jax.interop.image_tokenizers import from_image_tokenizer, to_taming
 from cogview_jax.interop.official.conversion import from_official, to_official
 from cogview_jax.interop.weight_type import TYPES, change_type
 from cogview_jax.runtime.config import closest
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import check_folder_output
-from cogview_jax.runtime.leftovers import remove_leftovers
-from cogview_jax.runtime.lock import locked
-from cogview_jax.runtime.paths import local_path
 
 Read = Callable[[SourceFiles, str], None]
 Write = Callable[[str, str], None]
@@ -68,12 +64,7 @@ def convert(
         raise InputError(f"no format {name!r}; {closest(str(name), known)}")
     if source is not None and bundle is not None:
         raise InputError(f"--bundle belongs to --target {source}: a new bundle is --out")
-    check_folder_output(out, "--out")
-    local_path(out, "--out")
-    path = Path(out).absolute()
-    lock = path.with_name(f".{path.name}.convert.lock")
-    with locked(lock, f"the output {out}", "choose another --out"):
-        remove_leftovers(path.parent)
+    with held_folder(out) as path:
         if source is not None:
             SOURCES[source](files, out)
             return

@@ -1,7 +1,9 @@
 """What a conversion is given, where it may write, and what it says meanwhile."""
 
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,10 +13,16 @@ import numpy as np
 from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
 from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import check_folder_output
+from cogview_jax.runtime.leftovers import remove_leftovers
+from cogview_jax.runtime.lock import locked
+from cogview_jax.runtime.paths import local_path
 from cogview_jax.runtime.progress import Progress
 
 Part = TypeVar("Part", CodecPart, TransformerPart)
 
+#: The file that describes an export, in its folder.
+EXPORT = "export.json"
 #: Said if the machine fails while `{}` is written.
 NOTHING_WRITTEN = "{} is as it was, and the same command starts anew"
 
@@ -49,11 +57,38 @@ class SourceFiles:
         return [name for name, value in dataclasses.asdict(self).items() if value is not None]
 
 
+@contextlib.contextmanager
+def held_folder(out: str) -> Iterator[Path]:
+    """The folder that a command writes, which no other process writes meanwhile.
+
+    What killed programs left beside it is deleted.
+
+    Raises:
+        InputError: it cannot be a folder, or another process writes it.
+    """
+    check_folder_output(out, "--out")
+    local_path(out, "--out")
+    path = Path(out).absolute()
+    lock = path.with_name(f".{path.name}.convert.lock")
+    with locked(lock, f"the output {out}", "choose another --out"):
+        remove_leftovers(path.parent)
+        yield path
+
+
 def check_bundle_output(out: str) -> Path:
     """Where a bundle is to be; InputError where something else would be lost."""
+    return _check_output(out, "bundle.json", "bundle")
+
+
+def check_export_output(out: str) -> Path:
+    """Where an export is to be; InputError where something else than an export would be lost."""
+    return _check_output(out, EXPORT, "export")
+
+
+def _check_output(out: str, file: str, kind: str) -> Path:
     path = Path(out)
-    if not _is_free(path) and not (path / "bundle.json").is_file():
-        raise InputError(f"--out {out} exists and is no bundle: choose another, or delete it")
+    if not _is_free(path) and not (path / file).is_file():
+        raise InputError(f"--out {out} exists and is no {kind}: choose another, or delete it")
     return path
 
 

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from cogview_jax.checkpoints.bundle import (
     Bundle,
@@ -37,6 +35,7 @@ from cogview_jax.interop.files import (
     reporting,
 )
 from cogview_jax.interop.rules import flat
+from cogview_jax.interop.safetensors_arrays import TYPES, write_arrays
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
@@ -47,11 +46,6 @@ from cogview_jax.tokenizers.text import TextTokenizer
 
 TRANSFORMER, IMAGE_TOKENIZER = "transformer.safetensors", "image_tokenizer.safetensors"
 TEXT_TOKENIZER = "text_tokenizer.model"
-#: safetensors' names of the types that arrays may have.
-TYPES = {
-    **{"F64": np.dtype("float64"), "F32": np.dtype("float32"), "F16": np.dtype("float16")},
-    **{"BF16": np.dtype(ml_dtypes.bfloat16), "I32": np.dtype("int32")},
-}
 
 
 def to_safetensors(bundle: str, out: str) -> None:
@@ -63,22 +57,27 @@ def to_safetensors(bundle: str, out: str) -> None:
     opened, path = open_bundle(bundle), check_folder_is_free(out)
     with at_work(NOTHING_WRITTEN.format(out)), atomic_path(path) as folder:
         folder.mkdir()
-        if "codec" in opened.parts:
-            codec = opened.stored_codec()
-            with progress_of(codec) as progress:
-                made = reporting(codec, progress)
-                tree = {"params": made.params, "codebook": made.codebook._asdict()}
-                _write(folder / IMAGE_TOKENIZER, tree, {"config": dataclasses.asdict(codec.config)})
-        if "transformer" in opened.parts:
-            part = opened.stored_transformer()
-            with progress_of(part) as progress:
-                params = reporting(part, progress).params
-                about = transformer_entry(part, part.model.positions)
-                _write(folder / TRANSFORMER, params, about)
-        if "text" in opened.parts:
-            opened.text().save(folder / TEXT_TOKENIZER)
+        write_parts(opened, folder)
         written = sorted(entry.name for entry in folder.iterdir())
     log(f"{out}: {', '.join(written)}")
+
+
+def write_parts(opened: Bundle, folder: Path) -> None:
+    """Writes a file for each part of a bundle, under our names."""
+    if "codec" in opened.parts:
+        codec = opened.stored_codec()
+        with progress_of(codec) as progress:
+            made = reporting(codec, progress)
+            tree = {"params": made.params, "codebook": made.codebook._asdict()}
+            _write(folder / IMAGE_TOKENIZER, tree, {"config": dataclasses.asdict(codec.config)})
+    if "transformer" in opened.parts:
+        part = opened.stored_transformer()
+        with progress_of(part) as progress:
+            params = reporting(part, progress).params
+            about = transformer_entry(part, part.model.positions)
+            _write(folder / TRANSFORMER, params, about)
+    if "text" in opened.parts:
+        opened.text().save(folder / TEXT_TOKENIZER)
 
 
 def from_safetensors(files: SourceFiles, out: str) -> None:
@@ -129,11 +128,10 @@ def _transformer(file: Path) -> TransformerPart:
 
 
 def _write(file: Path, tree: Any, description: Mapping[str, Any]) -> None:
-    """Writes the arrays of a tree of `Deferred`s, which are all in memory meanwhile."""
-    # In C order: the library writes others in the order of their memory, under their shape.
-    arrays = {name: np.array(leaf.make(), order="C") for name, leaf in flat(tree).items()}
-    metadata = {DESCRIPTION: json.dumps(description, sort_keys=True)}
-    safetensors.numpy.save_file(arrays, file, metadata)
+    """Writes the arrays of a tree of `Deferred`s, one after another."""
+    leaves = flat(tree)
+    arrays = ((name, leaf.make()) for name, leaf in leaves.items())
+    write_arrays(file, leaves, arrays, {DESCRIPTION: json.dumps(description, sort_keys=True)})
 
 
 def _tree(file: Path, shapes: Any) -> Any:

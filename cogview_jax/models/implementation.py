@@ -43,7 +43,8 @@ class Implementation:
     Attributes:
         attention: "xla" or "cudnn"; see `ImplementationConfig`.
         decoding: "layers", "cache_kernel" or "token_step"; see `ImplementationConfig`.
-        platform: the platform that the programs are for: "cpu", "gpu" or "tpu".
+        platform: the platform that the programs are for: "cpu", "gpu" or "tpu", or "any" for
+            programs that are the same on every platform.
         interpret: whether kernels run as operations of XLA, which is slow but works on any
             platform.
     """

@@ -39,16 +39,17 @@ def prepare_decode_params(params: Any) -> Any:
     leaf = jax.tree.leaves(params)[0]
     devices = leaf.devices() if isinstance(leaf, jax.Array) else jax.devices()[:1]
     alone = len(devices) == 1 and all(device.platform == "cpu" for device in devices)
-    return _transpose_kernels(params) if alone else params
+    return transpose_kernels(params) if alone else params
 
 
-def _transpose_kernels(params: Any) -> Any:
+def transpose_kernels(params: Any) -> Any:
+    """Replaces every kernel of a tree by the result of `linear.transpose_for_matvec`."""
     if isinstance(params, tuple):
-        return tuple(_transpose_kernels(value) for value in params)
+        return tuple(transpose_kernels(value) for value in params)
     if not isinstance(params, Mapping):
         return params
     kernels = {TRANSPOSED: transpose_for_matvec(params["kernel"])} if "kernel" in params else {}
-    rest = {name: _transpose_kernels(value) for name, value in params.items() if name != "kernel"}
+    rest = {name: transpose_kernels(value) for name, value in params.items() if name != "kernel"}
     return kernels | rest
 
 

@@ -13,7 +13,7 @@ from cogview_jax.runtime.errors import InputError
 _NEEDED = {"jax_threefry_partitionable": True, "jax_random_seed_offset": 0}
 
 
-def random_key(seed: int) -> Key[jax.Array, ""]:
+def random_key(seed: int | jax.Array) -> Key[jax.Array, ""]:
     """Returns the typed Threefry key of a seed, whatever the default generator of jax is.
 
     Raises:

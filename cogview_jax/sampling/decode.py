@@ -47,9 +47,21 @@ def sample_keys(
     roots = {seed: seed_key(seed) for seed in seeds}
     words = [hashlib.sha256(prompt.encode()).digest()[:4] for prompt in prompts]
     prompt_ids = jnp.array([int.from_bytes(word) for word in words], jnp.uint32)
+    roots_of_rows = jnp.stack([roots[seed] for seed in seeds])
+    return fold_keys(roots_of_rows, prompt_ids, jnp.array(indices, jnp.uint32))
+
+
+def fold_keys(roots: jax.Array, prompt_ids: jax.Array, indices: jax.Array) -> jax.Array:
+    """The key of each row: that of its seed, folded with its prompt's number and its index.
+
+    Args:
+        roots: typed keys of the seeds, [B].
+        prompt_ids: uint32 [B], the first four bytes of the SHA-256 of the prompts in UTF-8, the
+            first byte being the most significant.
+        indices: uint32 [B].
+    """
     fold = jax.vmap(jax.random.fold_in)
-    keys = fold(jnp.stack([roots[seed] for seed in seeds]), prompt_ids)
-    return fold(keys, jnp.array(indices, jnp.uint32))
+    return fold(fold(roots, prompt_ids), indices)
 
 
 class Sequences(NamedTuple):

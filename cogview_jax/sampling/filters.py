@@ -8,7 +8,7 @@ probabilities, and the noise of sampling, need float32.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,18 +41,20 @@ class RowSettings(NamedTuple):
 
 def row_settings(configs: Sequence[SamplingConfig]) -> RowSettings:
     """The settings of each row, as arrays that a jitted function takes."""
-    temperature = np.array([config.temperature for config in configs], np.float32)
-    # Numbers smaller than any normal one count as 0 on most devices. XLA divides by a constant
-    # by multiplying with its reciprocal; so does this, which keeps the bits of both the same.
-    scale = 1 / np.maximum(temperature, np.finfo(np.float32).tiny)
-    return RowSettings(
-        scale,
-        np.array([config.temperature < SHARP for config in configs]),
-        np.array([config.temperature == 0 for config in configs]),
+    return settings_of(
+        np.array([config.temperature for config in configs], np.float32),
         np.array([min(config.top_k, 2**31 - 1) for config in configs], np.int32),
         np.array([config.top_p for config in configs], np.float32),
         np.array([config.guidance for config in configs], np.float32),
     )
+
+
+def settings_of(temperature: Any, top_k: Any, top_p: Any, guidance: Any) -> RowSettings:
+    """The settings of rows with these values, arrays of numpy or jax: float32 [B], top_k int32."""
+    # Numbers smaller than any normal one count as 0 on most devices. XLA divides by a constant
+    # by multiplying with its reciprocal; so does this, which keeps the bits of both the same.
+    scale = 1 / temperature.clip(min=np.finfo(np.float32).tiny)
+    return RowSettings(scale, temperature < SHARP, temperature == 0, top_k, top_p, guidance)
 
 
 def guided(

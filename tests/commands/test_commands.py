@@ -411,6 +411,7 @@ COMMANDS = {
     " and a page.",
     "convert": "Converts other people's checkpoints to a bundle, and a bundle to such files,"
     " without torch.",
+    "export": "Writes a bundle for use without this code.",
 }
 
 

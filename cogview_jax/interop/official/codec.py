@@ -5,7 +5,7 @@ the images, nor the pixels' mean and deviation, which are the released ones.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from cogview_jax.interop.rules import (
     to_theirs,
 )
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
+from cogview_jax.interop.torch_format.pickle import Slot
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tokenizers.codecs.codec import CodecConfig
@@ -138,6 +139,17 @@ def write_codec(file: Path, part: CodecPart, prefix: str) -> None:
     """Writes the torch file; `part` is of `Deferred`s, `prefix` stands before every name.
 
     Raises:
+        InputError: as `named_tensors`.
+    """
+    write_torch(file, *named_tensors(part, prefix))
+
+
+def named_tensors(
+    part: CodecPart, prefix: str = ""
+) -> tuple[dict[str, Slot], Iterator[tuple[Slot, np.ndarray]]]:
+    """The release's state dict of a codec of `Deferred`s, as `rules.to_theirs` gives it.
+
+    Raises:
         InputError: the released code cannot hold this architecture.
     """
     config = part.config
@@ -162,7 +174,7 @@ def write_codec(file: Path, part: CodecPart, prefix: str) -> None:
     codebook = part.codebook._asdict()
     del codebook["error"]  # the official code has no such thing
     tree = {"params": part.params, "codebook": codebook}
-    write_torch(file, *to_theirs(rules(LEVELS), tree, prefix))
+    return to_theirs(rules(LEVELS), tree, prefix)
 
 
 def differences(config: CodecConfig) -> list[str]:

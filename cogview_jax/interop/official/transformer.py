@@ -6,10 +6,12 @@ neither the number of heads nor how vocabulary and positions are divided.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cogview_jax.checkpoints.bundle import TransformerPart, transformer_shapes
 from cogview_jax.interop.rules import (
@@ -24,6 +26,7 @@ from cogview_jax.interop.rules import (
     to_theirs,
 )
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
+from cogview_jax.interop.torch_format.pickle import Slot
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.conventions import RELEASE
 from cogview_jax.models.transformer import Transformer
@@ -175,6 +178,23 @@ def write_transformer(directory: Path, part: TransformerPart, iteration: str) ->
     """Writes the tracker file and the checkpoint of `iteration`; `part` is of `Deferred`s.
 
     Raises:
+        InputError: as `named_tensors`.
+    """
+    state, arrays = named_tensors(part)
+    folder = directory / _checked(iteration, "bundle.json")
+    content: dict[str, Any] = {"module": state}
+    if iteration.isdecimal():
+        content["iteration"] = int(iteration)
+    write_torch(folder / STATES.format(0), content, arrays)
+    (directory / TRACKER).write_text(iteration, encoding="utf-8")
+
+
+def named_tensors(
+    part: TransformerPart,
+) -> tuple[dict[str, Slot], Iterator[tuple[Slot, np.ndarray]]]:
+    """The release's state dict of a transformer of `Deferred`s, as `rules.to_theirs` gives it.
+
+    Raises:
         InputError: the released code cannot hold this architecture.
     """
     config = part.config
@@ -182,13 +202,7 @@ def write_transformer(directory: Path, part: TransformerPart, iteration: str) ->
         raise InputError("the official code has no transformer without sandwich_ln")
     if config.mlp_ratio != MLP_RATIO:
         raise InputError(f"the official code has mlp_ratio {MLP_RATIO}, not {config.mlp_ratio}")
-    folder = directory / _checked(iteration, "bundle.json")
-    state, arrays = to_theirs(RULES, part.params)
-    content: dict[str, Any] = {"module": state}
-    if iteration.isdecimal():
-        content["iteration"] = int(iteration)
-    write_torch(folder / STATES.format(0), content, arrays)
-    (directory / TRACKER).write_text(iteration, encoding="utf-8")
+    return to_theirs(RULES, part.params)
 
 
 def differences(config: TransformerConfig) -> list[str]:

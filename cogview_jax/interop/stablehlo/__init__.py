@@ -1,0 +1,1 @@
+"""A bundle's programs as StableHLO, with their weights beside them."""

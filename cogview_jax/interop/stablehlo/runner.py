@@ -1,0 +1,60 @@
+"""Samples images with the programs and weights beside this file: jax, numpy, sentencepiece alone.
+
+python run.py --prompt "a red heart" --seed 0 --num_images 2 --out samples.npz
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import sentencepiece
+from jax import export
+
+HERE = Path(__file__).resolve().parent
+ABOUT = json.loads((HERE / "export.json").read_text())
+TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I32": "int32"}
+
+
+def read(name: str) -> bytes:
+    """A file, which has to be the one that was exported."""
+    data = (HERE / name).read_bytes()
+    assert hashlib.sha256(data).hexdigest() == ABOUT["files"][name], f"{name} is damaged"
+    return data
+
+
+def arrays(data: bytes) -> dict[str, jax.Array]:
+    """What a safetensors file holds."""
+    start, found = 8 + int.from_bytes(data[:8], "little"), {}
+    for name, x in json.loads(data[8:start]).items():
+        if name != "__metadata__":
+            begin, end = (start + offset for offset in x["data_offsets"])
+            flat = np.frombuffer(data[begin:end], jax.numpy.dtype(TYPES[x["dtype"]]))
+            found[name] = jax.device_put(flat.reshape(x["shape"]))
+    return found
+
+
+flags = argparse.ArgumentParser()
+options = {"prompt": "", "out": "samples.npz", "seed": 0, "num_images": 1} | ABOUT["sampling"]
+for name, value in options.items():
+    flags.add_argument(f"--{name}", type=type(value), default=value)
+given, layout, rows = vars(flags.parse_args()), ABOUT["prompt"], ABOUT["batch_size"]
+about = ABOUT["programs"]["text_to_image" + "_guided" * (given["guidance"] != 1)]
+program = jax.jit(export.deserialize(bytearray(read(about["file"]))).call)
+weights = {part: arrays(read(ABOUT["weights"][part])) for part in about["weights"]}
+text = sentencepiece.SentencePieceProcessor(model_proto=read(ABOUT["text"]))
+pieces = np.array(text.encode(given["prompt"])[: layout["text_length"]]) + layout["text_start"]
+tokens = np.concatenate([layout["before"], pieces, layout["after"]])
+places = np.arange(layout["length"]) - layout["length"] + len(tokens)  # below 0: padding
+given |= {"tokens": np.pad(tokens, (sum(places < 0), 0)), "positions": places.clip(0)}
+digest = hashlib.sha256(given["prompt"].encode()).digest()
+given |= {"valid": places >= 0, "prompt_hash": int.from_bytes(digest[:4], "big")}
+batches, count = [], given["num_images"]
+for first in range(0, count, rows):
+    given["index"] = first + np.arange(rows)
+    shaped = {n: np.broadcast_to(given[n], x["shape"]) for n, x in about["inputs"].items()}
+    typed = {n: shaped[n].astype(x["dtype"]) for n, x in about["inputs"].items()}
+    batches.append(program(weights, typed))
+np.savez(given["out"], **jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches))
