@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 WAY = (
     *("runtime", "shapes", "tokenizers", "data", "models", "training", "sampling", "checkpoints"),
-    *("interop", "pipeline", "evaluation", "tasks", "dry_run", "commands"),
+    *("interop", "pipeline", "evaluation", "tasks", "dry_run", "serving", "commands"),
 )
 COMMANDS = ("train", "prepare", "survey", "sample", "evaluate", "convert")
 
