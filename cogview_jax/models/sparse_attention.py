@@ -286,8 +286,8 @@ class CachedRegions:
 
         def row(first: Any, start: Any, queries: Any, cache: PivotCache) -> jax.Array:
             pattern = CachedRegions(first, start[None], self.window, self.window_blocks)
-            alone = jax.tree.map(lambda leaf: leaf[None], (queries, cache))
-            return pattern.attend(*alone, alpha, dtype, drop)[0]
+            alone: PivotCache = jax.tree.map(lambda leaf: leaf[None], cache)
+            return pattern.attend(queries[None], alone, alpha, dtype, drop)[0]
 
         return jax.vmap(row)(self.first, self.starts, jnp.asarray(queries), cache)
 

@@ -201,7 +201,9 @@ class ContinuousBatch:
             return jnp.repeat(leaf, self.rows, axis=0)
 
         self._on_device = Rows(
-            *jax.tree.map(every, (one.token, one.cache_mask, one.cache)),
+            every(one.token),
+            every(one.cache_mask),
+            jax.tree.map(every, one.cache),
             jnp.stack([one.keys[0]] * self.rows),
         )
 
