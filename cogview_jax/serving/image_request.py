@@ -125,7 +125,8 @@ class ImageRequest:
 def sampling_of(fields: Fields, usual: SamplingConfig) -> SamplingConfig:
     """How tokens are chosen: as the fields say, over what is usual."""
     top_k = fields.integer("top_k", usual.top_k, 0, 2**31 - 1)
-    named = {name: fields.number(name) for name in ("temperature", "top_p", "guidance")}
+    names = ("temperature", "top_p", "guidance")
+    named: dict[str, Any] = {name: fields.number(name) for name in names}
     for name, value in named.items():
         try:
             SamplingSettings(**{name: value})

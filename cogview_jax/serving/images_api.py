@@ -30,7 +30,8 @@ async def edits(request: Request) -> Response:
     service: Service = request.app.state.service
     fields, files = await form_fields(request, (*FIELDS, "keep_rows"), ("image", "mask"))
     asked = ImageRequest.read(fields, service.offer)
-    image, mask = one_file(files, "image"), (files["mask"] or [None])[0]
+    image = one_file(files, "image")
+    mask = one_file(files, "mask") if files["mask"] else None
     size, pixels = service.offer.size, service.limits.pixels
     given = uploaded_pixels(image, "image", size, pixels)
     alpha = uploaded_alpha(mask or image, "mask" if mask else "image", size, pixels)

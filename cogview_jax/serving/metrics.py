@@ -55,6 +55,6 @@ class Metrics:
                     lines.append(f'{name}_bucket{{path="{path}",le="{bound}"}} {value:g}')
                 lines.append(f'{name}_sum{{path="{path}"}} {counts[-1]:.6f}')
                 lines.append(f'{name}_count{{path="{path}"}} {counts[-2]:g}')
-        for name, (help, value) in self._gauges.items():
-            lines += [f"# HELP {name} {help}", f"# TYPE {name} gauge", f"{name} {value():g}"]
+        for name, (help, ask) in self._gauges.items():
+            lines += [f"# HELP {name} {help}", f"# TYPE {name} gauge", f"{name} {ask():g}"]
         return "\n".join(lines) + "\n"

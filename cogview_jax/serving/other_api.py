@@ -52,7 +52,7 @@ async def upscales(request: Request) -> Response:
     check_model(fields, service.offer.name)
     sampling = sampling_of(fields, upsampler.super_resolution.default_sampling)
     seed = fields.integer("seed", secrets.randbelow(2**32), 0, 2**32 - 1)
-    images = _uploads(service, files, service.offer.size)
+    images = _uploads(service, files, upsampler.super_resolution.sizes[0])
     texts = [fields.text("prompt")] * len(images) if _reads_text(upsampler) else None
     larger = await _beside(
         request, lambda: upsampler.super_resolve(images, texts, seed, sampling=sampling)

@@ -53,8 +53,20 @@ class Models:
                 f"--bundle samples images of {size} pixels, --rerank_with reads images of"
                 f" {self.scorer.codec.config.image_size}"
             )
-        if self.upsampler is not None:
-            self.upsampler.super_resolution.plan(size)
+        if self.upsampler is not None and self.larger is None:
+            sizes = " or ".join(map(str, self.upsampler.super_resolution.sizes))
+            log(
+                f"--upsample_with takes images of {sizes} pixels, and --bundle samples images of"
+                f" {size}: it is for /v1/images/upscales alone"
+            )
+
+    @property
+    def larger(self) -> int | None:
+        """The size to which sampled images can be upsampled, if they can."""
+        size = self.base.codec.config.image_size
+        if self.upsampler is None or size not in self.upsampler.super_resolution.sizes:
+            return None
+        return 2 * size
 
 
 class Service:
@@ -80,7 +92,7 @@ class Service:
         self.offer = Offer(
             models.name,
             size,
-            None if models.upsampler is None else 2 * size,
+            models.larger,
             grid,
             models.scorer is not None,
             base.generation.default_sampling,
@@ -99,7 +111,7 @@ class Service:
 
     def start(self) -> None:
         """Compiles what requests run, then takes them."""
-        models, size = self.models, self.offer.size
+        models = self.models
         self.engine.start()
         image = models.base.decode(np.zeros((1, self.offer.grid, self.offer.grid), np.int32))
         models.base.encode(image)
@@ -107,6 +119,7 @@ class Service:
             models.scorer.caption(image)
         if models.upsampler is not None:
             texts = ["a"] if models.upsampler.layout.region("text").length else None
+            size = models.upsampler.super_resolution.sizes[0]
             models.upsampler.super_resolve(np.zeros((1, size, size, 3), np.uint8), texts)
         self.ready = True
 

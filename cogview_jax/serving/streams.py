@@ -70,9 +70,10 @@ async def _lines(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client leaves: then ClientGone."""
     task: asyncio.Future[T] = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    gone: asyncio.Future[None] = asyncio.ensure_future(_gone(request))
+    both: set[asyncio.Future] = {task, gone}
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientGone
         return task.result()

@@ -101,9 +101,10 @@ def test_an_error_on_the_way_ends_a_stream(client, server, monkeypatch):
         raise RuntimeError("INTERNAL: the device is gone")
 
     monkeypatch.setattr(batch, "advance", advance)
-    with client.images.generate(prompt=PROMPTS[0], stream=True) as stream:
-        with pytest.raises(openai.APIError, match="the device has failed"):
-            list(stream)
+    call = {"prompt": PROMPTS[0], "stream": True}
+    failing = pytest.raises(openai.APIError, match="the device has failed")
+    with client.images.generate(**call) as stream, failing:
+        list(stream)
     monkeypatch.undo()
 
 
