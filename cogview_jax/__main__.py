@@ -13,6 +13,7 @@ COMMANDS = {
     "survey": "look at one's data: a page with its sizes, captions and duplicates",
     "sample": "generate, complete, upsample, caption or rank images",
     "evaluate": "measure a bundle into a JSON report",
+    "serve": "answer requests: an HTTP API as OpenAI's clients expect it, and a page",
     "convert": "read and write the checkpoints of others, and safetensors",
     "export": "a bundle for use without this code: StableHLO, safetensors, Orbax",
 }

@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 WAY = (
     *("runtime", "shapes", "tokenizers", "data", "models", "training", "sampling", "checkpoints"),
-    *("interop", "pipeline", "evaluation", "tasks", "dry_run", "commands"),
+    *("interop", "pipeline", "evaluation", "tasks", "dry_run", "serving", "commands"),
 )
-COMMANDS = ("train", "prepare", "survey", "sample", "evaluate", "convert", "export")
+COMMANDS = ("train", "prepare", "survey", "sample", "evaluate", "serve", "convert", "export")
 
 # Libraries that a GPU image may lack, or that should be easy to replace, and the rooms they have.
 ROOMS = {
@@ -31,6 +31,8 @@ ROOMS = {
     "ml_collections": ("runtime/config_flag.py",),
     "orbax": ("checkpoints/",),
     "flax.linen": ("models/", "tokenizers/", "runtime/sharding.py"),
+    "starlette": ("serving/",),
+    "uvicorn": ("serving/",),
     "tensorboardX": ("training/metrics.py",),
 }
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("cogview_jax/**/*.py"))

@@ -54,7 +54,10 @@ class LayerCache(Protocol):
         keys: Float[Array | np.ndarray, "B N T H"],
         values: Float[Array | np.ndarray, "B N T H"],
     ) -> "LayerCache":
-        """Returns the cache with `keys` and `values` in the slots index..index + T - 1."""
+        """Returns the cache with `keys` and `values` in the slots index..index + T - 1.
+
+        An index that is an array [B] is of each row by itself.
+        """
 
 
 @runtime_checkable
@@ -103,6 +106,9 @@ def _write(
     index: jax.Array | int,
     new: Float[Array | np.ndarray, "B N T H"],
 ) -> Float[Array, "B N S H"]:
+    if jnp.ndim(index):
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+        return jax.vmap(write)(cached, new, index)
     if len(cached) > 1:
         return jax.lax.dynamic_update_slice(cached, new, (0, 0, index, 0))
     # A single row is written without its batch axis. XLA drops that axis in the products that read
@@ -206,7 +212,8 @@ class Attention(nn.Module):
             x: the input.
             pattern: which keys each query sees. It also decides which program runs.
             cache: the keys and values of the tokens so far; None attends to those of x alone.
-            index: the first slot of the cache that the keys and values of x are written to.
+            index: the first slot of the cache that the keys and values of x are written to; an
+                array [B] where rows stand at different slots.
 
         Returns:
             The output, and the keys and values that were attended to.

@@ -187,8 +187,8 @@ class PivotCache(NamedTuple):
         values: Float[Array | np.ndarray, "B N T H"],
     ) -> "PivotCache":
         """Returns the cache with `keys` and `values` in the slots index..index + T - 1."""
-        slots = index + jnp.arange(keys.shape[2])
-        equal = slots[:, None] == self.pivots[:, None, :]  # [B, T, P]
+        slots = jnp.asarray(index)[..., None] + jnp.arange(keys.shape[2])
+        equal = slots[..., None] == self.pivots[:, None, :]  # [B, T, P]
         count = self.pivots.shape[1]
         # The rank of each written slot among the pivots. A slot that is no pivot gets a rank beyond
         # the last, which the update below drops.
@@ -210,7 +210,7 @@ class CachedRegions:
     They see what they would see in the whole row. The release adds no bias here.
 
     Attributes:
-        first: the slot of the first query, an int32 scalar.
+        first: the slot of the first query, int32: one for all rows, or [B].
         starts: the slot of the first token of each row, int32 [B]. Earlier slots are padding.
         window: the number of tokens in a block; see `TransformerConfig`.
         window_blocks: the number of blocks in the window; see `TransformerConfig`.
@@ -235,6 +235,8 @@ class CachedRegions:
         blocks of rows that start at different slots do not end together, but each window lies
         within the last window x window_blocks slots before its query.
         """
+        if jnp.ndim(self.first):
+            return self._attend_by_row(queries, cache, alpha, dtype, drop)
         length, slots = queries.shape[2], cache.keys.shape[2]
         size = min(length, self.window)
         chunks = -(-length // size)
@@ -271,6 +273,23 @@ class CachedRegions:
         in_chunks = padded.reshape(*padded.shape[:2], chunks, size, -1)
         y = jax.lax.map(attend_chunk, (jnp.arange(chunks), jnp.moveaxis(in_chunks, 2, 0)))
         return jnp.moveaxis(y, 0, 2).reshape(padded.shape)[:, :, :length]
+
+    def _attend_by_row(
+        self,
+        queries: Float[Array | np.ndarray, "B N T H"],
+        cache: PivotCache,
+        alpha: float,
+        dtype: DTypeLike,
+        drop: DropoutFn,
+    ) -> Float[Array, "B N T H"]:
+        """The same, of rows whose queries stand at different slots."""
+
+        def row(first: Any, start: Any, queries: Any, cache: PivotCache) -> jax.Array:
+            pattern = CachedRegions(first, start[None], self.window, self.window_blocks)
+            alone: PivotCache = jax.tree.map(lambda leaf: leaf[None], cache)
+            return pattern.attend(queries[None], alone, alpha, dtype, drop)[0]
+
+        return jax.vmap(row)(self.first, self.starts, jnp.asarray(queries), cache)
 
 
 def pivot_bias(length: int, pivots: int) -> float:

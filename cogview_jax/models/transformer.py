@@ -335,7 +335,8 @@ def cached_forward(
             function adds causality. With sparse attention, and if T is 1, the mask has to be True
             from the first token of each row on.
         cache: a cache from `empty_cache` or an earlier call, one entry a layer.
-        index: the number of slots that have been written before.
+        index: the number of slots that have been written before; int32 [B] where rows stand at
+            different slots, each of which then has one new token.
 
     Returns:
         The hidden states of the new tokens, and the cache with these tokens.
@@ -351,10 +352,17 @@ def cached_forward(
         pattern = CacheSpan(jnp.argmax(cache_mask, axis=1), index, programs.interpret)
     else:
         slots, queries = jnp.arange(length), index + jnp.arange(tokens.shape[1])
-        pattern = (slots[None, :] <= queries[:, None]) & cache_mask[:, None, None, :]
+        if jnp.ndim(index):
+            seen = (slots[None, :] <= queries[:, None])[:, None, None, :]
+        else:
+            seen = slots[None, :] <= queries[:, None]
+        pattern = seen & cache_mask[:, None, None, :]
     x: Any = model.apply({"params": params}, tokens, positions, method=model.embed)
     # With this mask, the hidden states of a row depend on its own tokens alone.
-    valid_mask = jax.lax.dynamic_slice_in_dim(cache_mask, index, tokens.shape[1], axis=1)
+    if jnp.ndim(index):
+        valid_mask = jnp.take_along_axis(cache_mask, jnp.asarray(index)[:, None], axis=1)
+    else:
+        valid_mask = jax.lax.dynamic_slice_in_dim(cache_mask, index, tokens.shape[1], axis=1)
     blocks = params["blocks"]
     written: Cache
     if isinstance(pattern, CacheSpan) and decoding == "token_step" and len(x) <= ROWS:

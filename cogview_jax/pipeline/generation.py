@@ -135,12 +135,16 @@ class Generation:
             sampled = np.concatenate([sampled, part])
             if len(sampled) % codec.grid:
                 continue
-            codes = sampled.reshape(-1, codec.grid)
-            # The decoder looks a little ahead: the last row stands for those to come.
-            whole = np.pad(codes, ((0, codec.grid - len(codes)), (0, 0)), mode="edge")
-            pixels = self.parts.decode(whole[None])[0].copy()
-            pixels[len(codes) * codec.downsampling :] = GREY
-            yield pixels
+            yield self.preview(sampled.reshape(-1, codec.grid))
+
+    def preview(self, codes: np.ndarray) -> np.ndarray:
+        """The image so far of the first rows of codes, int [rows, grid]: uint8 [h, w, 3]."""
+        codec = self.parts.codec.config
+        # The decoder looks a little ahead: the last row stands for those to come.
+        whole = np.pad(codes, ((0, codec.grid - len(codes)), (0, 0)), mode="edge")
+        pixels = self.parts.decode(whole[None])[0].copy()
+        pixels[len(codes) * codec.downsampling :] = GREY
+        return pixels
 
     def prompt_rows(self, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
         """The tokens before the first code, of every prompt: int32 [at most the prompt length]."""

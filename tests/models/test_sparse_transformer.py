@@ -17,7 +17,7 @@ from cogview_jax.interop.official.fill import fill
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.layer_params import unstack_layers
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_pivot_slots, draw_regions
-from cogview_jax.models.sparse_attention import PivotCache
+from cogview_jax.models.sparse_attention import PivotCache, ThreeRegions
 from cogview_jax.models.transformer import Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh, place_batch
@@ -140,6 +140,26 @@ def test_cached_decoding_equals_the_whole_pass(params, rows, steps):
         np.testing.assert_array_equal(np.minimum(pivots, len(row)), alone.pivots[:, 0])
         whole = logits(MODEL, params, row[None], alone)[0]
         np.testing.assert_allclose(result[i, -len(row) :], whole, atol=1e-5)
+
+
+def test_rows_at_different_slots_equal_the_whole_pass(params, rows):
+    """Row i begins i steps after the first; until then it writes what its own token replaces."""
+    lengths = np.array([len(row) for row in rows])
+    count, layers = lengths.max(), unstack_layers(params)
+    keys = jax.random.split(jax.random.key(3), 3)
+    mask, found = np.ones((3, count), bool), [[] for _ in rows]
+    slots = draw_pivot_slots(CONFIG, VOCABULARY, right_padded(rows, count), mask, keys)
+    cache = empty_cache(MODEL, 3, count, slots)
+    for step in range(count + 2):
+        index = np.clip(step - np.arange(3), 0, lengths - 1)
+        token = np.stack([row[at] for row, at in zip(rows, index, strict=True)])[:, None]
+        result, cache = continued(MODEL, layers, token, index[:, None], mask, cache, index)
+        for i, at in enumerate(index):
+            found[i][at:] = [result[i, 0]]
+    for i, row in enumerate(rows):
+        alone = ThreeRegions(slots[:, i : i + 1], CONFIG.window, CONFIG.window_blocks)
+        whole = logits(MODEL, params, right_padded([row], count), alone)[0]
+        np.testing.assert_allclose(np.stack(found[i]), whole[: len(row)], atol=1e-5)
 
 
 PROMPTS = ([40, 21, 22, 23, 41], [40, 25, 41], [40, 20, 24, 31, 27, 26, 41])

@@ -147,6 +147,21 @@ def test_cached_decoding_equals_the_whole_pass(params, rows, expected):
         np.testing.assert_allclose(result[i, -given[i] - done :], expected[i], atol=1e-5)
 
 
+def test_rows_at_different_slots_equal_the_whole_pass(params, rows, expected):
+    """Row i begins i steps after the first; until then it writes what its own token replaces."""
+    layers, count = unstack_layers(params), max(LENGTHS)
+    mask, found = np.ones((len(rows), count), bool), [[] for _ in rows]
+    cache = jax.tree.map(lambda x: x + 1e3, empty_cache(MODEL, len(rows), count))
+    for step in range(count + len(rows) - 1):
+        index = np.clip(step - np.arange(len(rows)), 0, np.array(LENGTHS) - 1)
+        token = np.stack([row[at] for row, at in zip(rows, index, strict=True)])[:, None]
+        result, cache = continued(MODEL, layers, token, index[:, None], mask, cache, index)
+        for i, at in enumerate(index):
+            found[i][at:] = [result[i, 0]]
+    for i in range(len(rows)):
+        np.testing.assert_allclose(np.stack(found[i]), expected[i], atol=1e-5)
+
+
 def test_a_part_of_the_head_is_a_slice_of_all(params):
     hidden = np.random.default_rng(3).standard_normal((2, 3, CONFIG.width)).astype(np.float32)
 

@@ -28,7 +28,7 @@ class CacheSpan:
 
     Attributes:
         starts: the first slot that each row sees, int32 [B].
-        index: the slot of the token itself, an int32 scalar.
+        index: the slot of the token itself, int32: one for all rows, or [B].
         interpret: whether the kernel is interpreted, which is slow but needs no GPU.
     """
 
@@ -53,7 +53,7 @@ def cached_attention(
 ) -> Float[Array, "B 1 N H"]:
     """Computes softmax(Q K^T / sqrt H) V over the slots of `span`."""
     batch, heads, slots, width = keys.shape
-    stops = jnp.full(batch, span.index + 1, jnp.int32)
+    stops = jnp.broadcast_to(jnp.asarray(span.index + 1, jnp.int32), batch)
 
     def row(*block: int | None) -> pl.BlockSpec:
         return pl.BlockSpec((None, *block), lambda b, n: (b, n, *(0,) * (len(block) - 1)))

@@ -116,6 +116,7 @@ def token_step(
     bias: Any = None
     closing = None
     written = []
+    stops = jnp.broadcast_to(jnp.asarray(span.index, jnp.int32), batch)
 
     def kernel(linear: Mapping[str, Any]) -> Float[Array, "_ _"]:
         values = jnp.asarray(linear["kernel"], policy.compute)
@@ -128,7 +129,7 @@ def token_step(
         )
         sums = _matmul(h, kernel(attention["qkv"]), tiles=tiles["qkv"], **run)
         bias = attention["qkv"]["bias"].reshape(-1)
-        h, layer_cache = _attend(sums, bias, layer_cache, span.starts, jnp.int32(span.index), **run)
+        h, layer_cache = _attend(sums, bias, layer_cache, span.starts, stops, **run)
         sums = _matmul(h, kernel(attention["out"]), tiles=tiles["out"], **run)
         bias, closing = attention["out"]["bias"], layer.get("attention_out")
         main, h = _add_and_norm(main, sums, bias, closing, layer["mlp_in"], batch=batch, **run)
@@ -300,7 +301,7 @@ def _attend(
     bias: Float[Array | np.ndarray, " three_D"],
     cache: KeyValues,
     starts: Int[Array, " B"],
-    index: Int[Array, ""],
+    index: Int[Array, " B"],
     *,
     numerics: Numerics,
     interpret: bool,
@@ -315,7 +316,7 @@ def _attend(
         bias: the bias of queries, keys and values.
         cache: the cache of the layer.
         starts: the first slot that each row sees.
-        index: the slot of the new tokens.
+        index: the slot of the new token of each row.
         numerics: the arithmetic of the model.
         interpret: whether the kernel is interpreted.
 
@@ -338,7 +339,7 @@ def _attend(
         grid=(batch, heads, splits),
         in_specs=[
             pl.BlockSpec((None,), lambda b, n, s: (b,)),
-            pl.BlockSpec((1,), lambda b, n, s: (0,)),
+            pl.BlockSpec((1,), lambda b, n, s: (b,)),
             pl.BlockSpec((parts, None, 3, head_width), lambda b, n, s: (0, b, 0, n)),
             pl.BlockSpec((3, head_width), lambda b, n, s: (0, n)),
             cached,
@@ -353,7 +354,7 @@ def _attend(
         interpret=interpret,
         **compiler_options(4, 1),
     )(
-        starts.astype(jnp.int32), index[None],
+        starts.astype(jnp.int32), index,
         sums.reshape(parts, rows, 3, width), bias.reshape(3, width), *cache,
     )  # fmt: skip
     factors = jnp.exp(largest - largest.max(axis=1, keepdims=True))

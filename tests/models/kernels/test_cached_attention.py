@@ -17,20 +17,22 @@ INTERPRETED = jax.default_backend() != "gpu"
 
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 3e-6), (jnp.bfloat16, 8e-3)])
 @pytest.mark.parametrize(
-    ("index", "starts"), [(0, [0, 0, 0]), (300, [0, 5, 299]), (S - 1, [0, 300, 512])]
+    ("index", "starts"),
+    [(0, [0, 0, 0]), (300, [0, 5, 299]), (S - 1, [0, 300, 512]), ((7, 300, 600), [0, 5, 600])],
 )
 def test_it_is_softmax_attention_to_what_is_filled(index, starts, dtype, error):
     """All slots that should not be seen hold NaN."""
     generator = np.random.default_rng(index)
+    last = np.broadcast_to(index, B)
     queries = jnp.asarray(2 * generator.standard_normal((B, N, 1, H)), dtype)
     keys, values = generator.standard_normal((2, B, N, S, H))
-    outside = (np.arange(S) > index) | (np.arange(S) < np.array(starts)[:, None])
+    outside = (np.arange(S) > last[:, None]) | (np.arange(S) < np.array(starts)[:, None])
     poison = np.where(outside[:, None, :, None], np.nan, 0)
     keys, values = (jnp.asarray(x + poison, dtype) for x in (keys, values))
-    span = CacheSpan(jnp.array(starts), jnp.int32(index), INTERPRETED)
+    span = CacheSpan(jnp.array(starts), jnp.array(index, jnp.int32), INTERPRETED)
     y = np.asarray(cached_attention(queries, keys, values, span), np.float64)
     for b, n in np.ndindex(B, N):
-        filled = slice(starts[b], index + 1)
+        filled = slice(starts[b], last[b] + 1)
         q, k, v = (
             reference.float64(x) for x in (queries[b, n], keys[b, n, filled], values[b, n, filled])
         )

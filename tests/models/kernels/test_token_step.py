@@ -40,8 +40,9 @@ TILES = {
     ids=["paper", "official", "pre-LN"],
 )
 @pytest.mark.parametrize(("precision", "error"), [("float32", 1e-6), ("bfloat16", 1.5e-2)])
-def test_it_is_the_blocks(precision, error, switches):
-    """The rows begin at the first slot, at the last but one, and at the token itself.
+@pytest.mark.parametrize("index", [270, (270, 299, 280)], ids=["together", "apart"])
+def test_it_is_the_blocks(precision, error, switches, index):
+    """The rows begin at the first slot, at slot 269, and at slot 270.
 
     `error` is relative to the largest value of what is compared, the output and each cache.
     """
@@ -53,15 +54,15 @@ def test_it_is_the_blocks(precision, error, switches):
     def normal(*shape):
         return jnp.asarray(generator.standard_normal(shape), types.compute)
 
-    x, index, starts = normal(3, 1, WIDTH), 270, jnp.array([0, 269, 270])
+    x, index, starts = normal(3, 1, WIDTH), jnp.int32(index), jnp.array([0, 269, 270])
     filled = (3, HEADS, SLOTS, WIDTH // HEADS)
     cache = [KeyValues(normal(*filled), normal(*filled)) for _ in range(2)]
     slots = jnp.arange(SLOTS)
-    mask = (slots <= index) & (slots >= starts[:, None])
+    mask = (slots <= index[..., None]) & (slots >= starts[:, None])
     mask, valid = mask[:, None, None, :], jnp.ones((3, 1), bool)
     shapes = jax.eval_shape(block.init, jax.random.key(0), x, mask[..., :1])["params"]
     blocks = [reference.random_like(unbox(shapes), i) for i in range(2)]
-    expected, expected_cache, span = x, [], CacheSpan(starts, jnp.int32(index), INTERPRETED)
+    expected, expected_cache, span = x, [], CacheSpan(starts, index, INTERPRETED)
     # By default a GPU multiplies float32 in fewer bits.
     with jax.default_matmul_precision("highest" if precision == "float32" else None):
         for layer, layer_cache in zip(blocks, cache, strict=True):

@@ -1,0 +1,84 @@
+"""Serves a bundle: a page, and an HTTP API as OpenAI's clients expect it.
+
+  python -m cogview_jax.serve --bundle emoji
+
+  python -m cogview_jax.serve --bundle emoji --rerank_with emoji_caption \\
+      --upsample_with emoji_superres --port 8000
+
+Then http://127.0.0.1:8000 is the page, and http://127.0.0.1:8000/v1 what a client of OpenAI's API
+takes for its base_url:
+
+  POST /v1/images/generations  images of a prompt, as a whole or as they come (stream)
+  POST /v1/images/edits        images of which a part is given
+  POST /v1/images/upscales     images of twice the size, with --upsample_with
+  POST /v1/captions, /v1/scores  texts of images, with --rerank_with
+  GET  /v1/models, /health, /metrics, /openapi.json
+
+The image of a prompt, a seed and an index is the one that `cogview sample` gives, whatever else is
+served at the same time. What a request leaves open is as the bundle recommends.
+
+Only programs of this machine are answered. For others, --host names an address of this machine and
+the environment variable COGVIEW_API_KEY a key that every request has to send. SIGTERM or Ctrl-C
+ends the server once it has finished what it was asked for.
+"""
+
+from absl import flags
+
+from cogview_jax.runtime import command_line
+
+BUNDLE = command_line.path_flag(
+    "bundle",
+    "the bundle that samples images: its folder, a run's workdir, one of its checkpoints, or the"
+    " name of a shipped bundle, such as emoji",
+    required=True,
+)
+RERANK_WITH = command_line.path_flag(
+    "rerank_with", "a caption bundle: it chooses among candidates, and captions and scores images"
+)
+UPSAMPLE_WITH = command_line.path_flag(
+    "upsample_with", "a bundle of super-resolution: images of twice the size can be asked for"
+)
+HOST = flags.DEFINE_string("host", "127.0.0.1", "the address to listen on")
+PORT = flags.DEFINE_integer(
+    "port", 8000, "the port to listen on, 0 for any that is free", lower_bound=0, upper_bound=65535
+)
+ROWS = flags.DEFINE_integer(
+    "rows",
+    None,
+    "rows that are sampled at a time, a power of two: an image takes one, with guidance two. By"
+    " default 32, or what free memory has room for",
+)
+MOST_IMAGES = flags.DEFINE_integer(
+    "most_images", 16, "images that a request may sample, candidates among them"
+)
+MOST_WAITING = flags.DEFINE_integer(
+    "most_waiting", 256, "images that may wait; requests beyond are refused"
+)
+SECONDS = flags.DEFINE_float("seconds", 300.0, "how long a request may take")
+REQUESTS_PER_MINUTE = flags.DEFINE_integer(
+    "requests_per_minute", 600, "requests that one address may send"
+)
+PRECISION = flags.DEFINE_enum(
+    "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
+)
+
+
+def main() -> None:
+    """Flags in, one server."""
+    from cogview_jax.serving.extra import need_extra
+    from cogview_jax.serving.settings import Limits
+
+    need_extra()
+    limits = Limits(MOST_IMAGES.value, MOST_WAITING.value, SECONDS.value, REQUESTS_PER_MINUTE.value)
+    from cogview_jax.serving.server import serve
+
+    serve(
+        BUNDLE.value,
+        RERANK_WITH.value,
+        UPSAMPLE_WITH.value,
+        HOST.value,
+        PORT.value,
+        limits,
+        ROWS.value,
+        PRECISION.value,
+    )

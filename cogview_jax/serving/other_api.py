@@ -1,0 +1,87 @@
+"""`POST /v1/captions`, `/v1/scores` and `/v1/images/upscales`: the models beside the loop."""
+
+import secrets
+import time
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.serving.api_error import ApiError
+from cogview_jax.serving.fields import form_fields
+from cogview_jax.serving.image_request import check_model, sampling_of
+from cogview_jax.serving.pictures import base64_png, uploaded_pixels
+from cogview_jax.serving.service import Service
+from cogview_jax.serving.streams import unless_gone
+
+#: Fields of every upload here; the others choose tokens.
+COMMON, CHOOSING = ("model", "user"), ("seed", "temperature", "top_k", "top_p")
+
+
+async def captions(request: Request) -> Response:
+    """A text for each image."""
+    service: Service = request.app.state.service
+    scorer = _model(service.models.scorer, "captions", "--rerank_with")
+    fields, files = await form_fields(request, (*COMMON, *CHOOSING), ("image",))
+    check_model(fields, service.offer.name)
+    sampling = sampling_of(fields, scorer.captioning.default_sampling)
+    seed = fields.integer("seed", 0, 0, 2**32 - 1)
+    images = _uploads(service, files, scorer.codec.config.image_size)
+    texts = await _beside(request, lambda: scorer.caption(images, seed, sampling=sampling))
+    return JSONResponse({"data": [{"index": i, "text": text} for i, text in enumerate(texts)]})
+
+
+async def scores(request: Request) -> Response:
+    """CapLoss of each image with the prompt: how unlikely the text is for it."""
+    service: Service = request.app.state.service
+    scorer = _model(service.models.scorer, "scores", "--rerank_with")
+    fields, files = await form_fields(request, (*COMMON, "prompt"), ("image",))
+    check_model(fields, service.offer.name)
+    prompt, images = fields.text("prompt"), _uploads(service, files, scorer.codec.config.image_size)
+    found = await _beside(request, lambda: scorer.score(images, [prompt] * len(images)))
+    return JSONResponse({"data": [{"index": i, "score": float(x)} for i, x in enumerate(found)]})
+
+
+async def upscales(request: Request) -> Response:
+    """Each image at twice its size."""
+    service: Service = request.app.state.service
+    upsampler = _model(service.models.upsampler, "upscales", "--upsample_with")
+    fields, files = await form_fields(request, (*COMMON, *CHOOSING, "prompt"), ("image",))
+    check_model(fields, service.offer.name)
+    sampling = sampling_of(fields, upsampler.super_resolution.default_sampling)
+    seed = fields.integer("seed", secrets.randbelow(2**32), 0, 2**32 - 1)
+    images = _uploads(service, files, upsampler.super_resolution.sizes[0])
+    texts = [fields.text("prompt")] * len(images) if _reads_text(upsampler) else None
+    larger = await _beside(
+        request, lambda: upsampler.super_resolve(images, texts, seed, sampling=sampling)
+    )
+    facts = {"seed": seed, "model": service.offer.name, "prompt": texts[0] if texts else None}
+    data = [
+        {"index": i, "b64_json": base64_png(np.asarray(image), facts), "seed": seed}
+        for i, image in enumerate(larger)
+    ]
+    return JSONResponse({"created": int(time.time()), "data": data})
+
+
+def _model(model: CogView | None, what: str, flag: str) -> CogView:
+    if model is None:
+        raise ApiError(404, f"this server has no model for {what} ({flag})", code="no_model")
+    return model
+
+
+def _reads_text(upsampler: CogView) -> bool:
+    return upsampler.layout.region("text").length > 0
+
+
+def _uploads(service: Service, files: dict[str, list[bytes]], size: int) -> np.ndarray:
+    if not files["image"]:
+        raise ApiError(400, "image is missing", "image", "missing_required_parameter")
+    pixels = service.limits.pixels
+    return np.stack([uploaded_pixels(data, "image", size, pixels) for data in files["image"]])
+
+
+async def _beside(request: Request, work: Any) -> Any:
+    service: Service = request.app.state.service
+    return await unless_gone(request, service.beside(work))

@@ -1,0 +1,107 @@
+"""From bundles to a server that answers, and back."""
+
+import os
+import signal
+import socket
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from cogview_jax.checkpoints.shipped import bundle_folder
+from cogview_jax.checkpoints.step_bundle import located
+from cogview_jax.pipeline.load import load, load_scorer, open_checked
+from cogview_jax.pipeline.parts import EVERY_PART
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.processes import log
+from cogview_jax.runtime.progress import waiting
+from cogview_jax.serving.app import make_app
+from cogview_jax.serving.service import Models, Service
+from cogview_jax.serving.settings import KEY_VARIABLE, Address, Limits
+
+
+def serve(
+    bundle: str,
+    rerank_with: str | None,
+    upsample_with: str | None,
+    host: str,
+    port: int,
+    limits: Limits,
+    rows: int | None,
+    precision: str,
+) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes the requests that it has.
+
+    Raises:
+        InputError: a bundle or a number is wrong, or the port is taken.
+    """
+    address = Address(host, port, os.environ.get(KEY_VARIABLE) or None)
+    with closing(_listening(address)) as listening:
+        models = load_models(bundle, rerank_with, upsample_with, precision)
+        service = Service(models, limits, rows)
+        waiting("compiling")(service.start)()
+        run(service, address, listening)
+
+
+def load_models(
+    bundle: str, rerank_with: str | None, upsample_with: str | None, precision: str
+) -> Models:
+    """Reads the bundles; all are checked before the first is read."""
+    open_checked(bundle, EVERY_PART, "text_to_image")
+    scorer, upsampler = None, None
+    if rerank_with is not None:
+        open_checked(rerank_with, EVERY_PART, "caption")
+    if upsample_with is not None:
+        open_checked(upsample_with, EVERY_PART)
+    folder = Path(located(bundle))
+    base = load(folder, dtype=precision, needs=EVERY_PART, task="text_to_image")
+    if rerank_with is not None:
+        scorer = load_scorer(located(rerank_with), dtype=precision)
+    if upsample_with is not None:
+        upsampler = load(located(upsample_with), dtype=precision, needs=EVERY_PART)
+    place = bundle_folder(Path(bundle)).resolve()
+    name = place.parent.name if place.name == "bundle" else place.name
+    return Models(name, base, scorer, upsampler)
+
+
+def run(service: Service, address: Address, listening: socket.socket) -> None:
+    """Answers on a socket until a signal comes, then finishes what it has."""
+    config = uvicorn.Config(
+        make_app(service, address),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=int(service.limits.seconds) + 1,
+        limit_concurrency=1024,
+        h11_max_incomplete_event_size=1 << 16,
+    )
+    server = uvicorn.Server(config)
+    # uvicorn raises the signal again once it has shut down, which would end the process by it.
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before: dict[Any, Any] = {each: signal.signal(each, _heard) for each in signals}
+    try:
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        log(f"{service.offer.name} is ready: http://{shown}:{port} (Ctrl-C ends it)")
+        server.run([listening])
+    finally:
+        service.close()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _listening(address: Address) -> socket.socket:
+    """A socket at the address, before minutes are spent on loading."""
+    try:
+        family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((address.host, address.port), family=family, backlog=2048)
+    except OSError as error:
+        where = f"--host {address.host} --port {address.port}"
+        raise InputError(f"{where}: {error.strerror or error}; choose another") from error
+
+
+def _heard(number: int, frame: Any) -> None:
+    """A signal that uvicorn has obeyed already."""

@@ -1,0 +1,113 @@
+"""Requests that come and go beside each other, against the engine that samples them in batches."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from pipeline.conftest import model, parts  # noqa: F401  (fixtures)
+from pipeline.small import PROMPTS, SAMPLING
+
+from cogview_jax.sampling.continuous import ContinuousBatch
+from cogview_jax.sampling.engine import SamplingRequest
+
+GUIDED = dataclasses.replace(SAMPLING, guidance=3.0)
+REQUESTS = (
+    SamplingRequest(PROMPTS[0], 1, 0, SAMPLING),
+    SamplingRequest(PROMPTS[1], 2, 1, GUIDED),
+    SamplingRequest(PROMPTS[0], 1, 0, dataclasses.replace(SAMPLING, temperature=0.0)),
+    SamplingRequest(PROMPTS[2], 3, 2, dataclasses.replace(GUIDED, top_p=0.8)),
+    SamplingRequest(PROMPTS[2], 4, 0, dataclasses.replace(SAMPLING, top_k=0)),
+)
+
+
+@pytest.fixture(scope="module")
+def batch(model):  # noqa: F811
+    return ContinuousBatch(model.parts.engine, rows=4, columns=4)
+
+
+@pytest.fixture(scope="module")
+def alone(model):  # noqa: F811
+    """What each request gives with nothing beside it."""
+    return [next(model.generation.sample_codes([request]))[0] for request in REQUESTS]
+
+
+def prompt_of(model, request):  # noqa: F811
+    return model.generation.prompt_rows([request.prompt])[request.prompt]
+
+
+def begin(batch, model, request, given=None):  # noqa: F811
+    return batch.add(request, prompt_of(model, request), given)
+
+
+def test_requests_that_come_as_rows_get_free_give_what_they_give_alone(batch, model, alone):  # noqa: F811
+    waiting, numbers, found = list(REQUESTS), [], {}
+    together = 0
+    while waiting or batch.work:
+        # At most one new request a step, so that all stand at different places.
+        if waiting and batch.fits(waiting[0]):
+            numbers.append(begin(batch, model, waiting.pop(0)))
+        together = max(together, len(batch.work))
+        for number, tokens in batch.advance().items():
+            found.setdefault(number, []).extend(tokens.tolist())
+    assert together > 2
+    for number, codes in zip(numbers, alone, strict=True):
+        assert found[number] == codes.ravel().tolist()
+
+
+def test_guidance_takes_two_rows(batch, model):  # noqa: F811
+    numbers = [begin(batch, model, REQUESTS[i]) for i in (1, 0)]
+    assert batch.used == 3
+    assert batch.fits(REQUESTS[0])
+    assert not batch.fits(REQUESTS[1])
+    for number in numbers:
+        batch.remove(number)
+    assert batch.used == 0
+
+
+def test_one_that_is_given_up_changes_no_other(batch, model, alone):  # noqa: F811
+    first, second = begin(batch, model, REQUESTS[1]), begin(batch, model, REQUESTS[0])
+    found = batch.advance()[second].tolist()
+    batch.remove(first)
+    batch.remove(first)
+    begin(batch, model, REQUESTS[4])
+    while second in batch.work:
+        found += batch.advance()[second].tolist()
+    batch.clear()
+    assert found == alone[0].ravel().tolist()
+
+
+def test_given_codes_are_a_completion(batch, model):  # noqa: F811
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8)
+    request = dataclasses.replace(REQUESTS[1], index=0)
+    expected = next(model.generation.complete_codes(pixels, 1, [request], [0])).ravel()
+    given = np.where(np.arange(16) < 4, expected, -1).astype(np.int32)
+    number, found = begin(batch, model, request, given), []
+    while batch.work:
+        found += batch.advance()[number].tolist()
+    assert found == expected.tolist()
+
+
+def test_after_an_error_it_begins_anew(batch, model, alone):  # noqa: F811
+    begin(batch, model, REQUESTS[1])
+    batch._on_device.token.delete()
+    with pytest.raises((RuntimeError, ValueError)):
+        batch.advance()
+    batch.clear()
+    number, found = begin(batch, model, REQUESTS[0]), []
+    while batch.work:
+        found += batch.advance()[number].tolist()
+    assert found == alone[0].ravel().tolist()
+
+
+def test_every_program_is_compiled_before_the_first_request(model, caplog):  # noqa: F811
+    from cogview_jax.sampling import continuous
+
+    batch = ContinuousBatch(model.parts.engine, rows=4, columns=4)
+    batch.compile()
+    compiled = [program._cache_size() for program in (continuous.advance, continuous.admit)]
+    for request in REQUESTS[:2]:
+        begin(batch, model, request)
+        batch.advance()
+    begin(batch, model, REQUESTS[2])
+    batch.advance()
+    assert [p._cache_size() for p in (continuous.advance, continuous.admit)] == compiled

@@ -1,0 +1,5 @@
+"""A model of tiny random parts."""
+
+from pipeline.conftest import model, parts
+
+__all__ = ["model", "parts"]
