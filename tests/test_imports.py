@@ -26,6 +26,7 @@ ROOMS = {
         f"data/sources/{file}.py"
         for file in ("arrow_scan", "parquet_rows", "parquet_scan", "table_columns")
     ),
+    "ray": ("tasks/ray_engine.py",),
     "ml_collections": ("runtime/config_flag.py",),
     "orbax": ("checkpoints/",),
     "flax.linen": ("models/", "tokenizers/", "runtime/sharding.py"),

@@ -171,6 +171,12 @@ def write_store(shards: TokenShards, writer: ShardWriter, meta: dict) -> bool:
     return True
 
 
+def advance(progress: Progress, records: int, counts: SkipCounts) -> None:
+    """Shows that so many records more are done, and what was left out so far."""
+    left = {"filtered": counts.records(counts.filtered)} if counts.filtered else {}
+    progress.update(records, skipped=counts.records(counts.skipped), **left)
+
+
 class _Work:
     """What one process does until all shards are whole."""
 
@@ -193,9 +199,7 @@ class _Work:
         """Writes shards, and waits for those of others."""
 
         def tell(records: int) -> None:
-            counts = self._writer.counts
-            left = {"filtered": counts.records(counts.filtered)} if counts.filtered else {}
-            progress.update(records, skipped=counts.records(counts.skipped), **left)
+            advance(progress, records, self._writer.counts)
 
         waited = 0.0
         while self._missing:
