@@ -50,11 +50,11 @@ runpy.run_module("cogview_jax.prepare", run_name="__main__")
 class Preparing:
     """The processes that fill one store."""
 
-    def __init__(self, workdir: Path, flags: list[str], seconds: float = 0.0):
-        """Nothing is started; encoding a batch takes so many seconds longer."""
+    def __init__(self, workdir: Path, flags: list[str], said: Path, seconds: float = 0.0):
+        """Nothing is started; they write to `said`, and take `seconds` longer for a batch."""
         self.store, self._flags = workdir / "tokens", [*flags, f"--workdir={workdir}"]
         self._program = SLOWED.format(seconds=seconds)
-        self._said = workdir.with_name(f"{workdir.name}.txt").open("a")
+        self._said = said.open("a")
         self.running: dict[int, subprocess.Popen] = {}
 
     def start(self, processes: int = 1) -> None:
@@ -167,10 +167,10 @@ def on_a_full_disk(folder: Path, flags: list[str], size: int) -> dict[str, bytes
         if not mounted:
             print("  there is no right to mount a small disk: left out")
             return None
-        work = Preparing(place / "run", flags)
+        work = Preparing(place / "run", flags, folder / "disk.txt")
         work.start(2)
         statuses = work.statuses()
-        said = (place / "run.txt").read_text().splitlines()
+        said = (folder / "disk.txt").read_text().splitlines()
         errors = [line for line in said if line.startswith("error: ")]
         print(
             f"  full: statuses {statuses}, {work.written()} shards whole; {errors[:1]}", flush=True
@@ -201,7 +201,7 @@ def main() -> None:
     codec.finish()
     flags = settings(folder)
 
-    alone = Preparing(folder / "alone", flags)
+    alone = Preparing(folder / "alone", flags, folder / "alone.txt")
     alone.start()
     alone.statuses()
     expected = contents(alone.store)
@@ -210,7 +210,7 @@ def main() -> None:
     print(f"one process: {examples} of {given.records} examples; listed {listed}", flush=True)
 
     print(f"{PROCESSES} processes, {given.kills} kills", flush=True)
-    killed = Preparing(folder / "killed", flags, seconds=0.3)
+    killed = Preparing(folder / "killed", flags, folder / "killed.txt", seconds=0.3)
     with_kills(killed, given.kills, -(-given.records // SHARD), rng)
     statuses = killed.statuses()
     print(f"  statuses of the last {PROCESSES}: {statuses}", flush=True)

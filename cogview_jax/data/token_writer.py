@@ -187,12 +187,14 @@ class _Work:
 
     def look(self) -> int:
         """Notes which shards have become whole; returns how many records others have written."""
-        whole, met = dict(self._shards.written(self._missing)), 0
+        whole, met = set(), 0
+        for shard, note in self._shards.written(self._missing):
+            whole.add(shard)
+            if shard not in self._own:
+                records = len(self._shards.span(shard))
+                self._writer.counts.add(records, note.skipped)
+                met += records
         self._missing = [shard for shard in self._missing if shard not in whole]
-        for shard in whole.keys() - self._own:
-            records = len(self._shards.span(shard))
-            self._writer.counts.add(records, whole[shard].skipped)
-            met += records
         return met
 
     def go(self, progress: Progress) -> None:
