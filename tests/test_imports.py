@@ -28,6 +28,7 @@ ROOMS = {
     ),
     "fsspec": ("data/remote/",),
     "aiohttp": ("data/remote/",),
+    "ray": ("tasks/ray_engine.py",),
     "ml_collections": ("runtime/config_flag.py",),
     "orbax": ("checkpoints/",),
     "flax.linen": ("models/", "tokenizers/", "runtime/sharding.py"),

@@ -9,11 +9,14 @@ command continues; finished, it does nothing.
       --config.data.from=runs/codec
 
 Started several times, on one machine or on many that share the workdir, the processes divide the
-work, and the store is the same. Any of them may be killed, and others may join.
+work, and the store is the same. Any of them may be killed, and others may join. With --engine=ray
+the actors of a Ray cluster do the same for one command.
 
 `data.from` names the workdir of a run whose images and image tokenizer are used. `train` with the
 same --workdir finds what was given here.
 """
+
+from absl import flags
 
 from cogview_jax.commands.experiment_flag import experiment_flag
 from cogview_jax.runtime import command_line
@@ -22,6 +25,12 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import leave_when_asked
 
 CONFIG = experiment_flag()
+ENGINE = flags.DEFINE_enum(
+    "engine",
+    "local",
+    ["local", "ray"],
+    "who encodes: this process, with all that run the same command; or the actors of a Ray cluster",
+)
 WORKDIR = command_line.path_flag("workdir", "the folder of the run", required=True)
 
 
@@ -36,4 +45,4 @@ def main() -> None:
     if not isinstance(experiment, TransformerExperiment):
         raise InputError("this config trains an image tokenizer, which needs no token store")
     leave_when_asked()
-    preparation.prepare_run(experiment, Workdir(WORKDIR.value))
+    preparation.prepare_run(experiment, Workdir(WORKDIR.value), ENGINE.value)

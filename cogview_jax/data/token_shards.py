@@ -253,7 +253,7 @@ class TokenShards:
         """Lists what shards that are whole have skipped, and `skipped`; returns the file."""
         noted = (note.skipped for _, note in self.written(self.shards))
         path = self.directory / FILE
-        _write_list(path, itertools.chain(*noted, skipped))
+        _write_list(path, itertools.chain(itertools.chain.from_iterable(noted), skipped))
         return path
 
     def finish(self, meta: dict, max_skipped: float, views: int = 1) -> None:

@@ -173,6 +173,12 @@ def write_store(shards: TokenShards, writer: ShardWriter, meta: dict) -> bool:
     return True
 
 
+def advance(progress: Progress, records: int, counts: SkipCounts) -> None:
+    """Shows that so many records more are done, and what was left out so far."""
+    left = {"filtered": counts.records(counts.filtered)} if counts.filtered else {}
+    progress.update(records, skipped=counts.records(counts.skipped), **left)
+
+
 class _Work:
     """What one process does until all shards are whole."""
 
@@ -183,21 +189,21 @@ class _Work:
 
     def look(self) -> int:
         """Notes which shards have become whole; returns how many records others have written."""
-        whole, met = dict(self._shards.written(self._missing)), 0
+        whole, met = set(), 0
+        for shard, note in self._shards.written(self._missing):
+            whole.add(shard)
+            if shard not in self._own:
+                records = len(self._shards.span(shard))
+                self._writer.counts.add(records, note.skipped)
+                met += records
         self._missing = [shard for shard in self._missing if shard not in whole]
-        for shard in whole.keys() - self._own:
-            records = len(self._shards.span(shard))
-            self._writer.counts.add(records, whole[shard].skipped)
-            met += records
         return met
 
     def go(self, progress: Progress) -> None:
         """Writes shards, and waits for those of others."""
 
         def tell(records: int) -> None:
-            counts = self._writer.counts
-            left = {"filtered": counts.records(counts.filtered)} if counts.filtered else {}
-            progress.update(records, skipped=counts.records(counts.skipped), **left)
+            advance(progress, records, self._writer.counts)
 
         waited = 0.0
         while self._missing:

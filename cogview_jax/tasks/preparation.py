@@ -1,6 +1,7 @@
 """From captioned images to a token store, which holds the tokenizers that made it."""
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,18 +26,30 @@ from cogview_jax.tasks.stored_tokens import store_path, written_grid
 from cogview_jax.tasks.workdir import Workdir, resolved_settings
 
 
-def prepare_run(experiment: TransformerExperiment, workdir: Workdir) -> None:
+def prepare_run(experiment: TransformerExperiment, workdir: Workdir, engine: str = "local") -> None:
     """Fills the token store of a run, and leaves in its workdir the settings that it has now.
 
     Raises:
-        InputError: as `prepare`; the run has a mixture of stores, which are there already.
+        InputError: as `prepare`; there is no Ray; or the run has a mixture of stores, which are
+            there already.
     """
     if experiment.data.mixture:
         raise InputError(
             f"data.mixture names token stores ({', '.join(experiment.data.mixture)}), which each"
             " have a prepare of their own: there is nothing to prepare, train on it as it is"
         )
-    prepare(experiment, store_path(experiment.data, workdir))
+    path = store_path(experiment.data, workdir)
+    if engine == "local":
+        prepare(experiment, path)
+    elif importlib.util.find_spec("ray") is None:
+        raise InputError(
+            "--engine=ray needs Ray: install it on every node with `pip install"
+            " 'cogview-jax[ray]'`, or choose --engine=local, which many machines can run too"
+        )
+    else:
+        from cogview_jax.tasks import ray_engine
+
+        ray_engine.prepare(experiment, path)
     write_json(workdir.prepared, resolved_settings(experiment))
 
 
@@ -51,7 +64,17 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
     """
     begun = begin(experiment, path)
     worked = at_work(kept(path))(write_store)(begun.shards, begun.writer, begun.meta)
-    begun.warn()
+    report(path, worked=worked, longer=begun.encoder.longer, text_length=begun.text_length)
+
+
+def report(path: Path, *, worked: bool, longer: int, text_length: int) -> None:
+    """Says that a store is finished, and how many captions of those encoded training will cut."""
+    if longer and text_length:  # 0 reads no text at all
+        print(
+            f"{longer} captions are longer than layout.text_length = {text_length}: training will"
+            " cut them",
+            file=sys.stderr,
+        )
     state = "finished" if worked else "was finished before: nothing to do"
     print(f"token store {path}: {state}", file=sys.stderr)
 
@@ -78,15 +101,6 @@ class BegunStore:
     meta: dict[str, Any]
     encoder: RecordEncoder
     text_length: int
-
-    def warn(self) -> None:
-        """Says how many captions training will cut, of those that were encoded here."""
-        if self.encoder.longer and self.text_length:  # 0 reads no text at all
-            print(
-                f"{self.encoder.longer} captions are longer than layout.text_length ="
-                f" {self.text_length}: training will cut them",
-                file=sys.stderr,
-            )
 
 
 def begin(experiment: TransformerExperiment, path: Path) -> BegunStore:
