@@ -98,7 +98,9 @@ def main() -> None:
     parser.add_argument("--folder", default=None, help="where the images are made; removed after")
     flags = parser.parse_args()
     if flags.images < 2 * BATCH or flags.images % BATCH:
-        parser.error(f"--images {flags.images}: expected a multiple of {BATCH}, at least {2 * BATCH}")
+        parser.error(
+            f"--images {flags.images}: expected a multiple of {BATCH}, at least {2 * BATCH}"
+        )
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder, contextlib.ExitStack() as stack:
         sources = written(Path(folder), flags.images)
         passes = {
