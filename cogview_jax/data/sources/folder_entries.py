@@ -60,7 +60,8 @@ def parse_line(
 
 def _flat(value: list[Any]) -> list[Any]:
     """What is in a list and in the lists in it, in order, however deep."""
-    found, rest = [], [value]
+    found: list[Any] = []
+    rest: list[Any] = [value]
     while rest:
         each = rest.pop()
         if isinstance(each, list):
