@@ -5,8 +5,10 @@
 JPEGs of 640 x 480 pixels, made up with the spectrum and the edges of photographs, are read,
 cropped to their central square and scaled to 256 pixels, and nothing else: no step is trained. A
 round is one pass of each contender over all images, one after the other, in an order that turns
-from round to round; the clock of a pass starts with its first batch. The command prints the images a second of each, and the median and the range
-over rounds of the ratio to the folder read by this package. It writes bench/results/data.json.
+from round to round; the clock of a pass starts with its first batch. The command prints the images
+a second of each, the milliseconds of processor time that an image takes, and the median and the
+range over rounds of the ratio of the seconds to those of the folder read by this package. It writes
+bench/results/data.json.
 
 `--torch` names a Python with torch, numpy and Pillow, which this package does not need, such as
 that of `python -m venv v && v/bin/pip install torch numpy pillow`. There,
@@ -47,9 +49,10 @@ HEIGHT, WIDTH, SIDE, BATCH, WORKERS = 480, 640, 256, 32, 2
 SHARD = 128
 
 #: The program of torch's side. It reads a folder's names once, says that it is ready, and makes a
-#: pass for each line that it is given; the answer is the seconds and the sum of all pixels.
+#: pass for each line that it is given; the answer is the seconds, those of processor time of all
+#: its processes, and the sum of all pixels.
 TORCH = f"""
-import sys, time
+import multiprocessing, os, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +77,16 @@ class Images(torch.utils.data.Dataset):
         return torch.from_numpy(np.array(image))
 
 
+def processor_time():
+    # Seconds of this process and its workers.
+    fields = [
+        Path(f"/proc/{{child.pid}}/stat").read_text().rpartition(")")[2].split()
+        for child in multiprocessing.active_children()
+    ]
+    ticks = sum(int(own[11]) + int(own[12]) for own in fields)
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
 if __name__ == "__main__":
     loader = torch.utils.data.DataLoader(
         Images(sys.argv[1]), {BATCH}, shuffle=True, num_workers={WORKERS},
@@ -84,8 +97,8 @@ if __name__ == "__main__":
         total, began = 0, None
         for batch in loader:
             total += int(batch.sum())
-            began = began or time.perf_counter()
-        print(time.perf_counter() - began, total, flush=True)
+            began = began or (time.perf_counter(), processor_time())
+        print(time.perf_counter() - began[0], processor_time() - began[1], total, flush=True)
 """
 
 
@@ -170,8 +183,8 @@ def written(folder: Path, count: int) -> dict[str, SourceConfig]:
     }
 
 
-#: Reads all images once: the seconds that takes, and the sum of all pixels.
-Pass = Callable[[], tuple[float, int]]
+#: Reads all images once: the seconds, those of processor time, and the sum of all pixels.
+Pass = Callable[[], tuple[float, float, int]]
 
 
 @contextlib.contextmanager
@@ -184,17 +197,17 @@ def ours(config: SourceConfig, count: int, folder: Path) -> Iterator[Pass]:
 
     source, log = config.open(), SkippedLog(folder / "log")
 
-    def once() -> tuple[float, int]:
+    def once() -> tuple[float, float, int]:
         stream = batches(
             source, global_batch=BATCH, seed=0, transform=row, skipped=log, threads=WORKERS
         )
         total = int(next(stream).sum())
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         for _ in range(1, count // BATCH):
             total += int(next(stream).sum())
-        seconds = time.perf_counter() - began
+        seconds, busy = time.perf_counter() - began, time.process_time() - busy
         stream.close()
-        return seconds, total
+        return seconds, busy, total
 
     yield once
 
@@ -212,11 +225,11 @@ def theirs(python: str, folder: Path) -> Iterator[Pass]:
     if process.stdout.readline().strip() != "ready":
         sys.exit(f"--torch {python}: expected a Python with torch, numpy and Pillow")
 
-    def once() -> tuple[float, int]:
+    def once() -> tuple[float, float, int]:
         process.stdin.write("pass\n")
         process.stdin.flush()
-        seconds, total = process.stdout.readline().split()
-        return float(seconds), int(total)
+        seconds, busy, total = process.stdout.readline().split()
+        return float(seconds), float(busy), int(total)
 
     yield once
     process.stdin.close()
@@ -226,19 +239,22 @@ def theirs(python: str, folder: Path) -> Iterator[Pass]:
 def measured(passes: dict[str, Pass], images: int, rounds: int) -> dict[str, Any]:
     """Rounds over all contenders after a first one that does not count, and what came out."""
     seconds: dict[str, list[float]] = {name: [] for name in passes}
+    processor: dict[str, list[float]] = {name: [] for name in passes}
     names, totals = list(passes), set()
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            took, total = passes[name]()
+            took, busy, total = passes[name]()
             totals.add(total)
             if turn:
                 seconds[name].append(took)
+                processor[name].append(busy)
     assert len(totals) == 1, f"contenders have read different pixels: {totals}"
-    folder, found = seconds["folder"], {}
+    folder, counted, found = seconds["folder"], images - BATCH, {}
     for name, own in seconds.items():
         ratios = sorted(other / mine for other, mine in zip(own, folder, strict=True))
         found[name] = {
-            "images_a_second": round((images - BATCH) / statistics.median(own), 1),
+            "images_a_second": round(counted / statistics.median(own), 1),
+            "processor_ms": round(1000 * statistics.median(processor[name]) / counted, 2),
             "folder_is_faster": round(statistics.median(ratios), 3),
             "range": [round(ratios[0], 3), round(ratios[-1], 3)],
         }

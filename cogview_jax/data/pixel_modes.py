@@ -32,7 +32,8 @@ def rgb_pixels(image: Image.Image, data: bytes) -> np.ndarray:
             return _without_colour(image, key, data)
     if image.mode.startswith("I;16"):  # convert() would clip to 8 bits, mostly to white
         return to_rgb(_high_byte(image))
-    return to_rgb(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")))
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return to_rgb(np.asarray(image if image.mode == mode else image.convert(mode)))
 
 
 def _high_byte(image: Image.Image) -> np.ndarray:

@@ -115,6 +115,8 @@ def _schema(kind: type) -> list[str]:
             f"[{one.__name__}](#{one.__name__.lower()})" for one in _dataclasses(kinds[field.name])
         ]
         written = " or ".join(inner) if inner else f"`{_type(kinds[field.name])}`"
+        if inner and typing.get_origin(kinds[field.name]) is dict:
+            written = f"sections of {written}"
         name = setting_name(field.name)
         cells = (f"`{name}`", written, _default(field), meanings.get(name, ""))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -128,14 +130,21 @@ def _places(kind: type, paths: list[str]) -> str:
     return f"The section {shown}, defined in [{file}](../../{file})."
 
 
-def _sections(schema: type, path: str) -> Iterator[tuple[str, type]]:
-    """The dataclasses within a schema, each with its dotted path, in the order of the fields."""
+def _sections(schema: type, path: str, outer: tuple[type, ...] = ()) -> Iterator[tuple[str, type]]:
+    """The dataclasses within a schema, each with its dotted path, in the order of the fields.
+
+    Those within the `outer` ones of a section, as sources are within a mixture of them, are not
+    listed there again.
+    """
     kinds = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
+        kind = kinds[field.name]
         here = f"{path}.{field.name}" if path else field.name
-        for inner in _dataclasses(kinds[field.name]):
-            yield here, inner
-            yield from _sections(inner, here)
+        here += ".NAME" * (typing.get_origin(kind) is dict)
+        inner = [each for each in _dataclasses(kind) if each not in outer]
+        for each in inner:
+            yield here, each
+            yield from _sections(each, here, (*outer, *inner))
 
 
 def _dataclasses(kind: Any) -> list[type]:
@@ -144,7 +153,7 @@ def _dataclasses(kind: Any) -> list[type]:
         family = getattr(kind, "kinds", {}) if getattr(kind, "is_head", bool)() else {}
         own = [one for one in family.values() if one.__module__.startswith("cogview_jax.")]
         return own or [kind]
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+    if typing.get_origin(kind) in (dict, typing.Union, types.UnionType):
         return [one for each in typing.get_args(kind) for one in _dataclasses(each)]
     return []
 

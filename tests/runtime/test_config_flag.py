@@ -344,3 +344,43 @@ def test_the_schema_is_asked_for_once_there_is_a_config(paint, arguments, messag
     assert message in result.stderr
     assert ("schema asked" in result.stderr) == asked
     assert len(result.stderr.splitlines()) == asked + bool(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Painter:
+    paint: Paint
+    hours: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Team:
+    painters: dict[str, Painter] = dataclasses.field(default_factory=dict)
+
+
+def test_sections_under_names_of_the_user_s_own_come_from_the_file_and_from_flags():
+    config = ConfigDict({"painters": {"ann": {"paint": {"kind": "oil"}, "hours": 2}}})
+    overrides = {
+        "painters.bob.paint.kind": "chalk",
+        "painters.bob.hours": "3",
+        "painters.ann.hours": "4",
+    }
+    assert fill(config, Team, overrides) == ([], [])
+    assert [*config.painters] == ["ann", "bob"]
+    assert (config.painters.ann.hours, config.painters.bob.paint.kind) == (2.0, "chalk")
+    arguments = [f"--config.{name}={value}" for name, value in overrides.items()]
+    check_overrides("config", config, "team.py", arguments)
+    with pytest.raises(InputError, match=r"no config.painters.bob.hour; did you mean hours"):
+        check_overrides("config", config, "team.py", ["--config.painters.bob.hour=1"])
+    # Without one the section is empty, and what a section lacks is told.
+    empty, lacking = ConfigDict(), ConfigDict()
+    assert (fill(empty, Team), empty.to_dict()) == (([], []), {"painters": {}})
+    fill(lacking, Team, {"painters.eve.hours": "1"})
+    with pytest.raises(InputError, match=r"painters.eve lacks paint"):
+        build(Team, lacking)
+    with pytest.raises(InputError, match=r"painters.bob.paint.kind = 'lime': choices are chalk"):
+        fill(ConfigDict(), Team, {"painters.bob.paint.kind": "lime"})
+    # A config that lists values in its place is refused when it is built.
+    wrong = ConfigDict({"painters": 3})
+    fill(wrong, Team)
+    with pytest.raises(InputError, match=r"painters = 3: expected a section"):
+        build(Team, wrong)

@@ -36,7 +36,7 @@ class Folder(SourceConfig):
             kept, and each is a file: tars are faster.
         caption: the caption of every image. If it is empty, captions are read from files.
         caption_fields: the fields of a listing that hold captions, texts or lists of texts. If it
-            is empty, they are "captions", or the first there is of caption, text, prompt.
+            is empty, it is the first there is of captions, caption, text, prompt.
         remote: how images at an address are read.
     """
 

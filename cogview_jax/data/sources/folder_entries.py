@@ -18,7 +18,7 @@ from cogview_jax.runtime.faults import reason
 #: A line of a listing may have at most so many bytes.
 LINE_LIMIT = 1 << 20
 #: What a caption is called in an entry; the first that there is is taken.
-_USUAL = ("caption", "text", "prompt")
+_USUAL = ("captions", "caption", "text", "prompt")
 
 
 def parse_line(
@@ -54,15 +54,24 @@ def parse_line(
     if not isinstance(file, str):
         raise BadRecord(where, 'expected an object with "file", the path of an image')
     check_name(file, where, '"file"', listing)
-    if caption_fields:
-        values = [entry[key] for key in caption_fields if entry.get(key) is not None]
-        texts = [text for each in values for text in (each if isinstance(each, list) else [each])]
-    else:
-        usual = next((entry[key] for key in _USUAL if key in entry), "")
-        texts = entry.get("captions", [usual])
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise BadRecord(file, '"caption" must be a text, "captions" a list of texts')
+    values = [entry[key] for key in caption_fields or _USUAL if entry.get(key) is not None]
+    texts = _flat(values if caption_fields else values[:1])
+    if not all(isinstance(text, str) for text in texts):
+        raise BadRecord(file, "a caption must be a text or a list of texts")
     return file, texts
+
+
+def _flat(value: list[Any]) -> list[Any]:
+    """What is in a list and in the lists in it, in order, however deep."""
+    found: list[Any] = []
+    rest: list[Any] = [value]
+    while rest:
+        each = rest.pop()
+        if isinstance(each, list):
+            rest += reversed(each)
+        else:
+            found.append(each)
+    return found
 
 
 def csv_columns(line: bytes) -> list[str]:
@@ -87,10 +96,9 @@ def check_columns(
     missing = [key for key in caption_fields if key not in columns]
     if columns and missing:
         raise InputError(f"{path}: no column {missing[0]!r}; columns are {', '.join(columns)}")
-    usual = ("captions", *_USUAL)
-    if columns and required and not caption_fields and not {*columns} & {*usual}:
+    if columns and required and not caption_fields and not {*columns} & {*_USUAL}:
         raise InputError(
-            f"{path}: no column of captions, as {', '.join(usual)}: name it as"
+            f"{path}: no column of captions, as {', '.join(_USUAL)}: name it as"
             f" data.source.caption_fields; columns are {', '.join(columns)}"
         )
 

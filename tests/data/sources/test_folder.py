@@ -102,7 +102,7 @@ def test_a_listing_gives_its_lines_in_order(tmp_path):
         ({"file": "out/outside.png", "caption": "x"}, "out/outside.png", "a link leads out of"),
         ({"file": "pipe.png", "caption": "x"}, "pipe.png", "image file pipe.png: expected a file"),
         ({"file": "circle.png", "caption": "x"}, "circle.png", "symbolic links"),
-        ({"file": "good.png", "captions": "x"}, "good.png", "a list of texts"),
+        ({"file": "good.png", "captions": {"x": 1}}, "good.png", "a list of texts"),
         ({"file": "good.png", "captions": ["x", None]}, "good.png", "a list of texts"),
     ],
 )
