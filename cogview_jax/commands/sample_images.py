@@ -30,7 +30,7 @@ from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_IMAGES, MOST_ROUNDS, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.engine import SamplingRequest
-from cogview_jax.sampling.options import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ def text_to_image(
     if upsample_with is not None:
         open_checked(upsample_with, EVERY_PART, "super_resolution")
     model, scorer, upsampler = options.load(bundle, "text_to_image"), None, None
+    options = options.over(model.generation.default_sampling)
     size, given = model.codec.config.image_size, len(prompts)
     good = good_prompts(model, prompts, needed)
     numbers, prompts = [number for number, _ in good], [prompt for _, prompt in good]
@@ -146,7 +147,8 @@ def text_to_image(
         job |= asdict(upsampling)
         larger = ResumableOutput(images.folder / "larger", job)
         every = np.stack([images.read(sample.name) for sample in samples])
-        _upsample(upsampler, larger, every, samples, options, None, upsampling)
+        own = replace(options.sampling, sampling=None)  # the flags are of the base
+        _upsample(upsampler, larger, every, samples, own, upsampling)
         samples = [replace(sample, small=f"small/{sample.name}.png") for sample in samples]
     write_images(out, images, samples, scored, larger)
     if layout is not None:
@@ -179,6 +181,7 @@ def complete(
     """
     texts = paired(images, prompts, "complete")
     model = options.load(bundle)
+    options = options.over(model.generation.default_sampling)
     size, grid = model.codec.config.image_size, model.codec.config.grid
     rows = grid // 2 if keep_rows is None else keep_rows
     pixels = read_images(images, size)
@@ -214,7 +217,6 @@ def super_resolution(
     prompts: Sequence[str],
     options: JobOptions,
     size: int | None = None,
-    temperature: float | None = None,
     upsampling: Upsampling = Upsampling(),
 ) -> None:
     """Upsamples images to twice as many rows and columns; writes as `text_to_image` does.
@@ -226,7 +228,6 @@ def super_resolution(
         prompts: what each shows, or one for all; none for a model that has learned without text.
         size: the pixels a side at which the images are read; None for the codec's own if the
             bundle upsamples such images, else the smallest it does.
-        temperature: whatever `options` has; None for that of `SuperResolution.default_sampling`.
         upsampling: how it is done.
 
     Raises:
@@ -235,12 +236,9 @@ def super_resolution(
     """
     texts = paired(images, prompts or [""], "super_resolution")
     need_one_each(options, "super_resolution")
-    options.sampling.config().need_no_guidance("super-resolution")
+    options.settings.over(SamplingConfig()).need_no_guidance("super-resolution")
     model = _load_upsampler(bundle, prompts, options, size)
-    if temperature is None:
-        temperature = model.super_resolution.default_sampling.temperature
-    config = replace(options.sampling.config(), temperature=temperature)
-    options = replace(options, sampling=replace(options.sampling, sampling=config))
+    options = options.over(model.super_resolution.default_sampling)
     if not prompts and model.layout.region("text").length:
         raise InputError(
             f"no prompt: the model of {bundle} has learned with texts: give --prompt TEXT, one for"
@@ -252,7 +250,7 @@ def super_resolution(
     output = ResumableOutput(Path(out) / "unfinished", job)
     given = [{"prompt": text, "image": file} for file, text in zip(images, texts, strict=True)]
     samples = _samples(given, options)
-    _upsample(model, output, pixels, samples, options, config, upsampling)
+    _upsample(model, output, pixels, samples, options.sampling, upsampling)
     write_images(out, output, samples)
     output.remove()
 
@@ -275,8 +273,7 @@ def _upsample(
     output: ResumableOutput,
     pixels: np.ndarray,
     samples: Sequence[Sample],
-    options: JobOptions,
-    config: SamplingConfig | None,
+    options: SamplingOptions,
     upsampling: Upsampling,
 ) -> None:
     """Upsamples `pixels`, uint8 [b, h, w, 3], into `output`, under the names of `samples`."""
@@ -285,7 +282,7 @@ def _upsample(
         return model.super_resolution.upsample(
             pixels[which],
             [samples[i].prompt for i in which],
-            replace(options.sampling, sampling=config, progress=on_progress),
+            replace(options, progress=on_progress),
             **asdict(upsampling),
         )
 
