@@ -182,3 +182,8 @@ def test_a_password_stands_in_netrc(server, address, tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(netrc))
     file_status(address)
     assert server.headers["Authorization"] == f"Basic {base64.b64encode(b'me:secret').decode()}"
+
+
+def test_texts_of_errors_that_may_hold_an_address_are_not_shown():
+    assert failure_of(OSError(22, "a bad name")).why == "cannot be read ([Errno 22] a bad name)"
+    assert failure_of(ValueError("https://h?sig=secret")).why == "cannot be read (ValueError)"
