@@ -17,6 +17,7 @@ from PIL import Image
 
 import cogview_jax
 from cogview_jax.data.filters import FilterConfig
+from cogview_jax.data.remote.reader import RemoteConfig
 from cogview_jax.data.sources.webdataset import WebDataset
 from cogview_jax.data.token_store import TokenStore
 from cogview_jax.runtime import lock
@@ -373,7 +374,8 @@ def test_tars_give_the_store_that_their_folder_gives(chain, experiment, tmp_path
         np.testing.assert_array_equal(store[i].codes, whole[i].codes)
         for one, other in zip(store[i].captions, whole[i].captions, strict=True):
             np.testing.assert_array_equal(one, other)
-    moved = dataclasses.replace(source, index=str(tmp_path / "index"))
+    remote = RemoteConfig(requests=3)
+    moved = dataclasses.replace(source, index=str(tmp_path / "index"), remote=remote)
     prepare(experiment(source=moved), tmp_path / "tokens")  # finds it finished
 
 

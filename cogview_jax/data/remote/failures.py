@@ -44,6 +44,8 @@ _ANONYMOUS = {
     *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"),
     *("GoogleAuthError", "SSOError", "CredentialRetrievalError", "NoAuthTokenError"),
 }
+#: Packages whose errors show no address with a query, as those of web servers may.
+_OF_BUCKETS = ("botocore", "gcsfs", "google", "s3fs")
 #: What to do where a server refuses, by protocol.
 _ADVICE = {
     "s3": (
@@ -170,7 +172,10 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(reason(next(filter(is_passing, chain))), passing=True)
     if isinstance(error, FileNotFoundError):
         return Failure("not found", missing=True)
-    return Failure(f"cannot be read ({type(error).__name__})")
+    package = type(error).__module__.partition(".")[0]
+    told = isinstance(error, OSError) or package in _OF_BUCKETS
+    text = " ".join(str(error).split()) if told else ""
+    return Failure(f"cannot be read ({text or type(error).__name__})")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

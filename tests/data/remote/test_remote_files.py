@@ -67,11 +67,11 @@ def test_what_cannot_pass_ends_at_once(server, address, fault, kind, said):
 
 
 def test_a_silent_server_is_asked_again(server, address, monkeypatch):
-    monkeypatch.setattr(files, "_SILENCE", 0.05)
+    monkeypatch.setattr(files, "_SILENCE", 0.3)
     files._file_system.cache_clear()
     server.faults.append("hang")
     assert file_status(address).size == len(DATA)
-    assert len(server.asked) == 2
+    assert len(server.asked) >= 2
     files._file_system.cache_clear()
 
 
@@ -182,3 +182,8 @@ def test_a_password_stands_in_netrc(server, address, tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(netrc))
     file_status(address)
     assert server.headers["Authorization"] == f"Basic {base64.b64encode(b'me:secret').decode()}"
+
+
+def test_texts_of_errors_that_may_hold_an_address_are_not_shown():
+    assert failure_of(OSError(22, "a bad name")).why == "cannot be read ([Errno 22] a bad name)"
+    assert failure_of(ValueError("https://h?sig=secret")).why == "cannot be read (ValueError)"
