@@ -71,8 +71,7 @@ def main() -> None:
     from cogview_jax.interop.stablehlo.folder import StableHLOOptions
     from cogview_jax.runtime.precision import policy
 
-    programs = StableHLOOptions(
-        tuple(dict.fromkeys(PLATFORMS.value)), BATCH_SIZE.value, policy(PRECISION.value)
-    )
+    platforms = tuple(dict.fromkeys(PLATFORMS.value))
+    programs = StableHLOOptions(platforms, BATCH_SIZE.value, policy(PRECISION.value))
     options = exports.ExportOptions(programs, NAMES.value)
     exports.export(BUNDLE.value, FORMAT.value, OUT.value, options, adapter=ADAPTER.value)

@@ -12,7 +12,6 @@ import jax
 
 import cogview_jax
 from cogview_jax.checkpoints.bundle import FILES, Bundle
-from cogview_jax.checkpoints.bundle_writer import codec_entry, transformer_entry
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.checkpoints.stored_tree import save_tree
 from cogview_jax.interop import safetensors_files
@@ -56,24 +55,24 @@ def _safetensors(opened: Bundle, folder: Path, options: ExportOptions) -> dict[s
         official_safetensors.write_parts(opened, folder)
     else:
         safetensors_files.write_parts(opened, folder)
-    return {"names": options.names} | _described(opened)
+    return {"names": options.names, "parts": opened.parts}
 
 
 def _orbax(opened: Bundle, folder: Path, options: ExportOptions) -> dict[str, Any]:
     """Writes the parameters of each part as Orbax has them, whatever the bundle is made of."""
     if "codec" in opened.parts:
         codec = opened.stored_codec()
-        with progress_of(codec) as progress:
+        with progress_of(codec, label="export") as progress:
             made = reporting(codec, progress)
             tree = {"params": made.params, "codebook": made.codebook._asdict()}
             save_tree(folder / FILES["codec"], tree)
     if "transformer" in opened.parts:
         transformer = opened.stored_transformer()
-        with progress_of(transformer) as progress:
+        with progress_of(transformer, label="export") as progress:
             save_tree(folder / FILES["transformer"], reporting(transformer, progress).params)
     if "text" in opened.parts:
         opened.text().save(folder / safetensors_files.TEXT_TOKENIZER)
-    return _described(opened)
+    return {"parts": opened.parts}
 
 
 def _stablehlo(opened: Bundle, folder: Path, options: ExportOptions) -> dict[str, Any]:
@@ -136,14 +135,3 @@ def _describe(folder: Path, form: str, opened: Bundle, about: dict[str, Any]) ->
         "files": {file.relative_to(folder).as_posix(): sha256_file(file) for file in files},
     }
     write_json(folder / EXPORT, sealed(described))
-
-
-def _described(opened: Bundle) -> dict[str, Any]:
-    """What bundle.json says of the parts whose parameters are exported."""
-    parts: dict[str, Any] = {}
-    if "codec" in opened.parts:
-        parts["codec"] = codec_entry(opened.stored_codec())
-    if "transformer" in opened.parts:
-        part = opened.stored_transformer()
-        parts["transformer"] = transformer_entry(part, part.model.positions)
-    return {"parts": parts}

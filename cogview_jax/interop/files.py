@@ -104,10 +104,10 @@ def _is_free(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
-def progress_of(*parts: CodecPart | TransformerPart | None) -> Progress:
+def progress_of(*parts: CodecPart | TransformerPart | None, label: str = "convert") -> Progress:
     """Counts the arrays of some parts."""
     count = sum(len(jax.tree.leaves(part.params)) for part in parts if part is not None)
-    return Progress(count, "convert", unit="array")
+    return Progress(count, label, unit="array")
 
 
 def reporting(part: Part, progress: Progress) -> Part:

@@ -2,15 +2,15 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax import export
 
-from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
-from cogview_jax.interop.files import progress_of, reporting
+from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
 from cogview_jax.interop.safetensors_arrays import write_arrays
 from cogview_jax.interop.safetensors_files import TEXT_TOKENIZER
 from cogview_jax.interop.stablehlo.programs import CodecPrograms, Program, TransformerPrograms
@@ -60,63 +60,75 @@ class StableHLOOptions:
 def write_programs(opened: Bundle, folder: Path, options: StableHLOOptions) -> dict[str, Any]:
     """Writes a bundle's programs into `folder`; returns what export.json says of them.
 
-    Weights are not in the programs but beside them, in the types that the programs take. One array
-    at a time is in memory.
+    Weights are not in the programs but beside them, in the types that the programs take; one array
+    of the bundle is in memory at a time.
 
     Raises:
         InputError: the bundle has neither codec nor transformer, its parts do not fit each other,
             or a program cannot be lowered for a platform.
     """
     opened.check_fit()
-    codec = opened.stored_codec() if "codec" in opened.parts else None
-    transformer = opened.stored_transformer() if "transformer" in opened.parts else None
-    if codec is None and transformer is None:
-        raise InputError(f"bundle {opened.path} has neither codec nor transformer to export")
+    programs: dict[str, Program] = {}
+    weights: dict[str, NamedWeights] = {}
     about: dict[str, Any] = {
         "platforms": list(options.platforms),
         "batch_size": options.rows,
         "precision": options.policy.name,
+        "weights": {},
+        "programs": {},
     }
-    programs: dict[str, Program] = {}
-    weights: dict[str, NamedWeights] = {}
-    codec_programs = None
-    with progress_of(codec, transformer) as progress:
-        if codec is not None:
-            weights["codec"] = codec_weights(reporting(codec, progress))
-            codec_programs = CodecPrograms(
-                codec.config.module(),
-                codec.config.module(options.policy.compute),
-                weights["codec"],
-                options.rows,
-            )
-            programs |= codec_programs.all
-            about["codec"] = dataclasses.asdict(codec.config)
-        if transformer is not None:
-            model = transformer.model.clone(policy=options.policy, implementation=IMPLEMENTATION)
-            layout = make_layout(transformer.layout, transformer.vocabulary)
-            weights["transformer"] = transformer_weights(reporting(transformer, progress), model)
-            for guide in (False, True) if _learned_guidance(transformer, layout) else (False,):
-                programs |= TransformerPrograms(
-                    model, layout, weights["transformer"], options.rows, codec_programs, guide
-                ).all
-            about |= _described_layout(layout)
-            about["sampling"] = _recommended(transformer)
-        about["weights"] = {}
-        for part, named in weights.items():
-            file = about["weights"][part] = f"{part}.safetensors"
-            write_arrays(folder / file, named.shapes, named.arrays(), {"format": "pt"})
+    codec = None
+    if "codec" in opened.parts:
+        part = opened.stored_codec()
+        codec = _codec_programs(part, options)
+        programs |= codec.all
+        weights["codec"], about["codec"] = codec.weights, dataclasses.asdict(part.config)
+    if "transformer" in opened.parts:
+        transformer = opened.stored_transformer()
+        for guide in (False, True) if _learned_guidance(transformer) else (False,):
+            made = _transformer_programs(transformer, codec, guide, options)
+            programs |= made.all
+            weights["transformer"] = made.weights
+        about |= _described_layout(made.layout) | {"sampling": _recommended(transformer)}
+    if not programs:
+        raise InputError(f"bundle {opened.path} has neither codec nor transformer to export")
+    for name, named in weights.items():
+        file = about["weights"][name] = f"{name}.safetensors"
+        with Progress(len(named.shapes), "export", unit="array") as progress:
+            write_arrays(folder / file, named.shapes, _counted(named.arrays(), progress), {})
     if "text" in opened.parts:
         about["text"] = TEXT_TOKENIZER
         opened.text().save(folder / TEXT_TOKENIZER)
-    if "text_to_image" in programs and "text" in about:
-        shutil.copyfile(Path(__file__).with_name("runner.py"), folder / RUNNER)
-    with Progress(len(programs), "export", unit="program") as lowering:
-        about["programs"] = {}
+        if "text_to_image" in programs:
+            shutil.copyfile(Path(__file__).with_name("runner.py"), folder / RUNNER)
+    with Progress(len(programs), "export", unit="program") as progress:
         for name, program in programs.items():
-            lowering.doing(name)
+            progress.doing(name)
             about["programs"][name] = _write(folder, name, program, weights, options)
-            lowering.update()
+            progress.update()
     return about
+
+
+def _codec_programs(part: CodecPart, options: StableHLOOptions) -> CodecPrograms:
+    decoder = part.config.module(options.policy.compute)
+    return CodecPrograms(part.config.module(), decoder, codec_weights(part), options.rows)
+
+
+def _transformer_programs(
+    part: TransformerPart, codec: CodecPrograms | None, guide: bool, options: StableHLOOptions
+) -> TransformerPrograms:
+    model = part.model.clone(policy=options.policy, implementation=IMPLEMENTATION)
+    layout = make_layout(part.layout, part.vocabulary)
+    weights = transformer_weights(part, model)
+    return TransformerPrograms(model, layout, weights, options.rows, codec, guide)
+
+
+def _counted(
+    arrays: Iterator[tuple[str, np.ndarray]], progress: Progress
+) -> Iterator[tuple[str, np.ndarray]]:
+    for pair in arrays:
+        yield pair
+        progress.update()
 
 
 def _write(
@@ -173,10 +185,10 @@ def lower(
         ) from error
 
 
-def _learned_guidance(part: TransformerPart, layout: Layout) -> bool:
+def _learned_guidance(part: TransformerPart) -> bool:
     """Whether a model has learned what guidance needs, or recommends it."""
     learned = bool(part.drop_captions) or part.sampling.given.get("guidance", 1) != 1
-    return learned and layout.task == "text_to_image"
+    return learned and part.layout.task == "text_to_image"
 
 
 def _recommended(part: TransformerPart) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def codec_weights(part: CodecPart) -> NamedWeights:
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for name, leaf in flat(stored).items():
-            yield name, leaf.make().astype(names[name].dtype)
+            yield name, leaf.make().astype(names[name].dtype, copy=False)
 
     def tree(named: Mapping[str, Any]) -> Any:
         return jax.tree.unflatten(jax.tree.structure(shapes), [named[name] for name in names])
@@ -60,7 +60,7 @@ def transformer_weights(part: TransformerPart, model: Transformer) -> NamedWeigh
     stacked = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), unbox(transformer_shapes(model))
     )
-    shapes = jax.eval_shape(_by_layer, stacked)
+    shapes = jax.eval_shape(lambda params: transpose_kernels(unstack_layers(params)), stacked)
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for keys, leaf in stacked_arrays(part.params):
@@ -74,19 +74,21 @@ def transformer_weights(part: TransformerPart, model: Transformer) -> NamedWeigh
     return NamedWeights(_named(shapes), arrays, tree)
 
 
-def _by_layer(params: Any) -> Any:
-    return transpose_kernels(unstack_layers(params) if "blocks" in params else params)
-
-
 def _layers_of(
     keys: Sequence[str], array: np.ndarray, dtype: DTypeLike
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """One array of stacked parameters as arrays of the layers, each with its name."""
-    tree: Any = array.astype(dtype)
-    for key in reversed(keys):
-        tree = {key: tree}
-    for name, leaf in _named(_by_layer(tree)).items():
-        yield name, np.asarray(leaf)
+    """One array of stacked parameters as an array a layer, or itself; each with its name."""
+    array = array.astype(dtype, copy=False)
+    if keys[0] != "blocks":
+        yield ".".join(keys), array
+        return
+    stack, _, *place = keys
+    for number, layer in enumerate(array):
+        tree: Any = layer
+        for key in reversed(place):
+            tree = {key: tree}
+        for name, leaf in _named(transpose_kernels(tree)).items():
+            yield f"{stack}.{number}.{name}", np.asarray(leaf)
 
 
 def _named(tree: Any) -> dict[str, Any]:
