@@ -238,6 +238,7 @@ class ContinuousBatch:
             # Prompts that differ, as far as ids of text go.
             self._work.clear()
             self.add(requests, [np.append(self._bare, i).astype(np.int32) for i in range(count)])
+        self.remove(self.work[1])  # one request fits every program
         for size in self.sizes:
             for lanes in {max(1, size // 2), size}:
                 self._step(size, lanes)
