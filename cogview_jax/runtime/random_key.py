@@ -9,6 +9,8 @@ from jaxtyping import Key
 
 from cogview_jax.runtime.errors import InputError
 
+#: The generator of all keys.
+GENERATOR = "threefry2x32"
 #: Settings of jax that change the numbers of Threefry, and the values that they need.
 _NEEDED = {"jax_threefry_partitionable": True, "jax_random_seed_offset": 0}
 
@@ -26,4 +28,4 @@ def random_key(seed: int | jax.Array) -> Key[jax.Array, ""]:
                 f"{name.upper()} is {found}: the same seeds would give other numbers; leave it at"
                 f" {needed}"
             )
-    return jax.random.key(seed, impl="threefry2x32")
+    return jax.random.key(seed, impl=GENERATOR)

@@ -8,8 +8,8 @@ Legend: R rows, L requests at work, S slots of the cache, C tokens of one step.
 """
 
 import functools
-from collections import OrderedDict
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -20,14 +20,14 @@ import numpy as np
 from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward
 from cogview_jax.runtime.mesh import to_host
+from cogview_jax.runtime.random_key import GENERATOR
 from cogview_jax.sampling.decode import OPEN, Sequences, prefill, sample_keys
 from cogview_jax.sampling.engine import Engine, SamplingRequest, Span
 from cogview_jax.sampling.filters import RowSettings, guided, row_settings, sample_token
-from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.layout import left_padded
 
-#: Prompts whose caches are kept: the one without text, for guidance, and that of the last request.
-KEPT = 2
+#: Requests that begin together; so many prompts are computed at once, or one alone.
+TOGETHER = 8
 #: The fewest rows that are computed, and how many times more the next larger program has.
 FEWEST, STEP = 2, 4
 
@@ -36,7 +36,7 @@ class Rows(NamedTuple):
     """What the device holds of all rows.
 
     token: int32 [R], the last token of each, which the cache does not hold yet. cache_mask: bool
-    [R, S]. cache: see `empty_cache`. keys: [R], the random key of each.
+    [R, S]. cache: see `empty_cache`. keys: uint32 [R, 2], the data of the random key of each.
     """
 
     token: jax.Array
@@ -73,10 +73,18 @@ class Lanes(NamedTuple):
 
 
 @functools.partial(jax.jit, donate_argnames="rows")
-def admit(rows: Rows, sequence: Sequences, row: jax.Array | int) -> Rows:
-    """Gives a row to a prompt, from `prefill` of one."""
-    new = Rows(sequence.token, sequence.cache_mask, sequence.cache, sequence.keys)
-    return jax.tree.map(lambda old, leaf: old.at[row].set(leaf[0]), rows, new)
+def admit(
+    rows: Rows,
+    row: jax.Array | int,
+    sequences: Sequences,
+    which: jax.Array | int,
+    key: jax.Array | np.ndarray,
+) -> Rows:
+    """Gives a row to prompt number `which` of those from `prefill`; key is uint32 [2]."""
+    new = (sequences.token, sequences.cache_mask, sequences.cache)
+    old = (rows.token, rows.cache_mask, rows.cache)
+    token, mask, cache = jax.tree.map(lambda leaf, one: leaf.at[row].set(one[which]), old, new)
+    return Rows(token, mask, cache, rows.keys.at[row].set(key))
 
 
 @functools.partial(
@@ -109,6 +117,7 @@ def advance(
     parts = matvec_parts(size, model.programs.platform)
     params, head = split_for_cores(params, parts), jnp.array_split(table, parts)
     some = jax.tree.map(lambda leaf: leaf[:size], rows)
+    roots = jax.random.wrap_key_data(some.keys, impl=GENERATOR)
 
     def step(
         carry: tuple[jax.Array, Cache], now: tuple[jax.Array, jax.Array]
@@ -124,7 +133,7 @@ def advance(
             places.slot + i,
         )
         logits = matvec_product(hidden[:, -1], head, jnp.float32)
-        keys = jax.vmap(jax.random.fold_in)(some.keys, places.sampled + i)
+        keys = jax.vmap(jax.random.fold_in)(roots, places.sampled + i)
         with_text, without = logits[lanes.text], logits[lanes.bare]
         chosen = sample_token(
             guided(with_text, without, lanes.settings.guidance), keys[lanes.text], lanes.settings
@@ -145,7 +154,8 @@ class _Work:
     """A request at work.
 
     rows: with its text, and without it where there is guidance. prompt: how many tokens its prompt
-    has, without padding. given: int32 [span.count], see `Places`. done: how many tokens it has.
+    has, without padding. given: int32 [span.count], see `Places`. skipped: how many of the first
+    are given. done: how many tokens it has.
     """
 
     request: SamplingRequest
@@ -154,6 +164,20 @@ class _Work:
     given: np.ndarray
     skipped: int
     done: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        request: SamplingRequest,
+        rows: tuple[int, ...],
+        prompt: int,
+        given: np.ndarray | None,
+        span: Span,
+    ) -> "_Work":
+        """One that begins."""
+        given = np.full(span.count, OPEN, np.int32) if given is None else given
+        skipped = int(np.argmax(given < 0)) if (given < 0).any() else len(given)
+        return cls(request, rows, prompt, given, skipped)
 
 
 class ContinuousBatch:
@@ -192,26 +216,29 @@ class ContinuousBatch:
     def clear(self) -> None:
         """Gives up all requests and begins with an empty cache."""
         self._work: dict[int, _Work] = {}
-        self._kept: OrderedDict[bytes, Sequences] = OrderedDict()
         self._number = 0
-        self._on_device: Rows | None = None
-        one = self._prefilled(self._bare, SamplingRequest(""))
+        self._rows: Rows | None = None  # frees memory first
+        bare = self._without_text = self._prefilled([self._bare], sample_keys(0, [""], [0]))
 
         def every(leaf: jax.Array) -> jax.Array:
             return jnp.repeat(leaf, self.rows, axis=0)
 
-        self._on_device = Rows(
-            every(one.token),
-            every(one.cache_mask),
-            jax.tree.map(every, one.cache),
-            jnp.stack([one.keys[0]] * self.rows),
+        self._rows = Rows(
+            every(bare.token),
+            every(bare.cache_mask),
+            jax.tree.map(every, bare.cache),
+            jnp.zeros((self.rows, *jax.random.key_data(bare.keys).shape[1:]), jnp.uint32),
         )
 
     def compile(self) -> None:
         """Compiles every program that requests will run. There may be none at work."""
         assert not self._work, "only before the first request"
-        guidance = replace(SamplingConfig(), guidance=2.0)
-        self.add(SamplingRequest("", sampling=guidance), self._bare)
+        for count in (1, 2):
+            requests = [SamplingRequest("", index=i) for i in range(count)]
+            # Prompts that differ, as far as ids of text go.
+            self._work.clear()
+            self.add(requests, [np.append(self._bare, i).astype(np.int32) for i in range(count)])
+        self.remove(self.work[1])  # one request fits every program
         for size in self.sizes:
             for lanes in {max(1, size // 2), size}:
                 self._step(size, lanes)
@@ -227,32 +254,74 @@ class ContinuousBatch:
         return self.used + self.rows_of(request) <= self.rows
 
     def add(
-        self, request: SamplingRequest, prompt: np.ndarray, given: np.ndarray | None = None
-    ) -> int:
+        self,
+        requests: Sequence[SamplingRequest],
+        prompts: Sequence[np.ndarray],
+        given: Sequence[np.ndarray | None] | None = None,
+    ) -> list[int]:
         """Begins to sample.
 
         Args:
-            request: which fits.
-            prompt: the tokens that it continues, int32 [at most the prompt length].
-            given: int32 [codes of an image], which of them are known already; -1 is sampled. Those
-                before the first open one count as the prompt, as `Engine` has it.
+            requests: which fit together.
+            prompts: the tokens that each continues, int32 [at most the prompt length].
+            given: for each int32 [codes of an image], which of them are known already, and -1 where
+                they are sampled; None where none is known. Those before the first open one count as
+                the prompt, as `Engine` has it.
 
         Returns:
-            The number of the request.
+            The numbers of the requests.
         """
-        assert self.fits(request), "ask first"
+        assert self.used + sum(map(self.rows_of, requests)) <= self.rows, "ask first"
+        given = [None] * len(requests) if given is None else given
+        numbers = []
+        for start in range(0, len(requests), TOGETHER):
+            part = slice(start, start + TOGETHER)
+            numbers += self._add(requests[part], prompts[part], given[part])
+        return numbers
+
+    def _add(
+        self,
+        requests: Sequence[SamplingRequest],
+        prompts: Sequence[np.ndarray],
+        given: Sequence[np.ndarray | None],
+    ) -> list[int]:
+        """The same, of at most TOGETHER requests."""
         taken = {row for work in self._work.values() for row in work.rows}
-        free = [row for row in range(self.rows) if row not in taken]
-        rows = tuple(free[: self.rows_of(request)])
-        for row, tokens in zip(rows, (prompt, self._bare), strict=False):
-            sequence = self._prefilled(tokens, request)
-            self._on_device = admit(self._state(), sequence, row)
-        if given is None:
-            given = np.full(self.span.count, OPEN, np.int32)
-        skipped = int(np.argmax(given < 0)) if (given < 0).any() else len(given)
-        self._number += 1
-        self._work[self._number] = _Work(request, rows, len(prompt), given, skipped)
-        return self._number
+        free = (row for row in range(self.rows) if row not in taken)
+        # As many as ever, or the number would be compiled.
+        padded = [*requests, *[requests[0]] * (TOGETHER - len(requests))]
+        keys = sample_keys(
+            [request.seed for request in padded],
+            [request.prompt for request in padded],
+            [request.index for request in padded],
+        )
+        data, sparse = to_host(jax.random.key_data(keys)), self.engine.model.config.sparse
+        # Rows that continue the same prompt share its cache, unless each has pivots of its own.
+        shared: dict[tuple[bytes, int], list[tuple[int, int]]] = {}
+        tokens_of: dict[tuple[bytes, int], np.ndarray] = {}
+        numbers = []
+        for i, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            rows = tuple(itertools.islice(free, self.rows_of(request)))
+            for row, tokens in zip(rows, (prompt, self._bare), strict=False):
+                name = (tokens.tobytes(), i if sparse else 0)
+                shared.setdefault(name, []).append((row, i))
+                tokens_of[name] = tokens
+            self._number += 1
+            numbers.append(self._number)
+            self._work[self._number] = _Work.of(request, rows, len(prompt), given[i], self.span)
+        own = [name for name in shared if sparse or name[0] != self._bare.tobytes()]
+        for row, i in shared.get((self._bare.tobytes(), 0), []) if not sparse else []:
+            self._rows = admit(self._state(), row, self._without_text, 0, data[i])
+        size = 1 if len(own) == 1 else TOGETHER
+        for start in range(0, len(own), size):
+            names = own[start : start + size]
+            filled = [*names, *[names[0]] * (size - len(names))]
+            which = np.array([shared[name][0][1] for name in filled])
+            one = self._prefilled([tokens_of[name] for name in filled], keys[which])
+            for place, name in enumerate(names):
+                for row, i in shared[name]:
+                    self._rows = admit(self._state(), row, one, place, data[i])
+        return numbers
 
     def remove(self, number: int) -> None:
         """Gives a request up, if it is at work; its rows are free."""
@@ -278,8 +347,8 @@ class ContinuousBatch:
         return found
 
     def _state(self) -> Rows:
-        assert self._on_device is not None, "there is one but within clear()"
-        return self._on_device
+        assert self._rows is not None, "there is one but within clear()"
+        return self._rows
 
     def _step(self, size: int, count: int) -> np.ndarray:
         """The tokens of a program of `size` rows and `count` requests: int32 [size, columns]."""
@@ -299,7 +368,7 @@ class ContinuousBatch:
                 given[row] = work.given[work.done : work.done + self.columns]
                 of_row[row] = lane
         configs += [configs[0]] * (count - len(configs))
-        self._on_device, tokens = advance(
+        self._rows, tokens = advance(
             self.engine.params,
             self._state(),
             Places(position, slot, sampled, given),
@@ -311,24 +380,15 @@ class ContinuousBatch:
         )
         return to_host(tokens)
 
-    def _prefilled(self, prompt: np.ndarray, request: SamplingRequest) -> Sequences:
-        """The cache of a prompt, and the random key of the request."""
-        key = sample_keys([request.seed], [request.prompt], [request.index])
-        kept = self._kept.get(prompt.tobytes())
-        if kept is None:
-            tokens, valid = left_padded([prompt], self.span.prompt)
-            kept = prefill(
-                self.engine.params,
-                tokens,
-                valid,
-                key,
-                model=self.engine.model,
-                count=self.span.count,
-                first=self.span.first,
-            )
-        if not self.engine.model.config.sparse:  # whose pivots are a request's own
-            self._kept[prompt.tobytes()] = kept
-            self._kept.move_to_end(prompt.tobytes())
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        return kept._replace(keys=key)
+    def _prefilled(self, prompts: Sequence[np.ndarray], keys: jax.Array) -> Sequences:
+        """The caches of prompts, for the random keys of their requests."""
+        tokens, valid = left_padded(prompts, self.span.prompt)
+        return prefill(
+            self.engine.params,
+            tokens,
+            valid,
+            keys,
+            model=self.engine.model,
+            count=self.span.count,
+            first=self.span.first,
+        )

@@ -39,6 +39,7 @@ class EngineLoop:
         self._changed = threading.Condition()
         self._queue = FairQueue()
         self._running: dict[int, ImageJob] = {}
+        self._beginning: list[ImageJob] = []
         self._codes: dict[int, list[np.ndarray]] = {}
         self._cancelled: set[ImageJob] = set()
         self._done: list[tuple[ImageJob, np.ndarray]] = []
@@ -143,18 +144,15 @@ class EngineLoop:
         return begun
 
     def _begin(self, jobs: list[ImageJob]) -> None:
-        while jobs:
-            job = jobs[0]
-            try:
-                number = self.batch.add(job.request, job.prompt, job.given)
-            except Exception:
-                with self._changed:
-                    for other in reversed(jobs[1:]):
-                        self._queue.put_back(other)
-                job.on_error(DeviceFailed("the device has failed"))
-                raise
+        if not jobs:
+            return
+        self._beginning = jobs
+        numbers = self.batch.add(
+            [job.request for job in jobs], [job.prompt for job in jobs], [job.given for job in jobs]
+        )
+        for number, job in zip(numbers, jobs, strict=True):
             self._running[number], self._codes[number] = job, []
-            jobs.pop(0)
+        self._beginning = []
 
     def _advance(self) -> None:
         for number, tokens in self.batch.advance().items():
@@ -184,7 +182,7 @@ class EngineLoop:
     def _again(self) -> list[ImageJob]:
         """Puts the running jobs back; those are returned that have failed too often."""
         failed = []
-        for job in reversed(self._running.values()):
+        for job in reversed([*self._running.values(), *self._beginning]):
             job.failures += 1
             if job.failures < MOST_FAILURES:
                 self._queue.put_back(job)
@@ -192,6 +190,7 @@ class EngineLoop:
                 failed.append(job)
         self._running.clear()
         self._codes.clear()
+        self._beginning = []
         return failed
 
     def _clear(self) -> None:

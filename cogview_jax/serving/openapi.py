@@ -24,7 +24,7 @@ def described(offer: Offer) -> dict[str, Any]:
         ),
         "/v1/images/upscales": _post(
             "Images of twice the size.",
-            {"image": uploads, **prompt, **choosing},
+            {"image": uploads, "image_size": {"type": "string"}, **prompt, **choosing},
             ["image"],
             form=True,
         ),

@@ -45,14 +45,18 @@ async def scores(request: Request) -> Response:
 
 
 async def upscales(request: Request) -> Response:
-    """Each image at twice its size."""
+    """Each image, reduced to `image_size`, at twice that."""
     service: Service = request.app.state.service
     upsampler = _model(service.models.upsampler, "upscales", "--upsample_with")
-    fields, files = await form_fields(request, (*COMMON, *CHOOSING, "prompt"), ("image",))
+    fields, files = await form_fields(
+        request, (*COMMON, *CHOOSING, "prompt", "image_size"), ("image",)
+    )
     check_model(fields, service.offer.name)
     sampling = sampling_of(fields, upsampler.super_resolution.default_sampling)
     seed = fields.integer("seed", secrets.randbelow(2**32), 0, 2**32 - 1)
-    images = _uploads(service, files, upsampler.super_resolution.sizes[0])
+    sizes = [str(size) for size in sorted(upsampler.super_resolution.sizes)]
+    size = int(fields.choice("image_size", sizes, sizes[-1]))
+    images = _uploads(service, files, size)
     texts = [fields.text("prompt")] * len(images) if _reads_text(upsampler) else None
     larger = await _beside(
         request, lambda: upsampler.super_resolve(images, texts, seed, sampling=sampling)

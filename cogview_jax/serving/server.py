@@ -37,11 +37,11 @@ def serve(
         InputError: a bundle or a number is wrong, or the port is taken.
     """
     address = Address(host, port, os.environ.get(KEY_VARIABLE) or None)
-    with closing(_listening(address)) as listening:
+    with closing(_bound(address)) as bound:
         models = load_models(bundle, rerank_with, upsample_with, precision)
         service = Service(models, limits, rows)
         waiting("compiling")(service.start)()
-        run(service, address, listening)
+        run(service, address, bound)
 
 
 def load_models(
@@ -65,7 +65,7 @@ def load_models(
     return Models(name, base, scorer, upsampler)
 
 
-def run(service: Service, address: Address, listening: socket.socket) -> None:
+def run(service: Service, address: Address, bound: socket.socket) -> None:
     """Answers on a socket until a signal comes, then finishes what it has."""
     config = uvicorn.Config(
         make_app(service, address),
@@ -83,24 +83,29 @@ def run(service: Service, address: Address, listening: socket.socket) -> None:
     signals = (signal.SIGTERM, signal.SIGINT)
     before: dict[Any, Any] = {each: signal.signal(each, _heard) for each in signals}
     try:
-        host, port = listening.getsockname()[:2]
+        host, port = bound.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         log(f"{service.offer.name} is ready: http://{shown}:{port} (Ctrl-C ends it)")
-        server.run([listening])
+        server.run([bound])
     finally:
         service.close()
         for each, handler in before.items():
             signal.signal(each, handler)
 
 
-def _listening(address: Address) -> socket.socket:
-    """A socket at the address, before minutes are spent on loading."""
+def _bound(address: Address) -> socket.socket:
+    """A socket at the address, before minutes are spent on loading; nobody is let in yet."""
     try:
-        family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((address.host, address.port), family=family, backlog=2048)
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(found[0], socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(found[4])
+        return bound
     except OSError as error:
         where = f"--host {address.host} --port {address.port}"
-        raise InputError(f"{where}: {error.strerror or error}; choose another") from error
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror
+        raise InputError(f"{where}: {reason}; choose another") from error
 
 
 def _heard(number: int, frame: Any) -> None:

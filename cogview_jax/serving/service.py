@@ -119,7 +119,7 @@ class Service:
             models.scorer.caption(image)
         if models.upsampler is not None:
             texts = ["a"] if models.upsampler.layout.region("text").length else None
-            size = models.upsampler.super_resolution.sizes[0]
+            size = max(models.upsampler.super_resolution.sizes)
             models.upsampler.super_resolve(np.zeros((1, size, size, 3), np.uint8), texts)
         self.ready = True
 

@@ -200,7 +200,7 @@ def test_commands_have_the_flags_that_are_shown(name):
 
 def test_lines_of_shell_blocks_start_something_that_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    programs = {"pip", "sbatch", "kubectl", "apt-get", "dpkg-deb"}
+    programs = {"curl", "pip", "sbatch", "kubectl", "apt-get", "dpkg-deb"}
     for page in PAGES:
         for words in (words for code in blocks(page, "sh", "bash") for words in lines_of(code)):
             while words and re.fullmatch(r"\w+=\S*", words[0]):

@@ -7,6 +7,7 @@ import pytest
 from pipeline.conftest import model, parts  # noqa: F401  (fixtures)
 from pipeline.small import PROMPTS, SAMPLING
 
+from cogview_jax.sampling import continuous
 from cogview_jax.sampling.continuous import ContinuousBatch
 from cogview_jax.sampling.engine import SamplingRequest
 
@@ -36,7 +37,7 @@ def prompt_of(model, request):  # noqa: F811
 
 
 def begin(batch, model, request, given=None):  # noqa: F811
-    return batch.add(request, prompt_of(model, request), given)
+    return batch.add([request], [prompt_of(model, request)], [given])[0]
 
 
 def test_requests_that_come_as_rows_get_free_give_what_they_give_alone(batch, model, alone):  # noqa: F811
@@ -89,7 +90,7 @@ def test_given_codes_are_a_completion(batch, model):  # noqa: F811
 
 def test_after_an_error_it_begins_anew(batch, model, alone):  # noqa: F811
     begin(batch, model, REQUESTS[1])
-    batch._on_device.token.delete()
+    batch._rows.token.delete()
     with pytest.raises((RuntimeError, ValueError)):
         batch.advance()
     batch.clear()
@@ -99,15 +100,14 @@ def test_after_an_error_it_begins_anew(batch, model, alone):  # noqa: F811
     assert found == alone[0].ravel().tolist()
 
 
-def test_every_program_is_compiled_before_the_first_request(model, caplog):  # noqa: F811
-    from cogview_jax.sampling import continuous
-
+def test_every_program_is_compiled_before_the_first_request(model):  # noqa: F811
     batch = ContinuousBatch(model.parts.engine, rows=4, columns=4)
     batch.compile()
-    compiled = [program._cache_size() for program in (continuous.advance, continuous.admit)]
-    for request in REQUESTS[:2]:
-        begin(batch, model, request)
+    programs = (continuous.advance, continuous.admit, continuous.prefill)
+    compiled = [program._cache_size() for program in programs]
+    for requests in (REQUESTS[:2], REQUESTS[2:3], REQUESTS[3:]):
+        batch.add(requests, [prompt_of(model, request) for request in requests])
         batch.advance()
-    begin(batch, model, REQUESTS[2])
-    batch.advance()
-    assert [p._cache_size() for p in (continuous.advance, continuous.admit)] == compiled
+        if batch.used > 2:
+            batch.clear()
+    assert [program._cache_size() for program in programs] == compiled

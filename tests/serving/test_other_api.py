@@ -1,0 +1,104 @@
+"""Candidates, captions, scores and larger images over HTTP are those of the library."""
+
+import base64
+import dataclasses
+
+import numpy as np
+import pytest
+from pipeline.small import LAYOUT, MODEL, PROMPTS
+from serving.served import Server, pixels_of, png_of
+
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.tokenizers.layout import make_layout
+
+pytest.importorskip("starlette", reason="needs the extra [serve]")
+pytest.importorskip("uvicorn", reason="needs the extra [serve]")
+pytest.importorskip("python_multipart", reason="needs the extra [serve]")
+
+
+def of_task(parts, **layout):
+    part = dataclasses.replace(parts["transformer"], layout=dataclasses.replace(LAYOUT, **layout))
+    params = dict(part.params)
+    length = make_layout(part.layout, part.vocabulary).positions
+    params["position_embedding"] = np.resize(params["position_embedding"], (length, MODEL.width))
+    part = dataclasses.replace(part, params=params)
+    return CogView(**parts | {"transformer": part})
+
+
+@pytest.fixture(scope="module")
+def models(model, parts):
+    from cogview_jax.serving.service import Models
+
+    scorer = of_task(parts, task="caption")
+    upsampler = of_task(parts, task="super_resolution", grid=8)
+    return Models("small", model, scorer, upsampler)
+
+
+@pytest.fixture(scope="module")
+def server(models):
+    from cogview_jax.serving.service import Service
+    from cogview_jax.serving.settings import Limits
+
+    service = Service(models, Limits(), rows=4)
+    service.start()
+    server = Server(service)
+    yield server
+    server.close()
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+
+
+def test_the_best_of_candidates_are_sent_best_first(server, models):
+    body = {"prompt": PROMPTS[0], "n": 2, "candidates": 2, "seed": 5}
+    status, answer = server.post("/v1/images/generations", body)
+    assert status == 200, answer
+    own = np.stack(list(map(np.asarray, models.base.generate([PROMPTS[0]], 4, seed=5)[0])))
+    scores = models.scorer.score(own, [PROMPTS[0]] * 4)
+    best = np.argsort(scores)[:2]
+    assert [item["index"] for item in answer["data"]] == best.tolist()
+    for item, i in zip(answer["data"], best, strict=True):
+        np.testing.assert_array_equal(pixels_of(item), own[i])
+        assert item["score"] == pytest.approx(scores[i], abs=1e-6)
+    events = server.events(body | {"stream": True, "partial_images": 2})
+    assert [event["index"] for _, event in events] == best.tolist()
+
+
+def test_captions_and_scores(server, models, images):
+    files = [("image", png_of(image)) for image in images]
+    status, answer = server.form("/v1/captions", files)
+    assert status == 200, answer
+    assert [item["text"] for item in answer["data"]] == models.scorer.caption(images)
+    status, answer = server.form("/v1/scores", files, prompt=PROMPTS[1])
+    found = [item["score"] for item in answer["data"]]
+    np.testing.assert_allclose(found, models.scorer.score(images, [PROMPTS[1]] * 2), atol=1e-6)
+    assert server.form("/v1/scores", files)[1]["error"]["param"] == "prompt"
+    assert server.form("/v1/captions", [])[1]["error"]["param"] == "image"
+    guided = server.form("/v1/captions", files, guidance=2)
+    assert (guided[0], guided[1]["error"]["param"]) == (400, "guidance")
+
+
+def test_larger_images(server, models, images):
+    size = max(models.upsampler.super_resolution.sizes)
+    small = images[:, :size, :size]
+    files = [("image", png_of(image)) for image in small]
+    status, answer = server.form("/v1/images/upscales", files, prompt=PROMPTS[0], seed=3)
+    assert status == 200, answer
+    own = models.upsampler.super_resolve(small, [PROMPTS[0]] * 2, 3)
+    for item, image in zip(answer["data"], own, strict=True):
+        np.testing.assert_array_equal(pixels_of(item), np.asarray(image))
+    wrong = server.form("/v1/images/upscales", files, prompt=PROMPTS[0], image_size=7)
+    assert wrong[1]["error"]["param"] == "image_size"
+
+
+def test_sampled_images_are_sent_larger_where_their_size_is_asked_for(server, models):
+    body = {"prompt": PROMPTS[0], "seed": 3, "size": "32x32"}
+    status, answer = server.post("/v1/images/generations", body)
+    assert (status, answer["size"]) == (200, body["size"])
+    own = np.asarray(models.base.generate([PROMPTS[0]], 1, 3)[0][0])
+    own = models.upsampler.super_resolve(own[None], [PROMPTS[0]], 3)[0]
+    np.testing.assert_array_equal(pixels_of(answer["data"][0]), np.asarray(own))
+    assert base64.b64decode(answer["data"][0]["b64_json"]).startswith(b"\x89PNG")
