@@ -51,7 +51,7 @@ class JobOptions:
         A line on standard error says how they are.
         """
         config = self.settings.over(usual)
-        said = ", ".join(f"{name} {value:g}" for name, value in asdict(config).items())
+        said = ", ".join(f"{name} {value:g}" for name, value in asdict(config).items() if value)
         print(f"sampling with {said}", file=sys.stderr)
         return replace(self, sampling=replace(self.sampling, sampling=config))
 

@@ -10,7 +10,7 @@ flags.disclaim_key_flags()  # a flag belongs to the command that asks for it
 
 
 def sampling_flags() -> Callable[[], SamplingSettings]:
-    """Defines `--temperature`, `--top_k`, `--top_p` and `--guidance`.
+    """Defines `--temperature`, `--top_k`, `--top_p`, `--guidance` and `--parallel_window`.
 
     Returns:
         A function that reads the parsed flags; InputError where one is out of its range.
@@ -39,6 +39,12 @@ def sampling_flags() -> Callable[[], SamplingSettings]:
             None,
             "above 1 follows the prompt more closely, for models trained with drop_captions; by"
             " default what the bundle recommends, else 1",
+        ),
+        "parallel_window": flags.DEFINE_integer(
+            "parallel_window",
+            None,
+            "how many tokens of an image or caption the model guesses at once, which changes none"
+            " of them; by default what the bundle recommends, else 0: one after the other",
         ),
     }
     return lambda: SamplingSettings(**{name: holder.value for name, holder in holders.items()})

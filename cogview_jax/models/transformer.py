@@ -336,7 +336,7 @@ def cached_forward(
             from the first token of each row on.
         cache: a cache from `empty_cache` or an earlier call, one entry a layer.
         index: the number of slots that have been written before; int32 [B] where rows stand at
-            different slots, each of which then has one new token.
+            different slots.
 
     Returns:
         The hidden states of the new tokens, and the cache with these tokens.
@@ -344,6 +344,7 @@ def cached_forward(
     length = cache[0].keys.shape[2]
     config, programs = model.config, model.programs
     decoding = programs.decoding if tokens.shape[1] == 1 else "layers"
+    queries = jnp.asarray(index)[..., None] + jnp.arange(tokens.shape[1])  # [T], or [B, T]
     pattern: AttentionPattern
     if config.sparse:
         starts = jnp.argmax(cache_mask, axis=1)
@@ -351,16 +352,14 @@ def cached_forward(
     elif decoding != "layers":
         pattern = CacheSpan(jnp.argmax(cache_mask, axis=1), index, programs.interpret)
     else:
-        slots, queries = jnp.arange(length), index + jnp.arange(tokens.shape[1])
-        if jnp.ndim(index):
-            seen = (slots[None, :] <= queries[:, None])[:, None, None, :]
-        else:
-            seen = slots[None, :] <= queries[:, None]
+        slots = jnp.arange(length)
+        seen = slots <= queries[..., None]  # [T, S], or [B, T, S]
+        seen = seen[:, None] if jnp.ndim(index) else seen
         pattern = seen & cache_mask[:, None, None, :]
     x: Any = model.apply({"params": params}, tokens, positions, method=model.embed)
     # With this mask, the hidden states of a row depend on its own tokens alone.
     if jnp.ndim(index):
-        valid_mask = jnp.take_along_axis(cache_mask, jnp.asarray(index)[:, None], axis=1)
+        valid_mask = jnp.take_along_axis(jnp.asarray(cache_mask), queries, axis=1)
     else:
         valid_mask = jax.lax.dynamic_slice_in_dim(cache_mask, index, tokens.shape[1], axis=1)
     blocks = params["blocks"]

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.models.transformer import Transformer
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import trim_heap
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.batching import batch_rows, batches, min_batch
-from cogview_jax.sampling.decode import in_parts, sample_keys, seed_key
+from cogview_jax.sampling.decode import expand, in_parts, prefill, sample_keys, seed_key
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
+from cogview_jax.sampling.parallel import decode_parallel
 from cogview_jax.tokenizers.layout import Layout, left_padded
 
 #: Tokens of a text between two looks at whether all have ended.
@@ -48,6 +50,7 @@ class Span:
         first, last: the ids that may be sampled, [first, last).
         end: the id that ends a row early; None where every row has `count` tokens.
         given: how many tokens every prompt ends with that belong to the region already.
+        above: how many places before a token is one that it may be like: the code above.
     """
 
     prompt: int
@@ -56,13 +59,16 @@ class Span:
     last: int
     end: int | None = None
     given: int = 0
+    above: int = 1
 
     @classmethod
     def of_image(cls, layout: Layout, given: int = 0) -> "Span":
         """The codes of the layout's image, of which the first `given` belong to the prompt."""
         first, last = layout.allowed("image")
         prompt = layout.prompt_length("image") + given
-        return cls(prompt, layout.region("image").length - given, first, last, given=given)
+        region = layout.region("image")
+        count = region.length - given
+        return cls(prompt, count, first, last, given=given, above=region.grid)
 
     @classmethod
     def of_text(cls, layout: Layout) -> "Span":
@@ -104,6 +110,7 @@ class Engine:
         """
         for seed in {request.seed for request in requests}:
             seed_key(seed)
+        window = self._window(requests)
         each = 2 if any(request.sampling.guidance != 1 for request in requests) else 1
         size = batch_rows(self.model, batch_size, each * self.layout.length, len(requests))
 
@@ -111,7 +118,7 @@ class Engine:
             every = span.count if span.end is None else CHUNK
             for index, own in batches(len(requests), size):
                 parts = self._parts(
-                    [requests[i] for i in index], [prompts[i] for i in index], span, every
+                    [requests[i] for i in index], [prompts[i] for i in index], span, every, window
                 )
                 tokens = np.zeros((len(index), 0), np.int32)
                 for part in parts:
@@ -137,8 +144,9 @@ class Engine:
         prompts: Sequence[np.ndarray],
         span: Span,
         every: int,
+        window: int = 0,
     ) -> Iterator[np.ndarray]:
-        """One batch in parts of about `every` tokens: int32 [b, n]."""
+        """One batch in parts of about `every` tokens, or whole where there is a window: [b, n]."""
         guide = any(request.sampling.guidance != 1 for request in requests)
         keys = sample_keys(
             [request.seed for request in requests],
@@ -149,12 +157,41 @@ class Engine:
             prompts, keys = [*prompts, *self._bare(prompts, span)], jnp.concatenate([keys, keys])
         tokens, valid = left_padded(prompts, span.prompt)
         tokens, valid, rows = self._shared(tokens, valid)
+        settings = row_settings([request.sampling for request in requests])
+        if window > 1:
+            ahead = span.count + window - 1
+            sequences = prefill(
+                self.params,
+                tokens,
+                valid,
+                keys[: len(tokens)],
+                model=self.model,
+                count=ahead,
+                first=span.first,
+            )
+            if rows is not None:
+                sequences = expand(sequences, rows, keys)
+            _, found, _ = decode_parallel(
+                self.params,
+                sequences,
+                settings,
+                model=self.model,
+                window=window,
+                above=span.above,
+                end=span.end,
+                count=span.count,
+                first=span.first,
+                last=span.last,
+                guide=guide,
+            )
+            yield to_host(found)[: len(requests)]
+            return
         for part in in_parts(
             self.params,
             tokens,
             valid,
             keys,
-            row_settings([request.sampling for request in requests]),
+            settings,
             rows=rows,
             every=every,
             model=self.model,
@@ -164,6 +201,21 @@ class Engine:
             guide=guide,
         ):
             yield to_host(part)[: len(requests)]
+
+    def _window(self, requests: Sequence[SamplingRequest]) -> int:
+        """The places that go through the model at once: the most that a request asks for."""
+        window = max((request.sampling.parallel_window for request in requests), default=0)
+        if window > 1 and self.model.config.conventions.tensor_norm:
+            raise InputError(
+                f"parallel_window {window}: in a model of compat 'official' what comes later"
+                " changes what came before, since its LayerNorm is of the whole row: leave it at 0"
+            )
+        if window > 1 and self.model.config.sparse:
+            raise InputError(
+                f"parallel_window {window}: a model of sparse attention samples one token after the"
+                " other: leave it at 0"
+            )
+        return window
 
     def _bare(self, prompts: Sequence[np.ndarray], span: Span) -> list[np.ndarray]:
         """The prompts without their texts, which guidance compares with."""

@@ -12,6 +12,8 @@ from cogview_jax.runtime.errors import InputError
 
 #: Beyond this guidance the difference it multiplies could overflow.
 MOST_GUIDANCE = 1e6
+#: More places at once than this are never all right.
+MOST_WINDOW = 1024
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class SamplingConfig:
         top_p: only the most likely tokens that together reach this probability; 1 for all.
         guidance: how strongly the text is followed (`filters.guided`); 1 leaves the model as it is,
             another value computes twice as many rows.
+        parallel_window: places of a row that go through the model at once (`parallel`), which
+            changes no token; 0 for one after the other.
 
     Raises:
         InputError: a value is out of its range.
@@ -33,6 +37,7 @@ class SamplingConfig:
     top_k: int = 200
     top_p: float = 1.0
     guidance: float = 1.0
+    parallel_window: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -44,6 +49,11 @@ class SamplingConfig:
         if not 0 <= self.guidance <= MOST_GUIDANCE:
             raise SettingError(
                 f"guidance = {self.guidance}: expected 0 (no text) to {MOST_GUIDANCE:.0f}"
+            )
+        if not 0 <= self.parallel_window <= MOST_WINDOW:
+            raise SettingError(
+                f"parallel_window = {self.parallel_window}: expected 0 (one token after the other)"
+                f" to {MOST_WINDOW}"
             )
 
     def need_no_guidance(self, what: str) -> None:
@@ -57,16 +67,15 @@ class SamplingSettings:
     """Fields of `SamplingConfig` of which some may be left open: a bundle's, or a command's flags.
 
     Attributes:
-        temperature, top_k, top_p, guidance: as of `SamplingConfig`; None where nobody says.
-
-    Raises:
-        InputError: a value is out of its range.
+        temperature, top_k, top_p, guidance, parallel_window: as of `SamplingConfig`; None where
+            nobody says.
     """
 
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     guidance: float | None = None
+    parallel_window: int | None = None
 
     def __post_init__(self) -> None:
         self.over(SamplingConfig())

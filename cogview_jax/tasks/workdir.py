@@ -33,6 +33,7 @@ RESUMABLE = (
     *("implementation.attention", "implementation.decoding"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps", "data.from"),
     *("sampling.temperature", "sampling.top_k", "sampling.top_p", "sampling.guidance"),
+    "sampling.parallel_window",
     *("data.source.index", "data.source.remote.requests", "data.source.remote.cache"),
     "data.source.remote.cache_gb",
 )

@@ -259,6 +259,7 @@ def test_a_report_is_that_of_the_models_own_images(chain, tmp_path):
         "settings": {
             "bundle": sha256_file(chain.run / "bundle" / "bundle.json"),
             **{"seed": 3, "temperature": 1.0, "top_k": 5, "top_p": 1.0, "guidance": 1.0},
+            **{"parallel_window": 0},
             "precision": "float32",
         },
         **expected,

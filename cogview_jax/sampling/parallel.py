@@ -1,0 +1,136 @@
+"""Parallel decoding: several tokens of a row in one pass, and the same tokens all the same.
+
+A token is the largest of the logits with noise, and the noise is a function of the row's key and
+the place alone. So what is sampled one by one is the fixed point of a Jacobi iteration with that
+noise (Wiggers and Hoogeboom 2020, arXiv 2002.09928): a window of W guesses goes through the model
+at once, which gives a draw for each of the W places. The first draw has seen no guess. Each further
+one is right if the guess before it was, so all draws up to the first guess that was wrong are kept,
+and the others are the next guesses. Nothing is approximate: products of other shapes round
+otherwise, and only where two logits are that close another token could come.
+
+Legend: B rows, C tokens to sample, W the window, V tokens that may be sampled.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cogview_jax.models.linear import matmul
+from cogview_jax.models.transformer import Cache, Transformer, cached_forward
+from cogview_jax.sampling.decode import Sequences
+from cogview_jax.sampling.filters import RowSettings, guided, sample_token
+
+
+class _Windows(NamedTuple):
+    """Rows on their way.
+
+    line: int32 [B, 1 + C + W - 1], the token before the first that is sampled, then the draws of
+    each place, the latest ones. done: int32 [B], how many of them are right. drawn: int32 [B], how
+    many there are. cache: see `empty_cache`. passes: int32, how often the model ran.
+    """
+
+    line: jax.Array
+    done: jax.Array
+    drawn: jax.Array
+    cache: Cache
+    passes: jax.Array
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "count", "first", "last", "window", "above", "guide"),
+    donate_argnames="sequences",
+)
+def decode_parallel(
+    params: Mapping[str, Any],
+    sequences: Sequences,
+    settings: RowSettings,
+    given: jax.Array | None = None,
+    *,
+    model: Transformer,
+    count: int,
+    first: int,
+    last: int,
+    window: int,
+    above: int,
+    end: int | None = None,
+    guide: bool = False,
+) -> tuple[Sequences, jax.Array, jax.Array]:
+    """The `count` tokens that `decode` samples, int32 [B, C], and how many passes that took.
+
+    `sequences` is used up: its cache is written in place, and comes back first.
+
+    Args:
+        params, settings, given, model, count, first, last, guide: see `decode.in_parts`.
+        sequences: from `decode.prefill` with room for count + window - 1 tokens, none sampled yet.
+        window: how many places go through the model at once, W.
+        above: the first guess of a place is the token so many places before it, such as the code
+            above it in an image, once there is one.
+        end: an id that ends a row early; what comes behind it may be any tokens. None for no such.
+    """
+    rows = len(sequences.token)
+    start = sequences.slot
+    table = params["word_embedding"][first:last].astype(model.policy.compute).T
+    own = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), window), settings)
+    known = jnp.full((rows, count + window - 1), -1, jnp.int32)
+    if given is not None:
+        known = known.at[:, :count].set(given)
+    ahead = jnp.arange(window)
+    take = functools.partial(jnp.take_along_axis, axis=1)
+
+    def guesses(now: _Windows, at: jax.Array) -> jax.Array:
+        """What goes into the model: the tokens at the places `at`, [B, W], counted from -1."""
+        drawn = now.drawn[:, None]
+        from_above = jnp.where(at >= above, at - above, drawn - 1)
+        # Draws first; of places that have none yet the one above, which may itself be a guess.
+        place = jnp.where(at < drawn, at, jnp.minimum(from_above, drawn - 1))
+        guess = take(now.line, place + 1)
+        given = take(known, jnp.maximum(at, 0))
+        return jnp.where((given >= 0) & (at >= drawn), given, guess)
+
+    def advance(now: _Windows) -> _Windows:
+        # Rows that are finished draw their last token again.
+        done = jnp.minimum(now.done, count - 1)
+        places = done[:, None] + ahead
+        tokens = guesses(now, places - 1)
+        positions = jnp.minimum(sequences.position[:, None] + places, model.positions - 1)
+        hidden, cache = cached_forward(
+            model, params, tokens, positions, sequences.cache_mask, now.cache, start + done
+        )
+        logits = matmul(hidden, table, jnp.float32, model.programs.platform)
+        keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(sequences.keys, places)
+        if guide:
+            with_text, without = jnp.split(logits.reshape(rows * window, -1), 2)
+            flat, keys = guided(with_text, without, own.guidance), keys[: rows // 2]
+        else:
+            flat = logits.reshape(rows * window, -1)
+        draws = first + sample_token(flat, keys.reshape(-1), own).reshape(-1, window)
+        if guide:
+            draws = jnp.tile(draws, (2, 1))
+        given = take(known, places)
+        draws = jnp.where(given < 0, draws, given)
+        right = jnp.cumprod(draws[:, :-1] == tokens[:, 1:], axis=1, dtype=jnp.int32)
+        kept = jnp.minimum(1 + jnp.sum(right, axis=1), count - done)
+        line = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(
+            now.line, draws, 1 + done
+        )
+        drawn = jnp.maximum(now.drawn, done + window)
+        finished = jnp.where(now.done < count, done + kept, now.done)
+        return _Windows(line, finished, drawn, cache, now.passes + 1)
+
+    line = jnp.zeros((rows, count + window), jnp.int32).at[:, 0].set(sequences.token)
+    none = jnp.zeros(rows, jnp.int32)
+    begun = _Windows(line, none, none, sequences.cache, jnp.int32(0))
+
+    def unfinished(now: _Windows) -> jax.Array:
+        open_rows = now.done < count
+        if end is not None:
+            right = jnp.arange(count) < now.done[:, None]
+            open_rows &= ~jnp.any((now.line[:, 1 : 1 + count] == end) & right, axis=1)
+        return jnp.any(open_rows)
+
+    whole = jax.lax.while_loop(unfinished, advance, begun)
+    return sequences._replace(cache=whole.cache), whole.line[:, 1 : 1 + count], whole.passes
