@@ -51,7 +51,10 @@ class JobOptions:
         A line on standard error says how they are.
         """
         config = self.settings.over(usual)
-        said = ", ".join(f"{name} {value:g}" for name, value in asdict(config).items() if value)
+        given = asdict(config)
+        if not given["parallel_window"]:
+            del given["parallel_window"]
+        said = ", ".join(f"{name} {value:g}" for name, value in given.items())
         print(f"sampling with {said}", file=sys.stderr)
         return replace(self, sampling=replace(self.sampling, sampling=config))
 

@@ -459,7 +459,7 @@ def test_a_config_chooses_the_kind_and_has_its_settings_alone():
     [
         (
             {"kind": "tar"},
-            "config.kind = 'tar': choices are arrow, coco, emoji, folder, parquet, shapes,"
+            "config.kind = 'tar': choices are arrow, coco, emoji, folder, mixture, parquet, shapes,"
             " tfds, webdataset",
         ),
         ({"kind": 3}, "config.kind = 3: choices are arrow, coco, emoji, folder"),
