@@ -40,16 +40,13 @@ def main() -> None:
     parser.add_argument("--bundle", default="runs/emoji/bundle")
     parser.add_argument("--caption", help="the caption bundle that chooses")
     parser.add_argument("--best_of", type=int, default=1)
-    parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/emoji/emoji.png")
     options = parser.parse_args()
     if options.best_of > 1 and options.caption is None:
         parser.error("--best_of needs the caption bundle that chooses: --caption BUNDLE")
     model, (texts, captions) = cogview_jax.load(options.bundle), prompts()
-    sampling = cogview_jax.SamplingConfig(options.temperature, guidance=options.guidance)
-    codes = model.generate_codes(texts, options.best_of, options.seed, sampling=sampling)
+    codes = model.generate_codes(texts, options.best_of, options.seed)
     images = np.stack([model.decode(row) for row in codes])
     best = np.zeros(len(texts), int)
     if options.best_of > 1:

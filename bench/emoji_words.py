@@ -40,8 +40,6 @@ def main() -> None:
     parser.add_argument("--bundle", action="append", required=True, help="repeat it")
     parser.add_argument("--features", help="weights of EfficientNet-Lite0; without, pixels judge")
     parser.add_argument("--images", type=int, default=128, help="of each form")
-    parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--temperature", type=float, default=0.5)
     options = parser.parse_args()
     # In high contrast nothing has a colour.
     pairs = [pair for pair in emoji_set.pairs("train") if pair[1] != len(emoji_set.STYLES) - 1]
@@ -51,7 +49,6 @@ def main() -> None:
     if options.features:
         given = {"efficientnet_lite0": options.features}
         extractor = open_extractor(ImageOptions(features=given))
-    sampling = cogview_jax.SamplingConfig(options.temperature, guidance=options.guidance)
     print("| bundle | prompts like | concept | style | colour |\n|---|---|---|---|---|")
     for path in options.bundle:
         model = cogview_jax.load(path)
@@ -68,7 +65,7 @@ def main() -> None:
                     )[place]
                     for concept, style, colour in asked
                 ]
-                images = model.decode(model.generate_codes(texts, sampling=sampling)[:, 0])
+                images = model.decode(model.generate_codes(texts)[:, 0])
                 features = judge.features(ArrayImages(images, form), f"form_{number}")
                 judged = judge(features)
                 right = [

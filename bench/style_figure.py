@@ -27,16 +27,14 @@ def main() -> None:
     parser.add_argument("bundles", nargs="+", metavar="TITLE=BUNDLE")
     parser.add_argument("--real", default="runs/style/data/held_out")
     parser.add_argument("--prompt", default="{object} of outline style")
-    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/style/style.png")
     options = parser.parse_args()
     texts = [options.prompt.replace("{object}", concept) for concept in CONCEPTS]
-    sampling = cogview_jax.SamplingConfig(guidance=options.guidance)
     sheets = {}
     for given in options.bundles:
         title, _, bundle = given.rpartition("=")
-        images = cogview_jax.load(bundle).generate(texts, seed=options.seed, sampling=sampling)
+        images = cogview_jax.load(bundle).generate(texts, seed=options.seed)
         made = [np.asarray(of_prompt[0]) for of_prompt in images]
         sheets[title] = caption_grid(made, texts, len(texts))
     source = FolderSource(options.real)

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.init_from = "runs/emoji/bundle"
     config.lora = {"rank": 16, "alpha": 16.0}
     config.layout.task = "caption"
-    config.drop_captions = 0.0
+    config.drop_captions, config.sampling = 0.0, {}
     config.text_weight = 10.0  # few of the tokens, and all that is asked for
     config.corrupt_codes = 0.2
     config.train.update(steps=2000, sample_every=0, sample_prompts=())

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.layout.update(task="super_resolution", text_length=0)
     config.vocabulary.codes = 1024
     config.prompt_weight = 0.0  # the small image is always given
-    config.drop_captions = 0.0
+    config.drop_captions, config.sampling = 0.0, {}
     config.model.update(layers=4, unroll=4, width=96, heads=3)
     config.train.update(steps=4000, sample_every=0, sample_prompts=())
     # Windows are parts of images already.

@@ -37,6 +37,8 @@ def get_config(variant: str = "64") -> ConfigDict:
             "layout": {"text_length": 32, "grid": GRIDS[variant]},
             "code_embeddings": "codec",
             "drop_captions": 0.1,
+            # Of few codes an image, one that is wrong spoils much: the likely ones are drawn best.
+            "sampling": {"temperature": 0.5, "guidance": 2.0},
             # A few images are soon learned by heart. Random views, of which some codes are wrong,
             # cannot be told apart by their first codes, so that the caption has to be read.
             "corrupt_codes": 0.1,

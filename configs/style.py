@@ -18,7 +18,7 @@ has never seen. `emoji` finetunes all of it, `emoji_lora` adapters:
     python -m cogview_jax.prepare --config configs/style.py:emoji_lora --workdir runs/style/lora \\
         --config.data.source.path=runs/style/data/train
     python -m cogview_jax.train --config configs/style.py:emoji_lora --workdir runs/style/lora
-    python -m cogview_jax.evaluate --benchmark style --bundle runs/style/lora/bundle --guidance 2 \\
+    python -m cogview_jax.evaluate --benchmark style --bundle runs/style/lora/bundle \\
         --real runs/style/data/held_out --prompt "{object} of outline style" --out style.json
 """
 
@@ -57,11 +57,12 @@ def get_config(variant: str) -> ConfigDict:
 def _emoji(lora: bool) -> ConfigDict:
     config = emoji.get_config()
     config.init_from, config.data["from"] = "emoji", "emoji"  # the shipped bundle
-    config.train.update(steps=400, log_every=20, checkpoint_every=100, sample_every=100)
+    config.train.update(steps=200, log_every=20, checkpoint_every=50, sample_every=50)
     config.train.sample_prompts = tuple(f"{each} of outline style" for each in OBJECTS)
-    config.optimizer = {"lr": 1e-3, "warmup": 0.1}
+    config.optimizer = {"lr": 3e-4, "warmup": 0.1}
+    config.sampling.temperature = 1.0  # the likeliest codes are those of the style, of no object
     if lora:
-        config.train.steps = 300
+        config.train.steps = 100
         config.lora = {"rank": 8}
         config.optimizer.lr = 4e-3
     config.data.source = {

@@ -194,7 +194,7 @@ def test_the_demo_is_the_one_that_was_measured():
         (
             "emoji_caption",
             {"layout.task", "text_weight", "data.from_", "init_from", "drop_captions"}
-            | {"corrupt_codes", "lora.rank"},
+            | {"corrupt_codes", "lora.rank", "sampling.temperature", "sampling.guidance"},
         ),
         (
             "demo_superres",

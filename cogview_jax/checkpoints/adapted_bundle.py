@@ -49,15 +49,7 @@ class AdaptedBundle(Bundle):
     @property
     def _part(self) -> TransformerPart:
         """The merged transformer, without its parameters."""
-        entry = self._found.entry
-        return TransformerPart(
-            entry.config,
-            entry.vocabulary,
-            entry.layout,
-            {},
-            entry.drop_captions,
-            weights=entry.weights,
-        )
+        return TransformerPart.described(self._found.entry, {})
 
     def _place(self, part: str) -> Path:
         return self.base._place(part)

@@ -42,6 +42,7 @@ from cogview_jax.runtime.files import (
 from cogview_jax.runtime.paths import check_tree, inside, local_path
 from cogview_jax.runtime.random_key import random_key
 from cogview_jax.runtime.sharding import sharded_shapes, unbox
+from cogview_jax.sampling.options import SamplingSettings
 from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.tokenizers.layout import LayoutConfig
 from cogview_jax.tokenizers.text import TextTokenizer
@@ -71,8 +72,8 @@ class TransformerPart:
     """A transformer: its sizes, the sequence it was trained on, and its parameters.
 
     drop_captions is the share of rows that were trained without their text, None where nobody says;
-    weights is as in `CodecPart`; implementation, which no bundle holds, asks for the programs that
-    run the transformer here.
+    sampling says how it is best sampled; weights is as in `CodecPart`; implementation, which no
+    bundle holds, asks for the programs that run the transformer here.
     The parameters are stacked by layer, as training has them and `write_bundle` takes them, or in
     the form of `models.layer_params.unstack_arrays`.
     """
@@ -84,6 +85,20 @@ class TransformerPart:
     drop_captions: float | None = None
     implementation: ImplementationConfig = ImplementationConfig()
     weights: str | None = None
+    sampling: SamplingSettings = SamplingSettings()
+
+    @classmethod
+    def described(cls, entry: TransformerEntry, params: Any) -> "TransformerPart":
+        """`params` with what bundle.json says of them."""
+        return cls(
+            entry.config,
+            entry.vocabulary,
+            entry.layout,
+            params,
+            entry.drop_captions,
+            weights=entry.weights,
+            sampling=entry.sampling,
+        )
 
     @property
     def model(self) -> Transformer:
@@ -257,15 +272,7 @@ class Bundle:
 
     def _transformer_part(self, params: Any) -> TransformerPart:
         """`params` with what bundle.json says of them."""
-        entry = self._transformer_entry
-        return TransformerPart(
-            entry.config,
-            entry.vocabulary,
-            entry.layout,
-            params,
-            entry.drop_captions,
-            weights=entry.weights,
-        )
+        return TransformerPart.described(self._transformer_entry, params)
 
     def _place(self, part: str) -> Path:
         """Where a part lies, and whether or not it is there."""

@@ -115,6 +115,8 @@ def transformer_entry(part: TransformerPart, positions: int) -> dict[str, Any]:
     }
     if part.drop_captions is not None:
         entry["drop_captions"] = part.drop_captions
+    if part.sampling.given:
+        entry["sampling"] = part.sampling.given
     return entry if part.weights is None else entry | {"weights": part.weights}
 
 

@@ -15,6 +15,7 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sealed import check_seal, read_object
+from cogview_jax.sampling.options import SamplingSettings
 from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.tokenizers.layout import LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -60,7 +61,8 @@ class TransformerEntry:
 
     positions: how many were learned; bundles of before official ones could be read have as many as
     the layout. drop_captions: the share of rows that were trained without their caption, None where
-    it is not known. trained_with: part -> the hash it had. weights: as of a `CodecEntry`.
+    it is not known. sampling: how it is best sampled. trained_with: part -> the hash it had.
+    weights: as of a `CodecEntry`.
     """
 
     config: TransformerConfig
@@ -69,6 +71,7 @@ class TransformerEntry:
     sha256: str
     positions: int | None = None
     drop_captions: float | None = None
+    sampling: SamplingSettings = SamplingSettings()
     trained_with: dict[str, str] = field(default_factory=dict)
     official: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None

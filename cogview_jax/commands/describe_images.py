@@ -20,6 +20,7 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load_scorer
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.progress import Progress
+from cogview_jax.sampling.options import SamplingConfig
 
 
 def caption(bundle: str, out: str, images: Sequence[str], options: JobOptions) -> None:
@@ -39,6 +40,7 @@ def caption(bundle: str, out: str, images: Sequence[str], options: JobOptions) -
     need_one_each(options, "caption")
     model = options.load(bundle, "caption")
     pixels = read_images(images, model.codec.config.image_size)
+    options = options.over(model.captioning.default_sampling)
     with Progress(len(images), "caption", unit="image", per_minute=True) as progress:
         texts = model.caption(
             pixels,
@@ -75,7 +77,7 @@ def rerank(
     """
     texts = paired(images, prompts, "rerank")
     need_one_each(options, "rerank")
-    options.sampling.config().need_no_guidance("a score")
+    options.settings.over(SamplingConfig()).need_no_guidance("a score")
     scorer = scorer_of(bundle, prompts, options)
     pixels = read_images(images, scorer.codec.config.image_size)
     scores = scores_of(scorer, pixels, texts, options)

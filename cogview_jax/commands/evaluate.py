@@ -47,6 +47,7 @@ the share of images whose style, concept, and both are right.
 
 from absl import flags
 
+from cogview_jax.commands.sampling_flags import sampling_flags
 from cogview_jax.evaluation.benchmark import (
     BLUR_KERNELS,
     BLUR_SETS,
@@ -77,25 +78,7 @@ NUM_PROMPTS = flags.DEFINE_integer(
     " style as many images of each object",
 )
 SEED = flags.DEFINE_integer("seed", 0, "of the prompts and of sampling")
-TEMPERATURE = flags.DEFINE_float(
-    "temperature",
-    None,
-    "0 takes the most likely token; by default 1, for captions 0, for super_resolution 0.7 or, with"
-    " released weights, 1.02",
-)
-TOP_K = flags.DEFINE_integer(
-    "top_k", 200, "only the k most likely tokens; 0 for all", lower_bound=0
-)
-TOP_P = flags.DEFINE_float(
-    "top_p",
-    1.0,
-    "only the most likely tokens that reach this probability",
-)
-GUIDANCE = flags.DEFINE_float(
-    "guidance",
-    1.0,
-    "above 1 follows the prompt more closely, for models trained with drop_captions",
-)
+SAMPLING = sampling_flags()
 RERANK_WITH = command_line.path_flag("rerank_with", "a caption bundle that chooses the best")
 CANDIDATES = flags.DEFINE_integer(
     "candidates", None, "images for each prompt to choose from, with --rerank_with 8 by default"
@@ -183,10 +166,7 @@ def main() -> None:
     options = Options(
         count=NUM_PROMPTS.value,
         seed=SEED.value,
-        temperature=TEMPERATURE.value,
-        top_k=TOP_K.value,
-        top_p=TOP_P.value,
-        guidance=GUIDANCE.value,
+        settings=SAMPLING(),
         batch_size=BATCH_SIZE.value,
         precision=PRECISION.value,
         rerank_with=RERANK_WITH.value,

@@ -1,6 +1,6 @@
 """Samples from a bundle.
 
-  python -m cogview_jax.sample --bundle emoji --prompt "a blue butterfly in flat style" --guidance 2
+  python -m cogview_jax.sample --bundle emoji --prompt "a blue butterfly in flat style"
 
   python -m cogview_jax.sample --bundle runs/demo/bundle --task text_to_image --out images \\
       --prompt "a large red circle in the center on a white background" --num_images 4
@@ -45,6 +45,7 @@ from typing import Literal, cast
 
 from absl import flags
 
+from cogview_jax.commands.sampling_flags import sampling_flags
 from cogview_jax.runtime import command_line
 from cogview_jax.runtime.bounds import (
     MOST_CANDIDATES,
@@ -54,7 +55,7 @@ from cogview_jax.runtime.bounds import (
     need_flag,
 )
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
+from cogview_jax.sampling.options import SamplingOptions, SamplingSettings
 
 BUNDLE = command_line.path_flag(
     "bundle",
@@ -102,14 +103,7 @@ KEEP = flags.DEFINE_integer("keep", None, "images of each prompt that stay; all 
 UPSAMPLE_WITH = command_line.path_flag(
     "upsample_with", "a bundle of super-resolution that upsamples the images that stay"
 )
-TEMPERATURE = flags.DEFINE_float(
-    "temperature",
-    None,
-    "0 takes the most likely token; by default 1, for captions 0, for super_resolution 0.7 or, with"
-    " released weights, 1.02",
-)
-TOP_K = flags.DEFINE_integer("top_k", 200, "only the k most likely tokens; 0 for all")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "only the most likely tokens that reach this probability")
+SAMPLING = sampling_flags()
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size",
     None,
@@ -126,11 +120,6 @@ BACK_PROJECTION = flags.DEFINE_integer(
     None,
     "rounds of iterative back-projection, after which larger images agree with the given ones when"
     " downsampled; 0 for what the codes alone give. By default 0 for released weights, else 8",
-)
-GUIDANCE = flags.DEFINE_float(
-    "guidance",
-    1.0,
-    "above 1 follows the prompt more closely, for models trained with drop_captions",
 )
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "images sampled at a time; by default what free memory has room for"
@@ -151,20 +140,12 @@ def main() -> int:
     need_flag(BATCH_SIZE, MOST_ROWS)
     need_flag(WINDOW_CANDIDATES, MOST_CANDIDATES)
     need_flag(BACK_PROJECTION, MOST_ROUNDS, least=0)
-    options = _options()
+    settings, sampling = SAMPLING(), SamplingOptions(SEED.value, batch_size=BATCH_SIZE.value)
     _check_combination()
     from cogview_jax.commands.sample_outputs import held_output
 
     with held_output(OUT.value):
-        return _sample(options)
-
-
-def _options() -> SamplingOptions:
-    temperature = TEMPERATURE.value
-    if temperature is None:
-        temperature = 0.0 if TASK.value == "caption" else 1.0
-    config = SamplingConfig(temperature, TOP_K.value, TOP_P.value, GUIDANCE.value)
-    return SamplingOptions(SEED.value, config, BATCH_SIZE.value)
+        return _sample(sampling, settings)
 
 
 def _check_combination() -> None:
@@ -194,7 +175,7 @@ def _check_combination() -> None:
         raise InputError("--task caption finds the text itself: it takes no prompt")
 
 
-def _sample(sampling: SamplingOptions) -> int:
+def _sample(sampling: SamplingOptions, settings: SamplingSettings) -> int:
     from cogview_jax.checkpoints.step_bundle import located
     from cogview_jax.commands import describe_images, sample_images
     from cogview_jax.commands.benchmark_layouts import read_layout
@@ -203,7 +184,7 @@ def _sample(sampling: SamplingOptions) -> int:
     # Of a workdir the newest checkpoint of now, whatever comes while images are sampled.
     task, bundle, out, images = TASK.value, located(BUNDLE.value), OUT.value, IMAGE.value
     long = cast(Literal["cut", "refuse"], LONG_PROMPTS.value)
-    options = JobOptions(sampling, NUM_IMAGES.value, PRECISION.value, long)
+    options = JobOptions(sampling, NUM_IMAGES.value, PRECISION.value, long, settings)
     upsampling = sample_images.Upsampling(WINDOW_CANDIDATES.value, BACK_PROJECTION.value)
     if task == "caption":
         describe_images.caption(bundle, out, images, options)
@@ -215,10 +196,8 @@ def _sample(sampling: SamplingOptions) -> int:
     if task == "complete":
         sample_images.complete(bundle, out, images, prompts, KEEP_ROWS.value, options)
     elif task == "super_resolution":
-        size, temperature = IMAGE_SIZE.value, TEMPERATURE.value
-        sample_images.super_resolution(
-            bundle, out, images, prompts, options, size, temperature, upsampling
-        )
+        size = IMAGE_SIZE.value
+        sample_images.super_resolution(bundle, out, images, prompts, options, size, upsampling)
     elif task == "rerank":
         describe_images.rerank(bundle, out, images, prompts, options)
     else:

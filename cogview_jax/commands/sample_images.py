@@ -30,7 +30,7 @@ from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_IMAGES, MOST_ROUNDS, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.engine import SamplingRequest
-from cogview_jax.sampling.options import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ def text_to_image(
             )
     if upsample_with is not None:
         upsampler = _load_upsampler(upsample_with, prompts, options, size)
+    options = options.over(model.generation.default_sampling)
     job = _job("text_to_image", bundle, options) | {"prompts": list(prompts)}
     images = ResumableOutput(Path(out) / "unfinished", job)
     samples = _samples([{"prompt": prompt} for prompt in prompts], options, numbers)
@@ -146,7 +147,8 @@ def text_to_image(
         job |= asdict(upsampling)
         larger = ResumableOutput(images.folder / "larger", job)
         every = np.stack([images.read(sample.name) for sample in samples])
-        _upsample(upsampler, larger, every, samples, options, None, upsampling)
+        own = replace(options.sampling, sampling=None)  # the flags are of the base
+        _upsample(upsampler, larger, every, samples, own, upsampling)
         samples = [replace(sample, small=f"small/{sample.name}.png") for sample in samples]
     write_images(out, images, samples, scored, larger)
     if layout is not None:
@@ -182,6 +184,8 @@ def complete(
     size, grid = model.codec.config.image_size, model.codec.config.grid
     rows = grid // 2 if keep_rows is None else keep_rows
     pixels = read_images(images, size)
+    model.generation.prompt_rows(texts)  # refuses one that cannot be used
+    options = options.over(model.generation.default_sampling)
     job = _job("complete", bundle, options) | {"keep_rows": rows} | _given(pixels, texts)
     output = ResumableOutput(Path(out) / "unfinished", job)
     samples = _samples(
@@ -214,7 +218,6 @@ def super_resolution(
     prompts: Sequence[str],
     options: JobOptions,
     size: int | None = None,
-    temperature: float | None = None,
     upsampling: Upsampling = Upsampling(),
 ) -> None:
     """Upsamples images to twice as many rows and columns; writes as `text_to_image` does.
@@ -226,7 +229,6 @@ def super_resolution(
         prompts: what each shows, or one for all; none for a model that has learned without text.
         size: the pixels a side at which the images are read; None for the codec's own if the
             bundle upsamples such images, else the smallest it does.
-        temperature: whatever `options` has; None for that of `SuperResolution.default_sampling`.
         upsampling: how it is done.
 
     Raises:
@@ -235,12 +237,8 @@ def super_resolution(
     """
     texts = paired(images, prompts or [""], "super_resolution")
     need_one_each(options, "super_resolution")
-    options.sampling.config().need_no_guidance("super-resolution")
+    options.settings.over(SamplingConfig()).need_no_guidance("super-resolution")
     model = _load_upsampler(bundle, prompts, options, size)
-    if temperature is None:
-        temperature = model.super_resolution.default_sampling.temperature
-    config = replace(options.sampling.config(), temperature=temperature)
-    options = replace(options, sampling=replace(options.sampling, sampling=config))
     if not prompts and model.layout.region("text").length:
         raise InputError(
             f"no prompt: the model of {bundle} has learned with texts: give --prompt TEXT, one for"
@@ -248,11 +246,12 @@ def super_resolution(
         )
     size = model.super_resolution.sizes[0] if size is None else size
     pixels = read_images(images, size)
+    options = options.over(model.super_resolution.default_sampling)
     job = _job("super_resolution", bundle, options) | _given(pixels, texts) | asdict(upsampling)
     output = ResumableOutput(Path(out) / "unfinished", job)
     given = [{"prompt": text, "image": file} for file, text in zip(images, texts, strict=True)]
     samples = _samples(given, options)
-    _upsample(model, output, pixels, samples, options, config, upsampling)
+    _upsample(model, output, pixels, samples, options.sampling, upsampling)
     write_images(out, output, samples)
     output.remove()
 
@@ -275,8 +274,7 @@ def _upsample(
     output: ResumableOutput,
     pixels: np.ndarray,
     samples: Sequence[Sample],
-    options: JobOptions,
-    config: SamplingConfig | None,
+    options: SamplingOptions,
     upsampling: Upsampling,
 ) -> None:
     """Upsamples `pixels`, uint8 [b, h, w, 3], into `output`, under the names of `samples`."""
@@ -285,7 +283,7 @@ def _upsample(
         return model.super_resolution.upsample(
             pixels[which],
             [samples[i].prompt for i in which],
-            replace(options.sampling, sampling=config, progress=on_progress),
+            replace(options, progress=on_progress),
             **asdict(upsampling),
         )
 

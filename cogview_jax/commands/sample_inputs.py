@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from cogview_jax.runtime.bounds import MOST_IMAGES, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import is_fault, reason
 from cogview_jax.runtime.files import text_lines
-from cogview_jax.sampling.options import SamplingOptions
+from cogview_jax.sampling.options import SamplingConfig, SamplingOptions, SamplingSettings
 from cogview_jax.tokenizers.prompt import need_text
 
 #: Bytes of a file of prompts that are read at most: a million prompts of the usual length.
@@ -29,19 +29,31 @@ class JobOptions:
     """Options shared by all tasks of `sample` (see `sample --help`).
 
     Attributes:
-        sampling: seed, temperature, filters, guidance and batch size.
+        sampling: seed and batch size; of an `over`, how tokens are chosen, too.
         num_images: results for each prompt, or for each image and its prompt.
         precision: the policy of the arithmetic.
         long_prompts: what becomes of prompts that are longer than the text region.
+        settings: of how tokens are chosen, those that the user gave.
     """
 
     sampling: SamplingOptions = SamplingOptions()
     num_images: int = 1
     precision: str = "float32"
     long_prompts: Literal["cut", "refuse"] = "cut"
+    settings: SamplingSettings = SamplingSettings()
 
     def __post_init__(self):
         need_count("--num_images", self.num_images, MOST_IMAGES)
+
+    def over(self, usual: SamplingConfig) -> "JobOptions":
+        """The same with `usual` for how tokens are chosen, where the user has not said.
+
+        A line on standard error says how they are.
+        """
+        config = self.settings.over(usual)
+        said = ", ".join(f"{name} {value:g}" for name, value in asdict(config).items())
+        print(f"sampling with {said}", file=sys.stderr)
+        return replace(self, sampling=replace(self.sampling, sampling=config))
 
     def load(self, bundle: str, task: str | None = None) -> CogView:
         """The bundle, computing in the `precision`, and treating prompts as `long_prompts` says.

@@ -49,7 +49,7 @@ def main() -> int | None:
     """Flags in, one job."""
     from cogview_jax.tasks.earlier_run import resolve
 
-    experiment, origins = resolve(CONFIG.value, given(), WORKDIR.value)
+    experiment, origins = resolve(CONFIG.value, given(), WORKDIR.value, may_be_absent=DRY_RUN.value)
     if PRINT_CONFIG.value:
         print(settings_page(as_settings(experiment), origins))
         return 0

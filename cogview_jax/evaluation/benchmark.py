@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from cogview_jax.evaluation import benchmarks
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, MOST_RADIUS, need_count
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
+from cogview_jax.sampling.options import SamplingConfig, SamplingOptions, SamplingSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,8 +103,7 @@ class Options:
     Attributes:
         count: how many examples of each split are measured (`--num_prompts`).
         seed: of the examples and of sampling.
-        temperature: of sampling; None for the default of the bundle's task (`sampling`).
-        top_k, top_p, guidance: the other fields of `SamplingConfig`.
+        settings: of sampling; the bundle's own where they are open.
         batch_size: rows at a time; None for what free memory has room for.
         precision: of the arithmetic, a name of `runtime.precision`.
         rerank_with: a caption bundle that chooses the best of `candidates` images by CapLoss.
@@ -117,10 +116,7 @@ class Options:
 
     count: int = 300
     seed: int = 0
-    temperature: float | None = None
-    top_k: int = 200
-    top_p: float = 1.0
-    guidance: float = 1.0
+    settings: SamplingSettings = SamplingSettings()
     batch_size: int | None = None
     precision: str = "float32"
     rerank_with: str | None = None
@@ -134,21 +130,11 @@ class Options:
         need_count("--num_prompts", self.count, MOST_PROMPTS)
         if self.candidates > 1 and not self.rerank_with:
             raise InputError("--candidates needs a bundle to choose by: --rerank_with BUNDLE")
-        SamplingOptions(self.seed, self._sampling(1.0), self.batch_size)  # checks their ranges
+        SamplingOptions(self.seed, batch_size=self.batch_size)  # checks their ranges
 
     def sampling(self, model: "CogView") -> SamplingConfig:
-        """Temperature and filters.
-
-        The default temperature is 1, for captions 0, and for super-resolution that of
-        `SuperResolution.default_sampling`.
-        """
-        if model.layout.task == "super_resolution":
-            return self._sampling(model.super_resolution.default_sampling.temperature)
-        return self._sampling(0.0 if model.layout.task == "caption" else 1.0)
-
-    def _sampling(self, default: float) -> SamplingConfig:
-        temperature = default if self.temperature is None else self.temperature
-        return SamplingConfig(temperature, self.top_k, self.top_p, self.guidance)
+        """Temperature, filters and guidance for `model`."""
+        return self.settings.over(model.default_sampling)
 
 
 class Benchmark(Protocol):

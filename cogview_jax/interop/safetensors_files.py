@@ -125,9 +125,7 @@ def _transformer(file: Path) -> TransformerPart:
     positions, vocabulary = entry.learned_positions, entry.vocabulary
     model = Transformer(entry.config, vocabulary.size, positions, vocabulary=vocabulary)
     params = _tree(file, unbox(transformer_shapes(model)))
-    return TransformerPart(
-        entry.config, vocabulary, entry.layout, params, entry.drop_captions, weights=entry.weights
-    )
+    return TransformerPart.described(entry, params)
 
 
 def _write(file: Path, tree: Any, description: Mapping[str, Any]) -> None:

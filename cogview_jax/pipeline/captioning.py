@@ -22,12 +22,17 @@ class Captioning:
         """`prompts` encodes the texts that are scored."""
         self.parts, self.prompts = parts, prompts
 
+    @property
+    def default_sampling(self) -> SamplingConfig:
+        """How captions are sampled unless the caller says: the most likely token each time."""
+        return self.parts.sampling_over(SamplingConfig(temperature=0.0))
+
     def caption(self, images: np.ndarray, options: SamplingOptions) -> list[str]:
         """A text for each image; see `CogView.caption`."""
         self._need()
         if not len(images):
             raise InputError("caption got no image")
-        config = options.config(SamplingConfig(temperature=0.0))
+        config = options.config(self.default_sampling)
         config.need_no_guidance("a caption")
         layout, span = self.parts.layout, Span.of_text(self.parts.layout)
         codes = self.parts.encode(images, self.parts.codec.config.grid).reshape(len(images), -1)

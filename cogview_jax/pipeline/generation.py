@@ -24,6 +24,11 @@ class Generation:
         self.parts, self.prompts = parts, prompts
         self._spoke_of_guidance = False
 
+    @property
+    def default_sampling(self) -> SamplingConfig:
+        """How images are sampled unless the caller says: as the bundle recommends."""
+        return self.parts.sampling_over(SamplingConfig())
+
     def sample_codes(
         self, requests: Sequence[SamplingRequest], batch_size: int | None = None
     ) -> Iterator[np.ndarray]:
@@ -48,8 +53,9 @@ class Generation:
         if not len(prompts):
             raise InputError("generate needs a list of at least one prompt")
         need_count("num_images", num_images, MOST_IMAGES // len(prompts))
+        config = options.config(self.default_sampling)
         requests = [
-            SamplingRequest(prompt, options.seed, index, options.config())
+            SamplingRequest(prompt, options.seed, index, config)
             for prompt in prompts
             for index in range(num_images)
         ]
@@ -70,9 +76,10 @@ class Generation:
             InputError: as `complete_codes`.
         """
         need_count("num_images", num_images, MOST_IMAGES)
+        self.parts.need("transformer", "text")
+        config = options.config(self.default_sampling)
         requests = [
-            SamplingRequest(text, options.seed, index, options.config())
-            for index in range(num_images)
+            SamplingRequest(text, options.seed, index, config) for index in range(num_images)
         ]
         sampled = self.complete_codes(
             np.asarray(image)[None], keep_rows, requests, [0] * num_images, options.batch_size

@@ -18,6 +18,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import policy_of
 from cogview_jax.sampling.batching import in_few_shapes, rows_that_fit
 from cogview_jax.sampling.engine import Engine
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.codecs.codec import Codec, decode_codes, encode_images
 from cogview_jax.tokenizers.layout import Layout, LayoutConfig, make_layout
 from cogview_jax.tokenizers.text import TextTokenizer
@@ -131,6 +132,12 @@ class Parts:
         """What the config said of the layout."""
         assert self.transformer is not None, "need('transformer') comes first"
         return self.transformer.layout
+
+    def sampling_over(self, usual: SamplingConfig) -> SamplingConfig:
+        """The settings that the transformer's bundle recommends, over the `usual` of its task."""
+        self.need("transformer")
+        assert self.transformer is not None
+        return self.transformer.sampling.over(usual)
 
     @property
     def conventions(self) -> Conventions:

@@ -37,7 +37,8 @@ class SuperResolution:
         With others, candidates that are more likely are better ones to choose among.
         """
         self.parts.need("transformer")
-        return SamplingConfig(temperature=self.parts.conventions.upsampling_temperature)
+        usual = SamplingConfig(temperature=self.parts.conventions.upsampling_temperature)
+        return self.parts.sampling_over(usual)
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -98,6 +98,11 @@ class Progress:
         with self._lock:
             self._doing = what
 
+    def say(self, line: str) -> None:
+        """Writes a line that stays, above the bar of a terminal."""
+        with self._lock:
+            self._bar.say(line)
+
     def close(self) -> None:
         """Shows where it ended and leaves the line; nothing where nothing was done."""
         self._ticker.stop()
@@ -176,6 +181,17 @@ class _Bar(tqdm):
         """The fields of a line."""
         width = shutil.get_terminal_size().columns - 1 if self._terminal else None
         return super().format_dict | self._more() | {"ncols": width}
+
+    def say(self, line: str) -> None:
+        """Writes a line where it is shown at all."""
+        if self.disable:
+            return
+        if self._terminal:
+            self.clear()
+        self.fp.write(f"{line}\n")
+        self.fp.flush()
+        if self._terminal:
+            self.refresh()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Shows the line: rewritten on a terminal, or one more in a log."""

@@ -3,10 +3,11 @@
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TypedDict
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypedDict
 
 from cogview_jax.runtime.bounds import MOST_ROWS, need_count
+from cogview_jax.runtime.config import SettingError
 from cogview_jax.runtime.errors import InputError
 
 #: Beyond this guidance the difference it multiplies could overflow.
@@ -35,20 +36,49 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise InputError(f"temperature {self.temperature}: expected 0 (greedy) or above")
+            raise SettingError(f"temperature = {self.temperature}: expected 0 (greedy) or above")
         if self.top_k < 0:
-            raise InputError(f"top_k {self.top_k}: expected 0 (all tokens) or above")
+            raise SettingError(f"top_k = {self.top_k}: expected 0 (all tokens) or above")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p {self.top_p}: expected above 0 and at most 1 (all tokens)")
+            raise SettingError(f"top_p = {self.top_p}: expected above 0 and at most 1 (all tokens)")
         if not 0 <= self.guidance <= MOST_GUIDANCE:
-            raise InputError(
-                f"guidance {self.guidance}: expected 0 (no text) to {MOST_GUIDANCE:.0f}"
+            raise SettingError(
+                f"guidance = {self.guidance}: expected 0 (no text) to {MOST_GUIDANCE:.0f}"
             )
 
     def need_no_guidance(self, what: str) -> None:
         """InputError where there is guidance, for `what` knows no text to leave out."""
         if self.guidance != 1:
             raise InputError(f"guidance {self.guidance}: {what} has none, leave it at 1")
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Fields of `SamplingConfig` of which some may be left open: a bundle's, or a command's flags.
+
+    Attributes:
+        temperature, top_k, top_p, guidance: as of `SamplingConfig`; None where nobody says.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        self.over(SamplingConfig())
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that are not open, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def over(self, usual: SamplingConfig) -> SamplingConfig:
+        """These settings, and those of `usual` where they are open."""
+        return replace(usual, **self.given)
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -65,7 +95,7 @@ class SamplingOptions:
 
     Attributes:
         seed: of the random numbers, 0 to 2**32 - 1.
-        sampling: temperature, filters and guidance; None for what suits the task.
+        sampling: temperature, filters and guidance; None for `CogView.default_sampling`.
         batch_size: rows sampled at a time; None for what free memory has room for. No result
             depends on it.
         progress: is called with how many results were finished since its last call.

@@ -50,7 +50,11 @@ STORED = (
 
 
 def resolve(
-    config: Mapping[str, Any], given: Mapping[str, str], path: str | Path | None = None
+    config: Mapping[str, Any],
+    given: Mapping[str, str],
+    path: str | Path | None = None,
+    *,
+    may_be_absent: bool = False,
 ) -> tuple[Experiment, dict[str, str]]:
     """The experiment that a config describes, with what it has of earlier runs.
 
@@ -59,6 +63,8 @@ def resolve(
         given: where each setting that the user gave comes from, by dotted name; all others may be
             an earlier run's.
         path: the workdir that the experiment is for; None for none.
+        may_be_absent: goes on without the earlier run where there is none yet: for a dry run, which
+            needs the sizes alone.
 
     Returns:
         The experiment, and where its settings come from, as `given` has it.
@@ -74,6 +80,8 @@ def resolve(
     by_flag = given.get(FROM, "").startswith("--")
     if left and (not by_flag or left.data.from_ == name):
         merging.take(_offers(left, (FROM, "data.store", *STORED, *SIZES)), str(path))
+    elif name and may_be_absent and not bundle_folder(local_path(name)).exists():
+        log(f"{FROM} {name} is not there yet: sizes are those of the config")
     elif name:
         _take_from(name, merging)
     return read_experiment(merging.settings), merging.origins

@@ -46,6 +46,14 @@ class EarlyStopping:
         else:
             self._count += 1
 
+    def standing(self, metrics: Mapping[str, float]) -> str:
+        """What `see` made of these metrics, to put behind them; empty where it has no say."""
+        if self.metric.name not in metrics or not self._step:
+            return ""
+        if not self._count:
+            return " (the best so far)"
+        return f" (the best so far: {self._best:.4g} at step {self._step})"
+
     def reached(self) -> bool:
         """Whether the run is to end."""
         return 0 < self.patience <= self._count

@@ -24,6 +24,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig
 from cogview_jax.runtime.paths import require_paths
 from cogview_jax.runtime.precision import policy
+from cogview_jax.sampling.options import SamplingSettings
 from cogview_jax.tasks.train_config import CodecTrainConfig, TransformerTrainConfig
 from cogview_jax.tokenizers.codecs.codec import CodecConfig
 from cogview_jax.tokenizers.codecs.vqvae import VQVAEConfig
@@ -262,6 +263,8 @@ class TransformerExperiment:
         seed: of all random numbers of the run, 0 to 2^32 - 1.
         init_from: the bundle whose transformer training starts from; empty for none.
         lora: trains low-rank adapters of that transformer instead of all of it.
+        sampling: how the model is best sampled: previews and benchmarks are, and whoever takes its
+            bundle and says nothing else.
     """
 
     stage: Literal["transformer"]
@@ -284,6 +287,7 @@ class TransformerExperiment:
     seed: int = 0
     init_from: str = ""
     lora: LoRAConfig = LoRAConfig()
+    sampling: SamplingSettings = SamplingSettings()
 
     def programs(self) -> Implementation:
         """The programs that run the transformer on all devices of this run.
@@ -332,6 +336,17 @@ class TransformerExperiment:
                 f"drop_captions {self.drop_captions}: a caption model learns nothing without them;"
                 " set it to 0"
             )
+        if self.sampling.guidance not in (None, 1.0):
+            if self.layout.task != "text_to_image":
+                raise InputError(
+                    f"sampling.guidance {self.sampling.guidance}: a model of layout.task"
+                    f" {self.layout.task!r} has none, leave it at 1"
+                )
+            if not self.drop_captions:
+                raise InputError(
+                    f"sampling.guidance {self.sampling.guidance} compares with images without a"
+                    " caption, but with drop_captions 0 none are learned: set it to 0.1"
+                )
         if self.model.conventions.tensor_norm:
             raise InputError(
                 "model.compat 'official' lets later tokens change earlier ones and is for running"

@@ -31,6 +31,9 @@ from cogview_jax.training.metrics import MetricsWriter
 from cogview_jax.training.objective import Objective
 from cogview_jax.training.state import TrainState
 
+#: Numbers of a measurement that are printed.
+SAID = 8
+
 
 class Monitor:
     """Writes what a run measures, and shows what its weights can do.
@@ -112,7 +115,14 @@ class Monitor:
     def _validate(self, step: int, state: TrainState) -> dict[str, float]:
         assert self._validation is not None
         metrics = self._validation.measure(self._for_bundle(state))
+        return self._seen(step, metrics)
+
+    def _seen(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Compares what was measured with what was before, and says it."""
         self._early.see(step, metrics)
+        said = ", ".join(f"{name} {metrics[name]:.4g}" for name in [*metrics][:SAID])
+        more = f" and {len(metrics) - SAID} more in metrics.jsonl" if len(metrics) > SAID else ""
+        self._progress.say(f"step {step}: {said}{more}{self._early.standing(metrics)}")
         return metrics
 
     def _benchmark(self, step: int, state: TrainState) -> dict[str, float]:
@@ -140,8 +150,7 @@ class Monitor:
                 f"train.best_metric = {best.name!r}: the benchmark {config.benchmark} did not"
                 f" measure it at step {step}; {closest(best.name, metrics)}"
             )
-        self._early.see(step, metrics)
-        return metrics
+        return self._seen(step, metrics)
 
 
 def check_benchmark(config: TrainConfig, task: str | None) -> dict[str, bool]:

@@ -27,7 +27,6 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.processes import log
-from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import TransformerExperiment
 from cogview_jax.tasks.held_out_loss import HELD_OUT_LOSSES, HeldOutLoss
 from cogview_jax.tasks.init_from import check_transformer, different_model
@@ -218,7 +217,7 @@ class TransformerTask:
         """Samples for `preview_prompts`: uint8 [h, w, 3]."""
         model, prompts = self.cogview(state), self.preview_prompts(source)
         rows = min(len(prompts), PREVIEW_IMAGES)
-        codes = model.generate_codes(prompts, sampling=SamplingConfig(), batch_size=rows)
+        codes = model.generate_codes(prompts, batch_size=rows)
         images = model.decode(codes[:, 0])
         return np.asarray(caption_grid(list(images), prompts))
 
@@ -295,6 +294,7 @@ class TransformerTask:
             experiment.drop_captions,
             experiment.implementation,
             experiment.train.weights,
+            experiment.sampling,
         )
 
     def _compact_binary(self) -> CompactBinary:

@@ -32,6 +32,7 @@ RESUMABLE = (
     *("train.benchmark", "train.benchmark_every", "train.benchmark_prompts"),
     *("implementation.attention", "implementation.decoding"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "profile.after", "profile.steps", "data.from"),
+    *("sampling.temperature", "sampling.top_k", "sampling.top_p", "sampling.guidance"),
     "data.source.index",
 )
 #: Paths that may differ if what they hold is the same (`tasks.contents`).

@@ -22,6 +22,7 @@ from cogview_jax.interop.files import SourceFiles
 from cogview_jax.models.linear import Linear
 from cogview_jax.models.lora import MODULES, LoRAConfig, adapter_shapes, merged, with_adapters
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.sampling.options import SamplingSettings
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 LORA = LoRAConfig(rank=2, alpha=5.0, targets=("qkv", "mlp.down"))
@@ -114,6 +115,7 @@ def written(part, base, adapters, tmp_path_factory):
     layout = dataclasses.replace(tiny.LAYOUT, task="caption")
     lora = dataclasses.replace(LORA, base_dtype="bfloat16")
     trained = dataclasses.replace(part, layout=layout, drop_captions=0.0, weights="ema")
+    trained = dataclasses.replace(trained, sampling=SamplingSettings(top_k=7))
     there = Bundle(base).sha256("transformer")
     write_adapter(folder, adapters, lora, trained, base=there, base_path=str(base), step=7)
     return folder
@@ -151,6 +153,7 @@ def test_a_merged_bundle_has_the_kernels_and_the_layout_of_the_adapter(
     part = bundle.transformer()
     assert part.layout.task == "caption"
     assert part.drop_captions == 0.0
+    assert part.sampling == SamplingSettings(top_k=7)
     ours, theirs = part.params, Bundle(base).transformer().params
     theirs = jax.tree.map(lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16), theirs)
     theirs = jax.tree.map(lambda leaf: leaf.astype(np.float32), theirs)

@@ -16,6 +16,7 @@ from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file, sha256_tree
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.sampling.options import SamplingSettings
 from cogview_jax.tokenizers.text import TextConfig, train_text_tokenizer
 
 CAPTIONS = ["a large red circle", "two small blue stars", "a ring above a heart"]
@@ -135,6 +136,15 @@ def test_a_transformer_says_how_often_it_learned_without_captions(tmp_path, tran
     assert Bundle(tmp_path / "b").transformer().drop_captions == share
     described = json.loads((tmp_path / "b" / "bundle.json").read_text())["parts"]["transformer"]
     assert described.get("drop_captions") == share
+
+
+@pytest.mark.parametrize("given", [{}, {"temperature": 0.0}, {"top_k": 7, "guidance": 2.0}])
+def test_a_transformer_says_how_it_is_best_sampled(tmp_path, transformer, given):
+    part = dataclasses.replace(transformer, sampling=SamplingSettings(**given))
+    write_bundle(tmp_path / "b", transformer=part)
+    assert Bundle(tmp_path / "b").transformer().sampling == SamplingSettings(**given)
+    described = json.loads((tmp_path / "b" / "bundle.json").read_text())["parts"]["transformer"]
+    assert described.get("sampling", {}) == given
 
 
 def test_a_codec_is_read_onto_a_mesh(bundle):

@@ -369,7 +369,7 @@ SAID = {
     "countless candidates": "--candidates 1000000000000: expected at most 1024",
     "countless prompts": "--num_prompts 1000000000000: expected at most 100000",
     "no images": "--num_images 0: expected at least 1",
-    "negative temperature": "temperature -1.0: expected 0 (greedy) or above",
+    "negative temperature": "temperature = -1.0: expected 0 (greedy) or above",
     "keep of nothing": "--keep needs a bundle to choose by: --rerank_with BUNDLE",
     "back to nothing": "--back_projection needs a bundle that upsamples: --upsample_with BUNDLE",
     "windows of nothing": (
@@ -384,7 +384,7 @@ SAID = {
     ),
     "rows of nothing": "--keep_rows is for --task complete, not text_to_image",
     "candidates for nobody": "--candidates needs a bundle to choose by: --rerank_with BUNDLE",
-    "negative guidance": "guidance -1.0: expected 0 (no text) to 1000000",
+    "negative guidance": "guidance = -1.0: expected 0 (no text) to 1000000",
     "unknown task": (
         "--task=paint: expected one of text_to_image, complete, super_resolution, caption, rerank"
     ),

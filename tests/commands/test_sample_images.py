@@ -30,7 +30,7 @@ from cogview_jax.pipeline.super_resolution import SuperResolution
 from cogview_jax.runtime import lock
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
+from cogview_jax.sampling.options import SamplingConfig, SamplingOptions, SamplingSettings
 from cogview_jax.shapes import scenes as shapes
 from cogview_jax.tokenizers.layout import make_layout
 from command_runs import retold
@@ -43,9 +43,10 @@ METHODS = {
 }
 
 
-def job(num_images=1, precision="float32", long_prompts="cut", **sampling):
+def job(num_images=1, precision="float32", long_prompts="cut", settings=None, **sampling):
     """The options of a job."""
-    return JobOptions(SamplingOptions(**sampling), num_images, precision, long_prompts)
+    settings = SamplingSettings(**(settings or {}))
+    return JobOptions(SamplingOptions(**sampling), num_images, precision, long_prompts, settings)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +163,12 @@ def lines_of(file):
 
 def test_captions_are_written_in_the_order_of_the_images(captioner, tmp_path, image_files):
     out, files = tmp_path / "out", [image_files[1], image_files[0]]
-    options = job(seed=3, sampling=SamplingConfig(temperature=1.0))
+    options = job(seed=3, settings={"temperature": 1.0})
     caption(captioner, str(out), files, options)
     model = load(captioner)
     size = model.codec.config.image_size
     squares = [center_crop(np.asarray(Image.open(file)), size) for file in files]
-    expected = model.caption(np.stack(squares), 3, sampling=options.sampling.sampling)
+    expected = model.caption(np.stack(squares), 3, sampling=SamplingConfig(temperature=1.0))
     assert expected[0] != expected[1]
     assert lines_of(out / "captions.jsonl") == [
         {"image": file, "caption": text, "seed": 3}
@@ -218,11 +219,30 @@ def test_the_candidates_that_a_caption_model_finds_likeliest_stay(chain, caption
     assert len(list((out / "images").iterdir())) == 4
 
 
+def test_flags_change_what_a_bundle_recommends_one_by_one(chain, tmp_path, capsys):
+    base = Bundle(chain.run / "bundle")
+    advice = SamplingSettings(temperature=0.5, top_k=3)
+    part = dataclasses.replace(base.transformer(), sampling=advice)
+    write_bundle(tmp_path / "advised", codec=base, text=base, transformer=part)
+    model = load(chain.run / "bundle")
+    for given, config in (
+        ({}, SamplingConfig(0.5, top_k=3)),
+        ({"top_k": 200}, SamplingConfig(0.5, top_k=200)),
+        ({"temperature": 0.0}, SamplingConfig(0.0, top_k=3)),
+    ):
+        out = tmp_path / str(config.temperature) / str(config.top_k)
+        text_to_image(str(tmp_path / "advised"), str(out), ["a star"], job(settings=given))
+        (expected,) = model.generate(["a star"], sampling=config)[0]
+        np.testing.assert_array_equal(Image.open(out / "images" / "00000_000.png"), expected)
+        line = f"sampling with temperature {config.temperature:g}, top_k {config.top_k}, top_p 1"
+        assert line in capsys.readouterr().err
+
+
 def test_bundles_of_the_wrong_task_and_bad_pairs_leave_nothing(
     chain, captioner, tmp_path, image_files
 ):
     base, out, a = f"{chain.run}/bundle", str(tmp_path / "out"), image_files[:1]
-    several, guided = job(num_images=2), job(sampling=SamplingConfig(guidance=2.0))
+    several, guided = job(num_images=2), job(settings={"guidance": 2.0})
     for call, message in (
         (lambda: caption(base, out, a, job()), "trained for text_to_image, this needs caption"),
         (
@@ -317,10 +337,10 @@ def test_three_bundles_in_one_command_do_what_they_do_one_after_the_other(
 def test_an_upsampler_that_reads_no_text_needs_none(chain, upsampler, tmp_path):
     _, drawing = shapes.drawing(0, "train", 3, 16)
     Image.fromarray(drawing).save(tmp_path / "a.png")
-    files, options = [str(tmp_path / "a.png")], job()
+    files, options = [str(tmp_path / "a.png")], job(settings={"temperature": 0.0})
     blind = upsampling_bundle(chain, tmp_path / "blind", text_length=0)
     for out, prompts in (("bare", []), ("told", ["a red circle " * 40])):
-        super_resolution(blind, str(tmp_path / out), files, prompts, options, temperature=0)
+        super_resolution(blind, str(tmp_path / out), files, prompts, options)
     bare, told = (lines_of(tmp_path / out / "samples.jsonl")[0] for out in ("bare", "told"))
     assert (bare["prompt"], told["prompt"]) == ("", "a red circle " * 40)
     images = [(tmp_path / out / bare["file"]).read_bytes() for out in ("bare", "told")]

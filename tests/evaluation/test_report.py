@@ -12,7 +12,7 @@ from cogview_jax.evaluation.benchmark import Options
 from cogview_jax.evaluation.benchmarks import shapes
 from cogview_jax.evaluation.report import evaluate
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.options import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig, SamplingSettings
 from cogview_jax.shapes.fresh import fresh_scenes
 from cogview_jax.tokenizers.text import TextTokenizer
 from command_runs import retold
@@ -40,7 +40,9 @@ def test_captions_are_judged_of_a_caption_bundle(captioner, tmp_path):
 
 def test_upsampled_drawings_are_measured_of_a_bundle_of_super_resolution(chain, tmp_path):
     bundle = retold(chain, tmp_path / "bundle", "super_resolution")
-    task, settings, report = evaluated(bundle, tmp_path, count=3, batch_size=2, temperature=0.5)
+    task, settings, report = evaluated(
+        bundle, tmp_path, count=3, batch_size=2, settings=SamplingSettings(temperature=0.5)
+    )
     model = load(bundle)
     sampling = SamplingConfig(0.5)
 

@@ -20,7 +20,7 @@ from cogview_jax.pipeline.generation import GREY
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.decode import prefill, sample_keys
 from cogview_jax.sampling.engine import SamplingRequest
-from cogview_jax.sampling.options import SamplingConfig
+from cogview_jax.sampling.options import SamplingConfig, SamplingOptions, SamplingSettings
 
 
 def test_codes_are_those_of_the_reference_decoder(parts, model, codes):
@@ -205,6 +205,27 @@ def test_guidance_without_dropped_captions_is_said_once(parts, dropped, line, ca
     said = capsys.readouterr().err
     assert said.startswith(line)
     assert said.count("\n") == (1 if line else 0)
+
+
+def test_what_the_bundle_recommends_is_taken_unless_the_caller_says(parts, model):
+    advice = SamplingSettings(temperature=0.5, guidance=2.0)
+    part = dataclasses.replace(parts["transformer"], sampling=advice)
+    advised = CogView(**parts | {"transformer": part})
+    assert model.default_sampling == SamplingConfig()
+    assert advised.default_sampling == SamplingConfig(temperature=0.5, guidance=2.0)
+    codes = advised.generate_codes(PROMPTS, 2, 7)
+    asked = model.generate_codes(PROMPTS, 2, 7, sampling=SamplingConfig(0.5, guidance=2.0))
+    np.testing.assert_array_equal(codes, asked)
+    *_, last = advised.stream(PROMPTS[0], 7)
+    np.testing.assert_array_equal(np.asarray(last), model.decode(codes[0, :1])[0])
+    image = model.decode(codes[0, :1])[0]
+    begun = advised.generation.complete(image, 1, PROMPTS[0], 2, SamplingOptions(3))
+    sampling = SamplingOptions(3, SamplingConfig(0.5, guidance=2.0))
+    again = model.generation.complete(image, 1, PROMPTS[0], 2, sampling)
+    np.testing.assert_array_equal(begun, again)
+    usual = advised.generate_codes(PROMPTS, 2, 7, sampling=SamplingConfig())
+    np.testing.assert_array_equal(usual, model.generate_codes(PROMPTS, 2, 7))
+    assert not np.array_equal(usual, codes)
 
 
 def test_guidance_of_one_is_none(model, codes):

@@ -35,6 +35,20 @@ def test_log_gets_one_line_for_a_short_job(clock):
     assert log.getvalue() == line
 
 
+def test_a_line_that_stays_is_in_a_log_at_once_and_above_the_bar_of_a_terminal(clock):
+    log, terminal, hidden = io.StringIO(), Terminal(), io.StringIO()
+    for stream, shown in ((log, True), (terminal, True), (hidden, False)):
+        with Progress(4, "train", stream=stream, shown=shown) as job:
+            job.update(2)
+            job.say("step 2: validation_loss 3.1")
+            job.update(2)
+    assert log.getvalue().splitlines()[0] == "step 2: validation_loss 3.1"
+    # The bar is wiped before the line, which is whole, and drawn again below it.
+    _, after = re.split(r"\r *\rstep 2: validation_loss 3.1\n", terminal.getvalue())
+    assert "train:" in after
+    assert hidden.getvalue() == ""
+
+
 def test_log_is_written_every_ten_seconds(clock):
     log = io.StringIO()
     job = Progress(100, "train", stream=log)

@@ -204,3 +204,18 @@ def test_the_commands_need_the_codec_once(chain, tmp_path):
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert f"data.from = '{chain.codec}' # --config.data.from" in lines
     assert "layout.grid = 4 # data.from" in lines
+
+
+def test_a_dry_run_needs_no_earlier_run(tmp_path, capsys):
+    data = {"from": str(tmp_path / "codec"), "source": {"kind": "folder", "path": "images"}}
+    file = {"data": data, "vocabulary": {"codes": 48}}
+    config = ConfigDict({"stage": "transformer", "train": {"steps": 1, "global_batch": 1}} | file)
+    fill(config, TransformerExperiment)
+    experiment, _ = resolve(config, {}, may_be_absent=True)
+    assert experiment.vocabulary.codes == 48
+    assert "codec is not there yet: sizes are those of the config" in capsys.readouterr().err
+    (tmp_path / "codec").mkdir()  # what is there has to be a run
+    with pytest.raises(InputError, match=r"expected the workdir of a run, or a bundle"):
+        resolve(config, {}, may_be_absent=True)
+    with pytest.raises(InputError, match=r"neither config.json nor"):
+        resolved(file)

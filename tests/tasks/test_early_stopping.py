@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 
@@ -127,6 +128,10 @@ def test_a_run_ends_when_what_it_measures_gets_worse(experiment, tmp_path, capfd
     assert f"{whole}: ended at step {end} of 24, since {why} at step {best}" in said
     assert "whole: validation: the loss of 6 of 6 held-out records every 2 steps" in said
     assert "; 6 of them are held out" in said
+    for step, loss in losses.items():
+        stands = rf"the best so far: {losses[best]:.4g} at step {best}" if step > best else "the b"
+        assert f"\nstep {step}: validation_loss {loss:.4g}, validation_text_loss " in said
+        assert re.search(rf"\nstep {step}: validation_loss .* \({stands}", said)
     assert steps(whole) == [best, end - 2, end]
     bundle = Bundle(whole / "bundle")
     assert bundle.step == end

@@ -114,6 +114,15 @@ def test_a_task_without_images_is_not_asked_for_samples():
         ("text_to_image", {"drop_captions": -0.1}, "config.drop_captions = -0.1: expected 0 to 1"),
         ("text_to_image", {"corrupt_codes": 1.5}, "config.corrupt_codes = 1.5: expected 0 to 1"),
         ("caption", {"drop_captions": 0.1}, "drop_captions 0.1: a caption model learns nothing"),
+        ("caption", {"sampling": {"guidance": 2.0}}, "sampling.guidance 2.0: a model of layout.t"),
+        (
+            *("text_to_image", {"sampling": {"guidance": 2.0}}),
+            "sampling.guidance 2.0 compares with images without a caption, but with drop_captions",
+        ),
+        (
+            *("text_to_image", {"sampling": {"temperature": -1.0}}),
+            "config.sampling.temperature = -1.0: expected 0",
+        ),
         ("caption", {"prompt_weight": -1.0}, "config.prompt_weight = -1.0: expected at least 0"),
         ("caption", {"code_embeddings": "vqvae"}, "code_embeddings = 'vqvae'"),
     ],

@@ -11,6 +11,7 @@ from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.sample_prompts import MOST_SAMPLE_PROMPTS, read_sample_prompts
 from cogview_jax.tasks.transformer import TransformerTask
@@ -57,13 +58,16 @@ def test_what_is_no_list_of_prompts_is_refused(tokenizer, tmp_path):
 def test_a_preview_shows_what_the_bundle_generates(chain):
     config = json.loads((chain.run / "config.json").read_text())
     config["train"] |= {"sample_prompts": list(PROMPTS), "sample_every": 2}
+    config["sampling"] = {"temperature": 0.5, "top_k": 3}
     experiment = read_experiment(config)
     task = TransformerTask(experiment, Workdir(chain.run))
     optimizer, mesh = make_optimizer(experiment.optimizer, 1), make_mesh(MeshConfig(data=8))
     shapes = state_shapes(task.objective, optimizer, mesh)
     params = Bundle(chain.run / "bundle").transformer(mesh).params
     sheet = task.preview(shapes.with_values(ModelValues(params, ())), task.source())
-    rows = cogview_jax.load(chain.run / "bundle").generate(list(PROMPTS), seed=0)
+    rows = cogview_jax.load(chain.run / "bundle").generate(
+        list(PROMPTS), seed=0, sampling=SamplingConfig(0.5, top_k=3)
+    )
     images = [np.asarray(image) for (image,) in rows]
     np.testing.assert_array_equal(sheet, np.asarray(caption_grid(images, list(PROMPTS))))
 

@@ -59,6 +59,9 @@ ALLOWED = {
     # Pixels may be shifted and scaled as one likes.
     "model.mean": (-1.0, 1e30),
     "model.std": (1e30,),
+    # All tokens are alike, and all are taken.
+    "sampling.temperature": (1e30,),
+    "sampling.top_k": (10**12,),
     # All devices that the other axes leave. More than there are is found where they are known.
     **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.tensor"), (-1, 10**12)),
 }
