@@ -85,6 +85,7 @@ def run(service: Service, address: Address, bound: socket.socket) -> None:
     try:
         host, port = bound.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        bound.listen(config.backlog)  # from now on whoever comes waits, and is not refused
         log(f"{service.offer.name} is ready: http://{shown}:{port} (Ctrl-C ends it)")
         server.run([bound])
     finally:
