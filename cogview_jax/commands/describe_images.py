@@ -39,8 +39,8 @@ def caption(bundle: str, out: str, images: Sequence[str], options: JobOptions) -
     need_images(images, "caption")
     need_one_each(options, "caption")
     model = options.load(bundle, "caption")
-    options = options.over(model.captioning.default_sampling)
     pixels = read_images(images, model.codec.config.image_size)
+    options = options.over(model.captioning.default_sampling)
     with Progress(len(images), "caption", unit="image", per_minute=True) as progress:
         texts = model.caption(
             pixels,

@@ -107,7 +107,6 @@ def text_to_image(
     if upsample_with is not None:
         open_checked(upsample_with, EVERY_PART, "super_resolution")
     model, scorer, upsampler = options.load(bundle, "text_to_image"), None, None
-    options = options.over(model.generation.default_sampling)
     size, given = model.codec.config.image_size, len(prompts)
     good = good_prompts(model, prompts, needed)
     numbers, prompts = [number for number, _ in good], [prompt for _, prompt in good]
@@ -125,6 +124,7 @@ def text_to_image(
             )
     if upsample_with is not None:
         upsampler = _load_upsampler(upsample_with, prompts, options, size)
+    options = options.over(model.generation.default_sampling)
     job = _job("text_to_image", bundle, options) | {"prompts": list(prompts)}
     images = ResumableOutput(Path(out) / "unfinished", job)
     samples = _samples([{"prompt": prompt} for prompt in prompts], options, numbers)
@@ -181,10 +181,11 @@ def complete(
     """
     texts = paired(images, prompts, "complete")
     model = options.load(bundle)
-    options = options.over(model.generation.default_sampling)
     size, grid = model.codec.config.image_size, model.codec.config.grid
     rows = grid // 2 if keep_rows is None else keep_rows
     pixels = read_images(images, size)
+    model.generation.prompt_rows(texts)  # refuses one that cannot be used
+    options = options.over(model.generation.default_sampling)
     job = _job("complete", bundle, options) | {"keep_rows": rows} | _given(pixels, texts)
     output = ResumableOutput(Path(out) / "unfinished", job)
     samples = _samples(
@@ -238,7 +239,6 @@ def super_resolution(
     need_one_each(options, "super_resolution")
     options.settings.over(SamplingConfig()).need_no_guidance("super-resolution")
     model = _load_upsampler(bundle, prompts, options, size)
-    options = options.over(model.super_resolution.default_sampling)
     if not prompts and model.layout.region("text").length:
         raise InputError(
             f"no prompt: the model of {bundle} has learned with texts: give --prompt TEXT, one for"
@@ -246,6 +246,7 @@ def super_resolution(
         )
     size = model.super_resolution.sizes[0] if size is None else size
     pixels = read_images(images, size)
+    options = options.over(model.super_resolution.default_sampling)
     job = _job("super_resolution", bundle, options) | _given(pixels, texts) | asdict(upsampling)
     output = ResumableOutput(Path(out) / "unfinished", job)
     given = [{"prompt": text, "image": file} for file, text in zip(images, texts, strict=True)]
