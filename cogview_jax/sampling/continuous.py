@@ -187,15 +187,15 @@ class ContinuousBatch:
     `clear` makes it usable again.
     """
 
-    def __init__(self, engine: Engine, rows: int, columns: int):
+    def __init__(self, engine: Engine, rows: int, step: int):
         """Takes the memory of the cache.
 
         Args:
             engine: whose requests these are, of images.
             rows: how many there are, a power of two of at least `FEWEST`.
-            columns: tokens that a step samples of each request; images have a multiple of it.
+            step: tokens that are sampled of each request at a time; images have a multiple of it.
         """
-        self.engine, self.span, self.columns = engine, Span.of_image(engine.layout), columns
+        self.engine, self.span, self.step = engine, Span.of_image(engine.layout), step
         self.rows, sizes = rows, [rows]
         while sizes[0] // STEP >= FEWEST:
             sizes.insert(0, sizes[0] // STEP)
@@ -328,7 +328,7 @@ class ContinuousBatch:
         self._work.pop(number, None)
 
     def advance(self) -> dict[int, np.ndarray]:
-        """Samples `columns` more tokens of every request: int32 [columns] by number.
+        """Samples `step` more tokens of every request: int32 [step] by number.
 
         Requests that have all their tokens are no longer at work.
         """
@@ -341,7 +341,7 @@ class ContinuousBatch:
         found = {}
         for number, work in list(self._work.items()):
             found[number] = tokens[work.rows[0]]
-            self._work[number] = replace(work, done=work.done + self.columns)
+            self._work[number] = replace(work, done=work.done + self.step)
             if self._work[number].done >= self.span.count:
                 del self._work[number]
         return found
@@ -351,10 +351,10 @@ class ContinuousBatch:
         return self._rows
 
     def _step(self, size: int, count: int) -> np.ndarray:
-        """The tokens of a program of `size` rows and `count` requests: int32 [size, columns]."""
+        """The tokens of a program of `size` rows and `count` requests: int32 [size, step]."""
         # Rows without work compute too; what they write, `admit` writes over.
         position, slot, sampled = (np.zeros(size, np.int32) for _ in range(3))
-        given = np.full((size, self.columns), OPEN, np.int32)
+        given = np.full((size, self.step), OPEN, np.int32)
         of_row = np.zeros(size, np.int32)
         text, bare = np.zeros(count, np.int32), np.zeros(count, np.int32)
         configs = [work.request.sampling for work in self._work.values()]
@@ -365,7 +365,7 @@ class ContinuousBatch:
                 position[row] = length - 1 + work.done
                 slot[row] = self.span.prompt - 1 + work.done
                 sampled[row] = work.done - work.skipped
-                given[row] = work.given[work.done : work.done + self.columns]
+                given[row] = work.given[work.done : work.done + self.step]
                 of_row[row] = lane
         configs += [configs[0]] * (count - len(configs))
         self._rows, tokens = advance(

@@ -33,14 +33,21 @@ class EngineLoop:
         healthy: whether the last step of the device went well.
     """
 
-    def __init__(self, batch: ContinuousBatch, most_waiting: int):
-        """Jobs are sampled once `start` is called; at most `most_waiting` wait."""
-        self.batch, self.most_waiting, self.healthy = batch, most_waiting, True
+    def __init__(self, batch: ContinuousBatch, columns: int, most_waiting: int):
+        """Jobs are sampled once `start` is called.
+
+        Args:
+            batch: samples.
+            columns: codes of a row of an image.
+            most_waiting: jobs that may wait.
+        """
+        self.batch, self.columns, self.most_waiting = batch, columns, most_waiting
+        self.healthy = True
         self._changed = threading.Condition()
         self._queue = FairQueue()
         self._running: dict[int, ImageJob] = {}
         self._beginning: list[ImageJob] = []
-        self._codes: dict[int, list[np.ndarray]] = {}
+        self._codes: dict[int, np.ndarray] = {}
         self._cancelled: set[ImageJob] = set()
         self._done: list[tuple[ImageJob, np.ndarray]] = []
         self._closing = False
@@ -151,16 +158,17 @@ class EngineLoop:
             [job.request for job in jobs], [job.prompt for job in jobs], [job.given for job in jobs]
         )
         for number, job in zip(numbers, jobs, strict=True):
-            self._running[number], self._codes[number] = job, []
+            self._running[number], self._codes[number] = job, np.zeros(0, np.int32)
         self._beginning = []
 
     def _advance(self) -> None:
         for number, tokens in self.batch.advance().items():
-            job, rows = self._running[number], self._codes[number]
-            rows.append(tokens)
+            job, codes = self._running[number], np.append(self._codes[number], tokens)
+            self._codes[number] = codes
             if number not in self.batch.work:
                 self._forget(number)
-            self._done.append((job, np.stack(rows)))
+            if len(codes) % self.columns == 0:
+                self._done.append((job, codes.reshape(-1, self.columns)))
         self.healthy = True
 
     def _forget(self, number: int) -> None:

@@ -23,7 +23,7 @@ REQUESTS = (
 
 @pytest.fixture(scope="module")
 def batch(model):  # noqa: F811
-    return ContinuousBatch(model.parts.engine, rows=4, columns=4)
+    return ContinuousBatch(model.parts.engine, rows=4, step=2)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_after_an_error_it_begins_anew(batch, model, alone):  # noqa: F811
 
 
 def test_every_program_is_compiled_before_the_first_request(model):  # noqa: F811
-    batch = ContinuousBatch(model.parts.engine, rows=4, columns=4)
+    batch = ContinuousBatch(model.parts.engine, rows=4, step=2)
     batch.compile()
     programs = (continuous.advance, continuous.admit, continuous.prefill)
     compiled = [program._cache_size() for program in programs]

@@ -40,8 +40,8 @@ class Waiting:
 
 @pytest.fixture
 def loop(model, monkeypatch):
-    batch = ContinuousBatch(model.parts.engine, rows=4, columns=4)
-    loop = EngineLoop(batch, most_waiting=8)
+    batch = ContinuousBatch(model.parts.engine, rows=4, step=2)
+    loop = EngineLoop(batch, columns=4, most_waiting=8)
     loop.start()
     yield loop
     loop.close(60)
