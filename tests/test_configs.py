@@ -15,7 +15,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from cogview_jax.runtime.config import as_settings
-from cogview_jax.runtime.config_flag import fill, load_config
+from cogview_jax.runtime.config_fill import fill
+from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import (
     TransformerExperiment,

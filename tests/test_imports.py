@@ -29,7 +29,7 @@ ROOMS = {
     "fsspec": ("data/remote/",),
     "aiohttp": ("data/remote/",),
     "ray": ("tasks/ray_engine.py",),
-    "ml_collections": ("runtime/config_flag.py",),
+    "ml_collections": ("runtime/config_flag.py", "runtime/config_fill.py"),
     "orbax": ("checkpoints/",),
     "flax.linen": ("models/", "tokenizers/", "runtime/sharding.py"),
     "starlette": ("serving/",),

@@ -9,7 +9,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from cogview_jax.runtime.config import Tagged, as_settings, build
-from cogview_jax.runtime.config_flag import check_overrides, fill, load_config
+from cogview_jax.runtime.config_fill import fill
+from cogview_jax.runtime.config_flag import check_overrides, load_config
 from cogview_jax.runtime.errors import InputError
 
 CONFIG = """

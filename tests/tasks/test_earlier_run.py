@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.shipped import shipped
-from cogview_jax.runtime.config_flag import fill
+from cogview_jax.runtime.config_fill import fill
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tasks.earlier_run import resolve
 from cogview_jax.tasks.experiment import TransformerExperiment

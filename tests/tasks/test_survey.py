@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cogview_jax.runtime.config_flag import fill
+from cogview_jax.runtime.config_fill import fill
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tasks.experiment import experiment_type, read_experiment
 from cogview_jax.tasks.survey import FILES, survey_data

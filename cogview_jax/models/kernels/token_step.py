@@ -114,8 +114,7 @@ def token_step(
     main = jnp.pad(x[:, 0], ((0, ROWS - batch), (0, 0)))
     sums: Any = None
     bias: Any = None
-    closing = None
-    written = []
+    closing, written = None, []
     stops = jnp.broadcast_to(jnp.asarray(span.index, jnp.int32), batch)
 
     def kernel(linear: Mapping[str, Any]) -> Float[Array, "_ _"]:
