@@ -83,6 +83,7 @@ def run(service: Service, address: Address, bound: socket.socket) -> None:
     signals = (signal.SIGTERM, signal.SIGINT)
     before: dict[Any, Any] = {each: signal.signal(each, _heard) for each in signals}
     try:
+        bound.listen(2048)  # what comes before uvicorn answers waits
         host, port = bound.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         bound.listen(config.backlog)  # from now on whoever comes waits, and is not refused

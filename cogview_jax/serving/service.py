@@ -86,8 +86,8 @@ class Service:
         base = models.base
         self.models, self.limits, self.metrics = models, limits, Metrics()
         grid = base.codec.config.grid
-        # A row of codes at a time: with shorter steps fewer requests begin together, which costs more
-        # than the rows that wait for the end of a step (bench/serve.py).
+        # A row of codes at a time: with shorter steps fewer requests begin together, which costs
+        # more than the rows that wait for the end of a step (bench/serve.py).
         batch = ContinuousBatch(base.parts.engine, _rows_of(base, rows), grid)
         self.engine = EngineLoop(batch, grid, limits.waiting)
         size = base.codec.config.image_size
