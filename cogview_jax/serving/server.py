@@ -86,7 +86,6 @@ def run(service: Service, address: Address, bound: socket.socket) -> None:
         bound.listen(2048)  # what comes before uvicorn answers waits
         host, port = bound.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        bound.listen(config.backlog)  # from now on whoever comes waits, and is not refused
         log(f"{service.offer.name} is ready: http://{shown}:{port} (Ctrl-C ends it)")
         server.run([bound])
     finally:
