@@ -11,7 +11,10 @@ from cogview_jax.evaluation.feature_networks import FEATURE_NETWORKS
 from cogview_jax.runtime.errors import InputError
 
 #: Those that sample, and those that choose the best of several candidates.
-SAMPLING = ("seed", "precision", "temperature", "top_k", "top_p", "guidance", "batch_size")
+SAMPLING = (
+    *("seed", "precision", "temperature", "top_k", "top_p", "guidance", "parallel_window"),
+    "batch_size",
+)
 CHOICE = ("rerank_with", "candidates")
 #: Captioned images, and prompts of one's own.
 CAPTIONED, PROMPTS = ("real", "captions"), ("prompt", "prompts")
