@@ -152,7 +152,7 @@ class _Merging:
         yield from offers.items()
 
     def _origin(self, name: str) -> str:
-        """Where a setting, a section that holds it, or one within it was given; empty if nowhere."""
+        """Where a setting, a section that holds it, or one in it was given; empty if nowhere."""
         sections = [name, *(name[:i] for i, letter in enumerate(name) if letter == ".")]
         within = [place for place in self._given if place.startswith(f"{name}.")]
         places = [place for place in sections if place in self._given] + within
