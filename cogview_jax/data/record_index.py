@@ -15,6 +15,7 @@ no signal that ends the process, as it would be for mapped memory.
 import os
 import struct
 import weakref
+from collections import Counter
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -47,6 +48,8 @@ _ROWS = struct.Struct("<IIQQ 16xQ")
 #: The size of an image that is not stored in one piece, such as a compressed one. Its offset is a
 #: number by which whoever reads the file finds it.
 NO_PLACE = 2**32 - 1
+#: What every index counts: records with a caption, and bad ones, of which the first is noted.
+CAPTIONED, BAD = "captioned", "bad"
 #: Bytes of a .npy file before the description of its array, whose length is the last two of them.
 _HEADER = 10
 
@@ -161,9 +164,9 @@ class RecordIndex:
         return path_within(self._root, self.files[number])
 
     @property
-    def counts(self) -> dict[str, int]:
-        """What was counted when the index was made, by the words of who made it."""
-        return self._description["counts"]
+    def counts(self) -> Counter[str]:
+        """What was counted when the index was made, by the words of who made it; 0 of the rest."""
+        return Counter(self._description["counts"])
 
     @property
     def notes(self) -> dict[str, str]:

@@ -21,6 +21,8 @@ import numpy as np
 
 from cogview_jax.data.ignored import Ignored
 from cogview_jax.data.record_index import (
+    BAD,
+    CAPTIONED,
     DESCRIPTION,
     RECORD,
     RECORDS,
@@ -93,12 +95,15 @@ class IndexPart:
         An image of size NO_PLACE of `record_index` has a number as its offset. Captions are Unicode
         and not empty; a NUL in them becomes a blank.
         """
-        self.findings.counts["captioned"] += bool(captions)
+        self.findings.counts[CAPTIONED] += bool(captions)
         self._add([key, *captions], offset, size)
 
     def add_bad(self, key: str, reason: str) -> None:
         """Adds a record that cannot be used. It keeps its place, so that others have theirs."""
-        self._add([key, printable(reason)], 0, 0)
+        bad = [key, printable(reason)]
+        self.findings.counts[BAD] += 1
+        self.findings.notes.setdefault(BAD, ": ".join(bad))
+        self._add(bad, 0, 0)
 
     def flush(self) -> None:
         """Writes what is still in memory."""

@@ -69,10 +69,12 @@ class Tagged:
         """The class of a kind; `where` is the place of the section, for the error.
 
         Raises:
-            InputError: there is no such kind.
+            InputError: there is no such kind, or none is said (None).
         """
+        choices = ", ".join(sorted(cls.kinds))
+        if kind is None:
+            raise InputError(f"{where} lacks kind; choices are {choices}")
         if not isinstance(kind, str) or kind not in cls.kinds:
-            choices = ", ".join(sorted(cls.kinds))
             raise InputError(f"{where}.kind = {_shown(kind)}: choices are {choices}")
         return cls.kinds[kind]
 
@@ -189,8 +191,6 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
         )
     if issubclass(cls, Tagged) and cls.is_head():
         kind = mapping.get("kind", cls.default_kind)
-        if kind is None:
-            raise InputError(f"{where} lacks kind; choices are {', '.join(sorted(cls.kinds))}")
         return build(cls.of_kind(kind, where), mapping, where)
     mapping = _with_present_names(cls, mapping)
     for key in mapping:

@@ -59,8 +59,7 @@ def fill(
             done.dropped.extend(within.dropped)
         elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if issubclass(kind, Tagged) and kind.is_head():
-                override = (overrides or {}).get(f"{place}.kind")
-                kind, dropped = _kind(config, name, kind, override, place)
+                kind, dropped = _kind(config, name, kind, overrides or {}, place)
                 done.dropped.extend(f"{place}.{key}" for key in dropped)
             if kind is not None and name not in config:
                 config[name] = ConfigDict()
@@ -110,13 +109,13 @@ def _fill_sections(
 
 
 def _kind(
-    config: ConfigDict, name: str, family: type[Tagged], override: str | None, place: str
+    config: ConfigDict, name: str, family: type[Tagged], overrides: Mapping[str, str], place: str
 ) -> tuple[type | None, set[str]]:
     """The kind of section `config.NAME`, which gets the overridden one, and what that drops.
 
-    The kind is None where neither the file nor an override says it.
+    The kind is None where neither the file nor an override says anything of the section.
     """
-    section = config.get(name, ConfigDict())
+    section, override = config.get(name, ConfigDict()), overrides.get(f"{place}.kind")
     dropped: set[str] = set()
     if not isinstance(section, ConfigDict):
         return None, dropped
@@ -129,6 +128,8 @@ def _kind(
         config[name] = section
     if "kind" not in section:
         if family.default_kind is None:
+            if any(key.startswith(f"{place}.") for key in overrides):
+                family.of_kind(None, f"config.{place}")
             return None, dropped
         section.kind = family.default_kind
         config[name] = section

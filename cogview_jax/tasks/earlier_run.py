@@ -152,9 +152,11 @@ class _Merging:
         yield from offers.items()
 
     def _origin(self, name: str) -> str:
-        """Where a setting, or a section that holds it, was given; empty where it was not."""
+        """Where a setting, a section that holds it, or one in it was given; empty if nowhere."""
         sections = [name, *(name[:i] for i, letter in enumerate(name) if letter == ".")]
-        return next((self._given[place] for place in sections if place in self._given), "")
+        within = [place for place in self._given if place.startswith(f"{name}.")]
+        places = [place for place in sections if place in self._given] + within
+        return self._given[places[0]] if places else ""
 
 
 def _offers(run: TransformerExperiment, names: tuple[str, ...]) -> dict[str, Any]:
@@ -239,7 +241,7 @@ def _take_from_transformer(
         whole = merging.copy()
         offers = _offers(run, (*STORED, *SIZES)) | {"data.store": shown}
         kept = whole.take(offers, FROM)
-        of_store = [x for x in kept if x in STORED or x.startswith((SOURCE, "data.store"))]
+        of_store = [x for x in kept if x in STORED or x.startswith("data.store")]
         if not of_store and _same_codes(run, whole.settings):
             return merging.take(offers, FROM)
     offers = _offers(run, ("data.image_grid", *SIZES))

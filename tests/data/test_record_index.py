@@ -75,7 +75,7 @@ def test_records_are_where_the_files_have_them(root):
         with pytest.raises(IndexError):
             index[outside]
     assert str(index.ignored()) == "ignored 1: 1 unknown (b)"
-    assert index.counts == {"captioned": 2}
+    assert index.counts == {"captioned": 2, "bad": 1}
 
 
 def test_rows_are_an_array_of_24_bytes_a_record(root):

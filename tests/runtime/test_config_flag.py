@@ -380,6 +380,8 @@ def test_sections_under_names_of_the_user_s_own_come_from_the_file_and_from_flag
         build(Team, lacking)
     with pytest.raises(InputError, match=r"painters.bob.paint.kind = 'lime': choices are chalk"):
         fill(ConfigDict(), Team, {"painters.bob.paint.kind": "lime"})
+    with pytest.raises(InputError, match=r"config.painters.bob.paint lacks kind; choices are ch"):
+        fill(ConfigDict(), Team, {"painters.bob.paint.coats": "2"})
     # A config that lists values in its place is refused when it is built.
     wrong = ConfigDict({"painters": 3})
     fill(wrong, Team)

@@ -91,6 +91,21 @@ def test_a_source_of_another_kind_is_the_runs_unless_more_is_said_of_it(chain, s
     )
 
 
+def test_parts_of_a_mixture_are_ones_own_if_any_is_named(chain, tmp_path):
+    shutil.copytree(chain.codec, tmp_path / "codec")
+    config = tmp_path / "codec" / "config.json"
+    before = json.loads(config.read_text())
+    theirs = {"photos": {"source": {"kind": "folder", "path": "theirs"}, "weight": 3.0}}
+    before["data"]["source"] = {"kind": "mixture", "require_captions": False, "parts": theirs}
+    config.write_text(json.dumps(before))
+    mine = {"drawings": {"source": {"kind": "folder", "path": "mine"}}}
+    for parts, expected in (({}, theirs), (mine, mine)):
+        source = {"kind": "mixture", "parts": parts}
+        flags = [f"data.source.{name}" for name in settings(source)]
+        file = {"data": {"from": str(tmp_path / "codec"), "source": source}}
+        assert resolved(file, flags)[0].data.source.parts.keys() == expected.keys()
+
+
 def test_of_a_transformers_run_comes_the_store_if_the_codes_are_the_same(chain):
     file = {"data": {"from": str(chain.run)}, "layout": {"task": "caption"}}
     experiment, _ = resolved(file)

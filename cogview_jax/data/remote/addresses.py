@@ -74,6 +74,11 @@ def address_problem(address: str) -> str:
     return ""
 
 
+def shown(address: str) -> str:
+    """An address as messages may say it, without what may be a secret in one that is refused."""
+    return re.sub(r"\?(?!\$).*$", "?...", re.sub(r"//[^/]*@", "//...@", address))
+
+
 def choices() -> str:
     """The beginnings of addresses that are read, for messages."""
     return ", ".join(f"{name}://" for name in PACKAGES)

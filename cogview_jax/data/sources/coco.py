@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cogview_jax.data.ignored import Ignored
-from cogview_jax.data.record_index import NO_PLACE, IndexedRecord
+from cogview_jax.data.record_index import CAPTIONED, NO_PLACE, IndexedRecord
 from cogview_jax.data.record_index_writer import IndexPart, open_index
 from cogview_jax.data.records import BadRecord, Record, clean_captions, printable
 from cogview_jax.data.remote.addresses import is_address
@@ -96,7 +96,8 @@ class CocoSource(IndexedSource):
         self.readers = config.remote.requests if remote else 1
         if not len(index):
             raise InputError(f"{path}: lists no image")
-        if config.require_captions and not index.counts["captioned"]:
+        self._check_usable(f"{path}: ")
+        if config.require_captions and not index.counts[CAPTIONED]:
             raise InputError(f"{path}: {len(index)} images and no caption")
 
     def describe(self) -> str:

@@ -2,10 +2,11 @@
 
 from cogview_jax.data.ignored import Ignored
 from cogview_jax.data.images import decode_image
-from cogview_jax.data.record_index import IndexedRecord, RecordIndex
+from cogview_jax.data.record_index import BAD, CAPTIONED, IndexedRecord, RecordIndex
 from cogview_jax.data.records import Record, clean_captions
 from cogview_jax.data.remote.reader import RemoteReader
 from cogview_jax.data.sources.source import SourceConfig
+from cogview_jax.runtime.errors import InputError
 
 
 class IndexedSource:
@@ -64,9 +65,15 @@ class IndexedSource:
         required = self._config.require_captions
         return clean_captions(found.captions, found.key, required=required)
 
+    def _check_usable(self, given: str) -> None:
+        """Refuses an index all of whose records were found to be bad, and names the first."""
+        if self._index.counts[BAD] == len(self):
+            such = self._index.notes[BAD]
+            raise InputError(f"{given}none of {len(self)} records can be used, such as {such}")
+
     def _counted(self, unit: str) -> str:
         """How many records there are in how many files, called by `unit`."""
         files = len(self._index.files)
-        texts = f", {self._index.counts['captioned']} with a caption"
+        texts = f", {self._index.counts[CAPTIONED]} with a caption"
         texts = texts if self._config.require_captions else ""
         return f"{len(self)} records of {files} {unit}{'s' if files > 1 else ''}{texts}"

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from cogview_jax.data.images import MAX_PIXELS, MOST_PIXELS
 from cogview_jax.data.records import BadRecord, Record
-from cogview_jax.data.remote.addresses import address_problem, is_address
+from cogview_jax.data.remote.addresses import address_problem, is_address, shown
 from cogview_jax.runtime.config import SettingError, Tagged, require_range
 from cogview_jax.runtime.paths import named_by, require_paths
 
@@ -75,7 +75,7 @@ def require_reachable(settings: SourceConfig, *names: str) -> None:
         if not is_address(value):
             require_paths(settings, name)
         elif problem := address_problem(value):
-            raise SettingError(f"{name} = {value!r}: {problem}")
+            raise SettingError(f"{name} = {shown(value)!r}: {problem}")
 
 
 def require_local(settings: SourceConfig, *names: str) -> None:

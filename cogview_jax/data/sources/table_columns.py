@@ -27,7 +27,7 @@ _STATUS, _ERROR, _FETCHED = "status", "error_message", "success"
 _TEXT_LIMIT, _NAMED = 1 << 20, 40
 #: Under this name the notes of an index keep the columns of the first file without captions, and
 #: what is wrong with its first bad record.
-COLUMNS, FIRST_BAD = "columns", "bad"
+COLUMNS = "columns"
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,6 @@ def add_row(
             raise BadRecord(key, f"image of {size} bytes: expected 1 to {FILE_LIMIT}")
         captions = clean_captions(texts, key, required=False)
     except BadRecord as error:
-        part.findings.notes.setdefault(FIRST_BAD, f"{key}: {error.reason}")
-        part.findings.counts["unusable"] += 1
         part.add_bad(key, error.reason)
     else:
         part.add(key, captions, offset, size)

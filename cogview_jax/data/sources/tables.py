@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from cogview_jax.data.record_index import CAPTIONED
 from cogview_jax.data.record_index_writer import open_index
 from cogview_jax.data.remote.reader import RemoteReader
 from cogview_jax.data.sources.data_files import DataFiles
@@ -64,18 +65,15 @@ class TableSource(IndexedSource):
         return f"{self._counted(self._unit)}; {self._ignored}"
 
     def _check(self, path: str, caption_keys: Sequence[str]) -> None:
-        from cogview_jax.data.sources.table_columns import COLUMNS, FIRST_BAD, USUAL_CAPTIONS
+        from cogview_jax.data.sources.table_columns import COLUMNS, USUAL_CAPTIONS
 
         counts, notes = self._index.counts, self._index.notes
         given = f"path={path!r}: "
         tables = f"{len(self._index.files)} {self._unit}s"
         if not len(self):
             raise InputError(f"{given}no row in {tables}; {self._ignored}")
-        if counts.get("unusable") == len(self):
-            raise InputError(
-                f"{given}none of {len(self)} rows can be used, such as row {notes[FIRST_BAD]}"
-            )
-        if self._config.require_captions and not counts.get("captioned"):
+        self._check_usable(given)
+        if self._config.require_captions and not counts[CAPTIONED]:
             wanted = ", ".join(caption_keys) or f"one of {', '.join(USUAL_CAPTIONS)}"
             there = notes.get(COLUMNS)
             raise InputError(

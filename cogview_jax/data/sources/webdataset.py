@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from cogview_jax.data.images import SUFFIXES
+from cogview_jax.data.record_index import CAPTIONED
 from cogview_jax.data.record_index_writer import open_index
 from cogview_jax.data.records import Record
 from cogview_jax.data.remote.addresses import without_query
@@ -119,7 +120,8 @@ class WebDatasetSource(IndexedSource):
             raise InputError(
                 f"{given}no sample with an image in {len(index.files)} tars; {self._ignored}"
             )
-        if config.require_captions and not index.counts["captioned"]:
+        self._check_usable(given)
+        if config.require_captions and not index.counts[CAPTIONED]:
             fields = index.notes.get(FIELDS)
             wanted = ", ".join(config.caption_keys) or '.txt, or "caption" in its .json'
             raise InputError(

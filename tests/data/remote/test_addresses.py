@@ -52,6 +52,8 @@ def test_addresses_that_are_refused(path, said):
     with pytest.raises(InputError, match=r"^config.path = ") as caught:
         settings(path)
     assert said in str(caught.value)
+    assert "secret@" not in str(caught.value)
+    assert "sig=" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["arrow", "shapes", "tfds"])

@@ -89,6 +89,10 @@ def test_bad_records_keep_their_place(tmp_path):
         ({"images": []}, 'expected COCO\'s captions: lists "images" and "annotations"'),
         ([], 'expected COCO\'s captions: lists "images" and "annotations"'),
         ({"images": [], "annotations": []}, "captions_val2017.json: lists no image"),
+        (
+            {"images": [{"id": 1, "file_name": "../1.png"}, "x"], "annotations": []},
+            r'none of 2 records can be used, such as ../1.png: "file_name" leads out of the folder',
+        ),
         (captions([1], count=0), "captions_val2017.json: 1 images and no caption"),
     ],
 )

@@ -216,7 +216,7 @@ def test_columns_that_do_not_fit(tmp_path, settings, message):
         ({"a": [b"1"], "b": [b"2"]}, r"2 columns of bytes \(a, b\): name that of the images as d"),
         ({"a": [png(1)], "label": ["x"]}, r"1 images and no caption: expected one of caption, .*"),
         ({"image": pa.array([], pa.binary())}, "no row in 1 Parquet files"),
-        ({"image": pa.array([None], pa.binary())}, "none of 1 rows can be used, such as row 0: no"),
+        ({"image": pa.array([None], pa.binary())}, "none of 1 records can be used, such as 0: no"),
     ],
 )
 def test_tables_without_images_or_captions(tmp_path, columns, message):

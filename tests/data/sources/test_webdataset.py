@@ -165,6 +165,13 @@ def test_bad_records_keep_their_place(tmp_path, entries, message):
     assert found[1].captions == ("five",)
 
 
+def test_tars_of_bad_records_alone_are_refused_with_the_first(tmp_path):
+    latin = {"a.png": png(1), "a.txt": "ñ".encode("latin-1"), "b.png": png(2), "b.txt": b"\xff"}
+    write_tar(tmp_path / "a.tar", latin)
+    with pytest.raises(InputError, match=r"none of 2 records can be used, such as a: \.txt is not"):
+        source(tmp_path)
+
+
 def test_links_out_of_a_tar_are_never_opened(tmp_path):
     (tmp_path / "secret.png").write_bytes(png(7))
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
