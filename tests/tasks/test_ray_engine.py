@@ -24,7 +24,9 @@ def test_without_ray_a_line_says_what_to_install(tmp_path, monkeypatch):
         r"--engine=ray needs Ray: install it on every node with `pip install 'cogview-jax\[ray\]'`"
     )
     with pytest.raises(preparation.InputError, match=line):
-        preparation.prepare_run(SimpleNamespace(data=SimpleNamespace(mixture={})), Workdir(tmp_path), "ray")
+        preparation.prepare_run(
+            SimpleNamespace(data=SimpleNamespace(mixture={})), Workdir(tmp_path), "ray"
+        )
     assert not (tmp_path / "tokens").exists()
 
 
