@@ -136,6 +136,12 @@ class Bundle:
         return self._described.step
 
     @property
+    def sampling(self) -> SamplingSettings | None:
+        """How its transformer is best sampled, None where it has none."""
+        transformer = self._described.transformer
+        return None if transformer is None else transformer.sampling
+
+    @property
     def weights(self) -> str | None:
         """Which weights of its run the bundle holds: "ema", "last", or None where it does not say.
 

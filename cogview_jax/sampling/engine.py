@@ -110,7 +110,7 @@ class Engine:
         """
         for seed in {request.seed for request in requests}:
             seed_key(seed)
-        window = self._window(requests)
+        window = self._window(requests, span)
         each = 2 if any(request.sampling.guidance != 1 for request in requests) else 1
         size = batch_rows(self.model, batch_size, each * self.layout.length, len(requests))
 
@@ -202,7 +202,7 @@ class Engine:
         ):
             yield to_host(part)[: len(requests)]
 
-    def _window(self, requests: Sequence[SamplingRequest]) -> int:
+    def _window(self, requests: Sequence[SamplingRequest], span: Span) -> int:
         """The places that go through the model at once: the most that a request asks for."""
         window = max((request.sampling.parallel_window for request in requests), default=0)
         if window > 1 and self.model.config.conventions.tensor_norm:
@@ -215,7 +215,7 @@ class Engine:
                 f"parallel_window {window}: a model of sparse attention samples one token after the"
                 " other: leave it at 0"
             )
-        return window
+        return min(window, span.count)
 
     def _bare(self, prompts: Sequence[np.ndarray], span: Span) -> list[np.ndarray]:
         """The prompts without their texts, which guidance compares with."""

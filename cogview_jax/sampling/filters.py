@@ -22,6 +22,8 @@ from cogview_jax.sampling.options import SamplingConfig
 #: Below this temperature the largest logit is subtracted before the division, which could overflow.
 #: At others it is left, for the sum of a logit and its noise would round otherwise.
 SHARP = 1e-3
+#: Above this temperature all logits are alike, and the reciprocal of a larger one could be 0.
+FLAT = 1e30
 
 
 class RowSettings(NamedTuple):
@@ -42,7 +44,7 @@ class RowSettings(NamedTuple):
 def row_settings(configs: Sequence[SamplingConfig]) -> RowSettings:
     """The settings of each row, as arrays that a jitted function takes."""
     return settings_of(
-        np.array([config.temperature for config in configs], np.float32),
+        np.array([min(config.temperature, FLAT) for config in configs], np.float32),
         np.array([min(config.top_k, 2**31 - 1) for config in configs], np.int32),
         np.array([config.top_p for config in configs], np.float32),
         np.array([config.guidance for config in configs], np.float32),

@@ -27,8 +27,10 @@ class Fields:
         for name in self.values:
             if name not in known:
                 advice = closest(name, known)
+                # JSON can escape half a character, which no response can be encoded with.
+                param = name[:100].encode(errors="replace").decode()
                 raise ApiError(
-                    400, f"unknown field {name[:100]!r}; {advice}", name[:100], "unknown_parameter"
+                    400, f"unknown field {name[:100]!r}; {advice}", param, "unknown_parameter"
                 )
 
     def text(self, name: str, default: str | None = None) -> str:

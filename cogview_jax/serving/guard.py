@@ -52,7 +52,7 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.address.local and not _is_local(host):
             raise ApiError(403, f"host {host[:100]!r}: expected localhost", code="wrong_host")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and not _is_of(origin, host):
             raise ApiError(403, "requests of other sites are refused", code="wrong_origin")
         if self.address.key and scope["path"] not in OPEN_PATHS:
             scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -122,8 +122,18 @@ def _too_large(most: int) -> ApiError:
 
 
 def _is_local(host: str) -> bool:
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # such as an address in brackets that do not close
+        return False
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name == "localhost"
+
+
+def _is_of(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False

@@ -9,6 +9,7 @@ from cogview_jax.checkpoints.step_bundle import BUNDLE, named_arrays
 from cogview_jax.checkpoints.stored_step import ITEMS
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import log
+from cogview_jax.sampling.options import SamplingSettings
 from cogview_jax.tasks.task import Task
 from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.workdir import Workdir
@@ -54,13 +55,15 @@ def check_bundle_step(config: TrainConfig, checkpointer: Checkpointer, start: in
         )
 
 
-def bundle_written(workdir: Workdir) -> tuple[int | None, str | None] | None:
-    """The step and the weights of the workdir's bundle; None where there is none to use."""
+def bundle_written(
+    workdir: Workdir,
+) -> tuple[int | None, str | None, SamplingSettings | None] | None:
+    """The step, weights and sampling of the workdir's bundle; None where there is none to use."""
     if not workdir.bundle.exists():
         return None
     try:
         bundle = Bundle(workdir.bundle)
-        return bundle.step, bundle.weights
+        return bundle.step, bundle.weights, bundle.sampling
     except InputError as error:  # the checkpoint has all that the bundle is made of
         log(f"{error}: it will be written again")
         return None

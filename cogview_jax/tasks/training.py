@@ -154,10 +154,11 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         ended = early_stopping.reached()
         last = start if ended else config.steps
         # The bundle of a run that was made longer since is older than its checkpoint, and one with
-        # other weights is not what is asked for.
+        # other weights, or one that recommends another sampling, is not what is asked for.
         built = bundle_written(workdir)
         if start >= last and built is not None:
-            if built == (bundle_steps(config, checkpointer, start)[0], config.weights):
+            sampling = getattr(experiment, "sampling", None)  # image tokenizers have none
+            if built == (bundle_steps(config, checkpointer, start)[0], config.weights, sampling):
                 why = f"the run ended at step {start} before: {early_stopping}"
                 log(f"{workdir.path}: {why if ended else f'all {start} steps were done before'}")
                 return 0

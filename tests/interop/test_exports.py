@@ -155,6 +155,13 @@ def test_the_runner_alone_gives_what_sample_gives(exported, model, guidance, tmp
     assert len(np.unique(codes)) > 5
 
 
+@pytest.mark.parametrize("wrong", ["--seed=-1", "--num_images=0", "--parallel_window=2"])
+def test_the_runner_refuses_what_it_cannot_do(exported, wrong):
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        alone(exported / "run.py", "--prompt=a", wrong)
+    assert refused.value.returncode == 2, "no traceback, which ends with 1"
+
+
 def test_the_runner_is_short_and_needs_little(exported):
     lines = (exported / "run.py").read_text().splitlines()
     assert len(lines) <= 60

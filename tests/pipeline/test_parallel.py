@@ -34,6 +34,13 @@ def test_images_are_those_that_are_sampled_one_code_after_the_other(model, windo
     np.testing.assert_array_equal(found, expected)
 
 
+def test_a_window_has_no_more_places_than_there_are_codes(model):
+    model.generate_codes(PROMPTS, 1, 7, sampling=windowed(LAYOUT.grid**2))
+    programs = decode_parallel._cache_size()
+    model.generate_codes(PROMPTS, 1, 7, sampling=windowed(1024))
+    assert decode_parallel._cache_size() == programs
+
+
 def test_rows_of_other_settings_may_share_the_passes(model):
     rows = model.generation.prompt_rows(PROMPTS)
     configs = [windowed(4), windowed(0, guidance=2.0), windowed(3, temperature=0.2)]

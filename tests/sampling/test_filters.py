@@ -107,6 +107,13 @@ def test_the_smaller_the_temperature_the_nearer_to_the_likeliest(temperature):
         np.testing.assert_array_equal(shares, np.eye(7)[[4, 2]])
 
 
+@pytest.mark.parametrize("temperature", [1e30, 1e38, 1e300])
+def test_at_the_highest_temperatures_all_that_is_allowed_is_as_likely(temperature):
+    logits = jnp.array([[1.0, 20.0, -jnp.inf, 25.0, -3.0]])
+    shares = filtered(logits, SamplingConfig(temperature, 0), 0, 5)
+    np.testing.assert_allclose(shares, [[0.25, 0.25, 0, 0.25, 0.25]])
+
+
 @pytest.mark.parametrize("p", [1e-38, 1e-45, 5e-324])
 def test_the_smallest_top_p_keeps_the_likeliest_alone(logits, p):
     kept = np.isfinite(keep_top_p(logits, p))

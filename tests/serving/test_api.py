@@ -105,6 +105,7 @@ def test_without_partial_images_a_stream_has_the_images_alone(server, own):
         ({"prompt": "a", "response_format": "url"}, "response_format", "b64_json"),
         ({"prompt": "a", "candidates": 2}, "candidates", "--rerank_with"),
         ({"prompt": "a", "promt": "b"}, "promt", "did you mean prompt?"),
+        ({"prompt": "a", "\ud800": 1}, "?", "unknown field '\\ud800'"),
         ({"prompt": "a", "background": "transparent"}, "background", "auto, opaque"),
     ],
 )
@@ -152,10 +153,12 @@ def test_large_bodies_are_refused_before_they_are_read(server):
 
 
 def test_pages_of_other_sites_are_refused(server):
-    status, answer = server.post(PATH, {"prompt": "a"}, origin="http://evil.example")
-    assert (status, answer["error"]["code"]) == (403, "wrong_origin")
-    status, _, text = server.send("GET", "/health", headers={"host": "evil.example"})
-    assert (status, json.loads(text)["error"]["code"]) == (403, "wrong_host")
+    for origin in ("http://evil.example", "http://[", "null"):
+        status, answer = server.post(PATH, {"prompt": "a"}, origin=origin)
+        assert (status, answer["error"]["code"]) == (403, "wrong_origin")
+    for host in ("evil.example", "[::1"):
+        status, _, text = server.send("GET", "/health", headers={"host": host})
+        assert (status, json.loads(text)["error"]["code"]) == (403, "wrong_host")
     own = f"http://127.0.0.1:{server.port}"
     assert server.post(PATH, {"prompt": PROMPTS[0]}, origin=own)[0] == 200
 

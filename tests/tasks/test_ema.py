@@ -13,6 +13,7 @@ from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.sampling.options import SamplingSettings
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.training import make_task, run
@@ -129,6 +130,20 @@ def test_a_finished_run_writes_its_bundle_anew_with_other_weights(
     assert described["parts"][stage]["weights"] == part.weights == "last"
     assert before["parts"][stage]["weights"] == "ema"
     assert described["parts"][stage]["sha256"] != before["parts"][stage]["sha256"]
+
+
+def test_a_finished_run_writes_its_bundle_anew_with_another_sampling(
+    finished, experiments, tmp_path, capfd
+):
+    workdir = shutil.copytree(finished / "transformer", tmp_path / "transformer")
+    cooler = dataclasses.replace(experiments["transformer"], sampling=SamplingSettings(0.5))
+    run(cooler, str(workdir))
+    assert "bundle written" in capfd.readouterr().err
+    part = part_of(workdir, "transformer")
+    assert part.sampling == SamplingSettings(0.5)
+    assert_same(part.params, part_of(finished / "transformer", "transformer").params)
+    run(cooler, str(workdir))
+    assert f"all {STEPS} steps were done before" in capfd.readouterr().err
 
 
 def test_a_finished_run_writes_its_bundle_anew_from_another_step(

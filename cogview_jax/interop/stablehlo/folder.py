@@ -194,8 +194,8 @@ def _learned_guidance(part: TransformerPart) -> bool:
 def _recommended(part: TransformerPart) -> dict[str, Any]:
     """How the model is sampled best; each value has the type of its default."""
     usual = dataclasses.asdict(SamplingConfig())
-    found = dataclasses.asdict(part.sampling.over(SamplingConfig()))
-    return {name: type(usual[name])(value) for name, value in found.items()}
+    del usual["parallel_window"]  # programs sample one token after the other, and give the same
+    return {name: type(x)(part.sampling.given.get(name, x)) for name, x in usual.items()}
 
 
 def _described_layout(layout: Layout) -> dict[str, Any]:

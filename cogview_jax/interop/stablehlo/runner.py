@@ -8,10 +8,9 @@ import hashlib
 import json
 from pathlib import Path
 
-import jax
+import jax.export
 import numpy as np
 import sentencepiece
-from jax import export
 
 HERE = Path(__file__).resolve().parent
 ABOUT = json.loads((HERE / "export.json").read_text())
@@ -39,22 +38,23 @@ def arrays(data: bytes) -> dict[str, jax.Array]:
 flags = argparse.ArgumentParser()
 options = {"prompt": "", "out": "samples.npz", "seed": 0, "num_images": 1} | ABOUT["sampling"]
 for name, value in options.items():
-    flags.add_argument(f"--{name}", type=type(value), default=value)
+    flags.add_argument(f"--{name}", type=type(value), default=value, required=name == "prompt")
 given, layout, rows = vars(flags.parse_args()), ABOUT["prompt"], ABOUT["batch_size"]
+if not 0 <= given["seed"] < 2**32 or given["num_images"] < 1 or not given["temperature"] >= 0:
+    flags.error("expected a seed from 0 to 4294967295, num_images from 1, temperature from 0")
 about = ABOUT["programs"]["text_to_image" + "_guided" * (given["guidance"] != 1)]
-program = jax.jit(export.deserialize(bytearray(read(about["file"]))).call)
+program = jax.jit(jax.export.deserialize(bytearray(read(about["file"]))).call)
 weights = {part: arrays(read(ABOUT["weights"][part])) for part in about["weights"]}
 text = sentencepiece.SentencePieceProcessor(model_proto=read(ABOUT["text"]))
 pieces = np.array(text.encode(given["prompt"])[: layout["text_length"]]) + layout["text_start"]
 tokens = np.concatenate([layout["before"], pieces, layout["after"]])
 places = np.arange(layout["length"]) - layout["length"] + len(tokens)  # below 0: padding
 given |= {"tokens": np.pad(tokens, (sum(places < 0), 0)), "positions": places.clip(0)}
-digest = hashlib.sha256(given["prompt"].encode()).digest()
-given |= {"valid": places >= 0, "prompt_hash": int.from_bytes(digest[:4], "big")}
-batches, count = [], given["num_images"]
+hashed = int.from_bytes(hashlib.sha256(given["prompt"].encode()).digest()[:4], "big")
+given |= {"valid": places >= 0, "prompt_hash": hashed}
+batches, count, inputs = [], given["num_images"], about["inputs"].items()
 for first in range(0, count, rows):
     given["index"] = first + np.arange(rows)
-    shaped = {n: np.broadcast_to(given[n], x["shape"]) for n, x in about["inputs"].items()}
-    typed = {n: shaped[n].astype(x["dtype"]) for n, x in about["inputs"].items()}
+    typed = {n: np.broadcast_to(given[n], x["shape"]).astype(x["dtype"]) for n, x in inputs}
     batches.append(program(weights, typed))
 np.savez(given["out"], **jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches))
