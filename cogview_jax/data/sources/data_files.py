@@ -14,6 +14,7 @@ from cogview_jax.data.remote.addresses import (
     is_address_pattern,
     is_web,
     require_packages,
+    shown,
 )
 from cogview_jax.data.remote.addresses import folder_of as address_folder
 from cogview_jax.data.remote.files import listed
@@ -37,7 +38,8 @@ def require_files(settings: Any) -> None:
     for part in parts:
         problem = problem or (address_problem if remote else path_problem)(part)
     if problem:
-        raise SettingError(f"path = {given!r}: {problem}")
+        said = shown(given) if remote else given
+        raise SettingError(f"path = {said!r}: {problem}")
 
 
 @dataclass(frozen=True)
