@@ -138,7 +138,8 @@ def test_names_lead_to_all_arrays_of_a_codec_and_no_others(spec, ema_decay, tmp_
         config.loss, config.init_from = {"decoder_only": True}, "bundle"
     experiment = read_experiment(config)
     task = make_task(experiment, Workdir(tmp_path))
-    mesh = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    types = (jax.sharding.AxisType.Auto,) * 3  # jax 0.12 has others by default
+    mesh = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=types)
     optimizer = make_optimizer(experiment.optimizer, 9)
     with jax.sharding.use_abstract_mesh(mesh):
         shapes = state_shapes(task.objective, optimizer, mesh, None, ema_decay)

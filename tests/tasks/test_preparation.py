@@ -93,7 +93,8 @@ def test_two_processes_of_a_launcher_make_the_store_of_one(chain, root):
     for name, path in one.items():
         assert path.is_dir() or path.read_bytes() == two[name].read_bytes(), name
     for number in range(2):
-        assert f"[{number}] token store {stores[1]}: finished" in said
+        # One that comes late finds nothing to do.
+        assert re.search(rf"\[{number}\] token store {stores[1]}: (was )?finished", said)
 
 
 def test_a_store_lies_in_the_workdir_or_where_the_config_says(experiment, tmp_path):
