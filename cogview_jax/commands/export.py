@@ -13,7 +13,7 @@ Formats:
                encode, decode, prefill and decode_step, and for text to image the whole of it, each
                for --batch_size rows; the _guided ones where the model has learned to be guided.
                Weights lie beside them as arguments, in safetensors. run.py samples with them, and
-               needs jax, numpy and sentencepiece alone.
+               needs jax, flatbuffers, numpy and sentencepiece alone.
   safetensors  a file for each part, under our names or those of the CogView release (--names).
   orbax        a folder for each part, which Orbax alone restores.
 

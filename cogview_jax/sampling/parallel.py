@@ -3,9 +3,9 @@
 A token is the largest of the logits with noise, and the noise is a function of the row's key and
 the place alone. So what is sampled one by one is the fixed point of a Jacobi iteration with that
 noise (Wiggers and Hoogeboom 2020, arXiv 2002.09928): a window of W guesses goes through the model
-at once, which gives a draw for each of the W places. The first draw has seen no guess. Each further
-one is right if the guess before it was, so all draws up to the first guess that was wrong are kept,
-and the others are the next guesses. Nothing is approximate: products of other shapes round
+at once, which samples a token for each of the W places. The first depends on no guess. Each further
+one is right if the guess before it was, so all up to the first guess that was wrong are kept, and
+the others are the next guesses. Nothing is approximate: products of other shapes round
 otherwise, and only where two logits are that close another token could come.
 
 Legend: B rows, C tokens to sample, W the window, V tokens that may be sampled.
@@ -27,14 +27,14 @@ from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 class _Windows(NamedTuple):
     """Rows on their way.
 
-    line: int32 [B, 1 + C + W - 1], the token before the first that is sampled, then the draws of
-    each place, the latest ones. done: int32 [B], how many of them are right. drawn: int32 [B], how
-    many there are. cache: see `empty_cache`. passes: int32, how often the model ran.
+    line: int32 [B, 1 + C + W - 1], the token before the first that is sampled, then the latest
+    token of each place. done: int32 [B], how many of them are right. reached: int32 [B], how many
+    there are. cache: see `empty_cache`. passes: int32, how often the model ran.
     """
 
     line: jax.Array
     done: jax.Array
-    drawn: jax.Array
+    reached: jax.Array
     cache: Cache
     passes: jax.Array
 
@@ -83,16 +83,16 @@ def decode_parallel(
 
     def guesses(now: _Windows, at: jax.Array) -> jax.Array:
         """What goes into the model: the tokens at the places `at`, [B, W], counted from -1."""
-        drawn = now.drawn[:, None]
-        from_above = jnp.where(at >= above, at - above, drawn - 1)
-        # Draws first; of places that have none yet the one above, which may itself be a guess.
-        place = jnp.where(at < drawn, at, jnp.minimum(from_above, drawn - 1))
+        reached = now.reached[:, None]
+        from_above = jnp.where(at >= above, at - above, reached - 1)
+        # The latest tokens; of places that have none yet the one above, which may be a guess too.
+        place = jnp.where(at < reached, at, jnp.minimum(from_above, reached - 1))
         guess = take(now.line, place + 1)
         given = take(known, jnp.maximum(at, 0))
-        return jnp.where((given >= 0) & (at >= drawn), given, guess)
+        return jnp.where((given >= 0) & (at >= reached), given, guess)
 
     def advance(now: _Windows) -> _Windows:
-        # Rows that are finished draw their last token again.
+        # Rows that are finished sample their last token again.
         done = jnp.minimum(now.done, count - 1)
         places = done[:, None] + ahead
         tokens = guesses(now, places - 1)
@@ -107,19 +107,19 @@ def decode_parallel(
             flat, keys = guided(with_text, without, own.guidance), keys[: rows // 2]
         else:
             flat = logits.reshape(rows * window, -1)
-        draws = first + sample_token(flat, keys.reshape(-1), own).reshape(-1, window)
+        sampled = first + sample_token(flat, keys.reshape(-1), own).reshape(-1, window)
         if guide:
-            draws = jnp.tile(draws, (2, 1))
+            sampled = jnp.tile(sampled, (2, 1))
         given = take(known, places)
-        draws = jnp.where(given < 0, draws, given)
-        right = jnp.cumprod(draws[:, :-1] == tokens[:, 1:], axis=1, dtype=jnp.int32)
+        sampled = jnp.where(given < 0, sampled, given)
+        right = jnp.cumprod(sampled[:, :-1] == tokens[:, 1:], axis=1, dtype=jnp.int32)
         kept = jnp.minimum(1 + jnp.sum(right, axis=1), count - done)
         line = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(
-            now.line, draws, 1 + done
+            now.line, sampled, 1 + done
         )
-        drawn = jnp.maximum(now.drawn, done + window)
+        reached = jnp.maximum(now.reached, done + window)
         finished = jnp.where(now.done < count, done + kept, now.done)
-        return _Windows(line, finished, drawn, cache, now.passes + 1)
+        return _Windows(line, finished, reached, cache, now.passes + 1)
 
     line = jnp.zeros((rows, count + window), jnp.int32).at[:, 0].set(sequences.token)
     none = jnp.zeros(rows, jnp.int32)

@@ -1,7 +1,4 @@
-"""Samples images with the programs and weights beside this file: jax, numpy, sentencepiece alone.
-
-python run.py --prompt "a red heart" --seed 0 --num_images 2 --out samples.npz
-"""
+"""Samples with the programs beside it: python run.py --prompt "a red heart" --seed 0 --out a.npz"""
 
 import argparse
 import hashlib
@@ -20,7 +17,8 @@ TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I32": "int32"}
 def read(name: str) -> bytes:
     """A file, which has to be the one that was exported."""
     data = (HERE / name).read_bytes()
-    assert hashlib.sha256(data).hexdigest() == ABOUT["files"][name], f"{name} is damaged"
+    if hashlib.sha256(data).hexdigest() != ABOUT["files"][name]:
+        raise SystemExit(f"{name} is damaged")
     return data
 
 
@@ -42,7 +40,9 @@ for name, value in options.items():
 given, layout, rows = vars(flags.parse_args()), ABOUT["prompt"], ABOUT["batch_size"]
 if not 0 <= given["seed"] < 2**32 or given["num_images"] < 1 or not given["temperature"] >= 0:
     flags.error("expected a seed from 0 to 4294967295, num_images from 1, temperature from 0")
-about = ABOUT["programs"]["text_to_image" + "_guided" * (given["guidance"] != 1)]
+about = ABOUT["programs"].get("text_to_image" + "_guided" * (given["guidance"] != 1))
+if about is None:
+    flags.error("the model has learned no guidance: leave it at 1")
 program = jax.jit(jax.export.deserialize(bytearray(read(about["file"]))).call)
 weights = {part: arrays(read(ABOUT["weights"][part])) for part in about["weights"]}
 text = sentencepiece.SentencePieceProcessor(model_proto=read(ABOUT["text"]))
