@@ -162,6 +162,25 @@ def test_the_runner_refuses_what_it_cannot_do(exported, wrong):
     assert refused.value.returncode == 2, "no traceback, which ends with 1"
 
 
+def test_the_runner_refuses_guidance_that_is_not_there_and_damaged_files(exported, tmp_path, capfd):
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    about = json.loads((copy / "export.json").read_text())
+    del about["programs"]["text_to_image_guided"]
+    (copy / "export.json").write_text(json.dumps(about))
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        alone(copy / "run.py", "--prompt=a", "--guidance=2")
+    assert refused.value.returncode == 2
+    file = copy / about["text"]
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        alone(copy / "run.py", "--prompt=a", "--guidance=1")
+    assert refused.value.returncode == 1
+    said = capfd.readouterr().err
+    assert "error: the model has learned no guidance: leave it at 1\n" in said
+    assert said.endswith(f"{about['text']} is damaged\n")
+
+
 def test_the_runner_is_short_and_needs_little(exported):
     lines = (exported / "run.py").read_text().splitlines()
     assert len(lines) <= 60
