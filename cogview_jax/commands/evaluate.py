@@ -43,6 +43,13 @@ ones: the share of images, or of captions, that are right, or the errors of upsa
 
 style asks a bundle that was finetuned to a style for objects that it has not seen in that style:
 the share of images whose style, concept, and both are right.
+
+  python -m cogview_jax.evaluate --benchmark figure10 --study study --real photos \\
+      --num_prompts 50 --system ours=runs/a/bundle --system theirs=samples \\
+      --system truth=codec:runs/a/bundle --out figure10.json
+
+figure10 makes a study of images of several systems, which people rate with `serve --study study`;
+the same command then writes the scores. See docs/guides/human_evaluation.md.
 """
 
 from absl import flags
@@ -104,15 +111,15 @@ LIST_FEATURES = flags.DEFINE_boolean(
 )
 CAPTIONS = command_line.path_flag(
     "captions",
-    "of table1, figure9, pictures, worst and attention: a file like COCO's captions_val2014.json,"
-    " of images in --real; or tfds:NAME:SPLIT, a TensorFlow data set prepared in --real or"
-    " TFDS_DATA_DIR, such as tfds:coco_captions/2014:val",
+    "of table1, figure9, figure10, pictures, worst and attention: a file like COCO's"
+    " captions_val2014.json, of images in --real; or tfds:NAME:SPLIT, a TensorFlow data set"
+    " prepared in --real or TFDS_DATA_DIR, such as tfds:coco_captions/2014:val",
 )
 PROMPT = flags.DEFINE_multi_string(
     "prompt",
     [],
-    "of pictures: what to show images of; of fid and attention: what a bundle samples; of style: a"
-    " pattern with {object}",
+    "of pictures: what to show images of; of fid, attention and figure10: what a bundle samples; of"
+    " style: a pattern with {object}",
 )
 PROMPTS = command_line.path_flag("prompts", "a file with one such prompt a line")
 RESIZE = flags.DEFINE_enum(
@@ -142,6 +149,16 @@ PRECISION_RECALL = flags.DEFINE_boolean(
 SAVE_STATISTICS = command_line.path_flag(
     "save_statistics",
     "the file (.npz) in which the statistics of --real are kept, at the first radius of --blur",
+)
+STUDY = command_line.path_flag(
+    "study",
+    "of figure10: the folder of a study that people rate with `serve --study`; a new one is made",
+)
+SYSTEM = command_line.pairs_flag(
+    "system",
+    "of a new study: the name of a system, and what makes its images: a bundle, a folder of"
+    " captioned images such as `sample` writes, or codec:BUNDLE for the true images (--real)"
+    " through its image tokenizer",
 )
 START = distributed_flags()
 
@@ -184,6 +201,8 @@ def main() -> None:
             save_statistics=SAVE_STATISTICS.value,
             captions=CAPTIONS.value,
             prompts=prompts,
+            study=STUDY.value,
+            systems=tuple(SYSTEM.value),
         ),
     )
     START()

@@ -28,7 +28,7 @@ DEFAULT = ("num_prompts", *SAMPLING, *CHOICE, "resize")
 #: All flags that some benchmark takes.
 OF_BENCHMARKS = (
     *("num_prompts", *SAMPLING, *CHOICE, *CAPTIONED, "generated", *PROMPTS),
-    *("features", *DISTANCES, "blur", *BLUR),
+    *("features", *DISTANCES, "blur", *BLUR, "study", "system"),
 )
 _NETWORKS = (*FID_NETWORKS, "lpips", "clip")
 

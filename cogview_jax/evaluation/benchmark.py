@@ -66,6 +66,8 @@ class ImageOptions:
         captions: a file of captions like COCO's, of images in `real`; or a TensorFlow data set,
             tfds:NAME:SPLIT, in the data_dir `real`.
         prompts: texts of one's own that images are shown for.
+        study: the folder of a study of people's ratings.
+        systems: names and paths of what a new study compares.
     """
 
     real: str | None = None
@@ -80,6 +82,8 @@ class ImageOptions:
     save_statistics: str | None = None
     captions: str | None = None
     prompts: tuple[str, ...] = ()
+    study: str | None = None
+    systems: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
         known = {"resize": RESIZES, "blur_kernel": BLUR_KERNELS, "blur_sets": BLUR_SETS}

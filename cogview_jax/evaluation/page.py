@@ -22,7 +22,10 @@ _SCALE = 2
 #: Pixels from one name of a line to the next.
 _LINE = 16
 #: Colours of the lines, that people with any sight tell apart (Okabe and Ito 2008).
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
+    *("#f0e442", "#000000"),
+)
 #: Pixels of a side up to which an image is shown larger.
 _SHOWN = 160
 
@@ -230,7 +233,7 @@ def _drawing(curves: Curves) -> Image.Image:
         text(at(x, low)[0], bottom + 4 * _SCALE, f"{x:g}", "ma")
     text((left + right) / 2, bottom + 20 * _SCALE, curves.x_name, "ma")
     for number, (name, line) in enumerate(curves.lines.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         points = [at(x, y) for x, y in zip(curves.x, line, strict=True)]
         draw.line(points, colour, 2 * _SCALE, "curve")
         for x, y in points:
