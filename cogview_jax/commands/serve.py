@@ -17,6 +17,11 @@ takes for its base_url:
 The image of a prompt, a seed and an index is the one that `cogview sample` gives, whatever else is
 served at the same time. What a request leaves open is as the bundle recommends.
 
+  python -m cogview_jax.serve --study study
+
+lets people rate the images of a study (evaluate --benchmark figure10). Their ratings are in
+study/ratings; the page goes on where a rater has stopped.
+
 Only programs of this machine are answered. For others, --host names an address of this machine and
 the environment variable COGVIEW_API_KEY a key that every request has to send. SIGTERM or Ctrl-C
 ends the server once it has finished what it was asked for.
@@ -25,12 +30,17 @@ ends the server once it has finished what it was asked for.
 from absl import flags
 
 from cogview_jax.runtime import command_line
+from cogview_jax.runtime.errors import InputError
 
 BUNDLE = command_line.path_flag(
     "bundle",
     "the bundle that samples images: its folder, a run's workdir, one of its checkpoints, or the"
     " name of a shipped bundle, such as emoji",
-    required=True,
+)
+STUDY = command_line.path_flag(
+    "study",
+    "instead of a bundle: the folder of a study, made by evaluate --benchmark figure10, for people"
+    " to rate",
 )
 RERANK_WITH = command_line.path_flag(
     "rerank_with", "a caption bundle: it chooses among candidates, and captions and scores images"
@@ -70,6 +80,13 @@ def main() -> None:
 
     need_extra()
     limits = Limits(MOST_IMAGES.value, MOST_WAITING.value, SECONDS.value, REQUESTS_PER_MINUTE.value)
+    if STUDY.value is not None:
+        _check_alone()
+        from cogview_jax.serving.study_app import serve_study
+
+        serve_study(STUDY.value, HOST.value, PORT.value, limits)
+        return
+    command_line.need(BUNDLE)
     from cogview_jax.serving.server import serve
 
     serve(
@@ -82,3 +99,10 @@ def main() -> None:
         ROWS.value,
         PRECISION.value,
     )
+
+
+def _check_alone() -> None:
+    """InputError where a flag of a bundle is given beside a study."""
+    for flag in (BUNDLE, RERANK_WITH, UPSAMPLE_WITH, ROWS, MOST_IMAGES, MOST_WAITING, PRECISION):
+        if flag.value != flag.default:
+            raise InputError(f"--study needs no bundle: leave --{flag.name} out")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -74,6 +75,12 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, Refused):
         return refusal(error).response
     return unknown().response
+
+
+async def http_error(request: Request, error: Exception) -> JSONResponse:
+    """The response where no path, or none with this method, is asked for."""
+    assert isinstance(error, HTTPException)
+    return ApiError(error.status_code, str(error.detail), headers=error.headers or {}).response
 
 
 def unknown() -> ApiError:

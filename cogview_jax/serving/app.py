@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cogview_jax.serving.api_error import ApiError, respond
+from cogview_jax.serving.api_error import ApiError, http_error, respond
 from cogview_jax.serving.guard import Guard
 from cogview_jax.serving.images_api import edits, generations
 from cogview_jax.serving.jobs import Refused
@@ -56,7 +56,7 @@ def make_app(service: Service, address: Address) -> Starlette:
         exception_handlers={
             ApiError: respond,
             Refused: respond,
-            HTTPException: _http_error,
+            HTTPException: http_error,
             ClientGone: _nobody_reads,
             Exception: respond,
         },
@@ -158,11 +158,6 @@ def _described(request: Request) -> dict:
             "guidance": sampling.guidance,
         },
     }
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return ApiError(error.status_code, str(error.detail), headers=error.headers or {}).response
 
 
 async def _nobody_reads(request: Request, error: Exception) -> Response:

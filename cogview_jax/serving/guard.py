@@ -14,7 +14,7 @@ from cogview_jax.serving.api_error import LAST, ApiError
 from cogview_jax.serving.settings import Address, Limits
 
 #: Paths that need no key: they tell nothing of anybody and change nothing.
-OPEN_PATHS = ("/", "/health", "/openapi.json")
+OPEN_PATHS = ("/", "/health", "/openapi.json", "/study.css", "/study.js")
 #: Seconds in which a request has to be there.
 BODY_SECONDS = 60.0
 #: Addresses whose rate is remembered.

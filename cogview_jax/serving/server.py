@@ -1,22 +1,16 @@
 """From bundles to a server that answers, and back."""
 
 import os
-import signal
-import socket
 from contextlib import closing
 from pathlib import Path
-from typing import Any
-
-import uvicorn
 
 from cogview_jax.checkpoints.shipped import bundle_folder
 from cogview_jax.checkpoints.step_bundle import located
 from cogview_jax.pipeline.load import load, load_scorer, open_checked
 from cogview_jax.pipeline.parts import EVERY_PART
-from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.processes import log
 from cogview_jax.runtime.progress import waiting
 from cogview_jax.serving.app import make_app
+from cogview_jax.serving.listening import answer, bound_socket
 from cogview_jax.serving.service import Models, Service
 from cogview_jax.serving.settings import KEY_VARIABLE, Address, Limits
 
@@ -37,11 +31,12 @@ def serve(
         InputError: a bundle or a number is wrong, or the port is taken.
     """
     address = Address(host, port, os.environ.get(KEY_VARIABLE) or None)
-    with closing(_bound(address)) as bound:
+    with closing(bound_socket(address)) as bound:
         models = load_models(bundle, rerank_with, upsample_with, precision)
         service = Service(models, limits, rows)
         waiting("compiling")(service.start)()
-        run(service, address, bound)
+        app = make_app(service, address)
+        answer(app, models.name, bound, limits.seconds, service.close)
 
 
 def load_models(
@@ -63,51 +58,3 @@ def load_models(
     place = bundle_folder(Path(bundle)).resolve()
     name = place.parent.name if place.name == "bundle" else place.name
     return Models(name, base, scorer, upsampler)
-
-
-def run(service: Service, address: Address, bound: socket.socket) -> None:
-    """Answers on a socket until a signal comes, then finishes what it has."""
-    config = uvicorn.Config(
-        make_app(service, address),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=int(service.limits.seconds) + 1,
-        limit_concurrency=1024,
-        h11_max_incomplete_event_size=1 << 16,
-    )
-    server = uvicorn.Server(config)
-    # uvicorn raises the signal again once it has shut down, which would end the process by it.
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before: dict[Any, Any] = {each: signal.signal(each, _heard) for each in signals}
-    try:
-        bound.listen(2048)  # what comes before uvicorn answers waits
-        host, port = bound.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        log(f"{service.offer.name} is ready: http://{shown}:{port} (Ctrl-C ends it)")
-        server.run([bound])
-    finally:
-        service.close()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def _bound(address: Address) -> socket.socket:
-    """A socket at the address, before minutes are spent on loading; nobody is let in yet."""
-    try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(found[0], socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(found[4])
-        return bound
-    except OSError as error:
-        where = f"--host {address.host} --port {address.port}"
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror
-        raise InputError(f"{where}: {reason}; choose another") from error
-
-
-def _heard(number: int, frame: Any) -> None:
-    """A signal that uvicorn has obeyed already."""
