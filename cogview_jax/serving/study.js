@@ -94,9 +94,10 @@ function focusOn(group) { (chosen(group) ?? group.querySelector("input")).focus(
 
 function choose(group, value) {
   const input = group.querySelector(`input[value="${value}"]`);
-  if (input) input.checked = true;
-  group.classList.toggle("missing", false);
-  return Boolean(input);
+  if (!input) return false;
+  input.checked = true;
+  group.classList.remove("missing");
+  return true;
 }
 
 function fill(rating) {

@@ -37,8 +37,8 @@ from cogview_jax.serving.settings import KEY_VARIABLE, Address, Limits
 
 #: What the page may do in a browser: run its own script, and talk to this server.
 _POLICY = (
-    "default-src 'none'; style-src 'self'; script-src 'self'; img-src blob: data:; connect-src 'self';"
-    " form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src blob: data:;"
+    " connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 )
 _HEADERS = {
     "content-security-policy": _POLICY,

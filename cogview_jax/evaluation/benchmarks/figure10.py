@@ -5,6 +5,7 @@ browsers (`cogview serve --study`). The report has what they have said so far: t
 score and the share of votes with confidence intervals, and how far raters agree.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from cogview_jax.runtime.processes import log
 NEEDS_BUNDLE, NEEDS_FLAGS = False, ("--study",)
 TAKES = ("num_prompts", *SAMPLING, *CAPTIONED, *PROMPTS, "study", "system")
 FEATURES = ()
+#: What is said of each system: its scores, and the share of votes as the best.
+MEASURES = (*(question.name for question in QUESTIONS), "best")
 #: Of the bootstrap.
 DRAWS, LEVEL = 2000, 0.95
 #: The paper keeps raters who have rated everything and whose best image has the highest overall
@@ -123,7 +126,11 @@ def _arrays(study: Study, found: Sequence[Mapping[int, Rating]]) -> _Arrays:
 
 
 def _results(study: Study, found: Sequence[Mapping[int, Rating]], seed: int) -> Report:
-    """What some raters have said; numbers of nothing are None."""
+    """What some raters have said.
+
+    Of the pairs of systems the differences have intervals of their own: that some raters are strict
+    and some captions hard moves both systems of a pair alike.
+    """
     found = [ratings for ratings in found if ratings]
     report: Report = {"raters": len(found), "ratings": sum(map(len, found))}
     if not found:
@@ -131,25 +138,23 @@ def _results(study: Study, found: Sequence[Mapping[int, Rating]], seed: int) -> 
     arrays = _arrays(study, found)
     rated = arrays.best >= 0
     votes = np.where(rated[..., None], arrays.best[..., None] == range(len(study.systems)), np.nan)
-    values = np.concatenate([arrays.scores, votes[..., None]], axis=3)  # [r, c, s, q + 1]
-    means = np.nanmean(values, axis=(0, 1))
-    low, high = crossed_interval(values, draws=DRAWS, level=LEVEL, seed=seed)
+    values = np.concatenate([arrays.scores, votes[..., None]], axis=3)  # [r, c, s, measures]
     spread = np.nanstd(values, axis=(0, 1))
-    # Of a single rating nothing can be said of others.
-    ends = np.stack([low, high], axis=2) if rated.sum() > 1 else None
-    measures = [*(question.name for question in QUESTIONS), "best"]
     report["systems"] = {
         name: {
-            measure: {
-                "mean": float(means[s, q]),
-                "low": None if ends is None else float(ends[s, q, 0]),
-                "high": None if ends is None else float(ends[s, q, 1]),
-                **({} if measure == "best" else {"standard_deviation": float(spread[s, q])}),
-            }
-            for q, measure in enumerate(measures)
+            measure: _estimate(found) | {"standard_deviation": float(deviation)}
+            for measure, found, deviation in zip(MEASURES, row, deviations, strict=True)
         }
-        for s, name in enumerate(study.names)
+        for name, row, deviations in zip(study.names, _intervals(values, seed), spread, strict=True)
     }
+    pairs = list(itertools.combinations(range(len(study.systems)), 2))
+    first, second = zip(*pairs, strict=True)
+    between = _intervals(values[:, :, first] - values[:, :, second], seed)
+    report["differences"] = [
+        {"systems": [study.names[i] for i in pair]}
+        | {measure: _estimate(found) for measure, found in zip(MEASURES, row, strict=True)}
+        for pair, row in zip(pairs, between, strict=True)
+    ]
     units = arrays.scores.reshape(len(found), -1, len(QUESTIONS))
     report["krippendorff_alpha"] = {
         question.name: krippendorff_alpha(units[..., q], "ordinal")
@@ -158,18 +163,31 @@ def _results(study: Study, found: Sequence[Mapping[int, Rating]], seed: int) -> 
     return report
 
 
+def _intervals(values: Float[np.ndarray, "r c s m"], seed: int) -> Float[np.ndarray, "s m 3"]:
+    """Means and the ends of their intervals, which are NaN of a single rating."""
+    means = np.nanmean(values, axis=(0, 1))
+    low, high = crossed_interval(values, draws=DRAWS, level=LEVEL, seed=seed)
+    if np.count_nonzero(~np.isnan(values[:, :, 0, 0])) == 1:
+        low = high = np.full_like(means, np.nan)
+    return np.stack([means, low, high], axis=2)
+
+
+def _estimate(found: Float[np.ndarray, " 3"]) -> Report:
+    values = [None if np.isnan(value) else float(value) for value in found]
+    return dict(zip(("mean", "low", "high"), values, strict=True))
+
+
 def _rows(results: Report) -> list[list[str]]:
     """A row for each system, then one of how far raters agree; the first is of names."""
-    measures = [*(question.name for question in QUESTIONS), "best"]
-    rows = [["system", *measures]]
+    rows = [["system", *MEASURES]]
     for name, found in results["systems"].items():
-        rows.append([name, *(_shown(found[measure], measure) for measure in measures)])
+        rows.append([name, *(_cell(found[measure], measure) for measure in MEASURES)])
     alpha = results["krippendorff_alpha"]
-    agreed = ["-" if alpha[each] is None else f"{alpha[each]:.2f}" for each in measures]
+    agreed = ["-" if alpha[each] is None else f"{alpha[each]:.2f}" for each in MEASURES]
     return [*rows, ["agreement (alpha)", *agreed]]
 
 
-def _shown(value: Mapping[str, Any], measure: str) -> str:
+def _cell(value: Mapping[str, Any], measure: str) -> str:
     scale, digits = (100, 1) if measure == "best" else (1, 2)
     unit = "%" if measure == "best" else ""
     text = f"{value['mean'] * scale:.{digits}f}{unit}"
@@ -185,7 +203,7 @@ def _titled(report: Report) -> list[tuple[str, Report]]:
     for key, title in titles.items():
         raters, ratings = report[key]["raters"], report[key]["ratings"]
         if ratings:
-            found.append((f"{title}: {raters} raters, {ratings} comparisons", report[key]))
+            found.append((f"{title} (raters: {raters}, comparisons: {ratings})", report[key]))
     return found
 
 
@@ -214,6 +232,11 @@ def _sections(study: Study, report: Report) -> list[Section]:
         sections.append(Table(title, names, rows))
     if report["all"]["ratings"]:
         sections += _figures(report["all"]["systems"])
+        rows = [
+            [" - ".join(each["systems"]), *(_cell(each[measure], measure) for measure in MEASURES)]
+            for each in report["all"]["differences"]
+        ]
+        sections.append(Table("Differences of pairs, all ratings", ["pair", *MEASURES], rows))
     first = range(min(_SHOWN, len(study.captions)))
     pairs = [(caption, name) for caption in first for name in study.names]
     images = [study.pixels(caption, name) for caption, name in pairs]
