@@ -180,7 +180,11 @@ def test_the_numbers(rated, tmp_path, capsys):
     assert low < np.mean(okapi) < high
     (between,) = (d for d in every["differences"] if d["systems"] == ["okapi", "tapir"])
     assert between["overall"]["mean"] == pytest.approx(np.mean(okapi) - np.mean(tapir))
-    assert between["best"]["mean"] == pytest.approx(5 / 8)
+    tapirs = np.array([[1.0, 2, 3, 4], [2, 0, 3, 0], [0, 3, 0, 3]])
+    ends = map(float, crossed_interval(values - tapirs))
+    assert [between["overall"]["low"], between["overall"]["high"]] == pytest.approx(list(ends))
+    best = every["systems"]["quagga"]["best"]
+    assert 0 < best["low"] < 1 / 8 < best["high"] < 1
     # Of captions that two have rated the best is the same of one in four.
     assert -1 < every["krippendorff_alpha"]["best"] < 0.3
     paper = report["as_in_paper"]
@@ -202,6 +206,8 @@ def test_of_a_single_rating_there_is_no_interval(tmp_path):
     report = BENCHMARK.run(None, Options(images=asked(study.folder))).report
     found = report["all"]["systems"]["okapi"]["overall"]
     assert found == {"mean": 4.0, "low": None, "high": None, "standard_deviation": 0.0}
+    votes = report["all"]["systems"]["okapi"]["best"]
+    assert votes == {"mean": 0.0, "low": None, "high": None}
     (line,) = (line for line in table(BENCHMARK, report).splitlines() if line.startswith("okapi"))
     assert line.split() == ["okapi", "4.00", "4.00", "4.00", "4.00", "0.0%"]
 

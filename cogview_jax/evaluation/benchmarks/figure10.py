@@ -6,7 +6,7 @@ score and the share of votes with confidence intervals, and how far raters agree
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from cogview_jax.evaluation.bars import Bar, bars
 from cogview_jax.evaluation.benchmark import Measured, Options, Report
 from cogview_jax.evaluation.human_study import QUESTIONS, Study, is_study, open_study
 from cogview_jax.evaluation.metrics.agreement import krippendorff_alpha
-from cogview_jax.evaluation.metrics.crossed_bootstrap import crossed_interval
+from cogview_jax.evaluation.metrics.crossed_bootstrap import crossed_interval, share_interval
 from cogview_jax.evaluation.page import Figure, Images, Section, Table
 from cogview_jax.evaluation.study_ratings import Rating, raters, read_ratings
 from cogview_jax.evaluation.study_systems import make_study
@@ -63,7 +63,12 @@ def run(model: CogView | None, options: Options) -> Measured:
             {"rater": rater, "captions": len(ratings), **_validity(study, ratings)}
             for rater, ratings in found.items()
         ],
-        "interval": {"level": LEVEL, "method": "crossed bootstrap", "draws": DRAWS},
+        "interval": {
+            "level": LEVEL,
+            "of_scores": "percentiles of a crossed bootstrap of raters and captions",
+            "of_best": "Wilson, with the variance of that bootstrap",
+            "draws": DRAWS,
+        },
     }
     kept = {each["rater"] for each in report["raters"] if each["kept_in_paper"]}
     report["all"] = _results(study, list(found.values()), options.seed)
@@ -110,6 +115,12 @@ class _Arrays:
     scores: Float[np.ndarray, "r c s q"]
     best: Int[np.ndarray, "r c"]
 
+    @property
+    def votes(self) -> Float[np.ndarray, "r c s"]:
+        """1 for the best system, 0 for the others."""
+        best = self.best[..., None]
+        return np.where(best < 0, np.nan, best == np.arange(self.scores.shape[2]))
+
 
 def _arrays(study: Study, found: Sequence[Mapping[int, Rating]]) -> _Arrays:
     shape = len(found), len(study.captions)
@@ -136,45 +147,50 @@ def _results(study: Study, found: Sequence[Mapping[int, Rating]], seed: int) -> 
     if not found:
         return report
     arrays = _arrays(study, found)
-    rated = arrays.best >= 0
-    votes = np.where(rated[..., None], arrays.best[..., None] == range(len(study.systems)), np.nan)
-    values = np.concatenate([arrays.scores, votes[..., None]], axis=3)  # [r, c, s, measures]
-    spread = np.nanstd(values, axis=(0, 1))
+    # Of a single rating nothing can be said of others.
+    single, names = report["ratings"] == 1, [question.name for question in QUESTIONS]
+    scores = _estimates(arrays.scores, None if single else crossed_interval, seed)
+    votes = _estimates(arrays.votes, None if single else share_interval, seed)
+    spread = np.nanstd(arrays.scores, axis=(0, 1)).tolist()
     report["systems"] = {
         name: {
-            measure: _estimate(found) | {"standard_deviation": float(deviation)}
-            for measure, found, deviation in zip(MEASURES, row, deviations, strict=True)
+            measure: estimate | {"standard_deviation": deviation}
+            for measure, estimate, deviation in zip(names, scores[s], spread[s], strict=True)
         }
-        for name, row, deviations in zip(study.names, _intervals(values, seed), spread, strict=True)
+        | {"best": votes[s]}
+        for s, name in enumerate(study.names)
     }
     pairs = list(itertools.combinations(range(len(study.systems)), 2))
     first, second = zip(*pairs, strict=True)
-    between = _intervals(values[:, :, first] - values[:, :, second], seed)
+    between = arrays.scores[:, :, first] - arrays.scores[:, :, second]
+    estimates = _estimates(between, None if single else crossed_interval, seed)
     report["differences"] = [
-        {"systems": [study.names[i] for i in pair]}
-        | {measure: _estimate(found) for measure, found in zip(MEASURES, row, strict=True)}
-        for pair, row in zip(pairs, between, strict=True)
+        {"systems": [study.names[i] for i in pair]} | dict(zip(names, row, strict=True))
+        for pair, row in zip(pairs, estimates, strict=True)
     ]
     units = arrays.scores.reshape(len(found), -1, len(QUESTIONS))
+    best = np.where(arrays.best < 0, np.nan, arrays.best)
     report["krippendorff_alpha"] = {
-        question.name: krippendorff_alpha(units[..., q], "ordinal")
-        for q, question in enumerate(QUESTIONS)
-    } | {"best": krippendorff_alpha(np.where(rated, arrays.best, np.nan), "nominal")}
+        name: krippendorff_alpha(units[..., q], "ordinal") for q, name in enumerate(names)
+    } | {"best": krippendorff_alpha(best, "nominal")}
     return report
 
 
-def _intervals(values: Float[np.ndarray, "r c s m"], seed: int) -> Float[np.ndarray, "s m 3"]:
-    """Means and the ends of their intervals, which are NaN of a single rating."""
+def _estimates(
+    values: Float[np.ndarray, "r c ..."], interval: Callable[..., Any] | None, seed: int
+) -> list[Any]:
+    """Means over raters and captions with the ends of their intervals, in nested lists."""
     means = np.nanmean(values, axis=(0, 1))
-    low, high = crossed_interval(values, draws=DRAWS, level=LEVEL, seed=seed)
-    if np.count_nonzero(~np.isnan(values[:, :, 0, 0])) == 1:
-        low = high = np.full_like(means, np.nan)
-    return np.stack([means, low, high], axis=2)
+    low = high = np.full(means.shape, None)
+    if interval is not None:
+        low, high = interval(values, draws=DRAWS, level=LEVEL, seed=seed)
 
+    def paired(mean: Any, low: Any, high: Any) -> Any:
+        if isinstance(mean, list):
+            return [paired(*each) for each in zip(mean, low, high, strict=True)]
+        return {"mean": mean, "low": low, "high": high}
 
-def _estimate(found: Float[np.ndarray, " 3"]) -> Report:
-    values = [None if np.isnan(value) else float(value) for value in found]
-    return dict(zip(("mean", "low", "high"), values, strict=True))
+    return paired(means.tolist(), low.tolist(), high.tolist())
 
 
 def _rows(results: Report) -> list[list[str]]:
@@ -233,10 +249,11 @@ def _sections(study: Study, report: Report) -> list[Section]:
     if report["all"]["ratings"]:
         sections += _figures(report["all"]["systems"])
         rows = [
-            [" - ".join(each["systems"]), *(_cell(each[measure], measure) for measure in MEASURES)]
+            [" - ".join(each["systems"]), *(_cell(each[name], name) for name in MEASURES[:-1])]
             for each in report["all"]["differences"]
         ]
-        sections.append(Table("Differences of pairs, all ratings", ["pair", *MEASURES], rows))
+        names = ["pair", *MEASURES[:-1]]
+        sections.append(Table("Differences of the scores of pairs, all ratings", names, rows))
     first = range(min(_SHOWN, len(study.captions)))
     pairs = [(caption, name) for caption in first for name in study.names]
     images = [study.pixels(caption, name) for caption, name in pairs]

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 
-from cogview_jax.evaluation.metrics.crossed_bootstrap import crossed_interval
+from cogview_jax.evaluation.metrics.crossed_bootstrap import crossed_interval, share_interval
 
 
 def test_of_one_rater_it_is_scipys_bootstrap_over_captions():
@@ -57,3 +57,31 @@ def test_a_draw_without_a_rating_does_not_count():
     values[0, 0], values[1, 1] = 1.0, 3.0
     low, high = crossed_interval(values)
     assert (low, high) == (1.0, 3.0)
+
+
+def votes(chosen, systems=3):
+    """Of each rater and caption the number of a system, or -1."""
+    chosen = np.asarray(chosen)
+    return np.where(chosen[..., None] < 0, np.nan, chosen[..., None] == np.arange(systems))
+
+
+def wilson(successes, n):
+    return binomtest(successes, n).proportion_ci(method="wilson")
+
+
+def test_of_one_rater_shares_have_scipys_wilson_intervals():
+    low, high = share_interval(votes([[0] * 30 + [1] * 10]), draws=20_000)
+    for system, successes in enumerate((30, 10, 0)):
+        assert (low[system], high[system]) == pytest.approx(wilson(successes, 40), abs=0.01)
+
+
+def test_raters_who_all_agree_are_worth_one():
+    chosen = np.repeat([[0] * 30 + [1] * 10], 25, axis=0)
+    low, high = share_interval(votes(chosen), draws=20_000)
+    assert (low[0], high[0]) == pytest.approx(wilson(30, 40), abs=0.01)
+
+
+def test_where_all_votes_are_for_one_system_the_interval_has_a_width():
+    low, high = share_interval(votes([[2] * 50, [2] * 49 + [-1], [2] * 50]))
+    assert (low[2], high[2]) == pytest.approx(wilson(3, 3))
+    assert (low[0], high[0]) == pytest.approx(wilson(0, 3))
