@@ -20,7 +20,7 @@ from cogview_jax.shapes.fresh import fresh_scenes
 
 #: The benchmarks that come with the package.
 NAMES = (
-    *("attention", "emoji", "fashion", "fid", "figure9", "pictures"),
+    *("attention", "emoji", "fashion", "fid", "figure10", "figure9", "pictures"),
     *("shapes", "style", "table1", "tokenizer", "worst"),
 )
 #: As if the file of the example lay in `cogview_jax/evaluation/benchmarks/`; jax is not there.

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline.conftest import parts
+from pipeline.conftest import model, parts
 from pipeline.small import PROMPTS
 
-from cogview_jax import load
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, load_benchmark, table
 from cogview_jax.evaluation.human_study import open_study
@@ -17,7 +16,7 @@ from cogview_jax.evaluation.report import evaluate
 from cogview_jax.runtime.errors import InputError
 from small_study import SYSTEMS, rate, small_study
 
-__all__ = ["parts"]
+__all__ = ["model", "parts"]
 BENCHMARK = load_benchmark("figure10")
 
 
@@ -48,14 +47,14 @@ def measured(tmp_path, images, **options):
     return json.loads((tmp_path / "r.json").read_text())
 
 
-def test_a_study_of_a_bundle_a_folder_and_true_images(bundle, folder, tmp_path, capsys):
+def test_a_study_of_a_bundle_a_folder_and_true_images(bundle, model, folder, tmp_path, capsys):
     systems = (("ours", bundle), ("theirs", folder), ("truth", f"codec:{bundle}"))
     prompts = (*PROMPTS[:2], PROMPTS[0])
     report = measured(tmp_path, asked(tmp_path / "s", systems, real=folder, prompts=prompts))
     assert report["captions"] == 2
     assert report["all"] == {"raters": 0, "ratings": 0}
     assert f"nobody has rated yet: cogview serve --study {tmp_path}/s" in capsys.readouterr().out
-    study, model = open_study(tmp_path / "s"), load(bundle)
+    study = open_study(tmp_path / "s")
     assert study.captions == tuple(PROMPTS[:2])
     true = np.stack([np.asarray(Image.open(f"{folder}/{number}.png")) for number in (1, 0)])
     recovered = model.decode(model.encode(true))

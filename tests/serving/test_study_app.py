@@ -14,6 +14,7 @@ import pytest
 from cogview_jax.evaluation import study_ratings
 from cogview_jax.evaluation.human_study import QUESTIONS
 from cogview_jax.evaluation.study_ratings import read_ratings
+from command_runs import call
 from small_study import SYSTEMS, rate, small_study
 
 pytest.importorskip("starlette", reason="needs the extra [serve]")
@@ -254,3 +255,20 @@ def _request(port, method, path, body=None):
         client.request(method, path, json.dumps(body), {"content-type": "application/json"})
         response = client.getresponse()
         return response.status, json.loads(response.read())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "--bundle TEXT is missing: the bundle that samples images"),
+        (("--study=S", "--bundle=emoji"), "--study needs no bundle: leave --bundle out"),
+        (("--study=S", "--rows=4"), "--study needs no bundle: leave --rows out"),
+        (("--study=S", "--port=0"), "--study S: expected the folder of a study, which evaluate"),
+        (("--study=S", "--host=0.0.0.0"), "--host 0.0.0.0 lets other machines in: set COGVIEW_API"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(root, flags, message):
+    refused = call(root, "serve", *flags)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: {message}")
+    assert refused.stderr.count("\n") == 1
