@@ -90,13 +90,27 @@ def _system(
 ) -> _System:
     flag = f"--system {name}"
     if path.startswith(CODEC):
-        bundle = _checked(path.removeprefix(CODEC), flag, ("codec",), None)
+        given = path.removeprefix(CODEC)
+        bundle = _checked(given, flag, ("codec",), None)
         if true is None:
             raise InputError(f"{flag}={path} needs true images: expected --real FOLDER")
-        return _recovered(name, bundle, true, options)
+        for image in true.read(range(len(true))):
+            if isinstance(image, BadRecord):
+                raise InputError(f"{flag}={path} needs all true images: {image}")
+        sha256 = identity(bundle)
+        source = f"{true.name} through the image tokenizer of {given} ({sha256})"
+        return _System(source, lambda: _recovered(name, bundle, sha256, true, options))
     if is_bundle(path):
         bundle = _checked(path, flag, EVERY_PART, "text_to_image")
-        return _sampled(name, bundle, captions, options)
+        sha256 = identity(bundle)
+        given = "".join(f", {key} {value}" for key, value in options.settings.given.items())
+        source = f"samples of {path} ({sha256}), seed {options.seed}{given}"
+        return _System(source, lambda: _sampled(name, bundle, sha256, captions, options))
+    if not Path(path).is_dir():
+        raise InputError(
+            f"{flag}={path}: expected a bundle, a folder of captioned images, or {CODEC}BUNDLE;"
+            " there is none"
+        )
     images = _captioned(path, flag, captions)
     return _System(path, lambda: images)
 
@@ -110,37 +124,28 @@ def _checked(path: str, flag: str, parts: tuple[str, ...], task: str | None) -> 
     return path
 
 
-def _recovered(name: str, bundle: str, true: ImageSet, options: Options) -> _System:
-    sha256 = identity(bundle)
-
-    def encoded() -> ImageSet:
-        model = load(bundle, dtype=options.precision, needs=("codec",))
-        squares = Squares(true, model.codec.config.image_size)
-        folder = Path(options.unfinished) / name
-        return encode_images(model, squares, folder, bundle=sha256, precision=options.precision)
-
-    return _System(f"{true.name} through the image tokenizer of {bundle} ({sha256})", encoded)
+def _recovered(name: str, bundle: str, sha256: str, true: ImageSet, options: Options) -> ImageSet:
+    model = load(bundle, dtype=options.precision, needs=("codec",))
+    squares = Squares(true, model.codec.config.image_size)
+    folder = Path(options.unfinished) / name
+    return encode_images(model, squares, folder, bundle=sha256, precision=options.precision)
 
 
-def _sampled(name: str, bundle: str, captions: tuple[str, ...], options: Options) -> _System:
-    sha256 = identity(bundle)
-
-    def sampled() -> ImageSet:
-        model = load(bundle, dtype=options.precision, needs=EVERY_PART, task="text_to_image")
-        return sample_candidates(
-            model,
-            captions,
-            1,
-            Path(options.unfinished) / name,
-            bundle=sha256,
-            seed=options.seed,
-            sampling=options.sampling(model),
-            precision=options.precision,
-            batch_size=options.batch_size,
-        )
-
-    given = "".join(f", {key} {value}" for key, value in options.settings.given.items())
-    return _System(f"samples of {bundle} ({sha256}), seed {options.seed}{given}", sampled)
+def _sampled(
+    name: str, bundle: str, sha256: str, captions: tuple[str, ...], options: Options
+) -> ImageSet:
+    model = load(bundle, dtype=options.precision, needs=EVERY_PART, task="text_to_image")
+    return sample_candidates(
+        model,
+        captions,
+        1,
+        Path(options.unfinished) / name,
+        bundle=sha256,
+        seed=options.seed,
+        sampling=options.sampling(model),
+        precision=options.precision,
+        batch_size=options.batch_size,
+    )
 
 
 def _captioned(path: str, flag: str, captions: tuple[str, ...]) -> Selected:

@@ -101,7 +101,7 @@ def test_captions_come_from_the_captioned_images(folder, tmp_path):
         (
             (("a", "FOLDER"), ("b", "nowhere")),
             {"prompts": PROMPTS[:1]},
-            "--system b nowhere: expected a folder of images, there is none",
+            "--system b=nowhere: expected a bundle, a folder of captioned images, or codec:BUNDLE",
         ),
         (
             (("a", "FOLDER"), ("b", "FOLDER")),
@@ -131,6 +131,22 @@ def test_what_cannot_be_made_is_said(bundle, folder, tmp_path, systems, options,
     }
     with pytest.raises(InputError, match=message):
         measured(tmp_path, asked(tmp_path / "s", systems, **options))
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_image_that_cannot_be_read_is_named(bundle, folder, tmp_path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "a.png").write_bytes(b"no image")
+    (bad / "a.txt").write_text(PROMPTS[0])
+    prompts = {"prompts": tuple(PROMPTS[:1])}
+    with pytest.raises(InputError, match=r"--system theirs: a\.png: unreadable image"):
+        measured(tmp_path, asked(tmp_path / "s", (("a", folder), ("theirs", str(bad))), **prompts))
+    systems = (("a", folder), ("truth", f"codec:{bundle}"))
+    with pytest.raises(
+        InputError, match=r"--system truth=codec:.* all true images: a\.png: unread"
+    ):
+        measured(tmp_path, asked(tmp_path / "s", systems, real=str(bad), **prompts))
     assert not (tmp_path / "s").exists()
 
 

@@ -5,22 +5,16 @@ browsers (`cogview serve --study`). The report has what they have said so far: t
 score and the share of votes with confidence intervals, and how far raters agree.
 """
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
-from jaxtyping import Float, Int
 
 from cogview_jax.evaluation.accepted_flags import CAPTIONED, PROMPTS, SAMPLING
 from cogview_jax.evaluation.bars import Bar, bars
 from cogview_jax.evaluation.benchmark import Measured, Options, Report
 from cogview_jax.evaluation.human_study import QUESTIONS, Study, is_study, open_study
-from cogview_jax.evaluation.metrics.agreement import krippendorff_alpha
-from cogview_jax.evaluation.metrics.crossed_bootstrap import crossed_interval, share_interval
 from cogview_jax.evaluation.page import Figure, Images, Section, Table
-from cogview_jax.evaluation.study_ratings import Rating, raters, read_ratings
+from cogview_jax.evaluation.study_ratings import raters, read_ratings
+from cogview_jax.evaluation.study_results import INTERVAL, MEASURES, results, validity
 from cogview_jax.evaluation.study_systems import make_study
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
@@ -29,13 +23,6 @@ from cogview_jax.runtime.processes import log
 NEEDS_BUNDLE, NEEDS_FLAGS = False, ("--study",)
 TAKES = ("num_prompts", *SAMPLING, *CAPTIONED, *PROMPTS, "study", "system")
 FEATURES = ()
-#: What is said of each system: its scores, and the share of votes as the best.
-MEASURES = (*(question.name for question in QUESTIONS), "best")
-#: Of the bootstrap.
-DRAWS, LEVEL = 2000, 0.95
-#: The paper keeps raters who have rated everything and whose best image has the highest overall
-#: score for more than this share of captions.
-CONSISTENT = 0.8
 #: Captions whose images the page shows.
 _SHOWN = 6
 
@@ -60,20 +47,15 @@ def run(model: CogView | None, options: Options) -> Measured:
         "captions": len(study.captions),
         "systems": {system.name: system.source for system in study.systems},
         "raters": [
-            {"rater": rater, "captions": len(ratings), **_validity(study, ratings)}
+            {"rater": rater, "captions": len(ratings), **validity(study, ratings)}
             for rater, ratings in found.items()
         ],
-        "interval": {
-            "level": LEVEL,
-            "of_scores": "percentiles of a crossed bootstrap of raters and captions",
-            "of_best": "Wilson, with the variance of that bootstrap",
-            "draws": DRAWS,
-        },
+        "interval": INTERVAL,
     }
     kept = {each["rater"] for each in report["raters"] if each["kept_in_paper"]}
-    report["all"] = _results(study, list(found.values()), options.seed)
+    report["all"] = results(study, list(found.values()), options.seed)
     paper = [ratings for rater, ratings in found.items() if rater in kept]
-    report["as_in_paper"] = _results(study, paper, options.seed)
+    report["as_in_paper"] = results(study, paper, options.seed)
     return Measured(report, _sections(study, report))
 
 
@@ -94,111 +76,12 @@ def _study(folder: str, systems: Sequence[tuple[str, str]], options: Options) ->
     return study
 
 
-def _validity(study: Study, ratings: Mapping[int, Rating]) -> Report:
-    """Whether the paper would keep a rater."""
-    if not ratings:
-        return {"best_has_most": None, "kept_in_paper": False}
-    share = float(np.mean([rating.best_has_most for rating in ratings.values()]))
-    kept = len(ratings) == len(study.captions) and share > CONSISTENT
-    return {"best_has_most": share, "kept_in_paper": kept}
-
-
-@dataclass(frozen=True)
-class _Arrays:
-    """Ratings as arrays; NaN, or -1, where a rater has not rated a caption.
-
-    Attributes:
-        scores: [raters, captions, systems, questions].
-        best: [raters, captions], the number of the system.
-    """
-
-    scores: Float[np.ndarray, "r c s q"]
-    best: Int[np.ndarray, "r c"]
-
-    @property
-    def votes(self) -> Float[np.ndarray, "r c s"]:
-        """1 for the best system, 0 for the others."""
-        best = self.best[..., None]
-        return np.where(best < 0, np.nan, best == np.arange(self.scores.shape[2]))
-
-
-def _arrays(study: Study, found: Sequence[Mapping[int, Rating]]) -> _Arrays:
-    shape = len(found), len(study.captions)
-    scores = np.full((*shape, len(study.systems), len(QUESTIONS)), np.nan)
-    best = np.full(shape, -1)
-    for r, ratings in enumerate(found):
-        for c, rating in ratings.items():
-            best[r, c] = study.names.index(rating.best)
-            scores[r, c] = [
-                [rating.scores[name][question.name] for question in QUESTIONS]
-                for name in study.names
-            ]
-    return _Arrays(scores, best)
-
-
-def _results(study: Study, found: Sequence[Mapping[int, Rating]], seed: int) -> Report:
-    """What some raters have said.
-
-    Of the pairs of systems the differences have intervals of their own: that some raters are strict
-    and some captions hard moves both systems of a pair alike.
-    """
-    found = [ratings for ratings in found if ratings]
-    report: Report = {"raters": len(found), "ratings": sum(map(len, found))}
-    if not found:
-        return report
-    arrays = _arrays(study, found)
-    # Of a single rating nothing can be said of others.
-    single, names = report["ratings"] == 1, [question.name for question in QUESTIONS]
-    scores = _estimates(arrays.scores, None if single else crossed_interval, seed)
-    votes = _estimates(arrays.votes, None if single else share_interval, seed)
-    spread = np.nanstd(arrays.scores, axis=(0, 1)).tolist()
-    report["systems"] = {
-        name: {
-            measure: estimate | {"standard_deviation": deviation}
-            for measure, estimate, deviation in zip(names, scores[s], spread[s], strict=True)
-        }
-        | {"best": votes[s]}
-        for s, name in enumerate(study.names)
-    }
-    pairs = list(itertools.combinations(range(len(study.systems)), 2))
-    first, second = zip(*pairs, strict=True)
-    between = arrays.scores[:, :, first] - arrays.scores[:, :, second]
-    estimates = _estimates(between, None if single else crossed_interval, seed)
-    report["differences"] = [
-        {"systems": [study.names[i] for i in pair]} | dict(zip(names, row, strict=True))
-        for pair, row in zip(pairs, estimates, strict=True)
-    ]
-    units = arrays.scores.reshape(len(found), -1, len(QUESTIONS))
-    best = np.where(arrays.best < 0, np.nan, arrays.best)
-    report["krippendorff_alpha"] = {
-        name: krippendorff_alpha(units[..., q], "ordinal") for q, name in enumerate(names)
-    } | {"best": krippendorff_alpha(best, "nominal")}
-    return report
-
-
-def _estimates(
-    values: Float[np.ndarray, "r c ..."], interval: Callable[..., Any] | None, seed: int
-) -> list[Any]:
-    """Means over raters and captions with the ends of their intervals, in nested lists."""
-    means = np.nanmean(values, axis=(0, 1))
-    low = high = np.full(means.shape, None)
-    if interval is not None:
-        low, high = interval(values, draws=DRAWS, level=LEVEL, seed=seed)
-
-    def paired(mean: Any, low: Any, high: Any) -> Any:
-        if isinstance(mean, list):
-            return [paired(*each) for each in zip(mean, low, high, strict=True)]
-        return {"mean": mean, "low": low, "high": high}
-
-    return paired(means.tolist(), low.tolist(), high.tolist())
-
-
-def _rows(results: Report) -> list[list[str]]:
+def _rows(found: Report) -> list[list[str]]:
     """A row for each system, then one of how far raters agree; the first is of names."""
     rows = [["system", *MEASURES]]
-    for name, found in results["systems"].items():
-        rows.append([name, *(_cell(found[measure], measure) for measure in MEASURES)])
-    alpha = results["krippendorff_alpha"]
+    for name, values in found["systems"].items():
+        rows.append([name, *(_cell(values[measure], measure) for measure in MEASURES)])
+    alpha = found["krippendorff_alpha"]
     agreed = ["-" if alpha[each] is None else f"{alpha[each]:.2f}" for each in MEASURES]
     return [*rows, ["agreement (alpha)", *agreed]]
 
@@ -227,8 +110,8 @@ def table(report: Report) -> str:
     """The scores as lines for people: means, their intervals, and how far raters agree."""
     systems = ", ".join(report["systems"])
     lines = [f"{report['captions']} captions; systems: {systems}"]
-    for title, results in _titled(report):
-        rows = _rows(results)
+    for title, found in _titled(report):
+        rows = _rows(found)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines += ["", title]
         lines += [
@@ -243,8 +126,8 @@ def table(report: Report) -> str:
 def _sections(study: Study, report: Report) -> list[Section]:
     """Tables, bars as in the paper, and some of the images with their systems' names."""
     sections: list[Section] = []
-    for title, results in _titled(report):
-        names, *rows = _rows(results)
+    for title, found in _titled(report):
+        names, *rows = _rows(found)
         sections.append(Table(title, names, rows))
     if report["all"]["ratings"]:
         sections += _figures(report["all"]["systems"])
