@@ -12,7 +12,8 @@ from starlette.routing import Route
 #: What the page may do in a browser: run its own files, show images, and talk to this server.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self';"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
+    " require-trusted-types-for 'script'"
 )
 #: The files, by the path of each.
 FILES = {

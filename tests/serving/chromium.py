@@ -137,9 +137,9 @@ class Page:
         at = json.dumps(selector)
         self.wait(f"document.querySelector({at})?.getClientRects().length")
         x, y = self.run(
-            f"(() => {{ const e = document.querySelector({at}); e.scrollIntoView({{block:'center'}});"
-            " const r = e.getBoundingClientRect();"
-            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            f"((found) => {{ found.scrollIntoView({{ block: 'center' }});"
+            f" const {{ x, y, width, height }} = found.getBoundingClientRect();"
+            f" return [x + width / 2, y + height / 2]; }})(document.querySelector({at}))"
         )
         for kind in ("mousePressed", "mouseReleased"):
             where = {"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1}

@@ -29,7 +29,7 @@ def service(models):
     from cogview_jax.serving.service import Service
     from cogview_jax.serving.settings import Limits
 
-    service = Service(models, Limits(images=6), rows=4)
+    service = Service(models, Limits(images=6), rows=2)
     service.offer = dataclasses.replace(service.offer, prompts=tuple(PROMPTS[:2]))
     service.start()
     yield service
@@ -203,7 +203,8 @@ def test_history_goes_back_to_a_state_and_can_be_cleared(page, server):
     # It has an end, whatever is asked for.
     page.run(
         "import('/page/history.js').then(({ History }) => { const history = new History('small');"
-        " for (let i = 0; i < 60; i++) history.add({ prompt: 'x'.repeat(i < 40 ? 10 : 4000) + i }); })"
+        " for (let i = 0; i < 60; i++) {"
+        " history.add({ prompt: 'x'.repeat(i < 40 ? 10 : 4000) + i }); } })"
     )
     stored = page.run("localStorage['cogview.history.small']")
     assert len(stored) < 61_000
@@ -283,6 +284,11 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(page, width):
     assert page.run(f"[{widest}, document.querySelector('dialog').scrollWidth]") == [width, width]
 
 
+def offline(page, is_so):
+    speed = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.call("Network.emulateNetworkConditions", offline=is_so, **speed)
+
+
 @needs_browser
 def test_errors_are_said_in_words_and_at_their_field(page, service):
     page.fill("#prompt", " ")
@@ -293,26 +299,19 @@ def test_errors_are_said_in_words_and_at_their_field(page, service):
     bad = page.complaints()  # the browser says itself that the status was 400
     assert [entry["text"].partition("status of ")[2][:3] for entry in bad] == ["400"]
     page.browser.events.clear()
-    page.call(
-        "Network.emulateNetworkConditions",
-        offline=True,
-        latency=0,
-        downloadThroughput=-1,
-        uploadThroughput=-1,
-    )
+    offline(page, True)
     page.fill("#prompt", PROMPTS[0])
     page.click("#go")
     page.wait("document.querySelector('#error').textContent.includes('does not answer')")
-    page.call(
-        "Network.emulateNetworkConditions",
-        offline=False,
-        latency=0,
-        downloadThroughput=-1,
-        uploadThroughput=-1,
-    )
+    offline(page, False)
     page.browser.events.clear()
     generate(page, n=1)
     assert texts(page, "#error") == [""]
+    # What is wrong in the settings is shown where it stands.
+    page.run("document.querySelector('#temperature').value = -1")
+    page.click("#go")
+    page.wait("document.querySelector('#settings').open")
+    assert page.run("document.activeElement.id") == "temperature"
 
 
 @needs_browser
@@ -321,6 +320,9 @@ def test_what_a_server_lacks_is_not_shown(page, server, service):
     parts = ["#candidates", "#size", "#caption", "#score", "#magnify", "#complete"]
     assert page.run(f"{parts}.filter((part) => document.querySelector(part))") == parts
     assert texts(page, "#examples button") == PROMPTS[:2]
+    page.click("#examples li:last-child button")
+    page.wait(f"{STATUS}.startsWith('4 images')")
+    assert facts_of(shown(page)[0])["prompt"] == PROMPTS[1]
     service.offer = dataclasses.replace(whole, larger=None, ranks=False, prompts=())
     try:
         page.open(f"http://127.0.0.1:{server.port}/")

@@ -11,7 +11,8 @@ const SETTINGS = ["size", ...NUMBERS.slice(2)];
 let describing = null, model = null, viewer = null, history = null, running = null;
 
 function say(text, error = "") {
-  at("status").textContent = text;
+  // What stays as it is is not to be read out again.
+  if (at("status").textContent !== text) at("status").textContent = text;
   at("error").textContent = error;
 }
 
@@ -53,7 +54,10 @@ async function describe() {
   for (const prompt of model.prompts) {
     const button = make("button", { type: "button" });
     speak(button, prompt);
-    button.addEventListener("click", () => restore({ prompt }, true));
+    button.addEventListener("click", () => {
+      at("prompt").value = prompt;
+      at("form").requestSubmit();
+    });
     document.querySelector("#examples ul").append(make("li", {}, button));
   }
   at("examples").hidden = !model.prompts.length;
@@ -137,20 +141,19 @@ async function run({ kind, path, fields, base64, keep_rows }) {
 /** What the form asks for; what is left open is as the bundle recommends. */
 function asked() {
   const fields = { prompt: at("prompt").value };
-  if (at("size")) fields.size = at("size").value;
+  if (at("size") && at("size").value !== model.sizes[0]) fields.size = at("size").value;
   for (const name of NUMBERS) if (at(name)?.value) fields[name] = Number(at(name).value);
   return fields;
 }
 
 /** Fills the form as it was. */
-function restore(entry, go = false) {
+function restore(entry) {
   at("prompt").value = entry.prompt;
-  for (const name of NUMBERS) if (at(name) && name !== "n") at(name).value = entry[name] ?? "";
-  if (entry.n) at("n").value = entry.n;
+  for (const name of NUMBERS) if (at(name)) at(name).value = entry[name] ?? "";
   if (at("size")) at("size").value = entry.size ?? model.sizes[0];
   count();
-  if (go) at("form").requestSubmit();
-  else at("go").focus();
+  at("go").focus();
+  say("As it was then: press Generate to see the images.");
 }
 
 /** How many settings are other than recommended, beside their heading. */
@@ -171,6 +174,10 @@ at("form").addEventListener("submit", async (submit) => {
   }
 });
 at("form").addEventListener("input", count);
+at("form").addEventListener("invalid", (found) => {
+  // Browsers point at what they can show.
+  if (at("settings").contains(found.target)) at("settings").open = true;
+}, true);
 at("key").addEventListener("change", async () => {
   login.key = at("key").value;
   try {
@@ -206,10 +213,7 @@ function listHistory() {
     const about = names.map(([name, value]) => `${name.replace("_", "-")} ${value}`).join(", ");
     const button = make("button", { type: "button" }, words,
       make("small", { textContent: `${n} ${n > 1 ? "images" : "image"}, ${about}` }));
-    button.addEventListener("click", () => {
-      restore(entry);
-      say("As it was then: press Generate to see the images.");
-    });
+    button.addEventListener("click", () => restore(entry));
     return make("li", {}, button);
   }));
   at("clear").hidden = !history.entries.length;
