@@ -46,9 +46,10 @@ class Chromium:
         profile = f"--user-data-dir={self.folder.name}/profile"
         null = (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)
         places = [(os.POSIX_SPAWN_DUP2, end, 3 + i) for i, end in enumerate(theirs)]
+        home = os.environ | {"HOME": self.folder.name}
         command = [executable(), *FLAGS, *sandbox, profile, "about:blank"]
         self.process = os.posix_spawn(
-            command[0], command, os.environ, file_actions=[null, *places], setpgroup=0
+            command[0], command, home, file_actions=[null, *places], setpgroup=0
         )
         for end in theirs:
             os.close(end)
@@ -84,9 +85,14 @@ class Chromium:
     def close(self):
         with contextlib.suppress(AssertionError, OSError):
             self.call("Browser.close")
-        with contextlib.suppress(ProcessLookupError):
+        # It ends its own processes, unless it hangs.
+        end, ended = time.monotonic() + 10, 0
+        while not ended and time.monotonic() < end:
+            time.sleep(0.02)
+            ended, _ = os.waitpid(self.process, os.WNOHANG)
+        if not ended:
             os.killpg(self.process, signal.SIGKILL)
-        os.waitpid(self.process, 0)
+            os.waitpid(self.process, 0)
         os.close(self.to)
         os.close(self.source)
         self.folder.cleanup()
@@ -129,7 +135,9 @@ class Page:
         """Waits until an expression is true."""
         end = time.monotonic() + PATIENCE
         while not self.run(f"Boolean({expression})"):
-            assert time.monotonic() < end, f"never true: {expression}"
+            if time.monotonic() > end:
+                seen = self.run("document.body.innerText")
+                raise AssertionError(f"never true: {expression}", seen, self.complaints())
             time.sleep(0.02)
 
     def click(self, selector):

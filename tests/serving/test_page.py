@@ -54,8 +54,7 @@ def browser():
 def page(browser, server):
     """The page of the server; at its end nothing was wrong and nobody else was asked."""
     page = Page(browser)
-    page.open(f"http://127.0.0.1:{server.port}/")
-    page.wait("document.querySelector('#model').textContent")
+    visit(page, server)
     yield page
     assert page.complaints() == []
     addresses = [urlsplit(sent["request"]["url"]) for sent in page.of("Network.requestWillBeSent")]
@@ -64,6 +63,12 @@ def page(browser, server):
     }
     page.run("localStorage.clear()")
     page.close()
+
+
+def visit(page, server):
+    """Opens the page, once it knows what the server has."""
+    page.open(f"http://127.0.0.1:{server.port}/")
+    page.wait("document.querySelector('#model').textContent")
 
 
 def generate(page, prompt=PROMPTS[0], n=3, seed=5):
@@ -168,6 +173,7 @@ def test_an_image_is_captioned_scored_magnified_and_downloaded(page, browser, mo
     page.wait("document.querySelectorAll('#results .card').length === 3")
     larger = models.upsampler.super_resolve(pixels, [PROMPTS[0]], 5)[0]
     the_same(shown(page, "#large"), [larger])
+    assert facts_of(shown(page, "#large")[0])["upscaled_from"] == 16
     page.press("ArrowLeft")
     the_same(shown(page, "#large"), [pixels[0]])
     page.press("d")
@@ -194,7 +200,7 @@ def test_history_goes_back_to_a_state_and_can_be_cleared(page, server):
     generate(page, n=2)
     page.fill("#temperature", "")
     generate(page, PROMPTS[1], n=1, seed=8)
-    page.open(f"http://127.0.0.1:{server.port}/")
+    visit(page, server)
     page.wait("document.querySelectorAll('#history button').length === 2")
     assert texts(page, "#history span") == [PROMPTS[1], PROMPTS[0]]
     page.click("#history li:last-child button")
@@ -218,14 +224,14 @@ def test_history_goes_back_to_a_state_and_can_be_cleared(page, server):
 def test_where_the_browser_keeps_nothing_history_lasts_as_long_as_the_page(page, server):
     refuse = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('no'); } })"
     script = page.call("Page.addScriptToEvaluateOnNewDocument", source=refuse)
-    page.open(f"http://127.0.0.1:{server.port}/")
+    visit(page, server)
     generate(page, n=1)
     assert texts(page, "#history span") == [PROMPTS[0]]
     assert texts(page, "#history-note") == [
         "This browser keeps nothing: the list ends with the page."
     ]
     page.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"])
-    page.open(f"http://127.0.0.1:{server.port}/")
+    visit(page, server)
 
 
 @needs_browser
@@ -325,7 +331,7 @@ def test_what_a_server_lacks_is_not_shown(page, server, service):
     assert facts_of(shown(page)[0])["prompt"] == PROMPTS[1]
     service.offer = dataclasses.replace(whole, larger=None, ranks=False, prompts=())
     try:
-        page.open(f"http://127.0.0.1:{server.port}/")
+        visit(page, server)
         generate(page, n=1)
         page.click("#results .open")
         assert page.run(f"{parts}.filter((part) => document.querySelector(part))") == ["#complete"]

@@ -8,6 +8,7 @@ import { Viewer } from "./viewer.js";
 const at = (id) => document.getElementById(id);
 const NUMBERS = ["n", "seed", "candidates", "temperature", "guidance", "top_k", "top_p"];
 const SETTINGS = ["size", ...NUMBERS.slice(2)];
+const CALLED = { candidates: "best of", top_k: "top-k", top_p: "top-p" };
 let describing = null, model = null, viewer = null, history = null, running = null;
 
 function say(text, error = "") {
@@ -45,7 +46,7 @@ async function describe() {
   document.title = `CogView: ${model.id}`;
   at("size").replaceChildren(...model.sizes.map((size) => new Option(size.replace("x", " × "), size)));
   at("n").max = model.most_images;
-  at("n").value = Math.min(4, model.most_images);
+  at("n").value = Math.min(at("n").value, model.most_images);
   for (const [name, value] of Object.entries(model.sampling)) at(name).placeholder = value;
   const has = { sizes: model.sizes.length > 1, candidates: model.candidates, rows: model.rows > 1 };
   for (const element of document.querySelectorAll("[data-of]")) {
@@ -210,7 +211,7 @@ function listHistory() {
     const { prompt, n, ...settings } = entry;
     const words = make("span"), names = Object.entries(settings);
     speak(words, prompt);
-    const about = names.map(([name, value]) => `${name.replace("_", "-")} ${value}`).join(", ");
+    const about = names.map(([name, value]) => `${CALLED[name] ?? name} ${value}`).join(", ");
     const button = make("button", { type: "button" }, words,
       make("small", { textContent: `${n} ${n > 1 ? "images" : "image"}, ${about}` }));
     button.addEventListener("click", () => restore(entry));

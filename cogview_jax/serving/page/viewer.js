@@ -6,7 +6,7 @@ import { send } from "./server.js";
 const at = (id) => document.getElementById(id);
 const dialog = at("viewer"), vary = at("vary"), complete = at("complete");
 const NAMES = { seed: "Seed", index: "Index", temperature: "Temperature", guidance: "Guidance",
-  top_k: "Top-k", top_p: "Top-p", kept_codes: "Codes kept", model: "Model" };
+  top_k: "Top-k", top_p: "Top-p", kept_codes: "Codes kept", upscaled_from: "Upscaled from", model: "Model" };
 
 export class Viewer {
   /**
