@@ -257,6 +257,7 @@ def test_without_a_mouse_and_for_those_who_listen(page):
     page.press("ArrowRight")
     page.press("k")
     page.wait("document.querySelector('.card.kept') === document.querySelectorAll('.card')[1]")
+    page.run("document.querySelector('#complete').open = true")
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
     page.press("Escape")
     page.wait("!document.querySelector('dialog').open")

@@ -66,17 +66,17 @@ export class Card {
     this.score = score;
     this.image.alt = `${this.fields.prompt}, ${this.about}, seed ${this.facts.seed}`;
     this.element.classList.remove("partial");
-    this.keeps.setAttribute("aria-label", `Keep ${this.about}`);
     this.saves.setAttribute("aria-label", `Download ${this.about}`);
     this.saves.href = this.image.src;
     this.saves.download = this.name;
     this.keeps.hidden = this.saves.hidden = false;
-    this.changed();
+    this.keep(false);
   }
 
   keep(kept) {
     this.kept = kept;
-    this.keeps.textContent = kept ? "Kept" : "Keep";
+    const word = (this.keeps.textContent = kept ? "Kept" : "Keep");
+    this.keeps.setAttribute("aria-label", `${word} ${this.about}`);
     this.keeps.setAttribute("aria-pressed", kept);
     this.element.classList.toggle("kept", kept);
     this.changed();

@@ -60,6 +60,7 @@ export class Viewer {
     this.show();
     if (!dialog.open) dialog.showModal();
     at("viewer-title").focus();
+    dialog.scrollTop = 0;
   }
 
   leave() {
