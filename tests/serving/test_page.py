@@ -136,6 +136,16 @@ def test_what_is_kept_outlives_the_next_images_and_can_be_varied(page, models):
     facts = [facts_of(item) for item in shown(page)]
     assert [(each["prompt"], each["temperature"]) for each in facts] == [(PROMPTS[1], 0.7)] * 2
     assert facts[0]["seed"] != 7
+    page.click("#kept .card:last-child .open")
+    page.click("#vary summary")
+    page.run("document.querySelector('#vary [name=seed]').value = 'same'")
+    page.fill("#vary [name=n]", "1")
+    page.fill("#vary [name=temperature]", "0.2")
+    page.click("#vary .main")
+    page.wait("document.querySelectorAll('#results .card').length === 1")
+    page.wait(DONE)
+    (facts,) = [facts_of(item) for item in shown(page)]
+    assert (facts["prompt"], facts["seed"], facts["temperature"]) == (PROMPTS[1], 7, 0.2)
     # What is no longer kept goes with the next images.
     page.click("#kept .card .under button")
     generate(page, n=1)
@@ -296,9 +306,23 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(page, width):
     assert page.run(f"[{widest}, document.querySelector('dialog').scrollWidth]") == [width, width]
 
 
-def offline(page, is_so):
-    speed = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-    page.call("Network.emulateNetworkConditions", offline=is_so, **speed)
+def network(page, offline=False, bytes_per_second=-1):
+    speed = {"latency": 0, "downloadThroughput": bytes_per_second, "uploadThroughput": -1}
+    page.call("Network.emulateNetworkConditions", offline=offline, **speed)
+
+
+@needs_browser
+def test_what_is_on_its_way_can_be_stopped(page):
+    network(page, bytes_per_second=4000)
+    page.fill("#n", "6")
+    page.fill("#prompt", PROMPTS[0])
+    page.press("Enter")
+    page.wait("document.querySelector('#results .partial')")
+    page.press("Escape")
+    page.wait(f"{STATUS} === 'Stopped.'")
+    assert page.run("document.querySelectorAll('.partial, .waiting').length") == 0
+    assert page.run("document.querySelectorAll('#results .card').length") < 6
+    network(page)
 
 
 @needs_browser
@@ -311,11 +335,11 @@ def test_errors_are_said_in_words_and_at_their_field(page, service):
     bad = page.complaints()  # the browser says itself that the status was 400
     assert [entry["text"].partition("status of ")[2][:3] for entry in bad] == ["400"]
     page.browser.events.clear()
-    offline(page, True)
+    network(page, offline=True)
     page.fill("#prompt", PROMPTS[0])
     page.click("#go")
     page.wait("document.querySelector('#error').textContent.includes('does not answer')")
-    offline(page, False)
+    network(page)
     page.browser.events.clear()
     generate(page, n=1)
     assert texts(page, "#error") == [""]
