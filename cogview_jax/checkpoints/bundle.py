@@ -72,8 +72,9 @@ class TransformerPart:
     """A transformer: its sizes, the sequence it was trained on, and its parameters.
 
     drop_captions is the share of rows that were trained without their text, None where nobody says;
-    sampling says how it is best sampled; weights is as in `CodecPart`; implementation, which no
-    bundle holds, asks for the programs that run the transformer here.
+    sampling says how it is best sampled; weights is as in `CodecPart`; prompts are examples, which
+    its run was given for its samples; implementation, which no bundle holds, asks for the programs
+    that run the transformer here.
     The parameters are stacked by layer, as training has them and `write_bundle` takes them, or in
     the form of `models.layer_params.unstack_arrays`.
     """
@@ -86,6 +87,7 @@ class TransformerPart:
     implementation: ImplementationConfig = ImplementationConfig()
     weights: str | None = None
     sampling: SamplingSettings = SamplingSettings()
+    prompts: tuple[str, ...] = ()
 
     @classmethod
     def described(cls, entry: TransformerEntry, params: Any) -> "TransformerPart":
@@ -98,6 +100,7 @@ class TransformerPart:
             entry.drop_captions,
             weights=entry.weights,
             sampling=entry.sampling,
+            prompts=entry.prompts,
         )
 
     @property

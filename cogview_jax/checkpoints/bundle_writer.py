@@ -117,6 +117,8 @@ def transformer_entry(part: TransformerPart, positions: int) -> dict[str, Any]:
         entry["drop_captions"] = part.drop_captions
     if part.sampling.given:
         entry["sampling"] = part.sampling.given
+    if part.prompts:
+        entry["prompts"] = list(part.prompts)
     return entry if part.weights is None else entry | {"weights": part.weights}
 
 

@@ -62,7 +62,7 @@ class TransformerEntry:
     positions: how many were learned; bundles of before official ones could be read have as many as
     the layout. drop_captions: the share of rows that were trained without their caption, None where
     it is not known. sampling: how it is best sampled. trained_with: part -> the hash it had.
-    weights: as of a `CodecEntry`.
+    weights: as of a `CodecEntry`. prompts: examples, which its run was given for its samples.
     """
 
     config: TransformerConfig
@@ -75,6 +75,7 @@ class TransformerEntry:
     trained_with: dict[str, str] = field(default_factory=dict)
     official: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    prompts: tuple[str, ...] = ()
 
     @property
     def learned_positions(self) -> int:

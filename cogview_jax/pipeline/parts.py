@@ -140,6 +140,11 @@ class Parts:
         return self.transformer.sampling.over(usual)
 
     @property
+    def example_prompts(self) -> tuple[str, ...]:
+        """Prompts that the transformer's bundle names as examples."""
+        return () if self.transformer is None else self.transformer.prompts
+
+    @property
     def conventions(self) -> Conventions:
         """Whether the transformer is used as ours are, or as the CogView release does."""
         return self.engine.model.config.conventions

@@ -1,13 +1,12 @@
 """The paths of the server."""
 
 import time
-from importlib import resources
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,27 +16,24 @@ from cogview_jax.serving.images_api import edits, generations
 from cogview_jax.serving.jobs import Refused
 from cogview_jax.serving.openapi import described
 from cogview_jax.serving.other_api import captions, scores, upscales
+from cogview_jax.serving.page_files import PAGE, page_routes
 from cogview_jax.serving.service import Service
 from cogview_jax.serving.settings import Address
 from cogview_jax.serving.streams import ClientGone
 
 #: The paths that are counted by name.
 PATHS = {
-    *("/", "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/captions", "/v1/scores"),
+    *PAGE,
+    *("/health", "/metrics", "/openapi.json", "/v1/models", "/v1/captions", "/v1/scores"),
     *("/v1/images/generations", "/v1/images/edits", "/v1/images/upscales"),
 }
-#: What a page of ours may do in a browser: nothing but talk to this server.
-PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline';"
-    " img-src data: blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'"
-)
 
 
 def make_app(service: Service, address: Address) -> Starlette:
     """The application, which answers for a service."""
     app = Starlette(
         routes=[
-            Route("/", page),
+            *page_routes(PAGE),
             Route("/health", health),
             Route("/metrics", metrics),
             Route("/openapi.json", openapi),
@@ -97,12 +93,6 @@ class Counted:
             self.metrics.observe(path, time.monotonic() - began)
 
 
-async def page(request: Request) -> Response:
-    """The page for people."""
-    text = resources.files("cogview_jax.serving").joinpath("page.html").read_text("utf-8")
-    return HTMLResponse(text, headers={"content-security-policy": PAGE_POLICY})
-
-
 async def health(request: Request) -> Response:
     """Whether requests are welcome."""
     service: Service = request.app.state.service
@@ -151,6 +141,7 @@ def _described(request: Request) -> dict:
         "rows": offer.grid,
         "most_images": offer.most_images,
         "candidates": offer.ranks,
+        "prompts": list(offer.prompts),
         "sampling": {
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,

@@ -11,10 +11,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cogview_jax.serving.api_error import LAST, ApiError
+from cogview_jax.serving.page_files import PAGE, STUDY_PAGE
 from cogview_jax.serving.settings import Address, Limits
 
 #: Paths that need no key: they tell nothing of anybody and change nothing.
-OPEN_PATHS = ("/", "/health", "/openapi.json", "/study.css", "/study.js")
+OPEN_PATHS = (*PAGE, *STUDY_PAGE, "/health", "/openapi.json")
 #: Seconds in which a request has to be there.
 BODY_SECONDS = 60.0
 #: Addresses whose rate is remembered.

@@ -39,6 +39,7 @@ class Offer:
         ranks: whether there is a model that chooses among candidates.
         sampling: how images are sampled where a request does not say.
         most_images: that a request may sample.
+        prompts: examples, as the bundle has them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Offer:
     ranks: bool
     sampling: SamplingConfig
     most_images: int
+    prompts: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> list[str]:

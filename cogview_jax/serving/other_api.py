@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,8 @@ async def upscales(request: Request) -> Response:
     larger = await _beside(
         request, lambda: upsampler.super_resolve(images, texts, seed, sampling=sampling)
     )
-    facts = {"seed": seed, "model": service.offer.name, "prompt": texts[0] if texts else None}
+    facts = {"prompt": texts[0] if texts else None, "seed": seed, "model": service.offer.name}
+    facts |= {"upscaled_from": size, **asdict(sampling)}
     data = [
         {"index": i, "b64_json": base64_png(np.asarray(image), facts), "seed": seed}
         for i, image in enumerate(larger)

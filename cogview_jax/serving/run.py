@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.sampling.decode import OPEN
 from cogview_jax.sampling.engine import SamplingRequest
 from cogview_jax.serving.api_error import ApiError
 from cogview_jax.serving.image_request import ImageRequest
@@ -164,5 +165,7 @@ class Run:
     def _picture(
         self, index: int, pixels: np.ndarray, frame: int | None, score: float | None = None
     ) -> Picture:
-        facts = self.request.facts(self.service.offer.name, index)
+        facts = dict(self.request.facts(self.service.offer.name, index))
+        if self.given is not None:
+            facts["kept_codes"] = int((self.given != OPEN).sum())
         return Picture(index, base64_png(pixels, facts), len(pixels), frame, score)

@@ -99,6 +99,7 @@ class Service:
             models.scorer is not None,
             base.generation.default_sampling,
             limits.images,
+            base.parts.example_prompts,
         )
         self.created, self.ready = int(time.time()), False
         self._beside = ThreadPoolExecutor(1, "beside the loop")

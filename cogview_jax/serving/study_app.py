@@ -5,9 +5,7 @@ caption to caption and from rater to rater, and the server alone knows it.
 """
 
 import os
-from collections.abc import Callable
 from contextlib import closing
-from importlib import resources
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -33,24 +31,10 @@ from cogview_jax.serving.api_error import ApiError, http_error, respond
 from cogview_jax.serving.fields import json_fields
 from cogview_jax.serving.guard import Guard
 from cogview_jax.serving.listening import answer, bound_socket
+from cogview_jax.serving.page_files import STUDY_PAGE, page_routes
 from cogview_jax.serving.settings import KEY_VARIABLE, Address, Limits
 
-#: What the page may do in a browser: run its own script, and talk to this server.
-_POLICY = (
-    "default-src 'none'; style-src 'self'; script-src 'self'; img-src blob: data:;"
-    " connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
-)
-_HEADERS = {
-    "content-security-policy": _POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
-_FILES = {
-    "/": ("study.html", "text/html"),
-    "/study.css": ("study.css", "text/css"),
-    "/study.js": ("study.js", "text/javascript"),
-}
+_HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
 
 
 def serve_study(folder: str, host: str, port: int, limits: Limits) -> None:
@@ -72,7 +56,7 @@ def study_app(study: Study, address: Address, limits: Limits) -> Starlette:
     """The application, which answers for a study."""
     app = Starlette(
         routes=[
-            *(Route(path, _file(*file)) for path, file in _FILES.items()),
+            *page_routes(STUDY_PAGE),
             Route("/health", _health),
             Route("/study/{rater}", _progress),
             Route("/study/{rater}/{place:int}", _comparison, methods=["GET"]),
@@ -84,11 +68,6 @@ def study_app(study: Study, address: Address, limits: Limits) -> Starlette:
     )
     app.state.study = study
     return app
-
-
-def _file(name: str, kind: str) -> Callable[[Request], Response]:
-    text = resources.files("cogview_jax.serving").joinpath(name).read_text("utf-8")
-    return lambda request: Response(text, headers=_HEADERS, media_type=kind)
 
 
 def _health(request: Request) -> Response:

@@ -135,8 +135,8 @@ class TransformerTrainConfig(TrainConfig):
     Attributes:
         validation_records: how many of the held-out records are measured at most.
         sample_prompts: what the samples of a text-to-image model show: a file with one prompt a
-            line, or a list of prompts. Empty takes captions of the data. Of no use where
-            sample_every is 0.
+            line, or a list of prompts. Empty takes captions of the data. The bundle names those
+            that are given here, and `cogview serve` offers them as examples.
     """
 
     validation_records: int = 512

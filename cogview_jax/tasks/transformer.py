@@ -295,6 +295,7 @@ class TransformerTask:
             experiment.implementation,
             experiment.train.weights,
             experiment.sampling,
+            tuple(self._prompts),
         )
 
     def _compact_binary(self) -> CompactBinary:

@@ -147,6 +147,14 @@ def test_a_transformer_says_how_it_is_best_sampled(tmp_path, transformer, given)
     assert described.get("sampling", {}) == given
 
 
+@pytest.mark.parametrize("prompts", [(), ("a red circle", "两个黄色圆环")])
+def test_a_transformer_names_examples_of_prompts(tmp_path, transformer, prompts):
+    write_bundle(tmp_path / "b", transformer=dataclasses.replace(transformer, prompts=prompts))
+    assert Bundle(tmp_path / "b").described_transformer().prompts == prompts
+    described = json.loads((tmp_path / "b" / "bundle.json").read_text())["parts"]["transformer"]
+    assert described.get("prompts", []) == list(prompts)
+
+
 def test_a_codec_is_read_onto_a_mesh(bundle):
     codec = Bundle(bundle).codec(make_mesh(MeshConfig(data=1, fsdp=8)))
     kernel = codec.params["encoder_convs_0"]["kernel"]

@@ -1,37 +1,15 @@
 """Candidates, captions, scores and larger images over HTTP are those of the library."""
 
 import base64
-import dataclasses
 
 import numpy as np
 import pytest
-from pipeline.small import LAYOUT, MODEL, PROMPTS
+from pipeline.small import PROMPTS
 from serving.served import Server, pixels_of, png_of
-
-from cogview_jax.pipeline.cogview import CogView
-from cogview_jax.tokenizers.layout import make_layout
 
 pytest.importorskip("starlette", reason="needs the extra [serve]")
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 pytest.importorskip("python_multipart", reason="needs the extra [serve]")
-
-
-def of_task(parts, **layout):
-    part = dataclasses.replace(parts["transformer"], layout=dataclasses.replace(LAYOUT, **layout))
-    params = dict(part.params)
-    length = make_layout(part.layout, part.vocabulary).positions
-    params["position_embedding"] = np.resize(params["position_embedding"], (length, MODEL.width))
-    part = dataclasses.replace(part, params=params)
-    return CogView(**parts | {"transformer": part})
-
-
-@pytest.fixture(scope="module")
-def models(model, parts):
-    from cogview_jax.serving.service import Models
-
-    scorer = of_task(parts, task="caption")
-    upsampler = of_task(parts, task="super_resolution", grid=8)
-    return Models("small", model, scorer, upsampler)
 
 
 @pytest.fixture(scope="module")

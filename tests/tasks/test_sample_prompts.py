@@ -71,6 +71,8 @@ def test_a_preview_shows_what_the_bundle_generates(chain):
     images = [np.asarray(image) for (image,) in rows]
     np.testing.assert_array_equal(sheet, np.asarray(caption_grid(images, list(PROMPTS))))
 
+    # A bundle names them.
+    assert task.described(ModelValues(params, ()))["transformer"]["prompts"] == list(PROMPTS)
     # Those of a config may stay where a flag has nothing sampled.
     assert dataclasses.replace(experiment.train, sample_every=0).sample_prompts
     config["train"]["sample_prompts"] = str(chain.run / "none.txt")
