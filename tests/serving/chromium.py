@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 #: Where it may lie, and the seconds that anything may take.
 NAMES, PATIENCE = ("chromium", "chromium-browser", "google-chrome"), 60
 FLAGS = (
@@ -18,12 +20,18 @@ FLAGS = (
     *("--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--mute-audio", "--force-color-profile=srgb"),
 )
-CODES = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowRight": 39, " ": 32}
+CODES = {"Enter": 13, "Escape": 27, "Tab": 9, "Backspace": 8, " ": 32}
+CODES |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 
 
 def executable():
     """The browser's path, None where there is none."""
     return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+needs_browser = pytest.mark.skipif(
+    executable() is None, reason="needs Chromium: no chromium in PATH"
+)
 
 
 class Chromium:
@@ -140,18 +148,28 @@ class Page:
                 raise AssertionError(f"never true: {expression}", seen, self.complaints())
             time.sleep(0.02)
 
-    def click(self, selector):
-        """A click of the mouse in the middle of what a selector finds first."""
+    def middle(self, selector):
+        """Where the middle of what a selector finds first is, once it is in view."""
         at = json.dumps(selector)
         self.wait(f"document.querySelector({at})?.getClientRects().length")
-        x, y = self.run(
+        return self.run(
             f"((found) => {{ found.scrollIntoView({{ block: 'center' }});"
             f" const {{ x, y, width, height }} = found.getBoundingClientRect();"
             f" return [x + width / 2, y + height / 2]; }})(document.querySelector({at}))"
         )
+
+    def click(self, selector):
+        """A click of the mouse in the middle of what a selector finds first."""
+        x, y = self.middle(selector)
         for kind in ("mousePressed", "mouseReleased"):
             where = {"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1}
             self.call("Input.dispatchMouseEvent", **where)
+
+    def tap(self, selector):
+        """The same by a finger."""
+        x, y = self.middle(selector)
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def type(self, text):
         """Text, where the focus is."""
@@ -171,7 +189,7 @@ class Page:
         if text:
             self.type(text)
         else:
-            self.press("Backspace", windowsVirtualKeyCode=8)
+            self.press("Backspace")
 
     def of(self, method):
         """The parameters of the page's events of a method."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pipeline.conftest import model, parts
 from pipeline.small import LAYOUT, MODEL
+from serving.chromium import Chromium
 
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.tokenizers.layout import make_layout
@@ -20,6 +21,13 @@ def models(model, parts):
     scorer = of_task(parts, task="caption")
     upsampler = of_task(parts, task="super_resolution", grid=8)
     return Models("small", model, scorer, upsampler)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    browser = Chromium()
+    yield browser
+    browser.close()
 
 
 def of_task(parts, **layout):

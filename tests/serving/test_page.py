@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from pipeline.small import PROMPTS
-from serving.chromium import Chromium, Page, executable
+from serving.chromium import Page, needs_browser
 from serving.served import Server, pixels_of
 
 pytest.importorskip("starlette", reason="needs the extra [serve]")
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 pytest.importorskip("python_multipart", reason="needs the extra [serve]")
 
-needs_browser = pytest.mark.skipif(
-    executable() is None, reason="needs Chromium: no chromium in PATH"
-)
 DONE = "!document.querySelector('.waiting, .partial') && document.querySelector('#results .card')"
 STATUS = "document.querySelector('#status').textContent"
 
@@ -41,13 +38,6 @@ def server(service):
     server = Server(service)
     yield server
     server.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    browser = Chromium()
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

@@ -189,9 +189,9 @@ def test_the_page_runs_its_own_script_alone(study):
     client = Client(study)
     _, headers, page = client.ask("GET", "/")
     policy = headers["content-security-policy"]
-    assert policy.startswith(
-        "default-src 'none'; style-src 'self'; script-src 'self'; img-src blob:"
-    )
+    rules = [rule.strip() for rule in policy.split(";")]
+    for rule in ("default-src 'none'", "script-src 'self'", "style-src 'self'"):
+        assert rule in rules
     assert "unsafe" not in policy
     script = client.ask("GET", "/study.js")
     assert script[1]["content-type"] == "text/javascript; charset=utf-8"

@@ -1,28 +1,19 @@
 """The rating page in a browser: by keys alone, and by touch on a telephone."""
 
 import contextlib
-import os
-import shutil
 import threading
 import time
 
 import pytest
+from serving.chromium import Page, needs_browser
 
 from cogview_jax.evaluation.study_ratings import read_ratings
 from small_study import small_study
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 uvicorn = pytest.importorskip("uvicorn", reason="needs the extra [serve]")
+pytestmark = needs_browser
 KEY = "k" * 20
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        path = shutil.which("chromium") or started.chromium.executable_path
-        if not os.path.exists(path):
-            pytest.skip("needs Chromium")
-        yield started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+CHECKED = "[...document.querySelectorAll('input:checked')].map((each) => Number(each.value))"
 
 
 @pytest.fixture
@@ -50,54 +41,52 @@ def served(study):
 
 
 @contextlib.contextmanager
-def opened(browser, address, **context):
-    """A page whose errors end the test."""
-    with browser.new_context(**context) as within:
-        page, errors = within.new_page(), []
-        page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
-        page.goto(address)
-        yield page
-        assert not errors
+def opened(browser, address, **size):
+    """A page, at whose end nothing was wrong."""
+    page = Page(browser, **size)
+    page.open(address)
+    yield page
+    assert page.complaints() == []
+    page.run("localStorage.clear()")
+    page.close()
 
 
 def at(page, place):
-    page.wait_for_selector(f"#place:text-matches('^{place} of 2')")
+    page.wait(f"document.querySelector('#place').textContent.startsWith('{place} of 2')")
 
 
-def checked(page):
-    return page.locator("input:checked").evaluate_all("all => all.map(each => Number(each.value))")
+def says(page, text):
+    page.wait(f"document.querySelector('#status').textContent.includes({text!r})")
 
 
 def test_by_keys(browser, served, study):
     with opened(browser, f"{served}/#key={KEY}") as page:
-        page.wait_for_selector("#name:focus")
-        page.keyboard.type("Ann")
-        page.keyboard.press("Enter")
+        page.wait("document.activeElement.id === 'name'")
+        page.type("Ann")
+        page.press("Enter")
         at(page, 1)
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#status:text('13 answers are missing')")
+        page.press("Enter")
+        says(page, "13 answers are missing")
         given = [1, 2, 3, 4, 5, 4, 3, 2, 1, 1, 1, 10, 2]
         for score in given:
-            page.keyboard.press("0" if score == 10 else str(score))
-        page.keyboard.press("Enter")
+            page.press("0" if score == 10 else str(score))
+        page.press("Enter")
         at(page, 2)
         # One back: what was said is there, and is changed by arrows.
-        page.keyboard.press("Backspace")
+        page.press("Backspace")
         at(page, 1)
-        assert checked(page) == given
-        page.keyboard.press("ArrowDown")
-        page.keyboard.press("ArrowRight")
-        page.keyboard.press("Enter")
+        page.wait(f"String({CHECKED}) === {','.join(map(str, given))!r}")
+        page.press("ArrowDown")
+        page.press("ArrowRight")
+        page.press("Enter")
         at(page, 2)
         # What is not saved yet outlives a reload.
-        page.keyboard.press("4")
-        page.keyboard.press("9")
-        page.wait_for_selector("#status:text('expected 1 to 5')")
-        page.reload()
+        page.press("4")
+        page.press("9")
+        says(page, "expected 1 to 5")
+        page.call("Page.reload")
+        page.wait(f"String({CHECKED}) === '4'")
         at(page, 2)
-        assert checked(page) == [4]
     caption = study.caption_order("ann")[0]
     kept = read_ratings(study, "ann")
     systems = study.system_order("ann", caption)
@@ -109,18 +98,28 @@ def test_by_keys(browser, served, study):
 
 
 def test_by_touch(browser, served, study):
-    phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-    with opened(browser, f"{served}/#rater=bob&key={KEY}", **phone) as page:
+    with opened(browser, f"{served}/#rater=bob&key={KEY}", width=360, height=740) as page:
+        page.resize(360, 740, mobile=True)
+        page.call("Emulation.setTouchEmulationEnabled", enabled=True)
         for place in (1, 2):
             at(page, place)
-            assert page.evaluate("document.documentElement.scrollWidth") <= 360
-            names = page.get_by_role("radiogroup").count()
-            assert (names, page.get_by_role("group", name="Image 2").count()) == (13, 1)
-            for label in page.locator(".question").all():
-                label.locator("label").nth(2).tap()
-            page.get_by_role("button", name="Save and next").tap()
-        page.wait_for_selector("#end:not([hidden])")
-        assert page.inner_text("#place") == "2 of 2 rated"
+            assert page.run("document.documentElement.scrollWidth") <= 360
+            tree = page.call("Accessibility.getFullAXTree")["nodes"]
+            roles = [node.get("role", {}).get("value") for node in tree]
+            names = [node.get("name", {}).get("value") for node in tree]
+            assert (roles.count("radiogroup"), "Image 2" in names) == (13, True)
+            groups = page.run("document.querySelectorAll('.question').length")
+            for group in range(groups):
+                third = (
+                    f"document.querySelectorAll('.question')[{group}].querySelectorAll('label')[2]"
+                )
+                page.run(f"{third}.id = 'now'")
+                page.tap("#now")
+                page.run(f"{third}.removeAttribute('id')")
+                page.wait(f"{CHECKED}.length === {group + 1}")
+            page.tap("#save")
+        page.wait("!document.querySelector('#end').hidden")
+        page.wait("document.querySelector('#place').textContent === '2 of 2 rated'")
     kept = read_ratings(study, "bob")
     assert len(kept) == 2
     for caption, rating in kept.items():
@@ -128,7 +127,7 @@ def test_by_touch(browser, served, study):
 
 
 def test_without_the_key_it_says_what_is_missing(browser, served):
-    with browser.new_context() as within:
-        page = within.new_page()
-        page.goto(f"{served}/#rater=eve")
-        page.wait_for_selector("#status.error:text('Open the link that you were given')")
+    page = Page(browser)
+    page.open(f"{served}/#rater=eve")
+    says(page, "Open the link that you were given")
+    page.close()
