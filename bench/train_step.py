@@ -77,9 +77,7 @@ def main() -> None:
     print(f"tutorial model, 1 x {tokens} tokens, float32, jax {jax.__version__}")
     print(f"  products of {PRODUCT} x {PRODUCT}: {rate[0] / 1e9:.0f} GFLOP/s")
     print(f"  forward, blocks: {result['forward_seconds']:.2f} s")
-    print(
-        "  forward and backward    seconds  share of the products' rate  the same by processor time"
-    )
+    print("  forward and backward    seconds  share of that rate  the same by processor time")
     for name, step in steps.items():
         best, processor = np.min(seconds[name][1:], axis=0)
         result[name] = {
@@ -92,7 +90,7 @@ def main() -> None:
         }
         own = result[name]
         print(
-            f"  {name:22} {best:8.2f} {own['share']:12.0%} {own['share_by_processor_time']:24.0%}"
+            f"  {name:22} {best:8.2f} {own['share']:19.0%} {own['share_by_processor_time']:27.0%}"
             f"      {own['temporary_bytes'] / 1e6:,.0f} MB beside parameters and gradients"
         )
     write_json(RESULT, result)

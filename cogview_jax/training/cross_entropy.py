@@ -63,7 +63,7 @@ def cross_entropy(
     return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - picked
 
 
-def _one_hot(logits: Float[Array, "*shape V"], targets: Any) -> jax.Array:
+def _one_hot(logits: Any, targets: Any) -> jax.Array:
     """Where the target is: a comparison fuses with what follows, an index would not."""
     return jnp.arange(logits.shape[-1]) == targets[..., None]
 
