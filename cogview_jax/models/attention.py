@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from cogview_jax.models.activation_max import sow_max
 from cogview_jax.models.dropout import dropout
+from cogview_jax.models.kernels.block_attention import BlockAttention, CausalBlocks
 from cogview_jax.models.kernels.cached_attention import CacheSpan, cached_attention
 from cogview_jax.models.kernels.fused_attention import Causal, fused_attention
 from cogview_jax.models.linear import Linear
@@ -77,9 +78,9 @@ class SparsePattern(Protocol):
 
 #: Which keys each query sees. An array is the mask of dense attention: bool, True where a query
 #: sees a key, and broadcast to [B, N, T, S], where S is T without a cache and else the length of
-#: the cache. `Causal` and `CacheSpan` ask for kernels, which cannot drop weights. The others are
-#: patterns of sparse attention.
-AttentionPattern = jax.Array | np.ndarray | Causal | CacheSpan | SparsePattern
+#: the cache. `Causal` and `CacheSpan` ask for kernels, which cannot drop weights; `CausalBlocks` is
+#: computed block by block. The others are patterns of sparse attention.
+AttentionPattern = jax.Array | np.ndarray | Causal | CausalBlocks | CacheSpan | SparsePattern
 
 
 class KeyValues(NamedTuple):
@@ -230,6 +231,8 @@ class Attention(nn.Module):
         if isinstance(pattern, Causal):
             y = fused_attention(queries, cache.keys, cache.values, pattern)
             y = rearrange(y, "b t n h -> b t (n h)")
+        elif isinstance(pattern, CausalBlocks):
+            y = self._attend_blocks(queries, cache, pattern)
         elif isinstance(pattern, CacheSpan):
             y = cached_attention(queries, cache.keys, cache.values, pattern)
             y = rearrange(y, "b t n h -> b t (n h)")
@@ -254,16 +257,29 @@ class Attention(nn.Module):
         weights = attention_weights(scores, mask, self.alpha)
         if self.is_mutable_collection(ATTENTION_WEIGHTS) and not self.is_initializing():
             self.sow(ATTENTION_WEIGHTS, "weights", weights)
-        if self.has_rng("dropout"):
-            weights = dropout(weights, self.dropout, self.make_rng("dropout"))
+        if (key := self._dropout_key()) is not None:
+            weights = dropout(weights, self.dropout, key)
         y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.policy.compute), cache.values)
         return checkpoint_name(rearrange(y, "b t n h -> b t (n h)"), ATTENTION_OUTPUT)
+
+    def _attend_blocks(
+        self, queries: Float[Array, "B N T H"], cache: LayerCache, pattern: CausalBlocks
+    ) -> Float[Array, "B T D"]:
+        key = self._dropout_key()
+        rate = 0.0 if key is None else self.dropout
+        attend = BlockAttention(pattern.block, self.alpha, self.policy.reductions, rate)
+        y = attend(queries, cache.keys, cache.values, key)
+        return rearrange(y, "b n t h -> b t (n h)")
+
+    def _dropout_key(self) -> jax.Array | None:
+        """A key where weights are dropped."""
+        dropping = self.dropout > 0 and self.has_rng("dropout")
+        return self.make_rng("dropout") if dropping else None
 
     def _attend_sparse(
         self, queries: Float[Array, "B N T H"], cache: LayerCache, pattern: SparsePattern
     ) -> Float[Array, "B T D"]:
-        dropping = self.dropout > 0 and self.has_rng("dropout")
-        key = self.make_rng("dropout") if dropping else None
+        key = self._dropout_key()
 
         def drop(weights: jax.Array, number: jax.Array | int) -> jax.Array:
             if key is None:

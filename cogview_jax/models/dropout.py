@@ -13,7 +13,12 @@ from jaxtyping import Array, Float, Key, UInt32
 
 
 def dropout(
-    x: Float[Array | np.ndarray, "*B"], rate: float, key: Key[Array, ""]
+    x: Float[Array | np.ndarray, "*B"],
+    rate: float,
+    key: Key[Array, ""],
+    *,
+    whole: tuple[int, ...] | None = None,
+    start: tuple[int, ...] | None = None,
 ) -> Float[Array, "*B"]:
     """Sets a share `rate` of the numbers to 0 and divides the others by 1 - rate.
 
@@ -22,28 +27,42 @@ def dropout(
             together.
         rate: the share of numbers that are dropped, at least 0 and below 1.
         key: a typed key. The key and the shape of `x` alone decide which numbers are dropped.
+        whole: the shape of the array that `x` is a part of, if it is one: of it the same numbers
+            are dropped as from the whole.
+        start: where in the whole the part begins.
     """
     if rate == 0:
         return jnp.asarray(x)
-    bits = hashed_bits(key, x.shape)
+    bits = hashed_bits(key, x.shape, whole, start)
     keep = bits >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, jnp.asarray(x) / jnp.asarray(1 - rate, x.dtype), 0)
 
 
-def hashed_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+def hashed_bits(
+    key: Key[Array, ""],
+    shape: tuple[int, ...],
+    whole: tuple[int, ...] | None = None,
+    start: tuple[int, ...] | None = None,
+) -> UInt32[Array, "..."]:
     """Returns an array of `shape` in which each number is a hash of its index and the key.
+
+    If it is a part of an array of the shape `whole`, which begins at `start`, indices are those in
+    the whole.
 
     The hash is two rounds of the finaliser of MurmurHash3 (Appleby 2011), and each round first
     takes in one word of the key. After a single round the masks of all keys would be permutations
     of one another.
     """
     first, second = jax.random.bits(key, (2,))
+    whole, start = whole or shape, start or (0,) * len(shape)
     index, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(1, len(shape))):
-        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-        stride *= shape[axis]
+        own = jax.lax.broadcasted_iota(jnp.uint32, shape, axis) + jnp.uint32(start[axis])
+        index += own * jnp.uint32(stride)
+        stride *= whole[axis]
+    row = jax.lax.broadcasted_iota(jnp.uint32, shape, 0) + jnp.uint32(start[0])
     # The factor is odd, so no two of 2^32 rows get the same multiple.
-    row = jax.lax.broadcasted_iota(jnp.uint32, shape, 0) * jnp.uint32(0x9E3779B1)
+    row *= jnp.uint32(0x9E3779B1)
     return _mix(_mix(index ^ first) + row + second)
 
 

@@ -23,16 +23,18 @@ class ImplementationConfig:
     """The programs that a config asks for.
 
     Attributes:
-        attention: the program for attention of whole sequences. "xla" writes the scores to memory.
-            "cudnn" is a fused kernel, which cannot drop weights (`kernels.fused_attention`). "auto"
-            takes the fastest that the device can run.
+        attention: the program for dense attention of whole sequences. "xla" writes all scores to
+            memory. "blocks" computes them block by block and leaves out most of what the causal
+            mask hides (`kernels.block_attention`). "cudnn" is a fused kernel; it cannot drop
+            weights, so training that does runs "blocks" (`kernels.fused_attention`). "auto" takes
+            the fastest that the device can run.
         decoding: the program for one new token a row. "layers" runs one layer after the other.
             "cache_kernel" reads only the filled part of the cache (`kernels.cached_attention`).
             "token_step" runs whole layers as kernels for up to 16 rows (`kernels.token_step`), and
             cache_kernel for more rows. "auto" takes the fastest that the device can run.
     """
 
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "blocks", "cudnn"] = "auto"
     decoding: Literal["auto", "layers", "cache_kernel", "token_step"] = "auto"
 
 
@@ -41,7 +43,7 @@ class Implementation:
     """The programs that run.
 
     Attributes:
-        attention: "xla" or "cudnn"; see `ImplementationConfig`.
+        attention: "xla", "blocks" or "cudnn"; see `ImplementationConfig`.
         decoding: "layers", "cache_kernel" or "token_step"; see `ImplementationConfig`.
         platform: the platform that the programs are for: "cpu", "gpu" or "tpu", or "any" for
             programs that are the same on every platform.
@@ -83,7 +85,7 @@ def choose_implementation(
         and runs_fused_attention(device, policy.compute, config.head_width)
     )
     cached = fused and devices == 1 and runs_cached_attention(config.head_width)
-    attention = ["xla", *["cudnn"] * fused]
+    attention = ["xla", "blocks", *["cudnn"] * fused]
     decoding = ["layers", *["cache_kernel"] * cached]
     decoding += ["token_step"] * (cached and runs_token_step(config.width))
     return Implementation(

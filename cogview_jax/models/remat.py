@@ -8,6 +8,7 @@ width; memory is given in numbers of the compute type for each token and layer.
   an MLP of 4 D). Norms, scores, softmax and GELU are computed again.
 - "save-attention": the queries, keys, values and output of attention are kept (4 D). Norms, scores,
   the output projection and the MLP are computed again.
+  Both keep two numbers for each head, of the softmax of attention in blocks.
 - "full": only the input of the layer is kept (D). The backward pass computes the whole layer again.
 """
 

@@ -25,6 +25,7 @@ from cogview_jax.models.block import Block, make_norm
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.dropout import dropout
 from cogview_jax.models.implementation import Implementation, choose_implementation
+from cogview_jax.models.kernels.block_attention import CausalBlocks
 from cogview_jax.models.kernels.cached_attention import CacheSpan
 from cogview_jax.models.kernels.fused_attention import Causal
 from cogview_jax.models.kernels.token_step import ROWS, token_step
@@ -151,21 +152,22 @@ class Transformer(nn.Module):
 
     def default_pattern(
         self, tokens: Int[Array | np.ndarray, "B T"]
-    ) -> jax.Array | ThreeRegions | Causal:
+    ) -> jax.Array | ThreeRegions | Causal | CausalBlocks:
         """Returns the attention pattern for `tokens` if the caller gives none.
 
         In dense attention a query sees its own position and those before it. In sparse attention
-        the same tokens always get the same regions (`draw_regions`). The pattern asks for the fused
-        kernel if the implementation has it, unless attention drops weights or its scores are
-        recorded.
+        the same tokens always get the same regions (`draw_regions`). The pattern asks for the
+        program of the implementation, but a mask stands where scores are recorded, and blocks where
+        the fused kernel would have to drop weights.
         """
         if self.config.sparse:
             return draw_regions(self.config, self.vocabulary, tokens)
         dropping = self.config.drop_rates[1] > 0 and self.has_rng("dropout")
-        recording = self.is_mutable_collection(ACTIVATION_MAX)
-        if self.programs.attention == "cudnn" and not dropping and not recording:
+        if self.programs.attention == "xla" or self.is_mutable_collection(ACTIVATION_MAX):
+            return causal_mask(tokens.shape[1])
+        if self.programs.attention == "cudnn" and not dropping:
             return Causal(self.programs.interpret)
-        return causal_mask(tokens.shape[1])
+        return CausalBlocks()
 
     def logits(
         self, hidden: Float[Array | np.ndarray, "*B D"], first: int = 0, last: int | None = None

@@ -83,7 +83,7 @@ def _attention(experiment: TransformerExperiment) -> str:
     model, programs = experiment.model, experiment.programs()
     attention = programs.attention
     if attention == "cudnn" and model.drop_rates[1]:
-        attention = "xla, which drops weights"
+        attention = "blocks, which drop weights"
     kind = f"dense ({attention})"
     if model.sparse:
         kind = f"sparse (window {model.window} x {model.window_blocks}, {model.pivots} pivots)"

@@ -16,6 +16,7 @@ from cogview_jax.models.sparse_attention import ThreeRegions
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.layout import Example, Layout
+from cogview_jax.training.cross_entropy import LOGITS, weighted_cross_entropy
 from cogview_jax.training.objective import ModelValues, StepSums
 
 
@@ -63,10 +64,10 @@ class SequenceObjective:
             else {}
         )
         params = self.model_params(ModelValues(params, model_state))
-        entropies = self._entropies(params, batch, self._attention(batch, (rows, key)), rngs)
+        loss, entropies = self._entropies(params, batch, self._attention(batch, (rows, key)), rngs)
         text, image = batch.text_weights, batch.image_weights
         return StepSums(
-            jnp.sum(entropies * self._weights(batch)),
+            loss,
             {
                 "text_loss": (jnp.sum(entropies * text), jnp.sum(text)),
                 "image_loss": (jnp.sum(entropies * image), jnp.sum(image)),
@@ -81,7 +82,7 @@ class SequenceObjective:
         `draw_regions`), so that the sums of a row depend on the row alone.
         """
         attention = self._attention(batch, None)
-        entropies = self._entropies(params, batch, attention, {})
+        _, entropies = self._entropies(params, batch, attention, {})
         weights = {
             "loss": self._weights(batch),
             "text_loss": batch.text_weights,
@@ -133,30 +134,22 @@ class SequenceObjective:
         batch: Example,
         attention: ThreeRegions | None,
         rngs: dict[str, Key[Array, ""]],
-    ) -> Float[Array, "B T"]:
-        """The cross-entropy of every target."""
+    ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
+        """The weighted sum of the cross-entropies of all targets, and each of them."""
         apply: Callable[..., Any] = self.model.apply
         hidden = apply({"params": params}, batch.tokens, batch.positions, attention, rngs=rngs)
-        logits = apply({"params": params}, hidden, method=self.model.logits)
-        return cross_entropy(logits, batch.targets)
+        return weighted_cross_entropy(
+            hidden,
+            params["word_embedding"].astype(self.model.policy.compute),
+            batch.targets,
+            self._weights(batch),
+            platform=self.model.programs.platform,
+            # Parts of rows that several devices share would be exchanged between them.
+            logits=LOGITS if jax.sharding.get_abstract_mesh().size <= 1 else None,
+        )
 
     def _weights(self, batch: Example) -> Float[Array | np.ndarray, "B T"]:
         return self.text_weight * batch.text_weights + batch.image_weights
-
-
-def cross_entropy(
-    logits: Float[Array | np.ndarray, "*shape V"], targets: Int[Array | np.ndarray, "*shape"]
-) -> Float[Array, "*shape"]:
-    """-log softmax(logits)[target].
-
-    The logit of the target is selected by a comparison and not by an index: the gradient of an
-    index is a scatter into an array of the size of the logits, but the gradient of the comparison
-    fuses with that of the softmax.
-    """
-    shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
-    picked = jnp.sum(jnp.where(chosen, shifted, 0), axis=-1)
-    return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - picked
 
 
 def training_flops(model: Transformer, tokens: int, *, frozen: bool = False) -> float:

@@ -37,14 +37,14 @@ H200 = Device("gpu", "9.0", "NVIDIA H200")
         (H200, "bfloat16", 40, "cudnn"),
         (Device("gpu", "10.3"), "float16", 20, "cudnn"),
         (Device("gpu", "8.0"), "bfloat16", 64, "cudnn"),
-        (Device("gpu", "7.0"), "float16", 40, "xla"),
-        (Device("gpu", "gfx942"), "bfloat16", 40, "xla"),
-        (H200, "float32", 40, "xla"),
-        (H200, "float16_pure", 40, "xla"),
-        (H200, "bfloat16", 128, "xla"),  # head width 20
-        (H200, "bfloat16", 10, "xla"),  # head width 256
-        (Device("tpu", "9.0"), "bfloat16", 40, "xla"),
-        (Device("cpu", "9.0"), "bfloat16", 40, "xla"),
+        (Device("gpu", "7.0"), "float16", 40, "blocks"),
+        (Device("gpu", "gfx942"), "bfloat16", 40, "blocks"),
+        (H200, "float32", 40, "blocks"),
+        (H200, "float16_pure", 40, "blocks"),
+        (H200, "bfloat16", 128, "blocks"),  # head width 20
+        (H200, "bfloat16", 10, "blocks"),  # head width 256
+        (Device("tpu", "9.0"), "bfloat16", 40, "blocks"),
+        (Device("cpu", "9.0"), "bfloat16", 40, "blocks"),
     ],
 )
 def test_the_fused_kernel_runs_where_it_can(device, precision, heads, expected):
@@ -83,7 +83,10 @@ def test_a_config_decides():
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"attention": "cudnn"}, "implementation.attention 'cudnn' cannot run .* auto, xla$"),
+        (
+            {"attention": "cudnn"},
+            "implementation.attention 'cudnn' .* auto, xla, blocks$",
+        ),
         ({"decoding": "token_step"}, "implementation.decoding 'token_step' .* auto, layers$"),
     ],
 )

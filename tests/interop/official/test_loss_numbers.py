@@ -8,7 +8,8 @@ import pytest
 
 import official
 from cogview_jax.tokenizers.layout import Example, LayoutConfig, make_layout
-from cogview_jax.training.sequence_objective import SequenceObjective, cross_entropy
+from cogview_jax.training.cross_entropy import cross_entropy
+from cogview_jax.training.sequence_objective import SequenceObjective
 from official_rows import loss_weights
 
 LOSS = 1e-5  # absolute, as fixtures/README.md has it

@@ -26,7 +26,7 @@ from cogview_jax.models.sparse_attention import (
     pivot_bias,
 )
 from cogview_jax.models.transformer import Transformer
-from cogview_jax.training.sequence_objective import cross_entropy
+from cogview_jax.training.cross_entropy import cross_entropy
 
 FUNCTIONS, LOGITS, LOSSES, GRADIENTS = 1e-5, 1e-4, 1e-5, 1e-4
 
