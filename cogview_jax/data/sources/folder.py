@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cogview_jax.data.ignored import Ignored
 from cogview_jax.data.images import MAX_PIXELS, SUFFIXES, decode_image
 from cogview_jax.data.records import BadRecord, Record, clean_captions, is_unicode
 from cogview_jax.data.remote.addresses import is_address
@@ -15,8 +16,9 @@ from cogview_jax.data.sources.folder_entries import (
     read_listed,
     why_unreadable,
 )
+from cogview_jax.data.sources.folder_index import NOT_UTF8, open_scan
 from cogview_jax.data.sources.folder_listing import FolderListing, find_listing, listing_copy
-from cogview_jax.data.sources.folder_scan import LISTING, LISTINGS, FolderScan, scan_folder
+from cogview_jax.data.sources.folder_scan import LISTING, LISTINGS, FolderScan, walk
 from cogview_jax.data.sources.source import Source, SourceConfig, require_reachable
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
@@ -80,7 +82,8 @@ class FolderSource:
 
     Without a listing, every image in the folder and below it is a record, in the order of the
     paths, and each line of `1.txt` is a caption of `1.png` beside it. Linked subfolders count (see
-    `scan_folder`).
+    `folder_scan.walk`). The paths of more than 100,000 images are kept in an index, see
+    `folder_index.open_scan`.
 
     Making the list reads no image and no caption, so it is quick and cannot fail on a bad record.
     """
@@ -139,7 +142,7 @@ class FolderSource:
             wanted = require_captions and not self._caption
             check_columns(listed, self._lines.columns, caption_fields, required=wanted)
             return
-        self._scan = scan_folder(self._root)
+        self._scan = open_scan(self._root)
         given, ignored = f"path={str(path)!r}: ", self._scan.ignored
         if caption_fields:
             raise InputError(
@@ -175,14 +178,15 @@ class FolderSource:
         long = isinstance(self._lines, FolderListing) and not self._lines.in_memory
         if long or is_address(self._root):
             return lines
-        scan, listed = (
-            scan_folder(self._root, self._listing),
-            {self.key(i) for i in range(len(self))},
-        )
-        unlisted = [file for file in scan.images if file not in listed]
-        if unlisted:
-            scan.ignored.add(f"that {self._listing} does not list", unlisted[0], len(unlisted))
-        return f"{lines}; {scan.ignored}"
+        listed, ignored = {self.key(i) for i in range(len(self))}, Ignored()
+        unlisted, first = 0, ""
+        for found in walk(self._root, ignored, self._listing):
+            images = (os.path.join(found.folder, name) for name in found.images)
+            if others := [image for image in images if image not in listed]:
+                unlisted += len(others)
+                first = min(filter(None, (first, others[0])))
+        ignored.add(f"that {self._listing} does not list", first, unlisted)
+        return f"{lines}; {ignored}"
 
     def key(self, i: int) -> str:
         """Returns the path of the image within the folder, or the line if it cannot be read."""
@@ -228,7 +232,7 @@ class FolderSource:
         assert self._scan is not None  # what is not listed was scanned
         file = self._scan.images[i]
         if not is_unicode(file):
-            raise BadRecord(file, "the name of the file is not UTF-8")
+            raise BadRecord(file, NOT_UTF8)
         return file, []
 
     def _beside(self, file: str) -> list[str]:
