@@ -1,5 +1,6 @@
 """The contents of a large folder, which an index keeps on disk and not in memory."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -10,20 +11,21 @@ from cogview_jax.data.images import SUFFIXES
 from cogview_jax.data.record_index import NO_PLACE, RecordIndex
 from cogview_jax.data.record_index_writer import IndexPart, find_index, open_index
 from cogview_jax.data.records import is_unicode, printable
-from cogview_jax.data.sources.folder_scan import LISTING, FolderScan, scan_folder, walk
+from cogview_jax.data.sources.folder_scan import FolderScan, scan_folder, walk
+from cogview_jax.data.sources.listing_files import LISTINGS
 
 #: The paths of at most so many images are kept in memory; those of more are in an index.
 IN_MEMORY = 100_000
 #: Why an image with such a name cannot be read.
 NOT_UTF8 = "the name of the file is not UTF-8"
-#: A count of the index: images with a caption file.
-_TEXTS = "texts"
+#: A count of the index: images with a caption file. A note: the paths of listings, as JSON.
+_TEXTS, _LISTINGS = "texts", "listings"
 #: The one file of an index that is the folder itself.
 _ITSELF = [""]
 
 
 def open_scan(root: str) -> FolderScan:
-    """The contents of a folder without a listing, see `folder_scan.walk`.
+    """The contents of a folder that has no listing itself, see `folder_scan.walk`.
 
     Of a large folder an index has them, so that a process keeps none of the paths in memory. It
     holds as long as no folder in it was changed, by its size and time of change: as soon as a file
@@ -33,14 +35,16 @@ def open_scan(root: str) -> FolderScan:
         InputError: the folder cannot be listed, or its index can be written nowhere.
         SystemFault: the machine cannot read it.
     """
-    asked: dict[str, Any] = {"depends_on": {"kind": "folder", "endings": SUFFIXES}, "beside": root}
+    depends_on = {"kind": "folder", "endings": SUFFIXES, "listings": LISTINGS}
+    asked: dict[str, Any] = {"depends_on": depends_on, "beside": root}
     index = find_index(root, _ITSELF, **asked)
     if index is None:
         if small := scan_folder(root, most=IN_MEMORY):
             return small
         scan = PathScan()
         index = open_index(root, _ITSELF, scan, unit="folder", setting="XDG_CACHE_HOME", **asked)
-    return FolderScan(IndexedPaths(index), index.counts[_TEXTS], index.ignored())
+    listings = json.loads(index.notes[_LISTINGS])
+    return FolderScan(listings, IndexedPaths(index), index.counts[_TEXTS], index.ignored())
 
 
 class IndexedPaths:
@@ -70,14 +74,21 @@ class PathScan:
     def __call__(self, path: str, part: IndexPart) -> None:
         """Scans the folder at `path`; raises as `walk` does."""
         found = part.findings
+        listings: list[str] = []
         places: dict[str, tuple[int, int]] = {}
         with tempfile.TemporaryFile(dir=part.folder) as spool:
-            for contents in walk(path, found.ignored, LISTING):
+            for contents in walk(path, found.ignored):
+                folder = contents.folder
                 names = "\0".join(contents.images).encode(errors="surrogateescape")
-                places[contents.folder] = spool.tell(), len(names)
+                places[folder] = spool.tell(), len(names)
                 spool.write(names)
                 found.counts[_TEXTS] += contents.texts
-                part.watch(contents.folder, contents.stamp)
+                for name, stamp in contents.stamps.items():
+                    part.watch(os.path.join(folder, name) if name else folder, stamp)
+                if contents.listing:
+                    listings.append(os.path.join(folder, contents.listing))
+
+            found.notes[_LISTINGS] = json.dumps(sorted(listings))
 
             def images(folder: str) -> list[str]:
                 begin, size = places[folder]
