@@ -156,13 +156,17 @@ class RecordIndex:
         path = self.path(number)
         if self._reader is not None:
             remote = WindowedFile(path)
-            if stamp_of(path) != self._stamp(number):
-                raise changed(path)
+            self.require_unchanged(number)
             return BufferedReader(FileStream(remote))
         try:
             return retried(lambda: self._open(number), path)
         except OSError as error:
             raise InputError(f"{path}: {reason(error)}") from None
+
+    def require_unchanged(self, number: int) -> None:
+        """InputError if the file of a number is gone or was changed since the index was made."""
+        if stamp_of(path := self.path(number)) != self._stamp(number):
+            raise changed(path)
 
     def path(self, number: int) -> str:
         """The path of the file of a number."""
