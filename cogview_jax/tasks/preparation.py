@@ -126,8 +126,8 @@ def begin(experiment: TransformerExperiment, path: Path) -> BegunStore:
     """
     if path.is_file():
         raise InputError(
-            f"data.store {path} is a file: a compact binary is trained on as it is, there is"
-            " nothing to prepare"
+            f"data.store {path} is a file: a compact binary or an LMDB of the release is trained on"
+            " as it is, there is nothing to prepare"
         )
     with _until_begun(path):
         return _begin(experiment, path)

@@ -191,8 +191,8 @@ def _require_images(file: LmdbFile, images: KeyPattern, texts: KeyPattern | None
     value = file.get(images.before + first[0] + images.after) or b""
     if value.startswith(_PICKLE) and file.get(_LENGTH):
         raise InputError(
-            f"{file.path}: holds pickled rows of tokens, as the release of CogView trains on:"
-            " expected encoded images, of which `prepare` makes a token store"
+            f"{file.path}: holds pickled rows of tokens, as the release of CogView trains on, and"
+            " no images: expected encoded images, or name it as data.store to train on its rows"
         )
     if value.startswith(_PICKLE):
         raise InputError(
