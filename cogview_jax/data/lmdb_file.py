@@ -1,18 +1,22 @@
 """An LMDB that is read: a file of keys and values, which the package lmdb maps into memory."""
 
 import contextlib
+import ctypes
 import os
 import threading
 import weakref
 from collections.abc import Iterator
 
 import lmdb
+import numpy as np
 
 from cogview_jax.data.record_index import stamp_of
 from cogview_jax.runtime.errors import InputError
 
 #: How the data of an LMDB are called in its folder.
 DATA = "data.mdb"
+#: Bytes at the beginning of a file that tell whether it is the one that is mapped.
+_HEAD = 64
 
 
 class LmdbFile:
@@ -52,6 +56,19 @@ class LmdbFile:
             if cursor.set_range(first) if first else cursor.first():
                 yield from cursor.iternext(keys=True, values=False)
 
+    def places(self) -> Iterator[tuple[bytes, tuple[int, int] | None]]:
+        """Yields all keys, and where in the file their values lie: where they begin, and bytes.
+
+        None where the system does not tell; raises as `get` does. No value is read.
+        """
+        with self._errors(), self._environment.begin(buffers=True) as transaction:
+            begin = _mapped_at(self.path)
+            for key, value in transaction.cursor():
+                place = None
+                if begin is not None and len(value):
+                    place = np.frombuffer(value, np.uint8).ctypes.data - begin, len(value)
+                yield bytes(key), place
+
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
@@ -59,6 +76,22 @@ class LmdbFile:
         except lmdb.Error as error:
             words = " ".join(str(error).replace(f"{self.path}: ", "").split())
             raise InputError(f"{self.path}: expected an LMDB, whole and closed: {words}") from None
+
+
+def _mapped_at(path: str) -> int | None:
+    """Where in memory a file is mapped, from its first byte on; None where that is not known."""
+    try:
+        with open("/proc/self/maps", errors="surrogateescape") as areas:
+            found = [line.split(maxsplit=5) for line in areas if line.rstrip("\n").endswith(path)]
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return None
+    for area, _, offset, *_, name in found:
+        begin = int(area.partition("-")[0], 16)
+        if name.rstrip("\n") == path and not int(offset, 16):
+            return begin if ctypes.string_at(begin, len(head)) == head else None
+    return None
 
 
 _opened: weakref.WeakValueDictionary[str, LmdbFile] = weakref.WeakValueDictionary()

@@ -5,9 +5,9 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from cogview_jax.data.record_index import CAPTIONED, IndexedRecord
+from cogview_jax.data.record_index import CAPTIONED, NO_PLACE, IndexedRecord
 from cogview_jax.data.record_index_writer import open_index
-from cogview_jax.data.records import Record, printable
+from cogview_jax.data.records import BadRecord, Record, printable
 from cogview_jax.data.sources.data_files import DataFiles, find_files, require_files
 from cogview_jax.data.sources.indexed_source import IndexedSource
 from cogview_jax.data.sources.source import Source, SourceConfig, require_local
@@ -108,7 +108,7 @@ class LmdbSource(IndexedSource):
                 f" beside image-*, or data.source.caption_key; {self._ignored}"
             )
         self._image_key = config.image_key
-        #: Those that were read, by the number of their file.
+        #: Open ones, by the number of their file, where the index does not know where values lie.
         self._lmdbs: dict[int, Any] = {}
 
     def describe(self) -> str:
@@ -116,15 +116,26 @@ class LmdbSource(IndexedSource):
         return f"{self._counted('LMDB')}; {self._ignored}"
 
     def _image(self, found: IndexedRecord) -> bytes:
+        from cogview_jax.data.sources.lmdb_scan import decoded_value
+
+        path = self._index.path(found.file)
+        value = self._index.read(found) if found.size != NO_PLACE else self._value(found)
+        return decoded_value(path, value, found.key)
+
+    def _value(self, found: IndexedRecord) -> bytes:
+        """The value of a record of which it is not known where it lies in the file."""
         from cogview_jax.data.lmdb_file import opened
-        from cogview_jax.data.sources.lmdb_scan import encoded_image, image_pattern
+        from cogview_jax.data.sources.lmdb_scan import image_pattern
 
         self._index.require_unchanged(found.file)
         if found.file not in self._lmdbs:
             self._lmdbs[found.file] = opened(self._index.path(found.file))
         file = self._lmdbs[found.file]
         name = found.key.removeprefix(f"{printable(self._index.files[found.file])}/")
-        return encoded_image(file, image_pattern(file, self._image_key), name, found.key)
+        value = file.get(image_pattern(file, self._image_key).key(name))
+        if value is None:
+            raise BadRecord(found.key, "there is no such key")
+        return value
 
 
 def _files(config: Lmdb) -> DataFiles:

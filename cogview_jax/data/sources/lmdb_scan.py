@@ -108,23 +108,13 @@ def image_pattern(file: LmdbFile, image_key: str) -> KeyPattern:
     return usual
 
 
-def encoded_image(file: LmdbFile, images: KeyPattern, name: str, key: str) -> bytes:
-    """The encoded image of a record.
-
-    Args:
-        file: the LMDB.
-        images: the keys of its images.
-        name: that of the record in the LMDB.
-        key: names the record in messages.
+def decoded_value(path: str, value: bytes, key: str) -> bytes:
+    """The encoded image that is the value of a key in the LMDB at a path.
 
     Raises:
-        BadRecord: there is none, or it is no base64 where the LMDB has that.
-        InputError: the LMDB is damaged.
+        BadRecord: it is no base64 where the LMDB has that; `key` names the record.
     """
-    value = file.get(images.key(name))
-    if value is None:
-        raise BadRecord(key, "there is no such key")
-    if not pairs_of(file.path):
+    if not pairs_of(path):
         return value
     try:
         return base64.b64decode(value.translate(bytes.maketrans(b"-_", b"+/")), validate=True)
@@ -149,7 +139,7 @@ def _add(
 ) -> None:
     """Adds all images of an LMDB, once it is known that those that come first are some."""
     _require_images(file, images, texts)
-    for key in file.keys_from():
+    for key, place in file.places():
         name = _image_name(key, images, texts)
         if not name:
             if key not in _COUNTS and not (texts and texts.name(key)):
@@ -167,7 +157,7 @@ def _add(
         except BadRecord as error:
             part.add_bad(text, error.reason)
         else:
-            part.add(text, captions, 0, NO_PLACE)
+            part.add(text, captions, *(place or (0, NO_PLACE)))
 
 
 def _image_name(key: bytes, images: KeyPattern, texts: KeyPattern | None) -> bytes:
@@ -177,18 +167,18 @@ def _image_name(key: bytes, images: KeyPattern, texts: KeyPattern | None) -> byt
 
 def _require_images(file: LmdbFile, images: KeyPattern, texts: KeyPattern | None) -> None:
     """InputError where none of the first images of an LMDB is one."""
-    names = (_image_name(key, images, texts) for key in file.keys_from())
-    first = list(itertools.islice(filter(None, names), _FIRST))
+    keys = (key for key in file.keys_from() if _image_name(key, images, texts))
+    first = {key: file.get(key) or b"" for key in itertools.islice(keys, _FIRST)}
     reasons = []
-    for name in first:
-        text = name.decode(errors="backslashreplace")
+    for key, value in first.items():
+        name = repr(key)[2:-1]
         try:
-            decode_image(encoded_image(file, images, text, text), text)
+            decode_image(decoded_value(file.path, value, name), name)
         except BadRecord as error:
             reasons.append(str(error))
     if not first or len(reasons) < len(first):
         return
-    value = file.get(images.before + first[0] + images.after) or b""
+    value = next(iter(first.values()))
     if value.startswith(_PICKLE) and file.get(_LENGTH):
         raise InputError(
             f"{file.path}: holds pickled rows of tokens, as the release of CogView trains on, and"

@@ -1,6 +1,7 @@
 """LMDBs as the package lmdb writes them: which keys are images, captions, and what is refused."""
 
 import base64
+import io
 import json
 import os
 import pickle
@@ -10,7 +11,9 @@ import sys
 import lmdb
 import numpy as np
 import pytest
+from PIL import Image
 
+from cogview_jax.data import lmdb_file
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.sources.lmdb import Lmdb
 from cogview_jax.data.sources.source import captions_of
@@ -43,6 +46,36 @@ def source(path, **settings):
 
 def numbers(found):
     return [int(found[i].image[0, 0, 0]) for i in range(len(found))]
+
+
+@pytest.fixture(params=["by place", "by key"])
+def way(request, monkeypatch):
+    """How images are read: where they lie in the file is known, or it is not."""
+    if request.param == "by key":
+        monkeypatch.setattr(lmdb_file, "_mapped_at", lambda path: None)
+    return request.param
+
+
+@pytest.mark.usefixtures("way")
+def test_every_value_is_what_lmdb_reads(tmp_path):
+    """Of all sizes: within the pages of keys, and on pages of their own."""
+    rng = np.random.default_rng(0)
+    sizes = rng.permutation([*range(1, 40), *range(60, 260, 9)])
+    entries = {}
+    for i, side in enumerate(sizes.tolist()):
+        stream = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (side, 9, 3), np.uint8)).save(stream, "PNG")
+        entries[f"{i:03}"] = stream.getvalue()
+    found = source(write(tmp_path / "set", entries), require_captions=False)
+    for i, data in enumerate(entries.values()):
+        np.testing.assert_array_equal(found[i].image, np.asarray(Image.open(io.BytesIO(data))))
+    assert max(map(len, entries.values())) > 4096 > min(map(len, entries.values()))
+
+
+def test_images_are_read_without_mapping_the_file(tmp_path, monkeypatch):
+    found = source(write(tmp_path / "set", {"a": 1, "b": 2}), require_captions=False)
+    monkeypatch.setattr(lmdb_file, "opened", lambda path: 1 / 0)
+    assert numbers(found) == [1, 2]
 
 
 def test_every_key_is_an_image(tmp_path):
@@ -101,6 +134,7 @@ def chinese_clip(root, pairs, images=(10, 7, 2000)):
     return root
 
 
+@pytest.mark.usefixtures("way")
 def test_images_and_pairs_of_chinese_clip(tmp_path, capsys):
     pairs = [(7, 0, "seven"), (10, 1, "ten"), (7, 2, "七"), (2000, 2**40, "x" * 300)]
     root = chinese_clip(tmp_path / "train", pairs + [(10, i, f"no. {i}") for i in range(3, 20)])
@@ -190,6 +224,7 @@ def test_several_lmdbs_and_several_sources_of_one(tmp_path):
     assert numbers(one) == numbers(two) == [*numbers(source(tmp_path / "1.lmdb")), 2] == [1, 2]
 
 
+@pytest.mark.usefixtures("way")
 def test_one_that_is_changed_is_indexed_anew(tmp_path, capsys):
     folder = write(tmp_path / "set", {"a": 1})
     code = (
