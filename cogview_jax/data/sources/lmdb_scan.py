@@ -83,11 +83,12 @@ class LmdbScan:
         if pairs := pairs_of(path):
             part.watch(os.path.join(PAIRS, DATA), stamp_of(pairs))
             paired = _paired_texts(opened(pairs), part)
-            _add(file, part, image_pattern(file, ""), None, lambda name: paired.get(name, []))
+            images = image_pattern(file, "")
+            _add(path, file, part, images, None, lambda name: paired.get(name, []))
             return
         images = image_pattern(file, self.image_key)
         texts = self._texts(file, images)
-        _add(file, part, images, texts, lambda name: _read_texts(file, texts, name))
+        _add(path, file, part, images, texts, lambda name: _read_texts(file, texts, name))
 
     def _texts(self, file: LmdbFile, images: KeyPattern) -> KeyPattern | None:
         """The keys of texts; None where there are none."""
@@ -95,7 +96,8 @@ class LmdbScan:
             return KeyPattern.of(self.caption_key)
         if images != KeyPattern.of(_IMAGES):
             return None
-        first = next(filter(None, map(images.name, file.keys_from(images.before)))).decode()
+        names = filter(None, map(images.name, file.keys_from(images.before)))
+        first = next(names, b"").decode(errors="replace")
         usual = (KeyPattern.of(text) for text in _TEXTS)
         return next((each for each in usual if file.get(each.key(first)) is not None), None)
 
@@ -131,6 +133,7 @@ def pairs_of(path: str) -> str:
 
 
 def _add(
+    path: str,
     file: LmdbFile,
     part: IndexPart,
     images: KeyPattern,
@@ -138,7 +141,7 @@ def _add(
     captions_of: Callable[[str], list[str]],
 ) -> None:
     """Adds all images of an LMDB, once it is known that those that come first are some."""
-    _require_images(file, images, texts)
+    _require_images(path, file, images, texts)
     for key, place in file.places():
         name = _image_name(key, images, texts)
         if not name:
@@ -165,7 +168,9 @@ def _image_name(key: bytes, images: KeyPattern, texts: KeyPattern | None) -> byt
     return b"" if is_other else images.name(key)
 
 
-def _require_images(file: LmdbFile, images: KeyPattern, texts: KeyPattern | None) -> None:
+def _require_images(
+    path: str, file: LmdbFile, images: KeyPattern, texts: KeyPattern | None
+) -> None:
     """InputError where none of the first images of an LMDB is one."""
     keys = (key for key in file.keys_from() if _image_name(key, images, texts))
     first = {key: file.get(key) or b"" for key in itertools.islice(keys, _FIRST)}
@@ -173,7 +178,7 @@ def _require_images(file: LmdbFile, images: KeyPattern, texts: KeyPattern | None
     for key, value in first.items():
         name = repr(key)[2:-1]
         try:
-            decode_image(decoded_value(file.path, value, name), name)
+            decode_image(decoded_value(path, value, name), name)
         except BadRecord as error:
             reasons.append(str(error))
     if not first or len(reasons) < len(first):
@@ -181,16 +186,16 @@ def _require_images(file: LmdbFile, images: KeyPattern, texts: KeyPattern | None
     value = next(iter(first.values()))
     if value.startswith(_PICKLE) and file.get(_LENGTH):
         raise InputError(
-            f"{file.path}: holds pickled rows of tokens, as the release of CogView trains on, and"
+            f"{path}: holds pickled rows of tokens, as the release of CogView trains on, and"
             " no images: expected encoded images, or name it as data.store to train on its rows"
         )
     if value.startswith(_PICKLE):
         raise InputError(
-            f"{file.path}: its values are pickled objects, which could run anything when they are"
+            f"{path}: its values are pickled objects, which could run anything when they are"
             " read: expected encoded images as they are in files"
         )
     raise InputError(
-        f"{file.path}: expected encoded images, but the first values are none, such as"
+        f"{path}: expected encoded images, but the first values are none, such as"
         f" {reasons[0]}; which keys hold images is data.source.image_key"
     )
 

@@ -181,6 +181,24 @@ def test_values_that_are_no_images(tmp_path, value, message):
         source(write(tmp_path / "set", {"a": value, "b": value}))
 
 
+def test_keys_that_are_not_there(tmp_path):
+    write(tmp_path / "set", {"a": 1, "b": 2})
+    message = r"no image; .*2 keys that name no image \(such as a\)"
+    for pattern in ("image-*", "*.jpg"):
+        with pytest.raises(InputError, match=message):
+            source(tmp_path / "set", image_key=pattern)
+    write(tmp_path / "odd", {b"image-\xff": 1, b"image-\xff\xff": 2, b"label-\xff": "one"})
+    with pytest.raises(InputError, match=r"none of 2 records can be used, such as .* no line of"):
+        source(tmp_path / "odd")
+
+
+def test_links_to_lmdbs_are_followed(tmp_path):
+    root = chinese_clip(tmp_path / "train", [(7, 0, "seven"), (10, 1, "ten"), (2000, 2, "x")])
+    os.rename(root / "imgs" / "data.mdb", tmp_path / "elsewhere")
+    (root / "imgs" / "data.mdb").symlink_to(tmp_path / "elsewhere")
+    assert numbers(source(root)) == [10, 2000 % 251, 7]
+
+
 def test_one_bad_value_or_key_costs_no_other(tmp_path):
     write(tmp_path / "set", {"a": "no image", "b": 1, b"\xff": 2, "c\nd": 3})
     found = source(tmp_path / "set", require_captions=False)
