@@ -1,6 +1,7 @@
 """Measures the index of a large set of tars: its size, opening it, and what reading takes.
 
     .venv/bin/python -m bench.record_index [--records N] [--tars N] [--processes N] [--folder DIR]
+    .venv/bin/python -m bench.record_index --images N [--folder DIR]
 
 Images of a few tars are made up, and an index in which each of them stands for many records, so
 that the index is that of `--records` records (30 million) without their bytes. Then processes
@@ -9,6 +10,10 @@ the first batch of the training loader, and its private memory (Private_Clean an
 /proc/self/smaps_rollup): after the imports, after opening, and after reading. It also measures how
 fast a real tar is indexed, with one and with several workers, and with threads instead of
 processes. It writes bench/results/record_index.json.
+
+With `--images` it measures a folder of so many images instead, without a listing, 1,000 in each
+of its folders: with a list of their paths in memory, while the index is made, and with the index.
+The files are links to a few, so that they take little space.
 """
 
 import argparse
@@ -30,7 +35,8 @@ from PIL import Image
 
 from cogview_jax.data import record_index_writer
 from cogview_jax.data.record_index_writer import IndexPart
-from cogview_jax.data.sources import webdataset
+from cogview_jax.data.sources import folder_index, webdataset
+from cogview_jax.data.sources.folder import FolderSource
 from cogview_jax.data.sources.tar_entries import TarFile
 from cogview_jax.data.sources.webdataset_samples import SampleScan, samples
 
@@ -38,6 +44,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "bench" / "results" / "record_index.json"
 #: Images of a tar, random records that a process reads, and samples of a tar that is indexed.
 IMAGES, READS, SAMPLES = 100, 20_000, 10_000
+#: Images in a folder, which are links to one file.
+LINKS = 1_000
 MB = 1e6
 
 
@@ -62,12 +70,20 @@ def main() -> None:
     if sys.argv[1:2] == ["measure"]:
         print(json.dumps(measured(sys.argv[2])))
         return
+    if sys.argv[1:2] == ["measure_folder"]:
+        print(json.dumps(measured_folder(sys.argv[2], int(sys.argv[3]))))
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=30_000_000)
     parser.add_argument("--tars", type=int, default=30)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--folder", default=None, help="where the set is made; removed after")
+    parser.add_argument("--images", type=int, default=0, help="measures a folder of so many")
     flags = parser.parse_args()
+    if flags.images:
+        with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
+            print(json.dumps(folders(Path(folder), flags.images), indent=2))
+        return
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
         result = {"indexing": indexing(Path(folder, "real"))}
         shared = Path(folder, "shared")
@@ -148,6 +164,40 @@ def private() -> float:
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     fields = (line.split() for line in lines)
     return sum(int(field[1]) for field in fields if field[0].startswith("Private_")) * 1024 / MB
+
+
+def folders(root: Path, count: int) -> dict[str, dict[str, float]]:
+    """What processes see of a folder of images: in memory, as the first, and as the second."""
+    for n in range(count):
+        place = root / f"{n // LINKS:05}"
+        if n % LINKS == 0:
+            place.mkdir()
+            one = place / f"{n:09}.png"
+            Image.new("RGB", (4, 3)).save(one)
+        else:
+            os.link(one, place / f"{n:09}.png")
+    found = {}
+    ways = {"list": count, "index, first": 0, "index, again": 0}
+    for name, in_memory in ways.items():
+        command = [sys.executable, "-m", "bench.record_index", "measure_folder", str(root)]
+        made = subprocess.run([*command, str(in_memory)], stdout=subprocess.PIPE, check=True)
+        found[name] = json.loads(made.stdout)
+    return found
+
+
+def measured_folder(folder: str, in_memory: int) -> dict[str, float]:
+    """What a process sees of a folder that has a list if it holds at most `in_memory` images."""
+    folder_index.IN_MEMORY = in_memory
+    found = {"imported_mb": private()}
+    began = time.perf_counter()
+    source = FolderSource(folder, require_captions=False)
+    found |= {"open_seconds": time.perf_counter() - began, "opened_mb": private()}
+    numbers = np.random.default_rng(0).integers(0, len(source), READS // 10)
+    began = time.perf_counter()
+    for i in numbers:
+        source[int(i)]
+    found["records_a_second"] = READS // 10 / (time.perf_counter() - began)
+    return found | {"read_mb": private()}
 
 
 def measured(folder: str) -> dict[str, float]:

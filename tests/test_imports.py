@@ -26,6 +26,7 @@ ROOMS = {
         f"data/sources/{file}.py"
         for file in ("arrow_scan", "parquet_rows", "parquet_scan", "table_columns")
     ),
+    "lmdb": ("data/lmdb_file.py",),
     "fsspec": ("data/remote/",),
     "aiohttp": ("data/remote/",),
     "ray": ("tasks/ray_engine.py",),

@@ -6,6 +6,7 @@ in memory:
     records.npy    one row of 24 bytes a record (`RECORD`), and one behind the last
     texts.bin      of each record its key and its captions, in UTF-8, with a NUL between two
     index.json     the files, with size and time of change, and what was counted; sealed
+    watched.bin    what it depends on beside the files: paths, with size and time of change
 
 `record_index_writer` makes it. Rows and texts are read one by one, so that what the system keeps of
 them in memory belongs to all processes and to none, and so that a disk that fails is an error and
@@ -16,6 +17,7 @@ import os
 import struct
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -40,6 +42,7 @@ VERSION = 1
 Stamp: TypeAlias = tuple[int, int | str]
 #: The files of an index.
 RECORDS, TEXTS, DESCRIPTION = "records.npy", "texts.bin", "index.json"
+WATCHED = "watched.bin"
 #: A record: the number of its file, the bytes of its image and where they begin in the file, and
 #: where its texts begin in texts.bin. A record that cannot be used has no bytes, and its texts are
 #: its key and the reason.
@@ -52,6 +55,8 @@ NO_PLACE = 2**32 - 1
 CAPTIONED, BAD = "captioned", "bad"
 #: Bytes of a .npy file before the description of its array, whose length is the last two of them.
 _HEADER = 10
+#: Bytes of what is watched that are read at a time.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class RecordIndex:
             raise InputError(f"{folder}: of another version of this program")
         self._description: dict[str, Any] = description
         self.files: list[str] = [name for name, *_ in description["files"]]
-        self._names = [printable(name) for name in self.files]
+        self._prefixes = [f"{printable(name)}/" if name else "" for name in self.files]
         self._count: int = description["records"]
         self._rows, rows = _opened(self.folder / RECORDS)
         self._texts, texts = _opened(self.folder / TEXTS)
@@ -121,7 +126,7 @@ class RecordIndex:
         return IndexedRecord(key, tuple(texts), file, offset, size)
 
     def key(self, i: int) -> str:
-        """The name of record `i`: FILE/KEY."""
+        """The name of record `i`: FILE/KEY, or KEY alone where the file is the root itself."""
         return self._row(i)[0]
 
     def read(self, record: IndexedRecord) -> bytes:
@@ -151,13 +156,17 @@ class RecordIndex:
         path = self.path(number)
         if self._reader is not None:
             remote = WindowedFile(path)
-            if stamp_of(path) != self._stamp(number):
-                raise changed(path)
+            self.require_unchanged(number)
             return BufferedReader(FileStream(remote))
         try:
             return retried(lambda: self._open(number), path)
         except OSError as error:
             raise InputError(f"{path}: {reason(error)}") from None
+
+    def require_unchanged(self, number: int) -> None:
+        """InputError if the file of a number is gone or was changed since the index was made."""
+        if stamp_of(path := self.path(number)) != self._stamp(number):
+            raise changed(path)
 
     def path(self, number: int) -> str:
         """The path of the file of a number."""
@@ -193,8 +202,30 @@ class RecordIndex:
             return "the order of its files is another"
         for number, (name, found) in enumerate(files.items()):
             if found != self._stamp(number):
+                return f"{name or self._root} was changed"
+        return self._watched_difference()
+
+    def _watched_difference(self) -> str:
+        """How what the index depends on beside its files differs; one by one, from disk."""
+        if not self._description.get("watched_bytes"):
+            return ""
+        for name, before in self._watched():
+            try:
+                found = stamp_of(path_within(self._root, name))
+            except InputError:
+                return f"{name} is gone"
+            if found != before:
                 return f"{name} was changed"
         return ""
+
+    def _watched(self) -> Iterator[tuple[str, Stamp]]:
+        with open_regular(self.folder / WATCHED) as file:
+            rest = b""
+            while block := retried(lambda: file.read(_BLOCK), file.name):
+                *entries, rest = (rest + block).split(b"\0")
+                for entry in entries:
+                    size, time, name = entry.split(b" ", 2)
+                    yield os.fsdecode(name), (int(size), int(time))
 
     def _open(self, number: int) -> BufferedReader:
         path = self.path(number)
@@ -221,7 +252,7 @@ class RecordIndex:
             key, *texts = self._read(self._texts, end - begin, begin).decode().split("\0")
         except (IndexError, ValueError, struct.error):
             raise InputError(f"{self.folder}: damaged: delete it, and it is made anew") from None
-        return f"{self._names[file]}/{key}", texts, (file, size, offset)
+        return f"{self._prefixes[file]}{key}", texts, (file, size, offset)
 
     def _read(self, descriptor: int, size: int, offset: int) -> bytes:
         return retried(lambda: read_at(descriptor, size, offset), str(self.folder))

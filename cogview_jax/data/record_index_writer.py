@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from cogview_jax.data.record_index import (
     RECORDS,
     TEXTS,
     VERSION,
+    WATCHED,
     RecordIndex,
     Stamp,
     path_within,
@@ -54,6 +56,8 @@ _ASKED = 32
 #: Rows and bytes of texts that a part keeps in memory, and errors that a message names.
 _ROWS, _BYTES, _NAMED = 1 << 14, 1 << 20, 3
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+#: The files of a part: rows, texts, what is watched.
+_ENDS = (".rows", ".texts", ".watched")
 
 
 @dataclass
@@ -81,12 +85,13 @@ class IndexPart:
     """The records of one file, written as they are found."""
 
     def __init__(self, path: Path):
-        """Begins a part, whose files are `path` with .rows and .texts."""
+        """Begins a part, whose files are `path` with each of `_ENDS`."""
         self.findings = Findings()
         self.records = self.text_bytes = 0
         self._path = path
         self._waiting_rows: list[tuple[int, int, int, int]] = []
         self._waiting_texts: list[bytes] = []
+        self._waiting_watched: list[bytes] = []
         self._bytes = 0
 
     def add(self, key: str, captions: Sequence[str], offset: int, size: int) -> None:
@@ -105,12 +110,28 @@ class IndexPart:
         self.findings.notes.setdefault(BAD, ": ".join(bad))
         self._add(bad, 0, 0)
 
+    def watch(self, name: str, stamp: Stamp) -> None:
+        """Makes the index depend on the file or folder at a path within the root, too."""
+        size, version = stamp
+        self._waiting_watched.append(f"{size} {version} ".encode() + os.fsencode(name) + b"\0")
+
+    @property
+    def folder(self) -> Path:
+        """A folder for what is needed meanwhile; it is removed where the work breaks off."""
+        return self._path.parent
+
     def flush(self) -> None:
         """Writes what is still in memory."""
-        with open(f"{self._path}.rows", "ab") as rows, open(f"{self._path}.texts", "ab") as texts:
-            rows.write(np.array(self._waiting_rows, RECORD).tobytes())
-            texts.write(b"".join(self._waiting_texts))
-        self._waiting_rows, self._waiting_texts, self._bytes = [], [], 0
+        waiting = (
+            np.array(self._waiting_rows, RECORD).tobytes(),
+            b"".join(self._waiting_texts),
+            b"".join(self._waiting_watched),
+        )
+        for end, data in zip(_ENDS, waiting, strict=True):
+            with open(f"{self._path}{end}", "ab") as file:
+                file.write(data)
+        self._waiting_rows, self._waiting_texts, self._waiting_watched = [], [], []
+        self._bytes = 0
 
     def _add(self, texts: list[str], offset: int, size: int) -> None:
         texts[0] = printable(texts[0])
@@ -138,18 +159,21 @@ def open_index(
     place: str = "",
     unit: str = "file",
     reader: RemoteReader | None = None,
+    setting: str = "data.source.index",
 ) -> RecordIndex:
     """Opens the index of some files; makes it where there is none, or the files were changed.
 
     Args:
         root: the folder in which the files lie, or its address.
-        files: their paths within it, in the order that their records have.
+        files: their paths within it, in the order that their records have. The empty path is the
+            root itself.
         scan: finds the records of a file.
         depends_on: what the records depend on beside the files: JSON values.
         beside: the folder of files where the index lies if that is possible.
         place: the folder for the index, where it is not to lie there or in the cache.
         unit: what a file is called in the line that tells how far the work is.
         reader: reads records out of files at an address.
+        setting: names a folder for the index, for messages.
 
     Raises:
         InputError: a file is not what it should be, or the index can be written nowhere.
@@ -157,8 +181,7 @@ def open_index(
     """
     root = os.fspath(root) if reader else os.path.abspath(root)
     places = _places(root, depends_on, Path(beside), place)
-    now = _stamps(root, files)
-    index, _ = _found(places, root, now, reader)
+    index, _ = _found(places, root, _stamps(root, files), reader)
     if index:
         return index
     for number, folder in enumerate(places):
@@ -168,6 +191,7 @@ def open_index(
                 f"index {folder}",
                 f"index {folder}: another process makes it",
             ):
+                now = _stamps(root, files)  # who made it meanwhile may have changed the root itself
                 index, why = _found([folder], root, now, reader)
                 if why:
                     print(f"index {folder}: {why}: it is made anew", file=sys.stderr, flush=True)
@@ -182,9 +206,22 @@ def open_index(
             if number == len(places) - 1:
                 raise InputError(
                     f"index {folder}: {reason(error)}: name a folder that may be written to as"
-                    " data.source.index"
+                    f" {setting}"
                 ) from None
     raise AssertionError("there is a last place")
+
+
+def find_index(
+    root: str | os.PathLike,
+    files: Sequence[str],
+    *,
+    depends_on: dict[str, Any],
+    beside: str | os.PathLike,
+) -> RecordIndex | None:
+    """The index of some local files if `open_index` need not make it; raises as that does."""
+    root = os.path.abspath(root)
+    places = _places(root, depends_on, Path(beside), "")
+    return _found(places, root, _stamps(root, files), None)[0]
 
 
 def _places(root: str, depends_on: dict[str, Any], beside: Path, place: str) -> list[Path]:
@@ -293,6 +330,7 @@ def _make(folder: Path, root: str, files: dict[str, Stamp], scan: Scan, unit: st
             "version": VERSION,
             "records": records,
             "text_bytes": sum(part.text_bytes for part in parts),
+            "watched_bytes": _join(temporary / WATCHED, [f"{job.part}{_ENDS[2]}" for job in jobs]),
             "files": [[name, *part.stamp] for name, part in zip(files, parts, strict=True)],
             "counts": found.counts,
             "notes": found.notes,
@@ -302,21 +340,29 @@ def _make(folder: Path, root: str, files: dict[str, Stamp], scan: Scan, unit: st
 
 
 def _write(folder: Path, jobs: Sequence[_Job], parts: Sequence[_Part]) -> None:
-    """Joins the parts, which are removed one by one."""
+    """Joins the rows and texts of the parts, which are removed one by one."""
+    rows_end, texts_end, _ = _ENDS
     count, text = sum(part.records for part in parts), 0
-    with open(folder / RECORDS, "wb") as rows, open(folder / TEXTS, "wb") as texts:
+    with open(folder / RECORDS, "wb") as rows:
         header = {"descr": RECORD.descr, "fortran_order": False, "shape": (count + 1,)}
         np.lib.format.write_array_header_1_0(rows, header)
         for number, (job, part) in enumerate(zip(jobs, parts, strict=True)):
-            with open(f"{job.part}.rows", "rb") as own:
+            with open(f"{job.part}{rows_end}", "rb") as own:
                 while len(block := np.fromfile(own, RECORD, _BYTES)):
                     block["file"] = number
                     block["text"] += np.uint64(text)
                     rows.write(block.tobytes())
-            with open(f"{job.part}.texts", "rb") as own:
-                while data := own.read(_BYTES):
-                    texts.write(data)
             text += part.text_bytes
-            for end in (".rows", ".texts"):
-                os.unlink(f"{job.part}{end}")
+            os.unlink(f"{job.part}{rows_end}")
         rows.write(np.array([(0, 0, 0, text)], RECORD).tobytes())
+    _join(folder / TEXTS, [f"{job.part}{texts_end}" for job in jobs])
+
+
+def _join(path: Path, parts: Sequence[str]) -> int:
+    """Joins files, which are removed one by one, to a file; returns its bytes."""
+    with open(path, "wb") as file:
+        for part in parts:
+            with open(part, "rb") as own:
+                shutil.copyfileobj(own, file, _BYTES)
+            os.unlink(part)
+        return file.tell()

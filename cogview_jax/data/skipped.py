@@ -161,12 +161,16 @@ class SkippedLog:
         """How many distinct records of those were left out by filters."""
         return len(self._filtered)
 
-    def describe(self) -> str:
-        """What was skipped, in one line; empty where nothing was."""
+    def describe(self, reader: str = "") -> str:
+        """What was skipped, in one line; empty where nothing was.
+
+        `reader` is this process of several, each of which counts what it has read itself.
+        """
         if not self._skipped:
             return ""
+        read = f"{reader} has read" if reader else "were read"
         return (
-            f"{self.skipped:,} of the {self._seen:,} records that were read could not be used and"
+            f"{self.skipped:,} of the {self._seen:,} records that {read} could not be used and"
             f" were replaced by others; the last was {self._last}; all are in {self.path}"
         )
 

@@ -23,8 +23,8 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class Note:
-    """The note that is written beside a shard."""
+    """The note that is written beside a shard.
+
+    Attributes:
+        shard: its entry in the manifest.
+        skipped: the records that were left out.
+        counts: numbers of anything in it, by what they count; those of earlier versions have none.
+    """
 
     shard: Shard
     skipped: list[Skipped]
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -199,7 +206,8 @@ class TokenShards:
             noted.pop(SEAL, None)
             skipped = noted.pop("skipped", None)
             where = str(path.with_suffix(".json"))
-            note = build(Note, {"shard": noted, "skipped": skipped}, where)
+            counts = noted.pop("counts", {})
+            note = build(Note, {"shard": noted, "skipped": skipped, "counts": counts}, where)
         except InputError as error:
             if shard not in self._damaged:
                 print(f"{error}; its shard is written again", file=sys.stderr, flush=True)
@@ -232,7 +240,11 @@ class TokenShards:
         return holder(self._lock(shard))
 
     def write_shard(
-        self, shard: int, examples: Iterable[TokenRecord], skipped: Iterable[Skipped]
+        self,
+        shard: int,
+        examples: Iterable[TokenRecord],
+        skipped: Iterable[Skipped],
+        counts: Callable[[], dict[str, int]] = dict,
     ) -> None:
         """Writes `shard`; it appears whole, its note after it.
 
@@ -240,9 +252,10 @@ class TokenShards:
             shard: its number.
             examples: the tokenized records of its span, in order.
             skipped: those left out; may grow while `examples` is read.
+            counts: what its note counts beside them; asked once they are written.
         """
         try:
-            self._write(shard, examples, skipped)
+            self._write(shard, examples, skipped, counts)
         except FileNotFoundError:
             # Where locks do not hold, another process may have written the shard as well, and
             # have finished the store, for which it removed what was half-written.
@@ -310,7 +323,11 @@ class TokenShards:
         write_json(self.directory / MANIFEST, sealed(manifest))
 
     def _write(
-        self, shard: int, examples: Iterable[TokenRecord], skipped: Iterable[Skipped]
+        self,
+        shard: int,
+        examples: Iterable[TokenRecord],
+        skipped: Iterable[Skipped],
+        counts: Callable[[], dict[str, int]],
     ) -> None:
         path = self._path(shard)
         count = captions = 0
@@ -330,6 +347,7 @@ class TokenShards:
             "bytes": path.stat().st_size,
             "sha256": sha256_file(path),
             "skipped": [_skipped_entry(bad) for bad in skipped],
+            "counts": counts(),
         }
         write_json(path.with_suffix(".json"), sealed(note))
 

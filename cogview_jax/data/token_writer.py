@@ -57,6 +57,7 @@ class ShardWriter:
         batch_size: int,
         max_skipped: float,
         views: int = 1,
+        counted: Callable[[], dict[str, int]] = dict,
     ):
         """Nothing is read.
 
@@ -68,6 +69,7 @@ class ShardWriter:
             batch_size: records of a batch; fewer are encoded where some are left out.
             max_skipped: the share of records that may be skipped.
             views: so many records in a row are of one image, which counts once.
+            counted: what the encoder has counted so far, for the notes of shards.
 
         Raises:
             InputError: `max_skipped` is no share.
@@ -75,6 +77,7 @@ class ShardWriter:
         check_share(max_skipped)
         self._shards, self._source, self._encoder = shards, source, encoder
         self._batch_size, self.max_skipped, self.views = batch_size, max_skipped, views
+        self._counted = counted
         #: What was met so far, in this process and in the others as far as it knows.
         self.counts = SkipCounts(views=views)
 
@@ -89,7 +92,12 @@ class ShardWriter:
             InputError: too many records were skipped. They are listed.
         """
         left_out: list[Skipped] = []
-        self._shards.write_shard(shard, self._examples(shard, left_out, done), left_out)
+        before = self._counted()
+
+        def counts() -> dict[str, int]:
+            return {what: count - before[what] for what, count in self._counted().items()}
+
+        self._shards.write_shard(shard, self._examples(shard, left_out, done), left_out, counts)
 
     def _examples(
         self, shard: int, left_out: list[Skipped], done: Callable[[int], None]

@@ -1,6 +1,6 @@
 """Pickles of numpy arrays, read without unpickling freely.
 
-Reading builds dicts of arrays of floating-point numbers and nothing else: everything else that a
+Reading builds arrays of numbers, and dicts of such, and nothing else: everything else that a
 pickle may ask for is refused by its name, so no file can make this program run anything. An array
 shows bytes that are in the file; none is allocated by its shape.
 """
@@ -8,6 +8,7 @@ shows bytes that are in the file; none is allocated by its shape.
 import io
 import math
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from cogview_jax.runtime.files import read_regular
 
 #: Of a file, the most bytes that are read: VGG-16 without its classifier has 59 MB.
 LIMIT = 1 << 30
-#: The types an array may have, by their codes in a pickle.
+#: The types an array of weights may have, by their codes in a pickle, and one of ids.
 TYPES = ("f2", "f4", "f8")
+INTEGERS = tuple(f"{kind}{size}" for kind in "iu" for size in (2, 4, 8))
 #: Axes of an array.
 AXES = 8
 #: Where numpy keeps its functions: before its version 2, and since.
@@ -50,15 +52,34 @@ def read_numpy_pickle(path: Path | str) -> dict[str, Any]:
         ) from error
 
 
+def unpickled_integers(data: bytes) -> np.ndarray:
+    """The array of whole numbers that is pickled in some bytes.
+
+    Raises:
+        InputError: they are no pickle, damaged, or hold anything else.
+    """
+    try:
+        _, end = opcodes.followed(data)
+        value = _Unpickler(io.BytesIO(data[:end]), INTEGERS).load()
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle can end in any of them
+        raise InputError(f"its pickle cannot be read ({type(error).__name__})") from error
+    value = value.array if isinstance(value, _Array) else value
+    if not isinstance(value, np.ndarray):
+        raise InputError("its pickle holds no numpy array")
+    return value
+
+
 class _Type:
     """The type of an array's numbers: what a pickle calls numpy.dtype for."""
 
-    def __init__(self, name: Any = None, *_: Any):
+    def __init__(self, name: Any = None, types: Sequence[str] = TYPES):
         if isinstance(name, bytes):
             name = name.decode("ascii", "replace")
-        if name not in TYPES:
+        if name not in types:
             raise InputError(
-                f"its pickle has numbers of type {repr(name)[:40]}, expected {', '.join(TYPES)}"
+                f"its pickle has numbers of type {repr(name)[:40]}, expected {', '.join(types)}"
             )
         self.dtype = np.dtype(name)
 
@@ -104,8 +125,9 @@ class _Unpickler(pickle.Unpickler):
     gets.
     """
 
-    def __init__(self, file: io.BytesIO):
+    def __init__(self, file: io.BytesIO, types: Sequence[str] = TYPES):
         super().__init__(file, encoding="latin1")
+        self._types = types
         self._known: dict[tuple[str, str], Any] = {
             # Named as an argument, and never called.
             ("numpy", "ndarray"): None,
@@ -132,7 +154,7 @@ class _Unpickler(pickle.Unpickler):
         raise InputError("its pickle refers to something outside of it: expected numpy arrays")
 
     def _type(self, name: Any, *_: Any) -> _Type:
-        return _Type(name)
+        return _Type(name, self._types)
 
     def _array(self, *_: Any) -> _Array:
         return _Array()

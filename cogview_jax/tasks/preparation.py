@@ -19,7 +19,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import write_json
 from cogview_jax.tasks.experiment import TransformerExperiment
-from cogview_jax.tasks.record_encoder import RecordEncoder
+from cogview_jax.tasks.record_encoder import RecordEncoder, longer_than
 from cogview_jax.tasks.store_plan import encoding_plan, selection_plan, source_plan, text_plan
 from cogview_jax.tasks.store_tokenizers import given_codec, has_tokenizers, store_tokenizers
 from cogview_jax.tasks.stored_tokens import store_path, written_grid
@@ -64,17 +64,13 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
     """
     begun = begin(experiment, path)
     worked = at_work(kept(path))(write_store)(begun.shards, begun.writer, begun.meta)
-    report(path, worked=worked, longer=begun.encoder.longer, text_length=begun.text_length)
+    report(path, worked=worked, cut=begun.cut_captions())
 
 
-def report(path: Path, *, worked: bool, longer: int, text_length: int) -> None:
-    """Says that a store is finished, and how many captions of those encoded training will cut."""
-    if longer and text_length:  # 0 reads no text at all
-        print(
-            f"{longer} captions are longer than layout.text_length = {text_length}: training will"
-            " cut them",
-            file=sys.stderr,
-        )
+def report(path: Path, *, worked: bool, cut: str) -> None:
+    """Says that a store is finished, and which captions training will `cut`."""
+    if worked and cut:
+        print(cut, file=sys.stderr)
     state = "finished" if worked else "was finished before: nothing to do"
     print(f"token store {path}: {state}", file=sys.stderr)
 
@@ -92,15 +88,32 @@ class BegunStore:
         shards: its files.
         writer: writes one of them.
         meta: what it says to its readers, see `StoreMeta`.
-        encoder: of the writer.
         text_length: the tokens of a caption that the layout has room for.
     """
 
     shards: TokenShards
     writer: ShardWriter
     meta: dict[str, Any]
-    encoder: RecordEncoder
     text_length: int
+
+    def cut_captions(self) -> str:
+        """How many captions of the whole store training will cut, in a line; empty for none.
+
+        The notes of the shards say it, whichever process wrote them. Some may have been written
+        with another text length, or by an earlier version, and not say it.
+        """
+        if not self.text_length:  # no text is read at all
+            return ""
+        what = longer_than(self.text_length)
+        notes = [note.counts.get(what) for _, note in self.shards.written(self.shards.shards)]
+        said = [count for count in notes if count is not None]
+        cut = -(-sum(said) // self.writer.views)
+        least = "at least " if len(said) < len(notes) else ""
+        line = (
+            f"{least}{cut} captions are longer than layout.text_length = {self.text_length}:"
+            " training will cut them"
+        )
+        return line if cut else ""
 
 
 def begin(experiment: TransformerExperiment, path: Path) -> BegunStore:
@@ -113,8 +126,8 @@ def begin(experiment: TransformerExperiment, path: Path) -> BegunStore:
     """
     if path.is_file():
         raise InputError(
-            f"data.store {path} is a file: a compact binary is trained on as it is, there is"
-            " nothing to prepare"
+            f"data.store {path} is a file: a compact binary or an LMDB of the release is trained on"
+            " as it is, there is nothing to prepare"
         )
     with _until_begun(path):
         return _begin(experiment, path)
@@ -184,6 +197,7 @@ def _begin(experiment: TransformerExperiment, path: Path) -> BegunStore:
         batch_size=data.encode_batch,
         max_skipped=data.max_skipped,
         views=data.views,
+        counted=encoder.counted,
     )
     meta = {
         "layout": experiment.layout.task,
@@ -194,4 +208,4 @@ def _begin(experiment: TransformerExperiment, path: Path) -> BegunStore:
         **({"views": data.views} if data.views > 1 else {}),
         **identity,
     }
-    return BegunStore(shards, writer, meta, encoder, experiment.layout.text_length)
+    return BegunStore(shards, writer, meta, experiment.layout.text_length)

@@ -37,14 +37,12 @@ class Remaining:
     Attributes:
         finished: whether it has its manifest.
         records: of the source.
-        text_length: the tokens of a caption that the layout has room for.
         missing: the shards that are not whole, and how many records each has.
         counts: what was met in the others.
     """
 
     finished: bool
     records: int
-    text_length: int
     missing: dict[int, int]
     counts: SkipCounts
 
@@ -75,10 +73,9 @@ class ShardActor:
         missing = {shard: len(shards.span(shard)) for shard in shards.shards}
         for shard, note in () if shards.finished else shards.written(shards.shards):
             counts.add(missing.pop(shard), note.skipped)
-        text_length = self._store.text_length
-        return Remaining(shards.finished, shards.records, text_length, missing, counts)
+        return Remaining(shards.finished, shards.records, missing, counts)
 
-    def write(self, shard: int, counts: SkipCounts) -> tuple[list[Skipped], int]:
+    def write(self, shard: int, counts: SkipCounts) -> list[Skipped]:
         """Writes a shard, unless it is whole: an actor that died may just have written it.
 
         Args:
@@ -86,21 +83,22 @@ class ShardActor:
             counts: what was met in all others so far.
 
         Returns:
-            What was skipped in it, and how many of its captions training will cut.
+            What was skipped in it.
         """
-        store, before = self._store, self._store.encoder.longer
+        store = self._store
         if store.shards.note(shard) is None:
             store.writer.counts = counts
             store.writer.write(shard)
         note = store.shards.note(shard)
         if note is None:
             raise SystemFault(f"{self._path}: shard {shard} is not there after it was written")
-        return note.skipped, store.encoder.longer - before
+        return note.skipped
 
-    def finish(self) -> None:
-        """Writes the manifest."""
+    def finish(self) -> str:
+        """Writes the manifest; returns how many captions training will cut, as `cut_captions`."""
         store = self._store
         store.shards.finish(store.meta, store.writer.max_skipped, store.writer.views)
+        return store.cut_captions()
 
 
 def prepare(experiment: TransformerExperiment, path: Path) -> None:
@@ -131,21 +129,20 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
     make, count = _actors(experiment, path)
     first = make()
     left: Remaining = ray.get(first.remaining.remote())
-    longer = 0
+    cut = ""
     if not left.finished:
         done = left.records - sum(left.missing.values())
         actors = [first, *(make() for _ in range(min(count, len(left.missing)) - 1))]
         del first  # the list has the only handle
         with Progress(left.records, "tokens", unit="record", start=done) as progress:
-            for shard, (skipped, cut) in _written(actors, left):
+            for shard, skipped in _written(actors, left):
                 left.counts.add(left.missing[shard], skipped)
-                longer += cut
                 advance(progress, left.missing[shard], left.counts)
-        ray.get(actors[0].finish.remote())
-    report(path, worked=not left.finished, longer=longer, text_length=left.text_length)
+        cut = ray.get(actors[0].finish.remote())
+    report(path, worked=not left.finished, cut=cut)
 
 
-def _written(actors: list[Any], left: Remaining) -> Iterator[tuple[int, tuple[list[Skipped], int]]]:
+def _written(actors: list[Any], left: Remaining) -> Iterator[tuple[int, list[Skipped]]]:
     """Shards, as they are written; of the actors one is left in the end.
 
     An actor that finds no work ends, with its last handle. Ray needs its place for an actor whose

@@ -22,11 +22,7 @@ class FittedRecord:
 
 
 class RecordEncoder:
-    """The `Encoder` of a token store.
-
-    Attributes:
-        longer: how many captions have had more than `text_length` tokens.
-    """
+    """The `Encoder` of a token store."""
 
     def __init__(
         self,
@@ -50,7 +46,7 @@ class RecordEncoder:
         """
         self._model, self._text = model, text
         self._sizes, self._crop, self._batch = sizes, crop, batch
-        self._text_length, self.longer = text_length, 0
+        self._text_length, self._longer = text_length, 0
 
     def fit(self, record: Record) -> FittedRecord:
         """Crops and resizes the image, and encodes the captions; many threads may do so."""
@@ -69,5 +65,14 @@ class RecordEncoder:
                 images[i] = record.images[number]
             codes.append(self._model.encode(images).reshape(self._batch, -1))
         captions = [record.captions for record in records]
-        self.longer += sum(len(ids) > self._text_length for own in captions for ids in own)
+        self._longer += sum(len(ids) > self._text_length for own in captions for ids in own)
         return list(zip(captions, np.concatenate(codes, axis=1), strict=False))
+
+    def counted(self) -> dict[str, int]:
+        """How many captions have had more than `text_length` tokens, see `longer_than`."""
+        return {longer_than(self._text_length): self._longer}
+
+
+def longer_than(text_length: int) -> str:
+    """What captions of more tokens are counted as, in the notes of the shards of a store."""
+    return f"captions longer than {text_length} tokens"

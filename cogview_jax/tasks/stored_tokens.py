@@ -16,6 +16,8 @@ from cogview_jax.tasks.workdir import Workdir
 
 #: Within a store: the tokenizer-only bundle its tokens were made with.
 TOKENIZERS = "tokenizers"
+#: The file of an LMDB in its folder; one of the release is a store as it is.
+LMDB = "data.mdb"
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,15 @@ def store_path(data: TokenData, workdir: Workdir) -> Path:
 
 
 def store_paths(data: TokenData, workdir: Workdir) -> dict[str, Path]:
-    """Where the token stores of a mixture lie, by the names of the parts; any other under ""."""
+    """Where the token stores of a mixture lie, by the names of the parts; any other under "".
+
+    Of the folder of an LMDB it is the file.
+    """
     if data.mixture:
         return {name: Path(data.mixture[name].store).absolute() for name in sorted(data.mixture)}
-    return {"": Path(data.store).absolute() if data.store else workdir.path / "tokens"}
+    path = Path(data.store).absolute() if data.store else workdir.path / "tokens"
+    rows = path / LMDB
+    return {"": rows if rows.is_file() else path}
 
 
 def open_mixture(

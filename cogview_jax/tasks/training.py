@@ -264,7 +264,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             stop_waiting=stop.waiting,
             started=under_way.started if is_primary() else lambda step, metrics: None,
         )
-        if line := skipped.describe():
+        count = jax.process_count()
+        if line := skipped.describe(f"process 0 of {count}" if count > 1 else ""):
             log(f"{workdir.path.name}: {line}")
         done = int(state.position)
         if done < config.steps and not early_stopping.reached():

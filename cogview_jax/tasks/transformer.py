@@ -20,6 +20,7 @@ from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.transforms import code_grids, corrupted, random_window
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.interop.official.compact_binary import CompactBinary
+from cogview_jax.interop.official.token_lmdb import TokenLmdb, is_lmdb
 from cogview_jax.models.code_embeddings import code_embeddings
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline.cogview import CogView
@@ -81,7 +82,7 @@ class TransformerTask:
         return SequenceObjective(self.model, self.layout, self.experiment.text_weight)
 
     def source(self) -> Source[TokenRecord]:
-        """The records to train on: all but the held-out ones of the stores or compact binary."""
+        """The records to train on: all but the held-out ones of the stores, or of rows."""
         source, views = self._opened()
         if given := self.experiment.train.sample_prompts:
             longest = self.layout.region("text").length
@@ -98,7 +99,7 @@ class TransformerTask:
         if self.experiment.data.mixture:
             return open_mixture(self.experiment, store_paths(self.experiment.data, self._workdir))
         if self._store.is_file():
-            return self._compact_binary(), 1
+            return self._release_rows(), 1
         store, meta = open_store(self.experiment, self._store)
         return store, meta.views
 
@@ -298,13 +299,13 @@ class TransformerTask:
             tuple(self._prompts),
         )
 
-    def _compact_binary(self) -> CompactBinary:
+    def _release_rows(self) -> CompactBinary | TokenLmdb:
         """The file of rows; it does not describe itself, so its sizes are those of the config."""
         experiment, text = self.experiment, self._text()
         if len(self.layout.images) != 1:
             raise InputError(
-                f"data.store {self._store} is a compact binary, whose rows hold one image each; a"
-                f" layout of task {experiment.layout.task} needs a store that prepare made"
+                f"data.store {self._store} is a file of the release, whose rows hold one image"
+                f" each; a layout of task {experiment.layout.task} needs a store that prepare made"
             )
         given_codec(experiment)  # refuses one of other sizes
         if len(text) > experiment.vocabulary.text:
@@ -312,9 +313,17 @@ class TransformerTask:
                 f"the text tokenizer has {len(text)} pieces, but the config has vocabulary.text ="
                 f" {experiment.vocabulary.text}"
             )
+        image_length = math.prod(self._grids[0])
+        if is_lmdb(self._store):
+            return TokenLmdb(
+                self._store,
+                image_length=image_length,
+                vocabulary=experiment.vocabulary,
+                pieces=len(text),
+            )
         return CompactBinary(
             self._store,
-            image_length=math.prod(self._grids[0]),
+            image_length=image_length,
             codes=experiment.vocabulary.codes,
             pieces=len(text),
         )

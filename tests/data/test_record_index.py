@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cogview_jax.data import record_index_writer
-from cogview_jax.data.record_index import DESCRIPTION, RECORDS, TEXTS
+from cogview_jax.data.record_index import DESCRIPTION, RECORDS, TEXTS, WATCHED
 from cogview_jax.data.record_index_writer import BESIDE, IndexPart, open_index
 from cogview_jax.data.records import BadRecord
 from cogview_jax.runtime.errors import InputError, SystemFault
@@ -114,7 +114,7 @@ def test_an_index_is_made_once(root, capsys):
     opened(root)
     assert [len(each) for each in scans(root).values()] == [1, 1, 1]
     assert capsys.readouterr().err == ""
-    assert sorted(os.listdir(folder)) == sorted([DESCRIPTION, RECORDS, TEXTS])
+    assert sorted(os.listdir(folder)) == sorted([DESCRIPTION, RECORDS, TEXTS, WATCHED])
     assert os.listdir(folder.parent) == [folder.name]
 
 

@@ -80,6 +80,8 @@ def test_what_was_skipped_is_told_in_a_line(tmp_path):
         "1 of the 2 records that were read could not be used and were replaced by others; the last"
         f" was b.png: unreadable image; all are in {tmp_path}/skipped.jsonl"
     )
+    said = log.describe("process 0 of 2")
+    assert said.startswith("1 of the 2 records that process 0 of 2 has read could not be used")
 
 
 def listed():

@@ -27,7 +27,7 @@ from cogview_jax.runtime.files import sha256_file
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.sealed import SEAL
 from cogview_jax.tasks.experiment import read_experiment
-from cogview_jax.tasks.preparation import prepare
+from cogview_jax.tasks.preparation import begin, prepare
 from cogview_jax.tasks.stored_tokens import store_path
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
@@ -97,6 +97,47 @@ def test_two_processes_of_a_launcher_make_the_store_of_one(chain, root):
     # One did the work; the other had a part in it, or came late and found nothing to do.
     assert any(done)
     assert [a != b for a, b in zip(done, late, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_captions_that_are_too_long_are_counted_whoever_encoded_them(
+    chain, experiment, tmp_path, capfd, views
+):
+    data = {"text_tokenizer": str(chain.store / "tokenizers" / "text.model"), "shard_size": 8}
+    data |= {"views": views, "smallest_crop": 0.5 if views > 1 else 1.0}
+    changed = experiment(**data)
+    plain = TokenStore(chain.store)
+    lengths = [len(ids) for i in range(len(plain)) for ids in plain[i].captions]
+    room = int(np.median(lengths))
+    changed = dataclasses.replace(
+        changed, layout=dataclasses.replace(changed.layout, text_length=room)
+    )
+    expected = sum(length > room for length in lengths)
+    assert 0 < expected < len(lengths)
+    store = tmp_path / "tokens"
+    # Another process has written some of the shards.
+    for shard in (0, 2):
+        begin(changed, store).writer.write(shard)
+    prepare(changed, store)
+    said = f"captions are longer than layout.text_length = {room}: training will cut them"
+    assert f"\n{expected} {said}\n" in capfd.readouterr().err
+    prepare(changed, store)
+    assert said not in capfd.readouterr().err
+
+
+def test_of_shards_that_do_not_count_long_captions_the_others_are_counted(
+    chain, experiment, tmp_path, capfd
+):
+    """They were written for another text length."""
+    text = str(chain.store / "tokenizers" / "text.model")
+    base = experiment(text_tokenizer=text, shard_size=8)
+    shorter = dataclasses.replace(base, layout=dataclasses.replace(base.layout, text_length=1))
+    begin(base, tmp_path / "tokens").writer.write(0)
+    prepare(shorter, tmp_path / "tokens")
+    store = TokenStore(tmp_path / "tokens")
+    rest = sum(len(store[i].captions) for i in range(8, len(store)))
+    said = f"\nat least {rest} captions are longer than layout.text_length = 1: training will cut"
+    assert said in capfd.readouterr().err
 
 
 def test_a_store_lies_in_the_workdir_or_where_the_config_says(experiment, tmp_path):

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import pickle
 import shutil
 
 import jax
+import lmdb
 import numpy as np
 import pytest
 
@@ -172,6 +174,35 @@ def test_a_compact_binary_trains_to_a_bundle_with_the_tokenizers_named(chain, bi
     assert (tmp_path / "run" / "samples" / "step_00000002.png").exists()
 
 
+@pytest.mark.parametrize("store", ["rows.lmdb", "rows.lmdb/data.mdb"])
+def test_an_lmdb_of_the_release_trains_as_the_compact_binary_does(binary, tmp_path, store):
+    vocabulary = binary.vocabulary
+    ends = [vocabulary.command(name) for name in ("ROI1", "TINY", "BOI1", "EOI1")]
+    rows = np.fromfile(tmp_path / "rows.bin", "<i4").reshape(32, -1)
+    path = str(tmp_path / "rows.lmdb")
+    with lmdb.open(path, map_size=1 << 24) as file, file.begin(write=True) as writing:
+        for i, row in enumerate(rows):
+            text, codes = np.split(row, [64])
+            text = [ends[0], *text[text != -1], *ends[1:3]]
+            writing.put(b"%d" % i, pickle.dumps(np.array([*text, *codes, ends[3]])))
+        writing.put(b"length", b"32")
+    data = dataclasses.replace(binary.data, store=str(tmp_path / store))
+    experiment = dataclasses.replace(binary, data=data)
+    source, other = job(experiment, tmp_path).source(), job(binary, tmp_path).source()
+    assert len(source) == len(other)
+    for i in (0, 2, 31):
+        assert source[i].captions[0].tolist() == other[i].captions[0].tolist()
+        assert source[i].codes.tolist() == other[i].codes.tolist()
+    with pytest.raises(BadRecord, match=r"rows\.lmdb:1: image ids from"):
+        source[1]
+    with pytest.raises(InputError, match=r"is a file: a compact binary or an LMDB of the release"):
+        prepare(experiment, tmp_path / "rows.lmdb" / "data.mdb")
+    if store == "rows.lmdb":
+        config = dataclasses.replace(experiment.train, steps=2)
+        train.run(dataclasses.replace(experiment, train=config), str(tmp_path / "run"))
+        assert Bundle(tmp_path / "run" / "bundle").step == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -198,7 +229,7 @@ def test_a_compact_binary_of_other_sizes_is_refused(binary, tmp_path):
     grid = dataclasses.replace(binary.layout, grid=8)
     with pytest.raises(InputError, match=r"4 x 4 codes, but the config has layout.grid = 8"):
         job(dataclasses.replace(binary, layout=grid), tmp_path).source()
-    with pytest.raises(InputError, match=r"data.store .*rows.bin is a file: a compact binary is"):
+    with pytest.raises(InputError, match=r"data.store .*rows.bin is a file: a compact binary or"):
         prepare(binary, tmp_path / "rows.bin")
 
 

@@ -8,6 +8,7 @@ from cogview_jax.data.sources import (  # noqa: F401
     coco,
     emoji,
     folder,
+    lmdb,
     mixture_config,
     parquet,
     shapes,

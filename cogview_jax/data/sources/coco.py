@@ -88,7 +88,8 @@ class CocoSource(IndexedSource):
             folder,
             [self._file],
             CocoScan(),
-            depends_on={"kind": config.kind, "file": self._file},
+            # The number is that of the rules, which have changed once.
+            depends_on={"kind": config.kind, "file": self._file, "rules": 2},
             beside=folder,
             place=config.index,
         )
@@ -117,7 +118,7 @@ class CocoScan:
         """Scans the file at `path`, which is in memory meanwhile.
 
         Raises:
-            InputError: it is damaged, or no file of captions.
+            InputError: it is damaged, no file of captions, or two images have one id.
             SystemFault: the machine cannot read it.
         """
         try:
@@ -132,8 +133,21 @@ class CocoScan:
                 texts.setdefault(number, []).append(each["caption"])
             else:
                 part.findings.ignored.add("annotations without a caption", json.dumps(each)[:80])
+        names: dict[int | str, str] = {}
         for row, each in enumerate(images):
-            _add(part, row, each, texts, os.path.basename(path))
+            number, name = _identity(each)
+            if number is None or name is None:
+                part.add_bad(f"images/{row}", 'expected "id" and "file_name" of an image')
+                continue
+            if number in names:
+                if names[number] != name:
+                    raise InputError(
+                        f"{path}: two images have the id {number!r}: {names[number]!r} and {name!r}"
+                    )
+                part.findings.ignored.add("images that are listed again", name)
+                continue
+            names[number] = name
+            _add(part, row, name, texts.get(number, []), os.path.basename(path))
 
 
 def _lists(path: str, found: object) -> tuple[list, list]:
@@ -145,19 +159,25 @@ def _lists(path: str, found: object) -> tuple[list, list]:
     raise InputError(f'{path}: expected COCO\'s captions: lists "images" and "annotations"')
 
 
-def _add(part: IndexPart, row: int, image: object, texts: dict[object, list], file: str) -> None:
-    name = image.get("file_name") if isinstance(image, dict) else None
-    number = image.get("id") if isinstance(image, dict) else None
+def _identity(image: object) -> tuple[int | str | None, str | None]:
+    """The id and the file of an image; None for what it does not have."""
+    if not isinstance(image, dict):
+        return None, None
+    number, name = image.get("id"), image.get("file_name")
+    return (
+        number if isinstance(number, int | str) else None,
+        name if isinstance(name, str) else None,
+    )
+
+
+def _add(part: IndexPart, row: int, name: str, texts: list, file: str) -> None:
     try:
-        if not isinstance(name, str) or not isinstance(number, int | str):
-            raise BadRecord(f"images/{row}", 'expected "id" and "file_name" of an image')
         check_name(name, f"images/{row}", '"file_name"', file)
         if printable(name) != name:
             raise BadRecord(name, '"file_name" holds ends of lines')
-        own = texts.get(number, [])
-        if not all(isinstance(text, str) for text in own):
+        if not all(isinstance(text, str) for text in texts):
             raise BadRecord(name, '"caption" must be a text')
-        captions = clean_captions(own, name, required=False)
+        captions = clean_captions(texts, name, required=False)
     except BadRecord as error:
         part.add_bad(error.key, error.reason)
     else:

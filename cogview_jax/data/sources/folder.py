@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cogview_jax.data.ignored import Ignored
 from cogview_jax.data.images import MAX_PIXELS, SUFFIXES, decode_image
 from cogview_jax.data.records import BadRecord, Record, clean_captions, is_unicode
 from cogview_jax.data.remote.addresses import is_address
@@ -15,8 +16,10 @@ from cogview_jax.data.sources.folder_entries import (
     read_listed,
     why_unreadable,
 )
-from cogview_jax.data.sources.folder_listing import FolderListing, find_listing, listing_copy
-from cogview_jax.data.sources.folder_scan import LISTING, LISTINGS, FolderScan, scan_folder
+from cogview_jax.data.sources.folder_index import NOT_UTF8, open_scan
+from cogview_jax.data.sources.folder_listing import FolderListing
+from cogview_jax.data.sources.folder_scan import FolderScan, walk
+from cogview_jax.data.sources.listing_files import LISTING, LISTINGS, find_listing, listing_copy
 from cogview_jax.data.sources.source import Source, SourceConfig, require_reachable
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
@@ -67,6 +70,17 @@ class Folder(SourceConfig):
         )
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where the image of a record is: its path, that within the folder of its listing, the path of
+    the listing, and the texts that this has; without a listing both are empty."""
+
+    key: str
+    file: str
+    listing: str
+    texts: list[str]
+
+
 class FolderSource:
     """The images of a folder, in one of two forms.
 
@@ -80,7 +94,13 @@ class FolderSource:
 
     Without a listing, every image in the folder and below it is a record, in the order of the
     paths, and each line of `1.txt` is a caption of `1.png` beside it. Linked subfolders count (see
-    `scan_folder`).
+    `folder_scan.walk`). The paths of more than 100,000 images are kept in an index, see
+    `folder_index.open_scan`. A sub folder that has a listing, as `train/metadata.jsonl`, is read by
+    it, as above: files are paths within the sub folder, which they cannot leave. Its records come
+    before all others, listing by listing in the order of their paths.
+
+    A listing speaks for its folder and for all below: of two, one below the other, only the upper
+    one is read.
 
     Making the list reads no image and no caption, so it is quick and cannot fail on a bad record.
     """
@@ -121,73 +141,90 @@ class FolderSource:
         if not remote and not os.path.isdir(self._root):
             raise InputError(f"path={str(path)!r}: expected a folder of images, there is none")
         self._caption_fields = caption_fields
-        self._lines: FolderListing | tuple[()] = ()
         self._scan: FolderScan | None = None
+        folder, listings = self._root, [listing or find_listing(self._root)] if not remote else []
         if remote:
-            listed = listing_copy(self._root)
-            listing = os.path.basename(listed)
-        else:
-            listing = listing or find_listing(self._root)
-            listed = os.path.join(self._root, listing)
-        self._listing = listing
-        if listing and os.path.lexists(listed):
-            self._lines = FolderListing(listed)
-            if not len(self._lines):
-                raise InputError(
-                    f"path={str(path)!r}: expected {listing} with a line an image, it has no line"
-                )
-            wanted = require_captions and not self._caption
-            check_columns(listed, self._lines.columns, caption_fields, required=wanted)
+            folder, *listings = os.path.split(listing_copy(self._root))
+        elif not listings[0] or not os.path.lexists(os.path.join(self._root, listings[0])):
+            self._scan = open_scan(self._root)
+            listings = self._scan.listings
+        self._lines = FolderListing(folder, listings)
+        wanted = require_captions and not self._caption
+        for number, name in enumerate(listings):
+            columns = self._lines.columns(number)
+            check_columns(os.path.join(folder, name), columns, caption_fields, required=wanted)
+        self._check(f"path={str(path)!r}: ", wanted)
+
+    def _check(self, given: str, wanted: bool) -> None:
+        """InputError unless there are records, with captions where these are `wanted`."""
+        lines, scan = len(self._lines), self._scan
+        if scan is None:
+            if not lines:
+                listing = self._lines.listings[0]
+                raise InputError(f"{given}expected {listing} with a line an image, it has no line")
             return
-        self._scan = scan_folder(self._root)
-        given, ignored = f"path={str(path)!r}: ", self._scan.ignored
-        if caption_fields:
+        if self._caption_fields and not scan.listings:
             raise InputError(
-                f"{given}caption_fields {', '.join(caption_fields)} are those of a listing:"
-                f" expected one of {', '.join(LISTINGS)}; {ignored}"
+                f"{given}caption_fields {', '.join(self._caption_fields)} are those of a listing:"
+                f" expected one of {', '.join(LISTINGS)}; {scan.ignored}"
             )
-        if not self._scan.images:
+        if not len(self):
             raise InputError(
                 f"{given}expected images ({', '.join(SUFFIXES)}) in it or below, or a {LISTING}"
-                f" that lists them, and there is neither; {ignored}"
+                f" that lists them, and there is neither; {scan.ignored}"
             )
-        if require_captions and not self._caption and not self._scan.texts:
+        if wanted and not lines and not scan.texts:
             raise InputError(
-                f"{given}{len(self._scan.images)} images and no caption: expected a {LISTING} with"
-                f" a line an image, or a NAME.txt beside each NAME.png; {ignored}"
+                f"{given}{len(self)} images and no caption: expected a {LISTING} with a line an"
+                f" image, or a NAME.txt beside each NAME.png; {scan.ignored}"
             )
 
     def __len__(self) -> int:
         """Returns the number of records, good and bad."""
-        return len(self._scan.images if self._scan else self._lines)
+        return len(self._lines) + (len(self._scan.images) if self._scan else 0)
 
     def describe(self) -> str:
         """Returns one line: how many records there are, and which files are not among them.
 
         If there is a listing, this reads the folder too, which takes a while on a slow disk, unless
-        the listing is so long that it has an index.
+        the listings are so long that they have an index.
         """
-        if self._scan:
+        listings, parts = self._lines.listings, []
+        if listings:
+            more = f"{len(listings)} listings, such as {listings[0]}"
+            what = listings[0] if len(listings) == 1 else more
+            parts = [f"{len(self._lines)} lines of {what}"]
+        if self._scan and (self._scan.images or not parts):
             texts = f", {self._scan.texts} with a caption file" if self._required else ""
             texts = f", each captioned {self._caption!r}" if self._caption else texts
-            return f"{len(self)} images{texts}; {self._scan.ignored}"
-        lines = f"{len(self)} lines of {self._listing}"
-        long = isinstance(self._lines, FolderListing) and not self._lines.in_memory
-        if long or is_address(self._root):
-            return lines
-        scan, listed = (
-            scan_folder(self._root, self._listing),
-            {self.key(i) for i in range(len(self))},
-        )
-        unlisted = [file for file in scan.images if file not in listed]
-        if unlisted:
-            scan.ignored.add(f"that {self._listing} does not list", unlisted[0], len(unlisted))
-        return f"{lines}; {scan.ignored}"
+            parts.append(f"{len(self._scan.images)} images{texts}")
+        ignored = Ignored()
+        if self._scan:
+            ignored.update(self._scan.ignored.reasons())
+        elif not self._lines.in_memory or is_address(self._root):
+            return parts[0]
+        if self._lines.in_memory:
+            self._count_unlisted(ignored)
+        return f"{', '.join(parts)}; {ignored}"
+
+    def _count_unlisted(self, ignored: Ignored) -> None:
+        """Counts the files in folders with a listing that are not listed there."""
+        listed = {self.key(i) for i in range(len(self._lines))}
+        for listing in self._lines.listings:
+            unlisted, first = 0, ""
+            for found in walk(self._root, ignored, listing):
+                images = (os.path.join(found.folder, name) for name in found.images)
+                if others := [image for image in images if image not in listed]:
+                    unlisted += len(others)
+                    first = min(filter(None, (first, others[0])))
+            many = len(self._lines.listings) > 1
+            what = "their listings do" if many else f"{listing} does"
+            ignored.add(f"that {what} not list", first, unlisted)
 
     def key(self, i: int) -> str:
         """Returns the path of the image within the folder, or the line if it cannot be read."""
         try:
-            return self._parsed(i)[0]
+            return self._place(i).key
         except BadRecord as error:
             return error.key
 
@@ -199,37 +236,46 @@ class FolderSource:
                 be read, or lies outside the folder.
             SystemFault: the machine cannot read it.
         """
-        key, captions = self._captioned(i)
-        data = read_listed(self._root, key, key, "" if self._scan else self._listing)
-        return Record(key, decode_image(data, key, max_pixels=self._max_pixels), captions)
+        place, captions = self._captioned(i)
+        folder = os.path.dirname(place.listing)
+        root = os.path.join(self._root, folder) if folder else self._root
+        data = read_listed(root, place.file, place.key, place.listing)
+        return Record(
+            place.key, decode_image(data, place.key, max_pixels=self._max_pixels), captions
+        )
 
     def captions(self, i: int) -> tuple[str, ...]:
         """The captions of record `i`, whose image is not looked at; see `source.Captioned`."""
         return self._captioned(i)[1]
 
-    def _captioned(self, i: int) -> tuple[str, tuple[str, ...]]:
-        """Returns the path of record `i` and its captions."""
-        key, texts = self._parsed(i)
+    def _captioned(self, i: int) -> tuple["_Place", tuple[str, ...]]:
+        """Returns the place of record `i` and its captions."""
+        place = self._place(i)
+        texts = place.texts
         if self._caption:
             texts = [self._caption]
-        elif self._scan:
-            texts = self._beside(key)
-        return key, clean_captions(texts, key, required=self._required)
+        elif not place.listing:
+            texts = self._beside(place.key)
+        return place, clean_captions(texts, place.key, required=self._required)
 
-    def _parsed(self, i: int) -> tuple[str, list[str]]:
-        """Returns the path of record `i`, and its captions if a listing has them."""
-        if isinstance(self._lines, FolderListing):
-            return parse_line(
-                *self._lines[i],
-                self._listing,
-                columns=self._lines.columns,
+    def _place(self, i: int) -> "_Place":
+        """Returns the place of record `i`, and its captions if a listing has them."""
+        if i < len(self._lines):
+            line = self._lines[i]
+            file, texts = parse_line(
+                line.number,
+                line.line,
+                line.listing,
+                columns=line.columns,
                 caption_fields=self._caption_fields,
             )
+            key = os.path.join(os.path.dirname(line.listing), file)
+            return _Place(key, file, line.listing, texts)
         assert self._scan is not None  # what is not listed was scanned
-        file = self._scan.images[i]
+        file = self._scan.images[i - len(self._lines)]
         if not is_unicode(file):
-            raise BadRecord(file, "the name of the file is not UTF-8")
-        return file, []
+            raise BadRecord(file, NOT_UTF8)
+        return _Place(file, file, "", [])
 
     def _beside(self, file: str) -> list[str]:
         """Returns the lines of the text file beside an image."""

@@ -29,12 +29,13 @@ def parse_line(
     columns: Sequence[str] = (),
     caption_fields: Sequence[str] = (),
 ) -> tuple[str, list[str]]:
-    """Returns the file and the captions of a line of a listing.
+    """Returns the file, within the folder of the listing, and the captions of one of its lines.
 
     Args:
         number: that of the line.
         line: a JSON object, or a row of a CSV file.
-        listing: the name of the listing.
+        listing: the path of the listing within the folder of the data, in which keys of records
+            are paths, too.
         columns: of the CSV file; empty for JSON.
         caption_fields: the fields that hold captions. If it is empty, they are the usual ones.
 
@@ -57,7 +58,8 @@ def parse_line(
     values = [entry[key] for key in caption_fields or _USUAL if entry.get(key) is not None]
     texts = _flat(values if caption_fields else values[:1])
     if not all(isinstance(text, str) for text in texts):
-        raise BadRecord(file, "a caption must be a text or a list of texts")
+        key = os.path.join(os.path.dirname(listing), file)
+        raise BadRecord(key, "a caption must be a text or a list of texts")
     return file, texts
 
 
@@ -109,7 +111,8 @@ def check_name(file: str, where: str, field: str, listing: str) -> None:
         raise BadRecord(where, f"{field} {file!r} is no name of a file")
     if os.path.isabs(file) or os.pardir in file.split("/"):
         raise BadRecord(
-            file, f"{field} leads out of the folder: expected a path within that of {listing}"
+            os.path.join(os.path.dirname(listing), file),
+            f"{field} leads out of the folder: expected a path within that of {listing}",
         )
 
 

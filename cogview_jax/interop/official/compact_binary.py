@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.token_records import TokenRecord
@@ -70,16 +71,8 @@ class CompactBinary:
             BadRecord: an id of it is none of its kind.
         """
         text, codes = np.split(np.array(self._rows[i], np.int32), [self._text_length])
-        pieces = text[text != UNUSED] - self._codes
-        for what, ids, limit in (("text", pieces, self._pieces), ("image", codes, self._codes)):
-            if len(ids) and not (ids.min() >= 0 and ids.max() < limit):
-                first = self._codes if what == "text" else 0
-                raise BadRecord(
-                    self.key(i),
-                    f"{what} ids from {ids.min() + first} to {ids.max() + first}: expected {first}"
-                    f" to {first + limit - 1}",
-                )
-        return TokenRecord(self.key(i), (pieces,), codes)
+        text = text[text != UNUSED]
+        return token_record(self.key(i), text, codes, self._codes, self._pieces)
 
     def _refuse_wide(self, row: int) -> None:
         """Refuses a file whose ids have 8 bytes each: their halves would be read as two ids."""
@@ -90,3 +83,36 @@ class CompactBinary:
                 f"{self._path}: its ids seem to have 8 bytes each (int64), expected 4: write them"
                 " as little-endian int32"
             )
+
+
+def token_record(
+    key: str,
+    text: Int[np.ndarray, " t"],
+    codes: Int[np.ndarray, " n"],
+    code_count: int,
+    piece_count: int,
+) -> TokenRecord:
+    """The record of a row: its text as pieces from 0, and its image codes.
+
+    Args:
+        key: names it.
+        text: ids of the whole vocabulary, in which the pieces stand behind the codes.
+        codes: image codes.
+        code_count: how many codes there are.
+        piece_count: how many text pieces there are.
+
+    Raises:
+        BadRecord: an id is none of its kind.
+    """
+    for what, ids, first, limit in (
+        ("text", text, code_count, piece_count),
+        ("image", codes, 0, code_count),
+    ):
+        if len(ids) and not (ids.min() >= first and ids.max() < first + limit):
+            raise BadRecord(
+                key,
+                f"{what} ids from {ids.min()} to {ids.max()}: expected {first} to"
+                f" {first + limit - 1}",
+            )
+    pieces = (text - code_count).astype(np.int32)
+    return TokenRecord(key, (pieces,), codes.astype(np.int32))

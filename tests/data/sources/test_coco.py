@@ -121,3 +121,23 @@ def test_what_is_not_there(tmp_path):
     path.write_text("{")
     with pytest.raises(InputError, match=r"captions_val2017.json: damaged: not readable as JSON"):
         source(path)
+
+
+def test_two_images_of_one_id_are_refused(tmp_path):
+    found = captions([1, 2])
+    found["images"].append({"id": 1, "file_name": "other.png"})
+    path = write(tmp_path, found)
+    message = (
+        r"captions_val2017\.json: two images have the id 1: '000000000001.png' and 'other.png'"
+    )
+    with pytest.raises(InputError, match=message):
+        source(path)
+
+
+def test_an_image_that_is_listed_again_counts_once(tmp_path):
+    found = captions([1, 2])
+    found["images"] += found["images"]
+    records = source(write(tmp_path, found))
+    assert [records.key(i)[-5:] for i in range(len(records))] == ["1.png", "2.png"]
+    said = "ignored 2: 2 images that are listed again (such as 000000000001.png)"
+    assert records.describe().endswith(said)

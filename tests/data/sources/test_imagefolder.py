@@ -125,13 +125,6 @@ def test_a_table_of_something_else_is_no_listing(folder):
         source(folder)
 
 
-def test_listings_of_sub_folders_are_told(folder):
-    write_csv(folder / "a", [("1.png", "x")])
-    with pytest.raises(InputError, match=r"1 metadata.csv of sub folders \(a/metadata.csv\)"):
-        source(folder)
-    assert source(folder / "a")[0].captions == ("x",)
-
-
 def test_columns_that_are_not_there(folder):
     with pytest.raises(InputError, match=r"caption_fields full are those of a listing: expected"):
         source(folder, caption_fields=("full",))

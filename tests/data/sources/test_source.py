@@ -21,6 +21,7 @@ from cogview_jax.data.sources.arrow import Arrow
 from cogview_jax.data.sources.coco import Coco
 from cogview_jax.data.sources.emoji import Emoji
 from cogview_jax.data.sources.folder import Folder
+from cogview_jax.data.sources.lmdb import Lmdb
 from cogview_jax.data.sources.parquet import Parquet
 from cogview_jax.data.sources.shapes import Shapes
 from cogview_jax.data.sources.source import SourceConfig, captions_of, opened
@@ -447,6 +448,7 @@ def test_one_caption_for_all_images_of_a_folder(tmp_path, listing):
 def test_a_config_chooses_the_kind_and_has_its_settings_alone():
     kinds = {"emoji": Emoji, "folder": Folder, "shapes": Shapes, "tfds": Tfds}
     kinds |= {"webdataset": WebDataset, "parquet": Parquet, "arrow": Arrow, "coco": Coco}
+    kinds |= {"lmdb": Lmdb}
     for kind, cls in kinds.items():
         source = build(SourceConfig, {"kind": kind, "max_pixels": 9})
         assert type(source) is cls
@@ -459,8 +461,8 @@ def test_a_config_chooses_the_kind_and_has_its_settings_alone():
     [
         (
             {"kind": "tar"},
-            "config.kind = 'tar': choices are arrow, coco, emoji, folder, mixture, parquet, shapes,"
-            " tfds, webdataset",
+            "config.kind = 'tar': choices are arrow, coco, emoji, folder, lmdb, mixture, parquet,"
+            " shapes, tfds, webdataset",
         ),
         ({"kind": 3}, "config.kind = 3: choices are arrow, coco, emoji, folder"),
         ({"path": "x"}, "config lacks kind; choices are arrow, coco, emoji, folder"),
