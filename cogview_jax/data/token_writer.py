@@ -2,8 +2,6 @@
 
 import contextlib
 import itertools
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -19,7 +17,8 @@ from cogview_jax.data.sources.source import Source, readers_of
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_shards import TokenShards
 from cogview_jax.runtime.leftovers import remove_leftovers
-from cogview_jax.runtime.progress import INTERVAL, Progress
+from cogview_jax.runtime.progress import Progress
+from cogview_jax.runtime.shared_shards import write_together
 from cogview_jax.runtime.workers import cores
 
 # For each record, the text ids of its captions and its image codes [n].
@@ -41,8 +40,6 @@ class Encoder(Protocol[Item]):
 #: Of the threads that read and fit records, the most; for how many batches they do so ahead; and
 #: into how many parts a batch is divided for them.
 MOST_THREADS, AHEAD, PARTS = 16, 2, 8
-#: Seconds after which a process that waits for others looks again.
-PAUSE = 0.5
 
 
 class ShardWriter:
@@ -205,39 +202,16 @@ class _Work:
         def tell(records: int) -> None:
             advance(progress, records, self._writer.counts)
 
-        waited = 0.0
-        while self._missing:
-            if self._write_one(tell):
-                waited = 0.0
-            else:
-                time.sleep(PAUSE)
-                waited += PAUSE
-                if waited == INTERVAL:
-                    self._say_who_writes()
+        def missing() -> list[int]:
             if met := self.look():
                 tell(met)
+            return self._missing
 
-    def _write_one(self, tell: Callable[[int], None]) -> bool:
-        """Writes a missing shard; False where other processes are at work on all of them."""
-        for fresh in (True, False):
-            for shard in self._missing:
-                with self._shards.claim(shard, fresh=fresh) as mine:
-                    if not mine:
-                        continue
-                    if self._shards.note(shard) is None:  # nobody has just written it
-                        self._own.add(shard)
-                        self._writer.write(shard, tell)
-                    return True
-        return False
+        def write(shard: int) -> None:
+            self._own.add(shard)
+            self._writer.write(shard, tell)
 
-    def _say_who_writes(self) -> None:
-        first = self._missing[0]
-        print(
-            f"waiting for shards that other processes write ({len(self._missing)}), such as"
-            f" {self._shards.name(first)}: {self._shards.holder(first)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        write_together(self._shards, missing, write)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from cogview_jax.evaluation.reference_statistics import (
 )
 from cogview_jax.evaluation.resize import RESIZES
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.processes import is_primary, log
+from cogview_jax.runtime.processes import log
 
 #: Splits of the inception score.
 SPLITS = 10
@@ -190,7 +190,7 @@ def distances(
         counts = dict(zip(("n_real", "n_generated"), found.n, strict=True))
         if found.note and found.note not in notes:
             notes.append(found.note)
-        if radius == asked.blur[0] and asked.save_statistics and is_primary():
+        if radius == asked.blur[0] and asked.save_statistics:
             write_statistics(asked.save_statistics, theirs)
     report: Report = {"real": real.name, "generated": generated.name, "fid": fid}
     if asked.blur != (0,):
