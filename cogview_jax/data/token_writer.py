@@ -97,19 +97,11 @@ class ShardWriter:
         whoever takes the examples writes meanwhile. A few batches are in memory at a time.
         """
         span = self._shards.span(shard)
-        fitted = grain.MapDataset.source(_Fitted(self._source, self._encoder))
-        # A thread reads a part of a batch, so that many threads are soon done with the first.
-        size = -(-self._batch_size // PARTS)
-        own = fitted[span.start : span.stop]
-        parts = batched(own, size, readers_of(self._source), stack=list)
-        reading = grain.ReadOptions(
-            num_threads=min(cores(), MOST_THREADS),
-            prefetch_buffer_size=-(-AHEAD * self._batch_size // size),
-        )
         with contextlib.ExitStack() as closing:
-            read = iter(parts.to_iter_dataset(reading))
-            closing.callback(read.close)
-            encoded = Prefetched(self._encoded(itertools.chain.from_iterable(read)))
+            read = closing.enter_context(
+                reading(self._source, self._encoder, span, self._batch_size)
+            )
+            encoded = Prefetched(self._encoded(read))
             closing.callback(encoded.close)
             left = len(span)
             while left:
@@ -121,11 +113,11 @@ class ShardWriter:
                 done(len(outcomes))
 
     def _encoded(
-        self, records: Iterator["_Outcome"]
-    ) -> Iterator[tuple[list["_Outcome"], list[TokenRecord]]]:
+        self, records: Iterator["Outcome"]
+    ) -> Iterator[tuple[list["Outcome"], list[TokenRecord]]]:
         """Batches of what was read, with the examples that became of it."""
         while batch := list(itertools.islice(records, self._batch_size)):
-            read = [outcome for outcome in batch if isinstance(outcome, _Read)]
+            read = [outcome for outcome in batch if isinstance(outcome, FittedItem)]
             encoded = self._encoder.encode([record.item for record in read]) if read else ()
             examples = [
                 TokenRecord(record.key, tuple(captions), codes)
@@ -133,7 +125,7 @@ class ShardWriter:
             ]
             yield batch, examples
 
-    def _count(self, outcome: "_Outcome", left_out: list[Skipped]) -> None:
+    def _count(self, outcome: "Outcome", left_out: list[Skipped]) -> None:
         bad = [outcome] if isinstance(outcome, Skipped) else []
         left_out += bad
         self.counts.add(1, bad)
@@ -215,14 +207,41 @@ class _Work:
 
 
 @dataclass(frozen=True)
-class _Read:
+class FittedItem:
     """A record that can be encoded: its name, and what `Encoder.fit` made of it."""
 
     key: str
     item: Any
 
 
-_Outcome = _Read | Skipped
+Outcome = FittedItem | Skipped
+
+
+@contextlib.contextmanager
+def reading(
+    source: Source[Record], encoder: Encoder, span: range, batch_size: int
+) -> Iterator[Iterator[Outcome]]:
+    """The records of a span in order, which threads read and fit ahead for some batches.
+
+    Args:
+        source: of the records.
+        encoder: fits them.
+        span: numbers of records.
+        batch_size: how many are encoded together.
+    """
+    fitted = grain.MapDataset.source(_Fitted(source, encoder))[span.start : span.stop]
+    # A thread reads a part of a batch, so that many threads are soon done with the first.
+    size = -(-batch_size // PARTS)
+    options = grain.ReadOptions(
+        num_threads=min(cores(), MOST_THREADS),
+        prefetch_buffer_size=-(-AHEAD * batch_size // size),
+    )
+    parts = batched(fitted, size, readers_of(source), stack=list)
+    read = iter(parts.to_iter_dataset(options))
+    try:
+        yield itertools.chain.from_iterable(read)
+    finally:
+        read.close()
 
 
 class _Fitted:
@@ -234,9 +253,9 @@ class _Fitted:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> _Outcome:
+    def __getitem__(self, index: int) -> Outcome:
         try:
             record = self._source[index]
         except BadRecord as error:
             return Skipped.of(error)
-        return _Read(record.key, self._encoder.fit(record))
+        return FittedItem(record.key, self._encoder.fit(record))
