@@ -1,6 +1,7 @@
 """Measures how fast `prepare` is, beside what it does one after the other: reading and encoding.
 
-    .venv/bin/python -m bench.prepare [--images N] [--rounds N] [--batch N] [--folder DIR]
+    .venv/bin/python -m bench.prepare [--images N] [--rounds N] [--batch N] [--device_ms N]
+        [--folder DIR]
 
 JPEGs of 640 x 480 pixels, made up with the spectrum and the edges of photographs, are cropped and
 scaled to 256 pixels and encoded to 16 x 16 codes by a VQGAN of 32 channels, whose weights are
@@ -14,30 +15,33 @@ round to round:
 Each has all cores and the devices of this machine to itself. The share is that of the speed which
 reading and encoding have one after the other, 1 / (1 / read + 1 / encode): 1 is no overlap and no
 loss. Where encoding has a device of its own the share may reach 2; where both take all cores it
-cannot exceed 1. The command prints the images a second of each (median and range), the milliseconds
-of processor time of an image, and the share of each round, of seconds and of processor time: the
-latter says what the way through threads and files costs, whatever else the machine does. It writes
-bench/results/prepare.json.
+cannot exceed 1. `--device_ms` puts in the place of the VQGAN a device that takes so many
+milliseconds an image and no core: it waits. The command prints the images a second of each (median
+and range), the milliseconds of processor time of an image, and the share of each round, of seconds
+and of processor time: the latter says what the way through threads and files costs, whatever else
+the machine does. It writes bench/results/prepare.json.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from bench.data import SIDE, written
 from cogview_jax.checkpoints.bundle import CodecPart
 from cogview_jax.data.token_shards import TokenShards
-from cogview_jax.data.token_writer import FittedItem, ShardWriter, reading, write_store
+from cogview_jax.data.token_writer import Encoded, FittedItem, ShardWriter, reading, write_store
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.tasks.record_encoder import RecordEncoder
+from cogview_jax.tasks.record_encoder import FittedRecord, RecordEncoder
 from cogview_jax.tokenizers.codecs.vqgan import VQGANConfig
 from cogview_jax.tokenizers.text import TextConfig, train_text_tokenizer
 from cogview_jax.training.codec_objective import CodecObjective
@@ -62,13 +66,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32, help="images that are encoded together")
+    parser.add_argument("--device_ms", type=float, default=0.0, help="an image takes so long")
     parser.add_argument("--folder", default=None, help="where the images are made; removed after")
     flags = parser.parse_args()
     if flags.images < flags.batch or flags.images % flags.batch:
         parser.error(f"--images {flags.images}: expected a multiple of --batch {flags.batch}")
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
         source = written(Path(folder), flags.images)["folder"].open()
-        work = Work(source, flags.batch, Path(folder))
+        work = Work(source, flags.batch, Path(folder), flags.device_ms / 1000)
         result = measured(
             {"read": work.read, "encode": work.encode, "prepare": work.prepare},
             flags.images,
@@ -79,24 +84,38 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
+class Waiting(RecordEncoder):
+    """Finds code 0 everywhere, as slowly as a device would."""
+
+    def __init__(self, seconds: float, *arguments: Any, **settings: Any):
+        """seconds: of an image."""
+        super().__init__(*arguments, **settings)
+        self._seconds, self._zeros = seconds, np.zeros((SIDE // 16) ** 2, np.int32)
+
+    def encode(self, records: Sequence[FittedRecord]) -> list[Encoded]:
+        """See `RecordEncoder`."""
+        time.sleep(self._seconds * len(records))
+        return [(record.captions, self._zeros) for record in records]
+
+
 class Work:
     """The parts of `prepare`, and the whole."""
 
-    def __init__(self, source: Any, batch: int, folder: Path):
+    def __init__(self, source: Any, batch: int, folder: Path, waits: float = 0.0):
         """Makes the tokenizers, and reads all images once.
 
         Args:
             source: captioned images.
             batch: how many are encoded together.
             folder: for stores.
+            waits: the seconds of an image of a device that takes no core; 0 for the VQGAN.
         """
         self._source, self._batch, self._folder, self._stores = source, batch, folder, 0
         texts = [caption for i in range(len(source)) for caption in source[i].captions]
         text = train_text_tokenizer(texts, TextConfig(280, "bpe", 1.0))
-        start = CodecObjective(CODEC.module(), global_batch=1)
-        params, state = jax.jit(lambda key: unbox(start.init(key)))(jax.random.key(0))
-        self._encoder = RecordEncoder(
-            CogView(codec=CodecPart(CODEC, params, state), text=text),
+        kind = functools.partial(Waiting, waits) if waits else RecordEncoder
+        self._encoder = kind(
+            CogView(codec=None if waits else codec(), text=text),
             text,
             sizes=[(SIDE, SIDE)],
             crop="center",
@@ -129,6 +148,13 @@ class Work:
         span = range(len(self._source))
         with reading(self._source, self._encoder, span, self._batch) as records:
             return [record.item for record in records if isinstance(record, FittedItem)]
+
+
+def codec() -> CodecPart:
+    """A VQGAN whose weights are random."""
+    start = CodecObjective(CODEC.module(), global_batch=1)
+    params, state = jax.jit(lambda key: unbox(start.init(key)))(jax.random.key(0))
+    return CodecPart(CODEC, params, state)
 
 
 def measured(work: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, Any]:
