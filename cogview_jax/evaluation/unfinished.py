@@ -26,7 +26,7 @@ from cogview_jax.runtime.progress import waiting
 
 #: Seconds for which a process of a launcher waits for process 0 to begin; another for the one that
 #: holds the lock; and between two looks.
-PATIENCE, MOMENT, PAUSE = 120.0, 3.0, 0.1
+PATIENCE, MOMENT, PAUSE = 600.0, 3.0, 0.1
 _WRITTEN = ".written"
 
 
@@ -65,17 +65,13 @@ class Unfinished:
         """
         self._lock.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
-            first = process == 0
-            if process is None and shared:
+            first = not (shared and process)
+            if first and shared and process is None:
                 first = held.enter_context(claimed(self._lock, fresh=False))
-            elif first or not shared:
+            elif first:
                 held.enter_context(locked(self._lock, self._what, "choose another --out"))
-                first = True
-            held.enter_context(
-                self._reporting()
-                if first
-                else self._helping(MOMENT if process is None else PATIENCE)
-            )
+            patience = MOMENT if process is None else PATIENCE
+            held.enter_context(self._reporting() if first else self._helping(patience))
             if first or self._is_open():
                 yield first
                 return

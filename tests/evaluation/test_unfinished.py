@@ -5,6 +5,8 @@ import contextlib
 import pytest
 
 from cogview_jax.evaluation import unfinished
+from cogview_jax.evaluation.benchmark import Options, load_benchmark
+from cogview_jax.evaluation.report import evaluate
 from cogview_jax.evaluation.unfinished import Unfinished
 from cogview_jax.runtime.errors import InputError
 
@@ -122,3 +124,11 @@ def test_a_folder_of_something_else_is_left_alone(part):
     ):
         pass
     assert (folder / "novel.txt").read_text() == "weeks"
+
+
+def test_a_benchmark_that_one_process_computes_refuses_others(monkeypatch, tmp_path):
+    place = {"COORDINATOR_ADDRESS": "localhost:1", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    with pytest.raises(InputError, match="--benchmark shapes runs in one process, got 2"):
+        evaluate(load_benchmark("shapes"), "bundle", str(tmp_path / "r.json"), Options())
