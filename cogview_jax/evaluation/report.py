@@ -2,8 +2,10 @@
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from cogview_jax.checkpoints.bundle import identity
 from cogview_jax.checkpoints.step_bundle import located
@@ -75,6 +77,8 @@ def evaluate(benchmark: Benchmark, bundle: str | None, out: str, options: Option
     with unfinished.joined(process, shared=shared) as reports:
         if reports:
             measured = measure(benchmark, model, options)
+            for note in dict.fromkeys(_notes(measured.report)):
+                print(note, file=sys.stderr)
             print(table(benchmark, measured.report))
             _write(out, name, heading | measured.report, measured)
             unfinished.written()
@@ -92,6 +96,15 @@ def _write(out: str, name: str, report: Report, measured: Measured) -> None:
             write_file(beside(out, "png"), figures.save)
         write_json(out, report)
     print(f"report in {out}, a page of it in {beside(out, 'html')}", file=sys.stderr)
+
+
+def _notes(report: Mapping[str, Any]) -> Iterator[str]:
+    """What `distances` notes of pairs of sets, many of which may have the same."""
+    for name, value in report.items():
+        if name == "notes":
+            yield from value
+        elif isinstance(value, Mapping):
+            yield from _notes(value)
 
 
 def _unkept(images: ImageOptions) -> ImageOptions:
