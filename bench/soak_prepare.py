@@ -1,6 +1,6 @@
 """Prepares a token store by four processes that are killed, and on a disk that is full.
 
-    python -m bench.soak_prepare [--kills 20] [--records 3000] [--out DIR]
+    python -m bench.soak_prepare [--kills 20] [--records 20000] [--out DIR]
 
 The records are small images in tars; one bit of one image is flipped. One process prepares a store
 without disturbance. Then four do so, of which one is killed (SIGKILL) again and again while it
@@ -35,7 +35,7 @@ from bench.soak_faults import EVERY
 from bench.soak_jobs import contents
 from bench.supervised import ROOT, Supervised, on_cpu
 
-TARS, SHARD, BATCH, PROCESSES = 3, 20, 10, 4
+TARS, SHARDS, BATCHES, PROCESSES = 3, 150, 2, 4
 #: Starts the command with an encoder that takes its time.
 SLOWED = """
 import runpy, sys, time
@@ -113,13 +113,14 @@ def make_tars(folder: Path, records: int, rng: np.random.Generator) -> str:
     return f"1.tar/{entry.name.removesuffix('.png')}"
 
 
-def settings(folder: Path) -> list[str]:
-    """The flags of all commands."""
+def settings(folder: Path, records: int) -> list[str]:
+    """The flags of all commands: SHARDS shards of BATCHES batches."""
+    shard = -(-records // SHARDS)
     values = {
         "data.source.kind": "webdataset",
         "data.source.path": folder / "tars" / "*.tar",
-        "data.shard_size": SHARD,
-        "data.encode_batch": BATCH,
+        "data.shard_size": shard,
+        "data.encode_batch": -(-shard // BATCHES),
         "data.image_tokenizer": folder / "codec" / "bundle",
         "data.text.pieces": 300,
         "vocabulary.codes": 16,
@@ -131,18 +132,18 @@ def settings(folder: Path) -> list[str]:
     return ["--config=configs/demo.py", *(f"--config.{name}={x}" for name, x in values.items())]
 
 
-def with_kills(work: Preparing, kills: int, shards: int, rng: random.Random) -> None:
+def with_kills(work: Preparing, kills: int, rng: random.Random) -> None:
     """Kills a writer each time a further share of the shards is whole, and starts another."""
     work.start(PROCESSES)
     for number in range(kills):
-        due = shards * number // (kills + 1)
+        due = SHARDS * number // (kills + 1)
         while work.written() < due:
             time.sleep(0.01)
         time.sleep(rng.uniform(0.0, 0.3))
         while not (writers := work.writers()):
             time.sleep(0.01)
         work.kill(rng.choice(writers))
-        print(f"  kill {number + 1} of {kills}: {work.written()} of {shards} shards", flush=True)
+        print(f"  kill {number + 1} of {kills}: {work.written()} of {SHARDS} shards", flush=True)
         work.start()
 
 
@@ -188,18 +189,20 @@ def main() -> None:
     """Makes all stores, and compares them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--records", type=int, default=3000)
+    parser.add_argument("--records", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "soak_prepare")
     given = parser.parse_args()
     if given.out.exists():
         parser.error(f"--out {given.out} exists: remove it, or name another folder")
+    if given.records < 10 * SHARDS:
+        parser.error(f"--records {given.records}: expected at least {10 * SHARDS}")
     folder, rng = given.out.absolute(), random.Random(given.seed)
     damaged = make_tars(folder / "tars", given.records, np.random.default_rng(given.seed))
     codec = Supervised(folder / "codec", arguments(folder, EVERY, 1, 0))
     codec.start((1, 2))
     codec.finish()
-    flags = settings(folder)
+    flags = settings(folder, given.records)
 
     alone = Preparing(folder / "alone", flags, folder / "alone.txt")
     alone.start()
@@ -211,7 +214,7 @@ def main() -> None:
 
     print(f"{PROCESSES} processes, {given.kills} kills", flush=True)
     killed = Preparing(folder / "killed", flags, folder / "killed.txt", seconds=0.3)
-    with_kills(killed, given.kills, -(-given.records // SHARD), rng)
+    with_kills(killed, given.kills, rng)
     statuses = killed.statuses()
     print(f"  statuses of the last {PROCESSES}: {statuses}", flush=True)
 

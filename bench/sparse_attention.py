@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.models.attention import Attention, KeyValues, causal_mask
+from cogview_jax.models.kernels.block_attention import CausalBlocks
 from cogview_jax.models.pivots import draw_pivots
 from cogview_jax.models.sparse_attention import (
     CachedRegions,
@@ -129,7 +130,7 @@ def layer(rows: int) -> dict[str, Call]:
 
     regions = ThreeRegions(pivots_of(rows), WINDOW, BLOCKS)
     return {
-        "dense": (gradients, (params, x, causal_mask(TOKENS))),
+        "dense": (gradients, (params, x, CausalBlocks())),
         "sparse": (gradients, (params, x, regions)),
     }
 

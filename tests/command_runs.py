@@ -58,7 +58,7 @@ class Command:
                 start = [sys.executable, str(root / "tests" / "warm_start.py")]
                 Command._warm = subprocess.Popen(start, cwd=root, stdin=pipe, bufsize=0)
             Command._warm.stdin.write(f"{self.folder}\n".encode())
-        self._pid = int(self._read("pid"))
+        self.pid = int(self._read("pid"))
 
     @classmethod
     def end(cls) -> None:
@@ -77,7 +77,7 @@ class Command:
     def send_signal(self, number: int) -> None:
         """Sends it a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self._pid, number)
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL, unless it has ended."""

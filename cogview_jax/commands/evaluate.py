@@ -25,7 +25,9 @@ bundle, which samples an image for every caption of --real or each of --prompts.
 tokenizer measures what an image tokenizer gives back, pictures a model on captioned images of
 your own (--real), table1 and figure9 what the paper reports of the best of several candidates, and
 worst finds captions that do not fit their images; see docs/guides/evaluation.md. Interrupted, the
-same command goes on; all but shapes, emoji, style, fashion and attention run as several processes.
+same command goes on. Of all but shapes, emoji, style, fashion, attention and figure10 it may be started
+several times, on one machine or on many that share --out: the processes divide the work, process 0
+writes the report, and it is the same. Any of them may be killed, and others may join.
 
   python -m cogview_jax.evaluate --benchmark attention --bundle runs/demo/bundle \\
       --prompts configs/demo_prompts.txt --out attention.json
@@ -66,7 +68,7 @@ from cogview_jax.evaluation.benchmark import (
 )
 from cogview_jax.runtime import command_line
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, MOST_ROWS, need_flag
-from cogview_jax.runtime.processes import distributed_flags
+from cogview_jax.runtime.processes import leave_when_asked
 
 BUNDLE = command_line.path_flag(
     "bundle", "the bundle's folder, a run's workdir, or one of its checkpoints; fid needs none"
@@ -160,7 +162,6 @@ SYSTEM = command_line.pairs_flag(
     " captioned images such as `sample` writes, or codec:BUNDLE for the true images (--real)"
     " through its image tokenizer",
 )
-START = distributed_flags()
 
 
 def main() -> None:
@@ -205,7 +206,7 @@ def main() -> None:
             systems=tuple(SYSTEM.value),
         ),
     )
-    START()
+    leave_when_asked()
     from cogview_jax.evaluation.accepted_flags import OF_BENCHMARKS, check_flags
     from cogview_jax.evaluation.report import evaluate
 

@@ -6,10 +6,9 @@ DIR/tokens-00000.json             written after its shard: counts, hash, what wa
 DIR/skipped.jsonl                 what was skipped in all shards, in their order
 DIR/manifest.json                 written last; without it the store is unfinished
 
-Many processes, of several machines, may fill a store at once. A shard follows from the plan and its
-number, whoever writes it, and appears whole. A lock for each shard keeps two processes from the
-same work, no more than that: where locks do not hold, a shard is written twice, and is the same.
-One more lock is held while a store is begun and while it is finished.
+Many processes, of several machines, may fill a store at once (`runtime.shared_shards`). A shard
+follows from the plan and its number. One more lock than theirs is held while a store is begun and
+while it is finished.
 
 DIR/.prepare.lock                 while the tokenizers and the plan are made, and at the end
 DIR/.tokens-00000.lock            while a process writes the shard, and after it was killed
@@ -36,8 +35,9 @@ from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.files import atomic_path, sha256_file, write_json
 from cogview_jax.runtime.leftovers import remove_leftovers
-from cogview_jax.runtime.lock import claimed, holder, patiently_locked
+from cogview_jax.runtime.lock import patiently_locked
 from cogview_jax.runtime.sealed import SEAL, check_seal, read_object, read_sealed, seal_of, sealed
+from cogview_jax.runtime.shared_shards import SharedShards
 
 PLAN, MANIFEST = "plan.json", "manifest.json"
 #: Under this name plan and manifest say what stands for the store in its records: 16 hex digits.
@@ -145,7 +145,7 @@ def alone(directory: Path, does: str) -> Iterator[None]:
         yield
 
 
-class TokenShards:
+class TokenShards(SharedShards):
     """The shards of a store that is being written, and which of them are missing."""
 
     def __init__(self, directory: str | Path, *, plan: dict, records: int, shard_size: int):
@@ -193,12 +193,20 @@ class TokenShards:
         start = shard * self._shard_size
         return range(start, min(start + self._shard_size, self.records))
 
+    def path(self, shard: int) -> Path:
+        """The file of `shard`."""
+        return self.directory / f"tokens-{shard:05}.array_record"
+
+    def is_whole(self, shard: int) -> bool:
+        """Whether `shard` is written, and its note."""
+        return self.note(shard) is not None
+
     def note(self, shard: int) -> Note | None:
         """What was noted about a written shard; None while it is missing or not whole.
 
         A note that is damaged is said, and the shard counts as missing.
         """
-        path = self._path(shard)
+        path = self.path(shard)
         if not path.with_suffix(".json").exists() or not path.exists():
             return None
         try:
@@ -220,24 +228,10 @@ class TokenShards:
         """Those of the shards `among` that are whole, with their notes."""
         names = set(os.listdir(self.directory))
         for shard in among:
-            if self._path(shard).with_suffix(".json").name in names:
+            if self.path(shard).with_suffix(".json").name in names:
                 note = self.note(shard)
                 if note is not None:
                     yield shard, note
-
-    @contextlib.contextmanager
-    def claim(self, shard: int, *, fresh: bool) -> Iterator[bool]:
-        """Tells the block whether this process alone writes `shard`; see `runtime.lock.claimed`."""
-        with claimed(self._lock(shard), fresh=fresh) as mine:
-            yield mine
-
-    def name(self, shard: int) -> str:
-        """The file of `shard`."""
-        return self._path(shard).name
-
-    def holder(self, shard: int) -> str:
-        """Which process writes `shard`, for messages."""
-        return holder(self._lock(shard))
 
     def write_shard(
         self,
@@ -259,7 +253,7 @@ class TokenShards:
         except FileNotFoundError:
             # Where locks do not hold, another process may have written the shard as well, and
             # have finished the store, for which it removed what was half-written.
-            if self.note(shard) is None:
+            if not self.is_whole(shard):
                 raise
 
     def list_skipped(self, skipped: Iterable[Skipped]) -> Path:
@@ -300,7 +294,7 @@ class TokenShards:
                 note = self.note(shard)
                 if note is None:
                     raise SystemFault(
-                        f"{self._path(shard)}: no longer whole; run the same command again"
+                        f"{self.path(shard)}: no longer whole; run the same command again"
                     )
                 shards.append(note.shard)
                 counts.add(len(self.span(shard)), note.skipped)
@@ -329,7 +323,7 @@ class TokenShards:
         skipped: Iterable[Skipped],
         counts: Callable[[], dict[str, int]],
     ) -> None:
-        path = self._path(shard)
+        path = self.path(shard)
         count = captions = 0
         with atomic_path(path) as temporary:
             # One record a group: reading one at random decodes no other.
@@ -350,12 +344,6 @@ class TokenShards:
             "counts": counts(),
         }
         write_json(path.with_suffix(".json"), sealed(note))
-
-    def _lock(self, shard: int) -> Path:
-        return self.directory / f".tokens-{shard:05}.lock"
-
-    def _path(self, shard: int) -> Path:
-        return self.directory / f"tokens-{shard:05}.array_record"
 
     def _refuse_other(self, started: dict) -> None:
         keys = [k for k in {**started, **self.plan} if started.get(k) != self.plan.get(k)]

@@ -2,8 +2,6 @@
 
 import contextlib
 import itertools
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -19,7 +17,8 @@ from cogview_jax.data.sources.source import Source, readers_of
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_shards import TokenShards
 from cogview_jax.runtime.leftovers import remove_leftovers
-from cogview_jax.runtime.progress import INTERVAL, Progress
+from cogview_jax.runtime.progress import Progress
+from cogview_jax.runtime.shared_shards import write_together
 from cogview_jax.runtime.workers import cores
 
 # For each record, the text ids of its captions and its image codes [n].
@@ -41,8 +40,6 @@ class Encoder(Protocol[Item]):
 #: Of the threads that read and fit records, the most; for how many batches they do so ahead; and
 #: into how many parts a batch is divided for them.
 MOST_THREADS, AHEAD, PARTS = 16, 2, 8
-#: Seconds after which a process that waits for others looks again.
-PAUSE = 0.5
 
 
 class ShardWriter:
@@ -108,19 +105,11 @@ class ShardWriter:
         whoever takes the examples writes meanwhile. A few batches are in memory at a time.
         """
         span = self._shards.span(shard)
-        fitted = grain.MapDataset.source(_Fitted(self._source, self._encoder))
-        # A thread reads a part of a batch, so that many threads are soon done with the first.
-        size = -(-self._batch_size // PARTS)
-        own = fitted[span.start : span.stop]
-        parts = batched(own, size, readers_of(self._source), stack=list)
-        reading = grain.ReadOptions(
-            num_threads=min(cores(), MOST_THREADS),
-            prefetch_buffer_size=-(-AHEAD * self._batch_size // size),
-        )
         with contextlib.ExitStack() as closing:
-            read = iter(parts.to_iter_dataset(reading))
-            closing.callback(read.close)
-            encoded = Prefetched(self._encoded(itertools.chain.from_iterable(read)))
+            read = closing.enter_context(
+                reading(self._source, self._encoder, span, self._batch_size)
+            )
+            encoded = Prefetched(self._encoded(read))
             closing.callback(encoded.close)
             left = len(span)
             while left:
@@ -132,11 +121,11 @@ class ShardWriter:
                 done(len(outcomes))
 
     def _encoded(
-        self, records: Iterator["_Outcome"]
-    ) -> Iterator[tuple[list["_Outcome"], list[TokenRecord]]]:
+        self, records: Iterator["Outcome"]
+    ) -> Iterator[tuple[list["Outcome"], list[TokenRecord]]]:
         """Batches of what was read, with the examples that became of it."""
         while batch := list(itertools.islice(records, self._batch_size)):
-            read = [outcome for outcome in batch if isinstance(outcome, _Read)]
+            read = [outcome for outcome in batch if isinstance(outcome, FittedItem)]
             encoded = self._encoder.encode([record.item for record in read]) if read else ()
             examples = [
                 TokenRecord(record.key, tuple(captions), codes)
@@ -144,7 +133,7 @@ class ShardWriter:
             ]
             yield batch, examples
 
-    def _count(self, outcome: "_Outcome", left_out: list[Skipped]) -> None:
+    def _count(self, outcome: "Outcome", left_out: list[Skipped]) -> None:
         bad = [outcome] if isinstance(outcome, Skipped) else []
         left_out += bad
         self.counts.add(1, bad)
@@ -213,50 +202,54 @@ class _Work:
         def tell(records: int) -> None:
             advance(progress, records, self._writer.counts)
 
-        waited = 0.0
-        while self._missing:
-            if self._write_one(tell):
-                waited = 0.0
-            else:
-                time.sleep(PAUSE)
-                waited += PAUSE
-                if waited == INTERVAL:
-                    self._say_who_writes()
+        def missing() -> list[int]:
             if met := self.look():
                 tell(met)
+            return self._missing
 
-    def _write_one(self, tell: Callable[[int], None]) -> bool:
-        """Writes a missing shard; False where other processes are at work on all of them."""
-        for fresh in (True, False):
-            for shard in self._missing:
-                with self._shards.claim(shard, fresh=fresh) as mine:
-                    if not mine:
-                        continue
-                    if self._shards.note(shard) is None:  # nobody has just written it
-                        self._own.add(shard)
-                        self._writer.write(shard, tell)
-                    return True
-        return False
+        def write(shard: int) -> None:
+            self._own.add(shard)
+            self._writer.write(shard, tell)
 
-    def _say_who_writes(self) -> None:
-        first = self._missing[0]
-        print(
-            f"waiting for shards that other processes write ({len(self._missing)}), such as"
-            f" {self._shards.name(first)}: {self._shards.holder(first)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        write_together(self._shards, missing, write)
 
 
 @dataclass(frozen=True)
-class _Read:
+class FittedItem:
     """A record that can be encoded: its name, and what `Encoder.fit` made of it."""
 
     key: str
     item: Any
 
 
-_Outcome = _Read | Skipped
+Outcome = FittedItem | Skipped
+
+
+@contextlib.contextmanager
+def reading(
+    source: Source[Record], encoder: Encoder, span: range, batch_size: int
+) -> Iterator[Iterator[Outcome]]:
+    """The records of a span in order, which threads read and fit ahead for some batches.
+
+    Args:
+        source: of the records.
+        encoder: fits them.
+        span: numbers of records.
+        batch_size: how many are encoded together.
+    """
+    fitted = grain.MapDataset.source(_Fitted(source, encoder))[span.start : span.stop]
+    # A thread reads a part of a batch, so that many threads are soon done with the first.
+    size = -(-batch_size // PARTS)
+    options = grain.ReadOptions(
+        num_threads=min(cores(), MOST_THREADS),
+        prefetch_buffer_size=-(-AHEAD * batch_size // size),
+    )
+    parts = batched(fitted, size, readers_of(source), stack=list)
+    read = iter(parts.to_iter_dataset(options))
+    try:
+        yield itertools.chain.from_iterable(read)
+    finally:
+        read.close()
 
 
 class _Fitted:
@@ -268,9 +261,9 @@ class _Fitted:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> _Outcome:
+    def __getitem__(self, index: int) -> Outcome:
         try:
             record = self._source[index]
         except BadRecord as error:
             return Skipped.of(error)
-        return _Read(record.key, self._encoder.fit(record))
+        return FittedItem(record.key, self._encoder.fit(record))

@@ -19,8 +19,6 @@ from cogview_jax.evaluation.benchmark import Options
 from cogview_jax.evaluation.image_sets import ImageSet, good_images
 from cogview_jax.evaluation.row_store import RowStore
 from cogview_jax.pipeline.cogview import CogView
-from cogview_jax.runtime.processes import is_primary
-from cogview_jax.runtime.progress import Progress
 from cogview_jax.sampling.engine import SamplingRequest
 from cogview_jax.sampling.options import SamplingConfig
 
@@ -118,7 +116,8 @@ def sample_candidates(
 ) -> CodedImages:
     """`candidates` images for each prompt; that of prompt i and index j has number i n + j.
 
-    They are those that `CogView.generate` gives. Every process of the run samples its share.
+    They are those that `CogView.generate` gives. Processes that call it with the same share the
+    work.
 
     Args:
         model: of text_to_image.
@@ -142,26 +141,23 @@ def sample_candidates(
         "precision": precision,
     }
     store = RowStore(
-        folder, job, count=len(prompts) * candidates, width=grid * grid, dtype=np.int32
+        folder,
+        job,
+        count=len(prompts) * candidates,
+        width=grid * grid,
+        batch=max(_TOGETHER, batch_size or 0),
+        dtype=np.int32,
     )
-    mine = store.mine
-    if mine:
+
+    def compute(numbers: range) -> Iterator[np.ndarray]:
         requests = [
             SamplingRequest(prompts[number // candidates], seed, number % candidates, sampling)
-            for number in mine
+            for number in numbers
         ]
-        with Progress(
-            len(mine) + store.done,
-            "sample",
-            unit="image",
-            start=store.done,
-            shown=is_primary(),
-            per_minute=True,
-        ) as progress:
-            for codes in model.generation.sample_codes(requests, batch_size):
-                store.append(codes.reshape(len(codes), -1))
-                progress.update(len(codes))
-    store.finish()
+        for codes in model.generation.sample_codes(requests, batch_size):
+            yield codes.reshape(len(codes), -1)
+
+    store.fill(compute, "sample", per_minute=True)
     name = f"{candidates} samples of {len(prompts)} prompts"
     return CodedImages(model, store, (grid, grid), name, precision)
 
@@ -197,27 +193,26 @@ def encode_images(
     """
     grid = model.codec.config.grid
     job = {"bundle": bundle, "of": images.identity}
-    store = RowStore(folder, job, count=len(images), width=grid * grid, dtype=np.int32)
-    mine = store.mine
-    if mine:
-        size = model.codec.config.image_size
-        with Progress(
-            len(mine) + store.done, "encode", unit="image", start=store.done, shown=is_primary()
-        ) as progress:
-            for start in range(0, len(mine), _TOGETHER):
-                some = mine[start : start + _TOGETHER]
-                batch = np.zeros((_TOGETHER, size, size, 3), np.uint8)
-                bad = []
-                for i, image in enumerate(images.read(some)):
-                    if isinstance(image, BadRecord):
-                        bad.append(i)
-                    else:
-                        batch[i] = image
-                codes = np.array(model.encode(batch).reshape(_TOGETHER, -1)[: len(some)])
-                codes[bad] = -1
-                store.append(codes)
-                progress.update(len(some))
-    store.finish()
+    size = model.codec.config.image_size
+    store = RowStore(
+        folder, job, count=len(images), width=grid * grid, batch=_TOGETHER, dtype=np.int32
+    )
+
+    def compute(numbers: range) -> Iterator[np.ndarray]:
+        for start in range(0, len(numbers), _TOGETHER):
+            some = numbers[start : start + _TOGETHER]
+            batch = np.zeros((_TOGETHER, size, size, 3), np.uint8)
+            bad = []
+            for i, image in enumerate(images.read(some)):
+                if isinstance(image, BadRecord):
+                    bad.append(i)
+                else:
+                    batch[i] = image
+            codes = np.array(model.encode(batch).reshape(_TOGETHER, -1)[: len(some)])
+            codes[bad] = -1
+            yield codes
+
+    store.fill(compute, "encode")
     name = f"{images.name} through the image tokenizer"
     return CodedImages(model, store, (grid, grid), name, precision)
 
@@ -241,24 +236,21 @@ def score_candidates(
         label: of the progress line.
     """
     job = {"scorer": dict(scorer), "of": images.identity, "texts": sha256_of(texts)}
-    store = RowStore(folder, job, count=len(images), width=1)
+    store = RowStore(folder, job, count=len(images), width=1, batch=_TOGETHER)
     each, rest = divmod(len(images), len(texts))
     assert not rest, (len(images), len(texts))
-    mine = store.mine
-    if mine:
-        with Progress(
-            len(mine) + store.done, label, unit="image", start=store.done, shown=is_primary()
-        ) as progress:
-            for start in range(0, len(mine), _TOGETHER):
-                some = mine[start : start + _TOGETHER]
-                good = good_images(images, some)
-                scores = np.full((len(some), 1), np.nan, np.float32)
-                if good:
-                    found = score(list(good.values()), [texts[i // each] for i in good])
-                    scores[[some.index(i) for i in good], 0] = found
-                store.append(scores)
-                progress.update(len(some))
-    store.finish()
+
+    def compute(numbers: range) -> Iterator[np.ndarray]:
+        for start in range(0, len(numbers), _TOGETHER):
+            some = numbers[start : start + _TOGETHER]
+            good = good_images(images, some)
+            scores = np.full((len(some), 1), np.nan, np.float32)
+            if good:
+                found = score(list(good.values()), [texts[i // each] for i in good])
+                scores[[some.index(i) for i in good], 0] = found
+            yield scores
+
+    store.fill(compute, label)
     return store.read(range(store.count))[:, 0]
 
 

@@ -41,12 +41,16 @@ class ClipSets:
         `name` is that of the set's folder.
         """
         job = {"set": images.identity, "clip": self._clip.sha256}
-        store = RowStore(
-            self._folder / f"clip_{name}", job, count=len(images), width=self._clip.dimension
-        )
         together = self._clip.batch_size
+        store = RowStore(
+            self._folder / f"clip_{name}",
+            job,
+            count=len(images),
+            width=self._clip.dimension,
+            batch=together,
+        )
 
-        def compute(readable: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        def compute(readable: Iterable[np.ndarray], numbers: range) -> Iterator[np.ndarray]:
             batch: list[np.ndarray] = []
             for image in readable:
                 batch.append(image)

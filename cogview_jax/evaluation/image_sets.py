@@ -19,8 +19,7 @@ from cogview_jax.evaluation.features import FeatureExtractor
 from cogview_jax.evaluation.metrics.features import Rows
 from cogview_jax.evaluation.row_store import RowStore
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.processes import is_primary, log
-from cogview_jax.runtime.progress import Progress
+from cogview_jax.runtime.processes import log
 
 #: What `sample` writes beside its images.
 SAMPLES = "samples.jsonl"
@@ -198,7 +197,7 @@ def stored_features(
 ) -> StoredFeatures:
     """The features of a set of images, computed where they are not on disk yet.
 
-    Every process of the run calls it, and each computes those of its share of the images.
+    Processes that call it with the same share the work.
 
     Args:
         images: the set.
@@ -219,9 +218,9 @@ def stored_features(
         "blur": [radius, kernel] if radius else [],
     }
     width = extractor.dimension + extractor.classes
-    store = RowStore(folder, job, count=len(images), width=width)
+    store = RowStore(folder, job, count=len(images), width=width, batch=extractor.batch_size)
 
-    def compute(readable: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def compute(readable: Iterable[np.ndarray], numbers: range) -> Iterator[np.ndarray]:
         for found in extractor(blurred(image, radius, kernel) for image in readable):
             yield np.concatenate([found.pooled, found.logits], axis=1)
 
@@ -232,7 +231,7 @@ def stored_features(
 def fill_rows(
     store: RowStore,
     images: ImageSet,
-    compute: Callable[[Iterable[np.ndarray]], Iterator[Float[np.ndarray, "n w"]]],
+    compute: Callable[[Iterable[np.ndarray], range], Iterator[Float[np.ndarray, "n w"]]],
     label: str,
     *,
     said: bool = True,
@@ -245,7 +244,7 @@ def fill_rows(
     Args:
         store: a row an image.
         images: the set.
-        compute: images of any sizes -> their rows, some at a time and in order.
+        compute: images of any sizes and their numbers -> their rows, some at a time and in order.
         label: of the progress line.
         said: whether the line on images that cannot be read is printed.
 
@@ -253,29 +252,27 @@ def fill_rows(
         InputError: no image can be read.
     """
     bad: dict[int, BadRecord] = {}
-    if mine := store.mine:
+
+    def rows_of(numbers: range) -> Iterator[np.ndarray]:
+        """An image for every number: a black one stands for those that cannot be read."""
 
         def readable() -> Iterator[np.ndarray]:
-            """An image for every number: a black one stands for those that cannot be read."""
             shape: tuple[int, ...] = (64, 64, 3)
-            for number, image in zip(mine, images.read(mine), strict=True):
+            for number, image in zip(numbers, images.read(numbers), strict=True):
                 if isinstance(image, BadRecord):
                     bad[number] = image
                     image = np.zeros(shape, np.uint8)
                 shape = image.shape
                 yield image
 
-        with Progress(
-            len(mine) + store.done, label, unit="image", start=store.done, shown=is_primary()
-        ) as progress:
-            at = 0
-            for rows in compute(readable()):
-                numbers = mine[at : at + len(rows)]
-                rows[[i for i, number in enumerate(numbers) if number in bad]] = np.nan
-                store.append(rows)
-                at += len(rows)
-                progress.update(len(rows))
-    store.finish()
+        at = 0
+        for rows in compute(readable(), numbers):
+            some = numbers[at : at + len(rows)]
+            rows[[i for i, number in enumerate(some) if number in bad]] = np.nan
+            at += len(rows)
+            yield rows
+
+    store.fill(rows_of, label)
     good = np.concatenate([~np.isnan(rows[:, 0]) for rows in store.blocks()])
     if not good.any():
         raise InputError(f"{images.name}: none of its {len(images)} images can be read")

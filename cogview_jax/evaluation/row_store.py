@@ -1,108 +1,116 @@
 """Rows of numbers on disk that a long evaluation computes: it goes on where it was interrupted.
 
 The memory that an evaluation takes does not grow with the rows, since they are read back in blocks;
-and several processes share the work, each of which writes the rows of its share.
+and several processes share the work, which is divided into shards (`runtime.shared_shards`).
+
+DIR/job.json                      all that the rows depend on
+DIR/rows-00000.rows               rows 0 to S-1, one number behind the other
 """
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.files import atomic_path, read_json, sync, write_json
-from cogview_jax.runtime.kv_store_sync import KVStoreSync
+from cogview_jax.evaluation.job import as_json, begin_job
+from cogview_jax.runtime.errors import SystemFault
+from cogview_jax.runtime.files import write_file
+from cogview_jax.runtime.leftovers import remove_leftovers
+from cogview_jax.runtime.progress import Progress
+from cogview_jax.runtime.shared_shards import SharedShards, write_together
 
-#: Seconds that processes wait for the slowest one: the shares are equal, the machines may not be.
-PATIENCE = 24 * 3600
 #: Bytes of rows that are read at a time.
 _BLOCK = 16 << 20
-_JOB = "job.json"
+#: Of a store there should be so many shards, for as many processes; and the most batches of one.
+_SHARDS, _MOST_BATCHES = 16, 16
+
+#: Numbers of rows -> the rows, some at a time and in order. Only the numbers matter: whoever
+#: computes a shard computes the same.
+Compute = Callable[[range], Iterator[Shaped[np.ndarray, "n width"]]]
 
 
-class RowStore:
-    """`count` rows of `width` numbers each, in the folder PATH.
-
-    Process p of P computes rows p, p + P, p + 2P and so on, in this order, and appends them to its
-    own file. Every process of the run makes the same stores in the same order.
-    """
+class RowStore(SharedShards):
+    """`count` rows of `width` numbers each, in the folder `directory`."""
 
     def __init__(
         self,
-        path: Path,
+        directory: Path,
         job: Mapping[str, Any],
         *,
         count: int,
         width: int,
+        batch: int,
         dtype: type[np.generic] = np.float32,
     ):
-        """Opens the rows that are there, or makes an empty folder.
+        """Makes the folder where there is none; processes that share the work make the same.
 
         Args:
-            path: the folder, on a file system that all processes share.
+            directory: the folder, on a file system that all processes share.
             job: all that the rows depend on, as JSON has it.
             count: rows.
             width: numbers of a row.
+            batch: rows that are computed together. Shards are of whole batches, of those that the
+                first process had.
             dtype: of the numbers.
 
         Raises:
             InputError: the folder holds rows of another job, or is of something else.
         """
-        self.path, self.count, self.width = path, count, width
+        self.directory, self.count, self.width = directory, count, width
         self._dtype = np.dtype(dtype)
-        self._part, self._parts = jax.process_index(), jax.process_count()
-        self._sync = KVStoreSync(PATIENCE)
-        layout = {"count": count, "width": width, "dtype": self._dtype.name, "parts": self._parts}
-        self.job = json.loads(json.dumps({**job, **layout}))
-        problem = self._sync.broadcast("open", self._open)
-        if problem:
-            raise InputError(problem)
-        file = self._file(self._part)
-        whole = file.stat().st_size // self._row_bytes if file.exists() else 0
-        self._done = min(whole, self._share(self._part))
-        if file.exists():
-            os.truncate(file, self._done * self._row_bytes)  # a row that was cut off
+        size = batch * min(max(1, count // (_SHARDS * batch)), _MOST_BATCHES)
+        layout = {"count": count, "width": width, "dtype": self._dtype.name}
+        self.job = as_json({**job, **layout})
+        self._shard_size = begin_job(directory, self.job, shard_size=size)["shard_size"]
 
-    @property
-    def mine(self) -> range:
-        """The numbers of the rows that this process has still to append, in this order."""
-        return range(self._part + self._done * self._parts, self.count, self._parts)
+    def path(self, shard: int) -> Path:
+        """The file of `shard`."""
+        return self.directory / f"rows-{shard:05}.rows"
 
-    @property
-    def done(self) -> int:
-        """How many rows of this process are there."""
-        return self._done
+    def is_whole(self, shard: int) -> bool:
+        """Whether `shard` is written."""
+        try:
+            return self.path(shard).stat().st_size == len(self._span(shard)) * self._row_bytes
+        except FileNotFoundError:
+            return False
 
-    def append(self, rows: Shaped[np.ndarray, "n width"]) -> None:
-        """Writes the next rows of this process, [n, width]."""
-        assert rows.shape[1:] == (self.width,), (rows.shape, self.width)
-        assert len(rows) <= len(self.mine), (len(rows), len(self.mine))
-        with open(self._file(self._part), "ab") as file:
-            file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
-        self._done += len(rows)
+    def fill(self, compute: Compute, label: str, *, per_minute: bool = False) -> None:
+        """Computes the rows that are missing, together with all processes that do so at the time.
 
-    def finish(self) -> None:
-        """Waits until every process has all of its rows on disk."""
-        assert not self.mine, f"{len(self.mine)} rows are missing"
-        file = self._file(self._part)
-        if file.exists():
-            sync(file)
-        self._sync.all_gather("finish", True)
+        Args:
+            compute: the rows of some numbers, a shard's.
+            label: of the progress line.
+            per_minute: gives the rate by the minute.
+        """
+        remove_leftovers(self.directory)
+        missing = self._missing(range(-(-self.count // self._shard_size)))
+        done = self.count - self._rows(missing)
+        with Progress(
+            self.count, label, unit="image", start=done, per_minute=per_minute
+        ) as progress:
+
+            def look() -> list[int]:
+                nonlocal missing
+                missing = self._missing(missing)
+                progress.reach(self.count - self._rows(missing))
+                return missing
+
+            def write(shard: int) -> None:
+                self._write(shard, compute, progress)
+
+            write_together(self, look, write)
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> Shaped[np.ndarray, "n width"]:
         """Rows by their numbers, [n, width]."""
         rows = np.empty((len(numbers), self.width), self._dtype)
-        numbers = np.asarray(numbers, np.int64)
-        for part in range(self._parts):
-            here = np.flatnonzero(numbers % self._parts == part)
-            if len(here):
-                table = np.memmap(self._file(part), self._dtype, "r").reshape(-1, self.width)
-                rows[here] = table[numbers[here] // self._parts]
+        shards, places = np.divmod(np.asarray(numbers, np.int64), self._shard_size)
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            table = np.memmap(self.path(shard), self._dtype, "r").reshape(-1, self.width)
+            rows[here] = table[places[here]]
         return rows
 
     def blocks(self) -> Iterator[Shaped[np.ndarray, "n width"]]:
@@ -111,35 +119,30 @@ class RowStore:
         for start in range(0, self.count, each):
             yield self.read(range(start, min(start + each, self.count)))
 
-    def _open(self) -> str:
-        """Makes the folder where there is none. By one process; returns what is wrong with it."""
-        file = self.path / _JOB
-        if self.path.exists():
-            if not file.exists():
-                where = f"{self.path} is no unfinished evaluation"
-                return f"{where}: move it away, or choose another --out"
-            try:
-                found = read_json(file)
-                keys = sorted(key for key in self.job if found.get(key) != self.job[key])
-            except (InputError, AttributeError):
-                keys = [f"{_JOB}, which cannot be read"]
-            if not keys:
-                return ""
-            return (
-                f"{self.path} has what another evaluation had measured (of another"
-                f" {', '.join(keys)}): give its command again to finish it, delete that folder, or"
-                " choose another --out"
-            )
-        with atomic_path(self.path) as temporary:
-            temporary.mkdir()
-            write_json(temporary / _JOB, self.job)
-        return ""
+    def _write(self, shard: int, compute: Compute, progress: Progress) -> None:
+        span = self._span(shard)
+        rows, at = np.empty((len(span), self.width), self._dtype), 0
+        for some in compute(span):
+            rows[at : at + len(some)] = some
+            at += len(some)
+            progress.update(len(some))
+        assert at == len(span), (at, span)
+        write_file(self.path(shard), lambda file: file.write_bytes(rows.tobytes()))
+        if not self.is_whole(shard):
+            raise SystemFault(f"{self.path(shard)}: not there after it was written")
 
-    def _file(self, part: int) -> Path:
-        return self.path / f"{part}of{self._parts}.rows"
+    def _missing(self, among: Sequence[int]) -> list[int]:
+        names = set(os.listdir(self.directory))
+        return [
+            shard for shard in among if self.name(shard) not in names or not self.is_whole(shard)
+        ]
 
-    def _share(self, part: int) -> int:
-        return len(range(part, self.count, self._parts))
+    def _span(self, shard: int) -> range:
+        start = shard * self._shard_size
+        return range(start, min(start + self._shard_size, self.count))
+
+    def _rows(self, shards: Sequence[int]) -> int:
+        return sum(len(self._span(shard)) for shard in shards)
 
     @property
     def _row_bytes(self) -> int:

@@ -1,6 +1,5 @@
 """Distances of two sets of images by their features: FID at several radii, KID, inception score."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from cogview_jax.evaluation.reference_statistics import (
 )
 from cogview_jax.evaluation.resize import RESIZES
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.processes import is_primary, log
 
 #: Splits of the inception score.
 SPLITS = 10
@@ -190,7 +188,7 @@ def distances(
         counts = dict(zip(("n_real", "n_generated"), found.n, strict=True))
         if found.note and found.note not in notes:
             notes.append(found.note)
-        if radius == asked.blur[0] and asked.save_statistics and is_primary():
+        if radius == asked.blur[0] and asked.save_statistics:
             write_statistics(asked.save_statistics, theirs)
     report: Report = {"real": real.name, "generated": generated.name, "fid": fid}
     if asked.blur != (0,):
@@ -198,8 +196,6 @@ def distances(
     report |= _of_features(real, generated, asked, seed, notes)
     if not RESIZES[extractor.resize].comparable:
         notes.append(f"resize {extractor.resize}: {RESIZES[extractor.resize].description}")
-    for note in notes:
-        _say_once(note)
     return report | {
         **counts,
         "features": extractor.describe(),
@@ -208,12 +204,6 @@ def distances(
         "seed": seed,
         "notes": notes,
     }
-
-
-@functools.cache
-def _say_once(note: str) -> None:
-    """Prints a note, which may be true of many pairs of sets."""
-    log(note)
 
 
 def _of_features(

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,6 +29,8 @@ flags.disclaim_key_flags()  # the flags belong to the command that asks for them
 PREEMPTED = 75
 #: Where the coordinator listens if only its host is known.
 PORT = 8476
+#: When this process began, in seconds since 1970.
+STARTED = time.time()
 
 T = TypeVar("T")
 

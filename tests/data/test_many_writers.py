@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from data.test_token_store import BROKEN, COUNT, SHARD, Images, contents, encode, write
 
-from cogview_jax.data import token_writer
 from cogview_jax.data.token_shards import TokenShards
-from cogview_jax.runtime import lock
+from cogview_jax.runtime import lock, shared_shards
 from cogview_jax.runtime.errors import InputError, SystemFault
 from processes import left_by_the_dead
 
@@ -27,7 +26,7 @@ def expected(tmp_path_factory):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    monkeypatch.setattr(token_writer, "PAUSE", 0.01)
+    monkeypatch.setattr(shared_shards, "PAUSE", 0.01)
 
 
 class Encoded:

@@ -154,9 +154,9 @@ def test_an_interrupted_evaluation_goes_on(folders, network, tmp_path, monkeypat
     given, calls = FeatureExtractor.__call__, []
 
     def stops(self, images):
-        for number, found in enumerate(given(self, images)):
-            if calls and number == 1:
-                raise KeyboardInterrupt
+        if len(calls) == 1:  # each is of a shard
+            raise KeyboardInterrupt
+        for found in given(self, images):
             calls.append(len(found.pooled))
             yield found
 
@@ -237,24 +237,63 @@ def test_options_of_images_out_of_range(asked, message):
         ImageOptions(**asked)
 
 
-def test_two_processes_give_the_report_of_one(root, folders, network, tmp_path):
-    real, generated = folders
-    whole = compared(tmp_path / "whole.json", real, generated, network, blur=(0, 1))
-    program = root / "tests" / "evaluation" / "comparing_process.py"
-    command = (program, real, generated, network, tmp_path / "r.json")
-    with Processes(root, command, 2, 1) as running:
+@pytest.fixture
+def program(root, folders, network):
+    """The command of `comparing_process`, but for the report."""
+    return (root / "tests" / "evaluation" / "comparing_process.py", *folders, network)
+
+
+@pytest.fixture
+def alone(root, program, tmp_path):
+    """The report of one process."""
+    with Processes(root, (*program, tmp_path / "alone.json"), 1, 1) as running:
+        running.succeed()
+    return (tmp_path / "alone.json").read_bytes()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_give_the_report_of_one(root, program, alone, tmp_path, count):
+    with Processes(root, (*program, tmp_path / "r.json"), count, 1) as running:
         running.succeed()
         assert "FID (tiny, clean): " in running.output(0)
-        assert "FID (tiny, clean): " not in running.output(1)
-    report = json.loads((tmp_path / "r.json").read_text())
+        assert running.output(0).count("inception score is biased") == 1
+        for other in range(1, count):
+            said = running.output(other)
+            assert "FID " not in said
+            assert "inception score" not in said
+            # It had a part in it, or came late.
+            assert ("has done its part" in said) != ("nothing to do for this process" in said)
+    assert (tmp_path / "r.json").read_bytes() == alone
     assert not (tmp_path / "r.json.unfinished").exists()
-    for radius in ("0", "1"):
-        assert report["fid"].pop(radius) == pytest.approx(whole["fid"].pop(radius), rel=1e-6)
-    for name in ("kid", "inception_score"):
-        assert report[name].pop("mean") == pytest.approx(whole[name].pop("mean"), rel=1e-5)
-        std = pytest.approx(whole[name].pop("std"), rel=1e-4, abs=1e-9)
-        assert report[name].pop("std") == std
-    assert report == whole
+
+
+def test_a_process_that_is_killed_loses_no_more_than_its_shard(root, program, alone, tmp_path):
+    """Of three the third goes on; process 0, which writes the report, is started again."""
+    out, folder = tmp_path / "r.json", tmp_path / "r.json.unfinished"
+
+    def holders():
+        locks = [lock.read_text() for lock in folder.glob("*/blur_0/.rows-*.lock")]
+        return {json.loads(lock)["process"] for lock in locks if lock}
+
+    def kept():
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*.rows")}
+
+    with Processes(root, (*program, out, 0.4), 3, 1) as running:
+        victims = running.all[:2]
+        running.wait_until(lambda: {victim.pid for victim in victims} <= holders())
+        for victim in victims:
+            victim.kill()
+        before = kept()
+        assert running.statuses()[2] == 0, running.output(2)
+        assert "has done its part" in running.output(2)
+    assert not out.exists()
+    whole = kept()
+    assert before.items() <= whole.items()
+    assert len(whole) == 2 * (3 + 3)
+    with Processes(root, (*program, out, 600), 1, 1) as running:
+        running.succeed()  # at once: it computes no row
+    assert out.read_bytes() == alone
+    assert not folder.exists()
 
 
 def test_features_of_images_that_changed_meanwhile_are_not_taken(
@@ -264,13 +303,13 @@ def test_features_of_images_that_changed_meanwhile_are_not_taken(
     real, generated = tmp_path / "real", tmp_path / "generated"
     shutil.copytree(folders[0], real)
     shutil.copytree(folders[1], generated)
-    given = FeatureExtractor.__call__
+    given, calls = FeatureExtractor.__call__, []
 
     def stops(self, images):
-        for number, found in enumerate(given(self, images)):
-            if number == 1:
-                raise KeyboardInterrupt
-            yield found
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(True)
+        return given(self, images)
 
     out = tmp_path / "r.json"
     with monkeypatch.context() as patch:

@@ -1,39 +1,62 @@
-"""Rows on disk: what is appended comes back, also after an interruption."""
+"""Rows on disk: what is computed comes back, whoever computed it, also after an interruption."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from cogview_jax.evaluation.row_store import RowStore
+from cogview_jax.runtime import shared_shards
 from cogview_jax.runtime.errors import InputError
 
 ROWS = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
 
 
-def opened(folder, part=0, parts=1, job="a", monkeypatch=None, **changes):
-    if monkeypatch is not None:
-        monkeypatch.setattr("jax.process_index", lambda: part)
-        monkeypatch.setattr("jax.process_count", lambda: parts)
-    return RowStore(folder, {"of": job}, **{"count": 7, "width": 3, **changes})
+def opened(folder, job="a", **changes):
+    return RowStore(folder, {"of": job}, **{"count": 7, "width": 3, "batch": 2, **changes})
+
+
+class Computed:
+    """Gives the rows, one at a time; remembers which."""
+
+    def __init__(self, stop=None):
+        self.numbers, self._stop = [], stop
+
+    def __call__(self, numbers):
+        for number in numbers:
+            if number == self._stop:
+                raise KeyboardInterrupt
+            self.numbers.append(number)
+            yield ROWS[number : number + 1]
 
 
 def test_rows_come_back_in_order_and_an_interrupted_store_goes_on(tmp_path):
-    store = opened(tmp_path / "rows")
-    assert list(store.mine) == list(range(7))
-    store.append(ROWS[:4])
-    file = next((tmp_path / "rows").glob("*.rows"))
-    with open(file, "ab") as whole:
-        whole.write(ROWS[4].tobytes()[:5])  # a kill in the middle of a row
+    store, first, second = opened(tmp_path / "rows"), Computed(stop=5), Computed()
+    with pytest.raises(KeyboardInterrupt):
+        store.fill(first, "rows")
+    assert first.numbers == [0, 1, 2, 3, 4]
+    whole = sorted(path.name for path in (tmp_path / "rows").glob("*.rows"))
+    assert whole == ["rows-00000.rows", "rows-00001.rows"]
     again = opened(tmp_path / "rows")
-    assert (again.done, list(again.mine)) == (4, [4, 5, 6])
-    again.append(ROWS[4:])
-    again.finish()
+    again.fill(second, "rows")
+    assert second.numbers == [4, 5, 6]
     np.testing.assert_array_equal(again.read([6, 0, 3]), ROWS[[6, 0, 3]])
     np.testing.assert_array_equal(np.concatenate(list(again.blocks())), ROWS)
-    assert opened(tmp_path / "rows").mine == range(7, 7)
+    opened(tmp_path / "rows").fill(Computed(stop=0), "rows")  # which computes nothing
+
+
+def test_a_shard_that_lost_its_end_is_computed_again(tmp_path):
+    opened(tmp_path / "rows").fill(Computed(), "rows")
+    file = tmp_path / "rows" / "rows-00001.rows"
+    file.write_bytes(file.read_bytes()[:5])
+    opened(tmp_path / "rows").fill(again := Computed(), "rows")
+    assert again.numbers == [2, 3]
+    np.testing.assert_array_equal(opened(tmp_path / "rows").read(range(7)), ROWS)
 
 
 def test_rows_of_another_evaluation_are_not_lost(tmp_path):
-    opened(tmp_path / "rows").append(ROWS)
+    opened(tmp_path / "rows").fill(Computed(), "rows")
     with pytest.raises(InputError, match=r"had measured \(of another of\): give"):
         opened(tmp_path / "rows", job="b")
     with pytest.raises(InputError, match=r"\(of another count\)"):
@@ -47,19 +70,39 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="rows is no unfinished evaluation: move it away"):
         opened(tmp_path / "rows")
     assert (tmp_path / "rows" / "weights").read_text() == "weeks"
+    (tmp_path / "rows" / "job.json").write_text("[")
+    with pytest.raises(InputError, match=r"of another job.json, which cannot be read"):
+        opened(tmp_path / "rows")
 
 
-def test_shares_of_several_processes_are_the_whole(tmp_path, monkeypatch):
-    """The processes take turns here; tests/launch runs two at once."""
-    monkeypatch.setattr(
-        "cogview_jax.evaluation.row_store.KVStoreSync.broadcast", lambda self, topic, make: make()
-    )
-    monkeypatch.setattr(
-        "cogview_jax.evaluation.row_store.KVStoreSync.all_gather", lambda self, topic, value: None
-    )
-    for part in (0, 1, 2):
-        store = opened(tmp_path / "rows", part, 3, monkeypatch=monkeypatch)
-        assert list(store.mine) == list(range(part, 7, 3))
-        store.append(ROWS[part::3])
-        store.finish()
-    np.testing.assert_array_equal(store.read(range(7)), ROWS)
+def test_batches_of_another_size_go_on_in_the_shards_that_there_are(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path / "rows").fill(Computed(stop=3), "rows")
+    opened(tmp_path / "rows", batch=3).fill(again := Computed(), "rows")
+    assert again.numbers == [2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(opened(tmp_path / "rows").read(range(7)), ROWS)
+
+
+def test_a_shard_is_of_some_batches_and_there_are_enough_of_them(tmp_path):
+    for count, size in ((7, 2), (64, 4), (10**6, 32)):
+        store = opened(tmp_path / str(count), count=count)
+        assert len(store._span(0)) == size
+
+
+@pytest.mark.parametrize("together", [2, 4])
+def test_shares_of_several_processes_are_the_whole(tmp_path, monkeypatch, together):
+    """A lock belongs to an open file, so threads keep each other out as processes do."""
+    monkeypatch.setattr(shared_shards, "PAUSE", 0.01)
+    computed, begun = Computed(), threading.Barrier(together)
+
+    def work(_):
+        store = opened(tmp_path / "rows")
+        begun.wait()
+        store.fill(computed, "rows")
+        return store.read(range(7))
+
+    with ThreadPoolExecutor(together) as pool:
+        found = list(pool.map(work, range(together)))
+    assert sorted(computed.numbers) == list(range(7))
+    for rows in found:
+        np.testing.assert_array_equal(rows, ROWS)

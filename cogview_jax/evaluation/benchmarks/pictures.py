@@ -106,12 +106,14 @@ def _losses(model: CogView, captioned: CaptionedSet, options: Options, folder: P
         "precision": options.precision,
     }
     # A row an image: sums over its text and image tokens, then how many of either there are.
-    store = RowStore(folder, job, count=len(captioned.texts), width=4, dtype=np.float64)
-    texts = iter([captioned.texts[number] for number in store.mine])
+    store = RowStore(
+        folder, job, count=len(captioned.texts), width=4, batch=_TOGETHER, dtype=np.float64
+    )
     view, rng = SquareView(model.codec.config.image_size), np.random.default_rng(0)
 
-    def compute(readable: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def compute(readable: Iterable[np.ndarray], numbers: range) -> Iterator[np.ndarray]:
         squares = (view(image, rng) for image in readable)
+        texts = iter([captioned.texts[number] for number in numbers])
         while some := list(itertools.islice(squares, _TOGETHER)):
             words = list(itertools.islice(texts, len(some)))
             found = sequence_losses(model, np.stack(some), words, options.batch_size)

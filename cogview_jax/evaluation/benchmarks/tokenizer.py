@@ -5,6 +5,7 @@ measured where `--features` names its weights: inception or efficientnet_lite0 f
 lpips for LPIPS.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +31,6 @@ from cogview_jax.evaluation.row_store import RowStore
 from cogview_jax.evaluation.set_distances import ImageFeatures, distances, lines_of
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.processes import is_primary
-from cogview_jax.runtime.progress import Progress
 
 SHARES_WORK = True
 NEEDS_PARTS = ("codec",)
@@ -74,13 +73,12 @@ def _pairs(true: ImageSet, decoded: CodedImages, options: Options, folder: Path)
     weights, lpips = open_lpips(options.images.features.get("lpips"))
     names = ["error", "ssim", *(["lpips"] if weights else [])]
     job = {"of": true.identity, "decoded": decoded.identity, "lpips": lpips}
-    store = RowStore(folder, job, count=len(true), width=len(names))
-    measure, mine = jax.jit(pair_metrics), store.mine
-    with Progress(
-        len(mine) + store.done, "compare", unit="image", start=store.done, shown=is_primary()
-    ) as progress:
-        for start in range(0, len(mine), _TOGETHER):
-            some = mine[start : start + _TOGETHER]
+    store = RowStore(folder, job, count=len(true), width=len(names), batch=_TOGETHER)
+    measure = jax.jit(pair_metrics)
+
+    def compute(numbers: range) -> Iterator[np.ndarray]:
+        for start in range(0, len(numbers), _TOGETHER):
+            some = numbers[start : start + _TOGETHER]
             a, b = good_images(true, some), good_images(decoded, some)
             good = [number for number in some if number in a and number in b]
             rows = np.full((len(some), len(names)), np.nan, np.float32)
@@ -91,9 +89,9 @@ def _pairs(true: ImageSet, decoded: CodedImages, options: Options, folder: Path)
                 found = measure(weights, *pair)
                 columns = [np.asarray(found[name])[: len(good)] for name in names]
                 rows[[some.index(number) for number in good]] = np.stack(columns, axis=1)
-            store.append(rows)
-            progress.update(len(some))
-    store.finish()
+            yield rows
+
+    store.fill(compute, "compare")
     rows = store.read(range(store.count)).astype(np.float64)
     rows = rows[~np.isnan(rows[:, 0])]
     if not len(rows):
