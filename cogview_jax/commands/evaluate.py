@@ -25,9 +25,9 @@ bundle, which samples an image for every caption of --real or each of --prompts.
 tokenizer measures what an image tokenizer gives back, pictures a model on captioned images of
 your own (--real), table1 and figure9 what the paper reports of the best of several candidates, and
 worst finds captions that do not fit their images; see docs/guides/evaluation.md. Interrupted, the
-same command goes on. Of all but shapes, emoji, style, fashion, attention and figure10 it may be started
-several times, on one machine or on many that share --out: the processes divide the work, process 0
-writes the report, and it is the same. Any of them may be killed, and others may join.
+same command goes on. Of all but shapes, emoji, style, fashion, attention and figure10 it may be
+started several times, on one machine or on many that share --out: the processes divide the work,
+process 0 writes the report, and it is the same. Any of them may be killed, and others may join.
 
   python -m cogview_jax.evaluate --benchmark attention --bundle runs/demo/bundle \\
       --prompts configs/demo_prompts.txt --out attention.json
