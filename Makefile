@@ -18,7 +18,7 @@ help:
 	@echo 'make emoji      train, evaluate and draw on the embedded emoji, into runs/emoji'
 	@echo 'make test       run the tests'
 	@echo 'make lint       check format, style and types'
-	@echo 'make bench      time a training step, and sampling'
+	@echo 'make bench      time a training step, and sampling; with AGAINST=REV beside that commit'
 	@echo 'make stability  the paper'\''s Figure 4b: which stabiliser float16 needs for what'
 	@echo 'make clean      delete .venv, the caches and runs/demo (no other run)'
 	@echo 'make .venv      only build the environment'
@@ -66,9 +66,9 @@ lint: .venv
 	$(RUN) ruff check .
 	$(RUN) mypy
 
+# AGAINST=REV runs them in this tree and in that commit in turns.
 bench: .venv
-	$(RUN) bench.train_step
-	$(RUN) bench.decode
+	$(if $(AGAINST),$(RUN) bench.against $(AGAINST) train_step decode,$(RUN) bench.train_step && $(RUN) bench.decode)
 
 # A variant that has a record is not run again.
 stability: .venv
