@@ -38,6 +38,7 @@ def caption(bundle: str, out: str, images: Sequence[str], options: JobOptions) -
     """
     need_images(images, "caption")
     need_one_each(options, "caption")
+    options.settings.over(SamplingConfig()).need_no_guidance("a caption")
     model = options.load(bundle, "caption")
     pixels = read_images(images, model.codec.config.image_size)
     options = options.over(model.captioning.default_sampling)
