@@ -36,7 +36,7 @@ async def edits(request: Request) -> Response:
     given = uploaded_pixels(image, "image", size, pixels)
     alpha = uploaded_alpha(mask or image, "mask" if mask else "image", size, pixels)
     kept = _kept(fields, alpha, service.offer.grid)
-    codes = await service.decoded(service.models.base.encode, given[None])
+    codes = await service.in_thread(lambda: service.models.base.encode(given[None]))
     known = np.where(kept, codes[0], OPEN).astype(np.int32).ravel()
     return await _images(request, asked, "image_edit", known)
 

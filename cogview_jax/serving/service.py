@@ -131,9 +131,9 @@ class Service:
         self.engine.close(self.limits.seconds)
         self._beside.shutdown(cancel_futures=True)
 
-    async def decoded(self, work: Callable[[np.ndarray], np.ndarray], codes: np.ndarray) -> Any:
-        """What the codec makes of codes or pixels, in a thread; a failure is that of a request."""
-        return await self._attempt(asyncio.to_thread(work, codes))
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """What the codec makes, in a thread of its own; a failure is that of a request."""
+        return await self._attempt(asyncio.to_thread(work))
 
     async def beside(self, work: Callable[[], T]) -> T:
         """What a model does beside the loop, one call after the other.

@@ -7,7 +7,7 @@ import pytest
 from pipeline.conftest import model, parts  # noqa: F401  (fixtures)
 from pipeline.small import PROMPTS, SAMPLING
 
-from cogview_jax.sampling import continuous
+from cogview_jax.sampling import continuous, decode
 from cogview_jax.sampling.continuous import ContinuousBatch
 from cogview_jax.sampling.engine import SamplingRequest
 
@@ -103,7 +103,7 @@ def test_after_an_error_it_begins_anew(batch, model, alone):  # noqa: F811
 def test_every_program_is_compiled_before_the_first_request(model):  # noqa: F811
     batch = ContinuousBatch(model.parts.engine, rows=4, step=2)
     batch.compile()
-    programs = (continuous.advance, continuous.admit, continuous.prefill)
+    programs = (continuous.advance, continuous.admit, continuous.prefill, decode._keys_of_rows)
     compiled = [program._cache_size() for program in programs]
     for requests in (REQUESTS[:2], REQUESTS[2:3], REQUESTS[3:]):
         batch.add(requests, [prompt_of(model, request) for request in requests])
