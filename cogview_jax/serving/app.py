@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cogview_jax.serving.api_error import ApiError, respond
+from cogview_jax.serving.api_error import DRAINING, ApiError, respond
 from cogview_jax.serving.guard import Guard
 from cogview_jax.serving.images_api import edits, generations
 from cogview_jax.serving.jobs import Refused
@@ -51,7 +51,7 @@ def make_app(service: Service, address: Address) -> Starlette:
         ],
         middleware=[
             Middleware(Counted, service=service),
-            Middleware(Guard, address=address, limits=service.limits),
+            Middleware(Guard, address=address, service=service),
         ],
         exception_handlers={
             ApiError: respond,
@@ -107,7 +107,7 @@ async def health(request: Request) -> Response:
     """Whether requests are welcome."""
     service: Service = request.app.state.service
     if service.engine.closing:
-        return JSONResponse({"status": "shutting down"}, 503)
+        return JSONResponse({"status": "draining"}, 503, DRAINING)
     if not (service.ready and service.engine.healthy):
         return JSONResponse({"status": "failing" if service.ready else "starting"}, 503)
     return JSONResponse({"status": "ok"})

@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cogview_jax.serving.api_error import LAST, ApiError
-from cogview_jax.serving.settings import Address, Limits
+from cogview_jax.serving.api_error import LAST, ApiError, refusal
+from cogview_jax.serving.jobs import Closing
+from cogview_jax.serving.service import Service
+from cogview_jax.serving.settings import Address
 
 #: Paths that need no key: they tell nothing of anybody and change nothing.
 OPEN_PATHS = ("/", "/health", "/openapi.json")
@@ -29,9 +31,10 @@ class Guard:
     none of ours.
     """
 
-    def __init__(self, app: ASGIApp, address: Address, limits: Limits):
+    def __init__(self, app: ASGIApp, address: Address, service: Service):
         """Wraps `app`."""
-        self.app, self.address, self.limits = app, address, limits
+        limits = service.limits
+        self.app, self.address, self.limits, self.service = app, address, limits, service
         self._rates = _Rates(limits.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,6 +62,8 @@ class Guard:
             right = hmac.compare_digest(key.strip().encode(), self.address.key.encode())
             if scheme.lower() != "bearer" or not right:
                 raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        if scope["method"] == "POST" and self.service.engine.closing:
+            raise refusal(Closing("the server is shutting down"))
         client = (scope.get("client") or ("",))[0]
         wait = self._rates.wait(client) if scope["method"] == "POST" else 0
         if wait:

@@ -136,7 +136,8 @@ def sampling_of(fields: Fields, usual: SamplingConfig) -> SamplingConfig:
 
 
 def check_model(fields: Fields, name: str) -> None:
-    """ApiError where a request is for another model."""
+    """ApiError where a request is for another model, or names its user in another way than text."""
+    fields.text("user", "")
     if (asked := fields.text("model", name)) != name:
         message = f"there is no model {asked[:100]!r} here; choices: {name}"
         raise ApiError(404, message, "model", "model_not_found")

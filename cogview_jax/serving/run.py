@@ -15,7 +15,7 @@ from cogview_jax.serving.api_error import ApiError
 from cogview_jax.serving.image_request import ImageRequest
 from cogview_jax.serving.jobs import ImageJob, Refused
 from cogview_jax.serving.pictures import base64_png
-from cogview_jax.serving.service import Service
+from cogview_jax.serving.service import ALONE, Service
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Run:
         order = sorted(candidates)
         pixels = np.stack([candidates[index] for index in order])
         texts = [self.request.prompt] * len(order)
-        scores = await self.service.beside(lambda: scorer.score(pixels, texts))
+        scores = await self.service.beside(lambda: scorer.score(pixels, texts, batch_size=ALONE))
         best = np.argsort(scores, kind="stable")[: self.request.n]
         return [(order[i], float(scores[i])) for i in best]
 
@@ -167,7 +167,7 @@ class Run:
             assert upsampler is not None, "such a size is refused without"
             seed = self.request.seed
             larger = await self.service.beside(
-                lambda: upsampler.super_resolve(pixels[None], [prompt], seed)
+                lambda: upsampler.super_resolve(pixels[None], [prompt], seed, batch_size=ALONE)
             )
             pixels = np.asarray(larger[0])
         return self._picture(index, pixels, None, score)

@@ -5,6 +5,7 @@ import signal
 import socket
 from contextlib import closing
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -78,7 +79,7 @@ def run(service: Service, address: Address, bound: socket.socket) -> None:
         limit_concurrency=1024,
         h11_max_incomplete_event_size=1 << 16,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, service)
     # uvicorn raises the signal again once it has shut down, which would end the process by it.
     signals = (signal.SIGTERM, signal.SIGINT)
     before: dict[Any, Any] = {each: signal.signal(each, _heard) for each in signals}
@@ -107,6 +108,30 @@ def _bound(address: Address) -> socket.socket:
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror
         raise InputError(f"{where}: {reason}; choose another") from error
+
+
+class _Server(uvicorn.Server):
+    """Answers until the requests that it has are finished, and refuses more, once a signal comes.
+
+    uvicorn alone would close its socket at once: nobody could ask for its health any more.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self.service, self.told = service, False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begins to end; a second signal ends it at once."""
+        self.should_exit = self.force_exit = self.told
+        self.told = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether it is over; uvicorn asks ten times a second."""
+        if self.told:
+            self.service.drain()
+            # `/health` is a task too, for a moment.
+            self.should_exit = self.should_exit or not self.server_state.tasks
+        return await super().on_tick(counter)
 
 
 def _heard(number: int, frame: Any) -> None:

@@ -26,6 +26,8 @@ from cogview_jax.serving.settings import Limits
 ROWS, MOST_ROWS = 32, 1024
 #: Calls of the models beside the loop that may wait.
 MOST_CALLS = 64
+#: Images of these calls that are computed at once: more would be other programs, not yet compiled.
+ALONE = 1
 
 T = TypeVar("T")
 
@@ -118,12 +120,14 @@ class Service:
         image = models.base.decode(np.zeros((1, self.offer.grid, self.offer.grid), np.int32))
         models.base.encode(image)
         if models.scorer is not None:
-            models.scorer.caption(image)
+            models.scorer.captioning.compile()
         if models.upsampler is not None:
-            texts = ["a"] if models.upsampler.layout.region("text").length else None
-            size = max(models.upsampler.super_resolution.sizes)
-            models.upsampler.super_resolve(np.zeros((1, size, size, 3), np.uint8), texts)
+            models.upsampler.super_resolution.compile()
         self.ready = True
+
+    def drain(self) -> None:
+        """Takes no more requests; those that there are go on."""
+        self.engine.refuse()
 
     def close(self) -> None:
         """Finishes what was begun."""

@@ -104,6 +104,7 @@ def test_without_partial_images_a_stream_has_the_images_alone(server, own):
         ({"prompt": "a", "stream": "yes"}, "stream", "true or false"),
         ({"prompt": "a", "response_format": "url"}, "response_format", "b64_json"),
         ({"prompt": "a", "candidates": 2}, "candidates", "--rerank_with"),
+        ({"prompt": "a", "user": 5}, "user", "expected a text"),
         ({"prompt": "a", "promt": "b"}, "promt", "did you mean prompt?"),
         ({"prompt": "a", "\ud800": 1}, "?", "unknown field '\\ud800'"),
         ({"prompt": "a", "background": "transparent"}, "background", "auto, opaque"),

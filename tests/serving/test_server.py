@@ -63,6 +63,14 @@ def start(root, tmp_path, parts):
         process.stderr.close()
 
 
+def asked(port, *request):
+    """Status, headers and JSON of the answer to a request of its own connection."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as client:
+        client.request(*request)
+        response = client.getresponse()
+        return response.status, dict(response.getheaders()), json.loads(response.read())
+
+
 def test_it_serves_finishes_what_it_has_when_it_is_told_to_end_and_exits_with_0(start):
     process = start("--port", "0", "--rows", "2")
     for line in process.stderr:
@@ -76,6 +84,15 @@ def test_it_serves_finishes_what_it_has_when_it_is_told_to_end_and_exits_with_0(
         response = client.getresponse()
         first = response.readline()
         process.send_signal(signal.SIGTERM)
+        # It still answers, that others may take over, but takes nothing new.
+        status, headers, health = asked(port, "GET", "/health")
+        while status == 200:
+            status, headers, health = asked(port, "GET", "/health")
+        assert (status, health) == (503, {"status": "draining"})
+        status, headers, refused = asked(port, "POST", "/v1/images/generations", body, kind)
+        assert (status, refused["error"]["code"]) == (503, "shutting_down")
+        assert headers["x-should-retry"] == "false"
+        assert int(headers["retry-after"]) > 0
         text = first + response.read()
     assert text.count(b"event: image_generation.completed") == 16
     assert process.wait(60) == 0
