@@ -39,6 +39,8 @@ class Offer:
         ranks: whether there is a model that chooses among candidates.
         sampling: how images are sampled where a request does not say.
         most_images: that a request may sample.
+        upscales: sizes of images that are upsampled to twice that.
+        upscales_by_text: whether that needs a text.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Offer:
     ranks: bool
     sampling: SamplingConfig
     most_images: int
+    upscales: tuple[int, ...] = ()
+    upscales_by_text: bool = False
 
     @property
     def sizes(self) -> list[str]:

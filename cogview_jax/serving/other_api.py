@@ -59,10 +59,10 @@ async def upscales(request: Request) -> Response:
     check_model(fields, service.offer.name)
     sampling = sampling_of(fields, upsampler.super_resolution.default_sampling)
     seed = fields.integer("seed", secrets.randbelow(2**32), 0, 2**32 - 1)
-    sizes = [str(size) for size in sorted(upsampler.super_resolution.sizes)]
+    sizes = [str(size) for size in sorted(service.offer.upscales)]
     size = int(fields.choice("image_size", sizes, sizes[-1]))
     images = _uploads(service, files, size)
-    texts = [_prompt(fields, upsampler)] * len(images) if _reads_text(upsampler) else None
+    texts = [_prompt(fields, upsampler)] * len(images) if service.offer.upscales_by_text else None
     larger = await _beside(
         request,
         lambda: upsampler.super_resolve(images, texts, seed, sampling=sampling, batch_size=ALONE),
@@ -87,10 +87,6 @@ def _prompt(fields: Fields, model: CogView) -> str:
     if reason := model.prompts.refused([prompt]).get(prompt):
         raise ApiError(400, reason, "prompt")
     return prompt
-
-
-def _reads_text(upsampler: CogView) -> bool:
-    return upsampler.layout.region("text").length > 0
 
 
 def _uploads(service: Service, files: dict[str, list[bytes]], size: int) -> np.ndarray:

@@ -70,6 +70,14 @@ class Models:
             return None
         return 2 * size
 
+    @property
+    def upscales(self) -> tuple[tuple[int, ...], bool]:
+        """The sizes of images that can be upsampled, and whether that needs a text."""
+        if self.upsampler is None:
+            return (), False
+        text = self.upsampler.layout.region("text").length
+        return self.upsampler.super_resolution.sizes, text > 0
+
 
 class Service:
     """The models at work: one thread samples, another does what is asked beside it."""
@@ -101,6 +109,7 @@ class Service:
             models.scorer is not None,
             base.generation.default_sampling,
             limits.images,
+            *models.upscales,
         )
         self.created, self.ready = int(time.time()), False
         self._beside = ThreadPoolExecutor(1, "beside the loop")
