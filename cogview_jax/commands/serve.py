@@ -25,6 +25,7 @@ ends the server once it has finished what it was asked for.
 from absl import flags
 
 from cogview_jax.runtime import command_line
+from cogview_jax.runtime.processes import distributed_flags
 
 BUNDLE = command_line.path_flag(
     "bundle",
@@ -61,6 +62,14 @@ REQUESTS_PER_MINUTE = flags.DEFINE_integer(
 PRECISION = flags.DEFINE_enum(
     "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
 )
+TENSOR = flags.DEFINE_integer(
+    "tensor",
+    1,
+    "devices over which the matrices of a model are split: 1, or 0 for all that there are, those"
+    " of other processes too",
+    lower_bound=0,
+)
+START = distributed_flags()
 
 
 def main() -> None:
@@ -70,6 +79,7 @@ def main() -> None:
 
     need_extra()
     limits = Limits(MOST_IMAGES.value, MOST_WAITING.value, SECONDS.value, REQUESTS_PER_MINUTE.value)
+    START()
     from cogview_jax.serving.server import serve
 
     serve(
@@ -81,4 +91,5 @@ def main() -> None:
         limits,
         ROWS.value,
         PRECISION.value,
+        TENSOR.value,
     )

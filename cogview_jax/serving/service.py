@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import jax
@@ -20,6 +20,7 @@ from cogview_jax.serving.engine_loop import EngineLoop
 from cogview_jax.serving.image_request import Offer
 from cogview_jax.serving.jobs import DeviceFailed, QueueFull
 from cogview_jax.serving.metrics import Metrics
+from cogview_jax.serving.orders import BASE, BATCH, SCORER, UPSAMPLER, Orders
 from cogview_jax.serving.settings import Limits
 
 #: Rows of the batch where nobody says and memory has room, and those that may be asked for.
@@ -82,24 +83,33 @@ class Models:
 class Service:
     """The models at work: one thread samples, another does what is asked beside it."""
 
-    def __init__(self, models: Models, limits: Limits, rows: int | None = None):
+    def __init__(
+        self,
+        models: Models,
+        limits: Limits,
+        rows: int | None = None,
+        orders: Orders | None = None,
+    ):
         """Takes memory; `start` compiles.
 
         Args:
             models: see there.
             limits: of clients.
             rows: of the batch, see `rows_of`.
+            orders: of a model that is split over several devices.
 
         Raises:
             InputError: the number of rows is none, or memory has no room for them.
         """
         base = models.base
-        self.models, self.limits, self.metrics = models, limits, Metrics()
+        self.orders = orders = orders or Orders()
+        self.models, self.limits, self.metrics = _ordered(models, orders), limits, Metrics()
         grid = base.codec.config.grid
         # A row of codes at a time: with shorter steps fewer requests begin together, which costs
         # more than the rows that wait for the end of a step (bench/serve.py).
-        batch = ContinuousBatch(base.parts.engine, _rows_of(base, rows), grid)
-        self.engine = EngineLoop(batch, grid, limits.waiting)
+        with orders.together():
+            batch = ContinuousBatch(base.parts.engine, orders.agreed(_rows_of(base, rows)), grid)
+        self.engine = EngineLoop(orders.ordered("batch", batch, BATCH), grid, limits.waiting)
         size = base.codec.config.image_size
         self.offer = Offer(
             models.name,
@@ -143,6 +153,7 @@ class Service:
         self.ready = False
         self.engine.close(self.limits.seconds)
         self._beside.shutdown(cancel_futures=True)
+        self.orders.end()
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """What the codec makes, in a thread of its own; a failure is that of a request."""
@@ -172,6 +183,19 @@ class Service:
         except jax.errors.JaxRuntimeError as error:
             log(f"the device has failed: {error}")
             raise refusal(DeviceFailed("the device has failed")) from error
+
+
+def _ordered(models: Models, orders: Orders) -> Models:
+    """The same models, whose calls are made on all processes."""
+    scorer, upsampler = models.scorer, models.upsampler
+    if orders.mesh is None:
+        return models
+    return replace(
+        models,
+        base=orders.ordered("base", models.base, BASE),
+        scorer=scorer and orders.ordered("scorer", scorer, SCORER),
+        upsampler=upsampler and orders.ordered("upsampler", upsampler, UPSAMPLER),
+    )
 
 
 def _rows_of(base: CogView, rows: int | None) -> int:
