@@ -31,6 +31,7 @@ from absl import flags
 
 from cogview_jax.runtime import command_line
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.processes import distributed_flags
 
 BUNDLE = command_line.path_flag(
     "bundle",
@@ -71,6 +72,14 @@ REQUESTS_PER_MINUTE = flags.DEFINE_integer(
 PRECISION = flags.DEFINE_enum(
     "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
 )
+TENSOR = flags.DEFINE_integer(
+    "tensor",
+    1,
+    "devices over which the matrices of a model are split: 1, or 0 for all that there are, those"
+    " of other processes too",
+    lower_bound=0,
+)
+START = distributed_flags()
 
 
 def main() -> None:
@@ -87,6 +96,7 @@ def main() -> None:
         serve_study(STUDY.value, HOST.value, PORT.value, limits)
         return
     command_line.need(BUNDLE)
+    START()
     from cogview_jax.serving.server import serve
 
     serve(
@@ -98,11 +108,17 @@ def main() -> None:
         limits,
         ROWS.value,
         PRECISION.value,
+        TENSOR.value,
     )
+
+
+_OF_BUNDLES = (
+    *(BUNDLE, RERANK_WITH, UPSAMPLE_WITH, ROWS, MOST_IMAGES, MOST_WAITING, PRECISION, TENSOR),
+)
 
 
 def _check_alone() -> None:
     """InputError where a flag of a bundle is given beside a study."""
-    for flag in (BUNDLE, RERANK_WITH, UPSAMPLE_WITH, ROWS, MOST_IMAGES, MOST_WAITING, PRECISION):
+    for flag in _OF_BUNDLES:
         if flag.value != flag.default:
             raise InputError(f"--study needs no bundle: leave --{flag.name} out")

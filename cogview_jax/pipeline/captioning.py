@@ -10,9 +10,10 @@ from cogview_jax.pipeline.prompts import Prompts
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.batching import batch_rows, batches
-from cogview_jax.sampling.engine import SamplingRequest, Span
+from cogview_jax.sampling.engine import CHUNK, SamplingRequest, Span
 from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 from cogview_jax.sampling.scoring import token_log_probs
+from cogview_jax.tokenizers.layout import right_padded
 
 
 class Captioning:
@@ -57,9 +58,12 @@ class Captioning:
         found = self.prompts.pieces_of(texts)
         pieces = [found[text] for text in texts]
         scores = np.zeros(len(texts), np.float32)
-        # Texts of one length at a time: none is padded.
-        for count in sorted({len(each) for each in pieces}):
-            alike = np.array([i for i, each in enumerate(pieces) if len(each) == count])
+        # Padded to one length, so that no text compiles a program of its own. The pivots of sparse
+        # attention would follow the padding.
+        longest = layout.region("text").length
+        counts = [len(each) if model.config.sparse else longest for each in pieces]
+        for count in sorted(set(counts)):
+            alike = np.array([i for i, each in enumerate(counts) if each == count])
             for index, own in batches(len(alike), size):
                 chosen = alike[index]
                 given = np.asarray(images)[chosen]
@@ -69,7 +73,8 @@ class Captioning:
                     layout.tokens({"image": row, "text": pieces[i]})[:-1]
                     for row, i in zip(codes, chosen, strict=True)
                 ]
-                tokens = np.stack(rows)
+                before = len(rows[0]) - len(pieces[chosen[0]])
+                tokens, valid = right_padded(rows, before + count)
                 log_probs = token_log_probs(
                     parts.engine.params,
                     tokens,
@@ -78,10 +83,24 @@ class Captioning:
                     count=count,
                     first=vocabulary.text_start,
                     last=vocabulary.size,
+                    valid=valid,
                 )
-                scores[chosen[:own]] = -np.mean(to_host(log_probs)[:own], axis=1)
+                for i, found_of in zip(chosen[:own], to_host(log_probs), strict=False):
+                    scores[i] = -np.mean(found_of[: len(pieces[i])])
                 options.report(own)
         return scores
+
+    def compile(self) -> None:
+        """Compiles every program of `caption` and `score` with a batch size of 1."""
+        layout, size = self.parts.layout, self.parts.codec.config.image_size
+        image = np.zeros((1, size, size, 3), np.uint8)
+        self.score(image, ["a"], SamplingOptions(batch_size=1))
+        self.caption(image, SamplingOptions(batch_size=1))
+        # A text that is not ended early.
+        codes = np.zeros(layout.region("image").length, np.int32)
+        prompt, span = layout.tokens({"image": codes}), Span.of_text(layout)
+        for _ in self.parts.engine.stream(SamplingRequest(""), prompt, span, CHUNK):
+            pass
 
     def _need(self) -> None:
         self.parts.need("transformer", "text", "codec")

@@ -78,6 +78,7 @@ def load_scorer(
     path: str | Path,
     *,
     dtype: Any = jnp.float32,
+    mesh: jax.sharding.Mesh | None = None,
     long_prompts: Literal["cut", "refuse"] = "cut",
 ) -> CogView:
     """Reads a caption bundle, whose CapLoss orders images; see `load`.
@@ -85,4 +86,6 @@ def load_scorer(
     Raises:
         InputError: as `load`, or it is of another task or lacks a part.
     """
-    return load(path, dtype=dtype, long_prompts=long_prompts, needs=EVERY_PART, task="caption")
+    return load(
+        path, dtype=dtype, mesh=mesh, long_prompts=long_prompts, needs=EVERY_PART, task="caption"
+    )

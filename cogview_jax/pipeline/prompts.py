@@ -8,6 +8,9 @@ from cogview_jax.pipeline.parts import Parts
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.prompt import need_text, shown
 
+#: Texts that are remembered as reported, which a server has without end.
+MOST_REPORTED = 1000
+
 
 class Prompts:
     """Turns texts into the tokens of a layout's text region.
@@ -30,6 +33,8 @@ class Prompts:
         """
         found = {text: self._encoded(text) for text in dict.fromkeys(texts)}
         new = [says for text, (_, says) in found.items() if says and text not in self._reported]
+        if len(self._reported) > MOST_REPORTED:
+            self._reported.clear()
         self._reported |= {text for text, (_, says) in found.items() if says}
         if new:
             more = f"; {len(new) - 1} more prompts too" if new[1:] else ""

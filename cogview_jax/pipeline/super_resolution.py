@@ -1,5 +1,6 @@
 """Super-resolution: images of twice as many rows and columns, window by window."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
@@ -150,6 +151,18 @@ class SuperResolution:
                 yield larger[:own]
 
         return each_batch()
+
+    def compile(self) -> None:
+        """Compiles every program of `upsample` with a batch size of 1."""
+        usual, temperatures = self.default_sampling, {self.default_sampling.temperature}
+        if self.parts.conventions.upsampling_candidates > 1:
+            temperatures.add(0.0)  # which has one
+        for size in self.sizes:
+            image, texts = np.zeros((1, size, size, 3), np.uint8), ["a"]
+            for temperature in temperatures:
+                sampling = dataclasses.replace(usual, temperature=temperature)
+                for _ in self.upsample(image, texts, SamplingOptions(0, sampling, 1)):
+                    pass
 
     @property
     def _window(self) -> int:

@@ -21,6 +21,12 @@ def random_key(seed: int | jax.Array) -> Key[jax.Array, ""]:
     Raises:
         InputError: a setting of jax would change its numbers, or make them depend on the mesh.
     """
+    need_settings()
+    return jax.random.key(seed, impl=GENERATOR)
+
+
+def need_settings() -> None:
+    """Raises the InputError of `random_key`, which a program that is compiled cannot."""
     for name, needed in _NEEDED.items():
         found = getattr(jax.config, name)
         if found != needed:
@@ -28,4 +34,3 @@ def random_key(seed: int | jax.Array) -> Key[jax.Array, ""]:
                 f"{name.upper()} is {found}: the same seeds would give other numbers; leave it at"
                 f" {needed}"
             )
-    return jax.random.key(seed, impl=GENERATOR)

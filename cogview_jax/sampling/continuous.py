@@ -1,152 +1,35 @@
-"""Continuous batching: rows of one cache, each at its own place in a sequence of its own.
+"""Continuous batching: a row is given to the next request as soon as its own is finished.
 
-A batch of `engine.Engine` begins and ends together. Here a row is given to the next request as soon
-as its own is finished or given up. A row's tokens are those that `Engine` samples for the request:
-its prompt fills the same slots of its cache, and its random numbers are the same.
-
-Legend: R rows, L requests at work, S slots of the cache, C tokens of one step.
+A batch of `engine.Engine` begins and ends together. Here each row is at its own place. A row's
+tokens are those that `Engine` samples for the request: its prompt fills the same slots of its
+cache, and its random numbers are the same. What the device does is in `sampling.rows`.
 """
 
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
-from cogview_jax.models.transformer import Cache, Transformer, cached_forward
+from cogview_jax.models.linear import matvec_parts, split_for_cores
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.random_key import GENERATOR
 from cogview_jax.sampling.decode import OPEN, Sequences, prefill, sample_keys
 from cogview_jax.sampling.engine import Engine, SamplingRequest, Span
-from cogview_jax.sampling.filters import RowSettings, guided, row_settings, sample_token
+from cogview_jax.sampling.filters import row_settings
+from cogview_jax.sampling.rows import Admission, Lanes, Places, Rows, admit, advance
 from cogview_jax.tokenizers.layout import left_padded
 
-#: Requests that begin together; so many prompts are computed at once, or one alone.
+#: Requests that begin together.
 TOGETHER = 8
+#: How many prompts are computed at once: each number is a program of its own.
+PREFILLED = (1, 2, 4, TOGETHER)
 #: The fewest rows that are computed, and how many times more the next larger program has.
 FEWEST, STEP = 2, 4
-
-
-class Rows(NamedTuple):
-    """What the device holds of all rows.
-
-    token: int32 [R], the last token of each, which the cache does not hold yet. cache_mask: bool
-    [R, S]. cache: see `empty_cache`. keys: uint32 [R, 2], the data of the random key of each.
-    """
-
-    token: jax.Array
-    cache_mask: jax.Array
-    cache: Cache
-    keys: jax.Array
-
-
-class Places(NamedTuple):
-    """Where each row stands, which the host knows.
-
-    position: int32 [R], of `Rows.token` among the learned positions. slot: int32 [R], of it in the
-    cache. sampled: int32 [R], how many tokens were sampled, below 0 while they are given. given:
-    int32 [R, C], tokens that are known already; -1 is sampled.
-    """
-
-    position: Any
-    slot: Any
-    sampled: Any
-    given: Any
-
-
-class Lanes(NamedTuple):
-    """The requests at work: one with guidance has two rows, others one.
-
-    text, bare: int32 [L], the rows with and without the text; the same for those without guidance.
-    of_row: int32 [R], the request of each row. settings: of each request.
-    """
-
-    text: Any
-    bare: Any
-    of_row: Any
-    settings: RowSettings
-
-
-@functools.partial(jax.jit, donate_argnames="rows")
-def admit(
-    rows: Rows,
-    row: jax.Array | int,
-    sequences: Sequences,
-    which: jax.Array | int,
-    key: jax.Array | np.ndarray,
-) -> Rows:
-    """Gives a row to prompt number `which` of those from `prefill`; key is uint32 [2]."""
-    new = (sequences.token, sequences.cache_mask, sequences.cache)
-    old = (rows.token, rows.cache_mask, rows.cache)
-    token, mask, cache = jax.tree.map(lambda leaf, one: leaf.at[row].set(one[which]), old, new)
-    return Rows(token, mask, cache, rows.keys.at[row].set(key))
-
-
-@functools.partial(
-    jax.jit, static_argnames=("model", "first", "last", "size"), donate_argnames="rows"
-)
-def advance(
-    params: Mapping[str, Any],
-    rows: Rows,
-    places: Places,
-    lanes: Lanes,
-    *,
-    model: Transformer,
-    first: int,
-    last: int,
-    size: int,
-) -> tuple[Rows, jax.Array]:
-    """The first `size` rows C tokens further, and those tokens: int32 [size, C].
-
-    Args:
-        params: as of `decode.in_parts`.
-        rows: all rows; they are used up, their cache is written in place.
-        places: of the first `size` rows.
-        lanes: the requests of these rows.
-        model: the transformer of `params`.
-        first: the first id that may be sampled.
-        last: one past the last id that may be sampled.
-        size: how many rows are computed.
-    """
-    table = params["word_embedding"][first:last].astype(model.policy.compute)
-    parts = matvec_parts(size, model.programs.platform)
-    params, head = split_for_cores(params, parts), jnp.array_split(table, parts)
-    some = jax.tree.map(lambda leaf: leaf[:size], rows)
-    roots = jax.random.wrap_key_data(some.keys, impl=GENERATOR)
-
-    def step(
-        carry: tuple[jax.Array, Cache], now: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, Cache], jax.Array]:
-        (token, cache), (i, given) = carry, now
-        hidden, cache = cached_forward(
-            model,
-            params,
-            token[:, None],
-            (places.position + i)[:, None],
-            some.cache_mask,
-            cache,
-            places.slot + i,
-        )
-        logits = matvec_product(hidden[:, -1], head, jnp.float32)
-        keys = jax.vmap(jax.random.fold_in)(roots, places.sampled + i)
-        with_text, without = logits[lanes.text], logits[lanes.bare]
-        chosen = sample_token(
-            guided(with_text, without, lanes.settings.guidance), keys[lanes.text], lanes.settings
-        )
-        token = jnp.where(given < 0, first + chosen[lanes.of_row], given)
-        return (token, cache), token
-
-    count = places.given.shape[1]
-    steps = (jnp.arange(count), jnp.asarray(places.given).T)
-    (token, cache), tokens = jax.lax.scan(step, (some.token, some.cache), steps)
-    done = some._replace(token=token, cache=cache)
-    rows = jax.tree.map(lambda old, new: old.at[:size].set(new), rows, done)
-    return rows, tokens.T
 
 
 @dataclass(frozen=True)
@@ -180,6 +63,16 @@ class _Work:
         return cls(request, rows, prompt, given, skipped)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _split(params: Mapping[str, Any], parts: int) -> Any:
+    return split_for_cores(params, parts)
+
+
+def _no_keys(count: int) -> np.ndarray:
+    """Data of random keys that nothing is sampled with: uint32 [count, 2]."""
+    return np.zeros((count, 2), np.uint32)
+
+
 class ContinuousBatch:
     """Requests that are sampled together, whenever each began.
 
@@ -201,6 +94,9 @@ class ContinuousBatch:
             sizes.insert(0, sizes[0] // STEP)
         self.sizes = sizes
         self._bare = engine.layout.tokens({"text": []})
+        # Split for the cores of a CPU once, not at every step; elsewhere they are the same arrays.
+        parts = matvec_parts(FEWEST, engine.model.programs.platform)
+        self._params = _split(engine.params, parts) if parts > 1 else engine.params
         self.clear()
 
     @property
@@ -218,7 +114,7 @@ class ContinuousBatch:
         self._work: dict[int, _Work] = {}
         self._number = 0
         self._rows: Rows | None = None  # frees memory first
-        bare = self._without_text = self._prefilled([self._bare], sample_keys(0, [""], [0]))
+        bare = self._without_text = self._prefilled([self._bare], _no_keys(1))
 
         def every(leaf: jax.Array) -> jax.Array:
             return jnp.repeat(leaf, self.rows, axis=0)
@@ -227,18 +123,16 @@ class ContinuousBatch:
             every(bare.token),
             every(bare.cache_mask),
             jax.tree.map(every, bare.cache),
-            jnp.zeros((self.rows, *jax.random.key_data(bare.keys).shape[1:]), jnp.uint32),
+            jnp.asarray(_no_keys(self.rows)),
         )
 
     def compile(self) -> None:
         """Compiles every program that requests will run. There may be none at work."""
         assert not self._work, "only before the first request"
-        for count in (1, 2):
-            requests = [SamplingRequest("", index=i) for i in range(count)]
-            # Prompts that differ, as far as ids of text go.
-            self._work.clear()
-            self.add(requests, [np.append(self._bare, i).astype(np.int32) for i in range(count)])
-        self.remove(self.work[1])  # one request fits every program
+        for size in PREFILLED:
+            self._fill([self._bare] * size, [[]] * size, [], _no_keys(1))
+        # One request fits every program.
+        self.add([SamplingRequest("")], [self._bare])
         for size in self.sizes:
             for lanes in {max(1, size // 2), size}:
                 self._step(size, lanes)
@@ -309,19 +203,42 @@ class ContinuousBatch:
             self._number += 1
             numbers.append(self._number)
             self._work[self._number] = _Work.of(request, rows, len(prompt), given[i], self.span)
-        own = [name for name in shared if sparse or name[0] != self._bare.tobytes()]
-        for row, i in shared.get((self._bare.tobytes(), 0), []) if not sparse else []:
-            self._rows = admit(self._state(), row, self._without_text, 0, data[i])
-        size = 1 if len(own) == 1 else TOGETHER
-        for start in range(0, len(own), size):
-            names = own[start : start + size]
-            filled = [*names, *[names[0]] * (size - len(names))]
-            which = np.array([shared[name][0][1] for name in filled])
-            one = self._prefilled([tokens_of[name] for name in filled], keys[which])
-            for place, name in enumerate(names):
-                for row, i in shared[name]:
-                    self._rows = admit(self._state(), row, one, place, data[i])
+        bare = [] if sparse else shared.pop((self._bare.tobytes(), 0), [])
+        for start in range(0, max(1, len(shared)), TOGETHER):
+            names = [*shared][start : start + TOGETHER]
+            self._fill(
+                [tokens_of[each] for each in names], [shared[each] for each in names], bare, data
+            )
+            bare = []
         return numbers
+
+    def _fill(
+        self,
+        prompts: Sequence[np.ndarray],
+        rows: Sequence[Sequence[tuple[int, int]]],
+        bare: Sequence[tuple[int, int]],
+        keys: np.ndarray,
+    ) -> None:
+        """Gives rows the caches of their prompts.
+
+        Args:
+            prompts: at most TOGETHER, which are computed.
+            rows: those of each prompt, each with the number of its key.
+            bare: those of the prompt without a text, which is computed already.
+            keys: uint32 [n, 2], of the requests.
+        """
+        places = [(row, place, i) for place, some in enumerate(rows) for row, i in some]
+        places += [(row, -1, i) for row, i in bare]
+        size = next(size for size in PREFILLED if size >= len(prompts))
+        filled = [*range(len(prompts)), *[0] * (size - len(prompts))]
+        computed = self._without_text
+        if prompts:
+            own = [rows[place][0][1] if rows[place] else 0 for place in filled]
+            computed = self._prefilled([prompts[place] for place in filled], keys[own])
+        count = np.int32(len(places))
+        row, prompt, number = np.array(places + [(0, 0, 0)] * (2 * TOGETHER - count), np.int32).T
+        admission = Admission(row, prompt, keys[number], count)
+        self._rows = admit(self._state(), computed, self._without_text, admission)
 
     def remove(self, number: int) -> None:
         """Gives a request up, if it is at work; its rows are free."""
@@ -369,7 +286,7 @@ class ContinuousBatch:
                 of_row[row] = lane
         configs += [configs[0]] * (count - len(configs))
         self._rows, tokens = advance(
-            self.engine.params,
+            self._params,
             self._state(),
             Places(position, slot, sampled, given),
             Lanes(text, bare, of_row, row_settings(configs)),
@@ -380,14 +297,14 @@ class ContinuousBatch:
         )
         return to_host(tokens)
 
-    def _prefilled(self, prompts: Sequence[np.ndarray], keys: jax.Array) -> Sequences:
-        """The caches of prompts, for the random keys of their requests."""
+    def _prefilled(self, prompts: Sequence[np.ndarray], keys: np.ndarray) -> Sequences:
+        """The caches of prompts, for the data of the random keys of their requests."""
         tokens, valid = left_padded(prompts, self.span.prompt)
         return prefill(
             self.engine.params,
             tokens,
             valid,
-            keys,
+            jax.random.wrap_key_data(jnp.asarray(keys), impl=GENERATOR),
             model=self.engine.model,
             count=self.span.count,
             first=self.span.first,

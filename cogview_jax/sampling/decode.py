@@ -16,7 +16,7 @@ from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_co
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_pivot_slots
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.random_key import random_key
+from cogview_jax.runtime.random_key import need_settings, random_key
 from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 
 #: In a row of tokens: this one is to be sampled.
@@ -25,13 +25,18 @@ OPEN = -1
 SMALLEST, FEWEST = 256, 64
 
 
-def seed_key(seed: int) -> jax.Array:
-    """The typed random key of a seed; InputError for one of more than 32 bits.
+def need_seed(seed: int) -> None:
+    """Raises InputError for a seed of more than 32 bits.
 
     jax would drop the rest, and sample as another seed does.
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed}: expected 0 to {2**32 - 1}")
+
+
+def seed_key(seed: int) -> jax.Array:
+    """The typed random key of a seed; see `need_seed`."""
+    need_seed(seed)
     return random_key(seed)
 
 
@@ -44,11 +49,21 @@ def sample_keys(
     InputError for a seed of more than 32 bits.
     """
     seeds = [seeds] * len(prompts) if isinstance(seeds, int) else seeds
-    roots = {seed: seed_key(seed) for seed in seeds}
+    for seed in set(seeds):
+        need_seed(seed)
+    need_settings()
     words = [hashlib.sha256(prompt.encode()).digest()[:4] for prompt in prompts]
-    prompt_ids = jnp.array([int.from_bytes(word) for word in words], jnp.uint32)
-    roots_of_rows = jnp.stack([roots[seed] for seed in seeds])
-    return fold_keys(roots_of_rows, prompt_ids, jnp.array(indices, jnp.uint32))
+    return _keys_of_rows(
+        np.array(seeds, np.uint32),
+        np.array([int.from_bytes(word) for word in words], np.uint32),
+        np.array(indices, np.uint32),
+    )
+
+
+@jax.jit
+def _keys_of_rows(seeds: jax.Array, prompt_ids: jax.Array, indices: jax.Array) -> jax.Array:
+    """The same, from uint32 [B] each: one program, where each fold would be one of its own."""
+    return fold_keys(jax.vmap(random_key)(seeds), prompt_ids, indices)
 
 
 def fold_keys(roots: jax.Array, prompt_ids: jax.Array, indices: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import trim_heap
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.batching import batch_rows, batches, min_batch
-from cogview_jax.sampling.decode import expand, in_parts, prefill, sample_keys, seed_key
+from cogview_jax.sampling.decode import expand, in_parts, need_seed, prefill, sample_keys
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.sampling.parallel import decode_parallel
@@ -109,7 +109,7 @@ class Engine:
             InputError: a seed or the batch size is out of range; at once, not at the first batch.
         """
         for seed in {request.seed for request in requests}:
-            seed_key(seed)
+            need_seed(seed)
         window = self._window(requests, span)
         each = 2 if any(request.sampling.guidance != 1 for request in requests) else 1
         size = batch_rows(self.model, batch_size, each * self.layout.length, len(requests))

@@ -20,6 +20,7 @@ def token_log_probs(
     count: int,
     first: int,
     last: int,
+    valid: np.ndarray | None = None,
 ) -> jax.Array:
     """log p of the last `count` tokens of each row, each given what stands before it.
 
@@ -35,12 +36,14 @@ def token_log_probs(
         count: how many tokens at the end are judged.
         first: the first id that counts as possible; the others are left out of the softmax.
         last: one past the last possible id.
+        valid: bool [B, T], False for padding at the end of a row, which changes nothing before it;
+            None where there is none. Not for sparse attention, whose pivots follow the length.
 
     Returns:
-        float32 [B, count].
+        float32 [B, count]; for padding it means nothing.
     """
     before = tokens[:, :-1]
-    counted = jnp.ones(before.shape, bool)
+    counted = jnp.ones(before.shape, bool) if valid is None else jnp.asarray(valid[:, :-1])
     at = jnp.asarray(positions[:, :-1])
     hidden = whole_forward(model, params, jnp.asarray(before), at, counted)
     outside, judged = without_blocks(params), tokens[:, -count:] - first

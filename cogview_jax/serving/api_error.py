@@ -10,6 +10,8 @@ from cogview_jax.serving.jobs import Closing, DeviceFailed, QueueFull, Refused, 
 
 #: Clients ask again by themselves unless this header says no.
 LAST = {"x-should-retry": "false"}
+#: Of a server that is about to end: others may take the request, after so many seconds this one.
+DRAINING = {**LAST, "retry-after": "10"}
 
 
 class ApiError(Exception):
@@ -61,7 +63,7 @@ def refusal(error: Refused) -> ApiError:
     if isinstance(error, QueueFull):
         return ApiError(429, str(error), code="queue_full", headers={"retry-after": "2"})
     if isinstance(error, Closing):
-        return ApiError(503, str(error), code="shutting_down", headers=LAST)
+        return ApiError(503, str(error), code="shutting_down", headers=DRAINING)
     if isinstance(error, TimedOut):
         return ApiError(504, str(error), code="timeout", headers=LAST)
     assert isinstance(error, DeviceFailed), error

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cogview_jax.serving.api_error import ApiError, http_error, respond
+from cogview_jax.serving.api_error import DRAINING, ApiError, http_error, respond
 from cogview_jax.serving.guard import Guard
 from cogview_jax.serving.images_api import edits, generations
 from cogview_jax.serving.jobs import Refused
@@ -47,7 +47,12 @@ def make_app(service: Service, address: Address) -> Starlette:
         ],
         middleware=[
             Middleware(Counted, service=service),
-            Middleware(Guard, address=address, limits=service.limits),
+            Middleware(
+                Guard,
+                address=address,
+                limits=service.limits,
+                closing=lambda: service.engine.closing,
+            ),
         ],
         exception_handlers={
             ApiError: respond,
@@ -97,7 +102,7 @@ async def health(request: Request) -> Response:
     """Whether requests are welcome."""
     service: Service = request.app.state.service
     if service.engine.closing:
-        return JSONResponse({"status": "shutting down"}, 503)
+        return JSONResponse({"status": "draining"}, 503, DRAINING)
     if not (service.ready and service.engine.healthy):
         return JSONResponse({"status": "failing" if service.ready else "starting"}, 503)
     return JSONResponse({"status": "ok"})

@@ -98,15 +98,19 @@ class EngineLoop:
                     self._cancelled.add(job)
             self._changed.notify()
 
+    def refuse(self) -> None:
+        """Takes no more jobs."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+
     def close(self, seconds: float | None = None) -> None:
         """Takes no more jobs, and waits for those there are.
 
         Args:
             seconds: after which the others are given up; None waits for all.
         """
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
+        self.refuse()
         if self._thread.is_alive():
             self._thread.join(seconds)
 

@@ -50,6 +50,8 @@ class Fields:
             if not value.removeprefix("-").isdecimal() or len(value) > 20:
                 raise self._wrong(name, value, expected)
             value = int(value)
+        if isinstance(value, float) and value.is_integer():  # JSON has no other kind of number
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise self._wrong(name, value, expected)
         return value
@@ -119,6 +121,8 @@ async def form_fields(
         for name, value in parts.multi_items():
             name = name.removesuffix("[]")
             if not isinstance(value, UploadFile):
+                if name in values:
+                    raise ApiError(400, f"{name[:100]}: it is there twice", name[:100])
                 values[name] = value
             elif name in found:
                 found[name].append(await value.read())

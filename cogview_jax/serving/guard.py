@@ -5,12 +5,14 @@ import hmac
 import ipaddress
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cogview_jax.serving.api_error import LAST, ApiError
+from cogview_jax.serving.api_error import LAST, ApiError, refusal
+from cogview_jax.serving.jobs import Closing
 from cogview_jax.serving.page_files import PAGE, STUDY_PAGE
 from cogview_jax.serving.settings import Address, Limits
 
@@ -30,9 +32,22 @@ class Guard:
     none of ours.
     """
 
-    def __init__(self, app: ASGIApp, address: Address, limits: Limits):
-        """Wraps `app`."""
-        self.app, self.address, self.limits = app, address, limits
+    def __init__(
+        self,
+        app: ASGIApp,
+        address: Address,
+        limits: Limits,
+        closing: Callable[[], bool] = lambda: False,
+    ):
+        """Wraps `app`.
+
+        Args:
+            app: gets what is not refused.
+            address: where the server listens.
+            limits: of requests.
+            closing: whether the server takes no more work.
+        """
+        self.app, self.address, self.limits, self.closing = app, address, limits, closing
         self._rates = _Rates(limits.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,6 +75,8 @@ class Guard:
             right = hmac.compare_digest(key.strip().encode(), self.address.key.encode())
             if scheme.lower() != "bearer" or not right:
                 raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        if scope["method"] == "POST" and self.closing():
+            raise refusal(Closing("the server is shutting down"))
         client = (scope.get("client") or ("",))[0]
         wait = self._rates.wait(client) if scope["method"] == "POST" else 0
         if wait:

@@ -39,6 +39,8 @@ class Offer:
         ranks: whether there is a model that chooses among candidates.
         sampling: how images are sampled where a request does not say.
         most_images: that a request may sample.
+        upscales: sizes of images that are upsampled to twice that.
+        upscales_by_text: whether that needs a text.
         prompts: examples, as the bundle has them.
     """
 
@@ -49,6 +51,8 @@ class Offer:
     ranks: bool
     sampling: SamplingConfig
     most_images: int
+    upscales: tuple[int, ...] = ()
+    upscales_by_text: bool = False
     prompts: tuple[str, ...] = ()
 
     @property
@@ -138,7 +142,8 @@ def sampling_of(fields: Fields, usual: SamplingConfig) -> SamplingConfig:
 
 
 def check_model(fields: Fields, name: str) -> None:
-    """ApiError where a request is for another model."""
+    """ApiError where a request is for another model, or names its user in another way than text."""
+    fields.text("user", "")
     if (asked := fields.text("model", name)) != name:
         message = f"there is no model {asked[:100]!r} here; choices: {name}"
         raise ApiError(404, message, "model", "model_not_found")

@@ -36,7 +36,7 @@ async def edits(request: Request) -> Response:
     given = uploaded_pixels(image, "image", size, pixels)
     alpha = uploaded_alpha(mask or image, "mask" if mask else "image", size, pixels)
     kept = _kept(fields, alpha, service.offer.grid)
-    codes = await service.decoded(service.models.base.encode, given[None])
+    codes = await service.in_thread(lambda: service.models.base.encode(given[None]))
     known = np.where(kept, codes[0], OPEN).astype(np.int32).ravel()
     return await _images(request, asked, "image_edit", known)
 
@@ -95,6 +95,7 @@ async def _all(run: Run) -> list[Picture]:
 
 
 async def _events(run: Run, kind: str) -> AsyncIterator[dict[str, Any]]:
+    asked = run.request
     async for picture in run.pictures():
         event = _item(run, picture) | {
             "created_at": int(time.time()),
@@ -104,7 +105,7 @@ async def _events(run: Run, kind: str) -> AsyncIterator[dict[str, Any]]:
             "size": f"{picture.size}x{picture.size}",
         }
         if picture.frame is None:
-            yield {"type": f"{kind}.completed", **event, "usage": _usage(run, 1)}
+            yield {"type": f"{kind}.completed", **event, "usage": _usage(run, asked.candidates)}
         else:
             part = {"partial_image_index": picture.frame}
             yield {"type": f"{kind}.partial_image", **event, **part}

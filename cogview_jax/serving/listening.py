@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import log
 from cogview_jax.serving.settings import Address
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def bound_socket(address: Address) -> socket.socket:
@@ -38,6 +41,7 @@ def answer(
     name: str,
     bound: socket.socket,
     seconds: float,
+    drain: Callable[[], Any] = lambda: None,
     close: Callable[[], Any] = lambda: None,
 ) -> None:
     """Answers on a socket until SIGTERM or SIGINT comes, then finishes the requests that it has.
@@ -47,6 +51,7 @@ def answer(
         name: of what is served, for the line that says where.
         bound: of `bound_socket`.
         seconds: how long requests may take.
+        drain: is called, again and again, from the signal on: no more work is to be taken.
         close: is called at the end, however it comes; no signal interrupts it.
     """
     config = uvicorn.Config(
@@ -60,10 +65,9 @@ def answer(
         limit_concurrency=1024,
         h11_max_incomplete_event_size=1 << 16,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, drain)
     # uvicorn raises the signal again once it has shut down, which would end the process by it.
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before: dict[Any, Any] = {each: signal.signal(each, _heard) for each in signals}
+    before: dict[Any, Any] = {each: signal.signal(each, _heard) for each in SIGNALS}
     try:
         bound.listen(2048)  # what comes before uvicorn answers waits
         host, port = bound.getsockname()[:2]
@@ -74,6 +78,30 @@ def answer(
         close()
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+class _Server(uvicorn.Server):
+    """Answers until the requests that it has are finished, and refuses more, once a signal comes.
+
+    uvicorn alone would close its socket at once: nobody could ask for its health any more.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Any]):
+        super().__init__(config)
+        self.drain, self.told = drain, False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begins to end; a second signal ends it at once."""
+        self.should_exit = self.force_exit = self.told
+        self.told = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether it is over; uvicorn asks ten times a second."""
+        if self.told:
+            self.drain()
+            # `/health` is a task too, for a moment.
+            self.should_exit = self.should_exit or not self.server_state.tasks
+        return await super().on_tick(counter)
 
 
 def _heard(number: int, frame: Any) -> None:

@@ -11,10 +11,10 @@ from starlette.responses import JSONResponse, Response
 
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.serving.api_error import ApiError
-from cogview_jax.serving.fields import form_fields
+from cogview_jax.serving.fields import Fields, form_fields
 from cogview_jax.serving.image_request import check_model, sampling_of
 from cogview_jax.serving.pictures import base64_png, uploaded_pixels
-from cogview_jax.serving.service import Service
+from cogview_jax.serving.service import ALONE, Service
 from cogview_jax.serving.streams import unless_gone
 
 #: Fields of every upload here; the others choose tokens.
@@ -30,7 +30,9 @@ async def captions(request: Request) -> Response:
     sampling = sampling_of(fields, scorer.captioning.default_sampling)
     seed = fields.integer("seed", 0, 0, 2**32 - 1)
     images = _uploads(service, files, scorer.codec.config.image_size)
-    texts = await _beside(request, lambda: scorer.caption(images, seed, sampling=sampling))
+    texts = await _beside(
+        request, lambda: scorer.caption(images, seed, sampling=sampling, batch_size=ALONE)
+    )
     return JSONResponse({"data": [{"index": i, "text": text} for i, text in enumerate(texts)]})
 
 
@@ -40,8 +42,11 @@ async def scores(request: Request) -> Response:
     scorer = _model(service.models.scorer, "scores", "--rerank_with")
     fields, files = await form_fields(request, (*COMMON, "prompt"), ("image",))
     check_model(fields, service.offer.name)
-    prompt, images = fields.text("prompt"), _uploads(service, files, scorer.codec.config.image_size)
-    found = await _beside(request, lambda: scorer.score(images, [prompt] * len(images)))
+    prompt = _prompt(fields, scorer)
+    images = _uploads(service, files, scorer.codec.config.image_size)
+    found = await _beside(
+        request, lambda: scorer.score(images, [prompt] * len(images), batch_size=ALONE)
+    )
     return JSONResponse({"data": [{"index": i, "score": float(x)} for i, x in enumerate(found)]})
 
 
@@ -55,12 +60,13 @@ async def upscales(request: Request) -> Response:
     check_model(fields, service.offer.name)
     sampling = sampling_of(fields, upsampler.super_resolution.default_sampling)
     seed = fields.integer("seed", secrets.randbelow(2**32), 0, 2**32 - 1)
-    sizes = [str(size) for size in sorted(upsampler.super_resolution.sizes)]
+    sizes = [str(size) for size in sorted(service.offer.upscales)]
     size = int(fields.choice("image_size", sizes, sizes[-1]))
     images = _uploads(service, files, size)
-    texts = [fields.text("prompt")] * len(images) if _reads_text(upsampler) else None
+    texts = [_prompt(fields, upsampler)] * len(images) if service.offer.upscales_by_text else None
     larger = await _beside(
-        request, lambda: upsampler.super_resolve(images, texts, seed, sampling=sampling)
+        request,
+        lambda: upsampler.super_resolve(images, texts, seed, sampling=sampling, batch_size=ALONE),
     )
     facts = {"prompt": texts[0] if texts else None, "seed": seed, "model": service.offer.name}
     facts |= {"upscaled_from": size, **asdict(sampling)}
@@ -77,8 +83,12 @@ def _model(model: CogView | None, what: str, flag: str) -> CogView:
     return model
 
 
-def _reads_text(upsampler: CogView) -> bool:
-    return upsampler.layout.region("text").length > 0
+def _prompt(fields: Fields, model: CogView) -> str:
+    """The text of a request, which the model can read."""
+    prompt = fields.text("prompt")
+    if reason := model.prompts.refused([prompt]).get(prompt):
+        raise ApiError(400, reason, "prompt")
+    return prompt
 
 
 def _uploads(service: Service, files: dict[str, list[bytes]], size: int) -> np.ndarray:

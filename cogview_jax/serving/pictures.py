@@ -41,7 +41,8 @@ def png(pixels: np.ndarray, facts: Mapping[str, Any]) -> bytes:
     info = PngImagePlugin.PngInfo()
     info.add_text("cogview", json.dumps(facts))
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", pnginfo=info)
+    # The least compression: half the time of the usual one, for files that are an eighth larger.
+    Image.fromarray(pixels).save(file, "PNG", pnginfo=info, compress_level=1)
     return file.getvalue()
 
 

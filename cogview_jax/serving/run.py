@@ -16,7 +16,7 @@ from cogview_jax.serving.api_error import ApiError
 from cogview_jax.serving.image_request import ImageRequest
 from cogview_jax.serving.jobs import ImageJob, Refused
 from cogview_jax.serving.pictures import base64_png
-from cogview_jax.serving.service import Service
+from cogview_jax.serving.service import ALONE, Service
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,13 @@ class Run:
         except InputError as error:
             raise ApiError(400, str(error), "prompt") from error
         prompt, loop = rows[request.prompt], asyncio.get_running_loop()
+        shown = {*request.frames(service.offer.grid), service.offer.grid}
         self.tokens = len(prompt)
         deadline = time.monotonic() + service.limits.seconds
 
         def tell(index: int, found: np.ndarray | Refused) -> None:
+            if isinstance(found, np.ndarray) and len(found) not in shown:
+                return
             with contextlib.suppress(RuntimeError):  # of a loop that is closed
                 loop.call_soon_threadsafe(self._events.put_nowait, (index, found))
 
@@ -109,14 +112,22 @@ class Run:
         service, request = self.service, self.request
         model, grid = service.models.base, service.offer.grid
         frames, candidates = request.frames(grid), {}
+
+        def preview(index: int, codes: np.ndarray) -> Picture:
+            return self._picture(index, model.generation.preview(codes), frames[len(codes)])
+
+        def image(index: int, codes: np.ndarray) -> Picture:
+            return self._picture(index, model.decode(codes[None])[0])
+
         async for index, codes in self._codes():
             if len(codes) < grid:
-                if len(codes) in frames:
-                    pixels = await service.decoded(model.generation.preview, codes)
-                    yield self._picture(index, pixels, frames[len(codes)])
+                yield await service.in_thread(functools.partial(preview, index, codes))
                 continue
-            pixels = (await service.decoded(model.decode, codes[None]))[0]
             service.metrics.count("cogview_images_total", "Images that were sampled.")
+            if request.candidates == 1 and not request.upsampled:
+                yield await service.in_thread(functools.partial(image, index, codes))
+                continue
+            pixels = (await service.in_thread(functools.partial(model.decode, codes[None])))[0]
             if request.candidates > 1:
                 candidates[index] = pixels
             else:
@@ -145,7 +156,7 @@ class Run:
         order = sorted(candidates)
         pixels = np.stack([candidates[index] for index in order])
         texts = [self.request.prompt] * len(order)
-        scores = await self.service.beside(lambda: scorer.score(pixels, texts))
+        scores = await self.service.beside(lambda: scorer.score(pixels, texts, batch_size=ALONE))
         best = np.argsort(scores, kind="stable")[: self.request.n]
         return [(order[i], float(scores[i])) for i in best]
 
@@ -157,13 +168,17 @@ class Run:
             assert upsampler is not None, "such a size is refused without"
             seed = self.request.seed
             larger = await self.service.beside(
-                lambda: upsampler.super_resolve(pixels[None], [prompt], seed)
+                lambda: upsampler.super_resolve(pixels[None], [prompt], seed, batch_size=ALONE)
             )
             pixels = np.asarray(larger[0])
         return self._picture(index, pixels, None, score)
 
     def _picture(
-        self, index: int, pixels: np.ndarray, frame: int | None, score: float | None = None
+        self,
+        index: int,
+        pixels: np.ndarray,
+        frame: int | None = None,
+        score: float | None = None,
     ) -> Picture:
         facts = dict(self.request.facts(self.service.offer.name, index))
         if self.given is not None:

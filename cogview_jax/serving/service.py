@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import jax
@@ -20,12 +20,15 @@ from cogview_jax.serving.engine_loop import EngineLoop
 from cogview_jax.serving.image_request import Offer
 from cogview_jax.serving.jobs import DeviceFailed, QueueFull
 from cogview_jax.serving.metrics import Metrics
+from cogview_jax.serving.orders import BASE, BATCH, SCORER, UPSAMPLER, Orders
 from cogview_jax.serving.settings import Limits
 
 #: Rows of the batch where nobody says and memory has room, and those that may be asked for.
 ROWS, MOST_ROWS = 32, 1024
 #: Calls of the models beside the loop that may wait.
 MOST_CALLS = 64
+#: Images of these calls that are computed at once: more would be other programs, not yet compiled.
+ALONE = 1
 
 T = TypeVar("T")
 
@@ -68,28 +71,45 @@ class Models:
             return None
         return 2 * size
 
+    @property
+    def upscales(self) -> tuple[tuple[int, ...], bool]:
+        """The sizes of images that can be upsampled, and whether that needs a text."""
+        if self.upsampler is None:
+            return (), False
+        text = self.upsampler.layout.region("text").length
+        return self.upsampler.super_resolution.sizes, text > 0
+
 
 class Service:
     """The models at work: one thread samples, another does what is asked beside it."""
 
-    def __init__(self, models: Models, limits: Limits, rows: int | None = None):
+    def __init__(
+        self,
+        models: Models,
+        limits: Limits,
+        rows: int | None = None,
+        orders: Orders | None = None,
+    ):
         """Takes memory; `start` compiles.
 
         Args:
             models: see there.
             limits: of clients.
             rows: of the batch, see `rows_of`.
+            orders: of a model that is split over several devices.
 
         Raises:
             InputError: the number of rows is none, or memory has no room for them.
         """
         base = models.base
-        self.models, self.limits, self.metrics = models, limits, Metrics()
+        self.orders = orders = orders or Orders()
+        self.models, self.limits, self.metrics = _ordered(models, orders), limits, Metrics()
         grid = base.codec.config.grid
         # A row of codes at a time: with shorter steps fewer requests begin together, which costs
         # more than the rows that wait for the end of a step (bench/serve.py).
-        batch = ContinuousBatch(base.parts.engine, _rows_of(base, rows), grid)
-        self.engine = EngineLoop(batch, grid, limits.waiting)
+        with orders.together():
+            batch = ContinuousBatch(base.parts.engine, orders.agreed(_rows_of(base, rows)), grid)
+        self.engine = EngineLoop(orders.ordered("batch", batch, BATCH), grid, limits.waiting)
         size = base.codec.config.image_size
         self.offer = Offer(
             models.name,
@@ -99,6 +119,7 @@ class Service:
             models.scorer is not None,
             base.generation.default_sampling,
             limits.images,
+            *models.upscales,
             base.parts.example_prompts,
         )
         self.created, self.ready = int(time.time()), False
@@ -119,22 +140,25 @@ class Service:
         image = models.base.decode(np.zeros((1, self.offer.grid, self.offer.grid), np.int32))
         models.base.encode(image)
         if models.scorer is not None:
-            models.scorer.caption(image)
+            models.scorer.captioning.compile()
         if models.upsampler is not None:
-            texts = ["a"] if models.upsampler.layout.region("text").length else None
-            size = max(models.upsampler.super_resolution.sizes)
-            models.upsampler.super_resolve(np.zeros((1, size, size, 3), np.uint8), texts)
+            models.upsampler.super_resolution.compile()
         self.ready = True
+
+    def drain(self) -> None:
+        """Takes no more requests; those that there are go on."""
+        self.engine.refuse()
 
     def close(self) -> None:
         """Finishes what was begun."""
         self.ready = False
         self.engine.close(self.limits.seconds)
         self._beside.shutdown(cancel_futures=True)
+        self.orders.end()
 
-    async def decoded(self, work: Callable[[np.ndarray], np.ndarray], codes: np.ndarray) -> Any:
-        """What the codec makes of codes or pixels, in a thread; a failure is that of a request."""
-        return await self._attempt(asyncio.to_thread(work, codes))
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """What the codec makes, in a thread of its own; a failure is that of a request."""
+        return await self._attempt(asyncio.to_thread(work))
 
     async def beside(self, work: Callable[[], T]) -> T:
         """What a model does beside the loop, one call after the other.
@@ -160,6 +184,19 @@ class Service:
         except jax.errors.JaxRuntimeError as error:
             log(f"the device has failed: {error}")
             raise refusal(DeviceFailed("the device has failed")) from error
+
+
+def _ordered(models: Models, orders: Orders) -> Models:
+    """The same models, whose calls are made on all processes."""
+    scorer, upsampler = models.scorer, models.upsampler
+    if orders.mesh is None:
+        return models
+    return replace(
+        models,
+        base=orders.ordered("base", models.base, BASE),
+        scorer=scorer and orders.ordered("scorer", scorer, SCORER),
+        upsampler=upsampler and orders.ordered("upsampler", upsampler, UPSAMPLER),
+    )
 
 
 def _rows_of(base: CogView, rows: int | None) -> int:

@@ -213,6 +213,14 @@ def left_padded(
     return tokens, valid
 
 
+def right_padded(
+    rows: Sequence[np.ndarray], length: int
+) -> tuple[Int32[np.ndarray, "rows length"], Bool[np.ndarray, "rows length"]]:
+    """The same, of sequences that begin together."""
+    tokens, valid = left_padded([row[::-1] for row in rows], length)
+    return tokens[:, ::-1].copy(), valid[:, ::-1].copy()
+
+
 @dataclass(frozen=True)
 class LayoutConfig:
     """What a config says of its layout.

@@ -7,7 +7,8 @@ import pytest
 from pipeline.conftest import model, parts  # noqa: F401  (fixtures)
 from pipeline.small import PROMPTS, SAMPLING
 
-from cogview_jax.sampling import continuous
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.sampling import continuous, decode
 from cogview_jax.sampling.continuous import ContinuousBatch
 from cogview_jax.sampling.engine import SamplingRequest
 
@@ -103,7 +104,7 @@ def test_after_an_error_it_begins_anew(batch, model, alone):  # noqa: F811
 def test_every_program_is_compiled_before_the_first_request(model):  # noqa: F811
     batch = ContinuousBatch(model.parts.engine, rows=4, step=2)
     batch.compile()
-    programs = (continuous.advance, continuous.admit, continuous.prefill)
+    programs = (continuous.advance, continuous.admit, continuous.prefill, decode._keys_of_rows)
     compiled = [program._cache_size() for program in programs]
     for requests in (REQUESTS[:2], REQUESTS[2:3], REQUESTS[3:]):
         batch.add(requests, [prompt_of(model, request) for request in requests])
@@ -111,3 +112,20 @@ def test_every_program_is_compiled_before_the_first_request(model):  # noqa: F81
         if batch.used > 2:
             batch.clear()
     assert [program._cache_size() for program in programs] == compiled
+
+
+def test_rows_of_sparse_attention_have_pivots_of_their_own(parts):  # noqa: F811
+    config = dataclasses.replace(
+        parts["transformer"].config, attention="sparse", window=3, window_blocks=2, pivots=4
+    )
+    transformer = dataclasses.replace(parts["transformer"], config=config)
+    sparse = CogView(**parts | {"transformer": transformer})
+    batch, found = ContinuousBatch(sparse.parts.engine, rows=4, step=8), {}
+    requests = REQUESTS[1:3]
+    numbers = batch.add(requests, [prompt_of(sparse, request) for request in requests])
+    while batch.work:
+        for number, tokens in batch.advance().items():
+            found.setdefault(number, []).extend(tokens.tolist())
+    for number, request in zip(numbers, requests, strict=True):
+        alone = next(sparse.generation.sample_codes([request]))[0]
+        assert found[number] == alone.ravel().tolist()

@@ -1,6 +1,7 @@
 """The jitted decoder against sampling token by token with a pass over the whole prefix for each."""
 
 import dataclasses
+import hashlib
 import re
 
 import jax
@@ -112,6 +113,15 @@ def test_a_key_is_that_of_its_seed_prompt_and_index():
     assert others[1] == one
     different = [*others, *data(4, ["a red circle"] * 2, [2, 1])]
     assert len({tuple(key) for key in different}) == 5
+
+
+def test_keys_are_folded_with_the_hash_of_the_prompt_and_with_the_index():
+    seeds, prompts, indices = [0, 3, 2**31, 2**32 - 1], ["", "a", "一个", "a"], [0, 1, 2, 3]
+    keys = jax.random.key_data(sample_keys(seeds, prompts, indices))
+    for key, seed, prompt, index in zip(keys, seeds, prompts, indices, strict=True):
+        number = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4])
+        root = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
+        assert key.tolist() == jax.random.key_data(jax.random.fold_in(root, index)).tolist()
 
 
 def test_large_seeds_are_told_apart_or_refused():

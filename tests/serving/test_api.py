@@ -104,6 +104,7 @@ def test_without_partial_images_a_stream_has_the_images_alone(server, own):
         ({"prompt": "a", "stream": "yes"}, "stream", "true or false"),
         ({"prompt": "a", "response_format": "url"}, "response_format", "b64_json"),
         ({"prompt": "a", "candidates": 2}, "candidates", "--rerank_with"),
+        ({"prompt": "a", "user": 5}, "user", "expected a text"),
         ({"prompt": "a", "promt": "b"}, "promt", "did you mean prompt?"),
         ({"prompt": "a", "\ud800": 1}, "?", "unknown field '\\ud800'"),
         ({"prompt": "a", "background": "transparent"}, "background", "auto, opaque"),
@@ -115,6 +116,20 @@ def test_a_wrong_field_is_named(server, body, param, words):
     error = answer["error"]
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
     assert words in error["message"]
+
+
+def test_whole_numbers_may_be_written_as_json_writes_numbers(server, own):
+    status, answer = server.post(PATH, {"prompt": PROMPTS[0], "n": 1.0, "seed": 5.0, "user": None})
+    assert status == 200
+    np.testing.assert_array_equal(pixels_of(answer["data"][0]), own[0])
+    assert server.post(PATH, {"prompt": PROMPTS[0], "n": 1.5})[1]["error"]["param"] == "n"
+
+
+def test_a_field_of_a_form_is_there_once(server):
+    head = b'--a\r\ncontent-disposition: form-data; name="seed"\r\n\r\n1\r\n'
+    kind = {"content-type": "multipart/form-data; boundary=a"}
+    status, _, text = server.send("POST", "/v1/images/edits", 2 * head + b"--a--\r\n", kind)
+    assert (status, json.loads(text)["error"]["param"]) == (400, "seed")
 
 
 def test_another_model_is_not_found(server):
@@ -269,7 +284,7 @@ def test_health_metrics_page_and_description(server):
         assert line.startswith("# ") or float(line.rpartition(" ")[2]) >= 0
     described = json.loads(server.send("GET", "/openapi.json")[2])
     sizes = described["paths"][PATH]["post"]["requestBody"]["content"]["application/json"]
-    assert sizes["schema"]["properties"]["size"]["enum"] == ["auto", "16x16"]
+    assert sizes["schema"]["properties"]["size"]["enum"] == ["auto", "16x16", None]
     _, headers, text = server.send("GET", "/")
     assert headers["content-type"].startswith("text/html")
     assert b"http://" not in text.replace(b"http://www.w3.org", b"")

@@ -2,6 +2,7 @@
 
 import base64
 
+import jax
 import numpy as np
 import pytest
 from pipeline.small import PROMPTS
@@ -43,6 +44,8 @@ def test_the_best_of_candidates_are_sent_best_first(server, models):
         assert item["score"] == pytest.approx(scores[i], abs=1e-6)
     events = server.events(body | {"stream": True, "partial_images": 2})
     assert [event["index"] for _, event in events] == best.tolist()
+    outputs = [event["usage"]["output_tokens"] for _, event in events]
+    assert sum(outputs) == answer["usage"]["output_tokens"] == 4 * 16
 
 
 def test_captions_and_scores(server, models, images):
@@ -52,8 +55,10 @@ def test_captions_and_scores(server, models, images):
     assert [item["text"] for item in answer["data"]] == models.scorer.caption(images)
     status, answer = server.form("/v1/scores", files, prompt=PROMPTS[1])
     found = [item["score"] for item in answer["data"]]
-    np.testing.assert_allclose(found, models.scorer.score(images, [PROMPTS[1]] * 2), atol=1e-6)
+    np.testing.assert_allclose(found, models.scorer.score(images, [PROMPTS[1]] * 2), rtol=1e-6)
     assert server.form("/v1/scores", files)[1]["error"]["param"] == "prompt"
+    blank = server.form("/v1/scores", files, prompt=" ")
+    assert (blank[0], blank[1]["error"]["param"]) == (400, "prompt")
     assert server.form("/v1/captions", [])[1]["error"]["param"] == "image"
     guided = server.form("/v1/captions", files, guidance=2)
     assert (guided[0], guided[1]["error"]["param"]) == (400, "guidance")
@@ -79,3 +84,43 @@ def test_sampled_images_are_sent_larger_where_their_size_is_asked_for(server, mo
     own = models.upsampler.super_resolve(own[None], [PROMPTS[0]], 3)[0]
     np.testing.assert_array_equal(pixels_of(answer["data"][0]), np.asarray(own))
     assert base64.b64decode(answer["data"][0]["b64_json"]).startswith(b"\x89PNG")
+
+
+def test_no_request_compiles_anything(server, images):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    jax.jit(lambda x: x * 123)(1)
+    assert compiled
+    compiled.clear()
+    files = [("image", png_of(image)) for image in images]
+    made = "/v1/images/generations"
+    for prompt in ("a", *PROMPTS):
+        for temperature in (0, 1):
+            fields = {"prompt": prompt, "temperature": temperature}
+            server.post(made, fields | {"n": 3, "guidance": 1 + temperature, "size": "32x32"})
+            server.form("/v1/images/edits", files[:1], **fields)
+            server.form("/v1/captions", files, temperature=temperature)
+            server.form("/v1/scores", files, prompt=prompt)
+            for size in (16, 32):
+                server.form("/v1/images/upscales", files[:1], image_size=size, **fields)
+    server.events({"prompt": PROMPTS[0], "n": 2, "candidates": 2, "stream": True})
+    server.events({"prompt": PROMPTS[0], "stream": True, "partial_images": 3})
+    assert compiled == []
+
+
+def test_a_device_that_fails_beside_the_loop_is_an_error_of_its_request(
+    server, models, images, monkeypatch, capfd
+):
+    def broken(*_, **__):
+        raise jax.errors.JaxRuntimeError("INTERNAL: secret of the device")
+
+    files = [("image", png_of(images[0]))]
+    with monkeypatch.context() as patch:
+        patch.setattr(models.scorer, "score", broken)
+        status, answer = server.form("/v1/scores", files, prompt=PROMPTS[0])
+    assert (status, answer["error"]["code"]) == (503, "device_error")
+    assert "secret" not in answer["error"]["message"]
+    assert "secret" in capfd.readouterr().err
+    assert server.form("/v1/scores", files, prompt=PROMPTS[0])[0] == 200

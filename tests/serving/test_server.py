@@ -63,19 +63,54 @@ def start(root, tmp_path, parts):
         process.stderr.close()
 
 
+def asked(port, *request):
+    """Status, headers and JSON of the answer to a request of its own connection."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as client:
+        client.request(*request)
+        return finished(client, "")
+
+
+def finished(connection, rest):
+    """The same of a request whose rest is sent."""
+    connection.send(rest.encode())
+    response = connection.getresponse()
+    return response.status, dict(response.getheaders()), json.loads(response.read())
+
+
 def test_it_serves_finishes_what_it_has_when_it_is_told_to_end_and_exits_with_0(start):
     process = start("--port", "0", "--rows", "2")
     for line in process.stderr:
         if found := re.search(r"small is ready: http://127\.0\.0\.1:(\d+)", line):
             break
     port = int(found[1])
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as client:
-        body = json.dumps({"prompt": PROMPTS[0], "n": 16, "stream": True})
-        kind = {"content-type": "application/json"}
-        client.request("POST", "/v1/images/generations", body, kind)
+    path, kind = "/v1/images/generations", {"content-type": "application/json"}
+    body = json.dumps({"prompt": PROMPTS[0], "n": 16, "stream": True})
+    with contextlib.ExitStack() as stack:
+        client, slow = (
+            stack.enter_context(
+                contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120))
+            )
+            for _ in range(2)
+        )
+        # A request that has not come whole keeps the server from ending.
+        slow.putrequest("POST", path)
+        slow.putheader("content-type", "application/json")
+        slow.putheader("content-length", str(len(body)))
+        slow.endheaders(body[:5].encode())
+        client.request("POST", path, body, kind)
         response = client.getresponse()
         first = response.readline()
         process.send_signal(signal.SIGTERM)
+        # It still answers, that others may take over, but takes nothing new.
+        status, headers, health = asked(port, "GET", "/health")
+        while status == 200:
+            status, headers, health = asked(port, "GET", "/health")
+        assert (status, health) == (503, {"status": "draining"})
+        for refused in (asked(port, "POST", path, body, kind), finished(slow, body[5:])):
+            status, headers, answer = refused
+            assert (status, answer["error"]["code"]) == (503, "shutting_down")
+            assert headers["x-should-retry"] == "false"
+            assert int(headers["retry-after"]) > 0
         text = first + response.read()
     assert text.count(b"event: image_generation.completed") == 16
     assert process.wait(60) == 0
