@@ -141,8 +141,7 @@ class TokenData:
             store, tokenizers and sizes is that run's (`tasks.earlier_run`). Of a bundle, or the
             name of a shipped one, it takes tokenizers and sizes.
         store: the token store; empty for WORKDIR/tokens. A file is a compact binary of the CogView
-            release, and a folder with data.mdb its LMDB of rows: they are trained on as they are,
-            with the two tokenizers named here.
+            release, a folder with data.mdb its LMDB of rows, for the two tokenizers named here.
         mixture: token stores in the place of `store`, which are mixed by weights: a section for
             each under a name of its own. All were made with the same tokenizers.
         image_tokenizer: the bundle whose image tokenizer encodes the images.

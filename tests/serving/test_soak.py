@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from pipeline.small import PROMPTS
+from serving.conftest import of_task
 from serving.served import Server, pixels_of, png_of
-from serving.test_other_api import of_task
 
 pytest.importorskip("starlette", reason="needs the extra [serve]")
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
