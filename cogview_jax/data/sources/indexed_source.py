@@ -1,12 +1,47 @@
 """A source whose records an index finds in files of others."""
 
+from dataclasses import asdict
+from typing import Any
+
 from cogview_jax.data.ignored import Ignored
 from cogview_jax.data.images import decode_image
 from cogview_jax.data.record_index import BAD, CAPTIONED, IndexedRecord, RecordIndex
+from cogview_jax.data.record_index_writer import open_index
 from cogview_jax.data.records import Record, clean_captions
 from cogview_jax.data.remote.reader import RemoteReader
+from cogview_jax.data.sources.data_files import DataFiles
 from cogview_jax.data.sources.source import SourceConfig
 from cogview_jax.runtime.errors import InputError
+
+
+def index_of(
+    config: Any,
+    files: DataFiles,
+    scan: Any,
+    unit: str,
+    reader: RemoteReader | None = None,
+    **depends_on: Any,
+) -> RecordIndex:
+    """Opens the index of a source's files, or makes it; see `open_index`.
+
+    Args:
+        config: the settings: kind, index and those of every source.
+        files: what the settings name.
+        scan: finds the records of one file; a dataclass.
+        unit: what a file is called in messages.
+        reader: reads files on another machine.
+        depends_on: what the index depends on beside all these.
+    """
+    return open_index(
+        files.root,
+        files.names,
+        scan,
+        depends_on={"kind": config.kind, "path": files.patterns, **depends_on, **asdict(scan)},
+        beside=files.beside,
+        place=config.index,
+        unit=unit,
+        reader=reader,
+    )
 
 
 class IndexedSource:

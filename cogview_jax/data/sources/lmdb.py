@@ -2,14 +2,13 @@
 
 import importlib.util
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from cogview_jax.data.record_index import CAPTIONED, NO_PLACE, IndexedRecord
-from cogview_jax.data.record_index_writer import open_index
 from cogview_jax.data.records import BadRecord, Record, printable
 from cogview_jax.data.sources.data_files import DataFiles, find_files, require_files
-from cogview_jax.data.sources.indexed_source import IndexedSource
+from cogview_jax.data.sources.indexed_source import IndexedSource, index_of
 from cogview_jax.data.sources.source import Source, SourceConfig, require_local
 from cogview_jax.runtime.config import SettingError
 from cogview_jax.runtime.errors import InputError
@@ -88,15 +87,7 @@ class LmdbSource(IndexedSource):
             InputError: an LMDB is damaged or holds no images, or no record can be used.
             SystemFault: the machine cannot read them.
         """
-        index = open_index(
-            files.root,
-            files.names,
-            scan,
-            depends_on={"kind": config.kind, "path": files.patterns, **asdict(scan)},
-            beside=files.beside,
-            place=config.index,
-            unit="LMDB",
-        )
+        index = index_of(config, files, scan, "LMDB")
         super().__init__(config, index, files.ignored)
         given = f"path={config.path!r}: "
         if not len(self):

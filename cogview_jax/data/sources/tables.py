@@ -2,14 +2,12 @@
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from cogview_jax.data.record_index import CAPTIONED
-from cogview_jax.data.record_index_writer import open_index
 from cogview_jax.data.remote.reader import RemoteReader
 from cogview_jax.data.sources.data_files import DataFiles
-from cogview_jax.data.sources.indexed_source import IndexedSource
+from cogview_jax.data.sources.indexed_source import IndexedSource, index_of
 from cogview_jax.runtime.errors import InputError
 
 
@@ -46,16 +44,7 @@ class TableSource(IndexedSource):
             InputError: a table is damaged or lacks a column, or no row can be used.
             SystemFault: the machine cannot read them.
         """
-        index = open_index(
-            files.root,
-            files.names,
-            scan,
-            depends_on={"kind": config.kind, "path": files.patterns, **asdict(scan)},
-            beside=files.beside,
-            place=config.index,
-            unit=unit,
-            reader=reader,
-        )
+        index = index_of(config, files, scan, unit, reader)
         super().__init__(config, index, files.ignored, reader)
         self._unit = unit
         self._check(config.path, config.caption_keys)

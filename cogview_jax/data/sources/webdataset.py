@@ -1,16 +1,15 @@
 """Reads tars of images with captions, as webdataset has them: `data.source.kind = "webdataset"`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from cogview_jax.data.images import SUFFIXES
 from cogview_jax.data.record_index import CAPTIONED
-from cogview_jax.data.record_index_writer import open_index
 from cogview_jax.data.records import Record
 from cogview_jax.data.remote.addresses import without_query
 from cogview_jax.data.remote.reader import RemoteConfig, RemoteReader
 from cogview_jax.data.sources.data_files import find_files, require_files
-from cogview_jax.data.sources.indexed_source import IndexedSource
+from cogview_jax.data.sources.indexed_source import IndexedSource, index_of
 from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.data.sources.webdataset_samples import FIELDS, REPEATED, UNENDED, SampleScan
 from cogview_jax.runtime.errors import InputError
@@ -86,21 +85,7 @@ class WebDatasetSource(IndexedSource):
                 )
         scan = SampleScan(config.image_key, config.caption_keys)
         reader = RemoteReader(config.remote) if files.are_remote else None
-        index = open_index(
-            files.root,
-            files.names,
-            scan,
-            depends_on={
-                "kind": config.kind,
-                "path": files.patterns,
-                "endings": SUFFIXES,
-                **asdict(scan),
-            },
-            beside=files.beside,
-            place=config.index,
-            unit="tar",
-            reader=reader,
-        )
+        index = index_of(config, files, scan, "tar", reader, endings=SUFFIXES)
         super().__init__(config, index, files.ignored, reader)
         self._check(config)
 
