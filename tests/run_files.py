@@ -14,5 +14,6 @@ def logged(workdir):
 
 
 def steps(workdir):
-    """The steps of its checkpoints."""
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    """The steps of its checkpoints, without one that a kill has cut short."""
+    names = [path.name for path in (workdir / "checkpoints").iterdir()]
+    return sorted(int(name) for name in names if not name.startswith("."))

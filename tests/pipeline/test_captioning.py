@@ -28,7 +28,7 @@ def test_scores_of_pairs_are_mean_cross_entropies(parts, config):
     texts = ["a red circle", "a blue star", "red"]
     scores = model.score(images, texts)
     for image, text, score in zip(images, texts, scores, strict=True):
-        assert model.score(image[None], [text])[0] == pytest.approx(score, abs=1e-6)
+        assert model.score(image[None], [text])[0] == pytest.approx(score, rel=1e-6)
         codes, pieces = model.encode(image[None]).ravel(), parts["text"].encode(text)
         row = model.layout.tokens({"image": codes, "text": pieces})[:-1]  # the text's end: no part
         logits = model.logits(row[None, :-1])[0, -len(pieces) :, VOCABULARY.codes :]

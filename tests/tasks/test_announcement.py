@@ -62,7 +62,7 @@ def test_a_codec():
 
 @pytest.mark.parametrize(
     ("model", "attention"),
-    [({}, "dense (xla)"), ({"attention": "sparse"}, "sparse (window 128 x 6, 768 pivots)")],
+    [({}, "dense (blocks)"), ({"attention": "sparse"}, "sparse (window 128 x 6, 768 pivots)")],
 )
 def test_a_transformer(model, attention):
     config = dataclasses.asdict(tiny.TRANSFORMER) | model

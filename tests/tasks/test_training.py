@@ -97,7 +97,7 @@ def test_a_run_starts_from_the_bundle_of_init_from(chain, transformer, tmp_path,
     count = sum(leaf.size for leaf in jax.tree.leaves(theirs.params))
     assert model.endswith(f"(up to 40 of text, 4 x 4 codes), 512 ids; {count:,} parameters")
     assert devices.endswith(
-        "(mesh.data 8, mesh.fsdp 1, mesh.tensor 1); precision float32, attention dense (xla),"
+        "(mesh.data 8, mesh.fsdp 1, mesh.tensor 1); precision float32, attention dense (blocks),"
         " decoding layers"
     )
     assert steps == "run: steps: 0 of 1 done; 8 rows a step"
