@@ -147,45 +147,12 @@ class Engine:
         window: int = 0,
     ) -> Iterator[np.ndarray]:
         """One batch in parts of about `every` tokens, or whole where there is a window: [b, n]."""
-        guide = any(request.sampling.guidance != 1 for request in requests)
-        keys = sample_keys(
-            [request.seed for request in requests],
-            [request.prompt for request in requests],
-            [request.index for request in requests],
-        )
-        if guide:
-            prompts, keys = [*prompts, *self._bare(prompts, span)], jnp.concatenate([keys, keys])
-        tokens, valid = left_padded(prompts, span.prompt)
-        tokens, valid, rows = self._shared(tokens, valid)
-        settings = row_settings([request.sampling for request in requests])
         if window > 1:
-            ahead = span.count + window - 1
-            sequences = prefill(
-                self.params,
-                tokens,
-                valid,
-                keys[: len(tokens)],
-                model=self.model,
-                count=ahead,
-                first=span.first,
-            )
-            if rows is not None:
-                sequences = expand(sequences, rows, keys)
-            _, found, _ = decode_parallel(
-                self.params,
-                sequences,
-                settings,
-                model=self.model,
-                window=window,
-                above=span.above,
-                end=span.end,
-                count=span.count,
-                first=span.first,
-                last=span.last,
-                guide=guide,
-            )
-            yield to_host(found)[: len(requests)]
+            found, _ = self.in_windows(requests, prompts, span, window)
+            yield found
             return
+        tokens, valid, rows, keys, guide = self._batch(requests, prompts, span)
+        settings = row_settings([request.sampling for request in requests])
         for part in in_parts(
             self.params,
             tokens,
@@ -201,6 +168,54 @@ class Engine:
             guide=guide,
         ):
             yield to_host(part)[: len(requests)]
+
+    def in_windows(
+        self,
+        requests: Sequence[SamplingRequest],
+        prompts: Sequence[np.ndarray],
+        span: Span,
+        window: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One batch by parallel decoding: its tokens, int32 [b, span.count], and passes, int32 [b].
+
+        See `parallel.decode_parallel`; for the other arguments see `sample`.
+        """
+        tokens, valid, rows, keys, guide = self._batch(requests, prompts, span)
+        own = keys[: len(tokens)]
+        room, ids = span.count + window - 1, {"first": span.first, "model": self.model}
+        sequences = prefill(self.params, tokens, valid, own, count=room, **ids)
+        if rows is not None:
+            sequences = expand(sequences, rows, keys)
+        _, found, passes = decode_parallel(
+            self.params,
+            sequences,
+            row_settings([request.sampling for request in requests]),
+            window=window,
+            above=span.above,
+            end=span.end,
+            count=span.count,
+            last=span.last,
+            guide=guide,
+            **ids,
+        )
+        return to_host(found)[: len(requests)], to_host(passes)[: len(requests)]
+
+    def _batch(
+        self, requests: Sequence[SamplingRequest], prompts: Sequence[np.ndarray], span: Span
+    ) -> tuple[np.ndarray, np.ndarray, jax.Array | None, jax.Array, bool]:
+        """Of one batch: prompts and which of their tokens count, rows, keys, and guidance.
+
+        See `decode.in_parts` for them.
+        """
+        guide = any(request.sampling.guidance != 1 for request in requests)
+        keys = sample_keys(
+            [request.seed for request in requests],
+            [request.prompt for request in requests],
+            [request.index for request in requests],
+        )
+        if guide:
+            prompts, keys = [*prompts, *self._bare(prompts, span)], jnp.concatenate([keys, keys])
+        return *self._shared(*left_padded(prompts, span.prompt)), keys, guide
 
     def _window(self, requests: Sequence[SamplingRequest], span: Span) -> int:
         """The places that go through the model at once: the most that a request asks for."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cogview_jax.models.linear import matmul
+from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward
 from cogview_jax.sampling.decode import Sequences
 from cogview_jax.sampling.filters import RowSettings, guided, sample_token
@@ -29,7 +29,8 @@ class _Windows(NamedTuple):
 
     line: int32 [B, 1 + C + W - 1], the token before the first that is sampled, then the latest
     token of each place. done: int32 [B], how many of them are right. reached: int32 [B], how many
-    there are. cache: see `empty_cache`. passes: int32, how often the model ran.
+    there are. cache: see `empty_cache`. passes: int32 [B], how often the model ran while the row was
+    open.
     """
 
     line: jax.Array
@@ -59,9 +60,10 @@ def decode_parallel(
     end: int | None = None,
     guide: bool = False,
 ) -> tuple[Sequences, jax.Array, jax.Array]:
-    """The `count` tokens that `decode` samples, int32 [B, C], and how many passes that took.
+    """The `count` tokens that `decode` samples, int32 [B, C], and the passes of each row, int32 [B].
 
-    `sequences` is used up: its cache is written in place, and comes back first.
+    `sequences` is used up: its cache is written in place, and comes back first. All rows take as
+    many passes as the slowest; those of a row are what it would take alone.
 
     Args:
         params, settings, given, model, count, first, last, guide: see `decode.in_parts`.
@@ -73,7 +75,10 @@ def decode_parallel(
     """
     rows = len(sequences.token)
     start = sequences.slot
-    table = params["word_embedding"][first:last].astype(model.policy.compute).T
+    table = params["word_embedding"][first:last].astype(model.policy.compute)
+    # As `decode` splits them, so that the products of several rows are the same.
+    parts = matvec_parts(rows * window, model.programs.platform)
+    params, head = split_for_cores(params, parts), jnp.array_split(table, parts)
     own = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), window), settings)
     known = jnp.full((rows, count + window - 1), -1, jnp.int32)
     if given is not None:
@@ -91,6 +96,14 @@ def decode_parallel(
         given = take(known, jnp.maximum(at, 0))
         return jnp.where((given >= 0) & (at >= reached), given, guess)
 
+    def is_open(now: _Windows) -> jax.Array:
+        """Which rows have tokens to sample, bool [B]."""
+        open_rows = now.done < count
+        if end is not None:
+            right = jnp.arange(count) < now.done[:, None]
+            open_rows &= ~jnp.any((now.line[:, 1 : 1 + count] == end) & right, axis=1)
+        return open_rows
+
     def advance(now: _Windows) -> _Windows:
         # Rows that are finished sample their last token again.
         done = jnp.minimum(now.done, count - 1)
@@ -100,7 +113,7 @@ def decode_parallel(
         hidden, cache = cached_forward(
             model, params, tokens, positions, sequences.cache_mask, now.cache, start + done
         )
-        logits = matmul(hidden, table, jnp.float32, model.programs.platform)
+        logits = matvec_product(hidden, head, jnp.float32)
         keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(sequences.keys, places)
         if guide:
             with_text, without = jnp.split(logits.reshape(rows * window, -1), 2)
@@ -119,18 +132,10 @@ def decode_parallel(
         )
         reached = jnp.maximum(now.reached, done + window)
         finished = jnp.where(now.done < count, done + kept, now.done)
-        return _Windows(line, finished, reached, cache, now.passes + 1)
+        return _Windows(line, finished, reached, cache, now.passes + is_open(now))
 
     line = jnp.zeros((rows, count + window), jnp.int32).at[:, 0].set(sequences.token)
     none = jnp.zeros(rows, jnp.int32)
-    begun = _Windows(line, none, none, sequences.cache, jnp.int32(0))
-
-    def unfinished(now: _Windows) -> jax.Array:
-        open_rows = now.done < count
-        if end is not None:
-            right = jnp.arange(count) < now.done[:, None]
-            open_rows &= ~jnp.any((now.line[:, 1 : 1 + count] == end) & right, axis=1)
-        return jnp.any(open_rows)
-
-    whole = jax.lax.while_loop(unfinished, advance, begun)
+    begun = _Windows(line, none, none, sequences.cache, none)
+    whole = jax.lax.while_loop(lambda now: jnp.any(is_open(now)), advance, begun)
     return sequences._replace(cache=whole.cache), whole.line[:, 1 : 1 + count], whole.passes
