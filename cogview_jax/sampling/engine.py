@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.models.transformer import Transformer
-from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import trim_heap
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.batching import batch_rows, batches, min_batch
-from cogview_jax.sampling.decode import expand, in_parts, prefill, sample_keys, seed_key
+from cogview_jax.sampling.decode import in_parts, sample_keys, seed_key
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
-from cogview_jax.sampling.parallel import decode_parallel
+from cogview_jax.sampling.parallel import generate_parallel, usable_window
 from cogview_jax.tokenizers.layout import Layout, left_padded
 
 #: Tokens of a text between two looks at whether all have ended.
@@ -181,22 +180,21 @@ class Engine:
         See `parallel.decode_parallel`; for the other arguments see `sample`.
         """
         tokens, valid, rows, keys, guide = self._batch(requests, prompts, span)
-        own = keys[: len(tokens)]
-        room, ids = span.count + window - 1, {"first": span.first, "model": self.model}
-        sequences = prefill(self.params, tokens, valid, own, count=room, **ids)
-        if rows is not None:
-            sequences = expand(sequences, rows, keys)
-        _, found, passes = decode_parallel(
+        found, passes = generate_parallel(
             self.params,
-            sequences,
+            tokens,
+            valid,
+            keys,
             row_settings([request.sampling for request in requests]),
+            rows=rows,
+            model=self.model,
             window=window,
             above=span.above,
             end=span.end,
             count=span.count,
+            first=span.first,
             last=span.last,
             guide=guide,
-            **ids,
         )
         return to_host(found)[: len(requests)], to_host(passes)[: len(requests)]
 
@@ -220,17 +218,7 @@ class Engine:
     def _window(self, requests: Sequence[SamplingRequest], span: Span) -> int:
         """The places that go through the model at once: the most that a request asks for."""
         window = max((request.sampling.parallel_window for request in requests), default=0)
-        if window > 1 and self.model.config.conventions.tensor_norm:
-            raise InputError(
-                f"parallel_window {window}: in a model of compat 'official' what comes later"
-                " changes what came before, since its LayerNorm is of the whole row: leave it at 0"
-            )
-        if window > 1 and self.model.config.sparse:
-            raise InputError(
-                f"parallel_window {window}: a model of sparse attention samples one token after the"
-                " other: leave it at 0"
-            )
-        return min(window, span.count)
+        return usable_window(self.model, window, span.count)
 
     def _bare(self, prompts: Sequence[np.ndarray], span: Span) -> list[np.ndarray]:
         """The prompts without their texts, which guidance compares with."""
