@@ -14,6 +14,7 @@ Where a pass has more codes than it costs steps, parallel decoding is faster.
 """
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", choices=MODELS, help="for time: random weights, no bundle")
+    parser.add_argument("--layers", type=int, help="of --model; its own where not given")
     parser.add_argument("--batch", type=int, help="rows; by default 64, for time 1")
     parser.add_argument("--turns", type=int, default=5, help="for time")
     given = parser.parse_args()
@@ -61,7 +63,9 @@ def main() -> None:
     batch = given.batch or (1 if given.what == "time" else 64)
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {given.precision}", flush=True)
     if given.what == "time" and given.model:
-        config = MODELS[given.model]
+        config = dataclasses.replace(
+            MODELS[given.model], layers=given.layers or MODELS[given.model].layers
+        )
         model = Transformer(config, Vocabulary().size, PROMPT + CODES, policy(given.precision))
         costs(model, random_params(model), PROMPT, CODES, windows, batch, given.turns)
         return
