@@ -16,6 +16,7 @@ from cogview_jax.sampling.back_projection import back_projected, downsampled_mse
 from cogview_jax.sampling.batching import batch_rows, batches
 from cogview_jax.sampling.decode import sample_keys
 from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
+from cogview_jax.sampling.parallel import usable_window
 from cogview_jax.sampling.super_resolution import Choose, upsampled_codes
 from cogview_jax.sampling.windows import Window, WindowPlan, in_nine, released_head
 from cogview_jax.tokenizers.layout import size_command
@@ -115,6 +116,7 @@ class SuperResolution:
             raise InputError(f"super_resolve got {len(images)} images and {len(texts)} texts")
         config = options.config(self.default_sampling)
         config.need_no_guidance("super-resolution")
+        usable_window(engine.model, config.parallel_window, layout.length)
         candidates = window_candidates
         if candidates is None:
             # At temperature 0 all candidates are alike.

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.models.transformer import Transformer
-from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.hardware import trim_heap
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.batching import batch_rows, batches, min_batch
-from cogview_jax.sampling.decode import expand, in_parts, need_seed, prefill, sample_keys
+from cogview_jax.sampling.decode import in_parts, need_seed, sample_keys
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
-from cogview_jax.sampling.parallel import decode_parallel
+from cogview_jax.sampling.parallel import generate_parallel, usable_window
 from cogview_jax.tokenizers.layout import Layout, left_padded
 
 #: Tokens of a text between two looks at whether all have ended.
@@ -147,45 +146,12 @@ class Engine:
         window: int = 0,
     ) -> Iterator[np.ndarray]:
         """One batch in parts of about `every` tokens, or whole where there is a window: [b, n]."""
-        guide = any(request.sampling.guidance != 1 for request in requests)
-        keys = sample_keys(
-            [request.seed for request in requests],
-            [request.prompt for request in requests],
-            [request.index for request in requests],
-        )
-        if guide:
-            prompts, keys = [*prompts, *self._bare(prompts, span)], jnp.concatenate([keys, keys])
-        tokens, valid = left_padded(prompts, span.prompt)
-        tokens, valid, rows = self._shared(tokens, valid)
-        settings = row_settings([request.sampling for request in requests])
         if window > 1:
-            ahead = span.count + window - 1
-            sequences = prefill(
-                self.params,
-                tokens,
-                valid,
-                keys[: len(tokens)],
-                model=self.model,
-                count=ahead,
-                first=span.first,
-            )
-            if rows is not None:
-                sequences = expand(sequences, rows, keys)
-            _, found, _ = decode_parallel(
-                self.params,
-                sequences,
-                settings,
-                model=self.model,
-                window=window,
-                above=span.above,
-                end=span.end,
-                count=span.count,
-                first=span.first,
-                last=span.last,
-                guide=guide,
-            )
-            yield to_host(found)[: len(requests)]
+            found, _ = self.in_windows(requests, prompts, span, window)
+            yield found
             return
+        tokens, valid, rows, keys, guide = self._batch(requests, prompts, span)
+        settings = row_settings([request.sampling for request in requests])
         for part in in_parts(
             self.params,
             tokens,
@@ -202,20 +168,57 @@ class Engine:
         ):
             yield to_host(part)[: len(requests)]
 
+    def in_windows(
+        self,
+        requests: Sequence[SamplingRequest],
+        prompts: Sequence[np.ndarray],
+        span: Span,
+        window: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One batch by parallel decoding: its tokens, int32 [b, span.count], and passes, int32 [b].
+
+        See `parallel.decode_parallel`; for the other arguments see `sample`.
+        """
+        tokens, valid, rows, keys, guide = self._batch(requests, prompts, span)
+        found, passes = generate_parallel(
+            self.params,
+            tokens,
+            valid,
+            keys,
+            row_settings([request.sampling for request in requests]),
+            rows=rows,
+            model=self.model,
+            window=window,
+            above=span.above,
+            end=span.end,
+            count=span.count,
+            first=span.first,
+            last=span.last,
+            guide=guide,
+        )
+        return to_host(found)[: len(requests)], to_host(passes)[: len(requests)]
+
+    def _batch(
+        self, requests: Sequence[SamplingRequest], prompts: Sequence[np.ndarray], span: Span
+    ) -> tuple[np.ndarray, np.ndarray, jax.Array | None, jax.Array, bool]:
+        """Of one batch: prompts and which of their tokens count, rows, keys, and guidance.
+
+        See `decode.in_parts` for them.
+        """
+        guide = any(request.sampling.guidance != 1 for request in requests)
+        keys = sample_keys(
+            [request.seed for request in requests],
+            [request.prompt for request in requests],
+            [request.index for request in requests],
+        )
+        if guide:
+            prompts, keys = [*prompts, *self._bare(prompts, span)], jnp.concatenate([keys, keys])
+        return *self._shared(*left_padded(prompts, span.prompt)), keys, guide
+
     def _window(self, requests: Sequence[SamplingRequest], span: Span) -> int:
         """The places that go through the model at once: the most that a request asks for."""
         window = max((request.sampling.parallel_window for request in requests), default=0)
-        if window > 1 and self.model.config.conventions.tensor_norm:
-            raise InputError(
-                f"parallel_window {window}: in a model of compat 'official' what comes later"
-                " changes what came before, since its LayerNorm is of the whole row: leave it at 0"
-            )
-        if window > 1 and self.model.config.sparse:
-            raise InputError(
-                f"parallel_window {window}: a model of sparse attention samples one token after the"
-                " other: leave it at 0"
-            )
-        return min(window, span.count)
+        return usable_window(self.model, window, span.count)
 
     def _bare(self, prompts: Sequence[np.ndarray], span: Span) -> list[np.ndarray]:
         """The prompts without their texts, which guidance compares with."""

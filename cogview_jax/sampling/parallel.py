@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cogview_jax.models.linear import matmul
+from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward
-from cogview_jax.sampling.decode import Sequences
+from cogview_jax.runtime.errors import InputError
+from cogview_jax.sampling.decode import Sequences, expand, prefill
 from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 
 
@@ -29,7 +31,8 @@ class _Windows(NamedTuple):
 
     line: int32 [B, 1 + C + W - 1], the token before the first that is sampled, then the latest
     token of each place. done: int32 [B], how many of them are right. reached: int32 [B], how many
-    there are. cache: see `empty_cache`. passes: int32, how often the model ran.
+    there are. cache: see `empty_cache`. passes: int32 [B], how often the model ran for a row
+    that was not finished.
     """
 
     line: jax.Array
@@ -48,7 +51,8 @@ def decode_parallel(
     params: Mapping[str, Any],
     sequences: Sequences,
     settings: RowSettings,
-    given: jax.Array | None = None,
+    given: jax.Array | np.ndarray | None = None,
+    guess: jax.Array | np.ndarray | None = None,
     *,
     model: Transformer,
     count: int,
@@ -59,12 +63,14 @@ def decode_parallel(
     end: int | None = None,
     guide: bool = False,
 ) -> tuple[Sequences, jax.Array, jax.Array]:
-    """The `count` tokens that `decode` samples, int32 [B, C], and how many passes that took.
+    """The tokens that `decode` samples, int32 [B, C], and the passes of each row, int32 [B].
 
-    `sequences` is used up: its cache is written in place, and comes back first.
+    `sequences` is used up: its cache is written in place, and comes back first. All rows take as
+    many passes as the slowest; those of a row are what it would take alone.
 
     Args:
         params, settings, given, model, count, first, last, guide: see `decode.in_parts`.
+        guess: int32 [B, C], first guesses of the tokens; None for those of `above`.
         sequences: from `decode.prefill` with room for count + window - 1 tokens, none sampled yet.
         window: how many places go through the model at once, W.
         above: the first guess of a place is the token so many places before it, such as the code
@@ -73,11 +79,17 @@ def decode_parallel(
     """
     rows = len(sequences.token)
     start = sequences.slot
-    table = params["word_embedding"][first:last].astype(model.policy.compute).T
+    table = params["word_embedding"][first:last].astype(model.policy.compute)
+    # As `decode` splits them, so that the products of several rows are the same.
+    parts = matvec_parts(rows * window, model.programs.platform)
+    params, head = split_for_cores(params, parts), jnp.array_split(table, parts)
     own = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), window), settings)
     known = jnp.full((rows, count + window - 1), -1, jnp.int32)
     if given is not None:
         known = known.at[:, :count].set(given)
+    expected = known
+    if guess is not None:
+        expected = known.at[:, :count].set(jnp.where(known[:, :count] < 0, guess, known[:, :count]))
     ahead = jnp.arange(window)
     take = functools.partial(jnp.take_along_axis, axis=1)
 
@@ -87,9 +99,16 @@ def decode_parallel(
         from_above = jnp.where(at >= above, at - above, reached - 1)
         # The latest tokens; of places that have none yet the one above, which may be a guess too.
         place = jnp.where(at < reached, at, jnp.minimum(from_above, reached - 1))
-        guess = take(now.line, place + 1)
-        given = take(known, jnp.maximum(at, 0))
-        return jnp.where((given >= 0) & (at >= reached), given, guess)
+        latest, at_first = take(now.line, place + 1), take(expected, jnp.maximum(at, 0))
+        return jnp.where((at_first >= 0) & (at >= reached), at_first, latest)
+
+    def is_open(now: _Windows) -> jax.Array:
+        """Which rows have tokens to sample, bool [B]."""
+        open_rows = now.done < count
+        if end is not None:
+            right = jnp.arange(count) < now.done[:, None]
+            open_rows &= ~jnp.any((now.line[:, 1 : 1 + count] == end) & right, axis=1)
+        return open_rows
 
     def advance(now: _Windows) -> _Windows:
         # Rows that are finished sample their last token again.
@@ -100,7 +119,7 @@ def decode_parallel(
         hidden, cache = cached_forward(
             model, params, tokens, positions, sequences.cache_mask, now.cache, start + done
         )
-        logits = matmul(hidden, table, jnp.float32, model.programs.platform)
+        logits = matvec_product(hidden, head, jnp.float32)
         keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(sequences.keys, places)
         if guide:
             with_text, without = jnp.split(logits.reshape(rows * window, -1), 2)
@@ -119,18 +138,61 @@ def decode_parallel(
         )
         reached = jnp.maximum(now.reached, done + window)
         finished = jnp.where(now.done < count, done + kept, now.done)
-        return _Windows(line, finished, reached, cache, now.passes + 1)
+        return _Windows(line, finished, reached, cache, now.passes + is_open(now))
 
     line = jnp.zeros((rows, count + window), jnp.int32).at[:, 0].set(sequences.token)
     none = jnp.zeros(rows, jnp.int32)
-    begun = _Windows(line, none, none, sequences.cache, jnp.int32(0))
-
-    def unfinished(now: _Windows) -> jax.Array:
-        open_rows = now.done < count
-        if end is not None:
-            right = jnp.arange(count) < now.done[:, None]
-            open_rows &= ~jnp.any((now.line[:, 1 : 1 + count] == end) & right, axis=1)
-        return jnp.any(open_rows)
-
-    whole = jax.lax.while_loop(unfinished, advance, begun)
+    begun = _Windows(line, none, none, sequences.cache, none)
+    whole = jax.lax.while_loop(lambda now: jnp.any(is_open(now)), advance, begun)
     return sequences._replace(cache=whole.cache), whole.line[:, 1 : 1 + count], whole.passes
+
+
+def generate_parallel(
+    params: Mapping[str, Any],
+    tokens: jax.Array | np.ndarray,
+    valid: jax.Array | np.ndarray,
+    keys: jax.Array,
+    settings: RowSettings,
+    positions: jax.Array | np.ndarray | None = None,
+    given: jax.Array | np.ndarray | None = None,
+    rows: jax.Array | np.ndarray | None = None,
+    guess: jax.Array | np.ndarray | None = None,
+    *,
+    model: Transformer,
+    count: int,
+    first: int,
+    window: int,
+    **options: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """The tokens of `decode.generate` by `decode_parallel`, and the passes of each row.
+
+    See these two for the arguments.
+    """
+    own, room = keys[: len(tokens)], count + window - 1
+    sequences = prefill(params, tokens, valid, own, positions, model=model, count=room, first=first)
+    if rows is not None:
+        sequences = expand(sequences, rows, keys)
+    sizes = {"count": count, "first": first, "window": window}
+    _, found, passes = decode_parallel(
+        params, sequences, settings, given, guess, model=model, **sizes, **options
+    )
+    return found, passes
+
+
+def usable_window(model: Transformer, window: int, count: int) -> int:
+    """The `window` that is asked for, at most `count`.
+
+    Raises:
+        InputError: a window of several places for a model that cannot have one.
+    """
+    if window > 1 and model.config.conventions.tensor_norm:
+        raise InputError(
+            f"parallel_window {window}: in a model of compat 'official' what comes later"
+            " changes what came before, since its LayerNorm is of the whole row: leave it at 0"
+        )
+    if window > 1 and model.config.sparse:
+        raise InputError(
+            f"parallel_window {window}: a model of sparse attention samples one token after the"
+            " other: leave it at 0"
+        )
+    return min(window, count)

@@ -11,6 +11,7 @@ from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.decode import OPEN, generate
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
+from cogview_jax.sampling.parallel import generate_parallel, usable_window
 from cogview_jax.sampling.windows import Window, WindowPlan
 from cogview_jax.tokenizers.layout import left_padded
 
@@ -50,7 +51,7 @@ def upsampled_codes(
         plan: the windows.
         model: the transformer of `params`, with positions for a whole window's target.
         last: how many codes there are.
-        config: temperature and filters; InputError where it has guidance.
+        config: temperature, filters and parallel window; InputError where it has guidance.
         choose: among the candidates of a window; needed where there is more than one.
         on_window: is called after each window, of all images.
     """
@@ -74,20 +75,21 @@ def upsampled_codes(
         if not shared:
             tokens, valid, positions = tokens[prompts], valid[prompts], positions[prompts]
         cells = cells[prompts]
-        sampled = generate(
-            params,
-            tokens,
-            valid,
-            jax.vmap(jax.random.fold_in, (0, None))(keys.ravel(), number),
-            settings,
-            positions,
-            cells[:, leading:],
-            prompts if shared else None,
-            model=model,
-            count=window.known.size - leading,
-            first=0,
-            last=last,
-        )
+        prompt = (tokens, valid, jax.vmap(jax.random.fold_in, (0, None))(keys.ravel(), number))
+        given = (positions, cells[:, leading:], prompts if shared else None)
+        count = window.known.size - leading
+        ids: dict[str, Any] = {"model": model, "count": count, "first": 0, "last": last}
+        ahead = usable_window(model, config.parallel_window, count)
+        if ahead > 1:
+            # Each code becomes four, which may be like it.
+            like = codes[:, *window.source].repeat(2, axis=1).repeat(2, axis=2)
+            like = like[:, : len(window.known)].reshape(len(codes), -1)[prompts, leading:]
+            above = window.known.shape[1]
+            sampled, _ = generate_parallel(
+                params, *prompt, settings, *given, like, window=ahead, above=above, **ids
+            )
+        else:
+            sampled = generate(params, *prompt, settings, *given, **ids)
         cells[:, leading:] = to_host(sampled)
         cells = cells.reshape(len(codes), candidates, *window.known.shape)
         chosen: np.ndarray | int = 0

@@ -56,6 +56,18 @@ def test_rows_of_other_settings_may_share_the_passes(model):
         np.testing.assert_array_equal(tokens, alone)
 
 
+def test_larger_images_are_the_same_too(parts):
+    layout = dataclasses.replace(LAYOUT, task="super_resolution")
+    part = dataclasses.replace(parts["transformer"], layout=layout)
+    model = CogView(**parts | {"transformer": part})
+    small = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+    one, several = (
+        model.super_resolve(small, PROMPTS, 5, sampling=windowed(window), window_candidates=2)
+        for window in (0, 6)
+    )
+    np.testing.assert_array_equal(np.stack(one), np.stack(several))
+
+
 def test_a_completed_image_and_captions_are_the_same_too(parts, model):
     image = np.random.default_rng(5).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     one, several = (SamplingOptions(3, windowed(window)) for window in (0, 6))
@@ -100,7 +112,7 @@ def sampled(model, window, given=None, config=SAMPLING):
         window=window,
         above=span.above,
     )
-    return np.asarray(codes), int(passes)
+    return np.asarray(codes), np.asarray(passes)
 
 
 def test_tokens_that_are_known_need_no_pass_of_their_own(model, codes):
@@ -109,9 +121,9 @@ def test_tokens_that_are_known_need_no_pass_of_their_own(model, codes):
     for given in (every, every.at[:, -1].set(-1)):
         found, passes = sampled(model, 4, given)
         np.testing.assert_array_equal(found, every)
-        assert passes == 4
+        np.testing.assert_array_equal(passes, [4, 4, 4])
     _, passes = sampled(model, 1)
-    assert passes == 16
+    np.testing.assert_array_equal(passes, [16, 16, 16])
 
 
 def test_a_row_waits_for_no_other(model, codes):
@@ -120,7 +132,9 @@ def test_a_row_waits_for_no_other(model, codes):
     found, passes = sampled(model, 4, given)
     assert (found[0] == 5).all()
     np.testing.assert_array_equal(found[1:], codes[1:, 0].reshape(2, 16))
-    assert 4 < passes <= 16
+    assert passes[0] == 4
+    assert (passes[1:] > 4).all()
+    assert (passes <= 16).all()
 
 
 def test_models_that_look_ahead_or_sample_pivots_are_refused(parts):
@@ -134,5 +148,9 @@ def test_models_that_look_ahead_or_sample_pivots_are_refused(parts):
         part = dataclasses.replace(parts["transformer"], config=config)
         with pytest.raises(InputError, match=f"parallel_window 8: {why}"):
             CogView(**parts | {"transformer": part}).generate_codes(PROMPTS, sampling=windowed(8))
+        layout = dataclasses.replace(LAYOUT, task="super_resolution")
+        upsampler = CogView(**parts | {"transformer": dataclasses.replace(part, layout=layout)})
+        with pytest.raises(InputError, match=f"parallel_window 8: {why}"):
+            upsampler.super_resolve(np.zeros((1, 8, 8, 3), np.uint8), [""], sampling=windowed(8))
     with pytest.raises(InputError, match=r"parallel_window = -1: expected 0 \(one token after"):
         SamplingConfig(parallel_window=-1)

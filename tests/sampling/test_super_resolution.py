@@ -107,13 +107,13 @@ def test_later_windows_continue_the_candidate_that_was_chosen(attention):
         seen.append(sampled)
         return np.array([2, 2])
 
-    def larger(keys, choose=None):
+    def larger(keys, choose=None, parallel_window=0):
         return upsampled_codes(
             *(layers, head, layout.prompt_length("image"), codes, keys),
             plan=plan,
             model=model,
             last=40,
-            config=SamplingConfig(temperature=1.0),
+            config=SamplingConfig(temperature=1.0, parallel_window=parallel_window),
             choose=choose,
         )
 
@@ -124,6 +124,8 @@ def test_later_windows_continue_the_candidate_that_was_chosen(attention):
         assert sampled.shape == (2, 3, *window.known.shape)
         np.testing.assert_array_equal(sampled[:, 0, window.known], sampled[:, 2, window.known])
         assert not np.array_equal(sampled[:, 0], sampled[:, 2])
+    if attention == "dense":
+        np.testing.assert_array_equal(larger(keys, last, parallel_window=5), found)
 
 
 def test_margins_are_those_of_the_official_runs(fixtures, table):
