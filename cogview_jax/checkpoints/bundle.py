@@ -8,7 +8,7 @@ sample are kernels in 8 bits read as they are.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -220,6 +220,7 @@ class Bundle:
         parameters are then those of `models.quantization`.
         """
         quantized = self._quantized("transformer")
+        arrays: Iterable[tuple[Sequence[str], Any]]
         if quantized:
             path, model = self._stored_as("transformer", self._transformer_shapes)
             shapes = sharded_shapes(quantized_shapes(transformer_shapes(model)), mesh)
