@@ -1,6 +1,6 @@
 """A stored transformer with low-rank adapters (`models.lora`) merged into it, array by array."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -56,13 +56,3 @@ def merged_on_host(params: Any, adapters: Mapping[str, Any], lora: LoRAConfig) -
         return Deferred(tuple(leaf.shape), np.dtype(np.float32), make)
 
     return jax.tree_util.tree_map_with_path(deferred, params)
-
-
-def placed(tree: Any, shapes: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The arrays of a tree of `Deferred`s with their keys, typed and placed as `shapes` says."""
-    for (keys, array), shape in zip(
-        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(shapes), strict=True
-    ):
-        values = array.make().astype(shape.dtype)
-        place = jax.make_array_from_callback(shape.shape, shape.sharding, values.__getitem__)
-        yield tuple(key.key for key in keys), place

@@ -3,11 +3,12 @@
 `bundle.json` describes the parts and holds the sha256 of each; `codec/` and `transformer/` hold
 Orbax parameters, `text.model` a SentencePiece model. A part may be absent. A transformer records
 the codec and text tokenizer it was trained with, and is not to be read with others. Parameters lie
-in the types they were written in, and are read as float32 unless another type is asked for.
+in the types they were written in, and are read as float32 unless another type is asked for; only to
+sample are kernels in 8 bits read as they are.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +23,11 @@ from cogview_jax.checkpoints.description import (
     read_description,
 )
 from cogview_jax.checkpoints.manifest import NAME as MANIFEST
+from cogview_jax.checkpoints.quantized_tree import dequantized_tree, quantized_shapes
 from cogview_jax.checkpoints.stored_tree import (
     check_shapes,
+    nested,
+    placed,
     restore_each,
     restore_tree,
     sizes,
@@ -32,6 +36,7 @@ from cogview_jax.checkpoints.stored_tree import (
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.implementation import ImplementationConfig
 from cogview_jax.models.layer_params import unstack_arrays
+from cogview_jax.models.quantization import quantized_arrays
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
@@ -206,14 +211,25 @@ class Bundle:
         return self._transformer_part({})
 
     def layered_transformer(
-        self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
+        self, mesh: jax.sharding.Mesh | None = None, dtype: Any = None, int8_kernels: bool = False
     ) -> TransformerPart:
         """What `transformer` gives, with its parameters only in the form of `unstack_arrays`.
 
-        Array after array takes that form, so that there are never two of all.
+        Array after array takes that form, so that there are never two of all. Kernels that lie in
+        8 bits stay so, and others are rounded to 8 bits if `int8_kernels`; the types of the other
+        parameters are then those of `models.quantization`.
         """
-        path, part, shapes = self._transformer_to_read(mesh, dtype)
-        arrays = self._restored_each("transformer", path, shapes)
+        quantized = self._quantized("transformer")
+        arrays: Iterable[tuple[Sequence[str], Any]]
+        if quantized:
+            path, model = self._stored_as("transformer", self._transformer_shapes)
+            shapes = sharded_shapes(quantized_shapes(transformer_shapes(model)), mesh)
+            part, arrays = self._transformer_part({}), restore_each(path, shapes)
+        else:
+            path, part, shapes = self._transformer_to_read(mesh, None if int8_kernels else dtype)
+            arrays = self._restored_each("transformer", path, shapes)
+        if int8_kernels and not quantized:
+            arrays = quantized_arrays(arrays)
         return dataclasses.replace(part, params=unstack_arrays(arrays))
 
     def _transformer_to_read(
@@ -229,11 +245,16 @@ class Bundle:
         return path, self._transformer_part({}), shapes
 
     def stored_transformer(self) -> TransformerPart:
-        """The transformer as it lies on disk: every array a `Deferred`, in its own type."""
+        """The transformer as it lies on disk: every array a `Deferred`, in its own type.
+
+        One with kernels in 8 bits is as if it lay in float32.
+        """
         return self._transformer_part(self._tree("transformer", self.verified("transformer")))
 
     def stored_type(self, part: str) -> np.dtype:
-        """The type in which the arrays of a part lie on disk."""
+        """The type in which the arrays of a part lie on disk, or its kernels if they are int8."""
+        if self._quantized(part):
+            return np.dtype(np.int8)
         return jax.tree.leaves(self._tree(part, self._place(part)))[0].dtype
 
     def _stored_as(self, part: str, described: Callable[[int], tuple[T, Any]]) -> tuple[Path, T]:
@@ -289,16 +310,26 @@ class Bundle:
 
     def _tree(self, part: str, path: Path) -> dict[str, Any]:
         """The arrays of a part at `path`, each a `Deferred`."""
-        return stored_tree(path)
+        tree = stored_tree(path)
+        return dequantized_tree(tree, str(path)) if self._quantized(part) else tree
+
+    def _quantized(self, part: str) -> bool:
+        """Whether the kernels of a part are in 8 bits."""
+        entry = self._described.transformer
+        return part == "transformer" and entry is not None and entry.kernels == "int8"
 
     def _restored(self, part: str, path: Path, shapes: Mapping[str, Any]) -> Any:
         """The arrays of a part at `path`, as `restore_tree` gives them."""
+        if self._quantized(part):
+            return nested(self._restored_each(part, path, shapes))
         return restore_tree(path, shapes)
 
     def _restored_each(
         self, part: str, path: Path, shapes: Mapping[str, Any]
     ) -> Iterator[tuple[tuple[str, ...], Any]]:
         """The arrays of a part at `path`, as `restore_each` gives them."""
+        if self._quantized(part):
+            return placed(self._tree(part, path), shapes)
         return restore_each(path, shapes)
 
     def verified(self, part: str) -> Path:

@@ -18,6 +18,7 @@ from cogview_jax.checkpoints.bundle import (
 )
 from cogview_jax.checkpoints.description import FORMAT, NAME
 from cogview_jax.checkpoints.stored_tree import save_tree
+from cogview_jax.models.quantization import is_quantized
 from cogview_jax.runtime.files import (
     check_folder_output,
     replace_tree,
@@ -86,6 +87,8 @@ def _write_parts(
     if transformer is not None:
         save_tree(folder / FILES["transformer"], transformer.params)
         parts["transformer"] = transformer_entry(transformer, transformer.model.positions)
+        if is_quantized(transformer.params):
+            parts["transformer"]["kernels"] = "int8"
     for name, record in (official or {}).items():
         parts[name]["official"] = dict(record)
     if jax.process_index() == 0:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.runtime.config import build
@@ -63,6 +63,7 @@ class TransformerEntry:
     the layout. drop_captions: the share of rows that were trained without their caption, None where
     it is not known. sampling: how it is best sampled. trained_with: part -> the hash it had.
     weights: as of a `CodecEntry`. prompts: examples, which its run was given for its samples.
+    kernels: "int8" if they are in 8 bits (`models.quantization`), None if they are as the rest is.
     """
 
     config: TransformerConfig
@@ -76,6 +77,7 @@ class TransformerEntry:
     official: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     prompts: tuple[str, ...] = ()
+    kernels: Literal["int8"] | None = None
 
     @property
     def learned_positions(self) -> int:

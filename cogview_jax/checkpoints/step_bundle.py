@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from cogview_jax.checkpoints.adapted import merged_on_host, placed, with_positions
+from cogview_jax.checkpoints.adapted import merged_on_host, with_positions
 from cogview_jax.checkpoints.adapted_bundle import AdaptedBundle
 from cogview_jax.checkpoints.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from cogview_jax.checkpoints.bundle import Bundle, part_sha256
@@ -25,7 +25,7 @@ from cogview_jax.checkpoints.manifest import find_damage, listed
 from cogview_jax.checkpoints.safetensors_metadata import read_metadata
 from cogview_jax.checkpoints.shipped import bundle_folder, shipped
 from cogview_jax.checkpoints.stored_step import META, one_line, read_meta
-from cogview_jax.checkpoints.stored_tree import nested, picked_tree, restore_picked
+from cogview_jax.checkpoints.stored_tree import nested, picked_tree, placed, restore_picked
 from cogview_jax.models.lora import LoRAConfig
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError

@@ -138,6 +138,16 @@ def restore_picked(
     yield from _each(folder, shapes, place)
 
 
+def placed(tree: Any, shapes: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The arrays of a tree of `Deferred`s with their keys, typed and placed as `shapes` says."""
+    for (keys, array), shape in zip(
+        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(shapes), strict=True
+    ):
+        values = array.make().astype(shape.dtype)
+        place = jax.make_array_from_callback(shape.shape, shape.sharding, values.__getitem__)
+        yield tuple(key.key for key in keys), place
+
+
 def nested(arrays: Iterator[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
     """The tree of arrays that come with their keys."""
     tree: dict[str, Any] = {}

@@ -15,7 +15,8 @@ of the bundle that it was trained on; the tokenizers of the new bundle are those
 
 With --dtype, the weights of a bundle are rounded to another type: those of the transformer, or of
 an image tokenizer that is alone. One beside a transformer stays as it is, or it would give other
-codes than the transformer has learned.
+codes than the transformer has learned. With int8, the kernels of a transformer get 8 bits and a
+scale for each output, its embeddings float16, and the rest float32.
 
 Formats:
   official     the CogView release. Each of its three files may be left out: the bundle is then
@@ -73,7 +74,7 @@ LAYOUT_TASK = flags.DEFINE_string(
     "layout_task", None, "what the transformer was trained for, unless text_to_image"
 )
 DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"], "the type of the weights of --out"
+    "dtype", None, ["float32", "bfloat16", "float16", "int8"], "the type of the weights of --out"
 )
 BUNDLE = command_line.path_flag(
     "bundle", "the bundle to give back, to merge --adapter into, or to round"

@@ -125,7 +125,10 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "images sampled at a time; by default what free memory has room for"
 )
 PRECISION = flags.DEFINE_enum(
-    "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
+    "precision",
+    "float32",
+    ["float32", "bfloat16", "float16", "float16_pure", "int8"],
+    "of the arithmetic",
 )
 
 

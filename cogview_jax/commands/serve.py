@@ -70,7 +70,10 @@ REQUESTS_PER_MINUTE = flags.DEFINE_integer(
     "requests_per_minute", 600, "requests that one address may send"
 )
 PRECISION = flags.DEFINE_enum(
-    "precision", "float32", ["float32", "bfloat16", "float16", "float16_pure"], "of the arithmetic"
+    "precision",
+    "float32",
+    ["float32", "bfloat16", "float16", "float16_pure", "int8"],
+    "of the arithmetic",
 )
 TENSOR = flags.DEFINE_integer(
     "tensor",

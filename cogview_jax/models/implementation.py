@@ -31,7 +31,8 @@ class ImplementationConfig:
         decoding: the program for one new token a row. "layers" runs one layer after the other.
             "cache_kernel" reads only the filled part of the cache (`kernels.cached_attention`).
             "token_step" runs whole layers as kernels for up to 16 rows (`kernels.token_step`), and
-            cache_kernel for more rows. "auto" takes the fastest that the device can run.
+            cache_kernel for more rows; it reads no kernels in 8 bits. "auto" takes the fastest that
+            the device can run.
     """
 
     attention: Literal["auto", "xla", "blocks", "cudnn"] = "auto"
@@ -87,7 +88,8 @@ def choose_implementation(
     cached = fused and devices == 1 and runs_cached_attention(config.head_width)
     attention = ["xla", "blocks", *["cudnn"] * fused]
     decoding = ["layers", *["cache_kernel"] * cached]
-    decoding += ["token_step"] * (cached and runs_token_step(config.width))
+    whole_layers = cached and not policy.int8_kernels and runs_token_step(config.width)
+    decoding += ["token_step"] * whole_layers
     return Implementation(
         _resolve("attention", wanted.attention, attention, device, policy),
         _resolve("decoding", wanted.decoding, decoding, device, policy),

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
+from cogview_jax.models.quantization import KERNEL_SCALE, integer_product, widened_product
 from cogview_jax.models.remat import LINEAR_OUTPUT
 
 
@@ -70,7 +71,7 @@ MAX_PARTS = 8
 
 
 @jax.jit
-def transpose_for_matvec(kernel: Float[Array, " D *F"]) -> tuple[Float[Array, "_ D"]]:
+def transpose_for_matvec(kernel: Num[Array, " D *F"]) -> tuple[Num[Array, "_ D"]]:
     """Reshapes a kernel to [F, D], which XLA's CPU backend multiplies fastest with few rows.
 
     The result is in a tuple because `split_for_cores` may split it into several arrays.
@@ -127,7 +128,8 @@ class Linear(nn.Module):
     """Computes x @ kernel + bias over the last dimension.
 
     Where its parameters hold the matrices A and B of a low-rank adapter, it adds (x @ A) @ B
-    (`models.lora`).
+    (`models.lora`). Where they hold the scales of a kernel in 8 bits, the kernel is multiplied as
+    it is (`models.quantization`).
 
     Attributes:
         features: the shape of the output at each position.
@@ -148,7 +150,9 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array | np.ndarray, "*B D"]) -> Float[Array, "..."]:
         """Applies the map to each position; the result has the shape [*B, *features]."""
         x = x.astype(self.dtype)
-        if self.has_variable("params", TRANSPOSED):
+        if self.has_variable("params", KERNEL_SCALE):
+            y = self._quantized(x)
+        elif self.has_variable("params", TRANSPOSED):
             stored: Sequence[jax.Array] = self.get_variable("params", TRANSPOSED)
             parts = [part.astype(self.dtype) for part in stored]
             y = matvec_product(x, parts, self.dtype).reshape(*x.shape[:-1], *self.features)
@@ -171,6 +175,16 @@ class Linear(nn.Module):
         # The bias is broadcast before it is cast, so its gradient is a float32 sum over positions.
         y = y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
         return checkpoint_name(y, LINEAR_OUTPUT)
+
+    def _quantized(self, x: Float[Array | np.ndarray, "*B D"]) -> Float[Array, "..."]:
+        """Computes x @ kernel of a kernel in 8 bits."""
+        scale: Any = self.get_variable("params", KERNEL_SCALE)
+        if not self.has_variable("params", TRANSPOSED):
+            kernel: Any = self.get_variable("params", "kernel")
+            return widened_product(x, kernel, scale, self.dtype)
+        parts: Any = self.get_variable("params", TRANSPOSED)
+        y = integer_product(x, parts, scale, self.dtype)
+        return y.reshape(*x.shape[:-1], *self.features)
 
     def _low_rank(self, x: Float[Array | np.ndarray, "*B D"]) -> Float[Array, "..."]:
         """Computes (x @ A) @ B."""

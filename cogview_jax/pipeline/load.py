@@ -32,8 +32,9 @@ def load(
         path: the bundle's folder, a run's workdir, or one of its checkpoints (WORKDIR/checkpoints/
             STEP): of a workdir its bundle is read, and before that is there, the newest checkpoint.
         dtype: of the transformer's and decoder's arithmetic, and of the transformer's weights: a
-            type, or the name of a policy (`runtime.precision`), such as "float16_pure". Images are
-            always encoded in float32, so their codes do not depend on it.
+            type, or the name of a policy (`runtime.precision`), such as "float16_pure" or "int8".
+            Kernels that lie in 8 bits are used as they are, whatever it is. Images are always
+            encoded in float32, so their codes do not depend on it.
         mesh: splits the parameters over these devices (`runtime.mesh.make_mesh`); use the model
             under `jax.set_mesh(mesh)`.
         long_prompts: whether prompts with more tokens than the text region holds are cut there or
@@ -47,14 +48,16 @@ def load(
             that is needed is missing or of another task.
     """
     enable_compilation_cache()
-    bundle, compute = open_checked(path, needs, task), policy_of(dtype).compute
+    bundle, policy = open_checked(path, needs, task), policy_of(dtype)
     bundle.check_fit()
     jax.devices()  # where there are none of the platform asked for, that is no fault of the bundle
-    have_transformer = "transformer" in bundle.parts
+    transformer = None
+    if "transformer" in bundle.parts:
+        transformer = bundle.layered_transformer(mesh, policy.compute, policy.int8_kernels)
     return CogView(
         codec=bundle.codec(mesh) if "codec" in bundle.parts else None,
         text=bundle.text() if "text" in bundle.parts else None,
-        transformer=bundle.layered_transformer(mesh, compute) if have_transformer else None,
+        transformer=transformer,
         dtype=dtype,
         long_prompts=long_prompts,
         name=_name(bundle),

@@ -13,9 +13,10 @@ from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
 from cogview_jax.models.conventions import Conventions
 from cogview_jax.models.implementation import choose_implementation
 from cogview_jax.models.layer_params import stacked_arrays, unstack_arrays
+from cogview_jax.models.quantization import is_quantized, quantized_arrays
 from cogview_jax.models.transformer import logits_of, whole_forward, without_blocks
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.precision import policy_of
+from cogview_jax.runtime.precision import INT8, policy_of
 from cogview_jax.sampling.batching import in_few_shapes, rows_that_fit
 from cogview_jax.sampling.engine import Engine
 from cogview_jax.sampling.options import SamplingConfig
@@ -88,7 +89,9 @@ class Parts:
         if transformer is not None:
             layers = transformer.params
             if not isinstance(layers["blocks"], tuple):
-                layers = unstack_arrays(stacked_arrays(layers))
+                arrays = stacked_arrays(layers)
+                layers = unstack_arrays(quantized_arrays(arrays) if policy.int8_kernels else arrays)
+            policy = self.policy = replace(policy, int8_kernels=is_quantized(layers))
             # The only form of the weights that is kept.
             self.transformer = replace(transformer, params=layers)
             layout = make_layout(transformer.layout, transformer.vocabulary)
@@ -268,7 +271,9 @@ class Parts:
         devices = {device for array in arrays for device in _devices(array)}
         kinds = sorted({device.device_kind for device in devices})
         where = f" on {len(devices)} x {', '.join(kinds)}" if devices else ""
-        lines.append(f"arithmetic: {self.policy.name}{where}")
+        in_8_bits = self.policy.int8_kernels and self.policy.name != INT8
+        kernels = ", kernels int8" if in_8_bits else ""
+        lines.append(f"arithmetic: {self.policy.name}{kernels}{where}")
         return "\n  ".join(["CogView", *lines])
 
 

@@ -1,17 +1,25 @@
 """Bundles whose weights are rounded to another type."""
 
 import dataclasses
+import json
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
+import cogview_jax
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.description import NAME
+from cogview_jax.checkpoints.quantized_tree import dequantized_tree
 from cogview_jax.interop.conversion import convert
 from cogview_jax.interop.files import SourceFiles
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.files import write_json
+from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.runtime.sealed import sealed
 from command_runs import call
 
 
@@ -92,7 +100,9 @@ def test_what_cannot_be_rounded_is_refused(chain, tmp_path):
         InputError, match=r"--out .*large is the bundle that is read: choose another"
     ):
         to_type("float16", tmp_path / "large", f"{tmp_path}/./large")
-    with pytest.raises(InputError, match="--dtype 'int8': choices are float32, bfloat16, float16"):
+    with pytest.raises(InputError, match=r"--dtype 'int4': choices are .*, float16, int8"):
+        to_type("int4", tmp_path / "large", tmp_path / "out")
+    with pytest.raises(InputError, match="large: no transformer is in it, and no other part can"):
         to_type("int8", tmp_path / "large", tmp_path / "out")
     with pytest.raises(InputError, match=r"one of --source .* --adapter and --dtype"):
         convert(None, "taming", SourceFiles(), "b", str(tmp_path / "out"), dtype="float16")
@@ -100,3 +110,85 @@ def test_what_cannot_be_rounded_is_refused(chain, tmp_path):
     write_bundle(tmp_path / "words", text=text)
     with pytest.raises(InputError, match="no transformer and no codec is in it"):
         to_type("float16", tmp_path / "words", tmp_path / "out")
+
+
+def test_a_transformer_in_8_bits(chain, tmp_path):
+    given = Bundle(chain.run / "bundle")
+    found = to_type("int8", given.path, tmp_path / "small")
+    entry = found.parts["transformer"]
+    assert entry | {"sha256": ""} == given.parts["transformer"] | {"sha256": "", "kernels": "int8"}
+    assert {name: found.sha256(name) for name in ("codec", "text")} == entry["trained_with"]
+    assert found.stored_type("transformer") == np.int8
+    before = arrays(given)
+    after = arrays(found)  # as it is without quantisation
+    assert after.keys() == before.keys()
+    for name, array in before.items():
+        if "kernel" in name and "transformer" in name:
+            unit = np.abs(array).max(axis=1, keepdims=True) / 127
+            assert np.all(np.abs(after[name] - array) <= 0.5001 * unit), name
+            assert np.any(after[name] != array), name
+        else:
+            wanted = array.astype(np.float16) if "embedding" in name else array
+            np.testing.assert_array_equal(after[name], wanted, err_msg=name)
+    # Training reads what the integers stand for; so do other types, and 8 bits again.
+    trained = found.transformer().params
+    np.testing.assert_array_equal(
+        trained["blocks"]["block"]["mlp"]["up"]["kernel"],
+        after["['transformer']['blocks']['block']['mlp']['up']['kernel']"],
+    )
+    assert jax.tree.leaves(trained)[0].dtype == np.float32
+    whole = to_type("float32", found.path, tmp_path / "whole")
+    assert "kernels" not in whole.parts["transformer"]
+    again = arrays(to_type("int8", whole.path, tmp_path / "again"))
+    for name, array in arrays(whole).items():
+        np.testing.assert_array_equal(array, after[name], err_msg=name)
+        np.testing.assert_allclose(again[name], array, rtol=1e-6, err_msg=name)
+
+
+def test_a_bundle_in_8_bits_samples_as_the_precision_int8(chain, tmp_path):
+    given, small = chain.run / "bundle", tmp_path / "small"
+    to_type("int8", given, small)
+    sizes = [
+        sum(leaf.nbytes for leaf in jax.tree.leaves(part.params))
+        for part in (Bundle(given).layered_transformer(), Bundle(small).layered_transformer())
+    ]
+    assert sizes[1] < 0.5 * sizes[0]  # most of so small a model are embeddings
+    rounded, read = cogview_jax.load(given, dtype="int8"), cogview_jax.load(small)
+    assert rounded.parts.describe().splitlines()[-1].startswith("  arithmetic: int8 on")
+    assert "arithmetic: float32, kernels int8 on" in read.parts.describe()
+    tokens = np.arange(12, dtype=np.int32).reshape(2, 6)
+    np.testing.assert_array_equal(rounded.logits(tokens), read.logits(tokens))
+    exact = cogview_jax.load(given).logits(tokens)
+    assert 0 < np.sqrt(np.mean((exact - read.logits(tokens)) ** 2)) < 0.05 * exact.std()
+    prompts = ["a red circle", "a blue circle"]
+    codes = rounded.generate_codes(prompts, 2)
+    np.testing.assert_array_equal(codes, read.generate_codes(prompts, 2))
+    alone = read.generate_codes(prompts[1], 2, batch_size=1)
+    np.testing.assert_array_equal(alone[0], codes[1])
+
+
+def test_a_bundle_in_8_bits_on_several_devices(chain, tmp_path):
+    small = to_type("int8", chain.run / "bundle", tmp_path / "small").path
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    tokens = np.arange(12, dtype=np.int32).reshape(2, 6)
+    with jax.set_mesh(mesh):
+        split = cogview_jax.load(small, mesh=mesh)
+        found = split.logits(tokens)
+    kernel = split.parts.transformer.params["blocks"][0]["mlp"]["up"]
+    assert kernel["kernel"].dtype == np.int8
+    assert kernel["kernel_scale"].sharding.spec == PartitionSpec("tensor")
+    np.testing.assert_allclose(found, cogview_jax.load(small).logits(tokens), atol=1e-3)
+
+
+def test_scales_that_are_missing_are_named(chain, tmp_path):
+    small = to_type("int8", chain.run / "bundle", tmp_path / "small")
+    tree = {"out": {"kernel": small.stored_transformer().params["word_embedding"]}}
+    with pytest.raises(InputError, match="x has a kernel in 8 bits without its kernel_scale"):
+        dequantized_tree(tree, "x")
+    described = json.loads((small.path / NAME).read_text())
+    del described["parts"]["transformer"]["kernels"], described["content_sha256"]
+    write_json(small.path / NAME, sealed(described))
+    with pytest.raises(
+        InputError, match=r"kernel_scale has shape .* there, but none in bundle.json"
+    ):
+        Bundle(small.path).layered_transformer()

@@ -14,7 +14,7 @@ from cogview_jax.models.layernorm import LayerNorm
 from cogview_jax.models.linear import Linear
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.precision import POLICIES, policy, policy_of
+from cogview_jax.runtime.precision import POLICIES, SAMPLING, policy, policy_of
 from cogview_jax.runtime.sharding import unbox
 
 
@@ -69,6 +69,12 @@ def test_a_type_names_the_policy_that_reduces_in_float32():
         policy_of(jnp.int8)
 
 
+def test_8_bits_are_for_sampling_alone():
+    assert [name for name in SAMPLING if policy_of(name).int8_kernels] == ["int8"]
+    with pytest.raises(InputError, match=r"choose from .*float16_pure; int8 is for sampling alone"):
+        policy("int8")
+
+
 def test_float16_alone_needs_a_loss_scale():
     assert [name for name in POLICIES if policy(name).scales] == ["float16", "float16_pure"]
 
@@ -80,7 +86,7 @@ def test_commands_offer_every_policy(root, command):
     code = f"import cogview_jax.{command}; from absl import flags; {show}"
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=root, capture_output=True, check=True, text=True)
-    assert result.stdout.split() == list(POLICIES)
+    assert result.stdout.split() == list(SAMPLING)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float16_pure"])
