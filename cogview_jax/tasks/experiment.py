@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 
+from cogview_jax.checkpoints.bundle_folder import require_bundles
 from cogview_jax.data.filters import FilterConfig
 from cogview_jax.data.sources.mixture import check_names
 from cogview_jax.data.sources.mixture_config import MixedStore, SourceMixture
@@ -113,7 +114,7 @@ class CodecExperiment:
 
     def __post_init__(self):
         require_range(self, "seed", at_least=0, below=2**32)
-        require_paths(self, "init_from")
+        require_bundles(self, "init_from")
         policy(self.precision)
         if self.loss.decoder_only and not self.init_from:
             raise InputError(
@@ -194,7 +195,8 @@ class TokenData:
     validation_share: float = 0.0
 
     def __post_init__(self):
-        require_paths(self, "from_", "store", "image_tokenizer", "text_tokenizer")
+        require_paths(self, "store", "text_tokenizer")
+        require_bundles(self, "from_", "image_tokenizer")
         check_names(self.mixture, "mixture")
         if self.mixture and self.store:
             raise SettingError(
@@ -323,7 +325,7 @@ class TransformerExperiment:
         require_range(self, "drop_captions", "corrupt_codes", at_least=0, at_most=1)
         require_range(self, "text_weight", "prompt_weight", at_least=0)
         require_range(self, "seed", at_least=0, below=2**32)
-        require_paths(self, "init_from")
+        require_bundles(self, "init_from")
         policy(self.precision)
         _check_validation(self.train.validate_every, self.data.validation_share, "records")
         make_layout(self.layout, self.vocabulary)
