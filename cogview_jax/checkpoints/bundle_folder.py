@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cogview_jax.checkpoints.bundle import FILES
 from cogview_jax.checkpoints.remote_bundle import bundle_copy
 from cogview_jax.checkpoints.shipped import shipped
 from cogview_jax.data.remote.addresses import is_address, shown
@@ -36,6 +37,20 @@ def bundle_folder(path: Path | str, name: str = "bundle") -> Path:
         advice = closest(str(path), folders)
         raise InputError(f"there is no shipped bundle {str(path)!r}, and no such folder; {advice}")
     return folders[str(path)]
+
+
+def text_model(path: str) -> Path:
+    """The SentencePiece model that is meant: a file, or that of a bundle, ADDRESS/text.model.
+
+    Raises:
+        InputError, SystemFault: as `bundle_folder`, or an address ends otherwise.
+    """
+    if not is_address(path):
+        return Path(path)
+    folder, _, name = path.rpartition("/")
+    if name != FILES["text"]:
+        raise InputError(f"{shown(path)}: expected ADDRESS/{FILES['text']}, that of a bundle")
+    return bundle_folder(folder) / name
 
 
 def require_bundles(settings: object, *names: str) -> None:

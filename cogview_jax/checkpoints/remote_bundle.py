@@ -110,15 +110,14 @@ def _copy(address: str, description: bytes, place: Path, copies: CopiedBundles) 
 
 
 @contextlib.contextmanager
-def _discarded(
-    address: str, partial: Path, place: Path, copies: CopiedBundles
-) -> Iterator[None]:
+def _discarded(address: str, partial: Path, place: Path, copies: CopiedBundles) -> Iterator[None]:
     """Where the block finds that a bundle is damaged, its copy is deleted."""
     try:
         yield
     except InputError as error:
         copies.discard(place)
-        raise InputError(str(error).replace(str(partial), address)) from None
+        said = str(error).replace(f"bundle {partial}", address).replace(str(partial), address)
+        raise InputError(said) from None
 
 
 def bundle_name(address: str) -> str:

@@ -30,8 +30,9 @@ from cogview_jax.runtime.errors import InputError
 
 BUNDLE = command_line.bundle_flag(
     "bundle",
-    "the bundle's folder, a run's workdir, one of its checkpoints, the name of a shipped bundle, such"
-    " as emoji, or an address: hf://OWNER/NAME, gs://BUCKET/DIR, s3://BUCKET/DIR, https://HOST/DIR",
+    "the bundle's folder, a run's workdir, one of its checkpoints, the name of a shipped bundle,"
+    " such as emoji, or an address: hf://OWNER/NAME, gs://BUCKET/DIR, s3://BUCKET/DIR,"
+    " https://HOST/DIR",
     required=True,
 )
 FORMAT = flags.DEFINE_enum(

@@ -59,8 +59,9 @@ from cogview_jax.sampling.options import SamplingOptions, SamplingSettings
 
 BUNDLE = command_line.bundle_flag(
     "bundle",
-    "the bundle's folder, a run's workdir, one of its checkpoints, the name of a shipped bundle, such"
-    " as emoji, or an address: hf://OWNER/NAME, gs://BUCKET/DIR, s3://BUCKET/DIR, https://HOST/DIR",
+    "the bundle's folder, a run's workdir, one of its checkpoints, the name of a shipped bundle,"
+    " such as emoji, or an address: hf://OWNER/NAME, gs://BUCKET/DIR, s3://BUCKET/DIR,"
+    " https://HOST/DIR",
     required=True,
 )
 TASK = flags.DEFINE_enum(

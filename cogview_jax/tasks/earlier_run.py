@@ -20,6 +20,7 @@ from cogview_jax.checkpoints.bundle_folder import bundle_folder
 from cogview_jax.checkpoints.description import NAME
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.data.filters import FilterConfig
+from cogview_jax.data.remote.addresses import is_address
 from cogview_jax.data.token_shards import MANIFEST
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.paths import named_by
@@ -189,7 +190,9 @@ def _of_bundle(bundle: Bundle, name: str) -> dict[str, Any]:
         "layout.grid": codec.grid,
     }
     if "text" in bundle.parts:
-        found["data.text_tokenizer"] = str(bundle.verified("text"))
+        file = bundle.verified("text")
+        # A copy of what is at an address may be deleted.
+        found["data.text_tokenizer"] = f"{name}/{file.name}" if is_address(name) else str(file)
     entry = bundle.parts.get("transformer", {})
     return found | {setting: value for setting, value in flat_settings(entry) if setting in SIZES}
 

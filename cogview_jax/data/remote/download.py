@@ -98,7 +98,8 @@ def _check_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise SystemFault(
-            f"{folder}: {size / 1e9:.1f} GB are to be copied there, and {free / 1e9:.1f} GB are free"
+            f"{folder}: {size / 1e9:.1f} GB are to be copied there, and {free / 1e9:.1f} GB are"
+            " free"
         )
 
 

@@ -110,10 +110,10 @@ _retries: contextvars.ContextVar[int | None] = contextvars.ContextVar("retries",
 
 
 @contextlib.contextmanager
-def few_retries(count: int) -> Iterator[None]:
+def few_retries(count: int | None) -> Iterator[None]:
     """In the block of this thread, what may pass is tried again only so often.
 
-    It is for requests that can be done without.
+    It is for requests that can be done without. None changes nothing.
     """
     token = _retries.set(count)
     try:

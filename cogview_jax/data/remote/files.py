@@ -239,4 +239,3 @@ def _length(answer: Any) -> int | None:
     """The size of a file in an answer that has none of its bytes."""
     found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
     return int(found[3]) if found else None
-
