@@ -2,10 +2,11 @@
 
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cogview_jax.data.remote.files import (
     NoRanges,
@@ -14,10 +15,13 @@ from cogview_jax.data.remote.files import (
     read_range,
     read_whole,
 )
+from cogview_jax.data.remote.folders import RemoteFile
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.files import write_file
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.progress import Progress
+
+S, T = TypeVar("S"), TypeVar("T")
 
 #: Files that are fetched at a time, and bytes of one that are asked for at once.
 _FILES, _PIECE = 16, 16 << 20
@@ -26,14 +30,14 @@ _WHOLE = 1 << 30
 _MB = 10**6
 
 
-def download(files: Mapping[str, str], folder: Path, label: str) -> None:
+def download(files: Mapping[str, RemoteFile], folder: Path, label: str) -> None:
     """Copies files into a folder, which shows how far it is.
 
     A file that has its name is whole: those that an earlier call has left there are not fetched
     again if their sizes are right.
 
     Args:
-        files: their names within the folder, which lead nowhere else, and their addresses.
+        files: by their names within the folder, which lead nowhere else.
         folder: where; nobody else writes there.
         label: of the progress.
 
@@ -46,17 +50,21 @@ def download(files: Mapping[str, str], folder: Path, label: str) -> None:
     with _Workers() as workers:
         found = workers.all(lambda name: _asked(folder / name, files[name]), list(files))
         missing = [each for each in found if not each.is_there()]
-        _check_space(folder, sum(each.size for each in missing))
+        total, left = (sum(each.size for each in files) for files in (found, missing))
+        _check_space(folder, left)
         if not missing:
             return
-        with _Bytes(sum(each.size for each in found), label) as done:
-            done.add(sum(each.size for each in found if each not in missing))
+        with _Bytes(total, label) as done:
+            done.add(total - left)
             workers.all(lambda each: each.fetch(done, workers.stopped), missing)
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file: where its copy shall lie, its address and size, None if it comes only whole."""
+    """A file to copy.
+
+    path: of its copy. status: None where the server sends it only whole. size: 0 if not known.
+    """
 
     path: Path
     address: str
@@ -68,12 +76,11 @@ class _File:
 
     def fetch(self, done: "_Bytes", stopped: threading.Event) -> None:
         def write(temporary: Path) -> None:
-            written = 0
             with temporary.open("wb") as file:
                 for data in self._pieces():
                     if stopped.is_set():
                         raise InputError(f"{self.address}: given up")
-                    written += file.write(data)
+                    file.write(data)
                     done.add(len(data))
 
         write_file(self.path, write)
@@ -86,9 +93,10 @@ class _File:
             yield read_range(self.address, offset, _PIECE, self.status)
 
 
-def _asked(path: Path, address: str) -> _File:
+def _asked(path: Path, file: RemoteFile) -> _File:
+    address = file.address
     try:
-        status = file_status(address)
+        status = file.status or file_status(address)
         return _File(path, address, status.size, status)
     except NoRanges as error:
         return _File(path, address, error.size or 0, None)
@@ -131,7 +139,7 @@ class _Workers:
     def __init__(self) -> None:
         self._pool, self.stopped = ThreadPoolExecutor(_FILES), threading.Event()
 
-    def all(self, work, each: list) -> list:
+    def all(self, work: Callable[[S], T], each: Sequence[S]) -> list[T]:
         return list(self._pool.map(work, each))
 
     def __enter__(self) -> "_Workers":

@@ -8,7 +8,7 @@ missing whatever went wrong. `open` is used nowhere: it reads megabytes ahead.
 import functools
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeVar
 
 from cogview_jax.data.remote.addresses import (
@@ -126,11 +126,17 @@ def read_whole(address: str, limit: int) -> bytes:
     return read_range(address, 0, status.size, status)
 
 
-def listed(folder: str) -> Iterator[str]:
-    """Yields the addresses of all files in and below a folder, sorted; none where there is none."""
+def listed(folder: str) -> dict[str, RemoteStatus]:
+    """What is known of all files in and below a folder in a bucket, by address, sorted.
+
+    It is empty where there is no such folder.
+    """
     system = _file_system(protocol(folder))
-    for name in sorted(requested_again(lambda: system.find(folder), folder)):
-        yield f"{protocol(folder)}://{name}"
+    found = requested_again(lambda: system.find(folder, detail=True), folder)
+    return {
+        f"{protocol(folder)}://{name}": RemoteStatus(int(about["size"]), _tag(about))
+        for name, about in sorted(found.items())
+    }
 
 
 def matches(pattern: str) -> list[str]:

@@ -1,8 +1,9 @@
 """Folders at addresses: in a bucket, on the Hugging Face Hub, on a web server that lists them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
 from cogview_jax.data.remote.addresses import (
@@ -16,7 +17,7 @@ from cogview_jax.data.remote.addresses import (
     without_query,
 )
 from cogview_jax.data.remote.failures import NotThere
-from cogview_jax.data.remote.files import listed, read_whole
+from cogview_jax.data.remote.files import RemoteStatus, listed, read_whole
 from cogview_jax.data.remote.hub import hub_folder, hub_problem, is_hub_address
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.paths import inside
@@ -41,21 +42,29 @@ def file_in(folder: str, name: str) -> str:
     return hub_folder(folder).file(name) if is_hub_address(folder) else joined(folder, name)
 
 
-def files_of(folder: str) -> dict[str, str]:
-    """The names of the files in and below a folder, such as a/b.txt, and their addresses.
+class RemoteFile(NamedTuple):
+    """A file of a folder: its address, and what is known of it, None where it was not asked for."""
+
+    address: str
+    status: RemoteStatus | None = None
+
+
+def files_of(folder: str) -> dict[str, RemoteFile]:
+    """The files in and below a folder, by their names in it, such as a/b.txt.
 
     Raises:
         InputError: the folder cannot be listed, or a name in the list leads out of it.
         SystemFault: the server goes on failing.
     """
     if is_hub_address(folder):
-        files = hub_folder(folder).files()
+        files = {name: RemoteFile(file) for name, file in hub_folder(folder).files().items()}
     elif is_web(folder):
         names = _web_names(folder)
-        files = {name: joined(folder, name, of_listing=True) for name in names}
+        files = {name: RemoteFile(joined(folder, name, of_listing=True)) for name in names}
     else:
         start = f"{folder.rstrip('/')}/"
-        files = {each.removeprefix(start): each for each in listed(start)}
+        found = listed(start)
+        files = {each.removeprefix(start): RemoteFile(each, found[each]) for each in found}
     if len(files) > _FILES:
         raise InputError(f"{folder}: more than {_FILES:,} files")
     for name in files:
@@ -63,7 +72,7 @@ def files_of(folder: str) -> dict[str, str]:
     return files
 
 
-def _check_name(folder: str, name: str, files: dict[str, str]) -> None:
+def _check_name(folder: str, name: str, files: Collection[str]) -> None:
     """Refuses a name that would lead out of the folder, wherever its copy lies."""
     # a//b and a/./b would be a/b, too
     well = "\\" not in name and PurePosixPath(name).as_posix() == name
