@@ -31,7 +31,10 @@ def folder_problem(address: str) -> str:
     if is_hub_address(address):
         return hub_problem(address)
     if protocol(address) not in PACKAGES:
-        return f"expected the path of a folder, or an address that begins with hf://, {choices()}"
+        return (
+            "expected the path of a mounted file system, or an address that begins with hf://,"
+            f" {choices()}"
+        )
     if is_address_pattern(address) or "{" in address:
         return "expected the address of one folder, this is a pattern"
     return address_problem(address)
