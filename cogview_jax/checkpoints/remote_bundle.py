@@ -21,7 +21,7 @@ from cogview_jax.data.remote.files import read_whole
 from cogview_jax.data.remote.folders import file_in, files_of
 from cogview_jax.data.remote.hub import hub_folder, is_hub_address
 from cogview_jax.runtime.errors import InputError, SystemFault
-from cogview_jax.runtime.faults import reason
+from cogview_jax.runtime.faults import is_fault, reason
 from cogview_jax.runtime.files import JSON_LIMIT, is_clutter
 
 #: How often bundle.json is asked for again where there is a copy.
@@ -40,7 +40,7 @@ def bundle_copy(address: str) -> Path:
     Raises:
         InputError: there is no bundle, it may not be read, its bytes do not have the hashes that
             bundle.json says, or the cache cannot be written.
-        SystemFault: the server does not answer, and there is no copy.
+        SystemFault: the server does not answer, and there is no copy; or the disk is full.
     """
     try:
         copies = CopiedBundles()
@@ -49,7 +49,8 @@ def bundle_copy(address: str) -> Path:
     except OSError as error:
         if error.filename is None:
             raise
-        raise InputError(
+        kind = SystemFault if is_fault(error) else InputError
+        raise kind(
             f"{address}: {error.filename}: {reason(error)}: bundles are copied into the cache,"
             " whose place XDG_CACHE_HOME says"
         ) from None
