@@ -21,7 +21,8 @@ class FileServer:
         faults: what happens to the next requests, one each: a status, "short" (a body that breaks
             off), "reset" (no answer), "hang" (no answer for a second).
         always: what happens to all requests of a path, in the same words; also "whole" (ranges are
-            not known), and "other" (another range is sent). everywhere: of all paths.
+            not known), "other" (another range is sent), and a URL (where it is sent on to).
+            everywhere: of all paths.
         delay: seconds before each answer.
         headers: of the last request.
     """
@@ -93,6 +94,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
             self.connection.close()
             self.close_connection = True
+            return
+        if str(fault).startswith("http://"):
+            self.send_response(302)
+            self.send_header("Location", fault)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         if fault == "hang":
             time.sleep(1)

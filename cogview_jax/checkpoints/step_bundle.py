@@ -20,17 +20,19 @@ from cogview_jax.checkpoints.adapted import merged_on_host, with_positions
 from cogview_jax.checkpoints.adapted_bundle import AdaptedBundle
 from cogview_jax.checkpoints.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from cogview_jax.checkpoints.bundle import Bundle, part_sha256
+from cogview_jax.checkpoints.bundle_folder import bundle_folder
 from cogview_jax.checkpoints.description import FORMAT, NAME, described
 from cogview_jax.checkpoints.manifest import find_damage, listed
 from cogview_jax.checkpoints.safetensors_metadata import read_metadata
-from cogview_jax.checkpoints.shipped import bundle_folder, shipped
+from cogview_jax.checkpoints.shipped import shipped
 from cogview_jax.checkpoints.stored_step import META, one_line, read_meta
 from cogview_jax.checkpoints.stored_tree import nested, picked_tree, placed, restore_picked
+from cogview_jax.data.remote.addresses import is_address
 from cogview_jax.models.lora import LoRAConfig
 from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
-from cogview_jax.runtime.paths import check_tree, local_path
+from cogview_jax.runtime.paths import check_tree
 from cogview_jax.runtime.processes import log
 
 #: The note of a checkpoint that describes its bundle.
@@ -41,12 +43,13 @@ def open_bundle(path: Path | str) -> Bundle:
     """Opens a bundle, a step of a run (WORKDIR/checkpoints/STEP), or the workdir of a run.
 
     Of a workdir its bundle is taken, and the newest checkpoint that is whole while there is none.
-    The name of a shipped bundle will do, and so will a folder of adapters of a shipped bundle.
+    The name of a shipped bundle will do, the address of a bundle (`remote_bundle`), and a folder of
+    adapters of a shipped bundle.
 
     Raises:
         InputError: there is none of them, or it is damaged; see `Bundle`.
     """
-    folder = bundle_folder(local_path(path, "bundle")).absolute()
+    folder = bundle_folder(path).absolute()
     if (folder / ADAPTER_WEIGHTS).exists():
         return AdaptedBundle(folder, _base_of(folder))
     if (folder / META).exists():
@@ -70,7 +73,12 @@ def open_bundle(path: Path | str) -> Bundle:
 
 
 def is_bundle(path: Path | str) -> bool:
-    """Whether a folder is one that `open_bundle` opens, and none of other files: images, say."""
+    """Whether a folder is one that `open_bundle` opens, and none of other files: images, say.
+
+    An address is taken for one.
+    """
+    if is_address(str(path)):
+        return True
     folder = Path(path)
     if not folder.exists():
         return str(path) in shipped()

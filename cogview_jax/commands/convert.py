@@ -76,8 +76,9 @@ LAYOUT_TASK = flags.DEFINE_string(
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16", "float16", "int8"], "the type of the weights of --out"
 )
-BUNDLE = command_line.path_flag(
-    "bundle", "the bundle to give back, to merge --adapter into, or to round"
+BUNDLE = command_line.bundle_flag(
+    "bundle",
+    "the bundle, or its address, to give back, to merge --adapter into, or to round",
 )
 ADAPTER = command_line.path_flag("adapter", "the folder of the adapter to merge into --bundle")
 OUT = command_line.path_flag("out", "the bundle, or the folder, to write", required=True)

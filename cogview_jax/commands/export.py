@@ -28,10 +28,11 @@ from cogview_jax.runtime import command_line
 from cogview_jax.runtime.bounds import MOST_ROWS, need_flag
 from cogview_jax.runtime.errors import InputError
 
-BUNDLE = command_line.path_flag(
+BUNDLE = command_line.bundle_flag(
     "bundle",
-    "the bundle's folder, a run's workdir, one of its checkpoints, or the name of a shipped bundle,"
-    " such as emoji",
+    "the bundle's folder, a run's workdir, one of its checkpoints, the name of a shipped bundle,"
+    " such as emoji, or an address: hf://OWNER/NAME, gs://BUCKET/DIR, s3://BUCKET/DIR,"
+    " https://HOST/DIR",
     required=True,
 )
 FORMAT = flags.DEFINE_enum(

@@ -1,11 +1,9 @@
 """A bundle with a low-rank adapter merged into its transformer."""
 
-from pathlib import Path
-
 from cogview_jax.checkpoints.adapted_bundle import AdaptedBundle
 from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_folder import bundle_folder
 from cogview_jax.checkpoints.bundle_writer import write_bundle
-from cogview_jax.checkpoints.shipped import bundle_folder
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.interop.files import (
     NOTHING_WRITTEN,
@@ -15,11 +13,12 @@ from cogview_jax.interop.files import (
     reporting,
 )
 from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.paths import local_path
 
 
 def adapted(adapter: str, bundle: str) -> AdaptedBundle:
     """The bundle with an adapter merged into its transformer; InputError as in `merge_adapter`."""
-    return AdaptedBundle(bundle_folder(Path(adapter)), open_bundle(bundle))
+    return AdaptedBundle(bundle_folder(local_path(adapter, "--adapter")), open_bundle(bundle))
 
 
 def merge_adapter(adapter: str, bundle: str, out: str) -> None:

@@ -31,6 +31,8 @@ def load(
     Args:
         path: the bundle's folder, a run's workdir, or one of its checkpoints (WORKDIR/checkpoints/
             STEP): of a workdir its bundle is read, and before that is there, the newest checkpoint.
+            Or the address of a bundle, such as "hf://OWNER/NAME" (docs/guides/remote_bundles.md),
+            or the name of a shipped one.
         dtype: of the transformer's and decoder's arithmetic, and of the transformer's weights: a
             type, or the name of a policy (`runtime.precision`), such as "float16_pure" or "int8".
             Kernels that lie in 8 bits are used as they are, whatever it is. Images are always
@@ -46,6 +48,7 @@ def load(
     Raises:
         InputError: there is no bundle, or its parts do not belong together or are damaged, or one
             that is needed is missing or of another task.
+        SystemFault: the server at an address does not answer, and there is no copy.
     """
     enable_compilation_cache()
     bundle, policy = open_checked(path, needs, task), policy_of(dtype)

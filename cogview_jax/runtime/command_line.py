@@ -72,6 +72,12 @@ def path_flag(
     return flags.DEFINE(_PathParser(), name, default, help, serializer=text, required=required)
 
 
+def bundle_flag(name: str, help: str, *, required: bool = False) -> flags.FlagHolder:
+    """Defines `--NAME PATH`: a path, or an address, which is looked at where it is used."""
+    text: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+    return flags.DEFINE(_BundleParser(), name, None, help, serializer=text, required=required)
+
+
 def paths_flag(name: str, help: str) -> flags.FlagHolder:
     """Defines `--NAME PATH`, which may be repeated; its value is a list, empty by default."""
     return flags.DEFINE_multi(_PathParser(), flags.ArgumentSerializer(), name, [], help)
@@ -139,6 +145,11 @@ class _PathParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "string"
+
+
+class _BundleParser(_PathParser):
+    def parse(self, argument: str) -> str:
+        return argument if "://" in argument else super().parse(argument)
 
 
 def _run(command: ModuleType) -> NoReturn:

@@ -1,4 +1,4 @@
-"""One program at a time in a folder."""
+"""One program at a time in a folder, and files that programs are using."""
 
 import contextlib
 import errno
@@ -95,6 +95,32 @@ def claimed(file: Path, *, fresh: bool) -> Iterator[bool]:
         yield True
     finally:
         _release(file, descriptor)
+
+
+def mark_used(file: Path) -> None:
+    """Lets `is_used` tell other processes that this one uses a file, until this one ends.
+
+    Nothing is marked where the file system knows no locks.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    # The system closes it when the process ends.
+
+
+def is_used(file: Path) -> bool:
+    """Whether a process that is alive has marked a file as used."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def holder(file: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from cogview_jax.checkpoints.shipped import bundle_folder
+from cogview_jax.checkpoints.bundle_folder import bundle_folder
 from cogview_jax.checkpoints.step_bundle import located
 from cogview_jax.pipeline.load import load, load_scorer, open_checked
 from cogview_jax.pipeline.parts import EVERY_PART
@@ -76,7 +76,7 @@ def load_models(
         scorer = load_scorer(located(rerank_with), dtype=precision, mesh=mesh)
     if upsample_with is not None:
         upsampler = load(located(upsample_with), dtype=precision, mesh=mesh, needs=EVERY_PART)
-    place = bundle_folder(Path(bundle)).resolve()
+    place = bundle_folder(bundle).resolve()
     name = place.parent.name if place.name == "bundle" else place.name
     return Models(name, base, scorer, upsampler)
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from cogview_jax.checkpoints.step_bundle import is_bundle, open_bundle
+from cogview_jax.data.remote.addresses import is_address
 from cogview_jax.data.sources.mixture import parts_of
 from cogview_jax.data.sources.source import Source, listing, opened
 from cogview_jax.data.token_shards import MANIFEST, read_manifest
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.files import sha256_file
 from cogview_jax.runtime.sealed import seal_of
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment, TokenData
@@ -46,7 +47,7 @@ def contents(
     if (names := experiment.data.filter.exclude) and Path(names).is_file():
         found["data.filter.exclude"] = sha256_file(names)
     if experiment.init_from:
-        with contextlib.suppress(InputError):  # once a run has begun it may be gone
+        with contextlib.suppress(InputError, SystemFault):  # once a run has begun it may be gone
             found["init_from"] = open_bundle(experiment.init_from).sha256(part)
     return found
 
@@ -66,7 +67,9 @@ def _of_tokens(data: TokenData, store: Path, moved: Collection[str]) -> dict[str
         found["data.text_tokenizer"] = manifest.meta["text"]
         if manifest.plan.get("source") == source_settings(data.source):
             found["data.source.path"] = manifest.plan.get("listing", "")
-    if data.image_tokenizer and is_bundle(data.image_tokenizer):
+    # Of an address only what is another one by now is asked for.
+    asked = "data.image_tokenizer" in moved or not is_address(data.image_tokenizer)
+    if data.image_tokenizer and asked and is_bundle(data.image_tokenizer):
         found["data.image_tokenizer"] = open_bundle(data.image_tokenizer).sha256("codec")
     if data.text_tokenizer and Path(data.text_tokenizer).exists():
         found["data.text_tokenizer"] = given_text(data).sha256

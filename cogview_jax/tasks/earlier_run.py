@@ -16,13 +16,14 @@ from typing import Any
 
 from cogview_jax.checkpoints.adapter import WEIGHTS
 from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_folder import bundle_folder
 from cogview_jax.checkpoints.description import NAME
-from cogview_jax.checkpoints.shipped import bundle_folder
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.data.filters import FilterConfig
+from cogview_jax.data.remote.addresses import is_address
 from cogview_jax.data.token_shards import MANIFEST
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.paths import local_path, named_by
+from cogview_jax.runtime.paths import named_by
 from cogview_jax.runtime.processes import log
 from cogview_jax.tasks.experiment import (
     CodecExperiment,
@@ -80,7 +81,7 @@ def resolve(
     by_flag = given.get(FROM, "").startswith("--")
     if left and (not by_flag or left.data.from_ == name):
         merging.take(_offers(left, (FROM, "data.store", *STORED, *SIZES)), str(path))
-    elif name and may_be_absent and not bundle_folder(local_path(name)).exists():
+    elif name and may_be_absent and not bundle_folder(name).exists():
         log(f"{FROM} {name} is not there yet: sizes are those of the config")
     elif name:
         _take_from(name, merging)
@@ -169,10 +170,10 @@ def _offers(run: TransformerExperiment, names: tuple[str, ...]) -> dict[str, Any
 def _take_from(name: str, merging: _Merging) -> None:
     """Fills what is open with what the run in the workdir `name`, or the bundle `name`, has."""
     with named_by(FROM, name):
-        folder, workdir = bundle_folder(local_path(name)), Workdir(name)
+        folder = bundle_folder(name)
         if (folder / NAME).exists() or (folder / WEIGHTS).exists():
             kept = merging.take(_of_bundle(open_bundle(folder), name), FROM)
-        elif isinstance(run := _run_in(workdir, name), CodecExperiment):
+        elif isinstance(run := _run_in(workdir := Workdir(name), name), CodecExperiment):
             kept = merging.take(_of_codec(run, workdir, name), FROM)
         else:
             kept = _take_from_transformer(run, workdir, name, merging)
@@ -189,7 +190,9 @@ def _of_bundle(bundle: Bundle, name: str) -> dict[str, Any]:
         "layout.grid": codec.grid,
     }
     if "text" in bundle.parts:
-        found["data.text_tokenizer"] = str(bundle.verified("text"))
+        file = bundle.verified("text")
+        # A copy of what is at an address may be deleted.
+        found["data.text_tokenizer"] = f"{name}/{file.name}" if is_address(name) else str(file)
     entry = bundle.parts.get("transformer", {})
     return found | {setting: value for setting, value in flat_settings(entry) if setting in SIZES}
 

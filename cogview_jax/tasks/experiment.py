@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 
+from cogview_jax.checkpoints.bundle_folder import require_bundles
 from cogview_jax.data.filters import FilterConfig
 from cogview_jax.data.sources.mixture import check_names
 from cogview_jax.data.sources.mixture_config import MixedStore, SourceMixture
@@ -95,7 +96,8 @@ class CodecExperiment:
         loss_scale: used only with float16 policies.
         profile: which steps are profiled.
         seed: of all random numbers of the run, 0 to 2^32 - 1.
-        init_from: the bundle whose image tokenizer training starts from; empty for none.
+        init_from: the bundle whose image tokenizer training starts from, which may be an address
+            (docs/guides/remote_bundles.md); empty for none.
     """
 
     stage: Literal["image_tokenizer"]
@@ -113,7 +115,7 @@ class CodecExperiment:
 
     def __post_init__(self):
         require_range(self, "seed", at_least=0, below=2**32)
-        require_paths(self, "init_from")
+        require_bundles(self, "init_from")
         policy(self.precision)
         if self.loss.decoder_only and not self.init_from:
             raise InputError(
@@ -144,8 +146,10 @@ class TokenData:
             release, a folder with data.mdb its LMDB of rows, for the two tokenizers named here.
         mixture: token stores in the place of `store`, which are mixed by weights: a section for
             each under a name of its own. All were made with the same tokenizers.
-        image_tokenizer: the bundle whose image tokenizer encodes the images.
-        text_tokenizer: a SentencePiece model; empty trains one, as `text` says.
+        image_tokenizer: the bundle whose image tokenizer encodes the images: a folder, the name of
+            a shipped one, or an address (docs/guides/remote_bundles.md).
+        text_tokenizer: a SentencePiece model, also ADDRESS/text.model, that of a bundle; empty
+            trains one, as `text` says.
         text: how a text tokenizer is trained.
         text_records: it is trained on the captions of the first so many records.
         encode_batch: images encoded at a time.
@@ -193,7 +197,8 @@ class TokenData:
     validation_share: float = 0.0
 
     def __post_init__(self):
-        require_paths(self, "from_", "store", "image_tokenizer", "text_tokenizer")
+        require_paths(self, "store")
+        require_bundles(self, "from_", "image_tokenizer", "text_tokenizer")
         check_names(self.mixture, "mixture")
         if self.mixture and self.store:
             raise SettingError(
@@ -261,7 +266,8 @@ class TransformerExperiment:
         loss_scale: used only with float16 policies.
         profile: which steps are profiled.
         seed: of all random numbers of the run, 0 to 2^32 - 1.
-        init_from: the bundle whose transformer training starts from; empty for none.
+        init_from: the bundle whose transformer training starts from, which may be an address
+            (docs/guides/remote_bundles.md); empty for none.
         lora: trains low-rank adapters of that transformer instead of all of it.
         sampling: how the model is best sampled: previews and benchmarks are, and whoever takes its
             bundle and says nothing else.
@@ -322,7 +328,7 @@ class TransformerExperiment:
         require_range(self, "drop_captions", "corrupt_codes", at_least=0, at_most=1)
         require_range(self, "text_weight", "prompt_weight", at_least=0)
         require_range(self, "seed", at_least=0, below=2**32)
-        require_paths(self, "init_from")
+        require_bundles(self, "init_from")
         policy(self.precision)
         _check_validation(self.train.validate_every, self.data.validation_share, "records")
         make_layout(self.layout, self.vocabulary)

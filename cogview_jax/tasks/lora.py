@@ -12,6 +12,7 @@ from cogview_jax.checkpoints.adapted import merged_on_host
 from cogview_jax.checkpoints.adapter import write_adapter
 from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
 from cogview_jax.checkpoints.step_bundle import open_bundle
+from cogview_jax.data.remote.addresses import is_address
 from cogview_jax.models.lora import NEW_POSITIONS, fit_positions, merged
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
@@ -95,8 +96,9 @@ class LoRATask(TransformerTask):
     def described(self, arrays: ModelValues) -> dict[str, dict[str, Any]]:
         """As of a run without adapters; beside their arrays stands what they are merged into."""
         parts = super().described(arrays)
+        given = self.experiment.init_from
         parts["transformer"]["adapts"] = {
-            "path": str(self._base.path),
+            "path": given if is_address(given) else str(self._base.path),
             "sha256": self._base.sha256("transformer"),
             "lora": dataclasses.asdict(self.experiment.lora),
         }

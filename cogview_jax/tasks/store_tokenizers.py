@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_folder import text_model
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.description import NAME
 from cogview_jax.checkpoints.step_bundle import StepBundle, open_bundle
@@ -91,9 +92,9 @@ def given_codec(experiment: TransformerExperiment) -> Bundle:
 
 
 def given_text(data: TokenData) -> TextTokenizer:
-    """The SentencePiece model in `data.text_tokenizer`."""
+    """The SentencePiece model in `data.text_tokenizer`, a file or ADDRESS/text.model."""
     with named_by("data.text_tokenizer", data.text_tokenizer):
-        return TextTokenizer.load(data.text_tokenizer)
+        return TextTokenizer.load(text_model(data.text_tokenizer))
 
 
 def _warn_of_unknown(text: TextTokenizer, name: str, captions: list[str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cogview_jax.checkpoints.shipped import bundle_folder
+from cogview_jax.checkpoints.bundle_folder import bundle_folder
 from cogview_jax.data.filters import filtered
 from cogview_jax.data.records import Record, printable
 from cogview_jax.data.sources.source import Source, described, opened
@@ -111,7 +111,7 @@ def _experiment(config: Mapping[str, Any], given: Mapping[str, str]) -> Experime
     """The experiment, also before the run that `data.from` names has begun."""
     settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     name = settings.get("data", {}).get("from", "")
-    if name and not bundle_folder(local_path(name, "data.from")).exists():
+    if name and not bundle_folder(name, "data.from").exists():
         log(f"data.from {name} is not there: what the config says of the data itself is surveyed")
         return read_experiment(settings | {"data": settings["data"] | {"from": ""}})
     return resolve(config, given)[0]

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from cogview_jax.checkpoints.bundle import FILES, Bundle, TransformerPart
+from cogview_jax.checkpoints.bundle_folder import text_model
 from cogview_jax.checkpoints.bundle_writer import transformer_entry, write_bundle
 from cogview_jax.data.held_out import split
 from cogview_jax.data.held_out_batches import with_parts
@@ -246,7 +247,7 @@ class TransformerTask:
         codec, text = self._codec(), self._text()
         file = codec.path / FILES["text"]
         if self._store.is_file():
-            file = Path(self.experiment.data.text_tokenizer).absolute()
+            file = text_model(self.experiment.data.text_tokenizer).absolute()
         parts = {
             "codec": codec.parts["codec"] | {"paths": self._paths(codec.path / FILES["codec"])},
             "text": {"pieces": len(text), "sha256": text.sha256, "paths": self._paths(file)},

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from ml_collections import ConfigDict
 
+from cogview_jax.checkpoints import bundle_folder
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.shipped import shipped
 from cogview_jax.runtime.config_fill import fill
@@ -13,6 +14,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.tasks.earlier_run import resolve
 from cogview_jax.tasks.experiment import TransformerExperiment
 from cogview_jax.tasks.preparation import prepare_run
+from cogview_jax.tasks.store_tokenizers import given_text
 from cogview_jax.tasks.workdir import Workdir, read_settings, resolved_settings
 
 
@@ -198,6 +200,17 @@ def test_runs_that_cannot_be_used_are_refused_in_a_line(chain, tmp_path):
     refused(tmp_path, "it was only prepared: `cogview train` with the same --workdir begins it")
     (tmp_path / "config.json").write_text("{")
     refused(tmp_path, r"config\.json: damaged: not readable as JSON")
+
+
+def test_a_bundle_at_an_address_is_named_by_it(monkeypatch):
+    """Not by its copy, which may be deleted."""
+    monkeypatch.setattr(bundle_folder, "bundle_copy", lambda _: shipped()["emoji"])
+    address, local = "hf://me/emoji@v1", Bundle(shipped()["emoji"])
+    experiment, _ = resolved({"data": {"from": address}})
+    assert experiment.data.image_tokenizer == address
+    assert experiment.data.text_tokenizer == f"{address}/text.model"
+    assert experiment.vocabulary.codes == local.codec_config().codebook
+    assert given_text(experiment.data).sha256 == local.sha256("text")
 
 
 def test_the_commands_need_the_codec_once(chain, tmp_path):

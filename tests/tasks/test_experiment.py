@@ -148,3 +148,16 @@ def test_codes_that_are_kept_come_from_a_bundle():
     experiment = read_experiment(config | {"init_from": "bundle"})
     assert isinstance(experiment, CodecExperiment)
     assert experiment.loss.decoder_only
+
+
+@pytest.mark.parametrize(
+    "place", ["init_from", "data.from", "data.image_tokenizer", "data.text_tokenizer"]
+)
+def test_bundles_may_be_at_addresses(place):
+    for address in ("hf://me/model@v1/small", "gs://bucket/runs/demo/bundle"):
+        read_experiment(changed(place, address))
+    name = place.rpartition(".")[2]
+    with pytest.raises(InputError, match=rf"{name} = 'hf://model': expected hf://OWNER/NAME"):
+        read_experiment(changed(place, "hf://model"))
+    with pytest.raises(InputError, match=r"data.store = 'gs://b/x': .* mounted file system"):
+        read_experiment(changed("data.store", "gs://b/x"))

@@ -194,15 +194,23 @@ def test_bounds_are_told(cls, name, value, message):
 
 
 @pytest.mark.parametrize(
-    "scheme", ["gs://bucket/x", "s3://b/x", "hdfs://h/x", "gs:/x", "file:///x"]
-)
-@pytest.mark.parametrize(
-    ("cls", "name"),
+    ("cls", "name", "scheme"),
     [
-        (CodecExperiment, "init_from"),
-        (TransformerExperiment, "init_from"),
-        (TransformerExperiment, "data.store"),
-        *((TransformerExperiment, f"data.{n}_tokenizer") for n in ("image", "text")),
+        *(
+            (TransformerExperiment, "data.store", scheme)
+            for scheme in ("gs://bucket/x", "s3://b/x", "hdfs://h/x", "gs:/x", "file:///x")
+        ),
+        # Bundles have addresses, but not of any kind.
+        *(
+            (cls, name, scheme)
+            for scheme in ("hdfs://h/x", "gs:/x", "file:///x")
+            for cls, name in (
+                (CodecExperiment, "init_from"),
+                (TransformerExperiment, "init_from"),
+                (TransformerExperiment, "data.image_tokenizer"),
+                (TransformerExperiment, "data.text_tokenizer"),
+            )
+        ),
     ],
 )
 def test_addresses_are_no_paths(cls, name, scheme):

@@ -5,6 +5,8 @@ and some of it as FileNotFoundError whatever the server said; so the number that
 counts first. Texts of errors that may show a whole address, and with it a query, are never used.
 """
 
+import contextlib
+import contextvars
 import random
 import socket
 import ssl
@@ -17,6 +19,7 @@ from http import HTTPStatus
 from typing import TypeVar
 
 from cogview_jax.data.remote.addresses import protocol
+from cogview_jax.data.remote.hub_server import error_code, is_of_hub, refusal_advice
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import is_passing, reason
 
@@ -102,6 +105,21 @@ class _Announcement:
 
 
 _say = _Announcement()
+#: How often what may pass is tried again; None for as often as there are pauses.
+_retries: contextvars.ContextVar[int | None] = contextvars.ContextVar("retries", default=None)
+
+
+@contextlib.contextmanager
+def few_retries(count: int | None) -> Iterator[None]:
+    """In the block of this thread, what may pass is tried again only so often.
+
+    It is for requests that can be done without. None changes nothing.
+    """
+    token = _retries.set(count)
+    try:
+        yield
+    finally:
+        _retries.reset(token)
 
 
 def requested_again(work: Callable[[], T], address: str) -> T:
@@ -119,7 +137,7 @@ def requested_again(work: Callable[[], T], address: str) -> T:
         InputError: the server refuses it.
         SystemFault: it goes on failing.
     """
-    for tries, pause in enumerate((*PAUSES, None), 1):
+    for tries, pause in enumerate((*PAUSES[: _retries.get()], None), 1):
         try:
             return work()
         except (InputError, SystemFault):
@@ -130,6 +148,8 @@ def requested_again(work: Callable[[], T], address: str) -> T:
             raise NotThere(f"{address}: {failure.why}: check the address")
         if failure.denied:
             advice = _ADVICE.get(protocol(address), _WEB_ADVICE)
+            if is_of_hub(address):
+                advice = refusal_advice()
             raise InputError(f"{address}: {failure.why}: {advice}")
         if not failure.passing:
             raise InputError(f"{address}: {failure.why}")
@@ -145,8 +165,9 @@ def failure_of(error: BaseException) -> Failure:
     chain = list(_chain(error))
     for each in chain:
         if status := _status(each):
+            said = error_code(getattr(each, "headers", None) or {})
             return Failure(
-                _phrase(status),
+                f"{_phrase(status)}, {said}" if said else _phrase(status),
                 passing=status in _PASSING,
                 denied=status in _DENIED,
                 missing=status in _MISSING,

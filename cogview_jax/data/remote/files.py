@@ -8,7 +8,7 @@ missing whatever went wrong. `open` is used nowhere: it reads megabytes ahead.
 import functools
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeVar
 
 from cogview_jax.data.remote.addresses import (
@@ -19,6 +19,7 @@ from cogview_jax.data.remote.addresses import (
     require_packages,
 )
 from cogview_jax.data.remote.failures import ShortAnswer, requested_again
+from cogview_jax.data.remote.hub_server import authorization
 from cogview_jax.runtime.errors import InputError
 
 T = TypeVar("T")
@@ -43,12 +44,28 @@ class RemoteStatus(NamedTuple):
     tag: str
 
 
+class NoRanges(InputError):
+    """The server sends whole files only.
+
+    Attributes:
+        size: the bytes of the file that was asked for; None where the server does not say.
+    """
+
+    def __init__(self, address: str, size: int | None = None):
+        super().__init__(
+            f"{address}: the server sends whole files, or none whose length it knows, where a part"
+            " is asked for: copy the files to a server that knows byte ranges, or to a local folder"
+        )
+        self.size = size
+
+
 def file_status(address: str) -> RemoteStatus:
     """What the server says about a file.
 
     Raises:
         NotThere: there is none.
-        InputError: it cannot be read, or not in parts.
+        NoRanges: it cannot be read in parts.
+        InputError: it cannot be read.
         SystemFault: the server goes on failing.
     """
     if is_web(address):
@@ -87,7 +104,7 @@ def read_range(address: str, offset: int, size: int, status: RemoteStatus) -> by
         if len(data) < size:
             raise ShortAnswer(f"{len(data)} bytes came of {size}")
         if len(data) > size:
-            raise InputError(f"{address}: {_NO_RANGES}")
+            raise NoRanges(address)
         return data
 
     return requested_again(read, address)
@@ -109,11 +126,17 @@ def read_whole(address: str, limit: int) -> bytes:
     return read_range(address, 0, status.size, status)
 
 
-def listed(folder: str) -> Iterator[str]:
-    """Yields the addresses of all files in and below a folder, sorted; none where there is none."""
+def listed(folder: str) -> dict[str, RemoteStatus]:
+    """What is known of all files in and below a folder in a bucket, by address, sorted.
+
+    It is empty where there is no such folder.
+    """
     system = _file_system(protocol(folder))
-    for name in sorted(requested_again(lambda: system.find(folder), folder)):
-        yield f"{protocol(folder)}://{name}"
+    found = requested_again(lambda: system.find(folder, detail=True), folder)
+    return {
+        f"{protocol(folder)}://{name}": RemoteStatus(int(about["size"]), _tag(about))
+        for name, about in sorted(found.items())
+    }
 
 
 def matches(pattern: str) -> list[str]:
@@ -173,21 +196,22 @@ async def _part(
 ) -> tuple[RemoteStatus, bytes]:
     """What a web server says of a file, and a range of it; nothing of an empty file."""
     options = dict(system.kwargs)
-    headers = {"Range": f"bytes={offset}-{offset + size - 1}"} | dict(options.pop("headers", {}))
+    headers = {"Range": f"bytes={offset}-{offset + size - 1}"} | authorization(url)
+    headers |= dict(options.pop("headers", {}))
     session = await system.set_session()
     async with session.get(system.encode_url(url), headers=headers, **options) as answer:
         if answer.status == _BEYOND or (answer.status == _WHOLE and answer.content_length == 0):
             return RemoteStatus(_length(answer) or 0, _tag(answer.headers)), b""
         answer.raise_for_status()
         if answer.status != _PARTIAL:  # its body would be the whole file
-            raise InputError(f"{address}: {_NO_RANGES}")
+            raise NoRanges(address, answer.content_length)
         found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if found is None or found[1] is None:
-            raise InputError(f"{address}: {_NO_RANGES}")
+            raise NoRanges(address)
         status = RemoteStatus(int(found[3]), _tag(answer.headers))
         first, last = int(found[1]), int(found[2])
         if first != offset or last >= offset + size:
-            raise InputError(f"{address}: {_NO_RANGES}")
+            raise NoRanges(address)
         data = await answer.read()
         expected = min(size, status.size - offset)
         if len(data) != expected:
@@ -197,8 +221,10 @@ async def _part(
 
 async def _whole(system: Any, address: str, url: str, limit: int) -> bytes:
     """All bytes of a file of a web server, if they are not too many."""
+    options = dict(system.kwargs)
+    headers = authorization(url) | dict(options.pop("headers", {}))
     session = await system.set_session()
-    async with session.get(system.encode_url(url), **system.kwargs) as answer:
+    async with session.get(system.encode_url(url), headers=headers, **options) as answer:
         answer.raise_for_status()
         if (answer.content_length or 0) > limit:
             raise _too_large(address, answer.content_length, limit)
@@ -219,9 +245,3 @@ def _length(answer: Any) -> int | None:
     """The size of a file in an answer that has none of its bytes."""
     found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
     return int(found[3]) if found else None
-
-
-_NO_RANGES = (
-    "the server sends whole files, or none whose length it knows, where a part is asked for: copy"
-    " the files to a server that knows byte ranges, or to a local folder"
-)
