@@ -249,7 +249,10 @@ class RecordIndex:
             inside = begin <= end <= self._description["text_bytes"]
             if not inside or (size != NO_PLACE and offset + size > self._stamp(file)[0]):
                 raise ValueError
-            key, *texts = self._read(self._texts, end - begin, begin).decode().split("\0")
+            found = self._read(self._texts, end - begin, begin)
+            if len(found) < end - begin:
+                raise ValueError
+            key, *texts = found.decode().split("\0")
         except (IndexError, ValueError, struct.error):
             raise InputError(f"{self.folder}: damaged: delete it, and it is made anew") from None
         return f"{self._prefixes[file]}{key}", texts, (file, size, offset)
