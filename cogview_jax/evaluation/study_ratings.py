@@ -175,8 +175,13 @@ def append_rating(study: Study, rater: str, caption: int, rating: Rating) -> Non
     }
     file = _file(study, rater)
     file.parent.mkdir(exist_ok=True)
+    # Neither the folder nor the file is a link, which might lead out of the study.
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(file, flags, 0o644)
+    folder = os.open(file.parent, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(file.name, flags, 0o644, dir_fd=folder)
+    finally:
+        os.close(folder)
     try:
         size = os.fstat(descriptor).st_size
         # What a killed program has begun to write gets a line of its own, which is passed over.

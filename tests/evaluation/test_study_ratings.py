@@ -165,3 +165,11 @@ def test_a_link_is_not_followed(study, tmp_path):
     with pytest.raises(OSError, match="symbolic links"):
         append_rating(study, "ann", 0, rating_of(study, scores(), SYSTEMS[0]))
     assert (tmp_path / "diary").read_text() == "mine\n"
+
+
+def test_a_link_to_a_folder_is_not_followed(study, tmp_path):
+    (tmp_path / "outside").mkdir()
+    file_of(study).parent.symlink_to(tmp_path / "outside")
+    with pytest.raises(NotADirectoryError):
+        append_rating(study, "ann", 0, rating_of(study, scores(), SYSTEMS[0]))
+    assert not list((tmp_path / "outside").iterdir())
