@@ -40,6 +40,8 @@ VERSION = 1
 #: What tells that a file was changed: its size, and its time of change in nanoseconds or, of a
 #: remote one, its version.
 Stamp: TypeAlias = tuple[int, int | str]
+#: Of what was not there: as soon as it is, something was changed.
+ABSENT: Stamp = (-1, -1)
 #: The files of an index.
 RECORDS, TEXTS, DESCRIPTION = "records.npy", "texts.bin", "index.json"
 WATCHED = "watched.bin"
@@ -213,9 +215,9 @@ class RecordIndex:
             try:
                 found = stamp_of(path_within(self._root, name))
             except InputError:
-                return f"{name} is gone"
+                found = ABSENT
             if found != before:
-                return f"{name} was changed"
+                return f"{name} {'is gone' if found == ABSENT else 'was changed'}"
         return ""
 
     def _watched(self) -> Iterator[tuple[str, Stamp]]:
