@@ -104,7 +104,9 @@ def raters(study: Study) -> list[str]:
     for file in files:
         # Some file systems take letters with accents apart.
         name = unicodedata.normalize("NFKC", file.stem)
-        if file.suffix != ".jsonl" or not _RATER.fullmatch(name) or name != _folded(name):
+        known = file.suffix == ".jsonl" and _RATER.fullmatch(name) and name == _folded(name)
+        own = _file(study, name)
+        if not known or not own.exists() or not own.samefile(file):
             raise InputError(
                 f"{file}: expected RATER.jsonl, with a name in small letters, digits, and _ -"
             )
@@ -199,4 +201,7 @@ def append_rating(study: Study, rater: str, caption: int, rating: Rating) -> Non
 
 
 def _file(study: Study, rater: str) -> Path:
-    return study.folder / "ratings" / f"{rater}.jsonl"
+    file = study.folder / "ratings" / f"{rater}.jsonl"
+    # As a study has it that was copied from such a file system.
+    apart = file.with_name(unicodedata.normalize("NFD", file.name))
+    return apart if apart.is_file() and not file.is_file() else file

@@ -158,6 +158,18 @@ def test_files_that_are_no_raters(study):
         raters(study)
 
 
+def test_names_whose_letters_were_taken_apart(study):
+    rate(study, "zoë", 0)
+    file_of(study, "zoë").rename(file_of(study, "zoe\u0308"))
+    assert raters(study) == ["zoë"]
+    rate(study, "zoë", 1)
+    assert set(read_ratings(study, "zoë")) == {0, 1}
+    assert len(list(file_of(study).parent.iterdir())) == 1
+    file_of(study, "zoë").touch()
+    with pytest.raises(InputError, match=r"expected RATER\.jsonl"):
+        raters(study)
+
+
 def test_a_link_is_not_followed(study, tmp_path):
     (study.folder / "ratings").mkdir()
     (tmp_path / "diary").write_text("mine\n")
