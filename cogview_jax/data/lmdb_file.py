@@ -28,6 +28,8 @@ class LmdbFile:
             self._environment = lmdb.open(
                 path, subdir=False, readonly=True, lock=False, readahead=False
             )
+            #: How many keys there are.
+            self.entries: int = self._environment.stat()["entries"]
             self._longest = self._environment.max_key_size()
             pages = self._environment.info()["last_pgno"] + 1
             size = pages * self._environment.stat()["psize"]

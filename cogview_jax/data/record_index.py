@@ -40,6 +40,8 @@ VERSION = 1
 #: What tells that a file was changed: its size, and its time of change in nanoseconds or, of a
 #: remote one, its version.
 Stamp: TypeAlias = tuple[int, int | str]
+#: Of what was not there: as soon as it is, something was changed.
+ABSENT: Stamp = (-1, -1)
 #: The files of an index.
 RECORDS, TEXTS, DESCRIPTION = "records.npy", "texts.bin", "index.json"
 WATCHED = "watched.bin"
@@ -213,9 +215,9 @@ class RecordIndex:
             try:
                 found = stamp_of(path_within(self._root, name))
             except InputError:
-                return f"{name} is gone"
+                found = ABSENT
             if found != before:
-                return f"{name} was changed"
+                return f"{name} {'is gone' if found == ABSENT else 'was changed'}"
         return ""
 
     def _watched(self) -> Iterator[tuple[str, Stamp]]:
@@ -249,7 +251,10 @@ class RecordIndex:
             inside = begin <= end <= self._description["text_bytes"]
             if not inside or (size != NO_PLACE and offset + size > self._stamp(file)[0]):
                 raise ValueError
-            key, *texts = self._read(self._texts, end - begin, begin).decode().split("\0")
+            found = self._read(self._texts, end - begin, begin)
+            if len(found) < end - begin:
+                raise ValueError
+            key, *texts = found.decode().split("\0")
         except (IndexError, ValueError, struct.error):
             raise InputError(f"{self.folder}: damaged: delete it, and it is made anew") from None
         return f"{self._prefixes[file]}{key}", texts, (file, size, offset)

@@ -5,6 +5,7 @@ and the arithmetic are exact. The rest is an estimate, and rather too high: the 
 for CPUs, whose backend keeps arrays that others fuse away, and widens 16-bit numbers to 32 bits.
 """
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -26,6 +27,7 @@ from cogview_jax.runtime.sharding import spec
 from cogview_jax.training.lora_objective import LoRAObjective
 from cogview_jax.training.loss_scale import LossScaleConfig
 from cogview_jax.training.objective import Objective
+from cogview_jax.training.sequence_objective import SequenceObjective
 from cogview_jax.training.state import TrainState, state_shapes
 from cogview_jax.training.step import make_step
 
@@ -47,7 +49,7 @@ class Plan:
         batch: the rows.
         collectives: the operations between devices.
         flops: of a step, over all devices.
-        model_flops: the same without recomputation.
+        model_flops: the same without rematerialisation.
         seconds: how long it took to make the plan.
     """
 
@@ -86,7 +88,7 @@ class Plan:
 
     @property
     def recomputed(self) -> float:
-        """The share of the arithmetic that is recomputation."""
+        """The share of the arithmetic that is rematerialisation."""
         return max(0.0, 1 - self.model_flops / self.flops)
 
 
@@ -117,21 +119,24 @@ def make_plan(
     with jax.set_mesh(mesh):
         state = state_shapes(objective, optimizer, mesh, loss_scale, ema_decay)
         batch = _rows(row_shapes, global_batch, mesh)
-        step = make_step(
-            objective,
-            optimizer,
-            rate,
-            seed=0,
-            accumulate=accumulate,
-            loss_scale=loss_scale,
-            ema_decay=ema_decay,
+        step, kept = (
+            make_step(
+                one,
+                optimizer,
+                rate,
+                seed=0,
+                accumulate=accumulate,
+                loss_scale=loss_scale,
+                ema_decay=ema_decay,
+            )
+            for one in (objective, _without_remat(objective))
         )
         # XLA's CPU backend would widen a frozen model of 16 bits as a whole, for all of the step.
         wide = state.with_values(state.values._replace(model_state=_wide(state.model_state)))
         compiled: Any = jax.jit(step, donate_argnums=0).lower(wide, batch).compile()
         part = _rows(row_shapes, global_batch // accumulate, mesh)
         forward: Any = jax.jit(_kept(objective, wide, part)).lower(wide, part).compile()
-        flops = function_flops(step, state, batch)
+        flops, model_flops = (function_flops(each, state, batch) for each in (step, kept))
     memory = compiled.memory_analysis()
     gradients = _held(state.params) * (1 if accumulate == 1 else 2)
     activations = forward.memory_analysis().output_size_in_bytes
@@ -150,9 +155,22 @@ def make_plan(
             _narrowed(one, jnp.dtype(compute).itemsize) for one in collectives(compiled.as_text())
         ),
         flops=flops,
-        model_flops=objective.flops_per_row * global_batch,
+        model_flops=model_flops,
         seconds=time.monotonic() - began,
     )
+
+
+def _without_remat(objective: Objective[Any]) -> Objective[Any]:
+    """The same objective, whose model keeps what the backward pass needs.
+
+    The formula of the arithmetic counts what the causal mask hides too, which attention in blocks
+    leaves out.
+    """
+    if not isinstance(objective, SequenceObjective):
+        return objective
+    found, model = copy.copy(objective), objective.model
+    found.model = model.clone(config=dataclasses.replace(model.config, remat="none"))
+    return found
 
 
 def _rows(shapes: Any, rows: int, mesh: Mesh) -> Any:

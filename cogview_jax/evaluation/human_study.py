@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from cogview_jax.data.records import is_unicode
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import (
     atomic_path,
@@ -169,8 +170,10 @@ def _study(folder: Path, found: Any) -> Study:
         )
         study = Study(folder, int(found["seed"]), tuple(map(str, found["captions"])), systems)
         check_systems(study.names)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(f"{folder / NAME} is damaged: {error!r}") from None
+    if not all(map(is_unicode, study.captions)):
+        raise InputError(f"{folder / NAME} is damaged: a caption is no text")
     if not study.captions or {len(each.sha256) for each in systems} != {len(study.captions)}:
         raise InputError(f"{folder / NAME} is damaged: expected an image of each caption")
     return study

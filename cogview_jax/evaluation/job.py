@@ -1,14 +1,19 @@
 """What lies in a folder of an unfinished evaluation, so that no other one takes it for its own."""
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import read_json, write_json
+from cogview_jax.runtime.leftovers import temporary_path
 
 _JOB = "job.json"
+#: Errors of file systems that give no file a second name.
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
 
 
 def as_json(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +36,7 @@ def begin_job(path: Path, job: Mapping[str, Any], **chosen: int) -> dict[str, An
         InputError: the folder holds another job, or is of something else.
     """
     if not _make(path):
-        write_json(path / _JOB, as_json({**job, **chosen}))
+        _write_first(path / _JOB, as_json({**job, **chosen}))
     found = _read(path)
     keys = None if found is None else _others(found, job, chosen)
     if found is None or keys:
@@ -78,6 +83,22 @@ def _make(path: Path) -> bool:
             f"{path} is no unfinished evaluation: move it away, or choose another --out"
         )
     return False
+
+
+def _write_first(file: Path, job: dict[str, Any]) -> None:
+    """Writes the job unless another process was faster: all take the same, what was chosen too."""
+    own = temporary_path(file)
+    write_json(own, job)
+    try:
+        os.link(own, file)  # replaces nothing
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.replace(own, file)
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

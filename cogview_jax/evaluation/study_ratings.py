@@ -45,12 +45,20 @@ def rater_name(text: str) -> str:
     Raises:
         InputError: it is none.
     """
-    name = unicodedata.normalize("NFKC", text.strip().casefold())
+    name = _folded(text.strip())
     if not _RATER.fullmatch(name):
         raise InputError(
             f"rater {text[:40]!r}: expected a name of up to 32 letters, digits, and _ -"
         )
     return name
+
+
+def _folded(text: str) -> str:
+    """The text in small letters, each written in one way."""
+    # One pass may make capital letters: of a bold A, which has no small letter, it makes an A.
+    while (folded := unicodedata.normalize("NFKC", text.casefold())) != text:
+        text = folded
+    return text
 
 
 def rating_of(study: Study, scores: Any, best: Any) -> Rating:
@@ -96,7 +104,9 @@ def raters(study: Study) -> list[str]:
     for file in files:
         # Some file systems take letters with accents apart.
         name = unicodedata.normalize("NFKC", file.stem)
-        if file.suffix != ".jsonl" or not _RATER.fullmatch(name) or name != name.casefold():
+        known = file.suffix == ".jsonl" and _RATER.fullmatch(name) and name == _folded(name)
+        own = _file(study, name)
+        if not known or not own.exists() or not own.samefile(file):
             raise InputError(
                 f"{file}: expected RATER.jsonl, with a name in small letters, digits, and _ -"
             )
@@ -155,7 +165,8 @@ def append_rating(study: Study, rater: str, caption: int, rating: Rating) -> Non
         rating: from `rating_of`.
 
     Raises:
-        OSError: the disk is full or fails; ratings that were kept before stay.
+        OSError: the disk is full or fails, or the file would be too large to be read; ratings that
+            were kept before stay.
     """
     line = {
         "caption": caption,
@@ -166,13 +177,20 @@ def append_rating(study: Study, rater: str, caption: int, rating: Rating) -> Non
     }
     file = _file(study, rater)
     file.parent.mkdir(exist_ok=True)
+    # Neither the folder nor the file is a link, which might lead out of the study.
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(file, flags, 0o644)
+    folder = os.open(file.parent, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(file.name, flags, 0o644, dir_fd=folder)
+    finally:
+        os.close(folder)
     try:
         size = os.fstat(descriptor).st_size
         # What a killed program has begun to write gets a line of its own, which is passed over.
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         data = (b"\n" if torn else b"") + json.dumps(line).encode() + b"\n"
+        if size + len(data) > _LIMIT:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
         if os.write(descriptor, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
         os.fsync(descriptor)
@@ -183,4 +201,7 @@ def append_rating(study: Study, rater: str, caption: int, rating: Rating) -> Non
 
 
 def _file(study: Study, rater: str) -> Path:
-    return study.folder / "ratings" / f"{rater}.jsonl"
+    file = study.folder / "ratings" / f"{rater}.jsonl"
+    # As a study has it that was copied from such a file system.
+    apart = file.with_name(unicodedata.normalize("NFD", file.name))
+    return apart if apart.is_file() and not file.is_file() else file

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cogview_jax.evaluation.job import begin_job, is_blank, is_of, own_job
+from cogview_jax.runtime.leftovers import remove_leftovers, temporary_path
 from cogview_jax.runtime.lock import claimed, locked
 from cogview_jax.runtime.processes import STARTED, host_name
 from cogview_jax.runtime.progress import waiting
@@ -89,7 +90,8 @@ class Unfinished:
             with waiting(f"{self._what}: other processes still read what the last one is of"):
                 while self._is_read():
                     time.sleep(PAUSE)
-            shutil.rmtree(self.folder)
+            self._remove()
+        remove_leftovers(self.folder.parent)
         own_job(self.folder, self._job)
         try:
             yield
@@ -133,4 +135,11 @@ class Unfinished:
 
     def _delete(self) -> None:
         if not self._is_read():
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove()
+
+    def _remove(self) -> None:
+        # Under another name: half deleted, it would seem to be one that is not written yet.
+        aside = temporary_path(self.folder)
+        with contextlib.suppress(FileNotFoundError):  # another that leaves was faster
+            os.rename(self.folder, aside)
+            shutil.rmtree(aside, ignore_errors=True)

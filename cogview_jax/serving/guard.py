@@ -20,6 +20,8 @@ from cogview_jax.serving.settings import Address, Limits
 OPEN_PATHS = (*PAGE, *STUDY_PAGE, "/health", "/openapi.json")
 #: Seconds in which a request has to be there.
 BODY_SECONDS = 60.0
+#: Characters of a path; those of all that there is are far fewer.
+MOST_OF_PATH = 1024
 #: Addresses whose rate is remembered.
 MOST_ADDRESSES = 10_000
 
@@ -65,6 +67,8 @@ class Guard:
         await self.app(scope, _bounded(receive, most), send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
+        if len(scope["path"]) > MOST_OF_PATH:
+            raise ApiError(414, f"the path has more than {MOST_OF_PATH} characters")
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.address.local and not _is_local(host):
             raise ApiError(403, f"host {host[:100]!r}: expected localhost", code="wrong_host")

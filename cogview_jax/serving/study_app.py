@@ -111,7 +111,7 @@ def _image(request: Request) -> Response:
         raise ApiError(404, f"there is no image {image}: expected 1 to {len(order)}")
     try:
         data = study.png(caption, order[image - 1])
-    except InputError as error:
+    except (InputError, OSError) as error:
         raise _damaged(error) from error
     return Response(data, headers=_HEADERS, media_type="image/png")
 
@@ -164,11 +164,11 @@ def _caption(request: Request, study: Study, rater: str) -> int:
 def _ratings(study: Study, rater: str) -> dict[int, Rating]:
     try:
         return read_ratings(study, rater)
-    except InputError as error:
+    except (InputError, OSError) as error:
         raise _damaged(error) from error
 
 
-def _damaged(error: InputError) -> ApiError:
+def _damaged(error: Exception) -> ApiError:
     log(str(error))
     return ApiError(500, "a file of the study is damaged; the server's log says which")
 

@@ -19,6 +19,8 @@ from cogview_jax.models.linear import matmul
 
 #: Logits that are in memory at a time, about: 128 MiB of float32.
 LOGITS = 1 << 25
+#: The exponent of two that gradients of logits have at most in float16, which ends at 2^16.
+_LARGEST = 15
 
 
 def weighted_cross_entropy(
@@ -93,7 +95,8 @@ def _forward(
     parts: int,
     platform: str,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    """The result, and the gradients of the sum."""
+    """The result, and the gradients of the sum, which are multiplied by the last number."""
+    gain = _gain(weights, hidden.dtype)
 
     def both(
         dtable: jax.Array, part: tuple[jax.Array, jax.Array, jax.Array]
@@ -101,7 +104,7 @@ def _forward(
         own, wanted, weight = part
         logits = matmul(own, table.T, jnp.float32, platform)
         probabilities = jax.nn.softmax(logits)
-        dlogits = (probabilities - _one_hot(logits, wanted)) * weight[..., None]
+        dlogits = (probabilities - _one_hot(logits, wanted)) * (weight * gain)[..., None]
         dlogits = dlogits.astype(own.dtype)
         dhidden = matmul(dlogits, table, jnp.float32, platform)
         axes = tuple(range(own.ndim - 1))
@@ -113,14 +116,26 @@ def _forward(
 
     start = jnp.zeros(table.shape[::-1], jnp.float32)
     dtable, (found, dhidden) = _over_parts(both, start, (hidden, targets, weights), parts)
-    return (jnp.sum(found * weights), found), (dhidden, dtable, hidden, table)
+    return (jnp.sum(found * weights), found), (dhidden, dtable, hidden, table, gain)
+
+
+def _gain(weights: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """A power of two for gradients of logits, so that float16 holds them.
+
+    Probabilities of a large vocabulary are below its smallest number, and weights may be above its
+    largest. The loss scale, which keeps other gradients in its range, comes only afterwards.
+    """
+    if dtype != jnp.float16:
+        return jnp.ones((), jnp.float32)
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(weights)))
+    return jnp.ldexp(jnp.float32(1), _LARGEST - jnp.clip(exponent, -100, 100))
 
 
 def _backward(
     parts: int, platform: str, saved: tuple[jax.Array, ...], upstream: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, None, None]:
-    dhidden, dtable, hidden, table = saved
-    scale, _ = upstream
+    dhidden, dtable, hidden, table, gain = saved
+    scale = upstream[0] / gain
     return (
         (dhidden * scale).astype(hidden.dtype),
         (dtable * scale).T.astype(table.dtype),

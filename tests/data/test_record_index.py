@@ -196,6 +196,15 @@ def test_a_row_that_leads_outside_is_refused(root, field, bit):
     assert opened(root)[4].captions == ("图",)
 
 
+def test_texts_that_are_cut_off_while_they_are_read_are_refused(root):
+    index = opened(root)
+    with open(index.folder / TEXTS, "r+b") as file:
+        file.truncate(file.seek(0, 2) - 1)
+    with pytest.raises(InputError, match="damaged: delete it, and it is made anew"):
+        index[4]
+    assert index.key(0) == "a/one"
+
+
 def test_a_file_that_changes_while_it_is_read_is_said(root):
     index = opened(root)
     (root / "a").write_text("another\n")

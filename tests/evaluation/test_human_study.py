@@ -119,6 +119,8 @@ def test_damage_is_named(tmp_path):
         ({"captions": []}, "is damaged: expected an image of each caption"),
         ({"captions": None}, "is damaged"),
         ({"seed": "x"}, "is damaged"),
+        ({"seed": float("inf")}, "is damaged: OverflowError"),
+        ({"captions": ["\ud800", *about["captions"][1:]]}, "is damaged: a caption is no text"),
         ({"systems": [about["systems"][0] | {"name": "../x"}] * 2}, "is damaged"),
     ):
         (tmp_path / "a" / "study.json").write_text(json.dumps(about | change))

@@ -1,11 +1,14 @@
 """Rows on disk: what is computed comes back, whoever computed it, also after an interruption."""
 
+import errno
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from cogview_jax.evaluation import job
 from cogview_jax.evaluation.row_store import RowStore
 from cogview_jax.runtime import shared_shards
 from cogview_jax.runtime.errors import InputError
@@ -81,6 +84,27 @@ def test_batches_of_another_size_go_on_in_the_shards_that_there_are(tmp_path):
     opened(tmp_path / "rows", batch=3).fill(again := Computed(), "rows")
     assert again.numbers == [2, 3, 4, 5, 6]
     np.testing.assert_array_equal(opened(tmp_path / "rows").read(range(7)), ROWS)
+
+
+def test_processes_with_other_batches_that_begin_at_once_agree_on_the_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "_make", lambda path: path.mkdir(exist_ok=True))  # none sees another
+    stores = [opened(tmp_path, batch=batch) for batch in (2, 3)]
+    assert [store._span(1) for store in stores] == [range(2, 4)] * 2
+    assert {file.name for file in tmp_path.iterdir()} == {"job.json"}
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSPC])
+def test_a_file_system_without_second_names(tmp_path, monkeypatch, error):
+    def refused(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "link", refused)
+    if error == errno.EPERM:
+        assert opened(tmp_path / "rows").directory.joinpath("job.json").is_file()
+        return
+    with pytest.raises(OSError, match="No space"):
+        opened(tmp_path / "rows")
+    assert not list((tmp_path / "rows").iterdir())
 
 
 def test_a_shard_is_of_some_batches_and_there_are_enough_of_them(tmp_path):

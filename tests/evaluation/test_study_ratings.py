@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cogview_jax.evaluation import study_ratings
 from cogview_jax.evaluation.study_ratings import (
     append_rating,
     rater_name,
@@ -32,6 +33,14 @@ def file_of(study, rater="ann"):
 )
 def test_names_of_raters(text, name):
     assert rater_name(text) == name
+
+
+# A bold A, and a raised one, have no small letter; a j with a caron is two letters when folded.
+@pytest.mark.parametrize("text", ["\U0001d400nn", "ᴬnn", "xϒ", "xǰ", "STRASSE", "ΐx"])
+def test_every_name_that_is_taken_is_one_of_a_file(study, text):
+    rate(study, rater_name(text), 0)
+    assert raters(study) == [rater_name(text)] == [rater_name(rater_name(text))]
+    assert set(read_ratings(study, raters(study)[0])) == {0}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +97,14 @@ def test_a_full_disk_is_said_and_what_was_kept_stays(study, monkeypatch):
     assert set(read_ratings(study, "ann")) == {0, 1}
 
 
+def test_a_file_does_not_grow_until_it_can_no_longer_be_read(study, monkeypatch):
+    rate(study, "ann", 0)
+    monkeypatch.setattr(study_ratings, "_LIMIT", int(1.5 * file_of(study).stat().st_size))
+    with pytest.raises(OSError, match="File too large"):
+        rate(study, "ann", 1)
+    assert set(read_ratings(study, "ann")) == {0}
+
+
 def test_two_raters_at_once_and_one_in_two_windows(study):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: rate(study, ("ann", "bob")[i % 2], i // 2 % 4), range(80)))
@@ -141,6 +158,18 @@ def test_files_that_are_no_raters(study):
         raters(study)
 
 
+def test_names_whose_letters_were_taken_apart(study):
+    rate(study, "zoë", 0)
+    file_of(study, "zoë").rename(file_of(study, "zoe\u0308"))
+    assert raters(study) == ["zoë"]
+    rate(study, "zoë", 1)
+    assert set(read_ratings(study, "zoë")) == {0, 1}
+    assert len(list(file_of(study).parent.iterdir())) == 1
+    file_of(study, "zoë").touch()
+    with pytest.raises(InputError, match=r"expected RATER\.jsonl"):
+        raters(study)
+
+
 def test_a_link_is_not_followed(study, tmp_path):
     (study.folder / "ratings").mkdir()
     (tmp_path / "diary").write_text("mine\n")
@@ -148,3 +177,11 @@ def test_a_link_is_not_followed(study, tmp_path):
     with pytest.raises(OSError, match="symbolic links"):
         append_rating(study, "ann", 0, rating_of(study, scores(), SYSTEMS[0]))
     assert (tmp_path / "diary").read_text() == "mine\n"
+
+
+def test_a_link_to_a_folder_is_not_followed(study, tmp_path):
+    (tmp_path / "outside").mkdir()
+    file_of(study).parent.symlink_to(tmp_path / "outside")
+    with pytest.raises(NotADirectoryError):
+        append_rating(study, "ann", 0, rating_of(study, scores(), SYSTEMS[0]))
+    assert not list((tmp_path / "outside").iterdir())

@@ -8,6 +8,7 @@ from cogview_jax.evaluation import unfinished
 from cogview_jax.evaluation.benchmark import Options, load_benchmark
 from cogview_jax.evaluation.report import evaluate
 from cogview_jax.evaluation.unfinished import Unfinished
+from cogview_jax.runtime import leftovers
 from cogview_jax.runtime.errors import InputError
 
 JOB = {"benchmark": "fid", "seed": 0}
@@ -61,6 +62,28 @@ def test_the_first_writes_the_report_and_who_leaves_last_deletes_the_rows(part, 
         assert one.folder.exists()
         other.close()
     assert not one.folder.exists()
+
+
+def test_who_comes_while_rows_are_deleted_takes_no_part(part, taking, tmp_path, monkeypatch):
+    one = part()
+    first, _ = taking(one)
+    compute(one)
+    one.written()
+    found = []
+
+    def half_deleted(folder, **_):
+        (folder / ".written").unlink()
+        found.append(taking(part(), 1)[1])
+
+    monkeypatch.setattr(unfinished.shutil, "rmtree", half_deleted)
+    first.close()
+    assert found == [None]
+    assert not one.folder.exists()
+    monkeypatch.undo()
+    # What was left of it goes with the next one.
+    monkeypatch.setattr(leftovers, "_start", lambda pid: None)
+    assert taking(part())[1] is True
+    assert not list(tmp_path.glob(".cogview-tmp-*"))
 
 
 def test_process_0_of_a_launcher_writes_the_report(part, taking, tmp_path, capsys):

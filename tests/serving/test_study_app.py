@@ -172,6 +172,7 @@ def test_answers_that_are_not_whole_are_refused(study, body, message):
         ("/study/\0/0", 400),
         ("/study/ann/5", 404),
         ("/study/ann/-1", 404),
+        ("/study/ann/" + "9" * 5000, 414),
         ("/study/ann/0/../../study.json", 404),
         ("/images/okapi/0000.png", 404),
         ("/study.json", 404),
@@ -219,6 +220,12 @@ def test_a_rating_that_cannot_be_kept_is_an_error(study, monkeypatch):
     status, found = Client(study).post("/study/ann/0", answers())
     assert status == 503
     assert "could not be kept: No space left on device" in found["error"]["message"]
+
+
+def test_ratings_that_cannot_be_read_are_an_error(study):
+    (study.folder / "ratings").touch()
+    status, _, body = Client(study).ask("GET", "/study/ann")
+    assert (status, b"a file of the study is damaged" in body) == (500, True)
 
 
 def test_a_killed_server_has_lost_nothing(root, study, tmp_path):

@@ -60,6 +60,19 @@ def test_small_types_come_as_near_as_their_digits_let_them(dtype):
         assert error < float(jnp.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize(("weight", "surprise"), [(1e6, 0), (1e-6, 0), (1, 17)])
+def test_float16_has_room_for_the_gradients_whatever_the_weights(weight, surprise):
+    """Of ids that have a probability of about e^-17, below the smallest float16, too."""
+    hidden, table, targets, weights = inputs(jnp.float16)
+    hidden, table = (hidden / 8).at[..., 0].set(4), table.at[:, 0].set(0).at[0, 0].set(surprise / 4)
+    arrays = hidden, table, np.ones_like(targets), weight * np.maximum(weights, 1)
+    found = loss_and_gradients(weighted_cross_entropy, *arrays, scale=128 / weight)
+    expected = loss_and_gradients(plain, *arrays, scale=128 / weight)
+    for one in (lambda each: each[2], lambda each: each[3][:2], lambda each: each[3][2:]):
+        error = np.linalg.norm(one(found) - one(expected)) / np.linalg.norm(one(expected))
+        assert error < 2 * float(jnp.finfo(jnp.float16).eps)
+
+
 def test_the_logits_are_never_whole():
     """A row of 2,000 positions over 5,000 ids has 40 MB of logits, a part of 100 has 2 MB."""
     hidden, table = jnp.zeros((1, 2000, 16)), jnp.zeros((5000, 16))

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from cogview_jax.data.ignored import Ignored
 from cogview_jax.data.images import SUFFIXES
-from cogview_jax.data.record_index import Stamp, stamp, stamp_of
+from cogview_jax.data.record_index import ABSENT, Stamp, stamp, stamp_of
 from cogview_jax.data.record_index_writer import BESIDE
 from cogview_jax.data.sources.listing_files import LISTINGS, find_listing
 from cogview_jax.runtime import faults
@@ -142,7 +142,7 @@ class _Walk:
                     raise InputError(f"{self._root}: cannot be listed: {why}") from None
                 self._ignored.add(f"folders that cannot be listed: {why}", folder)
                 continue
-            stamps = {"": found.stamp}
+            stamps = {"": found.stamp} | dict.fromkeys(found.broken, ABSENT)
             if folder and not self._listing and not {*found.files}.isdisjoint(LISTINGS):
                 stamps |= _stamps(path, found.files)
                 if listing := find_listing(path, below=True):
@@ -182,20 +182,24 @@ class _Walk:
 
 @dataclass(frozen=True)
 class _Listed:
-    """The stamp of a folder, and the names of the files, folders and linked folders in it."""
+    """The stamp of a folder, and the names of the files, folders and linked folders in it, and of
+    those files that are links which lead nowhere, and may once lead to a folder."""
 
     stamp: Stamp
     files: list[str]
     folders: list[str]
     linked: list[str]
+    broken: list[str]
 
 
 def _listed(path: str) -> _Listed:
-    found = _Listed(stamp(os.stat(path)), [], [], [])  # a change meanwhile is one after it
+    found = _Listed(stamp(os.stat(path)), [], [], [], [])  # a change meanwhile is one after it
     with os.scandir(path) as entries:
         for entry in entries:
             if not _is_folder(entry):
                 found.files.append(entry.name)
+                if entry.is_symlink() and _may_be_folder(entry):
+                    found.broken.append(entry.name)
             elif entry.is_symlink():
                 found.linked.append(entry.name)
             elif entry.name != BESIDE:
@@ -219,6 +223,12 @@ def _is_folder(entry: os.DirEntry) -> bool:
         if error.errno in (errno.ELOOP, errno.EACCES, errno.ENOTDIR):  # The link leads nowhere.
             return False
         raise
+
+
+def _may_be_folder(link: os.DirEntry) -> bool:
+    """Whether a link leads nowhere, such as to a disk that is not there, and is not called as an
+    image or a text is."""
+    return _ending(link.name).lower() not in (*SUFFIXES, ".txt") and not os.path.exists(link.path)
 
 
 def _ending(name: str) -> str:

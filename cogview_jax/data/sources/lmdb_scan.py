@@ -33,6 +33,8 @@ _COUNTS = {_PAIRS_COUNT, _LENGTH, b"num-samples", b"num_images", b"__len__", b"_
 #: Keys of images, and of texts where images are called by the first of these.
 _IMAGES, _ALL = "image-*", "*"
 _TEXTS = ("label-*", "caption-*", "text-*")
+#: Digits of a number of pairs.
+_DIGITS = 18
 #: The most bytes of a text; images that are looked at first.
 _TEXT_LIMIT, _FIRST = 1 << 20, 8
 #: How pickles begin. Those of tuples of numbers and texts are made of values and what joins them.
@@ -223,8 +225,11 @@ def _read_texts(file: LmdbFile, texts: KeyPattern | None, name: str) -> list[str
 def _paired_texts(file: LmdbFile, part: IndexPart) -> dict[str, list[str]]:
     """The texts of each image by its key, which are in memory meanwhile."""
     count = file.get(_PAIRS_COUNT) or b""
-    if not count.isdigit():
-        raise InputError(f"{file.path}: expected pairs and their number, as num_samples")
+    if not count.isdigit() or len(count) > _DIGITS or int(count) > 2 * file.entries:
+        raise InputError(
+            f"{file.path}: expected pairs and their number, as num_samples; it has {file.entries}"
+            f" keys, and num_samples is {repr(count[:_DIGITS])[1:]}"
+        )
     found: dict[str, list[str]] = {}
     for i in range(int(count)):
         pair = _plain_tuple(file.get(str(i).encode()) or b"")

@@ -31,6 +31,7 @@ def root(tmp_path, monkeypatch):
     write(outside, "o.png", "deep/p.png")
     (root / "b" / "out").symlink_to(outside)
     (root / "b" / "back").symlink_to(root)
+    (root / "b" / "disk").symlink_to(tmp_path / "disk")
     (root / "b-x" / "1.txt").unlink()
     (root / "notes.md").touch()
     os.rename(root / "ba.png", os.fsencode(root) + b"/\xff.png")
@@ -90,6 +91,7 @@ def test_without_a_change_no_folder_is_listed(root, monkeypatch, capsys):
         (lambda root: (root / "b" / "out").unlink(), "b was changed"),
         (lambda root: (root.parent / "outside").rename(root.parent / "x"), "b/out is gone"),
         (lambda root: (root / "b-x" / "1.txt").touch(), "b-x was changed"),
+        (lambda root: write(root.parent / "disk", "q.png"), "b/disk was changed"),
     ],
 )
 def test_a_changed_folder_is_listed_anew(root, monkeypatch, capsys, change, what):

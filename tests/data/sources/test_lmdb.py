@@ -152,6 +152,14 @@ def test_images_and_pairs_of_chinese_clip(tmp_path, capsys):
     assert "1 pairs that cannot be read (2)" in found.describe()
 
 
+@pytest.mark.parametrize("count", ["", "x", "9" * 5000, str(10**12)])
+def test_a_number_of_pairs_that_cannot_be(tmp_path, count):
+    root = chinese_clip(tmp_path / "train", [(7, 0, "seven")])
+    write(root / "pairs", {"num_samples": count or "-1"})
+    with pytest.raises(InputError, match="it has 2 keys, and num_samples is '"):
+        source(root)
+
+
 def test_pairs_are_never_unpickled(tmp_path):
     class Trap:
         def __reduce__(self):
