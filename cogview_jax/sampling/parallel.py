@@ -52,7 +52,6 @@ def decode_parallel(
     sequences: Sequences,
     settings: RowSettings,
     given: jax.Array | np.ndarray | None = None,
-    guess: jax.Array | np.ndarray | None = None,
     *,
     model: Transformer,
     count: int,
@@ -70,7 +69,6 @@ def decode_parallel(
 
     Args:
         params, settings, given, model, count, first, last, guide: see `decode.in_parts`.
-        guess: int32 [B, C], first guesses of the tokens; None for those of `above`.
         sequences: from `decode.prefill` with room for count + window - 1 tokens, none sampled yet.
         window: how many places go through the model at once, W.
         above: the first guess of a place is the token so many places before it, such as the code
@@ -87,9 +85,6 @@ def decode_parallel(
     known = jnp.full((rows, count + window - 1), -1, jnp.int32)
     if given is not None:
         known = known.at[:, :count].set(given)
-    expected = known
-    if guess is not None:
-        expected = known.at[:, :count].set(jnp.where(known[:, :count] < 0, guess, known[:, :count]))
     ahead = jnp.arange(window)
     take = functools.partial(jnp.take_along_axis, axis=1)
 
@@ -99,8 +94,8 @@ def decode_parallel(
         from_above = jnp.where(at >= above, at - above, reached - 1)
         # The latest tokens; of places that have none yet the one above, which may be a guess too.
         place = jnp.where(at < reached, at, jnp.minimum(from_above, reached - 1))
-        latest, at_first = take(now.line, place + 1), take(expected, jnp.maximum(at, 0))
-        return jnp.where((at_first >= 0) & (at >= reached), at_first, latest)
+        guess, given = take(now.line, place + 1), take(known, jnp.maximum(at, 0))
+        return jnp.where((given >= 0) & (at >= reached), given, guess)
 
     def is_open(now: _Windows) -> jax.Array:
         """Which rows have tokens to sample, bool [B]."""
@@ -156,7 +151,6 @@ def generate_parallel(
     positions: jax.Array | np.ndarray | None = None,
     given: jax.Array | np.ndarray | None = None,
     rows: jax.Array | np.ndarray | None = None,
-    guess: jax.Array | np.ndarray | None = None,
     *,
     model: Transformer,
     count: int,
@@ -174,7 +168,7 @@ def generate_parallel(
         sequences = expand(sequences, rows, keys)
     sizes = {"count": count, "first": first, "window": window}
     _, found, passes = decode_parallel(
-        params, sequences, settings, given, guess, model=model, **sizes, **options
+        params, sequences, settings, given, model=model, **sizes, **options
     )
     return found, passes
 

@@ -81,12 +81,9 @@ def upsampled_codes(
         ids: dict[str, Any] = {"model": model, "count": count, "first": 0, "last": last}
         ahead = usable_window(model, config.parallel_window, count)
         if ahead > 1:
-            # Each code becomes four, which may be like it.
-            like = codes[:, *window.source].repeat(2, axis=1).repeat(2, axis=2)
-            like = like[:, : len(window.known)].reshape(len(codes), -1)[prompts, leading:]
             above = window.known.shape[1]
             sampled, _ = generate_parallel(
-                params, *prompt, settings, *given, like, window=ahead, above=above, **ids
+                params, *prompt, settings, *given, window=ahead, above=above, **ids
             )
         else:
             sampled = generate(params, *prompt, settings, *given, **ids)
