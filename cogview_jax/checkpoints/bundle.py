@@ -23,7 +23,7 @@ from cogview_jax.checkpoints.description import (
     read_description,
 )
 from cogview_jax.checkpoints.manifest import NAME as MANIFEST
-from cogview_jax.checkpoints.quantized_tree import dequantized_tree, quantized_shapes
+from cogview_jax.checkpoints.quantized_tree import dequantized_tree
 from cogview_jax.checkpoints.stored_tree import (
     check_shapes,
     nested,
@@ -36,7 +36,7 @@ from cogview_jax.checkpoints.stored_tree import (
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.implementation import ImplementationConfig
 from cogview_jax.models.layer_params import unstack_arrays
-from cogview_jax.models.quantization import quantized_arrays
+from cogview_jax.models.quantization import quantized_arrays, quantized_shapes
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried

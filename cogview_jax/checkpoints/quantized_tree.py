@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax
 import numpy as np
 
 from cogview_jax.checkpoints.stored_tree import Deferred
@@ -91,25 +89,3 @@ def dequantized_tree(tree: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 def _dequantized(kernels: Deferred, scale: Deferred) -> Deferred:
     return Deferred(kernels.shape, FLOAT32, lambda: kernels.make() * scale.make()[:, None])
-
-
-def quantized_shapes(boxed: Mapping[str, Any]) -> dict[str, Any]:
-    """Shapes of parameters, stacked and boxed with their logical axes, as in `quantized_tree`.
-
-    Args:
-        boxed: from `bundle.transformer_shapes`.
-    """
-    found: dict[str, Any] = {}
-    for name, entry in boxed.items():
-        if isinstance(entry, Mapping):
-            found[name] = quantized_shapes(entry)
-            continue
-        shape = nn.unbox(entry)
-        dtype = TABLE_TYPE if name in TABLES else np.int8 if name == "kernel" else FLOAT32
-        found[name] = entry.replace_boxed(jax.ShapeDtypeStruct(shape.shape, dtype))
-        if name == "kernel":
-            layers, _, *outputs = shape.shape
-            scale = jax.ShapeDtypeStruct((layers, *outputs), FLOAT32)
-            names = (entry.names[0], *entry.names[2:])
-            found[KERNEL_SCALE] = entry.replace_boxed(scale).replace(names=names)
-    return found

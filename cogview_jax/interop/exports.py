@@ -55,7 +55,7 @@ def _safetensors(opened: Bundle, folder: Path, options: ExportOptions) -> dict[s
         official_safetensors.write_parts(opened, folder)
     else:
         safetensors_files.write_parts(opened, folder)
-    return {"names": options.names, "parts": opened.parts}
+    return {"names": options.names, "parts": _described(opened)}
 
 
 def _orbax(opened: Bundle, folder: Path, options: ExportOptions) -> dict[str, Any]:
@@ -72,7 +72,15 @@ def _orbax(opened: Bundle, folder: Path, options: ExportOptions) -> dict[str, An
             save_tree(folder / FILES["transformer"], reporting(transformer, progress).params)
     if "text" in opened.parts:
         opened.text().save(folder / safetensors_files.TEXT_TOKENIZER)
-    return {"parts": opened.parts}
+    return {"parts": _described(opened)}
+
+
+def _described(opened: Bundle) -> dict[str, Any]:
+    """What bundle.json says of the parts, but for the kernels: no export has them in 8 bits."""
+    return {
+        name: {key: entry[key] for key in entry if key != "kernels"}
+        for name, entry in opened.parts.items()
+    }
 
 
 def _stablehlo(opened: Bundle, folder: Path, options: ExportOptions) -> dict[str, Any]:

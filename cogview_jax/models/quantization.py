@@ -7,9 +7,10 @@ most: 1/254 of the largest magnitude of its channel.
 Legend: B batch, D width, F output channels.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +55,28 @@ def quantized_arrays(
             yield (*keys[:-1], KERNEL_SCALE), scale
         else:
             yield keys, array.astype(TABLE_TYPE if keys[-1] in TABLES else jnp.float32)
+
+
+def quantized_shapes(boxed: Mapping[str, Any]) -> dict[str, Any]:
+    """Shapes of parameters, stacked and boxed with their logical axes, once quantised.
+
+    Args:
+        boxed: from `checkpoints.bundle.transformer_shapes`.
+    """
+    found: dict[str, Any] = {}
+    for name, entry in boxed.items():
+        if isinstance(entry, Mapping):
+            found[name] = quantized_shapes(entry)
+            continue
+        shape = nn.unbox(entry)
+        dtype = TABLE_TYPE if name in TABLES else np.int8 if name == "kernel" else jnp.float32
+        found[name] = entry.replace_boxed(jax.ShapeDtypeStruct(shape.shape, dtype))
+        if name == "kernel":
+            layers, _, *outputs = shape.shape
+            scale = jax.ShapeDtypeStruct((layers, *outputs), jnp.float32)
+            names = (entry.names[0], *entry.names[2:])
+            found[KERNEL_SCALE] = entry.replace_boxed(scale).replace(names=names)
+    return found
 
 
 def is_quantized(params: Any) -> bool:

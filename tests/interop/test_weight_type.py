@@ -14,7 +14,9 @@ from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.description import NAME
 from cogview_jax.checkpoints.quantized_tree import dequantized_tree
+from cogview_jax.checkpoints.stored_tree import stored_tree
 from cogview_jax.interop.conversion import convert
+from cogview_jax.interop.exports import ExportOptions, export
 from cogview_jax.interop.files import SourceFiles
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import write_json
@@ -192,3 +194,22 @@ def test_scales_that_are_missing_are_named(chain, tmp_path):
         InputError, match=r"kernel_scale has shape .* there, but none in bundle.json"
     ):
         Bundle(small.path).layered_transformer()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "orbax"])
+def test_exports_of_8_bits_hold_what_the_integers_stand_for(chain, tmp_path, form):
+    small = to_type("int8", chain.run / "bundle", tmp_path / "small")
+    export(str(small.path), form, str(tmp_path / "out"), ExportOptions())
+    described = json.loads((tmp_path / "out" / "export.json").read_text())["parts"]
+    assert "kernels" not in described["transformer"]
+    expected = jax.tree.map(lambda leaf: leaf.make(), small.stored_transformer().params)
+    if form == "orbax":
+        stored = stored_tree(tmp_path / "out" / "transformer")
+        found = jax.tree.map(lambda leaf: leaf.make(), stored)
+    else:
+        file = str(tmp_path / "out" / "transformer.safetensors")
+        convert("safetensors", None, SourceFiles(transformer=file), None, str(tmp_path / "back"))
+        back = Bundle(tmp_path / "back")
+        assert "kernels" not in back.parts["transformer"]
+        found = jax.tree.map(lambda leaf: leaf.make(), back.stored_transformer().params)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
