@@ -206,7 +206,7 @@ def test_a_bundle_at_an_address_is_named_by_it(monkeypatch):
     """Not by its copy, which may be deleted."""
     monkeypatch.setattr(bundle_folder, "bundle_copy", lambda _: shipped()["emoji"])
     address, local = "hf://me/emoji@v1", Bundle(shipped()["emoji"])
-    experiment, _ = resolved({"data": {"from": address}})
+    experiment, _ = resolved({"data": {"from": address, "source": {"kind": "shapes"}}})
     assert experiment.data.image_tokenizer == address
     assert experiment.data.text_tokenizer == f"{address}/text.model"
     assert experiment.vocabulary.codes == local.codec_config().codebook

@@ -21,7 +21,8 @@ from cogview_jax.runtime.files import write_file
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.progress import Progress
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 #: Files that are fetched at a time, and bytes of one that are asked for at once.
 _FILES, _PIECE = 16, 16 << 20
