@@ -72,6 +72,17 @@ class Duplicates:
         return sorted({*self.exact_copies, *near})
 
 
+def named_once(groups: Sequence[Sequence[int]], key: Callable[[int], str]) -> list[list[int]]:
+    """Groups with the first record of each name: others are the same image with other captions."""
+    found: list[list[int]] = []
+    for group in groups:
+        first: dict[str, int] = {}
+        for number in group:
+            first.setdefault(key(number), number)
+        found.append(list(first.values()))
+    return [group for group in found if len(group) > 1]
+
+
 def survey_report(
     survey: Survey,
     duplicates: Duplicates,
@@ -228,8 +239,10 @@ def sections(
     if pairs:
         images, texts = zip(*pairs, strict=True)
         found.append(Images(f"{len(pairs)} records, chosen at random", images, texts))
-    found += _distribution("Images with at most so long a shorter side", shorter, "pixels")
-    found += _distribution("Images with at most such an aspect ratio", longer / shorter, "ratio")
+    found += _distribution("Images whose shorter side is at most so long", shorter, "pixels")
+    found += _distribution(
+        "Images whose aspect ratio is at most so large", longer / shorter, "ratio"
+    )
     if tokens is not None:
         found += _distribution("Captions with at most so many tokens", tokens.lengths, "tokens")
     for number, group in enumerate(near, 1):

@@ -98,12 +98,16 @@ class ImageRequest:
         if candidates > 1 and not offer.ranks:
             message = "candidates: this server has nothing to choose by (--rerank_with)"
             raise ApiError(400, message, "candidates")
+        n = fields.integer("n", 1, 1, offer.most_images)
+        if n * candidates > offer.most_images:
+            message = f"n {n} times candidates {candidates}: expected at most {offer.most_images}"
+            raise ApiError(400, message, "n")
         size = fields.choice("size", ("auto", *offer.sizes), "auto")
         return cls(
             prompt,
             sampling_of(fields, offer.sampling),
             fields.integer("seed", secrets.randbelow(2**32), 0, 2**32 - 1),
-            fields.integer("n", 1, 1, max(1, offer.most_images // candidates)),
+            n,
             candidates,
             size != "auto" and size != offer.sizes[0],
             fields.flag("stream"),

@@ -19,6 +19,7 @@ from cogview_jax.evaluation.survey_report import (
     Report,
     Suggestion,
     as_json,
+    named_once,
     sections,
     summary,
     survey_report,
@@ -66,7 +67,8 @@ def survey_data(config: Mapping[str, Any], given: Mapping[str, str], out: str, c
     log(contents)
     found = survey(source, count=count, seed=experiment.seed, view=_view(experiment))
     with waiting("looking for duplicates"):
-        duplicates = Duplicates(found.exact_duplicates(), found.near_duplicates())
+        groups = found.exact_duplicates(), found.near_duplicates()
+        duplicates = Duplicates(*(named_once(each, source.key) for each in groups))
     text = fit_text(experiment, found.texts)
     report = survey_report(found, duplicates, source.key, text.tokens)
     suggestions = advice(experiment, report, text, str(folder / EXACT))

@@ -11,6 +11,7 @@ from cogview_jax.evaluation.survey import SHOWN, survey
 from cogview_jax.evaluation.survey_report import (
     Duplicates,
     TokenLengths,
+    named_once,
     sections,
     summary,
     survey_report,
@@ -112,6 +113,12 @@ def test_duplicates_are_named_by_their_numbers(duplicates):
     assert duplicates.near_copies == [3, 8]
 
 
+def test_an_image_under_one_name_is_no_duplicate_of_itself():
+    """The names would leave it out as a whole."""
+    names = "abacb"
+    assert named_once([[0, 1, 2], [1, 4], [0, 3]], names.__getitem__) == [[0, 1], [0, 3]]
+
+
 def test_a_report_counts_by_reason_and_size(report):
     assert report["records"] == {"all": 10, "read": 10, "used": 5, "filtered": 2, "skipped": 3}
     reasons = [(x["records"], x["reason"], x["filtered"]) for x in report["not_used"]]
@@ -203,8 +210,8 @@ def test_a_page_has_the_numbers_the_pairs_and_no_curve_of_equal_values(found, re
         "In short",
         "Records that are not used",
         "5 records, chosen at random",
-        "Images with at most so long a shorter side",
-        "Images with at most such an aspect ratio",
+        "Images whose shorter side is at most so long",
+        "Images whose aspect ratio is at most so large",
     ]
     assert ("warning", "beware") in shown[0].rows
     line = shown[3]

@@ -46,6 +46,9 @@ def test_the_best_of_candidates_are_sent_best_first(server, models):
     assert [event["index"] for _, event in events] == best.tolist()
     outputs = [event["usage"]["output_tokens"] for _, event in events]
     assert sum(outputs) == answer["usage"]["output_tokens"] == 4 * 16
+    status, answer = server.post("/v1/images/generations", body | {"n": 3, "candidates": 6})
+    assert (status, answer["error"]["param"]) == (400, "n")
+    assert answer["error"]["message"] == "n 3 times candidates 6: expected at most 16"
 
 
 def test_captions_and_scores(server, models, images):

@@ -140,6 +140,12 @@ def test_what_is_kept_outlives_the_next_images_and_can_be_varied(page, models):
     page.click("#kept .card .under button")
     generate(page, n=1)
     assert len(shown(page, "#kept img")) == 1
+    page.click("#results .open")
+    page.click("#vary summary")
+    page.fill("#vary [name=n]", "2")
+    page.click("#vary .main")
+    page.wait(f"{STATUS}.startsWith('2 images')")
+    assert texts(page, "#history small")[0] == "2 images, seed 5"
 
 
 @needs_browser

@@ -139,5 +139,5 @@ def _files(config: Lmdb) -> DataFiles:
         # Both lie within the root, so that the index sees when the pairs change.
         root, name = os.path.abspath(config.path), os.path.join(IMAGES, DATA)
         return DataFiles(root, [name], [name], root, files.ignored)
-    reasons = {"lock.mdb": "locks of LMDBs"}
+    reasons = {"lock.mdb": "for locking"}
     return find_files(config.path, "LMDBs (data.mdb in a folder)", DATA, reasons=reasons)

@@ -169,8 +169,8 @@ export class Viewer {
 
   /** The settings of the open image, with some that are other. */
   fields(other) {
-    const { seed, ...fields } = { ...this.card.fields, n: Number(other.n) };
-    fields.temperature = other.temperature === "" ? undefined : Number(other.temperature);
+    const { seed, temperature, ...fields } = { ...this.card.fields, n: Number(other.n) };
+    if (other.temperature !== "") fields.temperature = Number(other.temperature);
     return fields;
   }
 

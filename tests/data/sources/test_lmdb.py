@@ -86,7 +86,7 @@ def test_every_key_is_an_image(tmp_path):
     ]
     assert numbers(found) == [1, 2, 3]
     assert found[0].captions == captions_of(found, 0) == ()
-    assert found.describe() == "3 records of 1 LMDB; ignored 1: 1 locks of LMDBs (lock.mdb)"
+    assert found.describe() == "3 records of 1 LMDB; ignored 1: 1 for locking (lock.mdb)"
     message = r"3 images and no caption: expected keys of texts such as label-\* beside image-\*"
     with pytest.raises(InputError, match=message):
         source(tmp_path / "bedroom")
