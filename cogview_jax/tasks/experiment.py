@@ -96,8 +96,7 @@ class CodecExperiment:
         loss_scale: used only with float16 policies.
         profile: which steps are profiled.
         seed: of all random numbers of the run, 0 to 2^32 - 1.
-        init_from: the bundle whose image tokenizer training starts from, which may be an address
-            (docs/guides/remote_bundles.md); empty for none.
+        init_from: the bundle whose image tokenizer training starts from; empty for none.
     """
 
     stage: Literal["image_tokenizer"]
@@ -146,10 +145,9 @@ class TokenData:
             release, a folder with data.mdb its LMDB of rows, for the two tokenizers named here.
         mixture: token stores in the place of `store`, which are mixed by weights: a section for
             each under a name of its own. All were made with the same tokenizers.
-        image_tokenizer: the bundle whose image tokenizer encodes the images: a folder, the name of
-            a shipped one, or an address (docs/guides/remote_bundles.md).
-        text_tokenizer: a SentencePiece model, also ADDRESS/text.model, that of a bundle; empty
-            trains one, as `text` says.
+        image_tokenizer: the bundle whose image tokenizer encodes the images. Like all bundles, it
+            may be an address (docs/guides/remote_bundles.md).
+        text_tokenizer: a SentencePiece model, or ADDRESS/text.model; empty trains one, see `text`.
         text: how a text tokenizer is trained.
         text_records: it is trained on the captions of the first so many records.
         encode_batch: images encoded at a time.
@@ -266,8 +264,7 @@ class TransformerExperiment:
         loss_scale: used only with float16 policies.
         profile: which steps are profiled.
         seed: of all random numbers of the run, 0 to 2^32 - 1.
-        init_from: the bundle whose transformer training starts from, which may be an address
-            (docs/guides/remote_bundles.md); empty for none.
+        init_from: the bundle whose transformer training starts from; empty for none.
         lora: trains low-rank adapters of that transformer instead of all of it.
         sampling: how the model is best sampled: previews and benchmarks are, and whoever takes its
             bundle and says nothing else.
