@@ -37,7 +37,7 @@ Without --dtype weights keep their type and their bits.
 
 from absl import flags
 
-from cogview_jax.runtime import command_line
+from cogview_jax.runtime import flag_kinds
 
 SOURCE = flags.DEFINE_enum(
     "source",
@@ -51,12 +51,12 @@ TARGET = flags.DEFINE_enum(
     ["official", "taming", "safetensors"],
     "the format to write of --bundle, into --out",
 )
-TRANSFORMER = command_line.path_flag(
+TRANSFORMER = flag_kinds.path_flag(
     "transformer",
     "the folder with latest_checkpointed_iteration.txt (official), or a .safetensors file",
 )
-IMAGE_TOKENIZER = command_line.path_flag("image_tokenizer", "the image tokenizer's file")
-TEXT_TOKENIZER = command_line.path_flag("text_tokenizer", "the SentencePiece model")
+IMAGE_TOKENIZER = flag_kinds.path_flag("image_tokenizer", "the image tokenizer's file")
+TEXT_TOKENIZER = flag_kinds.path_flag("text_tokenizer", "the SentencePiece model")
 NUM_HEADS = flags.DEFINE_integer("num_heads", None, "the transformer's heads; 40 in the released")
 CODES = flags.DEFINE_integer(
     "codes", None, "image codes of the vocabulary, if --image_tokenizer is left out"
@@ -76,12 +76,12 @@ LAYOUT_TASK = flags.DEFINE_string(
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16", "float16", "int8"], "the type of the weights of --out"
 )
-BUNDLE = command_line.bundle_flag(
+BUNDLE = flag_kinds.bundle_flag(
     "bundle",
     "the bundle, or its address, to give back, to merge --adapter into, or to round",
 )
-ADAPTER = command_line.path_flag("adapter", "the folder of the adapter to merge into --bundle")
-OUT = command_line.path_flag("out", "the bundle, or the folder, to write", required=True)
+ADAPTER = flag_kinds.path_flag("adapter", "the folder of the adapter to merge into --bundle")
+OUT = flag_kinds.path_flag("out", "the bundle, or the folder, to write", required=True)
 
 
 def main() -> None:

@@ -66,16 +66,16 @@ from cogview_jax.evaluation.benchmark import (
     available,
     load_benchmark,
 )
-from cogview_jax.runtime import command_line
+from cogview_jax.runtime import command_line, flag_kinds
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, MOST_ROWS, need_flag
 from cogview_jax.runtime.processes import leave_when_asked
 
-BUNDLE = command_line.bundle_flag(
+BUNDLE = flag_kinds.bundle_flag(
     "bundle",
     "the bundle's folder, a run's workdir, one of its checkpoints, or the address of a bundle; fid"
     " needs none",
 )
-OUT = command_line.path_flag("out", "the JSON file to write")
+OUT = flag_kinds.path_flag("out", "the JSON file to write")
 BENCHMARK = flags.DEFINE_enum(
     "benchmark",
     "shapes",
@@ -90,7 +90,7 @@ NUM_PROMPTS = flags.DEFINE_integer(
 )
 SEED = flags.DEFINE_integer("seed", 0, "of the prompts and of sampling")
 SAMPLING = sampling_flags()
-RERANK_WITH = command_line.bundle_flag("rerank_with", "a caption bundle that chooses the best")
+RERANK_WITH = flag_kinds.bundle_flag("rerank_with", "a caption bundle that chooses the best")
 CANDIDATES = flags.DEFINE_integer(
     "candidates", None, "images for each prompt to choose from, with --rerank_with 8 by default"
 )
@@ -103,20 +103,20 @@ PRECISION = flags.DEFINE_enum(
     ["float32", "bfloat16", "float16", "float16_pure", "int8"],
     "of the arithmetic",
 )
-REAL = command_line.path_flag(
+REAL = flag_kinds.path_flag(
     "real", "real images: a folder, or of fid a file of statistics, a bundle or a workdir"
 )
-GENERATED = command_line.path_flag(
+GENERATED = flag_kinds.path_flag(
     "generated",
     "of fid: what is judged: a folder of images, a file of statistics, a bundle or a workdir",
 )
-FEATURES = command_line.pairs_flag(
+FEATURES = flag_kinds.pairs_flag(
     "features", "a feature network and the file of its weights, such as inception=FILE"
 )
 LIST_FEATURES = flags.DEFINE_boolean(
     "list_features", False, "say what each feature network needs and where people get it, and end"
 )
-CAPTIONS = command_line.path_flag(
+CAPTIONS = flag_kinds.path_flag(
     "captions",
     "of table1, figure9, figure10, pictures, worst and attention: a file like COCO's"
     " captions_val2014.json, of images in --real; or tfds:NAME:SPLIT, a TensorFlow data set"
@@ -128,7 +128,7 @@ PROMPT = flags.DEFINE_multi_string(
     "of pictures: what to show images of; of fid, attention and figure10: what a bundle samples; of"
     " style: a pattern with {object}",
 )
-PROMPTS = command_line.path_flag("prompts", "a file with one such prompt a line")
+PROMPTS = flag_kinds.path_flag("prompts", "a file with one such prompt a line")
 RESIZE = flags.DEFINE_enum(
     "resize",
     "clean",
@@ -136,7 +136,7 @@ RESIZE = flags.DEFINE_enum(
     "how images are resized for the network: as clean-fid, pytorch-fid or torch-fidelity do, or as"
     " CogView's own evaluation, whose numbers compare with no others",
 )
-BLUR = command_line.numbers_flag("blur", (0,), "radii of FID-k in pixels, such as 0,1,2,4,8")
+BLUR = flag_kinds.numbers_flag("blur", (0,), "radii of FID-k in pixels, such as 0,1,2,4,8")
 BLUR_KERNEL = flags.DEFINE_enum(
     "blur_kernel",
     "pil",
@@ -153,15 +153,15 @@ FID_INFINITY = flags.DEFINE_boolean(
 PRECISION_RECALL = flags.DEFINE_boolean(
     "precision_recall", False, "measure precision and recall of the features, too"
 )
-SAVE_STATISTICS = command_line.path_flag(
+SAVE_STATISTICS = flag_kinds.path_flag(
     "save_statistics",
     "the file (.npz) in which the statistics of --real are kept, at the first radius of --blur",
 )
-STUDY = command_line.path_flag(
+STUDY = flag_kinds.path_flag(
     "study",
     "of figure10: the folder of a study that people rate with `serve --study`; a new one is made",
 )
-SYSTEM = command_line.pairs_flag(
+SYSTEM = flag_kinds.pairs_flag(
     "system",
     "of a new study: the name of a system, and what makes its images: a bundle, a folder of"
     " captioned images such as `sample` writes, or codec:BUNDLE for the true images (--real)"

@@ -24,11 +24,11 @@ that holds something is refused.
 
 from absl import flags
 
-from cogview_jax.runtime import command_line
+from cogview_jax.runtime import flag_kinds
 from cogview_jax.runtime.bounds import MOST_ROWS, need_flag
 from cogview_jax.runtime.errors import InputError
 
-BUNDLE = command_line.bundle_flag(
+BUNDLE = flag_kinds.bundle_flag(
     "bundle",
     "the bundle's folder, a run's workdir, one of its checkpoints, the name of a shipped bundle,"
     " such as emoji, or an address: hf://OWNER/NAME, gs://BUCKET/DIR, s3://BUCKET/DIR,"
@@ -38,8 +38,8 @@ BUNDLE = command_line.bundle_flag(
 FORMAT = flags.DEFINE_enum(
     "format", None, ["stablehlo", "safetensors", "orbax"], "what to write", required=True
 )
-OUT = command_line.path_flag("out", "the folder to write", required=True)
-ADAPTER = command_line.path_flag(
+OUT = flag_kinds.path_flag("out", "the folder to write", required=True)
+ADAPTER = flag_kinds.path_flag(
     "adapter", "the folder of a low-rank adapter that is merged into the transformer"
 )
 PLATFORMS = flags.DEFINE_list(

@@ -19,7 +19,7 @@ same --workdir finds what was given here.
 from absl import flags
 
 from cogview_jax.commands.experiment_flag import experiment_flag
-from cogview_jax.runtime import command_line
+from cogview_jax.runtime import flag_kinds
 from cogview_jax.runtime.config_flag import given
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import leave_when_asked
@@ -31,7 +31,7 @@ ENGINE = flags.DEFINE_enum(
     ["local", "ray"],
     "who encodes: this process, with all that run the same command; or the actors of a Ray cluster",
 )
-WORKDIR = command_line.path_flag("workdir", "the folder of the run", required=True)
+WORKDIR = flag_kinds.path_flag("workdir", "the folder of the run", required=True)
 
 
 def main() -> None:

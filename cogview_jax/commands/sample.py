@@ -46,7 +46,7 @@ from typing import Literal, cast
 from absl import flags
 
 from cogview_jax.commands.sampling_flags import sampling_flags
-from cogview_jax.runtime import command_line
+from cogview_jax.runtime import command_line, flag_kinds
 from cogview_jax.runtime.bounds import (
     MOST_CANDIDATES,
     MOST_IMAGES,
@@ -57,7 +57,7 @@ from cogview_jax.runtime.bounds import (
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.options import SamplingOptions, SamplingSettings
 
-BUNDLE = command_line.bundle_flag(
+BUNDLE = flag_kinds.bundle_flag(
     "bundle",
     "the bundle's folder, a run's workdir, one of its checkpoints, the name of a shipped bundle,"
     " such as emoji, or an address: hf://OWNER/NAME, gs://BUCKET/DIR, s3://BUCKET/DIR,"
@@ -70,11 +70,11 @@ TASK = flags.DEFINE_enum(
     ["text_to_image", "complete", "super_resolution", "caption", "rerank"],
     "what to do",
 )
-OUT = command_line.path_flag("out", "the folder to write to", default="samples")
+OUT = flag_kinds.path_flag("out", "the folder to write to", default="samples")
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "a prompt; super_resolution needs one where its model has learned with text"
 )
-PROMPTS = command_line.path_flag(
+PROMPTS = flag_kinds.path_flag(
     "prompts", "a UTF-8 file, or a pipe such as /dev/stdin, with one prompt a line"
 )
 LAYOUT = flags.DEFINE_enum(
@@ -90,18 +90,18 @@ LONG_PROMPTS = flags.DEFINE_enum(
     ["cut", "refuse"],
     "what becomes of prompts that are longer than the model's text region",
 )
-IMAGE = command_line.paths_flag(
+IMAGE = flag_kinds.paths_flag(
     "image",
     "an image to complete, upsample, caption or score; one prompt each, or one for all",
 )
 KEEP_ROWS = flags.DEFINE_integer("keep_rows", None, "rows of codes to keep of it; half by default")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "images for each prompt")
 SEED = flags.DEFINE_integer("seed", 0, "of the random numbers")
-RERANK_WITH = command_line.bundle_flag(
+RERANK_WITH = flag_kinds.bundle_flag(
     "rerank_with", "a caption bundle that orders the images by CapLoss"
 )
 KEEP = flags.DEFINE_integer("keep", None, "images of each prompt that stay; all by default")
-UPSAMPLE_WITH = command_line.bundle_flag(
+UPSAMPLE_WITH = flag_kinds.bundle_flag(
     "upsample_with", "a bundle of super-resolution that upsamples the images that stay"
 )
 SAMPLING = sampling_flags()

@@ -13,11 +13,11 @@ near_duplicates.txt, which data.filter.exclude leaves out.
 from absl import flags
 
 from cogview_jax.commands.experiment_flag import experiment_flag
-from cogview_jax.runtime import command_line
+from cogview_jax.runtime import flag_kinds
 from cogview_jax.runtime.config_flag import given
 
 CONFIG = experiment_flag()
-OUT = command_line.path_flag("out", "the folder to write: new, or an earlier survey", required=True)
+OUT = flag_kinds.path_flag("out", "the folder to write: new, or an earlier survey", required=True)
 RECORDS = flags.DEFINE_integer(
     "records", 4000, "how many records are read, chosen at random; 0 for all", lower_bound=0
 )

@@ -22,13 +22,13 @@ printed.
 from absl import flags
 
 from cogview_jax.commands.experiment_flag import experiment_flag
-from cogview_jax.runtime import command_line
+from cogview_jax.runtime import command_line, flag_kinds
 from cogview_jax.runtime.config import as_settings
 from cogview_jax.runtime.config_flag import given, settings_page
 from cogview_jax.runtime.processes import distributed_flags
 
 CONFIG = experiment_flag()
-WORKDIR = command_line.path_flag("workdir", "the folder of the run; all hosts share it")
+WORKDIR = flag_kinds.path_flag("workdir", "the folder of the run; all hosts share it")
 START = distributed_flags()
 STALL_TIMEOUT = flags.DEFINE_float(
     "stall_timeout",

@@ -139,20 +139,17 @@ class TokenData:
         source: the captioned images.
         filter: which of them are left out.
         from: the workdir of an earlier run: what the config does not give itself of source, token
-            store, tokenizers and sizes is that run's (`tasks.earlier_run`). Of a bundle, or the
-            name of a shipped one, it takes tokenizers and sizes.
-        store: the token store; empty for WORKDIR/tokens. A file is a compact binary of the CogView
-            release, a folder with data.mdb its LMDB of rows, for the two tokenizers named here.
+            store, tokenizers and sizes is that run's. Of a bundle it takes tokenizers and sizes.
+        store: the token store; empty for WORKDIR/tokens. Or a compact binary of the CogView release
+            or its LMDB (a folder with data.mdb), for the two tokenizers named here.
         mixture: token stores in the place of `store`, which are mixed by weights: a section for
             each under a name of its own. All were made with the same tokenizers.
-        image_tokenizer: the bundle whose image tokenizer encodes the images. Like all bundles, it
-            may be an address (docs/guides/remote_bundles.md).
+        image_tokenizer: the bundle whose image tokenizer encodes the images; may be an address.
         text_tokenizer: a SentencePiece model, or ADDRESS/text.model; empty trains one, see `text`.
         text: how a text tokenizer is trained.
         text_records: it is trained on the captions of the first so many records.
         encode_batch: images encoded at a time.
-        encode_precision: type of the encoder's arithmetic, whatever the precision of training;
-            another type finds other codes.
+        encode_precision: type of the encoder's arithmetic; another type finds other codes.
         image_grid: rows and columns of the codes of a whole image (of the larger one where a
             record has two), if training cuts random windows of `layout.grid` out of it: one number
             for squares, or two, such as 32,48, to whose aspect ratio images are cropped. 0 where

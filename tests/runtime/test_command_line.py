@@ -25,7 +25,7 @@ import time
 from absl import flags
 from absl import logging as absl_logging
 
-from cogview_jax.runtime import command_line
+from cogview_jax.runtime import command_line, flag_kinds
 from cogview_jax.runtime.config_flag import config_flag
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import at_work
@@ -43,11 +43,11 @@ FAULTS = {
     "stayed": SystemFault("wall.png: Input/output error (6 tries)"),
 }
 CONFIG = config_flag()
-WORKDIR = command_line.path_flag("workdir", "where the wall stands", required=True)
+WORKDIR = flag_kinds.path_flag("workdir", "where the wall stands", required=True)
 COATS = flags.DEFINE_integer("coats", 2, "how many coats of paint", lower_bound=1)
 SHEEN = flags.DEFINE_float("sheen", None, "how much it shines", 0, 1.5)
 COLOUR = flags.DEFINE_enum("colour", "red", ["red", "blue"], "which paint")
-PHOTO = command_line.paths_flag("photo", "how it looks")
+PHOTO = flag_kinds.paths_flag("photo", "how it looks")
 NOTE = flags.DEFINE_multi_string("note", [], "what to write on it")
 DRY = flags.DEFINE_bool("dry", False, "let it dry")
 
@@ -325,7 +325,7 @@ import time
 import jax
 from absl import flags
 
-from cogview_jax.runtime import command_line
+from cogview_jax.runtime import command_line, flag_kinds
 from cogview_jax.runtime.errors import InputError
 
 ADDRESS = flags.DEFINE_string("address", None, "of process 0", required=True)
