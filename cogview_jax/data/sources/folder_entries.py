@@ -54,7 +54,7 @@ def parse_line(
     file = entry.get("file", entry.get("file_name")) if isinstance(entry, dict) else None
     if not isinstance(file, str):
         raise BadRecord(where, 'expected an object with "file", the path of an image')
-    check_name(file, where, '"file"', listing)
+    check_name(file, where, '"file"' if "file" in entry else '"file_name"', listing)
     values = [entry[key] for key in caption_fields or _USUAL if entry.get(key) is not None]
     texts = _flat(values if caption_fields else values[:1])
     if not all(isinstance(text, str) for text in texts):
