@@ -51,7 +51,11 @@ def test_rows_are_those_that_csv_reads(folder, monkeypatch, in_memory, encoding)
     assert captions_of(found, 1) == found[1].captions
     assert [found[i].image[0, 0, 0] for i in range(3)] == [1, 2, 2]
     assert found.key(3) == "gone.png"
-    for i, message in ((3, "not found"), (4, '"file_name" leads out of the folder'), (5, "empty cap")):
+    for i, message in (
+        (3, "not found"),
+        (4, '"file_name" leads out of the folder'),
+        (5, "empty cap"),
+    ):
         with pytest.raises(BadRecord, match=message):
             found[i]
     said = "6 lines of metadata.csv"
