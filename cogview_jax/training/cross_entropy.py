@@ -108,13 +108,14 @@ def _forward(
         dlogits = dlogits.astype(own.dtype)
         dhidden = matmul(dlogits, table, jnp.float32, platform)
         axes = tuple(range(own.ndim - 1))
-        # The narrow operand comes first, because XLA's CPU backend transposes that one in memory.
+        # XLA's CPU backend transposes the first operand in memory. It would be the narrower one the
+        # other way round, but then the sum, which is larger than both, has to be transposed.
         dtable += jax.lax.dot_general(
-            own, dlogits, ((axes, axes), ((), ())), preferred_element_type=jnp.float32
+            dlogits, own, ((axes, axes), ((), ())), preferred_element_type=jnp.float32
         )
         return dtable, (cross_entropy(logits, wanted), dhidden)
 
-    start = jnp.zeros(table.shape[::-1], jnp.float32)
+    start = jnp.zeros(table.shape, jnp.float32)
     dtable, (found, dhidden) = _over_parts(both, start, (hidden, targets, weights), parts)
     return (jnp.sum(found * weights), found), (dhidden, dtable, hidden, table, gain)
 
@@ -138,7 +139,7 @@ def _backward(
     scale = upstream[0] / gain
     return (
         (dhidden * scale).astype(hidden.dtype),
-        (dtable * scale).T.astype(table.dtype),
+        (dtable * scale).astype(table.dtype),
         None,
         None,
     )
