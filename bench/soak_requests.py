@@ -86,7 +86,7 @@ def good(generator: random.Random, number: int) -> Case:
             fields |= {"stream": True, "partial_images": generator.choice((0, 2, 7))}
         return Case(kind, IMAGES, fields)
     count = 1 if kind in ("edit", "upscale") else generator.choice((1, 2))
-    files = [("image", png(picture(generator))) for _ in range(count)]
+    files = [("image", png(image_of(generator))) for _ in range(count)]
     if kind == "edit":
         fields = {"prompt": prompt, **settings, "guidance": generator.choice((1, 2))}
         return Case(kind, EDITS, fields | {"keep_rows": generator.randrange(8)}, files)
@@ -120,7 +120,7 @@ def malformed(generator: random.Random, case: Case) -> Case:
     return dataclasses.replace(case, **generator.choice(wrong))
 
 
-def picture(generator: random.Random) -> np.ndarray:
+def image_of(generator: random.Random) -> np.ndarray:
     """Three coloured squares: uint8 [64, 64, 3]."""
     pixels = np.full((64, 64, 3), 255, np.uint8)
     for _ in range(3):

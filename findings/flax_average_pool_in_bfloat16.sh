@@ -7,7 +7,7 @@
 # added no longer grows. For features between 0 and 1 windows of 16 x 16 are right, 24 x 24 give .45
 # in place of .50, 32 x 32 give .25. Then the result says nothing of the features: a map of all .8
 # and one of noise around .5 have one average. float16 is right, and so are gradients, so a model
-# still trains. Pooling a large map to one vector, or pictures from 512 pixels to 16, is this.
+# still trains. Pooling a large map to one vector, or images from 512 pixels to 16, is this.
 # What helps: `x.mean(axis=(1, 2))`, or float32 before pooling.
 #
 # Output: "16 x 16: bfloat16 0.50, float16 0.50, float32 0.50, mean 0.50", for 24 x 24 and 32 x 32

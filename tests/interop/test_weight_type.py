@@ -179,7 +179,9 @@ def test_a_bundle_in_8_bits_on_several_devices(chain, tmp_path):
     kernel = split.parts.transformer.params["blocks"][0]["mlp"]["up"]
     assert kernel["kernel"].dtype == np.int8
     assert kernel["kernel_scale"].sharding.spec == PartitionSpec("tensor")
-    np.testing.assert_allclose(found, cogview_jax.load(small).logits(tokens), atol=1e-3)
+    # Inputs are rounded to 15 bits, and sums over devices move some of them by a step.
+    whole = cogview_jax.load(small).logits(tokens)
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-4 * np.abs(whole).max())
 
 
 def test_scales_that_are_missing_are_named(chain, tmp_path):
