@@ -110,7 +110,10 @@ def sharded_shapes(boxed: Any, mesh: Mesh | AbstractMesh | None = None) -> Any:
             on every device of a mesh that splits parameters.
     """
 
-    def place(path: tuple, partition: PartitionSpec, leaf: Any) -> jax.ShapeDtypeStruct:
+    def place(path: tuple, partition: PartitionSpec, leaf: Any) -> Any:
+        # An optimizer that updates some of the parameters leaves boxes of nothing for the others.
+        if not jax.tree.leaves(leaf):
+            return leaf
         sharding: jax.sharding.Sharding
         if mesh is None:
             sharding = SingleDeviceSharding(jax.local_devices()[0])

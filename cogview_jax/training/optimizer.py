@@ -1,7 +1,7 @@
-"""AdamW with the paper's schedule and decay mask, and the schedules of the release."""
+"""AdamW, with Muon beside it or without, and the schedules of the paper and of the release."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import optax
 
 from cogview_jax.runtime.config import require_range
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.training.muon import scale_by_muon
 
 #: Parameters that are not decayed: those of LayerNorm and all biases, as in the release.
 UNDECAYED = ("scale", "bias")
@@ -22,6 +23,9 @@ class OptimizerConfig:
 
     Attributes:
         lr: the peak learning rate.
+        muon_lr: the peak learning rate of Muon, which then updates the matrices of the
+            transformer's blocks (arXiv 2502.16982; `training.muon`), with momentum of decay
+            `beta1`; AdamW updates everything else, at `lr`. 0 leaves the matrices to AdamW, too.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         epsilon: added to the root of the second moment.
@@ -33,6 +37,7 @@ class OptimizerConfig:
     """
 
     lr: float = 3e-4
+    muon_lr: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -51,7 +56,7 @@ class OptimizerConfig:
         require_range(self, "beta1", "beta2", "warmup", at_least=0, below=1)
         # Smaller ones are 0 in float32, and where a gradient is 0 the update is not a number.
         require_range(self, "epsilon", at_least=1e-30)
-        require_range(self, "weight_decay", at_least=0)
+        require_range(self, "muon_lr", "weight_decay", at_least=0)
         require_range(self, "floor", at_least=0, at_most=1)
 
 
@@ -139,16 +144,42 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
+def muon_labels(params: Any) -> Any:
+    """A tree like `params`: "muon" for the kernels of the transformer's blocks, else "adamw".
+
+    Raises:
+        InputError: there are no such kernels.
+    """
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return "muon" if names[0] == "blocks" and names[-1] == "kernel" else "adamw"
+
+    labels = jax.tree_util.tree_map_with_path(label, params)
+    if "muon" not in jax.tree.leaves(labels):
+        raise InputError(
+            "optimizer.muon_lr: Muon updates the matrices of a transformer's blocks, and this run"
+            " trains none (an image tokenizer, or LoRA); expected 0"
+        )
+    return labels
+
+
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW on the schedule of a run of `steps`."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            schedule(config, steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-        ),
+    """Clipping by the global norm, then AdamW, or Muon and AdamW, on the schedule of `steps`."""
+    rate = schedule(config, steps)
+    update = optax.adamw(
+        rate,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
     )
+    if config.muon_lr:
+        muon = optax.chain(
+            scale_by_muon(config.beta1),
+            optax.add_decayed_weights(config.weight_decay),
+            optax.scale_by_learning_rate(schedule(replace(config, lr=config.muon_lr), steps)),
+        )
+        update = optax.partition({"muon": muon, "adamw": update}, muon_labels)
+    return optax.chain(optax.clip_by_global_norm(config.clip), update)

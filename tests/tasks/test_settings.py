@@ -35,7 +35,8 @@ WRONG = {float: (math.nan, math.inf, -math.inf, -1.0, 1e30), int: (-1, -(10**12)
 ALLOWED = {
     # Too large a rate, decay or weight is found by the loss that it makes infinite, and no bound
     # tells what is too large for a model.
-    **dict.fromkeys(("optimizer.lr", "optimizer.clip", "optimizer.weight_decay"), (1e30,)),
+    **dict.fromkeys(("optimizer.lr", "optimizer.muon_lr", "optimizer.clip"), (1e30,)),
+    "optimizer.weight_decay": (1e30,),
     **dict.fromkeys(("loss.commitment", "text_weight", "prompt_weight", "lora.alpha"), (1e30,)),
     **dict.fromkeys(
         (

@@ -171,6 +171,35 @@ def test_a_float16_run_skips_what_overflows_and_goes_on_exactly(
         }
 
 
+def test_a_run_with_muon_goes_on_exactly_and_on_other_devices(chain, transformer, tmp_path):
+    experiment = dataclasses.replace(
+        transformer,
+        optimizer=dataclasses.replace(transformer.optimizer, muon_lr=5e-3),
+        train=dataclasses.replace(transformer.train, sample_every=0),
+    )
+    run(experiment, str(tmp_path / "whole"))
+    split = dataclasses.replace(experiment, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    for name, again in (("same", experiment), ("split", split)):
+        broken = shutil.copytree(tmp_path / "whole", tmp_path / name)
+        shutil.rmtree(broken / "bundle")
+        shutil.rmtree(broken / "checkpoints" / str(STEPS))
+        run(again, str(broken))
+    whole, same, others = (
+        Bundle(tmp_path / name / "bundle").transformer().params
+        for name in ("whole", "same", "split")
+    )
+    jax.tree.map(np.testing.assert_array_equal, same, whole)
+    # Adam makes updates of what rounding leaves of a gradient of 0, as of the bias of keys.
+    ours, theirs = (values["blocks"]["block"]["mlp"]["up"]["kernel"] for values in (others, whole))
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    plain = Bundle(chain.run / "bundle").transformer().params["blocks"]["block"]["mlp"]["up"]
+    assert np.max(np.abs(plain["kernel"] - theirs)) > 1e-3
+    lines = logged(tmp_path / "whole")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    for one, other in zip(logged(tmp_path / "split"), lines, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
 def test_a_scale_at_its_floor_stops_the_run(chain, transformer, tmp_path):
     experiment = dataclasses.replace(
         transformer,

@@ -17,6 +17,7 @@ from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tokenizers.codecs.vqvae import VQVAE, VQVAEConfig
 from cogview_jax.tokenizers.layout import LayoutConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
+from cogview_jax.training.muon import scale_by_muon
 from cogview_jax.training.optimizer import (
     SCHEDULES,
     OptimizerConfig,
@@ -139,6 +140,44 @@ def test_update_is_adamw_with_clipping_schedule_and_decay():
     expected = numpy_adamw(config, [0.0, 0.05, *cosine], start, gradients)
     for name in shapes:
         np.testing.assert_allclose(params[name], expected[name], rtol=2e-6, atol=1e-7)
+
+
+def test_muon_updates_the_kernels_of_the_blocks_and_adamw_the_rest():
+    """At its own rate on the same schedule, with the same clipping and weight decay."""
+    config = OptimizerConfig(lr=0.1, muon_lr=0.3, weight_decay=0.2, warmup=0.25, clip=3.0)
+    alone = OptimizerConfig(lr=0.1, weight_decay=0.2, warmup=0.25, clip=3.0)
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (2, 6, 4), "bias": (2, 4)}
+
+    def made(size):
+        values = {n: (size * rng.standard_normal(s)).astype(np.float32) for n, s in shapes.items()}
+        embedding = (size * rng.standard_normal((5, 2))).astype(np.float32)
+        return {"blocks": {"mlp": values}, "word_embedding": embedding}
+
+    params, gradients = made(1.0), [made(size) for size in (0.3, 5.0, 1.0)]
+    both, only = make_optimizer(config, 8), make_optimizer(alone, 8)
+    state, other = both.init(params), only.init(params)
+    muon, momentum = scale_by_muon(config.beta1), None
+    momentum = muon.init(params["blocks"]["mlp"]["kernel"])
+    for step, gradient in enumerate(gradients):
+        updates, state = both.update(gradient, state, params)
+        expected, other = only.update(gradient, other, params)
+        norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in jax.tree.leaves(gradient)))
+        kernel = gradient["blocks"]["mlp"]["kernel"] * min(1, config.clip / norm)
+        turned, momentum = muon.update(jnp.asarray(kernel, jnp.float32), momentum)
+        decayed = turned + config.weight_decay * params["blocks"]["mlp"]["kernel"]
+        expected["blocks"]["mlp"]["kernel"] = -3 * schedule(alone, 8)(step) * decayed
+        jax.tree.map(
+            lambda got, want: np.testing.assert_allclose(got, want, rtol=3e-5, atol=1e-6),
+            updates,
+            expected,
+        )
+
+
+def test_muon_without_a_matrix_to_update_is_refused():
+    optimizer = make_optimizer(OptimizerConfig(muon_lr=1e-3), 8)
+    with pytest.raises(InputError, match=r"optimizer\.muon_lr.*trains none.*expected 0"):
+        optimizer.init({"blocks": {"qkv": {"lora_A": jnp.zeros((2, 4, 1))}}})
 
 
 def masked(model, *inputs):
