@@ -66,6 +66,7 @@ def experiment(
     config = load_config(str(CONFIG))
     config.seed, config.text_weight = setting.seed, setting.text_weight
     config.model.embedding_gradient = setting.embedding_gradient
+    config.optimizer.muon_lr = 0.0  # AdamW, as the paper's model was trained
     config.data.store = str(demo / "tokens")
     config.data.image_tokenizer = str(demo / "codec" / "bundle")
     config.train.update(steps=steps, sample_every=0, benchmark="shapes")

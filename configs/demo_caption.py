@@ -17,5 +17,6 @@ def get_config() -> ConfigDict:
     config.text_weight = 10.0  # few of the tokens, and all that is asked for
     config.train.update(steps=5000, global_batch=8, log_every=100, checkpoint_every=500)
     config.train.sample_every = 0
+    config.optimizer.muon_lr = 0.0
     config.data.store = "runs/demo/tokens"
     return config

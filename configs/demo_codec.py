@@ -11,13 +11,19 @@ def get_config() -> ConfigDict:
         {
             "stage": "image_tokenizer",
             "train": {
-                "steps": 900,
+                "steps": 450,
                 "global_batch": 32,
                 "log_every": 25,
-                "checkpoint_every": 250,
-                "sample_every": 500,
+                "checkpoint_every": 150,
+                "sample_every": 225,
             },
-            "optimizer": {"lr": 2e-3, "beta2": 0.99, "weight_decay": 0.0, "warmup": 0.03},
+            "optimizer": {
+                "lr": 2e-3,
+                "muon_lr": 5e-3,
+                "beta2": 0.99,
+                "weight_decay": 0.0,
+                "warmup": 0.03,
+            },
             "model": {
                 "image_size": 32,
                 "downsampling": 4,

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.prompt_weight = 0.0  # the small image is always given
     config.train.update(steps=10_000, global_batch=8, log_every=200, checkpoint_every=1000)
     config.train.sample_every = 0
+    config.optimizer.muon_lr = 0.0
     config.data.update(image_grid=16, text_tokenizer="runs/demo/tokens/tokenizers/text.model")
     config.data.source.update(size=64, train_count=10_000)
     return config

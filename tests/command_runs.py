@@ -210,7 +210,7 @@ class Chain:
 TRAINING = (
     *(f"--config.train.steps={STEPS}", "--config.train.global_batch=8"),
     *("--config.train.log_every=2", "--config.train.checkpoint_every=4"),
-    "--config.train.sample_every=6",
+    *("--config.train.sample_every=6", "--config.optimizer.muon_lr=0"),
 )
 
 

@@ -22,6 +22,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 ITERATIONS = 5
 
+#: The parameters below this name are stacked by layer.
+STACKED = "blocks"
+
 #: The root mean square of an update: Adam's is usually .2 to .4 (arXiv 2502.16982, section 2.2).
 UPDATE_SIZE = 0.2
 
@@ -33,10 +36,11 @@ class MuonState(NamedTuple):
 
 
 def scale_by_muon(beta: float) -> optax.GradientTransformation:
-    """Replaces gradients of stacked kernels by orthogonal matrices of the size of Adam's updates.
+    """Replaces gradients of kernels by orthogonal matrices of the size of Adam's updates.
 
-    A gradient is [L, D, *F, K]: one matrix [D, K] for each of L layers and each of *F, such as
-    queries, keys and values.
+    Kernels of the transformer's blocks are stacked, [L, D, *F, K]: one matrix [D, K] for each of L
+    layers and each of *F, such as queries, keys and values. Any other kernel [*D, K], as of a
+    convolution, is one matrix whose rows are all inputs of an output.
 
     Args:
         beta: the decay of the momentum, which is Nesterov's.
@@ -53,15 +57,17 @@ def scale_by_muon(beta: float) -> optax.GradientTransformation:
 
         momentum = jax.tree.map(average, state.momentum, gradients)
         ahead = jax.tree.map(average, momentum, gradients)
-        return jax.tree.map(_scaled, ahead), MuonState(momentum)
+        return jax.tree.map_with_path(_scaled, ahead), MuonState(momentum)
 
     return optax.GradientTransformation(init, update)
 
 
-def _scaled(kernels: Float[Array, "L D *F K"]) -> Float[Array, "L D *F K"]:
-    matrices = jnp.moveaxis(kernels, 1, -2)
+def _scaled(path: tuple[Any, ...], kernel: jax.Array) -> jax.Array:
+    stacked = path and path[0] == jax.tree_util.DictKey(STACKED)
+    matrices = jnp.moveaxis(kernel, 1, -2) if stacked else kernel.reshape(-1, kernel.shape[-1])
     size = UPDATE_SIZE * max(matrices.shape[-2:]) ** 0.5
-    return jnp.moveaxis(size * orthogonalized(matrices), -2, 1)
+    updates = size * orthogonalized(matrices)
+    return jnp.moveaxis(updates, -2, 1) if stacked else updates.reshape(kernel.shape)
 
 
 def orthogonalized(matrices: Float[Array, "*batch D K"]) -> Float[Array, "*batch D K"]:

@@ -23,9 +23,10 @@ class OptimizerConfig:
 
     Attributes:
         lr: the peak learning rate.
-        muon_lr: the peak learning rate of Muon, which then updates the matrices of the
-            transformer's blocks (arXiv 2502.16982; `training.muon`), with momentum of decay
-            `beta1`; AdamW updates everything else, at `lr`. 0 leaves the matrices to AdamW, too.
+        muon_lr: the peak learning rate of Muon (arXiv 2502.16982; `training.muon`), which then
+            updates the kernels of linear layers and convolutions, with momentum of decay `beta1`.
+            AdamW updates everything else, at `lr`: embeddings, biases, norms, a discriminator. 0
+            leaves all to AdamW.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         epsilon: added to the root of the second moment.
@@ -145,7 +146,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def muon_labels(params: Any) -> Any:
-    """A tree like `params`: "muon" for the kernels of the transformer's blocks, else "adamw".
+    """A tree like `params`: "muon" for kernels but those of a discriminator, else "adamw".
 
     Raises:
         InputError: there are no such kernels.
@@ -153,13 +154,13 @@ def muon_labels(params: Any) -> Any:
 
     def label(path: tuple[Any, ...], _: Any) -> str:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return "muon" if names[0] == "blocks" and names[-1] == "kernel" else "adamw"
+        return "muon" if names[-1] == "kernel" and names[0] != "discriminator" else "adamw"
 
     labels = jax.tree_util.tree_map_with_path(label, params)
     if "muon" not in jax.tree.leaves(labels):
         raise InputError(
-            "optimizer.muon_lr: Muon updates the matrices of a transformer's blocks, and this run"
-            " trains none (an image tokenizer, or LoRA); expected 0"
+            "optimizer.muon_lr: Muon updates the kernels of linear layers and convolutions, and"
+            " this run trains none of them (but adapters, for example); expected 0"
         )
     return labels
 

@@ -38,9 +38,10 @@ def test_queries_keys_and_values_of_each_layer_are_matrices_of_their_own():
     rng = np.random.default_rng(1)
     gradients = [rng.standard_normal((2, 5, 3, 4)).astype(np.float32) for _ in range(3)]
     muon = scale_by_muon(0.8)
-    state, momentum = muon.init(jnp.zeros((2, 5, 3, 4))), np.zeros((2, 5, 3, 4))
+    state, momentum = muon.init({"blocks": jnp.zeros((2, 5, 3, 4))}), np.zeros((2, 5, 3, 4))
     for gradient in gradients:
-        updates, state = muon.update(jnp.asarray(gradient), state)
+        turned, state = muon.update({"blocks": jnp.asarray(gradient)}, state)
+        updates = turned["blocks"]
         momentum = 0.8 * momentum + 0.2 * gradient
         ahead = 0.8 * momentum + 0.2 * gradient
         for layer in range(2):
@@ -49,16 +50,24 @@ def test_queries_keys_and_values_of_each_layer_are_matrices_of_their_own():
                 np.testing.assert_allclose(updates[layer, :, part], expected, atol=3e-6)
 
 
+def test_a_convolution_is_one_matrix_of_all_its_inputs():
+    gradient = np.random.default_rng(3).standard_normal((3, 3, 2, 5)).astype(np.float32)
+    muon = scale_by_muon(0.0)
+    updates, _ = muon.update(jnp.asarray(gradient), muon.init(jnp.zeros((3, 3, 2, 5))))
+    expected = UPDATE_SIZE * np.sqrt(18) * by_svd(gradient.reshape(18, 5))
+    np.testing.assert_allclose(updates, expected.reshape(3, 3, 2, 5), atol=3e-6)
+
+
 def test_updates_are_those_of_optax():
     """optax corrects both means of its Nesterov momentum for their start; later they agree."""
     rng = np.random.default_rng(2)
-    params = jnp.zeros((1, 8, 6))
+    params = jnp.zeros((8, 6))
     ours = scale_by_muon(0.5)
     theirs = optax.contrib.muon(-1.0, beta=0.5, consistent_rms=UPDATE_SIZE)
-    state, other = ours.init(params), theirs.init(params[0])
+    state, other = ours.init(params), theirs.init(params)
     for _ in range(40):
-        gradient = jnp.asarray(rng.standard_normal((1, 8, 6)), jnp.float32)
+        gradient = jnp.asarray(rng.standard_normal((8, 6)), jnp.float32)
         updates, state = ours.update(gradient, state)
-        expected, other = theirs.update(gradient[0], other, params[0])
-    np.testing.assert_allclose(updates[0], expected, atol=3e-6)
+        expected, other = theirs.update(gradient, other, params)
+    np.testing.assert_allclose(updates, expected, atol=3e-6)
     assert jax.tree.leaves(state)[0].shape == params.shape

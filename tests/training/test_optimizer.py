@@ -142,7 +142,7 @@ def test_update_is_adamw_with_clipping_schedule_and_decay():
         np.testing.assert_allclose(params[name], expected[name], rtol=2e-6, atol=1e-7)
 
 
-def test_muon_updates_the_kernels_of_the_blocks_and_adamw_the_rest():
+def test_muon_updates_kernels_and_adamw_the_rest():
     """At its own rate on the same schedule, with the same clipping and weight decay."""
     config = OptimizerConfig(lr=0.1, muon_lr=0.3, weight_decay=0.2, warmup=0.25, clip=3.0)
     alone = OptimizerConfig(lr=0.1, weight_decay=0.2, warmup=0.25, clip=3.0)
@@ -151,21 +151,27 @@ def test_muon_updates_the_kernels_of_the_blocks_and_adamw_the_rest():
 
     def made(size):
         values = {n: (size * rng.standard_normal(s)).astype(np.float32) for n, s in shapes.items()}
-        embedding = (size * rng.standard_normal((5, 2))).astype(np.float32)
-        return {"blocks": {"mlp": values}, "word_embedding": embedding}
+        embedding, judging = (
+            (size * rng.standard_normal((5, 2))).astype(np.float32) for _ in range(2)
+        )
+        return {
+            "blocks": {"mlp": values},
+            "word_embedding": embedding,
+            "discriminator": {"kernel": judging},
+        }
 
     params, gradients = made(1.0), [made(size) for size in (0.3, 5.0, 1.0)]
     both, only = make_optimizer(config, 8), make_optimizer(alone, 8)
     state, other = both.init(params), only.init(params)
-    muon, momentum = scale_by_muon(config.beta1), None
-    momentum = muon.init(params["blocks"]["mlp"]["kernel"])
+    muon = scale_by_muon(config.beta1)
+    momentum = muon.init({"blocks": params["blocks"]["mlp"]["kernel"]})
     for step, gradient in enumerate(gradients):
         updates, state = both.update(gradient, state, params)
         expected, other = only.update(gradient, other, params)
         norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in jax.tree.leaves(gradient)))
         kernel = gradient["blocks"]["mlp"]["kernel"] * min(1, config.clip / norm)
-        turned, momentum = muon.update(jnp.asarray(kernel, jnp.float32), momentum)
-        decayed = turned + config.weight_decay * params["blocks"]["mlp"]["kernel"]
+        turned, momentum = muon.update({"blocks": jnp.asarray(kernel, jnp.float32)}, momentum)
+        decayed = turned["blocks"] + config.weight_decay * params["blocks"]["mlp"]["kernel"]
         expected["blocks"]["mlp"]["kernel"] = -3 * schedule(alone, 8)(step) * decayed
         jax.tree.map(
             lambda got, want: np.testing.assert_allclose(got, want, rtol=3e-5, atol=1e-6),
