@@ -92,6 +92,7 @@ def experiment(mode: str, seed: int, steps: int, drawings: Path) -> CodecExperim
     if quantiser["kind"] == "gumbel":
         quantiser = {"anneal_steps": steps} | quantiser
     config["seed"], config["loss"] = seed, loss
+    config["optimizer"]["muon_lr"] = 0.0  # AdamW, as in the paper
     config["train"] |= {"steps": steps, "global_batch": BATCH}
     config["model"] |= SIZES | model | {"quantiser": quantiser}
     config["data"]["source"]["path"] = str(drawings)

@@ -132,7 +132,7 @@ def test_the_paper_is_what_the_defaults_and_the_file_say_together(root):
     assert dataclasses.asdict(paper.model) == sizes | stability | rest | sparse | machine
     assert dataclasses.asdict(paper.optimizer) == {
         **{"lr": 3e-4, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 4e-2},
-        **{"warmup": 0.02, "schedule": "cosine", "floor": 0.1, "clip": 1.0},
+        **{"warmup": 0.02, "schedule": "cosine", "floor": 0.1, "clip": 1.0, "muon_lr": 0.0},
     }
     assert (paper.train.steps, paper.train.global_batch) == (144_000, 6144)
     assert dataclasses.asdict(paper.vocabulary) == {"codes": 8192, "text": 50_000}
@@ -162,7 +162,7 @@ def test_the_paper_is_what_the_defaults_and_the_file_say_together(root):
 
 def test_the_demo_is_the_one_that_was_measured():
     demo = read_experiment(load_config("demo"))
-    wanted = {"steps": 4000, "global_batch": 16, "accumulate": 1}
+    wanted = {"steps": 2100, "global_batch": 16, "accumulate": 1}
     assert sections_of(demo, ("train.steps", "train.global", "train.accum")) == {
         f"train.{name}": value for name, value in wanted.items()
     }
@@ -176,7 +176,7 @@ def test_the_demo_is_the_one_that_was_measured():
     }
     assert dataclasses.asdict(demo.optimizer) == {
         **{"lr": 3e-3, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 1e-2},
-        **{"warmup": 0.05, "schedule": "cosine", "floor": 0.1, "clip": 1.0},
+        **{"warmup": 0.05, "schedule": "cosine", "floor": 0.1, "clip": 1.0, "muon_lr": 7.5e-3},
     }
     assert (demo.precision, demo.seed, demo.code_embeddings) == ("float32", 0, "codec")
     assert sections_of(demo, "data.source") == {
@@ -191,7 +191,10 @@ def test_the_demo_is_the_one_that_was_measured():
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("demo_caption", {"layout.task", "text_weight", "data.store", "init_from"}),
+        (
+            "demo_caption",
+            {"layout.task", "text_weight", "data.store", "init_from", "optimizer.muon_lr"},
+        ),
         (
             "emoji_caption",
             {"layout.task", "text_weight", "data.from_", "init_from", "drop_captions"}
@@ -200,7 +203,8 @@ def test_the_demo_is_the_one_that_was_measured():
         (
             "demo_superres",
             {"layout.task", "layout.text_length", "prompt_weight", "data.text_tokenizer"}
-            | {"data.image_grid", "data.source.size", "data.source.train_count", "init_from"},
+            | {"data.image_grid", "data.source.size", "data.source.train_count", "init_from"}
+            | {"optimizer.muon_lr"},
         ),
     ],
 )
