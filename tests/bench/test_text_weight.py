@@ -16,7 +16,7 @@ from cogview_jax.shapes.fresh import fresh_scenes
 from cogview_jax.shapes.judge import ATTRIBUTES
 from cogview_jax.tasks.experiment import read_experiment
 
-CHANGED = {"seed", "text_weight", "model", "data", "train"}
+CHANGED = {"optimizer", "seed", "text_weight", "model", "data", "train"}
 
 
 def line(step, right):
@@ -41,6 +41,7 @@ def test_a_run_is_the_demos_but_for_its_setting():
     }
     assert differing == CHANGED
     assert (found.seed, found.text_weight, found.train.steps) == (3, 0.0, 1600)
+    assert found.optimizer == dataclasses.replace(demo.optimizer, muon_lr=0.0)
     assert found.model == dataclasses.replace(demo.model, embedding_gradient=0.1)
     assert found.train.benchmark == "shapes"
     assert (found.train.benchmark_every, found.train.benchmark_prompts) == (400, 300)
