@@ -167,12 +167,13 @@ class EngineLoop:
 
     def _advance(self) -> None:
         for number, tokens in self.batch.advance().items():
-            job, codes = self._running[number], np.append(self._codes[number], tokens)
-            self._codes[number] = codes
+            job, before = self._running[number], self._codes[number]
+            self._codes[number] = codes = np.append(before, tokens)
             if number not in self.batch.work:
                 self._forget(number)
-            if len(codes) % self.columns == 0:
-                self._done.append((job, codes.reshape(-1, self.columns)))
+            for rows in range(len(before) // self.columns, len(codes) // self.columns):
+                whole = codes[: (rows + 1) * self.columns]
+                self._done.append((job, whole.reshape(-1, self.columns)))
         self.healthy = True
 
     def _forget(self, number: int) -> None:
