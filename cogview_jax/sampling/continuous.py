@@ -58,7 +58,12 @@ class ContinuousBatch:
 
     Not for use by several threads at once. After an error of the device nothing of it is left:
     `clear` makes it usable again.
+
+    Attributes:
+        make_work: keeps the tokens of a request, and guesses the next.
     """
+
+    make_work: type[Work] = Work
 
     def __init__(self, engine: Engine, rows: int, step: int, window: int = 0):
         """Takes the memory of the cache.
@@ -190,7 +195,7 @@ class ContinuousBatch:
             known = given[i]
             if known is None:
                 known = np.full(self.span.count, OPEN, np.int32)
-            self._work[self._number] = Work(request, rows, prompt, known, self.span)
+            self._work[self._number] = self.make_work(request, rows, prompt, known, self.span)
         bare = [] if sparse else shared.pop((self._bare.tobytes(), 0), [])
         for start in range(0, max(1, len(shared)), TOGETHER):
             names = [*shared][start : start + TOGETHER]

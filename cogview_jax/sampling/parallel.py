@@ -198,9 +198,7 @@ def in_windows(
         yield windows
 
 
-def generate_parallel(
-    *prompts: Any, count: int, **options: Any
-) -> tuple[jax.Array, jax.Array]:
+def generate_parallel(*prompts: Any, count: int, **options: Any) -> tuple[jax.Array, jax.Array]:
     """What `in_windows` gives, at once: tokens int32 [B, C], and the passes of each row, int32 [B].
 
     Its arguments, but for `every`.

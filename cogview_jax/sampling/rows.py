@@ -1,6 +1,7 @@
 """Rows of one cache, each at its own place in a sequence of its own: what the device does.
 
-Legend: R rows, L requests at work, S slots of the cache, C tokens of one step, W places of a window.
+Legend: R rows, L requests at work, S slots of the cache, C tokens of one step, W places of a
+window.
 """
 
 import functools

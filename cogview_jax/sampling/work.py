@@ -44,7 +44,7 @@ class Work:
         return self.done == self.span.count
 
     def window(self, places: int) -> int:
-        """The first of so many places that go through the model next; at the end it stands still."""
+        """The first of so many places that go through the model next; none is behind the last."""
         return min(self.done, self.span.count - places)
 
     def guesses(self, places: int) -> np.ndarray:

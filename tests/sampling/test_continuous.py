@@ -175,7 +175,13 @@ def test_every_program_is_compiled_before_the_first_request(model, window, monke
     monkeypatch.setattr(continuous, "MOST_IN_WINDOWS", 2)
     batch = ContinuousBatch(model.parts.engine, rows=8, step=2, window=window)
     batch.compile()
-    programs = (continuous.advance, continuous.window_pass, continuous.admit, continuous.prefill, decode._keys_of_rows)
+    programs = (
+        continuous.advance,
+        continuous.window_pass,
+        continuous.admit,
+        continuous.prefill,
+        decode._keys_of_rows,
+    )
     compiled = [program._cache_size() for program in programs]
     for requests in (REQUESTS[:2], REQUESTS[2:3], REQUESTS[3:]):
         batch.add(requests, [prompt_of(model, request) for request in requests])
