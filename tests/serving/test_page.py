@@ -380,7 +380,9 @@ def test_where_a_key_is_needed_it_is_asked_for(browser, service):
         )
         page.type("a key of other letters")
         page.press("Tab")
-        page.wait("document.querySelector('#error').textContent.includes('key is missing or wrong')")
+        page.wait(
+            "document.querySelector('#error').textContent.includes('key is missing or wrong')"
+        )
         page.fill("#key", "a key of enough letters")
         page.press("Tab")
         page.wait("document.querySelector('#model').textContent === 'small'")

@@ -56,7 +56,7 @@ class FolderContents:
         images: the names of its images, sorted.
         texts: how many of them have a file with the same name and the ending .txt.
         stamps: tell of the folder, as "", and of files that might be a listing, by their names,
-            that they were changed afterwards.
+            that they were changed afterwards; of a folder that cannot be listed, that it can be.
     """
 
     folder: str
@@ -141,6 +141,8 @@ class _Walk:
                 if not folder:
                     raise InputError(f"{self._root}: cannot be listed: {why}") from None
                 self._ignored.add(f"folders that cannot be listed: {why}", folder)
+                # Other rights change no time of the folder, but then what is in it can be reached.
+                yield FolderContents(folder, "", [], 0, {os.curdir: ABSENT})
                 continue
             stamps = {"": found.stamp} | dict.fromkeys(found.broken, ABSENT)
             if folder and not self._listing and not {*found.files}.isdisjoint(LISTINGS):
