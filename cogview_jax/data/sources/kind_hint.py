@@ -2,7 +2,6 @@
 
 import os
 
-
 #: How the files of other kinds end, or what they are called.
 _ENDINGS = {".mdb": "lmdb", ".tar": "webdataset", ".parquet": "parquet", ".arrow": "arrow"}
 _CAPTIONS, _JSON = "captions_", ".json"
