@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.continuous import ContinuousBatch
 from cogview_jax.serving.jobs import (
@@ -85,7 +86,8 @@ class EngineLoop:
                 raise Closing("the server is shutting down")
             if len(self._queue) + len(jobs) > self.most_waiting:
                 raise QueueFull(
-                    f"{len(self._queue)} images wait, and at most {self.most_waiting} may"
+                    f"{counted(len(self._queue), 'image')} waiting, and at most"
+                    f" {self.most_waiting} may"
                 )
             self._queue.add(jobs)
             self._changed.notify()

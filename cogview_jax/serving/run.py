@@ -58,7 +58,8 @@ class Run:
             given: codes that are known, see `ContinuousBatch.add`.
         """
         self.service, self.request, self.client, self.given = service, request, client, given
-        self.tokens, self.warning = 0, None
+        self.tokens = 0
+        self.warning: str | None = None
         self._events: asyncio.Queue[tuple[int, np.ndarray | Refused]] = asyncio.Queue()
         self._jobs: dict[int, ImageJob] = {}
 

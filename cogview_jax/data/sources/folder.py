@@ -22,6 +22,7 @@ from cogview_jax.data.sources.folder_scan import FolderScan, walk
 from cogview_jax.data.sources.kind_hint import kind_hint
 from cogview_jax.data.sources.listing_files import LISTING, LISTINGS, find_listing, listing_copy
 from cogview_jax.data.sources.source import Source, SourceConfig, require_reachable
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import read_regular, text_lines
@@ -179,8 +180,9 @@ class FolderSource:
             )
         if wanted and not lines and not scan.texts:
             raise InputError(
-                f"{given}{len(self)} images and no caption: expected a {LISTING} with a line an"
-                f" image, or a NAME.txt beside each NAME.png; {scan.ignored}{kind_hint(self._root)}"
+                f"{given}{counted(len(self), 'image')} and no caption: expected a {LISTING} with a"
+                " line an image, or a NAME.txt beside each NAME.png;"
+                f" {scan.ignored}{kind_hint(self._root)}"
             )
 
     def __len__(self) -> int:
@@ -195,13 +197,13 @@ class FolderSource:
         """
         listings, parts = self._lines.listings, []
         if listings:
-            more = f"{len(listings)} listings, such as {listings[0]}"
+            more = f"{counted(len(listings), 'listing')}, such as {listings[0]}"
             what = listings[0] if len(listings) == 1 else more
-            parts = [f"{len(self._lines)} lines of {what}"]
+            parts = [f"{counted(len(self._lines), 'line')} of {what}"]
         if self._scan and (self._scan.images or not parts):
             texts = f", {self._scan.texts} with a caption file" if self._required else ""
             texts = f", each captioned {self._caption!r}" if self._caption else texts
-            parts.append(f"{len(self._scan.images)} images{texts}")
+            parts.append(f"{counted(len(self._scan.images), 'image')}{texts}")
         ignored = Ignored()
         if self._scan:
             ignored.update(self._scan.ignored.reasons())

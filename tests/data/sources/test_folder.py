@@ -218,7 +218,7 @@ def test_folders_with_nothing_in_them_are_refused(tmp_path):
 def test_no_caption_anywhere_says_where_they_are_looked_for(tmp_path):
     paint(tmp_path / "000.png", 1)
     (tmp_path / "metadata.jsonl").write_text('{"name": "000.png", "text": "x"}')
-    message = r"1 images and no caption: .*captions\.jsonl.*NAME\.txt.*\(metadata\.jsonl\)$"
+    message = r"1 image and no caption: .*captions\.jsonl.*NAME\.txt.*\(metadata\.jsonl\)$"
     with pytest.raises(InputError, match=message):
         FolderSource(tmp_path)
     assert len(FolderSource(tmp_path, require_captions=False)) == 1

@@ -127,7 +127,7 @@ def test_a_folder_that_could_not_be_listed_is_not_forgotten(root, monkeypatch, c
     monkeypatch.setattr(os, "stat", refusing(stat, f"{closed}/."))
     source = large(root, monkeypatch)
     assert len(source) == 12
-    assert "1 folders that cannot be listed: Permission denied (b-x)" in source.describe()
+    assert "1 not to be listed: Permission denied (b-x)" in source.describe()
     # As long as it is closed, the index holds.
     capsys.readouterr()
     assert outcomes(FolderSource(root)) == outcomes(source)
