@@ -35,7 +35,7 @@ from cogview_jax.sampling.decode import decode, prefill, sample_keys, segment_le
 from cogview_jax.sampling.engine import SamplingRequest, Span
 from cogview_jax.sampling.filters import filtered, guided, row_settings
 from cogview_jax.sampling.options import SamplingConfig
-from cogview_jax.sampling.parallel import decode_parallel
+from cogview_jax.sampling.parallel import Windows, decode_parallel
 from cogview_jax.shapes.fresh import fresh_scenes
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
@@ -213,9 +213,10 @@ def costs(
         return timed(lambda: decode(own, sequences, settings, count=count, last=last, **ids))
 
     def window_pass(window: int) -> tuple[float, float]:
-        sequences, own = begun(codes + window - 1), split(batch * window)
+        windows = Windows.of(begun(codes + window - 1), count, window)
+        own = split(batch * window)
         sizes = {"window": window, "above": 1, "count": count, "last": last}
-        return timed(lambda: decode_parallel(own, sequences, settings, known, **sizes, **ids))
+        return timed(lambda: decode_parallel(own, windows, settings, known, **sizes, **ids))
 
     for window in windows:
         ratios, seconds = [], []

@@ -21,6 +21,7 @@ from PIL import Image
 
 from cogview_jax.commands.sample_inputs import prompt_lines
 from cogview_jax.runtime.bounds import MOST_IMAGES, need_count
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import atomic_path, check_folder_output
@@ -188,4 +189,6 @@ def write_layout(
         folder.mkdir()
         for number, of_prompt in zip(numbers, images, strict=True):
             layout.write(folder, number, of_prompt)
-    print(f"images of {len(numbers)} prompts for the evaluator in {place}", file=sys.stderr)
+    print(
+        f"images of {counted(len(numbers), 'prompt')} for the evaluator in {place}", file=sys.stderr
+    )

@@ -14,6 +14,7 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load
 from cogview_jax.pipeline.parts import EVERY_PART
 from cogview_jax.runtime.bounds import MOST_IMAGES, need_count
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import is_fault, reason
 from cogview_jax.runtime.files import text_lines
@@ -158,8 +159,8 @@ def paired(images: Sequence[str], prompts: Sequence[str], task: str) -> list[str
     need_images(images, task)
     if len(prompts) not in (1, len(images)):
         raise InputError(
-            f"{len(images)} images and {len(prompts)} prompts: expected one prompt for each, or one"
-            " for all"
+            f"{counted(len(images), 'image')} and {counted(len(prompts), 'prompt')}: expected one"
+            " prompt for each, or one for all"
         )
     return list(prompts) * (len(images) // len(prompts))
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from cogview_jax.commands.resumable_output import AGAIN, JOB, ResumableOutput
 from cogview_jax.evaluation.contact_sheet import caption_grid
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.files import check_file_output, check_folder_output, write_file
@@ -139,7 +140,10 @@ def write_images(
         write_lines(folder / "samples.jsonl", [sample.line() for sample in samples])
         for name in earlier - _listed(folder / "samples.jsonl"):
             (folder / name).unlink(missing_ok=True)
-    print(f"{len(samples)} images in {folder}, together in {folder}/grid.png", file=sys.stderr)
+    print(
+        f"{counted(len(samples), 'image')} in {folder}, together in {folder}/grid.png",
+        file=sys.stderr,
+    )
 
 
 def _listed(file: Path) -> set[str]:

@@ -29,9 +29,10 @@ ends the server once it has finished what it was asked for.
 
 from absl import flags
 
-from cogview_jax.runtime import command_line, flag_kinds
+from cogview_jax.runtime import flag_kinds
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import distributed_flags
+from cogview_jax.sampling.options import MOST_WINDOW
 
 BUNDLE = flag_kinds.bundle_flag(
     "bundle",
@@ -59,6 +60,14 @@ ROWS = flags.DEFINE_integer(
     None,
     "rows that are sampled at a time, a power of two: an image takes one, with guidance two. By"
     " default 32, or what free memory has room for",
+)
+PARALLEL_WINDOW = flags.DEFINE_integer(
+    "parallel_window",
+    None,
+    "how many codes of an image the model guesses at once while at most 8 rows are at work, which"
+    " changes none of them; by default what the bundle recommends, else 0: one after the other",
+    lower_bound=0,
+    upper_bound=MOST_WINDOW,
 )
 MOST_IMAGES = flags.DEFINE_integer(
     "most_images", 16, "images that a request may sample, candidates among them"
@@ -99,7 +108,11 @@ def main() -> None:
 
         serve_study(STUDY.value, HOST.value, PORT.value, limits)
         return
-    command_line.need(BUNDLE)
+    if BUNDLE.value is None:
+        raise InputError(
+            "--bundle or --study is missing: give a bundle to serve, such as --bundle emoji, or the"
+            " folder of a study for people to rate"
+        )
     START()
     from cogview_jax.serving.server import serve
 
@@ -111,13 +124,15 @@ def main() -> None:
         PORT.value,
         limits,
         ROWS.value,
+        PARALLEL_WINDOW.value,
         PRECISION.value,
         TENSOR.value,
     )
 
 
 _OF_BUNDLES = (
-    *(BUNDLE, RERANK_WITH, UPSAMPLE_WITH, ROWS, MOST_IMAGES, MOST_WAITING, PRECISION, TENSOR),
+    *(BUNDLE, RERANK_WITH, UPSAMPLE_WITH, ROWS, PARALLEL_WINDOW),
+    *(MOST_IMAGES, MOST_WAITING, PRECISION, TENSOR),
 )
 
 

@@ -217,7 +217,8 @@ class RecordIndex:
             except InputError:
                 found = ABSENT
             if found != before:
-                return f"{name} {'is gone' if found == ABSENT else 'was changed'}"
+                place = name.removesuffix(f"/{os.curdir}")
+                return f"{place} {'is gone' if found == ABSENT else 'was changed'}"
         return ""
 
     def _watched(self) -> Iterator[tuple[str, Stamp]]:

@@ -16,6 +16,7 @@ from cogview_jax.data.images import decode_image, read_image_file
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.sources.source import Source
 from cogview_jax.evaluation.image_sets import ImageSet, SourceImages, open_folder
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import read_json
 from cogview_jax.runtime.processes import log
@@ -173,7 +174,7 @@ def _chosen(
         texts.append(captions[rng.integers(len(captions))])
     _say_of_few(len(texts), count, f"{name} has {len(texts)} readable images with a caption")
     if passed:
-        log(f"{name}: {len(passed)} records cannot be used, such as {passed[0]}")
+        log(f"{name}: {counted(len(passed), 'record')} cannot be used, such as {passed[0]}")
     return tuple(texts), Subset(source, len(numbers), numbers.__getitem__)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Int, Real
 from cogview_jax.data.records import Record, printable
 from cogview_jax.evaluation.page import Curves, Images, Listing, Section, Table
 from cogview_jax.evaluation.survey import Survey, reasons
+from cogview_jax.runtime.counted import counted
 from cogview_jax.tokenizers.scripts import scripts_of
 
 #: Quantiles that tell how something is spread.
@@ -238,7 +239,7 @@ def sections(
     pairs = [(record.image, " / ".join(record.captions) or record.key) for record in survey.shown]
     if pairs:
         images, texts = zip(*pairs, strict=True)
-        found.append(Images(f"{len(pairs)} records, chosen at random", images, texts))
+        found.append(Images(f"{counted(len(pairs), 'record')}, chosen at random", images, texts))
     found += _distribution("Images whose shorter side is at most so long", shorter, "pixels")
     found += _distribution(
         "Images whose aspect ratio is at most so large", longer / shorter, "ratio"

@@ -7,6 +7,7 @@ import numpy as np
 
 from cogview_jax.pipeline.parts import Parts
 from cogview_jax.pipeline.prompts import Prompts
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.batching import batch_rows, batches
@@ -51,7 +52,9 @@ class Captioning:
         """CapLoss of each pair, float32 [b]; see `CogView.score`."""
         self._need()
         if isinstance(texts, str) or len(texts) != len(images):
-            raise InputError(f"score got {len(images)} images and {len(texts)} texts")
+            raise InputError(
+                f"score got {counted(len(images), 'image')} and {counted(len(texts), 'text')}"
+            )
         parts, layout = self.parts, self.parts.layout
         model, vocabulary = parts.engine.model, layout.vocabulary
         size = batch_rows(model, options.batch_size, layout.length, len(texts))

@@ -38,8 +38,16 @@ class Prompts:
         self._reported |= {text for text, (_, says) in found.items() if says}
         if new:
             more = f"; {len(new) - 1} more prompts too" if new[1:] else ""
-            print(f"{new[0]}: it is cut there, as captions are in training{more}", file=sys.stderr)
+            print(f"{new[0]}, as captions are in training{more}", file=sys.stderr)
         return {text: pieces for text, (pieces, _) in found.items()}
+
+    def warning(self, text: str) -> str | None:
+        """What to say of a text of which a part is cut off, in one line; None of others.
+
+        Raises:
+            InputError: as `pieces_of`.
+        """
+        return self._encoded(text)[1]
 
     def refused(self, texts: Iterable[str]) -> dict[str, str]:
         """Those of the texts that `pieces_of` refuses, each with the reason."""
@@ -63,4 +71,4 @@ class Prompts:
         says = f"prompt {shown(text)} has {len(pieces)} tokens, but the text region holds {length}"
         if self.long == "refuse":
             raise InputError(f"{says}: shorten it")
-        return pieces[:length], says
+        return pieces[:length], f"{says}: it is cut there"

@@ -8,7 +8,6 @@ cache, and its random numbers are the same. What the device does is in `sampling
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -21,7 +20,17 @@ from cogview_jax.runtime.random_key import GENERATOR
 from cogview_jax.sampling.decode import OPEN, Sequences, prefill, sample_keys
 from cogview_jax.sampling.engine import Engine, SamplingRequest, Span
 from cogview_jax.sampling.filters import row_settings
-from cogview_jax.sampling.rows import Admission, Lanes, Places, Rows, admit, advance
+from cogview_jax.sampling.parallel import usable_window
+from cogview_jax.sampling.rows import (
+    Admission,
+    Lanes,
+    Places,
+    Rows,
+    admit,
+    advance,
+    window_pass,
+)
+from cogview_jax.sampling.work import Work
 from cogview_jax.tokenizers.layout import left_padded
 
 #: Requests that begin together.
@@ -30,37 +39,8 @@ TOGETHER = 8
 PREFILLED = (1, 2, 4, TOGETHER)
 #: The fewest rows that are computed, and how many times more the next larger program has.
 FEWEST, STEP = 2, 4
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A request at work.
-
-    rows: with its text, and without it where there is guidance. prompt: how many tokens its prompt
-    has, without padding. given: int32 [span.count], see `Places`. skipped: how many of the first
-    are given. done: how many tokens it has.
-    """
-
-    request: SamplingRequest
-    rows: tuple[int, ...]
-    prompt: int
-    given: np.ndarray
-    skipped: int
-    done: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        request: SamplingRequest,
-        rows: tuple[int, ...],
-        prompt: int,
-        given: np.ndarray | None,
-        span: Span,
-    ) -> "_Work":
-        """One that begins."""
-        given = np.full(span.count, OPEN, np.int32) if given is None else given
-        skipped = int(np.argmax(given < 0)) if (given < 0).any() else len(given)
-        return cls(request, rows, prompt, given, skipped)
+#: Rows of the largest program that computes windows: with more a pass does not wait for weights.
+MOST_IN_WINDOWS = 8
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -78,17 +58,28 @@ class ContinuousBatch:
 
     Not for use by several threads at once. After an error of the device nothing of it is left:
     `clear` makes it usable again.
+
+    Attributes:
+        make_work: keeps the tokens of a request, and guesses the next.
     """
 
-    def __init__(self, engine: Engine, rows: int, step: int):
+    make_work: type[Work] = Work
+
+    def __init__(self, engine: Engine, rows: int, step: int, window: int = 0):
         """Takes the memory of the cache.
 
         Args:
             engine: whose requests these are, of images.
             rows: how many there are, a power of two of at least `FEWEST`.
-            step: tokens that are sampled of each request at a time; images have a multiple of it.
+            step: tokens that are sampled of each request at a time.
+            window: places of a row that go through the model at once while few rows are at work
+                (`sampling.parallel`); 0 for one after the other.
+
+        Raises:
+            InputError: the model cannot have a window.
         """
         self.engine, self.span, self.step = engine, Span.of_image(engine.layout), step
+        self.window = usable_window(engine.model, window, self.span.count)
         self.rows, sizes = rows, [rows]
         while sizes[0] // STEP >= FEWEST:
             sizes.insert(0, sizes[0] // STEP)
@@ -111,7 +102,7 @@ class ContinuousBatch:
 
     def clear(self) -> None:
         """Gives up all requests and begins with an empty cache."""
-        self._work: dict[int, _Work] = {}
+        self._work: dict[int, Work] = {}
         self._number = 0
         self._rows: Rows | None = None  # frees memory first
         bare = self._without_text = self._prefilled([self._bare], _no_keys(1))
@@ -120,7 +111,6 @@ class ContinuousBatch:
             return jnp.repeat(leaf, self.rows, axis=0)
 
         self._rows = Rows(
-            every(bare.token),
             every(bare.cache_mask),
             jax.tree.map(every, bare.cache),
             jnp.asarray(_no_keys(self.rows)),
@@ -135,7 +125,7 @@ class ContinuousBatch:
         self.add([SamplingRequest("")], [self._bare])
         for size in self.sizes:
             for lanes in {max(1, size // 2), size}:
-                self._step(size, lanes)
+                self._sampled(size, lanes, self._places(size))
         self._work.clear()
 
     @staticmethod
@@ -202,7 +192,10 @@ class ContinuousBatch:
                 tokens_of[name] = tokens
             self._number += 1
             numbers.append(self._number)
-            self._work[self._number] = _Work.of(request, rows, len(prompt), given[i], self.span)
+            known = given[i]
+            if known is None:
+                known = np.full(self.span.count, OPEN, np.int32)
+            self._work[self._number] = self.make_work(request, rows, prompt, known, self.span)
         bare = [] if sparse else shared.pop((self._bare.tobytes(), 0), [])
         for start in range(0, max(1, len(shared)), TOGETHER):
             names = [*shared][start : start + TOGETHER]
@@ -245,50 +238,62 @@ class ContinuousBatch:
         self._work.pop(number, None)
 
     def advance(self) -> dict[int, np.ndarray]:
-        """Samples `step` more tokens of every request: int32 [step] by number.
+        """Samples more tokens of every request: int32 [n] by number.
 
-        Requests that have all their tokens are no longer at work.
+        They are `step`, or fewer at the end of an image; in a window as many as turn out to be
+        right, at least one. Requests that have all their tokens are no longer at work.
         """
         if not self._work:
             return {}
         highest = max(row for work in self._work.values() for row in work.rows)
         size = next(size for size in self.sizes if size > highest)
-        half = max(1, size // 2)
-        tokens = self._step(size, half if len(self._work) <= half else size)
+        half, places = max(1, size // 2), self._places(size)
+        tokens = self._sampled(size, half if len(self._work) <= half else size, places)
         found = {}
         for number, work in list(self._work.items()):
-            found[number] = tokens[work.rows[0]]
-            self._work[number] = replace(work, done=work.done + self.step)
-            if self._work[number].done >= self.span.count:
+            new = tokens[work.rows[0]]
+            found[number] = work.accept(new) if places == 1 else work.accept_window(new)
+            if work.finished:
                 del self._work[number]
         return found
+
+    def _places(self, size: int) -> int:
+        """How many places of a row a program of `size` rows computes at once."""
+        return self.window if self.window > 1 and size <= MOST_IN_WINDOWS else 1
 
     def _state(self) -> Rows:
         assert self._rows is not None, "there is one but within clear()"
         return self._rows
 
-    def _step(self, size: int, count: int) -> np.ndarray:
-        """The tokens of a program of `size` rows and `count` requests: int32 [size, step]."""
+    def _sampled(self, size: int, count: int, places: int) -> np.ndarray:
+        """What a program of `size` rows and `count` requests samples: int32 [size, n].
+
+        n is `step`, where each token follows from the one before, or in windows their `places`.
+        """
         # Rows without work compute too; what they write, `admit` writes over.
+        length = self.step if places == 1 else places
         position, slot, sampled = (np.zeros(size, np.int32) for _ in range(3))
-        given = np.full((size, self.step), OPEN, np.int32)
+        token, given = np.zeros((size, places), np.int32), np.full((size, length), OPEN, np.int32)
         of_row = np.zeros(size, np.int32)
         text, bare = np.zeros(count, np.int32), np.zeros(count, np.int32)
         configs = [work.request.sampling for work in self._work.values()]
         for lane, work in enumerate(self._work.values()):
             text[lane], bare[lane] = work.rows[0], work.rows[-1]
-            lengths = (work.prompt, len(self._bare))
-            for row, length in zip(work.rows, lengths, strict=False):
-                position[row] = length - 1 + work.done
-                slot[row] = self.span.prompt - 1 + work.done
-                sampled[row] = work.done - work.skipped
-                given[row] = work.given[work.done : work.done + self.step]
+            lengths, start = (len(work.prompt), len(self._bare)), work.window(places)
+            known = work.given[start : start + length]
+            for row, before in zip(work.rows, lengths, strict=False):
+                token[row] = work.guesses(places)
+                position[row] = before - 1 + start
+                slot[row] = self.span.prompt - 1 + start
+                sampled[row] = start - work.skipped
+                given[row, : len(known)] = known
                 of_row[row] = lane
         configs += [configs[0]] * (count - len(configs))
-        self._rows, tokens = advance(
+        program = advance if places == 1 else window_pass
+        self._rows, tokens = program(
             self._params,
             self._state(),
-            Places(position, slot, sampled, given),
+            Places(token[:, 0] if places == 1 else token, position, slot, sampled, given),
             Lanes(text, bare, of_row, row_settings(configs)),
             model=self.engine.model,
             first=self.span.first,

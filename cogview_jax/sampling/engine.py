@@ -15,7 +15,7 @@ from cogview_jax.sampling.batching import batch_rows, batches, min_batch
 from cogview_jax.sampling.decode import in_parts, need_seed, sample_keys
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
-from cogview_jax.sampling.parallel import generate_parallel, usable_window
+from cogview_jax.sampling.parallel import Windows, in_windows, usable_window
 from cogview_jax.tokenizers.layout import Layout, left_padded
 
 #: Tokens of a text between two looks at whether all have ended.
@@ -133,8 +133,8 @@ class Engine:
         self, request: SamplingRequest, prompt: np.ndarray, span: Span, every: int
     ) -> Iterator[np.ndarray]:
         """The tokens of one request as they are sampled, about `every` at a time: int32 [n]."""
-        rows = min_batch()
-        for part in self._parts([request] * rows, [prompt] * rows, span, every):
+        rows, window = min_batch(), self._window([request], span)
+        for part in self._parts([request] * rows, [prompt] * rows, span, every, window):
             yield part[0]
 
     def _parts(
@@ -143,12 +143,15 @@ class Engine:
         prompts: Sequence[np.ndarray],
         span: Span,
         every: int,
-        window: int = 0,
+        window: int,
     ) -> Iterator[np.ndarray]:
-        """One batch in parts of about `every` tokens, or whole where there is a window: [b, n]."""
+        """One batch in parts of about `every` tokens: int32 [b, n]."""
         if window > 1:
-            found, _ = self.in_windows(requests, prompts, span, window)
-            yield found
+            done = 0
+            for windows in self._windows(requests, prompts, span, window, every):
+                line = to_host(windows.line)[: len(requests), 1 : 1 + span.count]
+                yield line[:, done : done + every]
+                done += every
             return
         tokens, valid, rows, keys, guide = self._batch(requests, prompts, span)
         settings = row_settings([request.sampling for request in requests])
@@ -179,14 +182,28 @@ class Engine:
 
         See `parallel.decode_parallel`; for the other arguments see `sample`.
         """
+        (whole,) = self._windows(requests, prompts, span, window, span.count)
+        line, passes = to_host(whole.line), to_host(whole.passes)
+        return line[: len(requests), 1 : 1 + span.count], passes[: len(requests)]
+
+    def _windows(
+        self,
+        requests: Sequence[SamplingRequest],
+        prompts: Sequence[np.ndarray],
+        span: Span,
+        window: int,
+        every: int,
+    ) -> Iterator[Windows]:
+        """One batch by parallel decoding, see `parallel.in_windows`."""
         tokens, valid, rows, keys, guide = self._batch(requests, prompts, span)
-        found, passes = generate_parallel(
+        return in_windows(
             self.params,
             tokens,
             valid,
             keys,
             row_settings([request.sampling for request in requests]),
             rows=rows,
+            every=every,
             model=self.model,
             window=window,
             above=span.above,
@@ -196,7 +213,6 @@ class Engine:
             last=span.last,
             guide=guide,
         )
-        return to_host(found)[: len(requests)], to_host(passes)[: len(requests)]
 
     def _batch(
         self, requests: Sequence[SamplingRequest], prompts: Sequence[np.ndarray], span: Span

@@ -12,7 +12,7 @@ Legend: B rows, C tokens to sample, W the window, V tokens that may be sampled.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,38 +20,52 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
-from cogview_jax.models.transformer import Cache, Transformer, cached_forward
+from cogview_jax.models.transformer import Transformer, cached_forward
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.decode import Sequences, expand, prefill
 from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 
 
-class _Windows(NamedTuple):
+class Windows(NamedTuple):
     """Rows on their way.
 
-    line: int32 [B, 1 + C + W - 1], the token before the first that is sampled, then the latest
-    token of each place. done: int32 [B], how many of them are right. reached: int32 [B], how many
-    there are. cache: see `empty_cache`. passes: int32 [B], how often the model ran for a row
-    that was not finished.
+    sequences: from `decode.prefill`, with the cache as it is now. line: int32 [B, 1 + C + W - 1],
+    the token before the first that is sampled, then the latest token of each place. done: int32
+    [B], how many of them are right. reached: int32 [B], how many there are. passes: int32 [B], how
+    often the model ran for a row that was not finished.
     """
 
+    sequences: Sequences
     line: jax.Array
     done: jax.Array
     reached: jax.Array
-    cache: Cache
     passes: jax.Array
+
+    @classmethod
+    def of(cls, sequences: Sequences, count: int, window: int) -> "Windows":
+        """Sequences of which nothing is sampled yet, with room for count + window - 1 tokens."""
+        return cls(sequences, *_empty(sequences.token, count + window))
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def _empty(token: jax.Array, length: int) -> tuple[jax.Array, ...]:
+    """Lines of `length` that begin with a token, int32 [B, length], and three counts of nothing."""
+    rows = len(token)
+    line = jnp.zeros((rows, length), jnp.int32).at[:, 0].set(token)
+    return line, *(jnp.zeros(rows, jnp.int32) for _ in range(3))
 
 
 @functools.partial(
     jax.jit,
     static_argnames=("model", "count", "first", "last", "window", "above", "guide"),
-    donate_argnames="sequences",
+    donate_argnames="windows",
 )
 def decode_parallel(
     params: Mapping[str, Any],
-    sequences: Sequences,
+    windows: Windows,
     settings: RowSettings,
     given: jax.Array | np.ndarray | None = None,
+    until: int | None = None,
     *,
     model: Transformer,
     count: int,
@@ -61,20 +75,22 @@ def decode_parallel(
     above: int,
     end: int | None = None,
     guide: bool = False,
-) -> tuple[Sequences, jax.Array, jax.Array]:
-    """The tokens that `decode` samples, int32 [B, C], and the passes of each row, int32 [B].
+) -> Windows:
+    """The first C of each line behind its token are then those that `decode` samples.
 
-    `sequences` is used up: its cache is written in place, and comes back first. All rows take as
-    many passes as the slowest; those of a row are what it would take alone.
+    `windows` is used up: its cache is written in place. All rows take as many passes as the
+    slowest; those of a row are what it would take alone.
 
     Args:
         params, settings, given, model, count, first, last, guide: see `decode.in_parts`.
-        sequences: from `decode.prefill` with room for count + window - 1 tokens, none sampled yet.
+        windows: from `Windows.of`, or from here.
+        until: stops as soon as every row has so many tokens, or has ended; None for `count`.
         window: how many places go through the model at once, W.
         above: the first guess of a place is the token so many places before it, such as the code
             above it in an image, once there is one.
         end: an id that ends a row early; what comes behind it may be any tokens. None for no such.
     """
+    sequences, until = windows.sequences, count if until is None else until
     rows = len(sequences.token)
     start = sequences.slot
     table = params["word_embedding"][first:last].astype(model.policy.compute)
@@ -88,7 +104,7 @@ def decode_parallel(
     ahead = jnp.arange(window)
     take = functools.partial(jnp.take_along_axis, axis=1)
 
-    def guesses(now: _Windows, at: jax.Array) -> jax.Array:
+    def guesses(now: Windows, at: jax.Array) -> jax.Array:
         """What goes into the model: the tokens at the places `at`, [B, W], counted from -1."""
         reached = now.reached[:, None]
         from_above = jnp.where(at >= above, at - above, reached - 1)
@@ -97,7 +113,7 @@ def decode_parallel(
         guess, given = take(now.line, place + 1), take(known, jnp.maximum(at, 0))
         return jnp.where((given >= 0) & (at >= reached), given, guess)
 
-    def is_open(now: _Windows) -> jax.Array:
+    def is_open(now: Windows) -> jax.Array:
         """Which rows have tokens to sample, bool [B]."""
         open_rows = now.done < count
         if end is not None:
@@ -105,14 +121,20 @@ def decode_parallel(
             open_rows &= ~jnp.any((now.line[:, 1 : 1 + count] == end) & right, axis=1)
         return open_rows
 
-    def advance(now: _Windows) -> _Windows:
+    def advance(now: Windows) -> Windows:
         # Rows that are finished sample their last token again.
         done = jnp.minimum(now.done, count - 1)
         places = done[:, None] + ahead
         tokens = guesses(now, places - 1)
         positions = jnp.minimum(sequences.position[:, None] + places, model.positions - 1)
         hidden, cache = cached_forward(
-            model, params, tokens, positions, sequences.cache_mask, now.cache, start + done
+            model,
+            params,
+            tokens,
+            positions,
+            sequences.cache_mask,
+            now.sequences.cache,
+            start + done,
         )
         logits = matvec_product(hidden, head, jnp.float32)
         keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(sequences.keys, places)
@@ -133,16 +155,15 @@ def decode_parallel(
         )
         reached = jnp.maximum(now.reached, done + window)
         finished = jnp.where(now.done < count, done + kept, now.done)
-        return _Windows(line, finished, reached, cache, now.passes + is_open(now))
+        written, passes = now.sequences._replace(cache=cache), now.passes + is_open(now)
+        return Windows(written, line, finished, reached, passes)
 
-    line = jnp.zeros((rows, count + window), jnp.int32).at[:, 0].set(sequences.token)
-    none = jnp.zeros(rows, jnp.int32)
-    begun = _Windows(line, none, none, sequences.cache, none)
-    whole = jax.lax.while_loop(lambda now: jnp.any(is_open(now)), advance, begun)
-    return sequences._replace(cache=whole.cache), whole.line[:, 1 : 1 + count], whole.passes
+    return jax.lax.while_loop(
+        lambda now: jnp.any(is_open(now) & (now.done < until)), advance, windows
+    )
 
 
-def generate_parallel(
+def in_windows(
     params: Mapping[str, Any],
     tokens: jax.Array | np.ndarray,
     valid: jax.Array | np.ndarray,
@@ -152,25 +173,38 @@ def generate_parallel(
     given: jax.Array | np.ndarray | None = None,
     rows: jax.Array | np.ndarray | None = None,
     *,
+    every: int,
     model: Transformer,
     count: int,
     first: int,
     window: int,
     **options: Any,
-) -> tuple[jax.Array, jax.Array]:
-    """The tokens of `decode.generate` by `decode_parallel`, and the passes of each row.
+) -> Iterator[Windows]:
+    """What `decode.in_parts` does, by `decode_parallel`; see these two for the arguments.
 
-    See these two for the arguments.
+    Yields:
+        The rows once all have `every` tokens, twice as many, and so on up to `count`. They are used
+        up by the next.
     """
     own, room = keys[: len(tokens)], count + window - 1
     sequences = prefill(params, tokens, valid, own, positions, model=model, count=room, first=first)
     if rows is not None:
         sequences = expand(sequences, rows, keys)
-    sizes = {"count": count, "first": first, "window": window}
-    _, found, passes = decode_parallel(
-        params, sequences, settings, given, model=model, **sizes, **options
-    )
-    return found, passes
+    windows, sizes = Windows.of(sequences, count, window), {"count": count, "window": window}
+    for until in range(every, count + every, every):
+        windows = decode_parallel(
+            params, windows, settings, given, until, model=model, first=first, **sizes, **options
+        )
+        yield windows
+
+
+def generate_parallel(*prompts: Any, count: int, **options: Any) -> tuple[jax.Array, jax.Array]:
+    """What `in_windows` gives, at once: tokens int32 [B, C], and the passes of each row, int32 [B].
+
+    Its arguments, but for `every`.
+    """
+    (whole,) = in_windows(*prompts, count=count, every=count, **options)
+    return whole.line[:, 1 : 1 + count], whole.passes
 
 
 def usable_window(model: Transformer, window: int, count: int) -> int:

@@ -1,10 +1,11 @@
 """Rows of one cache, each at its own place in a sequence of its own: what the device does.
 
-Legend: R rows, L requests at work, S slots of the cache, C tokens of one step.
+Legend: R rows, L requests at work, S slots of the cache, C tokens of one step, W places of a
+window.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +21,10 @@ from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 class Rows(NamedTuple):
     """What the device holds of all rows.
 
-    token: int32 [R], the last token of each, which the cache does not hold yet. cache_mask: bool
-    [R, S]. cache: see `empty_cache`. keys: uint32 [R, 2], the data of the random key of each.
+    cache_mask: bool [R, S]. cache: see `empty_cache`. keys: uint32 [R, 2], the data of the random
+    key of each.
     """
 
-    token: jax.Array
     cache_mask: jax.Array
     cache: Cache
     keys: jax.Array
@@ -33,11 +33,14 @@ class Rows(NamedTuple):
 class Places(NamedTuple):
     """Where each row stands, which the host knows.
 
-    position: int32 [R], of `Rows.token` among the learned positions. slot: int32 [R], of it in the
-    cache. sampled: int32 [R], how many tokens were sampled, below 0 while they are given. given:
-    int32 [R, C], tokens that are known already; -1 is sampled.
+    token: int32 [R], the last token of each, which the cache does not hold yet; int32 [R, W] in
+    windows, where guesses follow it. position: int32 [R], of that token among the learned
+    positions. slot: int32 [R], of it in the cache. sampled: int32 [R], how many tokens were
+    sampled, below 0 while they are given. given: int32 [R, C or W], tokens that are known already;
+    -1 is sampled.
     """
 
+    token: Any
     position: Any
     slot: Any
     sampled: Any
@@ -88,11 +91,9 @@ def admit(rows: Rows, prompts: Sequences, bare: Sequences, admission: Admission)
             value = jnp.where(which < 0, single[0], several[jnp.maximum(which, 0)])
             return leaf.at[row].set(value)
 
-        old, new, without = (
-            (each.token, each.cache_mask, each.cache) for each in (rows, prompts, bare)
-        )
-        token, mask, cache = jax.tree.map(given, old, new, without)
-        return Rows(token, mask, cache, rows.keys.at[row].set(admission.keys[i]))
+        old, new, without = ((each.cache_mask, each.cache) for each in (rows, prompts, bare))
+        mask, cache = jax.tree.map(given, old, new, without)
+        return Rows(mask, cache, rows.keys.at[row].set(admission.keys[i]))
 
     admission = jax.tree.map(jnp.asarray, admission)
     return jax.lax.fori_loop(0, admission.count, one, rows)
@@ -124,37 +125,98 @@ def advance(
         last: one past the last id that may be sampled.
         size: how many rows are computed.
     """
-    table = params["word_embedding"][first:last].astype(model.policy.compute)
-    parts = matvec_parts(size, model.programs.platform)
-    params, head = split_for_cores(params, parts), jnp.array_split(table, parts)
-    some = jax.tree.map(lambda leaf: leaf[:size], rows)
-    roots = jax.random.wrap_key_data(some.keys, impl=GENERATOR)
+    sample, some = _sampler(params, rows, lanes, model=model, first=first, last=last, size=size)
 
     def step(
         carry: tuple[jax.Array, Cache], now: tuple[jax.Array, jax.Array]
     ) -> tuple[tuple[jax.Array, Cache], jax.Array]:
         (token, cache), (i, given) = carry, now
-        hidden, cache = cached_forward(
-            model,
-            params,
-            token[:, None],
-            (places.position + i)[:, None],
-            some.cache_mask,
-            cache,
-            places.slot + i,
+        here = Places(
+            token[:, None], places.position + i, places.slot + i, places.sampled + i, given[:, None]
         )
-        logits = matvec_product(hidden[:, -1], head, jnp.float32)
-        keys = jax.vmap(jax.random.fold_in)(roots, places.sampled + i)
-        with_text, without = logits[lanes.text], logits[lanes.bare]
-        chosen = sample_token(
-            guided(with_text, without, lanes.settings.guidance), keys[lanes.text], lanes.settings
-        )
-        token = jnp.where(given < 0, first + chosen[lanes.of_row], given)
-        return (token, cache), token
+        cache, sampled = sample(cache, here)
+        return (sampled[:, 0], cache), sampled[:, 0]
 
     count = places.given.shape[1]
     steps = (jnp.arange(count), jnp.asarray(places.given).T)
-    (token, cache), tokens = jax.lax.scan(step, (some.token, some.cache), steps)
-    done = some._replace(token=token, cache=cache)
-    rows = jax.tree.map(lambda old, new: old.at[:size].set(new), rows, done)
-    return rows, tokens.T
+    (_, cache), tokens = jax.lax.scan(step, (jnp.asarray(places.token), some.cache), steps)
+    return _written(rows, cache), tokens.T
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "first", "last", "size"), donate_argnames="rows"
+)
+def window_pass(
+    params: Mapping[str, Any],
+    rows: Rows,
+    places: Places,
+    lanes: Lanes,
+    *,
+    model: Transformer,
+    first: int,
+    last: int,
+    size: int,
+) -> tuple[Rows, jax.Array]:
+    """One pass over windows: what is sampled behind each of the W tokens, int32 [size, W].
+
+    It is right up to the first wrong guess (`sampling.parallel`). The slots of the cache behind
+    that are written again by later passes. For the arguments see `advance`.
+    """
+    sample, some = _sampler(params, rows, lanes, model=model, first=first, last=last, size=size)
+    cache, tokens = sample(some.cache, jax.tree.map(jnp.asarray, places))
+    return _written(rows, cache), tokens
+
+
+def _sampler(
+    params: Mapping[str, Any],
+    rows: Rows,
+    lanes: Lanes,
+    *,
+    model: Transformer,
+    first: int,
+    last: int,
+    size: int,
+) -> tuple[Callable[[Cache, Places], tuple[Cache, jax.Array]], Rows]:
+    """A function that samples behind the W tokens of some places, and the first `size` rows.
+
+    See `advance` for the arguments. What the function returns is the cache and int32 [size, W].
+    """
+    table = params["word_embedding"][first:last].astype(model.policy.compute)
+    parts = matvec_parts(size, model.programs.platform)
+    params, head = split_for_cores(params, parts), jnp.array_split(table, parts)
+    some = jax.tree.map(lambda leaf: leaf[:size], rows)
+    roots = jax.random.wrap_key_data(some.keys, impl=GENERATOR)
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
+
+    def sample(cache: Cache, places: Places) -> tuple[Cache, jax.Array]:
+        width = places.token.shape[1]
+        ahead = jnp.arange(width)
+        hidden, cache = cached_forward(
+            model,
+            params,
+            places.token,
+            places.position[:, None] + ahead,
+            some.cache_mask,
+            cache,
+            places.slot,
+        )
+        logits = matvec_product(hidden, head, jnp.float32)
+        keys = fold(roots, places.sampled[:, None] + ahead)[lanes.text].reshape(-1)
+        own = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), width), lanes.settings)
+        with_text, without = (
+            logits[each].reshape(len(keys), -1) for each in (lanes.text, lanes.bare)
+        )
+        chosen = sample_token(guided(with_text, without, own.guidance), keys, own)
+        chosen = chosen.reshape(-1, width)[lanes.of_row]
+        return cache, jnp.where(places.given < 0, first + chosen, places.given)
+
+    return sample, some
+
+
+def _written(rows: Rows, cache: Cache) -> Rows:
+    """All rows, of which the first have a new cache."""
+
+    def over(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[: len(new)].set(new)
+
+    return rows._replace(cache=jax.tree.map(over, rows.cache, cache))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.continuous import ContinuousBatch
 from cogview_jax.serving.jobs import (
@@ -85,7 +86,8 @@ class EngineLoop:
                 raise Closing("the server is shutting down")
             if len(self._queue) + len(jobs) > self.most_waiting:
                 raise QueueFull(
-                    f"{len(self._queue)} images wait, and at most {self.most_waiting} may"
+                    f"{counted(len(self._queue), 'image')} waiting, and at most"
+                    f" {self.most_waiting} may"
                 )
             self._queue.add(jobs)
             self._changed.notify()
@@ -167,12 +169,13 @@ class EngineLoop:
 
     def _advance(self) -> None:
         for number, tokens in self.batch.advance().items():
-            job, codes = self._running[number], np.append(self._codes[number], tokens)
-            self._codes[number] = codes
+            job, before = self._running[number], self._codes[number]
+            self._codes[number] = codes = np.append(before, tokens)
             if number not in self.batch.work:
                 self._forget(number)
-            if len(codes) % self.columns == 0:
-                self._done.append((job, codes.reshape(-1, self.columns)))
+            for rows in range(len(before) // self.columns, len(codes) // self.columns):
+                whole = codes[: (rows + 1) * self.columns]
+                self._done.append((job, whole.reshape(-1, self.columns)))
         self.healthy = True
 
     def _forget(self, number: int) -> None:

@@ -86,6 +86,7 @@ async def _images(
             "output_format": "png",
             "size": size,
             "usage": _usage(run, len(asked.indices)),
+            **warned(run.warning),
         }
     )
 
@@ -105,10 +106,16 @@ async def _events(run: Run, kind: str) -> AsyncIterator[dict[str, Any]]:
             "size": f"{picture.size}x{picture.size}",
         }
         if picture.frame is None:
-            yield {"type": f"{kind}.completed", **event, "usage": _usage(run, asked.candidates)}
+            event |= {"usage": _usage(run, asked.candidates), **warned(run.warning)}
+            yield {"type": f"{kind}.completed", **event}
         else:
             part = {"partial_image_index": picture.frame}
             yield {"type": f"{kind}.partial_image", **event, **part}
+
+
+def warned(warning: str | None) -> dict[str, str]:
+    """The field of an answer that says what became of a prompt that is cut; none of others."""
+    return {} if warning is None else {"warning": warning}
 
 
 def _item(run: Run, picture: Picture) -> dict[str, Any]:

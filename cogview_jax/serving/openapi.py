@@ -70,7 +70,8 @@ def _image_fields(offer: Offer) -> Schema:
         "type": "string",
         "maxLength": MOST_CHARACTERS,
         "pattern": r"^[^\x00]*[^\x00\s][^\x00]*$",
-        "description": "What the image shows; longer texts than the model reads are cut.",
+        "description": "What the image shows; longer texts than the model reads are cut, and"
+        " the answer has a warning.",
     }
     n = "Images; those of all candidates are at most as many."
     fields: Schema = {
@@ -109,9 +110,9 @@ def _answers() -> Schema:
     model = {"id": _TEXT, "object": _TEXT, "created": whole, "owned_by": _TEXT}
     return {
         "Error": _object(error=error),
-        "Images": _object(created=whole, data=_list(item)),
+        "Images": _warned(_object(created=whole, data=_list(item))),
         "Texts": _object(data=_list(_object(index=whole, text=_TEXT))),
-        "Scores": _object(data=_list(_object(index=whole, score=number))),
+        "Scores": _warned(_object(data=_list(_object(index=whole, score=number)))),
         "Model": _object(**model, sizes=_list(_TEXT), sampling={"type": "object"}),
     }
 
@@ -126,6 +127,13 @@ def _number(
 def _object(**properties: Schema) -> Schema:
     """An object that has all of these."""
     return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _warned(answer: Schema) -> Schema:
+    """The same, with the field of an answer to a prompt that is cut."""
+    what = "There where the prompt is longer than the model reads, and was cut."
+    answer["properties"]["warning"] = _TEXT | {"description": what}
+    return answer
 
 
 def _list(items: Schema) -> Schema:

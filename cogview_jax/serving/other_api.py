@@ -13,6 +13,7 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.serving.api_error import ApiError
 from cogview_jax.serving.fields import Fields, form_fields
 from cogview_jax.serving.image_request import check_model, sampling_of
+from cogview_jax.serving.images_api import warned
 from cogview_jax.serving.pictures import base64_png, uploaded_pixels
 from cogview_jax.serving.service import ALONE, Service
 from cogview_jax.serving.streams import unless_gone
@@ -47,7 +48,8 @@ async def scores(request: Request) -> Response:
     found = await _beside(
         request, lambda: scorer.score(images, [prompt] * len(images), batch_size=ALONE)
     )
-    return JSONResponse({"data": [{"index": i, "score": float(x)} for i, x in enumerate(found)]})
+    data = [{"index": i, "score": float(x)} for i, x in enumerate(found)]
+    return JSONResponse({"data": data, **warned(scorer.prompts.warning(prompt))})
 
 
 async def upscales(request: Request) -> Response:
@@ -74,7 +76,8 @@ async def upscales(request: Request) -> Response:
         {"index": i, "b64_json": base64_png(np.asarray(image), facts), "seed": seed}
         for i, image in enumerate(larger)
     ]
-    return JSONResponse({"created": int(time.time()), "data": data})
+    warning = upsampler.prompts.warning(texts[0]) if texts else None
+    return JSONResponse({"created": int(time.time()), "data": data, **warned(warning)})
 
 
 def _model(model: CogView | None, what: str, flag: str) -> CogView:

@@ -39,7 +39,12 @@ class Picture:
 
 
 class Run:
-    """Samples the images of a request, once `begin` has been called."""
+    """Samples the images of a request, once `begin` has been called.
+
+    Attributes:
+        tokens: how many the prompt has; 0 before.
+        warning: what the client is told of a prompt that is cut; None of others.
+    """
 
     def __init__(
         self, service: Service, request: ImageRequest, client: str, given: np.ndarray | None = None
@@ -54,6 +59,7 @@ class Run:
         """
         self.service, self.request, self.client, self.given = service, request, client, given
         self.tokens = 0
+        self.warning: str | None = None
         self._events: asyncio.Queue[tuple[int, np.ndarray | Refused]] = asyncio.Queue()
         self._jobs: dict[int, ImageJob] = {}
 
@@ -65,10 +71,10 @@ class Run:
             Refused: there is no place for them.
         """
         request, service = self.request, self.service
+        generation = service.models.base.generation
         try:
-            rows = await asyncio.to_thread(
-                service.models.base.generation.prompt_rows, [request.prompt]
-            )
+            rows = await asyncio.to_thread(generation.prompt_rows, [request.prompt])
+            self.warning = generation.prompts.warning(request.prompt)
         except InputError as error:
             raise ApiError(400, str(error), "prompt") from error
         prompt, loop = rows[request.prompt], asyncio.get_running_loop()

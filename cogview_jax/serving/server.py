@@ -30,6 +30,7 @@ def serve(
     port: int,
     limits: Limits,
     rows: int | None,
+    window: int | None,
     precision: str,
     tensor: int,
 ) -> None:
@@ -45,7 +46,7 @@ def serve(
         orders = Orders(_mesh(tensor))
         with orders.together():
             models = load_models(bundle, rerank_with, upsample_with, precision, orders.mesh)
-        service = Service(models, limits, rows, orders)
+        service = Service(models, limits, rows, orders, window)
         if bound is None:
             for each in SIGNALS:  # process 0 says when it is over
                 signal.signal(each, signal.SIG_IGN)

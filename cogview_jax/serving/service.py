@@ -89,6 +89,7 @@ class Service:
         limits: Limits,
         rows: int | None = None,
         orders: Orders | None = None,
+        window: int | None = None,
     ):
         """Takes memory; `start` compiles.
 
@@ -97,18 +98,24 @@ class Service:
             limits: of clients.
             rows: of the batch, see `rows_of`.
             orders: of a model that is split over several devices.
+            window: of parallel decoding while few rows are at work; None as the bundle recommends.
 
         Raises:
-            InputError: the number of rows is none, or memory has no room for them.
+            InputError: the number of rows is none, memory has no room for them, or the model
+                cannot have a window.
         """
         base = models.base
         self.orders = orders = orders or Orders()
         self.models, self.limits, self.metrics = _ordered(models, orders), limits, Metrics()
         grid = base.codec.config.grid
-        # A row of codes at a time: with shorter steps fewer requests begin together, which costs
-        # more than the rows that wait for the end of a step (bench/serve.py).
+        sampling = base.generation.default_sampling
+        if window is not None:
+            sampling = replace(sampling, parallel_window=window)
+        # A row of codes at a time where there is no window: with shorter steps fewer requests begin
+        # together, which costs more than the rows that wait for the end of a step (bench/serve.py).
         with orders.together():
-            batch = ContinuousBatch(base.parts.engine, orders.agreed(_rows_of(base, rows)), grid)
+            count = orders.agreed(_rows_of(base, rows))
+            batch = ContinuousBatch(base.parts.engine, count, grid, sampling.parallel_window)
         self.engine = EngineLoop(orders.ordered("batch", batch, BATCH), grid, limits.waiting)
         size = base.codec.config.image_size
         self.offer = Offer(
@@ -117,7 +124,7 @@ class Service:
             models.larger,
             grid,
             models.scorer is not None,
-            base.generation.default_sampling,
+            sampling,
             limits.images,
             *models.upscales,
             base.parts.example_prompts,

@@ -10,7 +10,8 @@ from cogview_jax.tasks.survey_text import TextFit
 from cogview_jax.training.codec_loss import VQGANLoss
 
 #: A text region is suggested in steps of so many tokens: a longer one if more than this share of
-#: the captions are cut now, a shorter one if it has at most this part of the tokens.
+#: the captions are cut now, a shorter one if it has at most this part of the tokens. So is a text
+#: tokenizer of fewer pieces.
 _STEP, _CUT, _SHORTER = 8, 0.01, 0.75
 #: Mean and deviation of pixels are suggested where they are so far from the config's.
 _FAR = 0.02
@@ -72,7 +73,7 @@ def problems(experiment: Experiment, report: Mapping[str, Any], text: TextFit) -
 
 def _of_text(experiment: TransformerExperiment, text: TextFit) -> list[Suggestion]:
     found, own = [], experiment.data.text.pieces
-    if text.pieces and text.pieces != own:
+    if text.pieces and (text.pieces > own or text.pieces <= _SHORTER * own):
         means = dict(text.trials)
         best = min(means.values())
         found.append(

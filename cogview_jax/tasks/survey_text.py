@@ -85,22 +85,22 @@ def _trained(experiment: TransformerExperiment, texts: Sequence[str], region: in
         size *= 2
     if not trained:
         return TextFit(problem=problem)
-    trials = tuple((size, _mean(trained[size], short)) for size in sorted(trained))
+    # Small data give fewer pieces than are asked for: no more of them are suggested.
+    sizes = {min(asked, len(text)): text for asked, text in trained.items()}
+    trials = tuple((size, _mean(sizes[size], short)) for size in sorted(sizes))
     least = min(mean for _, mean in trials)
     pieces = next(size for size, mean in trials if mean <= ENOUGH * least)
-    lengths = {
-        size: _lengths(
-            text, texts, f"one trained on these captions, of {len(text):,} pieces", region
-        )
-        for size, text in trained.items()
-        if size in (config.pieces, pieces)
-    }
+
+    def lengths(text: TextTokenizer) -> TokenLengths:
+        name = f"one trained on these captions, of {len(text):,} pieces"
+        return _lengths(text, texts, name, region)
+
     return TextFit(
-        lengths.get(config.pieces),
+        lengths(trained[config.pieces]) if config.pieces in trained else None,
         problem=problem,
         trials=trials,
         pieces=pieces,
-        enough=lengths[pieces],
+        enough=lengths(sizes[pieces]),
     )
 
 

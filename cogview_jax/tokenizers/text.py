@@ -13,6 +13,7 @@ import numpy as np
 import sentencepiece
 
 from cogview_jax.runtime.config import require_range
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import atomic_path, read_regular
@@ -162,8 +163,8 @@ def train_text_tokenizer(captions: Iterable[str], config: TextConfig) -> TextTok
         )
     except RuntimeError as error:
         raise InputError(
-            f"no text tokenizer of {config.pieces} pieces can be trained on {len(short)} captions:"
-            f" {_reason(str(error), config)}"
+            f"no text tokenizer of {config.pieces} pieces can be trained on"
+            f" {counted(len(short), 'caption')}: {_reason(str(error), config)}"
         ) from error
     return TextTokenizer(model.getvalue())
 

@@ -256,7 +256,7 @@ def test_bundles_of_the_wrong_task_and_bad_pairs_leave_nothing(
         (lambda: rerank(captioner, out, a, ["x"], several), "--num_images 2: --task rerank"),
         (lambda: rerank(captioner, out, [], ["x"], job()), "--task rerank needs an image"),
         (lambda: rerank(base, out, a, ["x"], job()), "for text_to_image, this needs caption"),
-        (lambda: rerank(captioner, out, a, ["x", "y"], job()), "1 images and 2 prompts"),
+        (lambda: rerank(captioner, out, a, ["x", "y"], job()), "1 image and 2 prompts"),
         (lambda: rerank(captioner, out, a, [" "], job()), "prompt ' ' holds no text"),
         (
             lambda: rerank(captioner, out, a, ["red " * 90], job(long_prompts="refuse")),
@@ -349,7 +349,7 @@ def test_an_upsampler_that_reads_no_text_needs_none(chain, upsampler, tmp_path):
     np.testing.assert_array_equal(Image.open(tmp_path / "bare" / bare["file"]), image)
     with pytest.raises(InputError, match=r"no prompt: the model of \S+ has learned with texts"):
         super_resolution(upsampler, str(tmp_path / "refused"), files, [], options)
-    with pytest.raises(InputError, match="super_resolve got 1 images and 0 texts"):
+    with pytest.raises(InputError, match="super_resolve got 1 image and 0 texts"):
         load(upsampler).super_resolve(drawing[None])
 
 

@@ -156,7 +156,7 @@ def test_a_tensorflow_data_set_gives_one_caption_of_each_image(tfds_dir, capsys)
     captioned = open_captioned(given, tfds_dir, count=9, size=0, seed=4)
     said = capsys.readouterr().err
     assert "coco_captions/2014/1.1.0/val has 5 readable images with a caption, all of" in said
-    assert "1 records cannot be used, such as coco_captions/2014/1.1.0/val/" in said
+    assert "1 record cannot be used, such as coco_captions/2014/1.1.0/val/" in said
     numbers = [int(text[-1]) for text in captioned.texts]
     assert sorted(numbers) == [1, 3, 4, 5, 6]
     for text, shown in zip(captioned.texts, captioned.images.read(range(5)), strict=True):

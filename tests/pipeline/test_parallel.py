@@ -13,7 +13,7 @@ from cogview_jax.sampling.decode import prefill, sample_keys
 from cogview_jax.sampling.engine import SamplingRequest, Span
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
-from cogview_jax.sampling.parallel import decode_parallel
+from cogview_jax.sampling.parallel import Windows, decode_parallel
 from cogview_jax.tokenizers.layout import left_padded
 
 
@@ -85,6 +85,26 @@ def test_a_completed_image_and_captions_are_the_same_too(parts, model):
         assert captioner.caption(images, 2, sampling=windowed(5, config)) == texts
 
 
+@pytest.mark.parametrize("window", [3, 6, 16])
+def test_a_stream_shows_the_same_rows(model, window):
+    """After each row of four codes, though several rows may be right after a single pass."""
+    for config in (SAMPLING, dataclasses.replace(SAMPLING, guidance=3.0)):
+        one = [*model.stream(PROMPTS[1], 7, sampling=config)]
+        several = [*model.stream(PROMPTS[1], 7, sampling=windowed(window, config))]
+        np.testing.assert_array_equal(np.stack(several), np.stack(one))
+        assert len(several) == LAYOUT.grid
+
+
+def test_the_passes_of_a_stream_are_those_of_a_whole_image(model):
+    engine, span = model.parts.engine, Span.of_image(model.layout)
+    requests = [SamplingRequest(prompt, 7, 0, SAMPLING) for prompt in PROMPTS[:2]]
+    rows = model.generation.prompt_rows(PROMPTS)
+    prompts = [rows[request.prompt] for request in requests]
+    _, expected = engine.in_windows(requests, prompts, span, 5)
+    *_, last = engine._windows(requests, prompts, span, 5, every=4)
+    np.testing.assert_array_equal(last.passes, expected)
+
+
 def sampled(model, window, given=None, config=SAMPLING):
     """Codes and passes of one batch."""
     engine, span = model.parts.engine, Span.of_image(model.layout)
@@ -100,9 +120,9 @@ def sampled(model, window, given=None, config=SAMPLING):
         count=span.count + window - 1,
         first=span.first,
     )
-    _, codes, passes = decode_parallel(
+    whole = decode_parallel(
         engine.params,
-        sequences,
+        Windows.of(sequences, span.count, window),
         row_settings([config] * len(PROMPTS)),
         given,
         model=engine.model,
@@ -112,7 +132,7 @@ def sampled(model, window, given=None, config=SAMPLING):
         window=window,
         above=span.above,
     )
-    return np.asarray(codes), np.asarray(passes)
+    return np.asarray(whole.line)[:, 1 : 1 + span.count], np.asarray(whole.passes)
 
 
 def test_tokens_that_are_known_need_no_pass_of_their_own(model, codes):

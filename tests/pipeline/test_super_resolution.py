@@ -79,7 +79,7 @@ def test_super_resolution_is_upsampling_between_encoder_and_decoder(parts):
     )
     expected = decode_codes(model.codec, *codec_of(model), larger)
     np.testing.assert_array_equal(np.asarray(larger_image), expected[0])
-    with pytest.raises(InputError, match="super_resolve got 1 images and 2 texts"):
+    with pytest.raises(InputError, match="super_resolve got 1 image and 2 texts"):
         model.super_resolve(images, PROMPTS[:2])
     with pytest.raises(InputError, match="trained for text_to_image, this needs super_resolution"):
         CogView(**parts).super_resolve(images, PROMPTS[:1])

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -55,6 +56,50 @@ def test_images_are_those_of_the_library(server, own):
     image = Image.open(io.BytesIO(base64.b64decode(answer["data"][1]["b64_json"])))
     facts = json.loads(image.text["cogview"])
     assert (facts["prompt"], facts["seed"], facts["index"]) == (PROMPTS[0], 5, 1)
+
+
+def test_a_prompt_that_is_cut_is_said_in_the_answer(server):
+    long = "a red circle and a blue star " * 3
+    for prompt, cut in ((PROMPTS[0], False), (long, True), (long, True)):
+        _, answer = server.post(PATH, {"prompt": prompt, "seed": 5})
+        assert answer["usage"]["input_tokens"] > 0
+        assert ("warning" in answer) is cut
+    assert re.fullmatch(
+        r"prompt 'a red .*' has \d+ tokens, but the text region holds 12: it is cut there",
+        answer["warning"],
+    )
+    (_, partial), (_, last) = server.events(
+        {"prompt": long, "seed": 5, "stream": True, "partial_images": 1}
+    )
+    assert "warning" not in partial
+    assert last["warning"] == answer["warning"]
+
+
+def test_windows_send_the_same_rows_and_images(model, own):
+    from cogview_jax.serving.service import Models, Service
+    from cogview_jax.serving.settings import Limits
+
+    # Of two programs the smaller one, of two rows, has windows.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cogview_jax.sampling.continuous.MOST_IN_WINDOWS", 2)
+        service = Service(Models("small", model), Limits(), rows=8, window=7)
+        service.start()
+        server = Server(service)
+        try:
+            asked = {"prompt": PROMPTS[0], "seed": 5}
+            for n in (1, 3):
+                fields = asked | {"n": n, "stream": True, "partial_images": 3}
+                events = [event for _, event in server.events(fields)]
+                first = [event for event in events if event["index"] == 0]
+                for event, image in zip(first, model.stream(PROMPTS[0], 5), strict=True):
+                    np.testing.assert_array_equal(pixels_of(event), np.asarray(image))
+                whole = [event for event in events if event["type"].endswith(".completed")]
+                for event in whole:
+                    np.testing.assert_array_equal(pixels_of(event), own[event["index"]])
+                assert len(whole) == n
+        finally:
+            server.close()
+            service.close()
 
 
 def test_settings_are_obeyed_and_a_seed_is_found_where_none_is_given(server, model):

@@ -60,6 +60,9 @@ def test_captions_and_scores(server, models, images):
     found = [item["score"] for item in answer["data"]]
     np.testing.assert_allclose(found, models.scorer.score(images, [PROMPTS[1]] * 2), rtol=1e-6)
     assert server.form("/v1/scores", files)[1]["error"]["param"] == "prompt"
+    assert "warning" not in answer
+    long = server.form("/v1/scores", files, prompt="a red circle and a blue star " * 3)[1]
+    assert long["warning"].endswith("but the text region holds 12: it is cut there")
     blank = server.form("/v1/scores", files, prompt=" ")
     assert (blank[0], blank[1]["error"]["param"]) == (400, "prompt")
     assert server.form("/v1/captions", [])[1]["error"]["param"] == "image"
@@ -75,6 +78,9 @@ def test_larger_images(server, models, images):
     own = models.upsampler.super_resolve(images, [PROMPTS[0]] * 2, 3)
     for item, image in zip(answer["data"], own, strict=True):
         np.testing.assert_array_equal(pixels_of(item), np.asarray(image))
+    assert "warning" not in answer
+    long = fields | {"prompt": "a red circle and a blue star " * 3}
+    assert "it is cut there" in server.form("/v1/images/upscales", files, **long)[1]["warning"]
     wrong = server.form("/v1/images/upscales", files, prompt=PROMPTS[0], image_size=7)
     assert wrong[1]["error"]["param"] == "image_size"
 

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import re
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -312,6 +313,14 @@ def test_what_is_on_its_way_can_be_stopped(page):
 
 
 @needs_browser
+def test_a_prompt_that_is_cut_is_said(page):
+    generate(page, "a red circle and a blue star " * 3, n=1)
+    assert re.search(r"1 image in .* s\. Note: prompt .* it is cut there$", page.run(STATUS))
+    generate(page, n=1)
+    assert "Note" not in page.run(STATUS)
+
+
+@needs_browser
 def test_errors_are_said_in_words_and_at_their_field(page, service):
     page.fill("#prompt", " ")
     page.click("#go")
@@ -363,7 +372,18 @@ def test_where_a_key_is_needed_it_is_asked_for(browser, service):
     try:
         page.open(f"http://127.0.0.1:{server.port}/")
         page.wait("document.activeElement.id === 'key'")
-        page.type("a key of enough letters")
+        # Nothing is wrong before something is typed.
+        page.wait(f"{STATUS}.includes('asks for an API key')")
+        assert (texts(page, "#error"), page.run("document.activeElement.ariaInvalid")) == (
+            [""],
+            None,
+        )
+        page.type("a key of other letters")
+        page.press("Tab")
+        page.wait(
+            "document.querySelector('#error').textContent.includes('key is missing or wrong')"
+        )
+        page.fill("#key", "a key of enough letters")
         page.press("Tab")
         page.wait("document.querySelector('#model').textContent === 'small'")
         generate(page, n=1)

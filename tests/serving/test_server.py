@@ -78,7 +78,7 @@ def finished(connection, rest):
 
 
 def test_it_serves_finishes_what_it_has_when_it_is_told_to_end_and_exits_with_0(start):
-    process = start("--port", "0", "--rows", "2")
+    process = start("--port", "0", "--rows", "2", "--parallel_window", "4")
     for line in process.stderr:
         if found := re.search(r"small is ready: http://127\.0\.0\.1:(\d+)", line):
             break

@@ -267,9 +267,10 @@ def _request(port, method, path, body=None):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "--bundle TEXT is missing: the bundle that samples images"),
+        ((), "--bundle or --study is missing: give a bundle to serve, such as --bundle emoji, or"),
         (("--study=S", "--bundle=emoji"), "--study needs no bundle: leave --bundle out"),
         (("--study=S", "--rows=4"), "--study needs no bundle: leave --rows out"),
+        (("--study=S", "--parallel_window=4"), "--study needs no bundle: leave --parallel_window"),
         (("--study=S", "--port=0"), "--study S: expected the folder of a study, which evaluate"),
         (("--study=S", "--host=0.0.0.0"), "--host 0.0.0.0 lets other machines in: set COGVIEW_API"),
     ],

@@ -97,6 +97,40 @@ def test_by_keys(browser, served, study):
     assert kept[caption].best == systems[1]
 
 
+def network(page, latency):
+    speed = {"downloadThroughput": -1, "uploadThroughput": -1}
+    page.call("Network.emulateNetworkConditions", offline=False, latency=latency, **speed)
+
+
+def test_keys_before_the_images_are_there_count_for_none(browser, served, study):
+    with opened(browser, f"{served}/#key={KEY}") as page:
+        page.wait("document.activeElement.id === 'name'")
+        network(page, 400)
+        page.type("Cat")
+        page.press("Enter")
+        page.wait("document.querySelector('#save').disabled")
+        at(page, 1)
+        assert page.run(CHECKED) == []
+        for score in [*[1] * 12, 2]:
+            page.press(str(score))
+        page.press("Enter")
+        page.wait("document.querySelector('#save').disabled")
+        # Images of the caption before are shown, or none.
+        page.press("5")
+        page.press("4")
+        says(page, "Wait for the images")
+        at(page, 2)
+        says(page, "keys count from now on")
+        assert page.run(CHECKED) == []
+        page.press("3")
+        page.wait(f"String({CHECKED}) === '3'")
+        network(page, 0)
+    caption = study.caption_order("cat")[0]
+    (rating,) = read_ratings(study, "cat").values()
+    assert {score for scores in rating.scores.values() for score in scores.values()} == {1}
+    assert rating.best == study.system_order("cat", caption)[1]
+
+
 def test_by_touch(browser, served, study):
     with opened(browser, f"{served}/#rater=bob&key={KEY}", width=360, height=740) as page:
         page.resize(360, 740, mobile=True)

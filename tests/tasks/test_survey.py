@@ -158,6 +158,21 @@ def test_too_few_pieces_and_too_many_bad_records_are_warned_of(images, tmp_path)
     assert len(train_text_tokenizer(CAPTIONS, mended)) <= mended.pieces
 
 
+def test_no_more_pieces_are_suggested_than_a_small_set_gives(tmp_path):
+    for i, caption in enumerate(("a red circle", "a blue star", "a red star")):
+        Image.new("RGB", (16, 16), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(caption)
+    captions = ["a red circle", "a blue star", "a red star"]
+    most = len(train_text_tokenizer(captions, TextConfig(2000)))
+    assert 256 < most < 512
+    # As many as there are, where far more or too few are asked for; else nothing is suggested.
+    for asked, expected in ((2000, {str(most)}), (40, {str(most)}), (most + 9, set())):
+        report = surveyed(config(tmp_path, data__text__pieces=asked), tmp_path / f"{asked}")
+        flags = " ".join(each["flags"] for each in report["suggestions"])
+        assert {*re.findall(r"(?:text\.pieces|vocabulary\.text)=(\d+)", flags)} == expected
+        assert max(map(int, report["text_pieces"])) <= most
+
+
 def test_a_run_that_is_not_there_yet_is_not_needed(images, tmp_path, capsys):
     given = config(images, **{"data__from": str(tmp_path / "codec")})
     assert surveyed(given, tmp_path / "out", count=5)["records"]["read"] == 5

@@ -17,6 +17,7 @@ from cogview_jax.data.sources.folder_entries import check_name, read_listed
 from cogview_jax.data.sources.indexed_source import IndexedSource
 from cogview_jax.data.sources.source import Source, SourceConfig, require_reachable
 from cogview_jax.runtime.config import SettingError
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason, retried
 from cogview_jax.runtime.files import read_json
@@ -99,7 +100,7 @@ class CocoSource(IndexedSource):
             raise InputError(f"{path}: lists no image")
         self._check_usable(f"{path}: ")
         if config.require_captions and not index.counts[CAPTIONED]:
-            raise InputError(f"{path}: {len(index)} images and no caption")
+            raise InputError(f"{path}: {counted(len(index), 'image')} and no caption")
 
     def describe(self) -> str:
         """Returns one line: how many records there are, and where their images are."""

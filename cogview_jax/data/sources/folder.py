@@ -19,8 +19,10 @@ from cogview_jax.data.sources.folder_entries import (
 from cogview_jax.data.sources.folder_index import NOT_UTF8, open_scan
 from cogview_jax.data.sources.folder_listing import FolderListing
 from cogview_jax.data.sources.folder_scan import FolderScan, walk
+from cogview_jax.data.sources.kind_hint import kind_hint
 from cogview_jax.data.sources.listing_files import LISTING, LISTINGS, find_listing, listing_copy
 from cogview_jax.data.sources.source import Source, SourceConfig, require_reachable
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import retried
 from cogview_jax.runtime.files import read_regular, text_lines
@@ -139,7 +141,10 @@ class FolderSource:
         #: See `source.readers_of`.
         self.readers = requests if remote else 1
         if not remote and not os.path.isdir(self._root):
-            raise InputError(f"path={str(path)!r}: expected a folder of images, there is none")
+            hint = kind_hint(self._root)
+            raise InputError(
+                f"path={str(path)!r}: expected a folder of images, there is none{hint}"
+            )
         self._caption_fields = caption_fields
         self._scan: FolderScan | None = None
         folder, listings = self._root, [listing or find_listing(self._root)] if not remote else []
@@ -171,12 +176,13 @@ class FolderSource:
         if not len(self):
             raise InputError(
                 f"{given}expected images ({', '.join(SUFFIXES)}) in it or below, or a {LISTING}"
-                f" that lists them, and there is neither; {scan.ignored}"
+                f" that lists them, and there is neither; {scan.ignored}{kind_hint(self._root)}"
             )
         if wanted and not lines and not scan.texts:
             raise InputError(
-                f"{given}{len(self)} images and no caption: expected a {LISTING} with a line an"
-                f" image, or a NAME.txt beside each NAME.png; {scan.ignored}"
+                f"{given}{counted(len(self), 'image')} and no caption: expected a {LISTING} with a"
+                " line an image, or a NAME.txt beside each NAME.png;"
+                f" {scan.ignored}{kind_hint(self._root)}"
             )
 
     def __len__(self) -> int:
@@ -191,13 +197,13 @@ class FolderSource:
         """
         listings, parts = self._lines.listings, []
         if listings:
-            more = f"{len(listings)} listings, such as {listings[0]}"
+            more = f"{counted(len(listings), 'listing')}, such as {listings[0]}"
             what = listings[0] if len(listings) == 1 else more
-            parts = [f"{len(self._lines)} lines of {what}"]
+            parts = [f"{counted(len(self._lines), 'line')} of {what}"]
         if self._scan and (self._scan.images or not parts):
             texts = f", {self._scan.texts} with a caption file" if self._required else ""
             texts = f", each captioned {self._caption!r}" if self._caption else texts
-            parts.append(f"{len(self._scan.images)} images{texts}")
+            parts.append(f"{counted(len(self._scan.images), 'image')}{texts}")
         ignored = Ignored()
         if self._scan:
             ignored.update(self._scan.ignored.reasons())

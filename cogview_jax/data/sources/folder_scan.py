@@ -56,7 +56,7 @@ class FolderContents:
         images: the names of its images, sorted.
         texts: how many of them have a file with the same name and the ending .txt.
         stamps: tell of the folder, as "", and of files that might be a listing, by their names,
-            that they were changed afterwards.
+            that they were changed afterwards; of a folder that cannot be listed, that it can be.
     """
 
     folder: str
@@ -131,7 +131,7 @@ class _Walk:
             path = os.path.join(self._root, folder) if folder else self._root
             real = os.path.realpath(path)
             if real in self._listed or self._is_below_listing(real):
-                self._ignored.add("linked folders that are there already", folder)
+                self._ignored.add("linked to what is there already", folder)
                 continue
             self._listed.add(real)
             try:
@@ -140,7 +140,9 @@ class _Walk:
                 why = faults.reason(error)
                 if not folder:
                     raise InputError(f"{self._root}: cannot be listed: {why}") from None
-                self._ignored.add(f"folders that cannot be listed: {why}", folder)
+                self._ignored.add(f"not to be listed: {why}", folder)
+                # Other rights change no time of the folder, but then what is in it can be reached.
+                yield FolderContents(folder, "", [], 0, {os.curdir: ABSENT})
                 continue
             stamps = {"": found.stamp} | dict.fromkeys(found.broken, ABSENT)
             if folder and not self._listing and not {*found.files}.isdisjoint(LISTINGS):

@@ -11,6 +11,7 @@ from cogview_jax.data.records import Record, clean_captions
 from cogview_jax.data.remote.reader import RemoteReader
 from cogview_jax.data.sources.data_files import DataFiles
 from cogview_jax.data.sources.source import SourceConfig
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 
 
@@ -111,4 +112,4 @@ class IndexedSource:
         files = len(self._index.files)
         texts = f", {self._index.counts[CAPTIONED]} with a caption"
         texts = texts if self._config.require_captions else ""
-        return f"{len(self)} records of {files} {unit}{'s' if files > 1 else ''}{texts}"
+        return f"{counted(len(self), 'record')} of {counted(files, unit)}{texts}"

@@ -11,6 +11,7 @@ from cogview_jax.data.sources.data_files import DataFiles, find_files, require_f
 from cogview_jax.data.sources.indexed_source import IndexedSource, index_of
 from cogview_jax.data.sources.source import Source, SourceConfig, require_local
 from cogview_jax.runtime.config import SettingError
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 
 
@@ -95,8 +96,8 @@ class LmdbSource(IndexedSource):
         self._check_usable(given)
         if config.require_captions and not index.counts[CAPTIONED]:
             raise InputError(
-                f"{given}{len(self)} images and no caption: expected keys of texts such as label-*"
-                f" beside image-*, or data.source.caption_key; {self._ignored}"
+                f"{given}{counted(len(self), 'image')} and no caption: expected keys of texts such"
+                f" as label-* beside image-*, or data.source.caption_key; {self._ignored}"
             )
         self._image_key = config.image_key
         #: Open ones, by the number of their file, where the index does not know where values lie.

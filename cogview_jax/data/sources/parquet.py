@@ -9,6 +9,7 @@ from cogview_jax.data.remote.reader import RemoteConfig, RemoteReader
 from cogview_jax.data.sources.data_files import find_files, require_files
 from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.data.sources.tables import TableSource, require_pyarrow
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 
 
@@ -78,7 +79,8 @@ class ParquetSource(TableSource):
         parts = [self._counted(self._unit)]
         if packed := self._index.counts.get(PACKED):
             parts.append(
-                f"{packed} images (in {self._index.counts[PACKED_FILES]} files) are compressed or"
+                f"{counted(packed, 'image')} (in"
+                f" {counted(self._index.counts[PACKED_FILES], 'file')}) are compressed or"
                 " stored by a dictionary: each is decoded with its whole row group, which is slow"
                 " in random order; uncompressed ones, as datasets writes them, are read directly"
             )

@@ -8,6 +8,7 @@ from cogview_jax.data.record_index import CAPTIONED
 from cogview_jax.data.remote.reader import RemoteReader
 from cogview_jax.data.sources.data_files import DataFiles
 from cogview_jax.data.sources.indexed_source import IndexedSource, index_of
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 
 
@@ -58,7 +59,7 @@ class TableSource(IndexedSource):
 
         counts, notes = self._index.counts, self._index.notes
         given = f"path={path!r}: "
-        tables = f"{len(self._index.files)} {self._unit}s"
+        tables = counted(len(self._index.files), self._unit)
         if not len(self):
             raise InputError(f"{given}no row in {tables}; {self._ignored}")
         self._check_usable(given)
@@ -66,6 +67,6 @@ class TableSource(IndexedSource):
             wanted = ", ".join(caption_keys) or f"one of {', '.join(USUAL_CAPTIONS)}"
             there = notes.get(COLUMNS)
             raise InputError(
-                f"{given}{len(self)} images and no caption: expected {wanted} in each row"
-                + (f"; columns are {there} (data.source.caption_keys)" if there else "")
+                f"{given}{counted(len(self), 'image')} and no caption: expected {wanted} in each"
+                " row" + (f"; columns are {there} (data.source.caption_keys)" if there else "")
             )

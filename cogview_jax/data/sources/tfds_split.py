@@ -17,6 +17,7 @@ from cogview_jax.data.images import MAX_PIXELS, decode_image
 from cogview_jax.data.records import BadRecord, Record, clean_captions
 from cogview_jax.data.sources.tfds_description import check_description
 from cogview_jax.runtime import faults
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError, SystemFault
 
 
@@ -152,7 +153,7 @@ class TfdsSource:
 
     def describe(self) -> str:
         """Returns one line with the number of records and the name of the split."""
-        return f"{len(self)} records of {self._name}"
+        return f"{counted(len(self), 'record')} of {self._name}"
 
     def key(self, i: int) -> str:
         """Returns the name of record `i`: NAME/VERSION/SPLIT/i."""

@@ -12,6 +12,7 @@ from cogview_jax.data.sources.data_files import find_files, require_files
 from cogview_jax.data.sources.indexed_source import IndexedSource, index_of
 from cogview_jax.data.sources.source import Source, SourceConfig
 from cogview_jax.data.sources.webdataset_samples import FIELDS, REPEATED, UNENDED, SampleScan
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 
 #: Names of compressed tars, which cannot be indexed.
@@ -103,14 +104,16 @@ class WebDatasetSource(IndexedSource):
         index, given = self._index, f"path={config.path!r}: "
         if not len(index):
             raise InputError(
-                f"{given}no sample with an image in {len(index.files)} tars; {self._ignored}"
+                f"{given}no sample with an image in {counted(len(index.files), 'tar')};"
+                f" {self._ignored}"
             )
         self._check_usable(given)
         if config.require_captions and not index.counts[CAPTIONED]:
             fields = index.notes.get(FIELDS)
             wanted = ", ".join(config.caption_keys) or '.txt, or "caption" in its .json'
             raise InputError(
-                f"{given}{len(index)} images and no caption: expected {wanted} in each sample"
+                f"{given}{counted(len(index), 'image')} and no caption: expected {wanted} in each"
+                " sample"
                 + (f"; its .json has {fields} (data.source.caption_keys)" if fields else "")
                 + f"; {self._ignored}"
             )

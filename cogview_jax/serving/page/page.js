@@ -17,6 +17,14 @@ function say(text, error = "") {
   at("error").textContent = error;
 }
 
+/** Asks for the key that the server needs; nothing has gone wrong before one is typed. */
+function welcome(problem) {
+  if (problem.status !== 401) return complain(problem);
+  at("lock").hidden = false;
+  at("key").focus();
+  say("This server asks for an API key.");
+}
+
 /** Says what went wrong, and where. */
 function complain(problem) {
   say("", problem.message);
@@ -101,7 +109,7 @@ async function run({ kind, path, fields, base64, keep_rows }) {
   const stream = { ...fields, stream: true, partial_images: model.rows - 1 };
   const body = base64 ? form(base64, { ...stream, keep_rows }) : stream;
   const began = performance.now(), found = new Map();
-  let free = null, finished = 0;
+  let free = null, finished = 0, warning = "";
   at("stop").disabled = false;
   at("results").ariaBusy = true;
   say("Waiting …");
@@ -120,10 +128,11 @@ async function run({ kind, path, fields, base64, keep_rows }) {
       if (event.type.endsWith(".completed")) card.finish(event.b64_json, event.score);
       else card.show(event.b64_json);
       finished += event.type.endsWith(".completed");
+      if (event.warning) warning = `. Note: ${event.warning}`;
       say(`${finished} of ${fields.n} images`);
     }
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    if (finished === fields.n) say(`${finished} ${finished > 1 ? "images" : "image"} in ${seconds} s`);
+    if (finished === fields.n) say(`${finished} ${finished > 1 ? "images" : "image"} in ${seconds} s${warning}`);
     else say("", "The server has ended before all images were there.");
   } catch (error) {
     // Another request has taken the place of one that it stopped.
@@ -228,4 +237,4 @@ at("clear").addEventListener("click", () => {
   at("prompt").focus();
 });
 
-ready().catch(complain);
+ready().catch(welcome);

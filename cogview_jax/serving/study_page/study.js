@@ -3,7 +3,7 @@
 // server: a link with them is all that a rater needs to go on.
 const at = (id) => document.getElementById(id);
 const link = new URLSearchParams(location.hash.slice(1));
-let study = null, place = 0, urls = [], busy = false;
+let study = null, place = 0, urls = [], busy = false, early = false;
 
 function say(text, error = false) {
   at("status").textContent = text;
@@ -139,6 +139,7 @@ async function open(number) {
   at("previous").disabled = place === 0;
   at("caption").focus({ preventScroll: true });
   window.scrollTo(0, 0);
+  if (early) say("The images are there: keys count from now on.");
 }
 
 // The place after this one, then the first that was left out; at the end there is none.
@@ -168,11 +169,12 @@ async function save() {
   at("end").querySelector("h2").focus();
 }
 
-// One thing at a time, and what fails is said. Meanwhile keys mean nothing, lest they score what
-// is about to go.
+// One thing at a time, and what fails is said. Meanwhile keys count for nothing, lest they score
+// what is about to go or was not seen yet; that is said too.
 async function attempt(work) {
   if (busy) return;
   busy = at("save").disabled = true;
+  early = false;
   try { await work(); } catch (error) {
     say(error instanceof TypeError ? "The server does not answer: try again." : error.message, true);
   }
@@ -215,8 +217,17 @@ at("previous").addEventListener("click", previous);
 at("review").addEventListener("click", () => attempt(() => open(0)));
 window.addEventListener("hashchange", () => location.reload());
 
+function wait(event) {
+  if (event.repeat || !/^([0-9]|Arrow.*|Backspace)$/.test(event.key)) return;
+  early = true;
+  say("Wait for the images: keys count once they are there.");
+  event.preventDefault();
+}
+
 document.addEventListener("keydown", (event) => {
-  if (busy || at("rating").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (busy && at("start").hidden) return wait(event);
+  if (busy || at("rating").hidden) return;
   const all = groups(), here = all.indexOf(event.target.closest(".question"));
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   if (/^[0-9]$/.test(event.key)) {

@@ -137,7 +137,7 @@ def test_null_images_and_captions_are_bad_records(tmp_path):
 
 def test_a_table_without_a_row(tmp_path):
     write_arrow(tmp_path / "a.arrow", pa.table({"image": pa.array([], pa.binary()), "text": []}))
-    with pytest.raises(InputError, match="no row in 1 Arrow files"):
+    with pytest.raises(InputError, match="no row in 1 Arrow file"):
         source(tmp_path)
     write_arrow(tmp_path / "a.arrow", pa.table({"image": [png(1)]}))
     assert source(tmp_path, require_captions=False)[0].image[0, 0].tolist() == [1, 1, 2]

@@ -93,7 +93,7 @@ def test_bad_records_keep_their_place(tmp_path):
             {"images": [{"id": 1, "file_name": "../1.png"}, "x"], "annotations": []},
             r'none of 2 records can be used, such as ../1.png: "file_name" leads out of the folder',
         ),
-        (captions([1], count=0), "captions_val2017.json: 1 images and no caption"),
+        (captions([1], count=0), "captions_val2017.json: 1 image and no caption"),
     ],
 )
 def test_files_of_something_else(tmp_path, found, message):

@@ -1,5 +1,6 @@
 """Large folders, whose paths are found through an index: the same records as of small ones."""
 
+import errno
 import os
 import threading
 
@@ -107,6 +108,34 @@ def test_a_changed_folder_is_listed_anew(root, monkeypatch, capsys, change, what
     monkeypatch.setattr(folder_index, "IN_MEMORY", 100)
     os.rename(root / BESIDE, root.parent / BESIDE)
     assert now == outcomes(FolderSource(root)) != before
+
+
+def test_a_folder_that_could_not_be_listed_is_not_forgotten(root, monkeypatch, capsys):
+    """Only its rights change, which no time of a folder tells. The tests may run as root."""
+    closed, scandir, stat = str(root / "b-x"), os.scandir, os.stat
+
+    def refusing(real, place):
+        def called(path, *options, **named):
+            if path == place:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            return real(path, *options, **named)
+
+        return called
+
+    whole = outcomes(FolderSource(root))
+    monkeypatch.setattr(os, "scandir", refusing(scandir, closed))
+    monkeypatch.setattr(os, "stat", refusing(stat, f"{closed}/."))
+    source = large(root, monkeypatch)
+    assert len(source) == 12
+    assert "1 not to be listed: Permission denied (b-x)" in source.describe()
+    # As long as it is closed, the index holds.
+    capsys.readouterr()
+    assert outcomes(FolderSource(root)) == outcomes(source)
+    assert "made anew" not in capsys.readouterr().err
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "stat", stat)
+    assert outcomes(FolderSource(root)) == whole
+    assert "b-x was changed: it is made anew" in capsys.readouterr().err
 
 
 def test_one_of_several_that_start_at_once_makes_the_index(root, monkeypatch):

@@ -73,7 +73,7 @@ def test_linked_folders_are_followed_and_each_real_one_is_listed_once(tmp_path):
     (outside / "back").symlink_to(root)
     scan = scan_folder(str(root))
     assert scan.images == ["b/1.png", "c/2.png", "d/3.png", "d/deep/4.png"]
-    assert scan.ignored.counts == {"linked folders that are there already": 4}
+    assert scan.ignored.counts == {"linked to what is there already": 4}
     assert "such as a)" in str(scan.ignored)
 
 
@@ -111,7 +111,7 @@ def test_folders_that_may_not_be_listed_are_counted(tmp_path, failing):
     failing(errno.EACCES, 1)
     scan = scan_folder(str(tmp_path))
     assert scan.images == ["1.png"]
-    reason = "folders that cannot be listed: Permission denied"
+    reason = "not to be listed: Permission denied"
     assert str(scan.ignored) == f"ignored 1: 1 {reason} (closed)"
     failing(errno.EACCES, 1)
     with pytest.raises(InputError, match="closed: cannot be listed: Permission denied"):

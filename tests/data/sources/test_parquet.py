@@ -142,7 +142,7 @@ def test_what_img2dataset_writes(tmp_path):
     assert [found[i].captions for i in range(2)] == [("one",), ("three",)]
     assert found[1].key == "00000.parquet/2"
     assert found[1].image[0, 0].tolist() == [3, 1, 2]
-    said = "; 2 images (in 1 files) are compressed"
+    said = "; 2 images (in 1 file) are compressed"
     assert said in found.describe()
     assert "1 rows whose image could not be fetched (status) (row 1)" in found.describe()
 
@@ -214,8 +214,8 @@ def test_columns_that_do_not_fit(tmp_path, settings, message):
         ({"image_url": ["https://example.org"], "n": [1]}, "'image_url' holds texts, such as addr"),
         ({"n": [1], "label": ["x"]}, r"no column holds images; columns are n \(int64\), label"),
         ({"a": [b"1"], "b": [b"2"]}, r"2 columns of bytes \(a, b\): name that of the images as d"),
-        ({"a": [png(1)], "label": ["x"]}, r"1 images and no caption: expected one of caption, .*"),
-        ({"image": pa.array([], pa.binary())}, "no row in 1 Parquet files"),
+        ({"a": [png(1)], "label": ["x"]}, r"1 image and no caption: expected one of caption, .*"),
+        ({"image": pa.array([], pa.binary())}, "no row in 1 Parquet file"),
         ({"image": pa.array([None], pa.binary())}, "none of 1 records can be used, such as 0: no"),
     ],
 )

@@ -408,7 +408,7 @@ def test_a_folder(tmp_path):
     source = build(SourceConfig, config).open()
     record = source[0]
     assert (record.key, record.captions, int(record.image[0, 0, 0])) == ("1.png", (), 9)
-    assert source.describe() == "1 images; nothing ignored"
+    assert source.describe() == "1 image; nothing ignored"
     with pytest.raises(BadRecord, match="at most 47 are read"):
         build(SourceConfig, config | {"max_pixels": 47}).open()[0]
     with pytest.raises(InputError, match="gone"):

@@ -43,7 +43,7 @@ def root(tmp_path):
 
 
 KEYS = ["test-b/own/4.png", "test/3.png", "train/deep/2.png", "train/1.png", "0.png"]
-SAID = "4 lines of 3 listings, such as test-b/own/captions.jsonl, 1 images, 1 with a caption file; "
+SAID = "4 lines of 3 listings, such as test-b/own/captions.jsonl, 1 image, 1 with a caption file; "
 
 
 @pytest.fixture(params=["in memory", "in indexes"])
@@ -70,7 +70,7 @@ def test_each_names_files_of_its_own_folder(root, limit):
 
 def test_a_single_one_is_named(root, limit):
     found = source(root / "test-b")
-    assert found.describe() == "1 lines of own/captions.jsonl; nothing ignored"
+    assert found.describe() == "1 line of own/captions.jsonl; nothing ignored"
     assert found[0].key == "own/4.png"
 
 
@@ -145,7 +145,7 @@ def test_a_link_into_a_folder_with_a_listing_adds_nothing(root, limit):
     (root / "a").symlink_to(root / "train" / "deep")
     found = source(root)
     assert [found.key(i) for i in range(len(found))] == KEYS
-    assert "1 linked folders that are there already (a)" in found.describe()
+    assert "1 linked to what is there already (a)" in found.describe()
 
 
 def test_a_listing_that_is_none_any_more(root, limit, capsys):
