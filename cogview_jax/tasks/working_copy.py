@@ -103,7 +103,7 @@ class WorkingCopy:
         """The name of this copy, by which it holds the bucket."""
         file = self.home / "owner"
         if not file.exists():
-            write_file(file, lambda temporary: temporary.write_text(uuid.uuid4().hex))
+            _write(file, uuid.uuid4().hex.encode())
         return file.read_text()
 
     def described(self) -> Path:
@@ -116,7 +116,7 @@ class WorkingCopy:
             except NotThere:
                 (folder / name).unlink(missing_ok=True)
                 continue
-            write_file(folder / name, lambda temporary, data=data: temporary.write_bytes(data))
+            _write(folder / name, data)
         return folder
 
     def committed(self) -> dict[str, bytes]:
@@ -163,9 +163,7 @@ class WorkingCopy:
             if folder := committed_folder(name):
                 there.setdefault(folder, []).append(name)
         whole = [folder for folder, names in there.items() if marker_of(folder) in names]
-        markers = {
-            folder: read_whole(found[marker_of(folder)].address, JSON_LIMIT) for folder in whole
-        }
+        markers = {each: read_whole(found[marker_of(each)].address, JSON_LIMIT) for each in whole}
         here = self.committed()
         behind = newest_step(here) < newest_step(whole)
         known = self._known(found)
@@ -173,9 +171,8 @@ class WorkingCopy:
         wanted = {folder for folder in whole if folder not in here}
         if behind and here.get("bundle") != markers.get("bundle", here.get("bundle")):
             wanted.add("bundle")
-        self._fetch_committed(
-            {each: found[each] for name in wanted for each in there[name]}, markers
-        )
+        names = [name for folder in wanted for name in there[folder]]
+        self._fetch_committed({name: found[name] for name in names}, markers)
         return InBucket(dict.fromkeys(there, b"") | markers, known)
 
     def note_sent(self, files: Mapping[str, tuple[int, int]]) -> None:
@@ -200,20 +197,19 @@ class WorkingCopy:
                 f"--workdir {self.address} holds {min(names)!r}, and no run: choose another folder"
             )
         own = self.folder / RUN
-        if self.folder.exists() and any(self.folder.iterdir()):
-            if run is None or not own.exists() or own.read_bytes() != run:
-                aside = self.home / f"{self.folder.name}-{uuid.uuid4().hex[:8]}"
-                os.rename(self.folder, aside)
-                log(
-                    f"{self.address}: {self.folder} is of another run, which was there before:"
-                    f" moved to {aside.name}"
-                )
-                self._sent.unlink(missing_ok=True)
+        used = self.folder.exists() and any(self.folder.iterdir())
+        if used and (run is None or not own.exists() or own.read_bytes() != run):
+            aside = self.home / f"{self.folder.name}-{uuid.uuid4().hex[:8]}"
+            os.rename(self.folder, aside)
+            self._sent.unlink(missing_ok=True)
+            log(
+                f"{self.address}: {self.folder} is of another run, which was there before: moved to"
+                f" {aside.name}"
+            )
         if run is None:
             run = f'{{"run": "{uuid.uuid4().hex}"}}\n'.encode()
             write_bytes(joined(self.address, RUN), run)
-        data = run
-        write_file(own, lambda temporary: temporary.write_bytes(data))
+        _write(own, run)
 
     def _fetch_files(
         self, found: Mapping[str, RemoteFile], *, overwrite: bool
@@ -244,9 +240,7 @@ class WorkingCopy:
             marker = partial / marker_of(folder)
             if not marker.exists() or marker.read_bytes() != markers[folder]:
                 remove(partial / folder)
-                write_file(
-                    marker, lambda temporary, folder=folder: temporary.write_bytes(markers[folder])
-                )
+                _write(marker, markers[folder])
         partial.mkdir(parents=True, exist_ok=True)
         download(wanted, partial, f"copying {self.address}")
         for folder in folders:
@@ -266,3 +260,7 @@ def _is_copied(name: str) -> bool:
         or first == "checkpoints"
         or first == "bundle"
     )
+
+
+def _write(path: Path, data: bytes) -> None:
+    write_file(path, lambda temporary: temporary.write_bytes(data))
