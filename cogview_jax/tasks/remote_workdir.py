@@ -90,6 +90,16 @@ def held_workdir(given: str) -> Iterator[Workdir]:
         log(f"{copy.address}: everything is copied there")
 
 
+@contextlib.contextmanager
+def shared_workdir(given: str) -> Iterator[Workdir]:
+    """As `held_workdir`, for a command that any number of processes may run in a local workdir."""
+    if is_address(given):
+        with held_workdir(given) as workdir:
+            yield workdir
+    else:
+        yield Workdir(given)
+
+
 def working_copy(address: str) -> WorkingCopy:
     """The local copy of the workdir at an address.
 

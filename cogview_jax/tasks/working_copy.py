@@ -243,7 +243,7 @@ class WorkingCopy:
                 _write(marker, markers[folder])
         partial.mkdir(parents=True, exist_ok=True)
         download(wanted, partial, f"copying {self.address}")
-        for folder in folders:
+        for folder in sorted(folders, key=step_of):  # the newest checkpoint last: all is there then
             (self.folder / folder).parent.mkdir(parents=True, exist_ok=True)
             replace_tree(partial / folder, self.folder / folder)
         remove(self.home / "partial")
