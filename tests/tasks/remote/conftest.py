@@ -22,11 +22,15 @@ def machine(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bucket(tmp_path, machine, monkeypatch):
+def quick(monkeypatch):
     monkeypatch.setattr(failures, "PAUSES", (0.001,) * len(failures.PAUSES))
     monkeypatch.setattr(bucket_lock, "RENEWAL", 0.05)
     monkeypatch.setattr(bucket_lock, "PATIENCE", 0.2)
     monkeypatch.setattr(workdir_upload, "PAUSE", 0.05)
+
+
+@pytest.fixture
+def bucket(tmp_path, machine, quick, monkeypatch):
     bucket = WritableBucket(tmp_path / "nothing", ADDRESS)
     monkeypatch.setattr(files, "file_system", lambda name: bucket)
     return bucket

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import uuid
+from collections import deque
 
 import pytest
 
@@ -17,6 +18,7 @@ from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.remote_workdir import described_workdir, held_workdir, working_copy
 from cogview_jax.tasks.training import run
 from run_files import logged
+from writable_bucket import Answered
 
 ADDRESS = "s3://bucket/runs/demo"
 STEPS = 8
@@ -31,35 +33,40 @@ def place(request):
 
 
 @pytest.fixture
-def served(machine, monkeypatch):
+def served(machine, quick, monkeypatch):
     moto = pytest.importorskip("moto.server", reason="needs the packages moto[server] and s3fs")
     s3fs = pytest.importorskip("s3fs", reason="needs the extra [remote]")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     server = moto.ThreadedMotoServer(port=0, verbose=False)
     server.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
-    files.file_system.cache_clear()
-    s3fs.S3FileSystem.clear_instance_cache()
-    system = s3fs.S3FileSystem(use_listings_cache=False)
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    system = s3fs.S3FileSystem(endpoint_url=url, use_listings_cache=False)
     system.mkdir("bucket")
-    yield Served(system)
+    served = Served(system)
+    monkeypatch.setattr(files, "file_system", lambda name: served)
+    yield served
     server.stop()
-    files.file_system.cache_clear()
 
 
 class Served:
     """As `WritableBucket`, of a server."""
 
     def __init__(self, system):
-        self.system, self.faults = system, []
+        self._system, self.faults = system, deque()
+
+    def __getattr__(self, name):
+        return getattr(self._system, name)
 
     def names(self):
         start = ADDRESS.removeprefix("s3://")
-        return sorted(name.removeprefix(f"{start}/") for name in self.system.find(start))
+        return sorted(name.removeprefix(f"{start}/") for name in self._system.find(start))
 
-    def rm_file(self, address):
-        self.system.rm_file(address)
+    def pipe_file(self, address, data):
+        fault = self.faults.popleft() if self.faults else None
+        if fault:
+            raise Answered(fault)
+        self._system.pipe_file(address, data)
 
 
 @pytest.fixture
