@@ -24,6 +24,7 @@ from cogview_jax.runtime.files import write_file
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.processes import host_name, is_primary, log
+from cogview_jax.tasks.experiment import Experiment
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tasks.workdir_upload import WorkdirUpload
 from cogview_jax.tasks.working_copy import PLACE, WorkingCopy
@@ -46,6 +47,21 @@ def described_workdir(given: str | None) -> str | None:
     if given is None or not is_address(given):
         return given
     return str(working_copy(given).described())
+
+
+def check_described(given: str, experiment: Experiment) -> None:
+    """Refuses a workdir in a bucket that is not this experiment's, before it is copied down.
+
+    Raises:
+        InputError: as of `Workdir.check`.
+    """
+    if not is_address(given):
+        return
+    folder = working_copy(given).described()
+    try:
+        Workdir(folder).check(experiment)
+    except InputError as error:
+        raise InputError(str(error).replace(str(folder), given)) from None
 
 
 @contextlib.contextmanager

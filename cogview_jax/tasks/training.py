@@ -47,7 +47,7 @@ from cogview_jax.tasks.early_stopping import EarlyStopping
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment
 from cogview_jax.tasks.lora import LoRATask
 from cogview_jax.tasks.monitor import Monitor, check_benchmark
-from cogview_jax.tasks.remote_workdir import held_workdir
+from cogview_jax.tasks.remote_workdir import check_described, held_workdir
 from cogview_jax.tasks.task import Task
 from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.transformer import TransformerTask
@@ -85,6 +85,7 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
     Returns:
         0 when all steps are done, or PREEMPTED when SIGTERM came before; the state is saved then.
     """
+    check_described(directory, experiment)
     with held_workdir(directory) as workdir:
         return _run(experiment, workdir, stall_timeout)
 

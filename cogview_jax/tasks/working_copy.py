@@ -2,7 +2,7 @@
 
     KEY/NAME/            the workdir; KEY is the hash of the address, NAME that of the run
     KEY/partial/         what is being copied down, or was when the program was killed
-    KEY/described/       config.json and prepared.json as they were last asked for
+    KEY/described/       config.json, prepared.json and contents.json as they were last asked for
     KEY/owner            a name that no other working copy has
     KEY/sent.json        size and time of the files as they were when they were last copied up
     KEY/lock             is held by the run
@@ -47,7 +47,7 @@ FOLDER, PLACE = "cogview_jax/workdirs", "COGVIEW_WORKDIRS"
 #: What tells one run at an address from another that was there before.
 RUN = ".workdir.json"
 #: By which a folder in a bucket is known to be a workdir.
-_DESCRIBED = ("config.json", "prepared.json")
+_DESCRIBED = ("config.json", "prepared.json", "contents.json")
 _COMMITTED = re.compile(r"(checkpoints/(\d+)|bundle)/.")
 #: Folders of a workdir that stay on the machine.
 _PRIVATE = ("damaged", "benchmark.unfinished")

@@ -50,10 +50,15 @@ class BucketLock:
             InputError: another run is at work there, or nothing can be written there.
             SystemFault: the server goes on failing.
         """
-        dead = self._others()
+        try:
+            dead = self._others()
+            if not dead:
+                self._write(0)
+        except NotThere:
+            raise InputError(f"{self._folder}: there is no such bucket: make it first") from None
         if dead:
             self._await_silence(dead)
-        self._write(0)
+            self._write(0)
         others = self._others()
         if new := others.keys() - dead.keys():
             delete([self._own])

@@ -114,8 +114,10 @@ def test_an_empty_machine_goes_on_as_the_unbroken_run(
     remote_bundle.bundle_copy.cache_clear()
 
     other = dataclasses.replace(experiment, seed=7)
-    with pytest.raises(InputError, match="holds a run with seed = 0, but the config says 7"):
+    machine("fourth")
+    with pytest.raises(InputError, match=f"{ADDRESS} holds a run with seed = 0, but the config sa"):
         run(other, ADDRESS)
+    assert not working_copy(ADDRESS).folder.exists(), "nothing was copied"
 
 
 def test_an_upload_that_was_cut_short_is_not_gone_on_from(
