@@ -114,6 +114,7 @@ class WorkdirUpload:
                 self._failing = True
             except BaseException as error:
                 self._defect = error
+                _say(f"{self._copy.address}: nothing more is copied ({type(error).__name__})")
                 return
             else:
                 if self._failing:

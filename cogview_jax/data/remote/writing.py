@@ -15,7 +15,7 @@ from cogview_jax.data.remote.failures import NotThere, requested_again
 #: The protocols of the services that are written to.
 BUCKETS = ("gs", "s3")
 #: The most bytes of a file that is read whole before it is sent, since it may be appended to.
-_AT_ONCE = 256 << 20
+_AT_ONCE = 64 << 20
 #: Objects that are deleted at a time.
 _THREADS = 8
 
