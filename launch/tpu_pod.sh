@@ -10,7 +10,8 @@
 # `run` starts the supervisor on all hosts in the background: it goes on when this shell is closed,
 # and restarts the training when it fails. A preempted spot slice is gone: `create`, `setup` and
 # `run` again, and the run continues from the workdir, which has to outlive the slice: a Filestore, or
-# a bucket that gcsfuse mounts, at the same path on every host. An address (gs://...) is refused.
+# a bucket that gcsfuse mounts, at the same path on every host. An address (gs://...) will do for a
+# slice of one host (docs/guides/remote_workdirs.md).
 set -euo pipefail
 
 usage() {

@@ -76,7 +76,7 @@ LAYOUT_TASK = flags.DEFINE_string(
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16", "float16", "int8"], "the type of the weights of --out"
 )
-BUNDLE = flag_kinds.bundle_flag(
+BUNDLE = flag_kinds.address_flag(
     "bundle",
     "the bundle, or its address, to give back, to merge --adapter into, or to round",
 )

@@ -70,7 +70,7 @@ from cogview_jax.runtime import command_line, flag_kinds
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_PROMPTS, MOST_ROWS, need_flag
 from cogview_jax.runtime.processes import leave_when_asked
 
-BUNDLE = flag_kinds.bundle_flag(
+BUNDLE = flag_kinds.address_flag(
     "bundle",
     "the bundle's folder, a run's workdir, one of its checkpoints, or the address of a bundle; fid"
     " needs none",
@@ -90,7 +90,7 @@ NUM_PROMPTS = flags.DEFINE_integer(
 )
 SEED = flags.DEFINE_integer("seed", 0, "of the prompts and of sampling")
 SAMPLING = sampling_flags()
-RERANK_WITH = flag_kinds.bundle_flag("rerank_with", "a caption bundle that chooses the best")
+RERANK_WITH = flag_kinds.address_flag("rerank_with", "a caption bundle that chooses the best")
 CANDIDATES = flags.DEFINE_integer(
     "candidates", None, "images for each prompt to choose from, with --rerank_with 8 by default"
 )

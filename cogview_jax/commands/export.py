@@ -28,7 +28,7 @@ from cogview_jax.runtime import flag_kinds
 from cogview_jax.runtime.bounds import MOST_ROWS, need_flag
 from cogview_jax.runtime.errors import InputError
 
-BUNDLE = flag_kinds.bundle_flag(
+BUNDLE = flag_kinds.address_flag(
     "bundle",
     "the bundle's folder, a run's workdir, one of its checkpoints, the name of a shipped bundle,"
     " such as emoji, or an address: hf://OWNER/NAME, gs://BUCKET/DIR, s3://BUCKET/DIR,"

@@ -10,7 +10,8 @@ command continues; finished, it does nothing.
 
 Started several times, on one machine or on many that share the workdir, the processes divide the
 work, and the store is the same. Any of them may be killed, and others may join. With --engine=ray
-the actors of a Ray cluster do the same for one command.
+the actors of a Ray cluster do the same for one command. With a --workdir in a bucket one process
+does it all.
 
 `data.from` names the workdir of a run whose images and image tokenizer are used. `train` with the
 same --workdir finds what was given here.
@@ -31,7 +32,11 @@ ENGINE = flags.DEFINE_enum(
     ["local", "ray"],
     "who encodes: this process, with all that run the same command; or the actors of a Ray cluster",
 )
-WORKDIR = flag_kinds.path_flag("workdir", "the folder of the run", required=True)
+WORKDIR = flag_kinds.address_flag(
+    "workdir",
+    "the folder of the run, or its address in a bucket: gs://BUCKET/DIR, s3://BUCKET/DIR",
+    required=True,
+)
 
 
 def main() -> None:
@@ -39,10 +44,11 @@ def main() -> None:
     from cogview_jax.tasks import preparation
     from cogview_jax.tasks.earlier_run import resolve
     from cogview_jax.tasks.experiment import TransformerExperiment
-    from cogview_jax.tasks.workdir import Workdir
+    from cogview_jax.tasks.remote_workdir import described_workdir, shared_workdir
 
-    experiment, _ = resolve(CONFIG.value, given(), WORKDIR.value)
+    experiment, _ = resolve(CONFIG.value, given(), described_workdir(WORKDIR.value))
     if not isinstance(experiment, TransformerExperiment):
         raise InputError("this config trains an image tokenizer, which needs no token store")
     leave_when_asked()
-    preparation.prepare_run(experiment, Workdir(WORKDIR.value), ENGINE.value)
+    with shared_workdir(WORKDIR.value) as workdir:
+        preparation.prepare_run(experiment, workdir, ENGINE.value)

@@ -57,7 +57,7 @@ from cogview_jax.runtime.bounds import (
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.options import SamplingOptions, SamplingSettings
 
-BUNDLE = flag_kinds.bundle_flag(
+BUNDLE = flag_kinds.address_flag(
     "bundle",
     "the bundle's folder, a run's workdir, one of its checkpoints, the name of a shipped bundle,"
     " such as emoji, or an address: hf://OWNER/NAME, gs://BUCKET/DIR, s3://BUCKET/DIR,"
@@ -97,11 +97,11 @@ IMAGE = flag_kinds.paths_flag(
 KEEP_ROWS = flags.DEFINE_integer("keep_rows", None, "rows of codes to keep of it; half by default")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "images for each prompt")
 SEED = flags.DEFINE_integer("seed", 0, "of the random numbers")
-RERANK_WITH = flag_kinds.bundle_flag(
+RERANK_WITH = flag_kinds.address_flag(
     "rerank_with", "a caption bundle that orders the images by CapLoss"
 )
 KEEP = flags.DEFINE_integer("keep", None, "images of each prompt that stay; all by default")
-UPSAMPLE_WITH = flag_kinds.bundle_flag(
+UPSAMPLE_WITH = flag_kinds.address_flag(
     "upsample_with", "a bundle of super-resolution that upsamples the images that stay"
 )
 SAMPLING = sampling_flags()

@@ -34,7 +34,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import distributed_flags
 from cogview_jax.sampling.options import MOST_WINDOW
 
-BUNDLE = flag_kinds.bundle_flag(
+BUNDLE = flag_kinds.address_flag(
     "bundle",
     "the bundle that samples images: its folder, a run's workdir, one of its checkpoints, the name"
     " of a shipped bundle, such as emoji, or an address: hf://OWNER/NAME, gs://BUCKET/DIR,"
@@ -45,10 +45,10 @@ STUDY = flag_kinds.path_flag(
     "instead of a bundle: the folder of a study, made by evaluate --benchmark figure10, for people"
     " to rate",
 )
-RERANK_WITH = flag_kinds.bundle_flag(
+RERANK_WITH = flag_kinds.address_flag(
     "rerank_with", "a caption bundle: it chooses among candidates, and captions and scores images"
 )
-UPSAMPLE_WITH = flag_kinds.bundle_flag(
+UPSAMPLE_WITH = flag_kinds.address_flag(
     "upsample_with", "a bundle of super-resolution: images of twice the size can be asked for"
 )
 HOST = flags.DEFINE_string("host", "127.0.0.1", "the address to listen on")

@@ -28,7 +28,11 @@ from cogview_jax.runtime.config_flag import given, settings_page
 from cogview_jax.runtime.processes import distributed_flags
 
 CONFIG = experiment_flag()
-WORKDIR = flag_kinds.path_flag("workdir", "the folder of the run; all hosts share it")
+WORKDIR = flag_kinds.address_flag(
+    "workdir",
+    "the folder of the run; all hosts share it. Or its address in a bucket: gs://BUCKET/DIR,"
+    " s3://BUCKET/DIR",
+)
 START = distributed_flags()
 STALL_TIMEOUT = flags.DEFINE_float(
     "stall_timeout",
@@ -48,8 +52,10 @@ ACCELERATOR = flags.DEFINE_string("accelerator", "", "of a dry run: what they ar
 def main() -> int | None:
     """Flags in, one job."""
     from cogview_jax.tasks.earlier_run import resolve
+    from cogview_jax.tasks.remote_workdir import described_workdir
 
-    experiment, origins = resolve(CONFIG.value, given(), WORKDIR.value, may_be_absent=DRY_RUN.value)
+    left = described_workdir(WORKDIR.value)
+    experiment, origins = resolve(CONFIG.value, given(), left, may_be_absent=DRY_RUN.value)
     if PRINT_CONFIG.value:
         print(settings_page(as_settings(experiment), origins))
         return 0

@@ -17,10 +17,10 @@ def path_flag(
     return flags.DEFINE(_PathParser(), name, default, help, serializer=text, required=required)
 
 
-def bundle_flag(name: str, help: str, *, required: bool = False) -> flags.FlagHolder:
+def address_flag(name: str, help: str, *, required: bool = False) -> flags.FlagHolder:
     """Defines `--NAME PATH`: a path, or an address, which is looked at where it is used."""
     text: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
-    return flags.DEFINE(_BundleParser(), name, None, help, serializer=text, required=required)
+    return flags.DEFINE(_AddressParser(), name, None, help, serializer=text, required=required)
 
 
 def paths_flag(name: str, help: str) -> flags.FlagHolder:
@@ -86,6 +86,6 @@ class _PathParser(flags.ArgumentParser):
         return "string"
 
 
-class _BundleParser(_PathParser):
+class _AddressParser(_PathParser):
     def parse(self, argument: str) -> str:
         return argument if "://" in argument else super().parse(argument)

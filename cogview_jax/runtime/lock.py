@@ -126,13 +126,29 @@ def is_used(file: Path) -> bool:
 def holder(file: Path) -> str:
     """Who holds a lock, for messages."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        return described(file.read_bytes())
+    except OSError:
+        return described(b"")
+
+
+def described(note: bytes) -> str:
+    """Who wrote a note of `own_note`, for messages."""
+    try:
+        found = json.loads(note)
         return (
             f"process {found['process']} on {found['host']} since {found['since']}"
             f" ({found['command']})"
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return "another process"
+
+
+def own_note() -> bytes:
+    """What a lock of this process says of its holder: a line of JSON."""
+    program = " ".join(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]).split())[:200]
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    found = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+    return json.dumps(found | {"command": program}).encode() + b"\n"
 
 
 def _acquire(file: Path, what: str, advice: str, patience: float, unlocked: str) -> int | None:
@@ -176,7 +192,7 @@ def _lock(file: Path, flags: int = 0) -> int | None:
         raise
     with contextlib.suppress(OSError):  # a full disk: who holds it stays unsaid
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, _own().encode(), 0)
+        os.pwrite(descriptor, own_note(), 0)
     return descriptor
 
 
@@ -193,10 +209,3 @@ def _is_still(file: Path, descriptor: int) -> bool:
         return os.path.samestat(os.stat(file), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-
-
-def _own() -> str:
-    program = " ".join(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]).split())[:200]
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    holder = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
-    return json.dumps(holder | {"command": program}) + "\n"

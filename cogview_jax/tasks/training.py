@@ -47,6 +47,7 @@ from cogview_jax.tasks.early_stopping import EarlyStopping
 from cogview_jax.tasks.experiment import CodecExperiment, Experiment
 from cogview_jax.tasks.lora import LoRATask
 from cogview_jax.tasks.monitor import Monitor, check_benchmark
+from cogview_jax.tasks.remote_workdir import check_described, held_workdir
 from cogview_jax.tasks.task import Task
 from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.transformer import TransformerTask
@@ -77,14 +78,15 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
 
     Args:
         experiment: what to train.
-        directory: the workdir, on a file system that all processes share.
+        directory: the workdir, on a file system that all processes share, or its address in a
+            bucket (`remote_workdir`).
         stall_timeout: seconds without a finished step after which the process ends, 0 for never.
 
     Returns:
         0 when all steps are done, or PREEMPTED when SIGTERM came before; the state is saved then.
     """
-    workdir = Workdir(directory)
-    with workdir.held():
+    check_described(directory, experiment)
+    with held_workdir(directory) as workdir:
         return _run(experiment, workdir, stall_timeout)
 
 

@@ -70,7 +70,7 @@ def file_status(address: str) -> RemoteStatus:
     """
     if is_web(address):
         return _web(_part, address, 0, 1)[0]
-    system = _file_system(protocol(address))
+    system = file_system(protocol(address))
     about = requested_again(lambda: system.info(address), address)
     if about.get("type") == "directory":
         raise InputError(f"{address}: expected a file, this is a folder")
@@ -97,7 +97,7 @@ def read_range(address: str, offset: int, size: int, status: RemoteStatus) -> by
         if found != status:
             raise changed(address)
         return data
-    system = _file_system(protocol(address))
+    system = file_system(protocol(address))
 
     def read() -> bytes:
         data = system.cat_file(address, start=offset, end=offset + size)
@@ -131,7 +131,7 @@ def listed(folder: str) -> dict[str, RemoteStatus]:
 
     It is empty where there is no such folder.
     """
-    system = _file_system(protocol(folder))
+    system = file_system(protocol(folder))
     found = requested_again(lambda: system.find(folder, detail=True), folder)
     return {
         f"{protocol(folder)}://{name}": RemoteStatus(int(about["size"]), _tag(about))
@@ -141,7 +141,7 @@ def listed(folder: str) -> dict[str, RemoteStatus]:
 
 def matches(pattern: str) -> list[str]:
     """The addresses of the files that match a pattern, sorted; `**` stands for any folders."""
-    system = _file_system(protocol(pattern))
+    system = file_system(protocol(pattern))
     found = requested_again(lambda: system.glob(pattern, detail=True), pattern)
     files = sorted(name for name, about in found.items() if about["type"] != "directory")
     return [f"{protocol(pattern)}://{name}" for name in files]
@@ -153,7 +153,7 @@ def changed(address: str) -> InputError:
 
 
 @functools.cache
-def _file_system(name: str) -> Any:
+def file_system(name: str) -> Any:
     """The file system of a protocol, with the user's own settings and credentials for it."""
     require_packages(f"{name}://")
     import fsspec
@@ -185,7 +185,7 @@ def _web(ask: Callable[..., Awaitable[T]], address: str, *arguments: int) -> T:
     """What a web server answers: `ask` of its file system, the address, its URL and arguments."""
     from fsspec.asyn import sync
 
-    system, url = _file_system(protocol(address)), requested(address)
+    system, url = file_system(protocol(address)), requested(address)
     return requested_again(
         lambda: sync(system.loop, ask, system, address, url, *arguments), address
     )

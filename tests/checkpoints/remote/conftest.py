@@ -56,5 +56,5 @@ def _alone(cache, server, monkeypatch):
 @pytest.fixture
 def bucket(bundle, monkeypatch):
     bucket = Bucket(bundle, "gs://bucket/sets/model")
-    monkeypatch.setattr(files, "_file_system", lambda name: bucket)
+    monkeypatch.setattr(files, "file_system", lambda name: bucket)
     return bucket

@@ -107,7 +107,7 @@ def test_a_web_server_without_lists_of_folders(server, bundle):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    files._file_system.cache_clear()
+    files.file_system.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for address in ("s3://bucket/model", HUB):
         with pytest.raises(InputError, match=rf"^{address}: .* needs .*cogview-jax\[remote\]"):

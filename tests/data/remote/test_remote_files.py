@@ -68,11 +68,11 @@ def test_what_cannot_pass_ends_at_once(server, address, fault, kind, said):
 
 def test_a_silent_server_is_asked_again(server, address, monkeypatch):
     monkeypatch.setattr(files, "_SILENCE", 0.3)
-    files._file_system.cache_clear()
+    files.file_system.cache_clear()
     server.faults.append("hang")
     assert file_status(address).size == len(DATA)
     assert len(server.asked) >= 2
-    files._file_system.cache_clear()
+    files.file_system.cache_clear()
 
 
 def test_nobody_there_is_a_fault(server, address, monkeypatch):
