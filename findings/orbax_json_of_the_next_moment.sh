@@ -6,10 +6,9 @@
 # Seen: a dictionary in `JsonSave` may not. It is turned to text in the background, after the
 # folders are made, so the checkpoint holds whatever the dictionary says by then. Here a position in
 # the data is saved beside the arrays and moved to the next batch after `save`: of 20 checkpoints
-# about half hold the position of the next batch, others each time, which a resumed run then skips
-# (or trains on twice where a count is undone). Nothing is said, runs that are not interrupted are
-# right, and so is `enable_async_checkpointing=False`, with which one looks for the fault. The next
-# save waits for the one before, so it is never off by more than one save.
+# about half, others each time, hold the position of the next batch, so that a resumed run skips
+# one. Nothing is said, a run that is not interrupted is right, and so is any run with
+# `enable_async_checkpointing=False`, with which one looks for the fault.
 # What helps: `JsonSave(copy.deepcopy(position))`.
 #
 # Output: "arrays: 0 of 20 as they were later", "JSON: some of 20 as they were later", "JSON,
