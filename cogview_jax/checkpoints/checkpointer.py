@@ -1,6 +1,7 @@
 """The checkpoints of a run: written while training goes on, read back onto any mesh."""
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,8 @@ class Checkpointer:
             step: the state's position.
             state: may be donated when this returns.
             metrics: what was measured at this step, for `Retention`.
-            notes: JSON values that `notes` has when this checkpoint is restored.
+            notes: JSON values that `notes` has when this checkpoint is restored. They and the
+                metrics may change when this returns.
 
         Raises:
             InputError: the metric that decides which checkpoints stay is none of `metrics`.
@@ -106,8 +108,10 @@ class Checkpointer:
             done=lambda reason: self._done(step, reason),
         )
         updates = int(state.step)
+        # They are written in the background, when the caller may have changed them.
+        metrics, notes = copy.deepcopy((metrics or {}, notes))
         reason = self._saving.begin(
-            trees(state), lambda path: write_meta(path, step, updates, metrics or {}, notes)
+            trees(state), lambda path: write_meta(path, step, updates, metrics, notes)
         )
         if reason:
             self._done(step, reason)

@@ -14,6 +14,7 @@ from checkpoints.small import assert_equal, names, restored, saved, shapes_of, s
 import tiny
 from cogview_jax.checkpoints.checkpointer import Checkpointer
 from cogview_jax.checkpoints.retention import Retention
+from cogview_jax.checkpoints.stored_step import read_meta
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.training.loss_scale import LossScaleConfig, initial_loss_scale
@@ -96,6 +97,17 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path):
     with Checkpointer(tmp_path / "c") as checkpointer:
         found = checkpointer.restore(shapes)
     np.testing.assert_array_equal(found.params["kernel"], np.arange(size, dtype=np.float32))
+
+
+def test_metrics_and_notes_may_change_while_a_checkpoint_is_written(tmp_path):
+    metrics, notes = {"loss": 1.0}, {"seen": {"records": 64}}
+    with Checkpointer(tmp_path / "c") as checkpointer:
+        checkpointer.save(1, small(1), metrics, notes)
+        metrics["loss"], notes["seen"]["records"] = 2.0, 128
+    assert read_meta(tmp_path / "c" / "1")["metrics"] == {"loss": 1.0}
+    with Checkpointer(tmp_path / "c") as checkpointer:
+        checkpointer.restore(shapes_of(small(0)))
+        assert checkpointer.notes == {"seen": {"records": 64}}
 
 
 def test_a_half_written_checkpoint_is_ignored_and_removed(shapes, tmp_path):
