@@ -71,8 +71,8 @@ class TransformerTask:
         rate = experiment.model.drop_rates[1]
         if rate and self.model.programs.fused:
             log(
-                f"attention_dropout {rate} keeps attention from being a fused kernel; with 0 a step"
-                " takes less time"
+                f"attention_dropout {rate} keeps attention from being a fused kernel; 0 lets it be"
+                " one, with which a step takes less time on GPUs"
             )
         self._workdir = workdir
         self._store, self._grids = store_path(experiment.data, workdir), experiment.image_grids

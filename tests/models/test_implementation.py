@@ -47,6 +47,8 @@ TPU = Device("tpu", device_kind="TPU v5e")
         (TPU, "bfloat16", 40, "splash"),
         (TPU, "float32", 16, "splash"),
         (TPU, "float16", 40, "blocks"),
+        (TPU, "float16_pure", 40, "blocks"),
+        (Device("tpu", device_kind="TPU v3"), "bfloat16", 40, "blocks"),
         (Device("cpu", "9.0"), "bfloat16", 40, "blocks"),
     ],
 )

@@ -61,8 +61,9 @@ class Device(Protocol):
 def fused_kernel(device: Device, dtype: DTypeLike, head_width: int) -> FusedKernel | None:
     """Returns the kernel that `device` can run on numbers of `dtype`; None if there is none."""
     if device.platform == "tpu":
-        # Mosaic compiles it for heads of any width, but not in float16.
-        return None if jnp.dtype(dtype) == jnp.float16 else "splash"
+        # Mosaic compiles it for heads of any width, but not in float16, nor in bfloat16 before v4.
+        old = device.device_kind.startswith(("TPU v2", "TPU v3"))
+        return None if old or jnp.dtype(dtype) == jnp.float16 else "splash"
     if device.platform != "gpu" or jnp.dtype(dtype).itemsize != 2:
         return None
     # NVIDIA's capabilities are like "9.0", and AMD's are like "gfx942".
