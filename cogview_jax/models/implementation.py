@@ -5,14 +5,14 @@ the sizes of the model decide which of them is fastest and which can run at all.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.kernels.cached_attention import runs_cached_attention
-from cogview_jax.models.kernels.fused_attention import Device, runs_fused_attention
+from cogview_jax.models.kernels.fused_attention import Device, FusedKernel, fused_kernel
 from cogview_jax.models.kernels.token_step import runs_token_step
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import Policy
@@ -25,9 +25,10 @@ class ImplementationConfig:
     Attributes:
         attention: the program for dense attention of whole sequences. "xla" writes all scores to
             memory. "blocks" computes them block by block and leaves out most of what the causal
-            mask hides (`kernels.block_attention`). "cudnn" is a fused kernel; it cannot drop
-            weights, so training that does runs "blocks" (`kernels.fused_attention`). "auto" takes
-            the fastest that the device can run.
+            mask hides (`kernels.block_attention`). "cudnn" on GPUs and "splash" on TPUs are fused
+            kernels; they cannot drop weights, so training that does runs "blocks"
+            (`kernels.fused_attention`). "auto" takes a fused kernel where the device has one, and
+            else "blocks".
         decoding: the program for one new token a row. "layers" runs one layer after the other.
             "cache_kernel" reads only the filled part of the cache (`kernels.cached_attention`).
             "token_step" runs whole layers as kernels for up to 16 rows (`kernels.token_step`), and
@@ -35,7 +36,7 @@ class ImplementationConfig:
             the device can run.
     """
 
-    attention: Literal["auto", "xla", "blocks", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "blocks", "cudnn", "splash"] = "auto"
     decoding: Literal["auto", "layers", "cache_kernel", "token_step"] = "auto"
 
 
@@ -44,7 +45,7 @@ class Implementation:
     """The programs that run.
 
     Attributes:
-        attention: "xla", "blocks" or "cudnn"; see `ImplementationConfig`.
+        attention: "xla", "blocks", "cudnn" or "splash"; see `ImplementationConfig`.
         decoding: "layers", "cache_kernel" or "token_step"; see `ImplementationConfig`.
         platform: the platform that the programs are for: "cpu", "gpu" or "tpu", or "any" for
             programs that are the same on every platform.
@@ -56,6 +57,11 @@ class Implementation:
     decoding: str
     platform: str
     interpret: bool = False
+
+    @property
+    def fused(self) -> bool:
+        """Whether attention is a fused kernel, which cannot drop weights."""
+        return self.attention in get_args(FusedKernel)
 
 
 def choose_implementation(
@@ -80,13 +86,11 @@ def choose_implementation(
     """
     device = jax.devices()[0] if device is None else device
     wanted = wanted or ImplementationConfig()
-    fused = (
-        not config.sparse
-        and policy.reductions == jnp.float32
-        and runs_fused_attention(device, policy.compute, config.head_width)
-    )
-    cached = fused and devices == 1 and runs_cached_attention(config.head_width)
-    attention = ["xla", "blocks", *["cudnn"] * fused]
+    kernel = None
+    if not config.sparse and policy.reductions == jnp.float32:
+        kernel = fused_kernel(device, policy.compute, config.head_width)
+    cached = kernel == "cudnn" and devices == 1 and runs_cached_attention(config.head_width)
+    attention = ["xla", "blocks", *([kernel] if kernel else [])]
     decoding = ["layers", *["cache_kernel"] * cached]
     whole_layers = cached and not policy.int8_kernels and runs_token_step(config.width)
     decoding += ["token_step"] * whole_layers

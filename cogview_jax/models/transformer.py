@@ -158,15 +158,15 @@ class Transformer(nn.Module):
         In dense attention a query sees its own position and those before it. In sparse attention
         the same tokens always get the same regions (`draw_regions`). The pattern asks for the
         program of the implementation, but a mask stands where scores are recorded, and blocks where
-        the fused kernel would have to drop weights.
+        a fused kernel would have to drop weights.
         """
         if self.config.sparse:
             return draw_regions(self.config, self.vocabulary, tokens)
         dropping = self.config.drop_rates[1] > 0 and self.has_rng("dropout")
         if self.programs.attention == "xla" or self.is_mutable_collection(ACTIVATION_MAX):
             return causal_mask(tokens.shape[1])
-        if self.programs.attention == "cudnn" and not dropping:
-            return Causal(self.programs.interpret)
+        if self.programs.fused and not dropping:
+            return Causal(self.programs.attention, self.programs.interpret)
         return CausalBlocks()
 
     def logits(

@@ -7,7 +7,7 @@ parameter that no axis splits.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -76,20 +76,44 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
 def constrain(x: ArrayT, *names: str | None) -> ArrayT:
     """`x` with its sharding pinned to `names` under `jax.set_mesh`; `x` itself outside any mesh.
 
-    A batch that its mesh axes do not divide, such as a few images sampled during training, is left
-    whole.
+    A dimension that its mesh axes do not divide, such as a batch of few images sampled during
+    training, is left whole.
     """
-    if len(names) != x.ndim:
-        raise InputError(f"{len(names)} logical axes {names} given for an array of shape {x.shape}")
+    partition = _partition(x.shape, names)
+    return x if partition is None else jax.lax.with_sharding_constraint(x, partition)
+
+
+def map_shards(
+    function: Callable[..., jax.Array], names: Sequence[str | None], *arrays: jax.Array
+) -> jax.Array:
+    """Calls `function` on each device's parts of arrays; on the whole arrays outside any mesh.
+
+    It is for kernels, which the compiler cannot split over the devices of `jax.set_mesh`. A
+    dimension is whole on all devices where `constrain` would leave it whole.
+
+    Args:
+        function: computes an array from `arrays`, each part of it from the same parts of these.
+        names: the logical axes of all these arrays.
+        arrays: arrays of one shape.
+    """
+    partition = _partition(arrays[0].shape, names)
+    if partition is None:
+        return function(*arrays)
+    # Pallas does not say along which mesh axes the results of a kernel differ, so that jax cannot
+    # check it.
+    mapped = jax.shard_map(function, in_specs=partition, out_specs=partition, check_vma=False)
+    return mapped(*arrays)
+
+
+def _partition(shape: tuple[int, ...], names: Sequence[str | None]) -> PartitionSpec | None:
+    """The partition of an array under `jax.set_mesh`; None outside any mesh."""
+    if len(names) != len(shape):
+        raise InputError(f"{len(names)} logical axes {names} given for an array of shape {shape}")
     partition, mesh = spec(names), jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return x
-    whole = [
-        name == "batch" and size % _ways(mesh, axes) > 0
-        for name, size, axes in zip(names, x.shape, partition, strict=True)
-    ]
-    axes = (None if kept else axes for kept, axes in zip(whole, partition, strict=True))
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+        return None
+    pairs = zip(shape, partition, strict=True)
+    return PartitionSpec(*(None if size % _ways(mesh, axes) else axes for size, axes in pairs))
 
 
 def sharded_shapes(boxed: Any, mesh: Mesh | AbstractMesh | None = None) -> Any:

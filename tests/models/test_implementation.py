@@ -29,6 +29,7 @@ class Device:
 
 
 H200 = Device("gpu", "9.0", "NVIDIA H200")
+TPU = Device("tpu", device_kind="TPU v5e")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,11 @@ H200 = Device("gpu", "9.0", "NVIDIA H200")
         (H200, "float16_pure", 40, "blocks"),
         (H200, "bfloat16", 128, "blocks"),  # head width 20
         (H200, "bfloat16", 10, "blocks"),  # head width 256
-        (Device("tpu", "9.0"), "bfloat16", 40, "blocks"),
+        (TPU, "bfloat16", 40, "splash"),
+        (TPU, "float32", 16, "splash"),
+        (TPU, "float16", 40, "blocks"),
+        (TPU, "float16_pure", 40, "blocks"),
+        (Device("tpu", device_kind="TPU v3"), "bfloat16", 40, "blocks"),
         (Device("cpu", "9.0"), "bfloat16", 40, "blocks"),
     ],
 )
@@ -51,6 +56,7 @@ def test_the_fused_kernel_runs_where_it_can(device, precision, heads, expected):
     config = dataclasses.replace(PAPER, heads=heads)
     found = choose_implementation(config, policy(precision), device=device)
     assert (found.attention, found.platform) == (expected, device.platform)
+    assert found.fused == (expected in ("cudnn", "splash"))
 
 
 @pytest.mark.parametrize(
@@ -80,12 +86,20 @@ def test_a_config_decides():
     assert found == Implementation("xla", "cache_kernel", "gpu")
 
 
+def test_kernels_of_gpus_do_not_decode_on_tpus():
+    assert choose_implementation(PAPER, policy("bfloat16"), device=TPU).decoding == "layers"
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
         (
             {"attention": "cudnn"},
             "implementation.attention 'cudnn' .* auto, xla, blocks$",
+        ),
+        (
+            {"attention": "splash"},
+            "implementation.attention 'splash' .* auto, xla, blocks$",
         ),
         ({"decoding": "token_step"}, "implementation.decoding 'token_step' .* auto, layers$"),
     ],

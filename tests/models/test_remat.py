@@ -10,6 +10,7 @@ import tiny
 from cogview_jax.models.config import REMAT
 from cogview_jax.models.implementation import Implementation
 from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.runtime.precision import policy
 
 ROWS = 4
@@ -39,18 +40,20 @@ def kept_bytes(loss, params):
     return total - sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
-def products(jaxpr, times=1):
-    """Counts the matrix products of a program."""
-    count = 0
-    for equation in jaxpr.eqns:
+def operations(jaxpr, times=1):
+    """Lists the names of the operations of a program that have a result, and of its kernels."""
+    names = []
+    for equation in filter(lambda equation: equation.outvars, jaxpr.eqns):
         inner = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
-        count += times * (equation.primitive.name == "dot_general")
+        kernel = equation.primitive.name == "pallas_call"
+        name = equation.params["name"] if kernel else equation.primitive.name
+        names += times * [name]
         for value in equation.params.values():
             for sub in value if isinstance(value, (tuple, list)) else (value,):
                 sub = getattr(sub, "jaxpr", sub)
                 if hasattr(sub, "eqns"):
-                    count += products(sub, inner)
-    return count
+                    names += operations(sub, inner)
+    return names
 
 
 @pytest.mark.parametrize("attention", ["dense", "sparse"])
@@ -70,7 +73,8 @@ def test_what_is_kept_and_what_is_computed_again_are_in_order(attention, params)
     memory = [kept_bytes(loss, params) for loss in losses.values()]
     assert memory == sorted(memory, reverse=True)
     assert len(set(memory)) == len(REMAT)
-    work = [products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr) for loss in losses.values()]
+    programs = [jax.make_jaxpr(jax.grad(loss))(params).jaxpr for loss in losses.values()]
+    work = [operations(program).count("dot_general") for program in programs]
     assert work == sorted(work)
     # "dots" computes no product with weights again, and "full" computes all of them again.
     layers = tiny.TRANSFORMER.layers
@@ -99,18 +103,28 @@ def test_an_unknown_policy_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("kernel", "forward", "backward"),
+    [
+        ("cudnn", "dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper"),
+        ("splash", "splash_mha_fwd_residuals", "splash_mha_dkv_no_residuals"),
+    ],
+)
+@pytest.mark.parametrize(
     ("remat", "runs"), [("none", 1), ("dots", 1), ("save-attention", 1), ("full", 2)]
 )
-def test_the_fused_kernel_runs_again_only_where_nothing_is_kept(remat, runs, monkeypatch, params):
-    """The kernel is traced but not run, so no GPU is needed."""
+def test_a_fused_kernel_runs_again_only_where_nothing_is_kept(
+    remat, runs, kernel, forward, backward, monkeypatch, params
+):
+    """The kernel is traced but not run, so neither a GPU nor a TPU is needed."""
     monkeypatch.setattr(
         "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000
     )
     config = dataclasses.replace(tiny.TRANSFORMER, remat=remat)
-    kernel = Implementation("cudnn", "layers", "gpu")
-    objective = tiny.transformer_objective(config, policy("bfloat16"), kernel)
+    programs = Implementation(kernel, "layers", "gpu" if kernel == "cudnn" else "tpu")
+    objective = tiny.transformer_objective(config, policy("bfloat16"), programs)
     batch, rows, key = tiny.sequences(0, ROWS), np.arange(ROWS), jax.random.key(1)
     loss = jax.grad(lambda params: objective.sums(params, (), batch, rows, key).loss)
-    text = str(jax.make_jaxpr(loss)(params))
-    assert text.count("dot_product_attention_bwd_wrapper[") == 1
-    assert text.count("dot_product_attention_fwd_wrapper[") == runs
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+        found = operations(jax.make_jaxpr(loss)(params).jaxpr)
+    assert found.count(backward) == config.layers
+    assert found.count(forward) == runs * config.layers
