@@ -17,7 +17,7 @@ from cogview_jax.checkpoints.bundle import (
     part_sha256,
 )
 from cogview_jax.checkpoints.description import FORMAT, NAME
-from cogview_jax.checkpoints.stored_tree import save_tree
+from cogview_jax.checkpoints.tree_writer import save_tree
 from cogview_jax.models.quantization import is_quantized
 from cogview_jax.runtime.files import (
     check_folder_output,
