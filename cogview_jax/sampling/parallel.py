@@ -22,7 +22,7 @@ import numpy as np
 from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.decode import Sequences, expand, prefill
+from cogview_jax.sampling.decode import RowSeeds, Sequences, begin
 from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 
 
@@ -146,7 +146,7 @@ def generate_parallel(
     params: Mapping[str, Any],
     tokens: jax.Array | np.ndarray,
     valid: jax.Array | np.ndarray,
-    keys: jax.Array,
+    keys: jax.Array | RowSeeds,
     settings: RowSettings,
     positions: jax.Array | np.ndarray | None = None,
     given: jax.Array | np.ndarray | None = None,
@@ -162,10 +162,9 @@ def generate_parallel(
 
     See these two for the arguments.
     """
-    own, room = keys[: len(tokens)], count + window - 1
-    sequences = prefill(params, tokens, valid, own, positions, model=model, count=room, first=first)
-    if rows is not None:
-        sequences = expand(sequences, rows, keys)
+    room = count + window - 1
+    prompts = (params, tokens, valid, keys, rows, positions)
+    sequences = begin(*prompts, model=model, count=room, first=first)
     sizes = {"count": count, "first": first, "window": window}
     _, found, passes = decode_parallel(
         params, sequences, settings, given, model=model, **sizes, **options
