@@ -36,6 +36,7 @@ from cogview_jax.checkpoints.stored_tree import (
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.implementation import ImplementationConfig
 from cogview_jax.models.layer_params import unstack_arrays
+from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.quantization import quantized_arrays, quantized_shapes
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
@@ -363,14 +364,6 @@ def identity(path: Path | str) -> str:
     """
     names = ("bundle.json", MANIFEST, "adapter_model.safetensors")
     return sha256_file(next(file for file in map(Path(path).joinpath, names) if file.exists()))
-
-
-def transformer_shapes(model: Transformer) -> Any:
-    """The parameters of a transformer as shapes, float32, boxed with their logical axes."""
-    # The layers are alike: one is enough for a scan to know all.
-    model = model.clone(config=dataclasses.replace(model.config, unroll=1, remat="none"))
-    tokens = jax.ShapeDtypeStruct((1, 1), "int32")
-    return jax.eval_shape(lambda x: model.init(random_key(0), x, x), tokens)["params"]
 
 
 def codec_shapes(config: CodecConfig) -> dict[str, Any]:
