@@ -63,7 +63,8 @@ def stored_metadata(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for keys, store in zip(names, stores, strict=True):
             array = StoredArray(tuple(store.shape), np.dtype(store.dtype.numpy_dtype), store)
-            piece = store.chunk_layout.read_chunk.shape or array.shape
+            chunk = store.chunk_layout.read_chunk.shape or array.shape
+            piece = tuple(map(int, filter(None, chunk)))
             # A piece is taken whole into memory, however small the array.
             if math.prod(piece) * array.dtype.itemsize > max(SPARE, array.nbytes):
                 raise ValueError(f"an array of shape {array.shape} is kept in pieces of {piece}")

@@ -130,10 +130,13 @@ def _each(
     try:
         while wanted:
             count = sum(total <= AHEAD for total in np.cumsum([each[1].nbytes for each in wanted]))
-            begun = [(keys, _begun(path, *each), each[1]) for keys, *each in wanted[: count or 1]]
+            begun = [
+                (tuple(key.key for key in keys), shape, _begun(path, array, shape))
+                for keys, array, shape in wanted[: count or 1]
+            ]
             del wanted[: count or 1]
-            for keys, read, shape in begun:
-                yield tuple(key.key for key in keys), _placed(shape, read)
+            while begun:  # nothing here holds an array that was given away
+                yield _made(*begun.pop(0))
     except (ValueError, OSError, KeyError) as error:
         raise _unreadable(path, error) from error
 
@@ -152,6 +155,10 @@ def _begun(path: Path, array: StoredArray, shape: Any) -> Callable[[Any], np.nda
 
         return lambda index: from_store(whole, path)[index]
     return lambda index: from_store(lambda: array.store[index].read().result(), path)
+
+
+def _made(keys: Any, shape: Any, read: Callable[[Any], np.ndarray]) -> tuple[Any, Any]:
+    return keys, _placed(shape, read)
 
 
 def _placed(shape: Any, read: Callable[[Any], np.ndarray]) -> np.ndarray | jax.Array:

@@ -79,9 +79,8 @@ def unstack_arrays(arrays: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any
 
 def _on_host(array: Any) -> Any:
     """The array as one of NumPy, without a copy, where it lies on a single CPU device."""
-    if isinstance(array, jax.Array) and len(array.devices()) == 1:
-        return np.asarray(array) if array.device.platform == "cpu" else array
-    return array
+    on_cpu = isinstance(array, jax.Array) and {d.platform for d in array.devices()} == {"cpu"}
+    return np.asarray(array) if on_cpu and len(array.devices()) == 1 else array
 
 
 def _on_device(leaf: Any) -> jax.Array:

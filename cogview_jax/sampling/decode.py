@@ -6,7 +6,7 @@ Legend: B batch, P prompt length with padding on the left, C tokens to sample, S
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,11 +43,20 @@ def seed_key(seed: int) -> jax.Array:
 
 
 class RowSeeds(NamedTuple):
-    """What the random key of each row follows from: uint32 [B] each; see `fold_keys`."""
+    """What the random key of each row follows from: uint32 [B] each; see `fold_keys`.
+
+    stream: a number that all keys are folded with at last; None for the keys themselves.
+    """
 
     seeds: Any
     prompt_ids: Any
     indices: Any
+    stream: Any = None
+
+    def each(self, change: Callable[[np.ndarray], np.ndarray]) -> "RowSeeds":
+        """The same for the rows that `change` makes of these."""
+        seeds, prompt_ids, indices = map(change, self[:3])
+        return RowSeeds(seeds, prompt_ids, indices, self.stream)
 
 
 def row_seeds(
@@ -74,13 +83,19 @@ def sample_keys(
     seeds: int | Sequence[int], prompts: Sequence[str], indices: Sequence[int]
 ) -> jax.Array:
     """One typed random key a row, of its `row_seeds`."""
-    return _keys_of_rows(*row_seeds(seeds, prompts, indices))
+    return _keys_of_rows(*row_seeds(seeds, prompts, indices)[:3])
 
 
 @jax.jit
 def _keys_of_rows(seeds: jax.Array, prompt_ids: jax.Array, indices: jax.Array) -> jax.Array:
     """The same, from uint32 [B] each: one program, where each fold would be one of its own."""
     return fold_keys(jax.vmap(random_key)(seeds), prompt_ids, indices)
+
+
+def _typed(rows: RowSeeds) -> jax.Array:
+    """The keys of rows, within a program."""
+    keys, fold = _keys_of_rows(*rows[:3]), jax.vmap(jax.random.fold_in, (0, None))
+    return keys if rows.stream is None else fold(keys, rows.stream)
 
 
 def fold_keys(roots: jax.Array, prompt_ids: jax.Array, indices: jax.Array) -> jax.Array:
@@ -186,7 +201,7 @@ def begin(
 
     See `in_parts` for the arguments.
     """
-    typed = _keys_of_rows(*keys) if isinstance(keys, RowSeeds) else keys
+    typed = _typed(keys) if isinstance(keys, RowSeeds) else keys
     own = typed[: len(tokens)]
     sequences = prefill(
         params, tokens, valid, own, positions, model=model, count=count, first=first

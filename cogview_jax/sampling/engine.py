@@ -215,7 +215,7 @@ class Engine:
         )
         if guide:
             prompts = [*prompts, *self._bare(prompts, span)]
-            keys = RowSeeds(*(np.tile(seeds, 2) for seeds in keys))
+            keys = keys.each(lambda seeds: np.tile(seeds, 2))
         return *self._shared(*left_padded(prompts, span.prompt)), keys, guide
 
     def _window(self, requests: Sequence[SamplingRequest], span: Span) -> int:
