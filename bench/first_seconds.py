@@ -4,9 +4,9 @@
 
 Each round runs the command twice, as a user does, in a home of its own: once with an empty cache of
 compiled programs (cold), once with what the first has kept (warm). Prints the medians over the
-rounds: of each part its seconds by the clock, the CPU seconds of the whole, and how many programs
-were compiled or read from the cache. With --against DIR, another checkout of this project takes
-turns with this one, and the ratio of the whole is printed too.
+rounds, by the clock and in CPU seconds (user and system), of the whole and of each part, and how
+many programs were compiled or read from the cache. With --against DIR, another checkout of this
+project takes turns with this one, and the ratio of the whole is printed too.
 """
 
 import argparse
@@ -26,10 +26,12 @@ HERE = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import json, sys, time
 begun = float(sys.argv.pop(1))
-marks, programs = {"python": time.time()}, []
+marks, programs = {}, []
 
 def mark(name):
-    marks.setdefault(name, time.time())
+    marks.setdefault(name, (time.time(), time.process_time()))
+
+mark("python")
 
 def timed(owner, name, label):
     before = getattr(owner, name)
@@ -64,8 +66,9 @@ timed(ResumableOutput, "remove", "writing")
 try:
     run(sample)
 finally:
-    ends = [begun, *marks.values()]
-    parts = {name: end - before for name, before, end in zip(marks, ends, ends[1:])}
+    ends = [(begun, 0), *marks.values()]
+    parts = {name: [new - old for new, old in zip(end, before)]
+             for name, before, end in zip(marks, ends, ends[1:])}
     print(json.dumps({"parts": parts, "programs": len(programs), "hits": len(hits),
                       "compiling": sum(seconds for _, seconds in programs)}))
 """
@@ -140,16 +143,17 @@ def main() -> None:
             line += f"; before {was[0]:.2f} s, {was[1]:.2f} CPU s;"
             line += f" ratio {shares[0]:.2f} by the clock, {shares[1]:.2f} of the CPU"
         print(line)
-    print("| part | cold, s | warm, s |\n|---|---|---|")
+    print("| part | cold, s | CPU s | warm, s | CPU s |\n|---|---|---|---|---|")
     for name in parts[0]["cold"]["parts"]:
         times = [
-            statistics.median(run[kind]["parts"].get(name, 0) for run in parts)
+            statistics.median(run[kind]["parts"].get(name, (0, 0))[clock] for run in parts)
             for kind in ("cold", "warm")
+            for clock in (0, 1)
         ]
-        print(f"| {name} | {times[0]:.2f} | {times[1]:.2f} |")
+        print(f"| {name} | " + " | ".join(f"{seconds:.2f}" for seconds in times) + " |")
     for name, what in (("programs", "programs"), ("hits", "of them from the cache")):
         numbers = [median(parts, kind, name) for kind in ("cold", "warm")]
-        print(f"| {what} | {numbers[0]:.0f} | {numbers[1]:.0f} |")
+        print(f"| {what} | {numbers[0]:.0f} | | {numbers[1]:.0f} | |")
 
 
 if __name__ == "__main__":
