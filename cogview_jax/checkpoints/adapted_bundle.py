@@ -7,10 +7,10 @@ from typing import Any
 
 from cogview_jax.checkpoints.adapted import merged_on_host, with_positions
 from cogview_jax.checkpoints.adapter import WEIGHTS, read_adapter, stacked
-from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, transformer_shapes
-from cogview_jax.checkpoints.bundle_writer import transformer_entry
-from cogview_jax.checkpoints.description import FORMAT, described
+from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
+from cogview_jax.checkpoints.description import FORMAT, described, transformer_entry
 from cogview_jax.checkpoints.stored_tree import check_shapes, nested, placed, sizes
+from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file

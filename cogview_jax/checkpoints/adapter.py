@@ -23,8 +23,7 @@ import safetensors
 import safetensors.numpy
 
 from cogview_jax.checkpoints.bundle import TransformerPart
-from cogview_jax.checkpoints.bundle_writer import transformer_entry
-from cogview_jax.checkpoints.description import TransformerEntry
+from cogview_jax.checkpoints.description import TransformerEntry, transformer_entry
 from cogview_jax.checkpoints.safetensors_metadata import DESCRIPTION, read_metadata
 from cogview_jax.checkpoints.stored_tree import sizes
 from cogview_jax.models.lora import (

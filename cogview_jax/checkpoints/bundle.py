@@ -36,6 +36,7 @@ from cogview_jax.checkpoints.stored_tree import (
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.implementation import ImplementationConfig
 from cogview_jax.models.layer_params import unstack_arrays
+from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.quantization import quantized_arrays, quantized_shapes
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
@@ -189,8 +190,8 @@ class Bundle:
 
     def codec(self, mesh: jax.sharding.Mesh | None = None) -> CodecPart:
         """The image tokenizer: on one device, or split over `mesh`."""
-        path, config = self._stored_as("codec", self._codec_shapes)
-        saved = self._restored("codec", path, sharded_shapes(codec_shapes(config), mesh))
+        path, boxed = self._stored_as("codec", self._codec_shapes)
+        saved = self._restored("codec", path, sharded_shapes(boxed, mesh))
         return _codec_part(self._codec_entry, saved)
 
     def stored_codec(self) -> CodecPart:
@@ -222,11 +223,13 @@ class Bundle:
         quantized = self._quantized("transformer")
         arrays: Iterable[tuple[Sequence[str], Any]]
         if quantized:
-            path, model = self._stored_as("transformer", self._transformer_shapes)
-            shapes = sharded_shapes(quantized_shapes(transformer_shapes(model)), mesh)
+            path, boxed = self._stored_as("transformer", self._transformer_shapes)
+            shapes = sharded_shapes(quantized_shapes(boxed), mesh)
             part, arrays = self._transformer_part({}), restore_each(path, shapes)
         else:
             path, part, shapes = self._transformer_to_read(mesh, None if int8_kernels else dtype)
+            if mesh is None:  # `unstack_arrays` puts them on the device
+                shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), shapes)
             arrays = self._restored_each("transformer", path, shapes)
         if int8_kernels and not quantized:
             arrays = quantized_arrays(arrays)
@@ -236,8 +239,8 @@ class Bundle:
         self, mesh: jax.sharding.Mesh | None, dtype: Any
     ) -> tuple[Path, TransformerPart, Any]:
         """Where the parameters lie, the rest, and what they are to be: shape, type, sharding."""
-        path, model = self._stored_as("transformer", self._transformer_shapes)
-        shapes = sharded_shapes(transformer_shapes(model), mesh)
+        path, boxed = self._stored_as("transformer", self._transformer_shapes)
+        shapes = sharded_shapes(boxed, mesh)
         if dtype is not None:
             shapes = jax.tree.map(
                 lambda s: jax.ShapeDtypeStruct(s.shape, dtype, sharding=s.sharding), shapes
@@ -257,16 +260,16 @@ class Bundle:
             return np.dtype(np.int8)
         return jax.tree.leaves(self._tree(part, self._place(part)))[0].dtype
 
-    def _stored_as(self, part: str, described: Callable[[int], tuple[T, Any]]) -> tuple[Path, T]:
-        """Where a part lies, and what `described` says it is, once its arrays are known to be that.
+    def _stored_as(self, part: str, described: Callable[[int], Any]) -> tuple[Path, Any]:
+        """Where a part lies, and the shapes of `described`, once its arrays are known to have them.
 
         Nothing is allocated for sizes that the arrays on disk do not have.
         """
         path = self.verified(part)
         stored = sizes(self._tree(part, path))
-        made, shapes = described(len(stored))
-        check_shapes(path, stored, sizes(unbox(shapes)))
-        return path, made
+        boxed = described(len(stored))
+        check_shapes(path, stored, sizes(unbox(boxed)))
+        return path, boxed
 
     @property
     def _codec_entry(self) -> CodecEntry:
@@ -280,17 +283,17 @@ class Bundle:
         assert self._described.transformer is not None
         return self._described.transformer
 
-    def _codec_shapes(self, arrays: int) -> tuple[CodecConfig, Any]:
-        """The sizes of the codec, and its parameters as shapes."""
+    def _codec_shapes(self, arrays: int) -> Any:
+        """The parameters of the codec as shapes."""
         config = self._codec_entry.config
         if config.depth > arrays:
             raise InputError(
                 f"bundle {self.path}: {arrays} arrays are no codec of {config.depth} or more"
             )
-        return config, codec_shapes(config)
+        return codec_shapes(config)
 
-    def _transformer_shapes(self, _: int) -> tuple[Transformer, Any]:
-        """The module of the transformer, and its parameters as shapes."""
+    def _transformer_shapes(self, _: int) -> Any:
+        """The parameters of the transformer as shapes."""
         entry = self._transformer_entry
         model = Transformer(
             entry.config,
@@ -298,7 +301,7 @@ class Bundle:
             entry.learned_positions,
             vocabulary=entry.vocabulary,
         )
-        return model, transformer_shapes(model)
+        return transformer_shapes(model)
 
     def _transformer_part(self, params: Any) -> TransformerPart:
         """`params` with what bundle.json says of them."""
@@ -363,18 +366,12 @@ def identity(path: Path | str) -> str:
     return sha256_file(next(file for file in map(Path(path).joinpath, names) if file.exists()))
 
 
-def transformer_shapes(model: Transformer) -> Any:
-    """The parameters of a transformer as shapes, float32, boxed with their logical axes."""
-    tokens = jax.ShapeDtypeStruct((1, 1), "int32")
-    return jax.eval_shape(model.init, random_key(0), tokens, tokens)["params"]
-
-
 def codec_shapes(config: CodecConfig) -> dict[str, Any]:
     """The "params" and "codebook" of an image tokenizer as `transformer_shapes` has them."""
     # Parameters do not depend on the size of the images.
     side = config.downsampling
     pixels = jax.ShapeDtypeStruct((1, side, side, 3), "float32")
-    boxed = jax.eval_shape(config.module().init, random_key(0), pixels)["params"]
+    boxed = jax.eval_shape(lambda x: config.module().init(random_key(0), x), pixels)["params"]
     own, state = jax.eval_shape(
         lambda: config.quantiser.init(random_key(0), config.codebook, config.code_width)
     )

@@ -16,8 +16,8 @@ from cogview_jax.checkpoints.bundle import (
     TransformerPart,
     part_sha256,
 )
-from cogview_jax.checkpoints.description import FORMAT, NAME
-from cogview_jax.checkpoints.stored_tree import save_tree
+from cogview_jax.checkpoints.description import FORMAT, NAME, transformer_entry
+from cogview_jax.checkpoints.tree_writer import save_tree
 from cogview_jax.models.quantization import is_quantized
 from cogview_jax.runtime.files import (
     check_folder_output,
@@ -105,23 +105,6 @@ def _write_parts(
 def codec_entry(part: CodecPart) -> dict[str, Any]:
     """What is said of an image tokenizer, but for its hash; its arrays are not looked at."""
     entry = {"config": dataclasses.asdict(part.config)}
-    return entry if part.weights is None else entry | {"weights": part.weights}
-
-
-def transformer_entry(part: TransformerPart, positions: int) -> dict[str, Any]:
-    """What is said of a transformer with so many positions, but for hashes; see `codec_entry`."""
-    entry = {
-        "config": dataclasses.asdict(part.config),
-        "vocabulary": dataclasses.asdict(part.vocabulary),
-        "layout": dataclasses.asdict(part.layout),
-        "positions": positions,
-    }
-    if part.drop_captions is not None:
-        entry["drop_captions"] = part.drop_captions
-    if part.sampling.given:
-        entry["sampling"] = part.sampling.given
-    if part.prompts:
-        entry["prompts"] = list(part.prompts)
     return entry if part.weights is None else entry | {"weights": part.weights}
 
 

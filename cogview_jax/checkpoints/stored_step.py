@@ -7,20 +7,23 @@ programs read it.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
 
 from cogview_jax.checkpoints.manifest import find_damage, has_manifest
-from cogview_jax.checkpoints.stored_metadata import from_disk, stored_metadata
+from cogview_jax.checkpoints.stored_metadata import stored_metadata
 from cogview_jax.checkpoints.stored_tree import sizes
-from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.faults import retried
+from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.runtime.faults import is_passing, raise_faults, reason, retried
 from cogview_jax.runtime.files import read_json
-from cogview_jax.training.state import TrainState
+
+if TYPE_CHECKING:
+    from cogview_jax.training.state import TrainState
+
+T = TypeVar("T")
 
 #: Stored item -> field of `TrainState`. Items lie apart so that one is read without the others.
 ITEMS = {
@@ -35,7 +38,7 @@ FORMAT = 1
 META = Path("meta", "metadata")
 
 
-def trees(state: TrainState) -> dict[str, Any]:
+def trees(state: "TrainState") -> dict[str, Any]:
     """The items of a state that hold arrays: an empty one has no files."""
     items = {name: getattr(state, field) for name, field in ITEMS.items()}
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
@@ -121,10 +124,28 @@ def check_sizes(folder: Path, params: Any) -> None:
 def read_tree(folder: Path, name: str, shapes: Any) -> Any:
     """One item, with the shapes, types and shardings of `shapes`; every process reads its part."""
     stored_metadata(folder / name)  # refuses pieces that are larger than their arrays
+    import orbax.checkpoint as ocp  # which takes long, and whoever opens a bundle needs none of it
+
     handler = ocp.StandardCheckpointHandler()
-    return from_disk(
+    return _from_disk(
         lambda: handler.restore(folder / name, args=ocp.args.StandardRestore(shapes)), folder / name
     )
+
+
+def _from_disk(work: Callable[[], T], path: Path) -> T:
+    """`work()`, which reads `path` with Orbax; faults of the machine are not taken for damage.
+
+    They are waited out where this is the only process. Several meet within Orbax, where none may
+    begin anew: all are started again.
+    """
+    if jax.process_count() == 1:
+        return retried(lambda: raise_faults(work), str(path))
+    try:
+        return raise_faults(work)
+    except OSError as error:
+        if is_passing(error):
+            raise SystemFault(f"{path}: {reason(error)}") from error
+        raise
 
 
 def one_line(error: BaseException) -> str:

@@ -1,25 +1,31 @@
 """Trees of parameters on disk, in Orbax's format: as a whole, or one array at a time.
 
-A model of billions of parameters need not be in memory to be converted: `save_tree` takes arrays
-that are made when they are written, `stored_tree` gives arrays that are read when they are asked
-for. What a tree says of its arrays is held against the bytes that are there before any is read.
+A model of billions of parameters need not be in memory to be converted: `stored_tree` gives arrays
+that are read when they are asked for, and `tree_writer` takes arrays that are made when they are
+written. What a tree says of its arrays is held against the bytes that are there before any is read.
 """
 
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from cogview_jax.checkpoints.orbax_noise import silence
-from cogview_jax.checkpoints.stored_metadata import check_room, from_disk, stored_metadata
+from cogview_jax.checkpoints.stored_metadata import (
+    StoredArray,
+    check_room,
+    from_store,
+    stored_metadata,
+)
 from cogview_jax.runtime.errors import InputError
+
+#: Bytes of arrays that are read at a time; a larger one is read alone.
+AHEAD = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -36,73 +42,32 @@ class Deferred:
         return math.prod(self.shape)
 
 
-class _Own(np.ndarray):
-    """An array that nobody else changes, so that Orbax need not copy it before it writes it."""
-
-    def __deepcopy__(self, memo: dict | None) -> "_Own":
-        return self
-
-
-class _DeferredHandler(ocp.type_handlers.NumpyHandler):
-    """Writes deferred arrays as Orbax writes numpy's, one after another."""
-
-    async def serialize(self, values: Sequence[Deferred], infos: Sequence, args: Any = None):
-        """Makes, writes and forgets each; nothing is left to be done in the background."""
-        for value, info, arg in zip(values, infos, args, strict=True):
-            for written in await super().serialize([value.make().view(_Own)], [info], [arg]):
-                written.result()
-        return []
-
-
-def save_tree(path: Path, tree: Any) -> None:
-    """Writes nested dicts of arrays, or of `Deferred`s; every process of a run calls it.
-
-    Deferred arrays are for one process, which then holds one of them at a time.
-    """
-    silence()
-    if not isinstance(jax.tree.leaves(tree)[0], Deferred):
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path, tree)
-        return
-    registry = ocp.type_handlers.create_type_handler_registry(
-        (Deferred, _DeferredHandler()),
-        (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns where it is missing
-    )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
-        writer.save(path, args=ocp.args.PyTreeSave(tree))
-
-
 def restore_tree(path: Path, shapes: Mapping[str, Any]) -> Any:
     """The arrays at `path`, with the shapes, types and shardings of `shapes`.
+
+    Those without a sharding stay arrays of numpy. Of arrays that are split over processes each
+    process reads its part.
 
     Raises:
         InputError: they are not there, of other shapes, or say that they are larger than the bytes
             on disk can be.
         SystemFault: the machine cannot read them, and could not when it was tried again.
     """
-    check_shapes(path, stored_shapes(path), sizes(shapes))
-
-    def read() -> Any:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path, shapes)
-
-    try:
-        return from_disk(read, path)
-    except (ValueError, OSError, KeyError) as error:
-        raise _unreadable(path, error) from error
+    return nested(restore_each(path, shapes))
 
 
 def restore_each(path: Path, shapes: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """The arrays that `restore_tree` gives, each with its keys, one at a time, the largest first.
 
     Whoever turns each into another form before asking for the next never holds both forms of a
-    whole tree. Every process of a run iterates.
+    whole tree.
 
     Raises:
         InputError: they are not there, or of other shapes.
     """
-    check_shapes(path, stored_shapes(path), sizes(shapes))
-    yield from _each(path, shapes, lambda keys: (path, keys))
+    stored = _metadata(path)
+    check_shapes(path, sizes(stored), sizes(shapes))
+    yield from _each(path, stored, shapes)
 
 
 def picked_tree(folder: Path, names: Any) -> dict[str, Any]:
@@ -110,14 +75,27 @@ def picked_tree(folder: Path, names: Any) -> dict[str, Any]:
 
     `names` has a text in the place of each array: "TREE/KEY/...", its place in one of these trees.
     """
-    trees = {
-        tree: stored_tree(folder / tree) for tree in {_place(x)[0] for x in jax.tree.leaves(names)}
-    }
+    return _deferred(folder, _picked(folder, names))
 
-    def pick(name: str) -> Deferred:
-        tree, keys = _place(name)
+
+def restore_picked(
+    folder: Path, names: Any, shapes: Mapping[str, Any]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What `restore_each` gives, of the arrays of `picked_tree`."""
+    stored = _picked(folder, names)
+    check_shapes(folder, sizes(stored), sizes(shapes))
+    yield from _each(folder, stored, shapes)
+
+
+def _picked(folder: Path, names: Any) -> dict[str, Any]:
+    """The `StoredArray`s of `picked_tree`."""
+    items = {name.split("/")[0] for name in jax.tree.leaves(names)}
+    trees = {item: _metadata(folder / item) for item in items}
+
+    def pick(name: str) -> StoredArray:
+        item, *keys = name.split("/")
         try:
-            found: Any = functools.reduce(operator.getitem, keys, trees[tree])
+            found: Any = functools.reduce(operator.getitem, keys, trees[item])
         except KeyError as error:
             raise _unreadable(folder, error) from error
         return found
@@ -125,27 +103,13 @@ def picked_tree(folder: Path, names: Any) -> dict[str, Any]:
     return jax.tree.map(pick, names)
 
 
-def restore_picked(
-    folder: Path, names: Any, shapes: Mapping[str, Any]
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """What `restore_each` gives, of the arrays of `picked_tree`."""
-    check_shapes(folder, sizes(picked_tree(folder, names)), sizes(shapes))
-
-    def place(keys: Sequence[Any]) -> tuple[Path, Sequence[Any]]:
-        tree, there = _place(functools.reduce(operator.getitem, (k.key for k in keys), names))
-        return folder / tree, [jax.tree_util.DictKey(key) for key in there]
-
-    yield from _each(folder, shapes, place)
-
-
 def placed(tree: Any, shapes: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """The arrays of a tree of `Deferred`s with their keys, typed and placed as `shapes` says."""
     for (keys, array), shape in zip(
         jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(shapes), strict=True
     ):
-        values = array.make().astype(shape.dtype)
-        place = jax.make_array_from_callback(shape.shape, shape.sharding, values.__getitem__)
-        yield tuple(key.key for key in keys), place
+        values = array.make().astype(shape.dtype, copy=False)
+        yield tuple(key.key for key in keys), _placed(shape, values.__getitem__)
 
 
 def nested(arrays: Iterator[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
@@ -157,35 +121,74 @@ def nested(arrays: Iterator[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
 
 
 def _each(
-    path: Path,
-    shapes: Mapping[str, Any],
-    place: Callable[[Sequence[Any]], tuple[Path, Sequence[Any]]],
+    path: Path, stored: Mapping[str, Any], shapes: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The arrays of `shapes`, the largest first; `place` says where the one at some keys lies."""
-    wanted = jax.tree_util.tree_leaves_with_path(shapes)
-    wanted.sort(key=lambda pair: (-math.prod(pair[1].shape), jax.tree_util.keystr(pair[0])))
+    """The arrays of `stored` as `shapes` says, the largest first; small ones are read together."""
+    leaves = jax.tree_util.tree_leaves_with_path(stored)
+    wanted = [(*leaf, shape) for leaf, shape in zip(leaves, jax.tree.leaves(shapes), strict=True)]
+    wanted.sort(key=lambda each: (-each[1].size, jax.tree_util.keystr(each[0])))
     try:
-        with _reader() as reader:
-            for keys, shape in wanted:
-                how = ocp.ArrayRestoreArgs(
-                    sharding=shape.sharding, global_shape=shape.shape, dtype=shape.dtype
-                )
-                yield tuple(key.key for key in keys), _only(reader, *place(keys), how)
+        while wanted:
+            count = sum(total <= AHEAD for total in np.cumsum([each[1].nbytes for each in wanted]))
+            begun = [
+                (tuple(key.key for key in keys), shape, _begun(path, array, shape))
+                for keys, array, shape in wanted[: count or 1]
+            ]
+            del wanted[: count or 1]
+            while begun:  # nothing here holds an array that was given away
+                yield _made(*begun.pop(0))
     except (ValueError, OSError, KeyError) as error:
         raise _unreadable(path, error) from error
 
 
-def _place(name: str) -> tuple[str, list[str]]:
-    tree, *keys = name.split("/")
-    return tree, keys
+def _begun(path: Path, array: StoredArray, shape: Any) -> Callable[[Any], np.ndarray]:
+    """What gives the numbers of `array` at an index; unless it is split, reading begins now."""
+    if shape.sharding is None or shape.sharding.is_fully_replicated:
+        reads = [array.store.read()]
+
+        def whole() -> np.ndarray:
+            try:
+                return reads[-1].result()
+            except Exception:
+                reads.append(array.store.read())  # for when it is asked for again
+                raise
+
+        return lambda index: from_store(whole, path)[index]
+    return lambda index: from_store(lambda: array.store[index].read().result(), path)
+
+
+def _made(keys: Any, shape: Any, read: Callable[[Any], np.ndarray]) -> tuple[Any, Any]:
+    return keys, _placed(shape, read)
+
+
+def _placed(shape: Any, read: Callable[[Any], np.ndarray]) -> np.ndarray | jax.Array:
+    """What `read` gives for an index, with the type and the sharding of `shape`."""
+
+    def values(index: Any) -> np.ndarray:
+        return np.asarray(read(index)).astype(shape.dtype, copy=False)
+
+    if shape.sharding is None:
+        return values(...)
+    return jax.make_array_from_callback(shape.shape, shape.sharding, values)
 
 
 def stored_tree(path: Path) -> dict[str, Any]:
     """The arrays at `path` in their own types, each a `Deferred` that reads it alone."""
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: Deferred(leaf.shape, leaf.dtype, lambda: _read(path, keys)),
-        _metadata(path),
+    return _deferred(path, _metadata(path))
+
+
+def _deferred(path: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """`StoredArray`s as what reads them."""
+    return jax.tree.map(
+        lambda array: Deferred(array.shape, array.dtype, lambda: _read(path, array)), stored
     )
+
+
+def _read(path: Path, array: StoredArray) -> np.ndarray:
+    try:
+        return from_store(lambda: np.asarray(array.store.read().result()), path)
+    except (ValueError, OSError, KeyError) as error:
+        raise _unreadable(path, error) from error
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -211,7 +214,7 @@ def check_shapes(
             )
 
 
-def _metadata(path: Path) -> Any:
+def _metadata(path: Path) -> dict[str, Any]:
     try:
         found = stored_metadata(path)
         check_room(path, found)
@@ -223,28 +226,3 @@ def _metadata(path: Path) -> Any:
 def _unreadable(path: Path, error: Exception) -> InputError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return InputError(f"{path} cannot be read as bundle.json describes it: {lines[0][:300]}")
-
-
-def _read(path: Path, keys: Sequence[Any]) -> np.ndarray:
-    """The one array at `keys`."""
-    with _reader() as reader:
-        return np.asarray(_only(reader, path, keys, ocp.RestoreArgs(restore_type=np.ndarray)))
-
-
-def _only(
-    reader: ocp.Checkpointer, path: Path, keys: Sequence[Any], how: ocp.RestoreArgs
-) -> np.ndarray | jax.Array:
-    """The one array at `keys`, restored as `how` says."""
-    item: Any = 0
-    for key in reversed(keys):
-        item, how = {key.key: item}, {key.key: how}
-    args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-
-    def read() -> np.ndarray | jax.Array:
-        return jax.tree.leaves(reader.restore(path, args=args))[0]
-
-    return from_disk(read, path)
-
-
-def _reader() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())

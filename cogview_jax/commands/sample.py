@@ -146,7 +146,9 @@ def main() -> int:
     need_flag(BACK_PROJECTION, MOST_ROUNDS, least=0)
     settings, sampling = SAMPLING(), SamplingOptions(SEED.value, batch_size=BATCH_SIZE.value)
     _check_combination()
-    from cogview_jax.commands.sample_outputs import held_output
+    with command_line.importing():
+        from cogview_jax.commands import describe_images, sample_images  # noqa: F401
+        from cogview_jax.commands.sample_outputs import held_output
 
     with held_output(OUT.value):
         return _sample(sampling, settings)

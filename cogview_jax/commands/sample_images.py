@@ -131,8 +131,9 @@ def text_to_image(
 
     def batches(which: list[int], on_progress: Callable[[int], None]) -> Iterator[np.ndarray]:
         requests = _requests([samples[i] for i in which], options)
-        sampled = model.generation.sample_codes(requests, options.sampling.batch_size)
-        return _decoded(model, sampled, on_progress)
+        size = options.sampling.batch_size
+        sampled = model.generation.sample_codes(requests, size)
+        return _reported(model.generation.decoded(sampled, requests, size), on_progress)
 
     images.complete(_names(samples), "sample", batches)
     scored = None
@@ -197,14 +198,13 @@ def complete(
     )
 
     def batches(which: list[int], on_progress: Callable[[int], None]) -> Iterator[np.ndarray]:
-        sampled = model.generation.complete_codes(
-            pixels,
-            rows,
+        requests, size = (
             _requests([samples[i] for i in which], options),
-            [i // options.num_images for i in which],
             options.sampling.batch_size,
         )
-        return _decoded(model, sampled, on_progress)
+        given = [i // options.num_images for i in which]
+        sampled = model.generation.complete_codes(pixels, rows, requests, given, size)
+        return _reported(model.generation.decoded(sampled, requests, size), on_progress)
 
     output.complete(_names(samples), "complete", batches)
     write_images(out, output, samples)
@@ -291,13 +291,13 @@ def _upsample(
     output.complete(_names(samples), "super_resolution", batches, windows)
 
 
-def _decoded(
-    model: CogView, sampled: Iterator[np.ndarray], on_progress: Callable[[int], None]
+def _reported(
+    batches: Iterator[np.ndarray], on_progress: Callable[[int], None]
 ) -> Iterator[np.ndarray]:
-    """The images of codes, batch by batch; `on_progress` hears how many."""
-    for codes in sampled:
-        yield model.decode(codes)
-        on_progress(len(codes))
+    """The same batches; `on_progress` hears how many images each has."""
+    for images in batches:
+        yield images
+        on_progress(len(images))
 
 
 def _samples(

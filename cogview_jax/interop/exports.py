@@ -13,7 +13,7 @@ import jax
 import cogview_jax
 from cogview_jax.checkpoints.bundle import FILES, Bundle
 from cogview_jax.checkpoints.step_bundle import open_bundle
-from cogview_jax.checkpoints.stored_tree import save_tree
+from cogview_jax.checkpoints.tree_writer import save_tree
 from cogview_jax.interop import safetensors_files
 from cogview_jax.interop.adapter_merge import adapted
 from cogview_jax.interop.files import (

@@ -20,8 +20,8 @@ from cogview_jax.checkpoints.bundle import (
     codec_shapes,
     transformer_shapes,
 )
-from cogview_jax.checkpoints.bundle_writer import transformer_entry, write_bundle
-from cogview_jax.checkpoints.description import CodecEntry, TransformerEntry
+from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.description import CodecEntry, TransformerEntry, transformer_entry
 from cogview_jax.checkpoints.safetensors_metadata import DESCRIPTION, read_metadata
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.checkpoints.stored_tree import Deferred

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from cogview_jax.models.linear import TRANSPOSED, transpose_for_matvec
 from cogview_jax.runtime.hardware import trim_heap
@@ -56,7 +57,9 @@ def transpose_kernels(params: Any) -> Any:
 def unstack_arrays(arrays: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
     """Does what `prepare_decode_params(unstack_layers(params))` does, one array at a time.
 
-    Only one array is in memory in both forms, provided that the caller holds no other.
+    Only one array is in memory in both forms, provided that the caller holds no other. Arrays of
+    NumPy, and those that lie on a CPU, are split and transposed by NumPy and then put on jax's
+    first device: jax would compile several programs for each shape.
 
     Args:
         arrays: the keys and the array of every parameter, stacked by layer, as `stacked_arrays` or
@@ -64,15 +67,24 @@ def unstack_arrays(arrays: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any
     """
     params: Any = {}
     for keys, array in arrays:
-        tree = array
+        tree = _on_host(array)
         for key in reversed(keys):
             tree = {key: tree}
-        params = _merge(
-            params, prepare_decode_params(unstack_layers(tree) if "blocks" in tree else tree)
-        )
+        tree = prepare_decode_params(unstack_layers(tree) if "blocks" in tree else tree)
+        params = _merge(params, jax.tree.map(_on_device, tree))
         del array, tree
         trim_heap()
     return params
+
+
+def _on_host(array: Any) -> Any:
+    """The array as one of NumPy, without a copy, where it lies on a single CPU device."""
+    on_cpu = isinstance(array, jax.Array) and {d.platform for d in array.devices()} == {"cpu"}
+    return np.asarray(array) if on_cpu and len(array.devices()) == 1 else array
+
+
+def _on_device(leaf: Any) -> jax.Array:
+    return jax.device_put(leaf, jax.local_devices()[0]) if isinstance(leaf, np.ndarray) else leaf
 
 
 def stacked_arrays(params: Mapping[str, Any]) -> Iterable[tuple[Sequence[str], Any]]:

@@ -70,11 +70,11 @@ LORA_A, LORA_B = "lora_A", "lora_B"
 MAX_PARTS = 8
 
 
-@jax.jit
-def transpose_for_matvec(kernel: Num[Array, " D *F"]) -> tuple[Num[Array, "_ D"]]:
+def transpose_for_matvec(kernel: Num[Array | np.ndarray, " D *F"]) -> tuple[Any]:
     """Reshapes a kernel to [F, D], which XLA's CPU backend multiplies fastest with few rows.
 
-    The result is in a tuple because `split_for_cores` may split it into several arrays.
+    The result is in a tuple because `split_for_cores` may split it into several arrays. An array of
+    NumPy stays one.
     """
     return (kernel.reshape(kernel.shape[0], -1).T,)
 

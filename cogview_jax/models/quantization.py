@@ -61,7 +61,7 @@ def quantized_shapes(boxed: Mapping[str, Any]) -> dict[str, Any]:
     """Shapes of parameters, stacked and boxed with their logical axes, once quantised.
 
     Args:
-        boxed: from `checkpoints.bundle.transformer_shapes`.
+        boxed: from `models.parameter_shapes.transformer_shapes`.
     """
     found: dict[str, Any] = {}
     for name, entry in boxed.items():

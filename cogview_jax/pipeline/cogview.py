@@ -115,7 +115,9 @@ class CogView:
                 blank, no text, or too long.
         """
         self.parts.need("transformer", "text", "codec")
-        codes = self.generate_codes(prompts, num_images, seed, **keywords)
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        with self.parts.decode_ahead(len(prompts) * num_images):
+            codes = self.generate_codes(prompts, num_images, seed, **keywords)
         images = iter(self.decode(codes.reshape(-1, *codes.shape[2:])))
         return [[Image.fromarray(next(images)) for _ in row] for row in codes]
 

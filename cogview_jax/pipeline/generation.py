@@ -1,5 +1,6 @@
 """Text to image: whole images, the rest of given ones, and an image row by row."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -120,6 +121,24 @@ class Generation:
             for request, i in zip(requests, which, strict=True)
         ]
         return self._sample(requests, prompts, kept.shape[1], batch_size)
+
+    def decoded(
+        self,
+        sampled: Iterator[np.ndarray],
+        requests: Sequence[SamplingRequest],
+        batch_size: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The images of the batches of codes that `requests` give: uint8 [b, h, w, 3] each.
+
+        The decoder is compiled while the first batch is sampled. A last batch that is smaller is
+        filled up, so that it needs no program of its own.
+        """
+        size = min(self.parts.engine.batch_size(requests, batch_size), len(requests))
+        with self.parts.decode_ahead(size):
+            first = next(sampled)
+        for codes in itertools.chain([first], sampled):
+            whole = np.resize(codes, (size, *codes.shape[1:]))
+            yield self.parts.decode(whole)[: len(codes)]
 
     def stream(self, prompt: str, seed: int, sampling: SamplingConfig) -> Iterator[np.ndarray]:
         """The image so far, uint8 [h, w, 3], after every row of codes; below it is grey.

@@ -1,5 +1,6 @@
 """The parts of a bundle in memory, and what each does alone: images to codes and back, logits."""
 
+import contextlib
 import math
 from collections.abc import Collection
 from dataclasses import replace
@@ -15,9 +16,10 @@ from cogview_jax.models.implementation import choose_implementation
 from cogview_jax.models.layer_params import stacked_arrays, unstack_arrays
 from cogview_jax.models.quantization import is_quantized, quantized_arrays
 from cogview_jax.models.transformer import logits_of, whole_forward, without_blocks
+from cogview_jax.runtime.compile_ahead import compile_ahead, only_device
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.precision import INT8, policy_of
-from cogview_jax.sampling.batching import in_few_shapes, rows_that_fit
+from cogview_jax.sampling.batching import fitted, in_few_shapes, rows_that_fit
 from cogview_jax.sampling.engine import Engine
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.codecs.codec import Codec, decode_codes, encode_images
@@ -194,8 +196,16 @@ class Parts:
                 f"decode got codes from {codes.min()} to {codes.max()}, expected 0 to"
                 f" {config.codebook - 1}"
             )
-        pixels = math.prod(codes.shape[1:]) * config.downsampling**2
-        return in_few_shapes(self.pixels_of, codes, self._images_that_fit(pixels))
+        return in_few_shapes(self.pixels_of, codes, self._decoded_at_a_time(*codes.shape[1:]))
+
+    def decode_ahead(self, count: int) -> contextlib.AbstractContextManager[None]:
+        """Compiles what `decode` runs for `count` whole images, while a block samples them."""
+        part, grid = self._codec_part(), self.codec.config.grid
+        if only_device(part.params) is None:
+            return contextlib.nullcontext()
+        rows = fitted(count, self._decoded_at_a_time(grid, grid))
+        codes = np.zeros((rows, grid, grid), np.int32)
+        return compile_ahead(self._decode, part.params, part.codebook, codes)
 
     def codes_of(self, images: np.ndarray) -> jax.Array:
         """Images uint8 [b, h, w, 3] of any size -> int32 [b, rows, columns], in one batch."""
@@ -211,6 +221,10 @@ class Parts:
         self.need("codec")
         assert self.codec_part is not None
         return self.codec_part
+
+    def _decoded_at_a_time(self, rows: int, columns: int) -> int:
+        """Images of so many codes that the codec decodes at a time."""
+        return self._images_that_fit(rows * columns * self.codec.config.downsampling**2)
 
     def _images_that_fit(self, pixels: int) -> int:
         """Images of so many pixels that the codec handles at a time.

@@ -15,7 +15,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.back_projection import back_projected, downsampled_mse
 from cogview_jax.sampling.batching import batch_rows, batches
-from cogview_jax.sampling.decode import sample_keys
+from cogview_jax.sampling.decode import row_seeds
 from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 from cogview_jax.sampling.parallel import usable_window
 from cogview_jax.sampling.super_resolution import Choose, upsampled_codes
@@ -139,14 +139,14 @@ class SuperResolution:
                     for i, row in zip(index, codes, strict=True)
                     for _ in range(candidates)
                 ]
-                keys = sample_keys(options.seed, names, [*range(candidates)] * len(codes))
+                keys = row_seeds(options.seed, names, [*range(candidates)] * len(codes))
                 heads = [pieces[texts[i]] for i in index]
                 larger = upsampled_codes(
                     engine.params,
                     functools.partial(self._head, heads, plan),
                     self._longest(plan),
                     codes,
-                    keys.reshape(len(codes), candidates),
+                    keys.each(lambda seeds: seeds.reshape(-1, candidates)),
                     plan=plan,
                     model=engine.model,
                     last=layout.vocabulary.codes,

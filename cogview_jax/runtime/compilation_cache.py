@@ -1,10 +1,20 @@
-"""Enables the persistent compilation cache in the cache folder of the user."""
+"""Enables the persistent compilation cache in the cache folder of the user.
 
+jax can bound its cache by itself, but then it needs the package `filelock`, takes a lock for every
+program that it reads or writes, and fails on programs that it has kept without a bound before. So
+the folder is pruned here, once a process: it grows beyond the bound by what one process compiles.
+"""
+
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+#: Without it jax keeps only what took it a second to compile: hardly a program of a small model.
+_SHORTEST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+#: Bytes that the folder holds at most once it was pruned; a sampling job keeps about 300 kB.
+LIMIT = 1 << 30
 
 
 def enable_compilation_cache() -> None:
@@ -17,24 +27,51 @@ def enable_compilation_cache() -> None:
     configured = jax is not None and jax.config.jax_compilation_cache_dir is not None
     if VARIABLE in os.environ or configured or (folder := cache_folder()) is None:
         return
-    if jax is None:
-        os.environ[VARIABLE] = str(folder)  # Jax reads it when it is imported.
+    prune(folder)
+    if jax is None:  # Jax reads them when it is imported.
+        os.environ[VARIABLE] = str(folder)
+        os.environ.setdefault(_SHORTEST, "0")
         return
     from jax.experimental.compilation_cache import compilation_cache
 
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    if _SHORTEST not in os.environ:
+        jax.config.update(_SHORTEST.lower(), 0.0)
     # If something was compiled before, jax has decided that there is no cache.
     compilation_cache.reset_cache()
 
 
 def cache_folder() -> Path | None:
-    """Makes and returns the folder for compiled programs; None if that is not possible."""
+    """Makes and returns the folder for compiled programs; None if that is not possible.
+
+    It is cogview_jax/xla in XDG_CACHE_HOME, and where that is not set, in ~/.cache.
+    """
     try:
         home = Path.home()
-        if not home.is_absolute() or home == home.parent:  # HOME is empty.
-            return None
-        folder = home / ".cache" / "cogview_jax" / "xla"
+        caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        if not caches.is_absolute():  # as the specification of XDG says of relative ones
+            if not home.is_absolute() or home == home.parent:  # HOME is empty.
+                return None
+            caches = home / ".cache"
+        folder = caches / "cogview_jax" / "xla"
         folder.mkdir(parents=True, exist_ok=True)
     except (RuntimeError, OSError):  # There is no home, or it cannot be written to.
         return None
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
+
+
+def prune(folder: Path, limit: int = LIMIT) -> None:
+    """Deletes the programs that were not read for longest, until a folder holds `limit` bytes.
+
+    Other processes may read, write and prune at the same time: a program that is gone is compiled
+    again. Most systems note a day's first reading alone, which is exact enough.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        found = [(entry.stat(), entry.path) for entry in entries if entry.is_file()]
+        found.sort(key=lambda file: max(file[0].st_atime, file[0].st_mtime))
+        excess = sum(stat.st_size for stat, _ in found) - limit
+        for stat, path in found:
+            if excess <= 0:
+                break
+            Path(path).unlink(missing_ok=True)
+            excess -= stat.st_size

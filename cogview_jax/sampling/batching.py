@@ -26,13 +26,20 @@ def min_batch() -> int:
     return 2 if jax.default_backend() == "gpu" else 1
 
 
+def fitted(count: int, batch_size: int) -> int:
+    """The rows of each batch of `batches`.
+
+    A small job takes a small batch; powers of two keep the compilations few.
+    """
+    return max(min(batch_size, 1 << (count - 1).bit_length()), min_batch())
+
+
 def batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """The indices of `count` rows in batches of one size, and how many of a batch are new.
 
-    The last batch is filled up with earlier rows, so that it needs no compilation of its own. A
-    small job takes a small batch; powers of two keep the compilations few.
+    The last batch is filled up with earlier rows, so that it needs no compilation of its own.
     """
-    batch_size = max(min(batch_size, 1 << (count - 1).bit_length()), min_batch())
+    batch_size = fitted(count, batch_size)
     for start in range(0, count, batch_size):
         index = np.arange(start, start + batch_size) % count
         yield index, min(batch_size, count - start)

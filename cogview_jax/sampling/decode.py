@@ -3,9 +3,10 @@
 Legend: B batch, P prompt length with padding on the left, C tokens to sample, S slots of the cache.
 """
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_pivot_slots
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
+from cogview_jax.runtime.compile_ahead import compile_ahead, on_device, only_device
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.random_key import need_settings, random_key
 from cogview_jax.sampling.filters import RowSettings, guided, sample_token
@@ -40,10 +42,27 @@ def seed_key(seed: int) -> jax.Array:
     return random_key(seed)
 
 
-def sample_keys(
+class RowSeeds(NamedTuple):
+    """What the random key of each row follows from: uint32 [B] each; see `fold_keys`.
+
+    stream: a number that all keys are folded with at last; None for the keys themselves.
+    """
+
+    seeds: Any
+    prompt_ids: Any
+    indices: Any
+    stream: Any = None
+
+    def each(self, change: Callable[[np.ndarray], np.ndarray]) -> "RowSeeds":
+        """The same for the rows that `change` makes of these."""
+        seeds, prompt_ids, indices = map(change, self[:3])
+        return RowSeeds(seeds, prompt_ids, indices, self.stream)
+
+
+def row_seeds(
     seeds: int | Sequence[int], prompts: Sequence[str], indices: Sequence[int]
-) -> jax.Array:
-    """One typed random key a row, folded from the row's seed, its prompt and its index.
+) -> RowSeeds:
+    """What the key of each row follows from: its seed, its prompt and its index.
 
     Nothing else enters, so a row's tokens are the same whatever is sampled beside it. Raises
     InputError for a seed of more than 32 bits.
@@ -53,17 +72,30 @@ def sample_keys(
         need_seed(seed)
     need_settings()
     words = [hashlib.sha256(prompt.encode()).digest()[:4] for prompt in prompts]
-    return _keys_of_rows(
+    return RowSeeds(
         np.array(seeds, np.uint32),
         np.array([int.from_bytes(word) for word in words], np.uint32),
         np.array(indices, np.uint32),
     )
 
 
+def sample_keys(
+    seeds: int | Sequence[int], prompts: Sequence[str], indices: Sequence[int]
+) -> jax.Array:
+    """One typed random key a row, of its `row_seeds`."""
+    return _keys_of_rows(*row_seeds(seeds, prompts, indices)[:3])
+
+
 @jax.jit
 def _keys_of_rows(seeds: jax.Array, prompt_ids: jax.Array, indices: jax.Array) -> jax.Array:
     """The same, from uint32 [B] each: one program, where each fold would be one of its own."""
     return fold_keys(jax.vmap(random_key)(seeds), prompt_ids, indices)
+
+
+def _typed(rows: RowSeeds) -> jax.Array:
+    """The keys of rows, within a program."""
+    keys, fold = _keys_of_rows(*rows[:3]), jax.vmap(jax.random.fold_in, (0, None))
+    return keys if rows.stream is None else fold(keys, rows.stream)
 
 
 def fold_keys(roots: jax.Array, prompt_ids: jax.Array, indices: jax.Array) -> jax.Array:
@@ -150,6 +182,31 @@ def expand(sequences: Sequences, rows: jax.Array, keys: jax.Array) -> Sequences:
         (sequences.token, sequences.position, sequences.cache_mask, sequences.cache),
     )
     return Sequences(token, position, cache_mask, cache, sequences.slot, keys, sequences.sampled)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "count", "first"))
+def begin(
+    params: Mapping[str, Any],
+    tokens: jax.Array,
+    valid: jax.Array,
+    keys: jax.Array | RowSeeds,
+    rows: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    *,
+    model: Transformer,
+    count: int,
+    first: int,
+) -> Sequences:
+    """`prefill`, the keys of `row_seeds`, and `expand` to `rows`, in one program.
+
+    See `in_parts` for the arguments.
+    """
+    typed = _typed(keys) if isinstance(keys, RowSeeds) else keys
+    own = typed[: len(tokens)]
+    sequences = prefill(
+        params, tokens, valid, own, positions, model=model, count=count, first=first
+    )
+    return sequences if rows is None else expand(sequences, rows, typed)
 
 
 def segment_lengths(model: Transformer, prompt: int, count: int) -> list[int]:
@@ -262,7 +319,7 @@ def in_parts(
     params: Mapping[str, Any],
     tokens: jax.Array | np.ndarray,
     valid: jax.Array | np.ndarray,
-    keys: jax.Array,
+    keys: jax.Array | RowSeeds,
     settings: RowSettings,
     positions: jax.Array | np.ndarray | None = None,
     given: jax.Array | np.ndarray | None = None,
@@ -281,8 +338,8 @@ def in_parts(
         params: from `unstack_layers`; `prepare_decode_params` makes them fast.
         tokens: int32 [B, P], prompts that end together (`tokenizers.layout.left_padded`).
         valid: bool [B, P], False on the padding, which has no position and is never seen.
-        keys: one typed key a row; token i uses the key folded with i. A row's
-            pivots of sparse attention follow from its key and prompt.
+        keys: one typed key a row, or what they follow from; token i uses the key folded with i. A
+            row's pivots of sparse attention follow from its key and prompt.
         settings: of each row; with `guide`, of each row of the first half.
         positions: int32 [B, P], of the prompts' tokens, where they are not simply counted; what is
             sampled counts on from the last.
@@ -302,30 +359,25 @@ def in_parts(
     """
     sampled, sequences = 0, None
     for length in segment_lengths(model, tokens.shape[1], count):
+        end, part = sampled + length, min(every - sampled % every, length)
+        ids: dict[str, Any] = {"model": model, "first": first}
+        span = {**ids, "last": last, "guide": guide}
         if sequences is None:
-            own = keys[: len(tokens)]
-            sequences = prefill(
-                params, tokens, valid, own, positions, model=model, count=length, first=first
-            )
-            if rows is not None:
-                sequences = expand(sequences, rows, keys)
+            prompts = (params, tokens, valid, keys, rows, positions)
+            ids["count"] = length
+            with contextlib.ExitStack() as stack:
+                if (device := only_device(params)) is not None:  # compiles both at the same time
+                    shapes = on_device(begin.trace(*prompts, **ids).out_info, device)
+                    known = None if given is None else given[:, :part]
+                    following = (params, shapes, settings, known)
+                    stack.enter_context(compile_ahead(decode, *following, count=part, **span))
+                sequences = begin(*prompts, **ids)
         else:
             sequences = grow(sequences, length)
-        end = sampled + length
         while sampled < end:
             part = min(every - sampled % every, end - sampled)
             known = None if given is None else given[:, sampled : sampled + part]
-            sequences, new = decode(
-                params,
-                sequences,
-                settings,
-                known,
-                model=model,
-                count=part,
-                first=first,
-                last=last,
-                guide=guide,
-            )
+            sequences, new = decode(params, sequences, settings, known, count=part, **span)
             sampled += part
             yield new
 

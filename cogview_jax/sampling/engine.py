@@ -4,15 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.hardware import trim_heap
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.batching import batch_rows, batches, min_batch
-from cogview_jax.sampling.decode import in_parts, need_seed, sample_keys
+from cogview_jax.sampling.decode import RowSeeds, in_parts, need_seed, row_seeds
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.sampling.parallel import Windows, in_windows, usable_window
@@ -110,8 +108,7 @@ class Engine:
         for seed in {request.seed for request in requests}:
             need_seed(seed)
         window = self._window(requests, span)
-        each = 2 if any(request.sampling.guidance != 1 for request in requests) else 1
-        size = batch_rows(self.model, batch_size, each * self.layout.length, len(requests))
+        size = self.batch_size(requests, batch_size)
 
         def each_batch() -> Iterator[np.ndarray]:
             every = span.count if span.end is None else CHUNK
@@ -128,6 +125,11 @@ class Engine:
                 yield tokens[:own]
 
         return each_batch()
+
+    def batch_size(self, requests: Sequence[SamplingRequest], given: int | None = None) -> int:
+        """How many of the requests `sample` takes at a time; InputError as there."""
+        each = 2 if any(request.sampling.guidance != 1 for request in requests) else 1
+        return batch_rows(self.model, given, each * self.layout.length, len(requests))
 
     def stream(
         self, request: SamplingRequest, prompt: np.ndarray, span: Span, every: int
@@ -216,19 +218,20 @@ class Engine:
 
     def _batch(
         self, requests: Sequence[SamplingRequest], prompts: Sequence[np.ndarray], span: Span
-    ) -> tuple[np.ndarray, np.ndarray, jax.Array | None, jax.Array, bool]:
-        """Of one batch: prompts and which of their tokens count, rows, keys, and guidance.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, RowSeeds, bool]:
+        """Of one batch: prompts and which of their tokens count, rows, seeds, and guidance.
 
         See `decode.in_parts` for them.
         """
         guide = any(request.sampling.guidance != 1 for request in requests)
-        keys = sample_keys(
+        keys = row_seeds(
             [request.seed for request in requests],
             [request.prompt for request in requests],
             [request.index for request in requests],
         )
         if guide:
-            prompts, keys = [*prompts, *self._bare(prompts, span)], jnp.concatenate([keys, keys])
+            prompts = [*prompts, *self._bare(prompts, span)]
+            keys = keys.each(lambda seeds: np.tile(seeds, 2))
         return *self._shared(*left_padded(prompts, span.prompt)), keys, guide
 
     def _window(self, requests: Sequence[SamplingRequest], span: Span) -> int:
@@ -243,7 +246,7 @@ class Engine:
 
     def _shared(
         self, tokens: np.ndarray, valid: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, jax.Array | None]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Each prompt once where that halves them at least, and which of them each row continues.
 
         The caches of a prompt are so computed once for all its requests. Not for sparse attention,
@@ -254,4 +257,4 @@ class Engine:
         if 2 * few > len(tokens) or self.model.config.sparse:
             return tokens, valid, None
         unlike = np.resize(unlike, few)
-        return tokens[unlike], valid[unlike], jnp.asarray(place.ravel())
+        return tokens[unlike], valid[unlike], place.ravel().astype(np.int32)

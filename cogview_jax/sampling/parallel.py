@@ -22,7 +22,7 @@ import numpy as np
 from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
 from cogview_jax.models.transformer import Transformer, cached_forward
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.decode import Sequences, expand, prefill
+from cogview_jax.sampling.decode import RowSeeds, Sequences, begin
 from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 
 
@@ -167,7 +167,7 @@ def in_windows(
     params: Mapping[str, Any],
     tokens: jax.Array | np.ndarray,
     valid: jax.Array | np.ndarray,
-    keys: jax.Array,
+    keys: jax.Array | RowSeeds,
     settings: RowSettings,
     positions: jax.Array | np.ndarray | None = None,
     given: jax.Array | np.ndarray | None = None,
@@ -186,10 +186,9 @@ def in_windows(
         The rows once all have `every` tokens, twice as many, and so on up to `count`. They are used
         up by the next.
     """
-    own, room = keys[: len(tokens)], count + window - 1
-    sequences = prefill(params, tokens, valid, own, positions, model=model, count=room, first=first)
-    if rows is not None:
-        sequences = expand(sequences, rows, keys)
+    room = count + window - 1
+    prompts = (params, tokens, valid, keys, rows, positions)
+    sequences = begin(*prompts, model=model, count=room, first=first)
     windows, sizes = Windows.of(sequences, count, window), {"count": count, "window": window}
     for until in range(every, count + every, every):
         windows = decode_parallel(

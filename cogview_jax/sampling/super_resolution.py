@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.mesh import to_host
-from cogview_jax.sampling.decode import OPEN, generate
+from cogview_jax.sampling.decode import OPEN, RowSeeds, generate
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.sampling.parallel import generate_parallel, usable_window
@@ -27,7 +26,7 @@ def upsampled_codes(
     head: Head,
     longest: int,
     codes: np.ndarray,
-    keys: jax.Array,
+    keys: RowSeeds,
     *,
     plan: WindowPlan,
     model: Transformer,
@@ -47,7 +46,7 @@ def upsampled_codes(
         head: the sequence's beginning, int32 [n] twice (tokens and positions).
         longest: tokens of the longest head there can be: one compilation for all of them.
         codes: of the images.
-        keys: typed, [b, candidates].
+        keys: what the random keys follow from, [b, candidates] each; a window has its own stream.
         plan: the windows.
         model: the transformer of `params`, with positions for a whole window's target.
         last: how many codes there are.
@@ -56,7 +55,7 @@ def upsampled_codes(
         on_window: is called after each window, of all images.
     """
     config.need_no_guidance("super-resolution")
-    size, images, candidates = 2 * plan.grid, np.arange(len(codes)), keys.shape[1]
+    size, images, candidates = 2 * plan.grid, np.arange(len(codes)), keys.seeds.shape[1]
     # Candidates share the cache of their prompt; pivots are a candidate's own.
     prompts = np.repeat(images, candidates)
     settings = row_settings([config] * (len(codes) * candidates))
@@ -75,7 +74,7 @@ def upsampled_codes(
         if not shared:
             tokens, valid, positions = tokens[prompts], valid[prompts], positions[prompts]
         cells = cells[prompts]
-        prompt = (tokens, valid, jax.vmap(jax.random.fold_in, (0, None))(keys.ravel(), number))
+        prompt = (tokens, valid, keys.each(np.ravel)._replace(stream=np.uint32(number)))
         given = (positions, cells[:, leading:], prompts if shared else None)
         count = window.known.size - leading
         ids: dict[str, Any] = {"model": model, "count": count, "first": 0, "last": last}

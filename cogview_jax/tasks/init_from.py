@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from cogview_jax.checkpoints.bundle import Bundle, transformer_shapes
+from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox

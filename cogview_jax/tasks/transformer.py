@@ -12,7 +12,8 @@ import numpy as np
 
 from cogview_jax.checkpoints.bundle import FILES, Bundle, TransformerPart
 from cogview_jax.checkpoints.bundle_folder import text_model
-from cogview_jax.checkpoints.bundle_writer import transformer_entry, write_bundle
+from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.checkpoints.description import transformer_entry
 from cogview_jax.data.held_out import split
 from cogview_jax.data.held_out_batches import with_parts
 from cogview_jax.data.sources.mixture import in_turn

@@ -13,7 +13,8 @@ import tensorstore
 import tiny
 from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
-from cogview_jax.checkpoints.stored_tree import restore_tree, save_tree
+from cogview_jax.checkpoints.stored_tree import restore_tree
+from cogview_jax.checkpoints.tree_writer import save_tree
 from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_tree

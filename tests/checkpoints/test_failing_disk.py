@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 PROGRAM = """
@@ -16,7 +17,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cogview_jax.checkpoints.stored_tree import restore_tree, save_tree, stored_tree
+from cogview_jax.checkpoints.stored_tree import restore_tree, stored_tree
+from cogview_jax.checkpoints.tree_writer import save_tree
 from cogview_jax.data.records import Record
 from cogview_jax.data.token_shards import TokenShards
 from cogview_jax.data.token_store import TokenStore
@@ -48,15 +50,17 @@ write_store(shards, writer, {})
 store = TokenStore(folder / "failing")
 assert store[0].codes.tolist() == [0]
 tree = folder / "failing" / "tree"
-save_tree(tree, {"a": np.arange(6.0)})
+# A small array would be read with its description.
+bits = np.random.default_rng(0).integers(0, 2, 60_000)
+save_tree(tree, {"a": bits.astype(float)})
 leaf = stored_tree(tree)["a"]
 place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-shapes = {"a": jax.ShapeDtypeStruct((6,), "float32", sharding=place)}
+shapes = {"a": jax.ShapeDtypeStruct((60_000,), "float32", sharding=place)}
 reads = {
     "an open shard": lambda: store[1].codes.tolist(),
     "another shard": lambda: store[2].codes.tolist(),
-    "one array": lambda: leaf.make().tolist(),
-    "all arrays": lambda: restore_tree(tree, shapes)["a"].tolist(),
+    "one array": lambda: [float(leaf.make().sum())],
+    "all arrays": lambda: [float(restore_tree(tree, shapes)["a"].sum())],
 }
 said = {}
 for name, read in reads.items():
@@ -91,7 +95,7 @@ def test_a_disk_that_fails_is_waited_for_and_is_no_damage(root, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     said = json.loads(result.stdout.splitlines()[-1])
-    array = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    array = [float(np.random.default_rng(0).integers(0, 2, 60_000).sum())]
     expected = {"an open shard": [1], "another shard": [2], "one array": array, "all arrays": array}
     for name, (kind, message, value) in said.items():
         assert (kind, value) == ("SystemFault", expected[name]), name

@@ -10,11 +10,12 @@ import reference
 import tiny
 from cogview_jax.checkpoints import shipped
 from cogview_jax.checkpoints.adapter import write_adapter
-from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, identity, transformer_shapes
+from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, identity
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.step_bundle import is_bundle, located, open_bundle
 from cogview_jax.interop.adapter_merge import merge_adapter
 from cogview_jax.models.lora import LoRAConfig, adapter_shapes
+from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox

@@ -12,9 +12,9 @@ from cogview_jax.checkpoints.stored_tree import (
     Deferred,
     restore_each,
     restore_tree,
-    save_tree,
     stored_tree,
 )
+from cogview_jax.checkpoints.tree_writer import save_tree
 from cogview_jax.runtime.errors import InputError
 
 DTYPES = ("float16", ml_dtypes.bfloat16, "float32", "float64", "int32")

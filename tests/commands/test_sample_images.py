@@ -10,7 +10,7 @@ from PIL import Image
 
 import reference
 from cogview_jax import load
-from cogview_jax.checkpoints.bundle import Bundle, transformer_shapes
+from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.commands.describe_images import caption, rerank
 from cogview_jax.commands.resumable_output import ResumableOutput
@@ -24,6 +24,7 @@ from cogview_jax.commands.sample_images import (
 from cogview_jax.commands.sample_inputs import JobOptions
 from cogview_jax.commands.sample_outputs import held_output
 from cogview_jax.data.transforms import center_crop
+from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline.generation import Generation
 from cogview_jax.pipeline.super_resolution import SuperResolution

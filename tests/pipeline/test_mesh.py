@@ -8,8 +8,9 @@ import pytest
 
 import reference
 from cogview_jax import load
-from cogview_jax.checkpoints.bundle import Bundle, transformer_shapes
+from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
+from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.runtime.sharding import unbox

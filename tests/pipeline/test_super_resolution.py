@@ -27,7 +27,7 @@ from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.sampling.back_projection import ROUNDS, back_projected
-from cogview_jax.sampling.decode import sample_keys
+from cogview_jax.sampling.decode import row_seeds, sample_keys
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.sampling.super_resolution import upsampled_codes
 from cogview_jax.sampling.windows import WindowPlan, released_head
@@ -66,12 +66,13 @@ def test_super_resolution_is_upsampling_between_encoder_and_decoder(parts):
         row = released_head(prompt, source, "BASE", VOCABULARY)
         return row, sampling_positions([*row, -1], VOCABULARY)[0]
 
+    name = f"{PROMPTS[0]} {codes[0].tobytes().hex()}"
     larger = upsampled_codes(
         model.parts.engine.params,
         head,
         12 + 3 + 256 + 5,
         codes,
-        sample_keys(3, [f"{PROMPTS[0]} {codes[0].tobytes().hex()}"], [0])[:, None],
+        row_seeds(3, [name], [0]).each(lambda seeds: seeds[:, None]),
         plan=WindowPlan(),
         model=model.parts.engine.model,
         last=VOCABULARY.codes,

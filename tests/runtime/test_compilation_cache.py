@@ -9,7 +9,12 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from cogview_jax.runtime.compilation_cache import VARIABLE, cache_folder, enable_compilation_cache
+from cogview_jax.runtime.compilation_cache import (
+    VARIABLE,
+    cache_folder,
+    enable_compilation_cache,
+    prune,
+)
 
 
 @pytest.fixture
@@ -17,11 +22,16 @@ def unset(monkeypatch, tmp_path):
     """A home of its own, and jax as it is where nothing was configured."""
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    shortest = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
     yield tmp_path / ".cache" / "cogview_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
     compilation_cache.reset_cache()
 
 
@@ -72,3 +82,36 @@ def test_a_user_without_home_or_rights_has_no_cache(tmp_path, root):
             text=True,
         )
         assert (said.stdout, said.stderr) == ("None\n", "")
+
+
+def test_the_folder_for_caches_is_the_users(unset, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "cogview_jax" / "xla"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder() == unset
+
+
+def test_what_was_not_read_for_longest_goes_first(tmp_path):
+    for day, name in enumerate(["read", "old", "new", "newest"]):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (day, day))
+    os.utime(tmp_path / "read", (9, 0))
+    (tmp_path / "folder").mkdir()
+    prune(tmp_path, 400)
+    assert len(list(tmp_path.iterdir())) == 5
+    prune(tmp_path, 250)
+    assert {file.name for file in tmp_path.iterdir()} == {"read", "newest", "folder"}
+    prune(tmp_path, 0)
+    assert {file.name for file in tmp_path.iterdir()} == {"folder"}
+    prune(tmp_path / "missing", 0)
+
+
+def test_a_process_prunes_what_others_have_kept(unset, monkeypatch):
+    monkeypatch.setattr(prune, "__defaults__", (1000,))
+    unset.mkdir(parents=True)
+    for number in range(5):
+        (unset / str(number)).write_bytes(bytes(400))
+    enable_compilation_cache()
+    assert len(list(unset.iterdir())) == 2
+    compiled(5)
+    assert len(list(unset.iterdir())) > 2, "kept, though it took no second"

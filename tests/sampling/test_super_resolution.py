@@ -12,7 +12,7 @@ from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.layer_params import unstack_layers
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.decode import generate, sample_keys
+from cogview_jax.sampling.decode import generate, row_seeds, sample_keys
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.sampling.super_resolution import upsampled_codes
@@ -73,7 +73,7 @@ def test_nine_windows_end_in_the_official_codes(fixtures, released, table):
         head,
         len(prompt) + 261,
         codes.reshape(1, grid, grid),
-        sample_keys(0, ["a"], [0])[:, None],
+        row_seeds(0, ["a"], [0]).each(lambda seeds: seeds[:, None]),
         plan=WindowPlan(),
         model=model,
         last=vocabulary.codes,
@@ -96,7 +96,7 @@ def test_later_windows_continue_the_candidate_that_was_chosen(attention):
     shapes = jax.eval_shape(model.init, jax.random.key(0), *[jnp.zeros((1, 1), jnp.int32)] * 2)
     layers = unstack_layers(reference.random_like(unbox(shapes["params"]), 0))
     codes = np.random.default_rng(0).integers(0, 40, (2, 3, 3))
-    keys = sample_keys(0, [*"aaabbb"], [0, 1, 2] * 2).reshape(2, 3)
+    keys = row_seeds(0, [*"aaabbb"], [0, 1, 2] * 2).each(lambda seeds: seeds.reshape(2, 3))
     seen = []
 
     def head(i, source):
@@ -118,8 +118,8 @@ def test_later_windows_continue_the_candidate_that_was_chosen(attention):
         )
 
     found = larger(keys, last)
-    np.testing.assert_array_equal(found, larger(keys[:, 2:]))
-    assert not np.array_equal(found, larger(keys[:, :1]))
+    np.testing.assert_array_equal(found, larger(keys.each(lambda seeds: seeds[:, 2:])))
+    assert not np.array_equal(found, larger(keys.each(lambda seeds: seeds[:, :1])))
     for window, sampled in zip(plan.windows, seen, strict=True):
         assert sampled.shape == (2, 3, *window.known.shape)
         np.testing.assert_array_equal(sampled[:, 0, window.known], sampled[:, 2, window.known])

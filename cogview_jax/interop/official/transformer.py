@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import TransformerPart, transformer_shapes
+from cogview_jax.checkpoints.bundle import TransformerPart
 from cogview_jax.interop.rules import (
     FUSED,
     FUSED_BIAS,
@@ -29,6 +29,7 @@ from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.interop.torch_format.pickle import Slot
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.conventions import RELEASE
+from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import read_regular

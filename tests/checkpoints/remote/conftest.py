@@ -5,10 +5,11 @@ import pytest
 import reference
 import tiny
 from cogview_jax.checkpoints import copied_bundles
-from cogview_jax.checkpoints.bundle import TransformerPart, transformer_shapes
+from cogview_jax.checkpoints.bundle import TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.remote_bundle import bundle_copy
 from cogview_jax.data.remote import failures, files
+from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tokenizers.layout import make_layout

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from cogview_jax.checkpoints.bundle import codec_shapes, transformer_shapes
+from cogview_jax.checkpoints.bundle import codec_shapes
 from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.interop.official.codec import OfficialCodec, rules
 from cogview_jax.interop.official.sizes import infer_layout, infer_vocabulary
@@ -28,6 +28,7 @@ from cogview_jax.interop.rules import (
 from cogview_jax.interop.torch_format.file import read_torch, write_torch
 from cogview_jax.interop.torch_format.pickle import Slot
 from cogview_jax.models.config import TransformerConfig
+from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
