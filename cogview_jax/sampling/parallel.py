@@ -44,15 +44,16 @@ class Windows(NamedTuple):
     @classmethod
     def of(cls, sequences: Sequences, count: int, window: int) -> "Windows":
         """Sequences of which nothing is sampled yet, with room for count + window - 1 tokens."""
-        return cls(sequences, *_empty(sequences.token, count + window))
+        rows = len(sequences.token)
+        line = jnp.zeros((rows, count + window), jnp.int32).at[:, 0].set(sequences.token)
+        return cls(sequences, line, *(jnp.zeros(rows, jnp.int32) for _ in range(3)))
 
 
-@functools.partial(jax.jit, static_argnames="length")
-def _empty(token: jax.Array, length: int) -> tuple[jax.Array, ...]:
-    """Lines of `length` that begin with a token, int32 [B, length], and three counts of nothing."""
-    rows = len(token)
-    line = jnp.zeros((rows, length), jnp.int32).at[:, 0].set(token)
-    return line, *(jnp.zeros(rows, jnp.int32) for _ in range(3))
+@functools.partial(jax.jit, static_argnames=("model", "count", "first", "window"))
+def _begin(*prompts: Any, model: Transformer, count: int, first: int, window: int) -> Windows:
+    """`decode.begin` and `Windows.of` in one program."""
+    sequences = begin(*prompts, model=model, count=count + window - 1, first=first)
+    return Windows.of(sequences, count, window)
 
 
 @functools.partial(
@@ -186,10 +187,9 @@ def in_windows(
         The rows once all have `every` tokens, twice as many, and so on up to `count`. They are used
         up by the next.
     """
-    room = count + window - 1
     prompts = (params, tokens, valid, keys, rows, positions)
-    sequences = begin(*prompts, model=model, count=room, first=first)
-    windows, sizes = Windows.of(sequences, count, window), {"count": count, "window": window}
+    sizes = {"count": count, "window": window}
+    windows = _begin(*prompts, model=model, first=first, **sizes)
     for until in range(every, count + every, every):
         windows = decode_parallel(
             params, windows, settings, given, until, model=model, first=first, **sizes, **options
