@@ -1,8 +1,8 @@
 """Compares decoding with CTranslate2, and a training step with transformers, in turns.
 
     python -m bench.peers decode [--peer_python PATH] [--precisions float32,int8]
-        [--batches 1,4,16] [--top_k K]
-    python -m bench.peers train [--peer_python PATH]
+        [--batches 1,4,16] [--context N] [--top_k K]
+    python -m bench.peers train [--peer_python PATH] [--forms eager,compiled]
 
 The peers are GPT-2 models of the size of the tutorial model with random weights, in processes of
 an interpreter that has their packages:
@@ -12,10 +12,11 @@ an interpreter that has their packages:
 Decoding has a head for 8,192 ids on both sides. The time for the prompt is left out. The training
 step has one row of 1,089 tokens, a table of 58,240 ids, float32, clipping and AdamW.
 
-Both sides use as many threads as there are cores, and are measured one after the other, round by
-round, each right after the peak of its own library: reading a matrix of 512 MB for decoding, a
-product of 2,048 x 2,048 for training. The limit is the time that the bytes or the FLOPs of a step
-of ours take at the highest peak that either side reached. Ratios are medians over the rounds.
+Both sides use as many threads as there are cores (fewer under `taskset`). They are measured one
+after the other, round by round, each right after the peak of its own library: reading a matrix of
+512 MB for decoding, a product of 2,048 x 2,048 for training. The limit is the time that the bytes
+or the FLOPs of a step of ours take at the highest peak that either side reached. Ratios are medians
+over the rounds.
 On a machine that others use, processor time says more than the clock. The command prints a table
 and writes bench/results/peers_decode.json or peers_train.json.
 """
@@ -34,13 +35,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.contender import answer, started
-from bench.gpt2_contenders import Sizes
+from bench.gpt2_contenders import Sizes, positions
 from cogview_jax.runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 PEERS = {"decode": "ctranslate2", "train": "transformers"}
-PRECISIONS = ("float32", "int8")
+CHOICES = {"precisions": ("float32", "int8"), "forms": ("eager", "compiled")}
 SMALL = Sizes(1, 64, 1, 128, 101, 6, 8, 4, 2, product=64, read=2**16)
 #: Seconds before a turn, after which the threads of the other side no longer wait for work busily.
 PAUSE = 0.5
@@ -56,6 +57,9 @@ def main() -> None:
     parser.add_argument("--peer_python", metavar="PATH", help="an interpreter that has the peer")
     parser.add_argument("--precisions", default="float32,int8", help="to decode (%(default)s)")
     parser.add_argument("--batches", default="1,4,16", help="rows to decode (%(default)s)")
+    text = "of transformers' step (%(default)s)"
+    parser.add_argument("--forms", default="eager,compiled", help=text)
+    parser.add_argument("--context", type=int, default=64, help="tokens before (%(default)s)")
     text = "sample among so many ids; 0, the default, takes the likeliest"
     parser.add_argument("--top_k", type=int, default=0, help=text)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (%(default)s)")
@@ -64,24 +68,26 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.rounds < 1:
         parser.error(f"--rounds {flags.rounds}: expected at least 1")
+    if not 1 <= flags.context <= (most := positions(Sizes()) - Sizes.count):
+        parser.error(f"--context {flags.context}: expected 1 to {most}")
     if flags.top_k < 0:
         parser.error(f"--top_k {flags.top_k}: expected 0 or more")
     if flags.peer_python and not Path(flags.peer_python).is_file():
         parser.error(f"--peer_python {flags.peer_python}: expected the path of an interpreter")
-    unknown = set(flags.precisions.split(",")) - set(PRECISIONS)
-    if unknown:
-        given, choices = flags.precisions, ", ".join(PRECISIONS)
-        parser.error(f"--precisions {given}: choose from {choices}, joined by a comma")
+    for name, choices in CHOICES.items():
+        given = getattr(flags, name)
+        if set(given.split(",")) - set(choices):
+            parser.error(f"--{name} {given}: choose from {', '.join(choices)}, joined by a comma")
     batches = flags.batches.split(",")
     if not all(rows.isdecimal() and int(rows) > 0 for rows in batches):
         parser.error(f"--batches {flags.batches}: expected numbers of rows, such as 1,4,16")
     # Pairs of a line for our side and one for the peer.
-    pairs = [("step", "eager"), ("step", "compiled")]
+    pairs = [("step", form) for form in flags.forms.split(",")]
     if flags.what == "decode":
         lines = itertools.product(flags.precisions.split(","), batches)
         pairs = [(" ".join(line), " ".join(line)) for line in lines]
-    base = SMALL if flags.small else Sizes()
-    sizes = asdict(base) | {"threads": os.cpu_count() or 1, "top_k": flags.top_k}
+    base = SMALL if flags.small else Sizes(context=flags.context)
+    sizes = asdict(base) | {"threads": cores(), "top_k": flags.top_k}
     facts, found = measure(flags.what, flags.peer_python, sizes, pairs, flags.rounds)
     print(f"{'; '.join(fact['versions'] for fact in facts.values())}; {sizes['threads']} threads")
     print(f"{'':18}{'':12}{HEADER}")
@@ -93,6 +99,13 @@ def main() -> None:
             print(f"{row['name']:18}{side:12}{columns(row[side], row['ratio'])}", flush=True)
     result = {"sizes": sizes, "facts": facts, "rows": rows}
     write_json(flags.out or RESULTS / f"peers_{flags.what}.json", result)
+
+
+def cores() -> int:
+    """Returns how many cores this process and those that it starts may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def measure(
@@ -119,11 +132,14 @@ def measure(
         commands["peer"] = (peer_python, PEERS[what])
     found: list[tuple[Answers, Answers]] = [([], []) for _ in pairs]
     with contextlib.ExitStack() as stack:
-        running, facts = {}, {}
-        for side, (python, name) in commands.items():
-            command = [python, "-m", "bench.gpt2_contenders", name, json.dumps(sizes)]
-            running[side] = stack.enter_context(started(command, ROOT))
-            facts[side] = answer(running[side])
+        running = {
+            side: stack.enter_context(
+                started([python, "-m", "bench.gpt2_contenders", name, json.dumps(sizes)], ROOT)
+            )
+            for side, (python, name) in commands.items()
+        }
+        # That of the peer comes first, for it may lack packages.
+        facts = {side: answer(running[side]) for side in reversed(running)}
         for turn in range(rounds + 1):
             for pair, answers in zip(pairs, found, strict=True):
                 sides = list(zip(("ours", "peer"), pair, answers, strict=True))
@@ -131,6 +147,9 @@ def measure(
                     if side in running:
                         time.sleep(PAUSE)
                         reply = answer(running[side], line)
+                        milliseconds = [f"{reply[k] * 1e3:.1f}" for k in ("seconds", "processor")]
+                        told = f"round {turn} of {rounds}, {side}, {line}: {milliseconds} ms"
+                        print(told, file=sys.stderr, flush=True)
                         if turn:
                             own.append(reply)
     return facts, found
