@@ -120,11 +120,14 @@ def cogview_decode(sizes: Sizes) -> Contender:
     sampling = SamplingConfig(temperature=float(sizes.top_k > 0), top_k=sizes.top_k)
     room = room_of_sampling(model, sizes.context, sizes.count)
     ready: dict[str, Any] = {}
+    shared: dict[tuple[str, bool], Any] = {}
 
     def measure(line: str) -> tuple[Times, dict[str, Any]]:
         precision, rows = line.split()[0], int(line.split()[1])
         if line not in ready:
-            ready[line] = prefilled(model, params[precision], rows, sizes.context, room)
+            own, *rest = prefilled(model, params[precision], rows, sizes.context, room)
+            # One row multiplies whole matrices, and several rows parts, which they all share.
+            ready[line] = (shared.setdefault((precision, rows > 1), own), *rest)
         own, before, options = ready[line]
         settings = row_settings([sampling] * rows)
         # A call uses up the cache that it is given.

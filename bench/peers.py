@@ -29,7 +29,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,19 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 PEERS = {"decode": "ctranslate2", "train": "transformers"}
 CHOICES = {"precisions": ("float32", "int8"), "forms": ("eager", "compiled")}
-SMALL = Sizes(1, 64, 1, 128, 101, 6, 8, 4, 2, product=64, read=2**16)
+SMALL = Sizes(
+    layers=1,
+    width=64,
+    heads=1,
+    codes=128,
+    text=101,
+    text_length=6,
+    grid=8,
+    context=8,
+    count=4,
+    product=64,
+    read=2**16,
+)
 #: Seconds before a turn, after which the threads of the other side no longer wait for work busily.
 PAUSE = 0.5
 
@@ -88,17 +100,19 @@ def main() -> None:
         pairs = [(" ".join(line), " ".join(line)) for line in lines]
     base = SMALL if flags.small else Sizes(context=flags.context)
     sizes = asdict(base) | {"threads": cores(), "top_k": flags.top_k}
-    facts, found = measure(flags.what, flags.peer_python, sizes, pairs, flags.rounds)
+    out = flags.out or RESULTS / f"peers_{flags.what}.json"
+    facts, rows = {}, []
+    for facts, found in measured(flags.what, flags.peer_python, sizes, pairs, flags.rounds):
+        rows = [
+            {"name": pair[1], **compared(*both)} for pair, both in zip(pairs, found, strict=True)
+        ]
+        # After every round, so that one may stop a long run.
+        write_json(out, {"sizes": sizes, "facts": facts, "rows": rows})
     print(f"{'; '.join(fact['versions'] for fact in facts.values())}; {sizes['threads']} threads")
     print(f"{'':18}{'':12}{HEADER}")
-    rows = []
-    for (line, theirs), both in zip(pairs, found, strict=True):
-        row = {"name": line if line == theirs else theirs, **compared(*both)}
-        rows.append(row)
+    for row in rows:
         for side in filter(row.get, ("ours", "peer")):
             print(f"{row['name']:18}{side:12}{columns(row[side], row['ratio'])}", flush=True)
-    result = {"sizes": sizes, "facts": facts, "rows": rows}
-    write_json(flags.out or RESULTS / f"peers_{flags.what}.json", result)
 
 
 def cores() -> int:
@@ -108,13 +122,13 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def measure(
+def measured(
     what: str,
     peer_python: str | None,
     sizes: Mapping[str, Any],
     pairs: Sequence[tuple[str, str]],
     rounds: int,
-) -> tuple[dict[str, dict[str, Any]], list[tuple[Answers, Answers]]]:
+) -> Iterator[tuple[dict[str, dict[str, Any]], list[tuple[Answers, Answers]]]]:
     """Measures both sides in turns, after a round that is not counted.
 
     Args:
@@ -124,8 +138,8 @@ def measure(
         pairs: what is measured of our side and of the peer; see `gpt2_contenders`.
         rounds: how often.
 
-    Returns:
-        The facts of each side, and the answers of both to each pair.
+    Yields:
+        After each round the facts of each side, and the answers of both to each pair so far.
     """
     commands = {"ours": (sys.executable, f"cogview-{what}")}
     if peer_python:
@@ -152,7 +166,8 @@ def measure(
                         print(told, file=sys.stderr, flush=True)
                         if turn:
                             own.append(reply)
-    return facts, found
+            if turn:
+                yield facts, found
 
 
 def compared(ours: Answers, peer: Answers) -> dict[str, Any]:
