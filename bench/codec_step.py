@@ -20,13 +20,12 @@ our VQGAN, and writes bench/results/codec_step.json.
 import argparse
 import contextlib
 import json
-import os
 import statistics
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from bench.contender import answer, started
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "bench" / "results" / "codec_step.json"
@@ -64,13 +63,14 @@ def compare(model: str, contenders: dict[str, tuple[str, str, Path]], flags: Any
     with contextlib.ExitStack() as stack:
         running = {}
         for name, (python, kind, folder) in contenders.items():
-            process = stack.enter_context(started(python, kind, folder, flags))
+            command = [python, str(CONTENDERS), kind]
+            command += ["--small"] * flags.small
+            command += ["--trace"] * (flags.trace and kind == "vqgan" and folder == ROOT)
+            process = stack.enter_context(started(command, folder))
             running[name], rows[name] = process, {"name": f"{model}, {name}"} | answer(process)
         for _ in range(flags.repeats):
             for name, process in running.items():
-                process.stdin.write("\n")
-                process.stdin.flush()
-                for key, value in answer(process).items():
+                for key, value in answer(process, "").items():
                     rows[name].setdefault(key, []).append(value)
         for name, process in running.items():
             process.stdin.close()
@@ -92,31 +92,6 @@ def compare(model: str, contenders: dict[str, tuple[str, str, Path]], flags: Any
         for operation, milliseconds in row.pop("operations", []):
             print(f"{milliseconds:14.0f} ms  {operation}")
     return list(rows.values())
-
-
-@contextlib.contextmanager
-def started(python: str, kind: str, folder: Path, flags: Any) -> Iterator[subprocess.Popen]:
-    """The process of a contender, with the packages of `folder`."""
-    command = [python, str(CONTENDERS), kind]
-    command += ["--small"] * flags.small
-    command += ["--trace"] * (flags.trace and kind == "vqgan" and folder == ROOT)
-    environment = os.environ | {"PYTHONPATH": str(folder.resolve()), "JAX_PLATFORMS": "cpu"}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=folder
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def answer(process: Any) -> dict[str, Any]:
-    """The next line of a contender."""
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit("a contender ended early; its error is above")
-    return json.loads(line)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,13 @@ from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.hardware import measured_bandwidth
 from cogview_jax.runtime.precision import policy
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.sampling.decode import decode, prefill, sample_keys, segment_lengths
+from cogview_jax.sampling.decode import (
+    Sequences,
+    decode,
+    prefill,
+    sample_keys,
+    segment_lengths,
+)
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -75,13 +81,43 @@ def random_params(model: Transformer) -> dict[str, Any]:
     return rest | {"blocks": blocks}
 
 
-def bytes_a_step(model: Transformer, codes: int, batch: int, context: int) -> int:
-    """Returns the bytes of weights, head and caches that one token for each row has to read."""
+def bytes_a_step(
+    model: Transformer, codes: int, batch: int, context: int, kernel_bytes: int | None = None
+) -> int:
+    """Returns the bytes of weights, head and caches that one token for each row has to read.
+
+    An entry of a kernel has `kernel_bytes`, by default as many as the arithmetic's type.
+    """
     config, size = model.config, jnp.dtype(model.policy.compute).itemsize
-    weights = config.layers * (4 + 2 * config.mlp_ratio) * config.width**2
+    kernels = config.layers * (4 + 2 * config.mlp_ratio) * config.width**2
     head = codes * config.width
     cache = 2 * config.layers * config.width * context
-    return size * (weights + head + batch * cache)
+    return kernels * (kernel_bytes or size) + size * (head + batch * cache)
+
+
+def prefilled(
+    model: Transformer, params: dict, batch: int, context: int, room: int
+) -> tuple[dict, Sequences, dict[str, Any]]:
+    """Returns the parameters, the sequences and the options that `decode` goes on from.
+
+    The rows have `context` random tokens of the vocabulary's codes, and room for `room` more. Work
+    that is done once for an image is done: it is not part of a step.
+    """
+    assert model.vocabulary is not None
+    codes = model.vocabulary.codes
+    tokens = np.random.default_rng(0).integers(0, codes, (batch, context)).astype(np.int32)
+    keys, sizes = sample_keys(0, ["a"] * batch, range(batch)), {"model": model, "first": 0}
+    valid = np.ones(tokens.shape, bool)
+    sequences = prefill(params, tokens, valid, keys, count=room, **sizes)
+    parts = matvec_parts(batch, model.programs.platform)
+    params = jax.jit(split_for_cores, static_argnums=1)(params, parts)
+    return params, sequences, {"last": codes, **sizes}
+
+
+def room_of_sampling(model: Transformer, context: int, count: int) -> int:
+    """Returns the free slots of the smallest cache of sampling with room for `count` tokens."""
+    ends = np.cumsum(segment_lengths(model, PROMPT, CODES)) + PROMPT
+    return int(min(end for end in ends if end >= context + count)) - context
 
 
 def measure(
@@ -91,19 +127,11 @@ def measure(
 
     The cache has as many slots as it has in sampling at this context.
     """
-    generator = np.random.default_rng(0)
-    tokens = generator.integers(0, 8192, (batch, context)).astype(np.int32)
-    keys = sample_keys(0, ["a"] * batch, range(batch))
-    sizes = {"model": model, "first": 0}
-    ends = np.cumsum(segment_lengths(model, PROMPT, CODES)) + PROMPT
-    # The smallest cache that has room for a call to warm up and one that is timed.
-    room = int(min(end for end in ends if end >= context + 2 * COUNT)) - context
-    sequences = prefill(params, tokens, np.ones(tokens.shape, bool), keys, count=room, **sizes)
-    # Work that is done once for an image is not part of a step.
-    parts = matvec_parts(batch, model.programs.platform)
-    params = jax.jit(split_for_cores, static_argnums=1)(params, parts)
+    # There is room for a call to warm up and one that is timed.
+    room = room_of_sampling(model, context, 2 * COUNT)
+    params, sequences, options = prefilled(model, params, batch, context, room)
     settings = row_settings([SamplingConfig()] * batch)
-    call = {"settings": settings, "count": COUNT, "last": 8192, **sizes}
+    call = {"settings": settings, "count": COUNT, **options}
     sequences, _ = jax.block_until_ready(decode(params, sequences, **call))
     times = []
     for _ in range(max(1, min(5, room // COUNT - 1))):
@@ -133,7 +161,9 @@ def main() -> None:
     config = MODELS[given.model]
     config = dataclasses.replace(config, dropout=0.0, layers=given.layers or config.layers)
     vocabulary = Vocabulary()
-    model = Transformer(config, vocabulary.size, POSITIONS, policy(given.precision))
+    model = Transformer(
+        config, vocabulary.size, POSITIONS, policy(given.precision), vocabulary=vocabulary
+    )
     params = random_params(model)
     device, rows = jax.devices()[0].device_kind, []
     on_cpu = jax.default_backend() == "cpu"

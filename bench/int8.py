@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import cogview_jax
-from bench.decode import MODELS, POSITIONS, random_params
-from cogview_jax.models.linear import TRANSPOSED, matvec_parts, split_for_cores
+from bench.decode import MODELS, POSITIONS, prefilled, random_params
+from cogview_jax.models.linear import TRANSPOSED
 from cogview_jax.models.quantization import KERNEL_SCALE, TABLE_TYPE, quantize_kernels
 from cogview_jax.models.transformer import Transformer
-from cogview_jax.sampling.decode import decode, prefill, sample_keys
+from cogview_jax.sampling.decode import decode
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.tokenizers.vocabulary import Vocabulary
@@ -62,14 +62,10 @@ class Sampler:
 
     def __init__(self, model: Transformer, params: Any, batch: int, context: int, calls: int):
         """Fills the cache, and compiles."""
-        tokens = np.random.default_rng(0).integers(0, 8192, (batch, context)).astype(np.int32)
-        keys, sizes = sample_keys(0, ["a"] * batch, range(batch)), {"model": model, "first": 0}
         room = COUNT * (calls + 2)
-        self.state = prefill(params, tokens, np.ones(tokens.shape, bool), keys, count=room, **sizes)
-        parts = matvec_parts(batch, model.programs.platform)
-        self.params = jax.jit(split_for_cores, static_argnums=1)(params, parts)
+        self.params, self.state, options = prefilled(model, params, batch, context, room)
         settings = row_settings([SamplingConfig()] * batch)
-        self.options = {"settings": settings, "count": COUNT, "last": 8192, **sizes}
+        self.options = {"settings": settings, "count": COUNT, **options}
         self.clock, self.processor = [], []
         self.call()
         self.clock, self.processor = [], []
@@ -86,7 +82,8 @@ def time_pairs(layers: int | None, batches: list[int], contexts: list[int], pair
     """Prints the milliseconds a token of both, and their ratios."""
     config = dataclasses.replace(MODELS["tutorial"], dropout=0.0)
     config = dataclasses.replace(config, layers=layers or config.layers)
-    model = Transformer(config, Vocabulary().size, POSITIONS)
+    vocabulary = Vocabulary()
+    model = Transformer(config, vocabulary.size, POSITIONS, vocabulary=vocabulary)
     exact = random_params(model)
     small = quantized(exact)
     print(f"jax {jax.__version__}; weights {size(small) / 1e6:.0f} of {size(exact) / 1e6:.0f} MB")

@@ -25,7 +25,7 @@ from cogview_jax.models.implementation import Implementation
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.runtime.files import write_json
 from cogview_jax.runtime.sharding import unbox
-from cogview_jax.tokenizers.layout import Example, LayoutConfig, make_layout
+from cogview_jax.tokenizers.layout import Example, Layout, LayoutConfig, make_layout
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.sequence_objective import SequenceObjective
 
@@ -43,9 +43,7 @@ def main() -> None:
     objectives = {attention: objective_of(attention) for attention in ("blocks", "xla")}
     objective = objectives["blocks"]
     params = jax.jit(lambda key: unbox(objective.init(key)[0]))(jax.random.key(0))
-    rng = np.random.default_rng(0)
-    parts = {"text": rng.integers(0, 50_000, 62), "image": rng.integers(0, 8192, 1024)}
-    batch = jax.tree.map(lambda field: jnp.asarray(field)[None], LAYOUT.example(parts))
+    batch = random_row(LAYOUT)
     steps = {
         name: jax.jit(jax.value_and_grad(loss_of(own))).lower(params, batch).compile()
         for name, own in objectives.items()
@@ -100,13 +98,26 @@ def main() -> None:
     print(json.dumps(result), file=sys.stderr)
 
 
-def objective_of(attention: str) -> SequenceObjective:
+def objective_of(
+    attention: str, config: TransformerConfig = CONFIG, layout: Layout = LAYOUT
+) -> SequenceObjective:
     """The objective of the tutorial model with one of the programs for attention."""
     programs = Implementation(attention, "layers", jax.default_backend())
-    size = LAYOUT.vocabulary.size
+    size = layout.vocabulary.size
     return SequenceObjective(
-        Transformer(CONFIG, size, LAYOUT.length - 1, implementation=programs), LAYOUT
+        Transformer(config, size, layout.length - 1, implementation=programs), layout
     )
+
+
+def random_row(layout: Layout) -> Example:
+    """A batch of one row with random text and a random image."""
+    rng, sizes = np.random.default_rng(0), layout.vocabulary
+    parts = {
+        region.name: rng.integers(0, {"text": sizes.text, "image": sizes.codes}[region.kind], n)
+        for region in layout.regions
+        if (n := region.length) and region.kind in ("text", "image")
+    }
+    return jax.tree.map(lambda field: jnp.asarray(field)[None], layout.example(parts))
 
 
 def loss_of(objective: SequenceObjective) -> Callable[[dict, Example], jax.Array]:
