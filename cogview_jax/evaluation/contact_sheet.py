@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 #: English and Chinese.
 _FONT = Path(__file__).parents[1] / "assets" / "fonts" / "wqy-microhei-subset.ttf"
 _TEXT_SIZE, _LINE, _MARGIN, _GAP = 13, 17, 12, 4
+#: A prompt may have 4,096 characters, and would push the images apart.
+_MOST_LINES = 12
 _PAPER, _INK, _FRAME = (255, 255, 255), (50, 50, 50), (215, 215, 215)
 
 # A Chinese character with the closing marks that must not start a line; a word; a space.
@@ -30,7 +32,7 @@ def caption_grid(
     Args:
         images: uint8 [h, w, 3], of any sizes. Those smaller than `cell` are shown larger, by the
             largest whole factor that fits, each pixel a block of its own value; none is shrunk.
-        captions: one an image, English or Chinese.
+        captions: one an image, English or Chinese. Of a long one the first lines are shown.
         columns: images a row; as square a sheet as possible where None.
         cell: the width and height in pixels that an image may fill.
 
@@ -40,7 +42,7 @@ def caption_grid(
     columns = columns or math.ceil(math.sqrt(len(images)))
     scaled = [_scaled(image, cell) for image in images]
     width = max(cell, *(image.width for image in scaled))
-    texts = [_wrap(caption, width) for caption in captions]
+    texts = [_shortened(_wrap(caption, width)) for caption in captions]
     items = list(zip(scaled, texts, strict=True))
     rows = [items[i : i + columns] for i in range(0, len(items), columns)]
     heights = [
@@ -100,6 +102,10 @@ def _wrap(text: str, width: int) -> list[str]:
                 lines.append("")
             lines[-1] += character
     return [line.strip() for line in lines if line.strip()]
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= _MOST_LINES else [*lines[: _MOST_LINES - 1], "..."]
 
 
 @functools.cache

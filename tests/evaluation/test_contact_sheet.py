@@ -52,6 +52,15 @@ def test_captions_are_drawn_below_and_wrapped_inside_their_cell():
     assert ink[:, 1].max() <= 12 + 64
 
 
+def test_long_captions_are_cut_to_some_lines():
+    heights = [
+        caption_grid(images((64, 64)), [text], cell=64).height
+        for text in ("apple " * 12, "apple " * 13, "apple " * 600)
+    ]
+    assert len(_wrap("apple " * 12, 64)) == 12
+    assert heights == [heights[0]] * 3
+
+
 @pytest.mark.parametrize(
     ("text", "lines"),
     [

@@ -202,10 +202,13 @@ def failure_of(error: BaseException) -> Failure:
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yields an error, and what it was raised from."""
     for _ in range(8):
-        if error is None:
+        if not isinstance(error, BaseException):
             return
         yield error
-        error = error.__cause__ or getattr(error, "os_error", None)
+        # What botocore could not connect by stands among the words of its text.
+        words = getattr(error, "kwargs", None)
+        named = words.get("error") if isinstance(words, dict) else None
+        error = error.__cause__ or getattr(error, "os_error", None) or named
 
 
 def _status(error: BaseException) -> int:

@@ -1,6 +1,7 @@
 """Requests to a real server that fails in every way: what is tried again, and what is said."""
 
 import base64
+import socket
 
 import pytest
 
@@ -173,6 +174,27 @@ def caused(error, cause):
 def test_errors_of_other_services(error, passing, denied, missing):
     found = failure_of(error)
     assert (found.passing, found.denied, found.missing) == (passing, denied, missing)
+
+
+class EndpointConnectionError(ConnectionError):
+    """As botocore has it."""
+
+    def __init__(self, **kwargs):
+        super().__init__("Could not connect to the endpoint URL")
+        self.kwargs = kwargs
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (ConnectionRefusedError(111, "Connect call failed"), "Connection refused"),
+        (socket.gaierror(-2, "unknown"), "the name of the server cannot be resolved"),
+        ("refused", "the connection broke off"),
+    ],
+)
+def test_what_botocore_could_not_connect_by_is_said(error, why):
+    found = failure_of(EndpointConnectionError(endpoint_url="http://h", error=error))
+    assert (found.why, found.passing) == (why, True)
 
 
 def test_a_password_stands_in_netrc(server, address, tmp_path, monkeypatch):
