@@ -18,7 +18,7 @@ help:
 	@echo 'make emoji      train, evaluate and draw on the embedded emoji, into runs/emoji'
 	@echo 'make test       run the tests'
 	@echo 'make lint       check format, style and types'
-	@echo 'make bench      time a training step, and sampling; with AGAINST=REV beside that commit'
+	@echo 'make bench      a page of speeds; AGAINST=REV: beside that commit, PEER=PYTHON: beside peers'
 	@echo 'make stability  the paper'\''s Figure 4b: which stabiliser float16 needs for what'
 	@echo 'make clean      delete .venv, the caches and runs/demo (no other run)'
 	@echo 'make .venv      only build the environment'
@@ -66,9 +66,10 @@ lint: .venv
 	$(RUN) ruff check .
 	$(RUN) mypy
 
-# AGAINST=REV runs them in this tree and in that commit in turns.
+# AGAINST=REV measures that commit in turns with this tree, and PEER=PYTHON, an interpreter that has
+# torch, transformers and ctranslate2, these.
 bench: .venv
-	$(if $(AGAINST),$(RUN) bench.against $(AGAINST) train_step decode,$(RUN) bench.train_step && $(RUN) bench.decode)
+	$(RUN) bench.page $(if $(AGAINST),--against $(AGAINST)) $(if $(PEER),--peer_python $(PEER))
 
 # A variant that has a record is not run again.
 stability: .venv

@@ -11,6 +11,7 @@ environment. It writes bench/results/against_NAME.json.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -36,14 +37,21 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.turns < 1:
         parser.error(f"--turns {flags.turns}: expected at least 1")
+    with checked_out(flags.revision) as before:
+        for name in flags.names:
+            compare(name, flags.revision, before, flags.turns)
+
+
+@contextlib.contextmanager
+def checked_out(revision: str) -> Iterator[Path]:
+    """A temporary folder with the tree of a commit."""
     with tempfile.TemporaryDirectory() as folder:
-        before = Path(folder, "tree")
-        git("worktree", "add", "--quiet", "--detach", str(before), flags.revision)
+        tree = Path(folder, "tree")
+        git("worktree", "add", "--quiet", "--detach", str(tree), revision)
         try:
-            for name in flags.names:
-                compare(name, flags.revision, before, flags.turns)
+            yield tree
         finally:
-            git("worktree", "remove", "--force", str(before))
+            git("worktree", "remove", "--force", str(tree))
 
 
 def compare(name: str, revision: str, before: Path, turns: int) -> None:

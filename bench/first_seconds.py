@@ -6,7 +6,8 @@ Each round runs the command twice, as a user does, in a home of its own: once wi
 compiled programs (cold), once with what the first has kept (warm). Prints the medians over the
 rounds, by the clock and in CPU seconds (user and system), of the whole and of each part, and how
 many programs were compiled or read from the cache. With --against DIR, another checkout of this
-project takes turns with this one, and the ratio of the whole is printed too.
+project takes turns with this one, and the ratio of the whole is printed too. It writes the whole
+to bench/results/first_seconds.json.
 """
 
 import argparse
@@ -20,7 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cogview_jax.runtime.files import write_json
+
 HERE = Path(__file__).resolve().parents[1]
+RESULT = HERE / "bench" / "results" / "first_seconds.json"
 #: Runs in the process that is measured: notes when each part has ended. Parts overlap where
 #: programs are compiled while others run; a moment counts for the part that the job waits for.
 PROGRAM = """
@@ -130,7 +134,9 @@ def main() -> None:
             other.append(both(given.against.resolve(), flags))
         own.append(both(HERE, flags))
         parts.append(both(HERE, flags, watched=True))
+    result: dict[str, dict[str, float]] = {}
     for kind in ("cold", "warm"):
+        result[kind] = {name: median(own, kind, name) for name in ("wall", "cpu")}
         line = f"{kind}: {median(own, kind, 'wall'):.2f} s, {median(own, kind, 'cpu'):.2f} CPU s"
         if given.against:
             was = [median(other, kind, name) for name in ("wall", "cpu")]
@@ -140,6 +146,8 @@ def main() -> None:
                 )
                 for name in ("wall", "cpu")
             ]
+            names = ("before", "before_cpu", "ratio", "ratio_cpu")
+            result[kind] |= dict(zip(names, was + shares, strict=True))
             line += f"; before {was[0]:.2f} s, {was[1]:.2f} CPU s;"
             line += f" ratio {shares[0]:.2f} by the clock, {shares[1]:.2f} of the CPU"
         print(line)
@@ -154,6 +162,7 @@ def main() -> None:
     for name, what in (("programs", "programs"), ("hits", "of them from the cache")):
         numbers = [median(parts, kind, name) for kind in ("cold", "warm")]
         print(f"| {what} | {numbers[0]:.0f} | | {numbers[1]:.0f} | |")
+    write_json(RESULT, result)
 
 
 if __name__ == "__main__":
