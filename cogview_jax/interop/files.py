@@ -66,7 +66,7 @@ def held_folder(out: str) -> Iterator[Path]:
     Raises:
         InputError: it cannot be a folder, or another process writes it.
     """
-    check_folder_output(out, "--out")
+    check_folder_output(out, "--out", replaced=True)
     local_path(out, "--out")
     path = Path(out).absolute()
     lock = path.with_name(f".{path.name}.convert.lock")

@@ -96,15 +96,19 @@ def check_file_output(path: str | os.PathLike, flag: str = "") -> None:
     if path.exists() and not path.is_file():
         kind = _kind(path.stat().st_mode)  # a new file would take the place of a device too
         raise InputError(f"{_named(path, flag)} is a {kind}: expected the name of a file")
-    _check_parents(path, flag)
+    _check_parents(path, flag, written=True)
 
 
-def check_folder_output(path: str | os.PathLike, flag: str = "") -> None:
-    """InputError unless a folder can be written to `path`; `flag`, if any, is named with it."""
+def check_folder_output(path: str | os.PathLike, flag: str = "", *, replaced: bool = False) -> None:
+    """InputError unless a folder can be written to `path`; `flag`, if any, is named with it.
+
+    `replaced` says that it is written as a whole, see `atomic_path`, for which its parent has to be
+    writable.
+    """
     path = Path(path)
     if os.path.lexists(path) and not path.is_dir():
         raise InputError(f"{_named(path, flag)} is a file: expected the name of a folder")
-    _check_parents(path, flag)
+    _check_parents(path, flag, written=replaced)
 
 
 def write_file(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
@@ -259,11 +263,13 @@ def _named(path: str | os.PathLike, flag: str) -> str:
     return f"{flag} {path}".strip()
 
 
-def _check_parents(path: str | os.PathLike, flag: str) -> None:
+def _check_parents(path: str | os.PathLike, flag: str, *, written: bool) -> None:
     for parent in Path(path).absolute().parents:
         if os.path.lexists(parent):
             if not parent.is_dir():
                 raise InputError(f"{_named(path, flag)}: {parent} is a file, expected a folder")
+            if written and not os.access(parent, os.W_OK | os.X_OK):
+                raise InputError(f"{_named(path, flag)}: {parent} may not be written to")
             return
 
 

@@ -78,6 +78,8 @@ def path_problem(path: str) -> str:
         return (
             "expected the path of a mounted file system, and no address of a bucket or another"
             " service: mount it, or copy it"
+            + "; where addresses are taken, they have two slashes behind the colon"
+            * (not path.partition(":")[2].startswith("//"))
         )
     return ""
 

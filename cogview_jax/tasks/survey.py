@@ -98,7 +98,7 @@ def survey_data(config: Mapping[str, Any], given: Mapping[str, str], out: str, c
 def _checked(out: str) -> Path:
     """The folder, unless it holds other files than a survey, which would be replaced."""
     path = local_path(out, "--out")
-    check_folder_output(path, "--out")
+    check_folder_output(path, "--out", replaced=True)
     names = sorted(x.name for x in path.iterdir()) if path.is_dir() else []
     others = [name for name in names if name not in FILES and not is_clutter(name)]
     if others:

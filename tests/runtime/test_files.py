@@ -138,6 +138,16 @@ def test_outputs_are_checked_before_work(tmp_path):
             check(tmp_path / "file" / "a" / "b")
 
 
+def test_outputs_in_a_folder_that_may_not_be_written_to_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    line = f"^--out {tmp_path}/new: {tmp_path} may not be written to$"
+    with pytest.raises(InputError, match=line):
+        check_file_output(f"{tmp_path}/new", "--out")
+    with pytest.raises(InputError, match=line):
+        check_folder_output(f"{tmp_path}/new", "--out", replaced=True)
+    check_folder_output(f"{tmp_path}/new", "--out")  # its own folder may be a mounted one
+
+
 def test_what_takes_its_name_is_on_disk_before(tmp_path, monkeypatch):
     order = []
     kept = {name: getattr(os, name) for name in ("fsync", "replace")}

@@ -142,9 +142,8 @@ class FolderSource:
         self.readers = requests if remote else 1
         if not remote and not os.path.isdir(self._root):
             hint = kind_hint(self._root)
-            raise InputError(
-                f"path={str(path)!r}: expected a folder of images, there is none{hint}"
-            )
+            there = "this is a file" if os.path.isfile(self._root) else "there is none"
+            raise InputError(f"path={str(path)!r}: expected a folder of images, {there}{hint}")
         self._caption_fields = caption_fields
         self._scan: FolderScan | None = None
         folder, listings = self._root, [listing or find_listing(self._root)] if not remote else []
