@@ -10,6 +10,7 @@ from cogview_jax.pipeline.prompts import Prompts
 from cogview_jax.runtime.bounds import MOST_IMAGES, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import log
+from cogview_jax.sampling.batching import fitted
 from cogview_jax.sampling.engine import SamplingRequest, Span
 from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 
@@ -133,7 +134,8 @@ class Generation:
         The decoder is compiled while the first batch is sampled. A last batch that is smaller is
         filled up, so that it needs no program of its own.
         """
-        size = min(self.parts.engine.batch_size(requests, batch_size), len(requests))
+        count, most = len(requests), self.parts.engine.batch_size(requests, batch_size)
+        size = min(fitted(count, most), count)
         with self.parts.decode_ahead(size):
             first = next(sampled)
         for codes in itertools.chain([first], sampled):

@@ -58,6 +58,14 @@ def test_a_job_compiles_three_programs(
     assert len(compiled) == 3, compiled
 
 
+def test_batches_larger_than_asked_for_lose_no_image(bundle, tmp_path, monkeypatch):
+    """On a GPU the smallest batch has two rows."""
+    monkeypatch.setattr("cogview_jax.sampling.batching.min_batch", lambda: 2)
+    options = JobOptions(SamplingOptions(3, batch_size=1), 3)
+    text_to_image(str(bundle), str(tmp_path), PROMPTS[:1], options)
+    assert len(list((tmp_path / "images").iterdir())) == 3
+
+
 def test_a_second_job_of_the_same_shapes_compiles_nothing(bundle, compiled):
     model = load(bundle)
     first = model.generate(PROMPTS[:1], 2, seed=1)
