@@ -341,6 +341,16 @@ def test_a_local_run_that_was_copied_into_the_bucket_goes_on_there(bucket):
         assert names_in(run.folder) == [".workdir.json", "config.json", "metrics/metrics.jsonl"]
 
 
+def test_folders_that_were_made_in_the_browser_are_no_files(bucket):
+    for name in ("", ".locks/", "checkpoints/"):
+        bucket.put(name, b"")
+    with Run() as run:
+        assert names_in(run.folder) == [".workdir.json"]
+        run.train(1)
+        run.upload.copy_up()
+    assert steps(bucket.names()) == [1]
+
+
 def test_a_folder_that_holds_something_else_is_refused(bucket, machine):
     bucket.put("images/0.png", b"png")
     with pytest.raises(InputError, match=f"{ADDRESS} holds 'images/0.png', and no run"), Run():
