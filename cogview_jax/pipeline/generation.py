@@ -43,6 +43,13 @@ class Generation:
         rows = self.prompt_rows([request.prompt for request in requests])
         return self._sample(requests, [rows[request.prompt] for request in requests], 0, batch_size)
 
+    def count_of(self, prompts: Sequence[str], num_images: int) -> int:
+        """How many images `generate_codes` gives in all; InputError as there."""
+        if not len(prompts):
+            raise InputError("generate needs a list of at least one prompt")
+        need_count("num_images", num_images, MOST_IMAGES // len(prompts))
+        return len(prompts) * num_images
+
     def generate_codes(
         self, prompts: Sequence[str], num_images: int, options: SamplingOptions
     ) -> np.ndarray:
@@ -52,9 +59,7 @@ class Generation:
             InputError: as `sample_codes`; no prompt, no image, or more than MOST_IMAGES.
         """
         self.parts.need("transformer", "text")
-        if not len(prompts):
-            raise InputError("generate needs a list of at least one prompt")
-        need_count("num_images", num_images, MOST_IMAGES // len(prompts))
+        self.count_of(prompts, num_images)
         config = options.config(self.default_sampling)
         requests = [
             SamplingRequest(prompt, options.seed, index, config)
