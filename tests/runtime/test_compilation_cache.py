@@ -53,15 +53,24 @@ def test_a_program_that_was_cut_short_is_written_again(unset, recwarn):
     enable_compilation_cache()
     compiled(5)
     (program,) = unset.glob("*lambda*-cache")
-    program.write_bytes(program.read_bytes()[:-9])
+    program.write_bytes(b"")
     jax.clear_caches()
     jax.config.update("jax_compilation_cache_dir", None)
     enable_compilation_cache()
     compiled(5)
-    zlib.decompress(program.read_bytes())
+    assert program.read_bytes()
     assert not [each for each in recwarn if "compilation cache" in str(each.message)]
     drop_damaged(unset)
     assert program.exists()
+
+
+def test_of_compressed_programs_those_that_end_early_are_dropped(tmp_path):
+    whole = zlib.compress(bytes(range(256)) * 9)
+    programs = {"whole": whole, "cut": whole[:-9], "other": b"no program"}
+    for name, data in programs.items():
+        (tmp_path / f"{name}-cache").write_bytes(data)
+    drop_damaged(tmp_path)
+    assert [file.name for file in tmp_path.glob("*-cache")] == ["whole-cache"]
 
 
 def test_what_the_user_has_said_stays(unset, monkeypatch, tmp_path):
