@@ -90,12 +90,17 @@ def _opened(
 
     def opened(name: str) -> Any:
         if not described.get("use_ocdbt", True):
-            return ts.open(spec | {"kvstore": f"file://{path}/{name}/"}, context=context, read=True)
-        store = {"driver": "ocdbt", "base": f"file://{path}/", "cache_pool": _NODES}
-        store["path"] = f"{name}/"
+            store = _files(path / name)
+            return ts.open(spec | {"kvstore": store}, context=context, read=True)
+        store = {"driver": "ocdbt", "base": _files(path), "cache_pool": _NODES, "path": f"{name}/"}
         return ts.open(spec | {"kvstore": store}, context=context, open=True, read=True)
 
     return [each.result() for each in [opened(".".join(keys)) for keys in names]]
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    """A folder for tensorstore; in a URL, characters such as # and % would mean something else."""
+    return {"driver": "file", "path": f"{folder}/"}
 
 
 def check_room(path: Path, found: Any) -> None:

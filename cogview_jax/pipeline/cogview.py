@@ -116,7 +116,7 @@ class CogView:
         """
         self.parts.need("transformer", "text", "codec")
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        with self.parts.decode_ahead(len(prompts) * num_images):
+        with self.parts.decode_ahead(self.generation.count_of(prompts, num_images)):
             codes = self.generate_codes(prompts, num_images, seed, **keywords)
         images = iter(self.decode(codes.reshape(-1, *codes.shape[2:])))
         return [[Image.fromarray(next(images)) for _ in row] for row in codes]

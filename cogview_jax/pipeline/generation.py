@@ -10,6 +10,7 @@ from cogview_jax.pipeline.prompts import Prompts
 from cogview_jax.runtime.bounds import MOST_IMAGES, need_count
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import log
+from cogview_jax.sampling.batching import fitted
 from cogview_jax.sampling.engine import SamplingRequest, Span
 from cogview_jax.sampling.options import SamplingConfig, SamplingOptions
 
@@ -42,6 +43,13 @@ class Generation:
         rows = self.prompt_rows([request.prompt for request in requests])
         return self._sample(requests, [rows[request.prompt] for request in requests], 0, batch_size)
 
+    def count_of(self, prompts: Sequence[str], num_images: int) -> int:
+        """How many images `generate_codes` gives in all; InputError as there."""
+        if not len(prompts):
+            raise InputError("generate needs a list of at least one prompt")
+        need_count("num_images", num_images, MOST_IMAGES // len(prompts))
+        return len(prompts) * num_images
+
     def generate_codes(
         self, prompts: Sequence[str], num_images: int, options: SamplingOptions
     ) -> np.ndarray:
@@ -51,9 +59,7 @@ class Generation:
             InputError: as `sample_codes`; no prompt, no image, or more than MOST_IMAGES.
         """
         self.parts.need("transformer", "text")
-        if not len(prompts):
-            raise InputError("generate needs a list of at least one prompt")
-        need_count("num_images", num_images, MOST_IMAGES // len(prompts))
+        self.count_of(prompts, num_images)
         config = options.config(self.default_sampling)
         requests = [
             SamplingRequest(prompt, options.seed, index, config)
@@ -133,7 +139,8 @@ class Generation:
         The decoder is compiled while the first batch is sampled. A last batch that is smaller is
         filled up, so that it needs no program of its own.
         """
-        size = min(self.parts.engine.batch_size(requests, batch_size), len(requests))
+        count, most = len(requests), self.parts.engine.batch_size(requests, batch_size)
+        size = min(fitted(count, most), count)
         with self.parts.decode_ahead(size):
             first = next(sampled)
         for codes in itertools.chain([first], sampled):

@@ -3,11 +3,15 @@
 jax can bound its cache by itself, but then it needs the package `filelock`, takes a lock for every
 program that it reads or writes, and fails on programs that it has kept without a bound before. So
 the folder is pruned here, once a process: it grows beyond the bound by what one process compiles.
+
+Nor does jax write programs whole or not at all. It would warn of one that was cut short in every
+run, and never write it again.
 """
 
 import contextlib
 import os
 import sys
+import zlib
 from pathlib import Path
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -15,6 +19,9 @@ VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _SHORTEST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 #: Bytes that the folder holds at most once it was pruned; a sampling job keeps about 300 kB.
 LIMIT = 1 << 30
+#: A file of the folder, whose time says when the programs were last looked at.
+CHECKED = ".checked"
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"
 
 
 def enable_compilation_cache() -> None:
@@ -28,6 +35,7 @@ def enable_compilation_cache() -> None:
     if VARIABLE in os.environ or configured or (folder := cache_folder()) is None:
         return
     prune(folder)
+    drop_damaged(folder)
     if jax is None:  # Jax reads them when it is imported.
         os.environ[VARIABLE] = str(folder)
         os.environ.setdefault(_SHORTEST, "0")
@@ -75,3 +83,31 @@ def prune(folder: Path, limit: int = LIMIT) -> None:
                 break
             Path(path).unlink(missing_ok=True)
             excess -= stat.st_size
+
+
+def drop_damaged(folder: Path) -> None:
+    """Deletes programs that were cut short, by a full disk or a process that was killed.
+
+    Only those written since the last call are read. One that another process is writing just now
+    may go too; it is compiled again. Of programs that are compressed by `zstandard`, which jax
+    prefers where it is installed, only empty ones are found.
+    """
+    checked = folder / CHECKED
+    with contextlib.suppress(OSError):
+        since = checked.stat().st_mtime if checked.exists() else 0
+        checked.touch()  # first: what is written from now on is looked at the next time
+        for program in folder.glob("*-cache"):
+            if program.stat().st_mtime >= since and not _is_whole(program.read_bytes()):
+                program.unlink(missing_ok=True)
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether compressed data ends where it should."""
+    if data.startswith(_ZSTANDARD):
+        return True
+    reader = zlib.decompressobj()
+    try:
+        reader.decompress(data)
+    except zlib.error:
+        return False
+    return reader.eof

@@ -102,7 +102,7 @@ class WorkingCopy:
     def owner(self) -> str:
         """The name of this copy, by which it holds the bucket."""
         file = self.home / "owner"
-        if not file.exists():
+        if not file.exists() or not file.read_bytes().isalnum():
             _write(file, uuid.uuid4().hex.encode())
         return file.read_text()
 
@@ -181,12 +181,12 @@ class WorkingCopy:
 
     def _known(self, found: Mapping[str, RemoteFile]) -> dict[str, tuple[int, int]]:
         """The files that were copied up before, as far as they are still there."""
-        try:
-            noted = read_json(self._sent)
-        except (FileNotFoundError, InputError):
-            return {}
         sizes = {name: file.status.size for name, file in found.items() if file.status}
-        return {name: tuple(about) for name, about in noted.items() if sizes.get(name) == about[0]}
+        try:
+            noted = {name: (size, time) for name, (size, time) in read_json(self._sent).items()}
+        except (FileNotFoundError, InputError, AttributeError, TypeError, ValueError):
+            return {}  # all are copied again, which is right if it is damaged
+        return {name: about for name, about in noted.items() if sizes.get(name) == about[0]}
 
     def _identify(self, found: Mapping[str, RemoteFile]) -> None:
         """Sees to it that this is a copy of the run in the bucket, and of no other."""

@@ -6,6 +6,7 @@ import weakref
 import jax
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from cogview_jax.checkpoints.stored_tree import (
@@ -57,6 +58,19 @@ def test_a_tree_comes_back_in_its_own_types(tree, tmp_path):
             *(described, tree),
         )
         assert_same(as_stored(tmp_path / name), tree)
+
+
+@pytest.mark.parametrize("driver", ["ocdbt", "files"])
+def test_a_folder_may_have_any_name(tree, tmp_path, driver):
+    """Some characters mean something else in a URL."""
+    path = tmp_path / "100% #1 a%20b?c|d é"
+    if driver == "ocdbt":
+        save_tree(path, tree)
+    else:
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+        with ocp.Checkpointer(handler) as writer:
+            writer.save(path, args=ocp.args.PyTreeSave(tree))
+    assert_same(as_stored(path), tree)
 
 
 def test_a_deferred_tree_is_restored_like_any_other(tree, tmp_path):

@@ -10,6 +10,7 @@ from cogview_jax.commands.sample_images import text_to_image
 from cogview_jax.commands.sample_inputs import JobOptions
 from cogview_jax.pipeline.load import load
 from cogview_jax.runtime.compile_ahead import compile_ahead, only_device
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.sampling.options import SamplingOptions, SamplingSettings
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -56,6 +57,22 @@ def test_a_job_compiles_three_programs(
     text_to_image(str(bundle), str(tmp_path), prompts, options)
     assert len(list((tmp_path / "images").iterdir())) == len(prompts) * num_images
     assert len(compiled) == 3, compiled
+
+
+def test_batches_larger_than_asked_for_lose_no_image(bundle, tmp_path, monkeypatch):
+    """On a GPU the smallest batch has two rows."""
+    monkeypatch.setattr("cogview_jax.sampling.batching.min_batch", lambda: 2)
+    options = JobOptions(SamplingOptions(3, batch_size=1), 3)
+    text_to_image(str(bundle), str(tmp_path), PROMPTS[:1], options)
+    assert len(list((tmp_path / "images").iterdir())) == 3
+
+
+def test_nothing_is_compiled_for_what_is_refused(bundle, compiled):
+    model = load(bundle)
+    compiled.clear()
+    with pytest.raises(InputError, match="num_images 0"):
+        model.generate(PROMPTS, 0)
+    assert not compiled
 
 
 def test_a_second_job_of_the_same_shapes_compiles_nothing(bundle, compiled):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from cogview_jax.runtime.compilation_cache import (
     VARIABLE,
     cache_folder,
+    drop_damaged,
     enable_compilation_cache,
     prune,
 )
@@ -44,7 +46,31 @@ def test_programs_are_kept_in_the_home_also_after_some_were_not(unset):
     assert not unset.exists()
     enable_compilation_cache()
     compiled(4)
-    assert list(unset.iterdir())
+    assert list(unset.glob("*-cache"))
+
+
+def test_a_program_that_was_cut_short_is_written_again(unset, recwarn):
+    enable_compilation_cache()
+    compiled(5)
+    (program,) = unset.glob("*lambda*-cache")
+    program.write_bytes(b"")
+    jax.clear_caches()
+    jax.config.update("jax_compilation_cache_dir", None)
+    enable_compilation_cache()
+    compiled(5)
+    assert program.read_bytes()
+    assert not [each for each in recwarn if "compilation cache" in str(each.message)]
+    drop_damaged(unset)
+    assert program.exists()
+
+
+def test_of_compressed_programs_those_that_end_early_are_dropped(tmp_path):
+    whole = zlib.compress(bytes(range(256)) * 9)
+    programs = {"whole": whole, "cut": whole[:-9], "other": b"no program"}
+    for name, data in programs.items():
+        (tmp_path / f"{name}-cache").write_bytes(data)
+    drop_damaged(tmp_path)
+    assert [file.name for file in tmp_path.glob("*-cache")] == ["whole-cache"]
 
 
 def test_what_the_user_has_said_stays(unset, monkeypatch, tmp_path):
@@ -112,6 +138,6 @@ def test_a_process_prunes_what_others_have_kept(unset, monkeypatch):
     for number in range(5):
         (unset / str(number)).write_bytes(bytes(400))
     enable_compilation_cache()
-    assert len(list(unset.iterdir())) == 2
+    assert len(list(unset.glob("[!.]*"))) == 2
     compiled(5)
-    assert len(list(unset.iterdir())) > 2, "kept, though it took no second"
+    assert len(list(unset.glob("[!.]*"))) > 2, "kept, though it took no second"

@@ -129,10 +129,12 @@ def read_whole(address: str, limit: int) -> bytes:
 def listed(folder: str) -> dict[str, RemoteStatus]:
     """What is known of all files in and below a folder in a bucket, by address, sorted.
 
-    It is empty where there is no such folder.
+    It is empty where there is no such folder. An empty object whose name ends with a slash is no
+    file: the web pages of buckets make one where somebody asks for a new folder.
     """
     system = file_system(protocol(folder))
     found = requested_again(lambda: system.find(folder, detail=True), folder)
+    found = {name: about for name, about in found.items() if about["size"] or name[-1:] != "/"}
     return {
         f"{protocol(folder)}://{name}": RemoteStatus(int(about["size"]), _tag(about))
         for name, about in sorted(found.items())

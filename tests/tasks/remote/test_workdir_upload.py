@@ -108,6 +108,20 @@ def test_what_is_up_to_date_is_not_copied_again(bucket):
         assert bucket.wrote[before:] == []
 
 
+@pytest.mark.parametrize("noted", ["[]", "null", "{", '{"config.json": 2}', '{"config.json": []}'])
+def test_damaged_notes_of_what_was_sent_let_all_be_sent_again(bucket, noted):
+    with Run() as run:
+        run.train()
+        run.upload.copy_up()
+    (run.copy.home / "sent.json").write_text(noted)
+    (run.copy.home / "owner").write_text("")
+    bucket.wrote.clear()
+    with Run() as run:
+        run.upload.copy_up()
+    assert bucket.wrote == ["config.json"]
+    assert len(run.copy.owner()) == 32
+
+
 def test_a_dropped_checkpoint_goes_once_a_newer_one_is_there(bucket):
     with Run() as run:
         run.train(10, 20)
@@ -325,6 +339,16 @@ def test_a_local_run_that_was_copied_into_the_bucket_goes_on_there(bucket):
     bucket.put("metrics/metrics.jsonl", b"{}\n")
     with Run() as run:
         assert names_in(run.folder) == [".workdir.json", "config.json", "metrics/metrics.jsonl"]
+
+
+def test_folders_that_were_made_in_the_browser_are_no_files(bucket):
+    for name in ("", ".locks/", "checkpoints/"):
+        bucket.put(name, b"")
+    with Run() as run:
+        assert names_in(run.folder) == [".workdir.json"]
+        run.train(1)
+        run.upload.copy_up()
+    assert steps(bucket.names()) == [1]
 
 
 def test_a_folder_that_holds_something_else_is_refused(bucket, machine):
