@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import CodecPart
 from cogview_jax.data.transforms import center_crop, to_rgb
 from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.interop.feature_weights import read_lpips

@@ -63,12 +63,8 @@ def write_random_bundle(path: Path) -> None:
     import jax
     import numpy as np
 
-    from cogview_jax.checkpoints.bundle import (
-        CodecPart,
-        TransformerPart,
-        codec_shapes,
-        transformer_shapes,
-    )
+    from cogview_jax.checkpoints.bundle import codec_shapes, transformer_shapes
+    from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
     from cogview_jax.checkpoints.bundle_writer import write_bundle
     from cogview_jax.models.config import TransformerConfig
     from cogview_jax.models.transformer import Transformer

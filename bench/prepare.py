@@ -36,7 +36,7 @@ import jax
 import numpy as np
 
 from bench.data import SIDE, written
-from cogview_jax.checkpoints.bundle import CodecPart
+from cogview_jax.checkpoints.bundle_parts import CodecPart
 from cogview_jax.data.token_shards import TokenShards
 from cogview_jax.data.token_writer import Encoded, FittedItem, ShardWriter, reading, write_store
 from cogview_jax.pipeline.cogview import CogView

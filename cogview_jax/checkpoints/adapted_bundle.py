@@ -7,8 +7,9 @@ from typing import Any
 
 from cogview_jax.checkpoints.adapted import merged_on_host, with_positions
 from cogview_jax.checkpoints.adapter import WEIGHTS, read_adapter, stacked
-from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
-from cogview_jax.checkpoints.description import FORMAT, described, transformer_entry
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import TransformerPart
+from cogview_jax.checkpoints.description import FORMAT, described
 from cogview_jax.checkpoints.stored_tree import check_shapes, nested, placed, sizes
 from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.transformer import Transformer
@@ -34,7 +35,7 @@ class AdaptedBundle(Bundle):
                 f" bundle {base.path} holds transformer {there[:12]}"
             )
         both = f"{there}\n{sha256_file(folder / WEIGHTS)}\n"
-        entry = transformer_entry(self._part, self._found.entry.learned_positions) | {
+        entry = self._part.entry(self._found.entry.learned_positions) | {
             "trained_with": base.parts["transformer"].get("trained_with", {}),
             "sha256": hashlib.sha256(both.encode()).hexdigest(),
         }

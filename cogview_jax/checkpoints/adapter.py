@@ -22,8 +22,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cogview_jax.checkpoints.bundle import TransformerPart
-from cogview_jax.checkpoints.description import TransformerEntry, transformer_entry
+from cogview_jax.checkpoints.bundle_parts import TransformerPart
+from cogview_jax.checkpoints.description import TransformerEntry
 from cogview_jax.checkpoints.safetensors_metadata import DESCRIPTION, read_metadata
 from cogview_jax.checkpoints.stored_tree import sizes
 from cogview_jax.models.lora import (
@@ -86,7 +86,7 @@ def write_adapter(
         step: after how many steps they are written.
     """
     about: dict[str, Any] = {"base": base, "base_dtype": lora.base_dtype, "step": step}
-    about |= transformer_entry(part, part.model.positions)
+    about |= part.entry(part.model.positions)
     description = json.dumps(about, sort_keys=True)
     arrays = {}
     for path, a, b in adapter_pairs(adapters["blocks"]["block"]):

@@ -9,13 +9,13 @@ sample are kernels in 8 bits read as they are.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.checkpoints.description import (
     CodecEntry,
     TransformerEntry,
@@ -33,8 +33,6 @@ from cogview_jax.checkpoints.stored_tree import (
     sizes,
     stored_tree,
 )
-from cogview_jax.models.config import TransformerConfig
-from cogview_jax.models.implementation import ImplementationConfig
 from cogview_jax.models.layer_params import unstack_arrays
 from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.quantization import quantized_arrays, quantized_shapes
@@ -50,70 +48,11 @@ from cogview_jax.runtime.random_key import random_key
 from cogview_jax.runtime.sharding import sharded_shapes, unbox
 from cogview_jax.sampling.options import SamplingSettings
 from cogview_jax.tokenizers.codecs.codec import CodecConfig
-from cogview_jax.tokenizers.layout import LayoutConfig
 from cogview_jax.tokenizers.text import TextTokenizer
-from cogview_jax.tokenizers.vocabulary import Vocabulary
 
 T = TypeVar("T")
 
 FILES = {"codec": "codec", "text": "text.model", "transformer": "transformer"}
-
-
-@dataclass(frozen=True)
-class CodecPart:
-    """An image tokenizer: its sizes, parameters, and the state of its quantiser.
-
-    weights, of a run that kept a moving average of them: "ema" if the parameters are that average,
-    "last" if not.
-    """
-
-    config: CodecConfig
-    params: Any
-    codebook: Any
-    weights: str | None = None
-
-
-@dataclass(frozen=True)
-class TransformerPart:
-    """A transformer: its sizes, the sequence it was trained on, and its parameters.
-
-    drop_captions is the share of rows that were trained without their text, None where nobody says;
-    sampling says how it is best sampled; weights is as in `CodecPart`; prompts are examples, which
-    its run was given for its samples; implementation, which no bundle holds, asks for the programs
-    that run the transformer here.
-    The parameters are stacked by layer, as training has them and `write_bundle` takes them, or in
-    the form of `models.layer_params.unstack_arrays`.
-    """
-
-    config: TransformerConfig
-    vocabulary: Vocabulary
-    layout: LayoutConfig
-    params: Any
-    drop_captions: float | None = None
-    implementation: ImplementationConfig = ImplementationConfig()
-    weights: str | None = None
-    sampling: SamplingSettings = SamplingSettings()
-    prompts: tuple[str, ...] = ()
-
-    @classmethod
-    def described(cls, entry: TransformerEntry, params: Any) -> "TransformerPart":
-        """`params` with what bundle.json says of them."""
-        return cls(
-            entry.config,
-            entry.vocabulary,
-            entry.layout,
-            params,
-            entry.drop_captions,
-            weights=entry.weights,
-            sampling=entry.sampling,
-            prompts=entry.prompts,
-        )
-
-    @property
-    def model(self) -> Transformer:
-        """The module of the parameters, which have as many positions as were learned."""
-        positions = self.params["position_embedding"].shape[0]
-        return Transformer(self.config, self.vocabulary.size, positions, vocabulary=self.vocabulary)
 
 
 class Bundle:

@@ -9,14 +9,9 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from cogview_jax.checkpoints.bundle import (
-    FILES,
-    Bundle,
-    CodecPart,
-    TransformerPart,
-    part_sha256,
-)
-from cogview_jax.checkpoints.description import FORMAT, NAME, transformer_entry
+from cogview_jax.checkpoints.bundle import FILES, Bundle, part_sha256
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
+from cogview_jax.checkpoints.description import FORMAT, NAME
 from cogview_jax.checkpoints.tree_writer import save_tree
 from cogview_jax.models.quantization import is_quantized
 from cogview_jax.runtime.files import (
@@ -86,7 +81,7 @@ def _write_parts(
         parts["codec"] = codec_entry(codec)
     if transformer is not None:
         save_tree(folder / FILES["transformer"], transformer.params)
-        parts["transformer"] = transformer_entry(transformer, transformer.model.positions)
+        parts["transformer"] = transformer.entry(transformer.model.positions)
         if is_quantized(transformer.params):
             parts["transformer"]["kernels"] = "int8"
     for name, record in (official or {}).items():

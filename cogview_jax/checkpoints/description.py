@@ -29,8 +29,6 @@ ROOMY = 1 << 16
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from cogview_jax.checkpoints.bundle import TransformerPart
-
 T = TypeVar("T", bound="DataclassInstance")
 
 
@@ -101,23 +99,6 @@ class Description:
     text: TextEntry | None
     transformer: TransformerEntry | None
     raw: dict[str, Any]
-
-
-def transformer_entry(part: "TransformerPart", positions: int) -> dict[str, Any]:
-    """What is said of a transformer with so many positions, but for hashes: its entry."""
-    entry = {
-        "config": dataclasses.asdict(part.config),
-        "vocabulary": dataclasses.asdict(part.vocabulary),
-        "layout": dataclasses.asdict(part.layout),
-        "positions": positions,
-    }
-    if part.drop_captions is not None:
-        entry["drop_captions"] = part.drop_captions
-    if part.sampling.given:
-        entry["sampling"] = part.sampling.given
-    if part.prompts:
-        entry["prompts"] = list(part.prompts)
-    return entry if part.weights is None else entry | {"weights": part.weights}
 
 
 def read_description(folder: Path) -> Description:

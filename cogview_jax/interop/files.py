@@ -10,7 +10,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import check_folder_output

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import CodecPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.interop import taming

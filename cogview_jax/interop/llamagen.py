@@ -6,7 +6,7 @@ compared on the unit sphere, as in every release: the weights do not tell.
 
 from pathlib import Path
 
-from cogview_jax.checkpoints.bundle import CodecPart
+from cogview_jax.checkpoints.bundle_parts import CodecPart
 from cogview_jax.interop import vqgan
 from cogview_jax.interop.taming import state_dict
 from cogview_jax.interop.torch_format.file import read_torch

@@ -13,15 +13,10 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from cogview_jax.checkpoints.bundle import (
-    Bundle,
-    CodecPart,
-    TransformerPart,
-    codec_shapes,
-    transformer_shapes,
-)
+from cogview_jax.checkpoints.bundle import Bundle, codec_shapes, transformer_shapes
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
-from cogview_jax.checkpoints.description import CodecEntry, TransformerEntry, transformer_entry
+from cogview_jax.checkpoints.description import CodecEntry, TransformerEntry
 from cogview_jax.checkpoints.safetensors_metadata import DESCRIPTION, read_metadata
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.checkpoints.stored_tree import Deferred
@@ -74,7 +69,7 @@ def write_parts(opened: Bundle, folder: Path) -> None:
         part = opened.stored_transformer()
         with progress_of(part) as progress:
             params = reporting(part, progress).params
-            about = transformer_entry(part, part.model.positions)
+            about = part.entry(part.model.positions)
             _write(folder / TRANSFORMER, params, about)
     if "text" in opened.parts:
         opened.text().save(folder / TEXT_TOKENIZER)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cogview_jax.checkpoints.bundle import CodecPart
+from cogview_jax.checkpoints.bundle_parts import CodecPart
 from cogview_jax.interop import vqgan
 from cogview_jax.interop.rules import to_theirs
 from cogview_jax.interop.torch_format.file import read_torch, write_torch

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flax import serialization
 
-from cogview_jax.checkpoints.bundle import CodecPart
+from cogview_jax.checkpoints.bundle_parts import CodecPart
 from cogview_jax.interop import vqgan
 from cogview_jax.interop.rules import flat
 from cogview_jax.runtime.errors import InputError

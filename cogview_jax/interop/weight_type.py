@@ -7,7 +7,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.quantized_tree import quantized_tree, rounded
 from cogview_jax.checkpoints.step_bundle import open_bundle

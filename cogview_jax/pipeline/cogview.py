@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.pipeline.captioning import Captioning
 from cogview_jax.pipeline.generation import Generation
 from cogview_jax.pipeline.parts import Parts

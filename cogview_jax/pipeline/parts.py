@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.models.conventions import Conventions
 from cogview_jax.models.implementation import choose_implementation
 from cogview_jax.models.layer_params import stacked_arrays, unstack_arrays

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import CodecPart
 from cogview_jax.checkpoints.bundle_writer import codec_entry, write_bundle
 from cogview_jax.data.filters import filtered
 from cogview_jax.data.held_out import split

@@ -10,7 +10,8 @@ import numpy as np
 
 from cogview_jax.checkpoints.adapted import merged_on_host
 from cogview_jax.checkpoints.adapter import write_adapter
-from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import TransformerPart
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.data.remote.addresses import is_address
 from cogview_jax.models.lora import NEW_POSITIONS, fit_positions, merged

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import FILES, Bundle, TransformerPart
+from cogview_jax.checkpoints.bundle import FILES, Bundle
 from cogview_jax.checkpoints.bundle_folder import text_model
+from cogview_jax.checkpoints.bundle_parts import TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
-from cogview_jax.checkpoints.description import transformer_entry
 from cogview_jax.data.held_out import split
 from cogview_jax.data.held_out_batches import with_parts
 from cogview_jax.data.sources.mixture import in_turn
@@ -254,7 +254,7 @@ class TransformerTask:
             "text": {"pieces": len(text), "sha256": text.sha256, "paths": self._paths(file)},
         }
         own = {name: part["sha256"] for name, part in parts.items()}
-        entry = transformer_entry(self._part_of(None), self.model.positions)
+        entry = self._part_of(None).entry(self.model.positions)
         entry |= {"arrays": arrays.params, "trained_with": own}
         return parts | {"transformer": entry}
 

@@ -13,7 +13,7 @@ import cogview_jax
 import tiny
 from bench import codec_comparison
 from bench.codec_comparison import codebook_use, mean_and_error
-from cogview_jax.checkpoints.bundle import CodecPart
+from cogview_jax.checkpoints.bundle_parts import CodecPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.interop.feature_weights import read_lpips
 from cogview_jax.models.networks.lpips import NETWORKS, lpips

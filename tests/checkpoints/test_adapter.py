@@ -14,7 +14,8 @@ import safetensors.numpy
 import reference
 import tiny
 from cogview_jax.checkpoints.adapter import CONFIG, WEIGHTS, read_adapter, stacked, write_adapter
-from cogview_jax.checkpoints.bundle import Bundle, TransformerPart
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.interop.conversion import convert

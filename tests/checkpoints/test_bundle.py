@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import tiny
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.runtime.errors import InputError

@@ -11,7 +11,8 @@ import pytest
 import tensorstore
 
 import tiny
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.stored_tree import restore_tree
 from cogview_jax.checkpoints.tree_writer import save_tree

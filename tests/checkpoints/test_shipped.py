@@ -10,7 +10,8 @@ import reference
 import tiny
 from cogview_jax.checkpoints import shipped
 from cogview_jax.checkpoints.adapter import write_adapter
-from cogview_jax.checkpoints.bundle import Bundle, TransformerPart, identity
+from cogview_jax.checkpoints.bundle import Bundle, identity
+from cogview_jax.checkpoints.bundle_parts import TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.step_bundle import is_bundle, located, open_bundle
 from cogview_jax.interop.adapter_merge import merge_adapter

@@ -24,7 +24,8 @@ import pytest
 import cogview_jax
 import tiny
 from cogview_jax.__main__ import COMMANDS
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import CodecPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.errors import InputError

@@ -17,7 +17,8 @@ from PIL import Image
 
 import cogview_jax
 import tiny
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.interop.conversion import convert
 from cogview_jax.interop.files import SourceFiles

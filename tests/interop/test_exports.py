@@ -20,12 +20,8 @@ from jax.experimental import pallas
 
 import cogview_jax
 import reference
-from cogview_jax.checkpoints.bundle import (
-    CodecPart,
-    TransformerPart,
-    codec_shapes,
-    transformer_shapes,
-)
+from cogview_jax.checkpoints.bundle import codec_shapes, transformer_shapes
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.shipped import FOLDER
 from cogview_jax.checkpoints.step_bundle import open_bundle

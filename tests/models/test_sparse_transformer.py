@@ -11,7 +11,7 @@ import pytest
 import cogview_jax
 import reference
 import tiny
-from cogview_jax.checkpoints.bundle import TransformerPart
+from cogview_jax.checkpoints.bundle_parts import TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.interop.official.fill import fill
 from cogview_jax.models.config import TransformerConfig

@@ -6,7 +6,7 @@ import pytest
 from pipeline.small import CODEC, LAYOUT, MODEL, PROMPTS, SAMPLING, VOCABULARY
 
 import reference
-from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.runtime.sharding import unbox

@@ -20,7 +20,7 @@ from pipeline.small import (
 )
 
 import reference
-from cogview_jax.checkpoints.bundle import CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.interop.official.positions import sampling_positions
 from cogview_jax.models.transformer import Transformer
 from cogview_jax.pipeline.cogview import CogView

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import CodecPart, codec_shapes
+from cogview_jax.checkpoints.bundle import codec_shapes
+from cogview_jax.checkpoints.bundle_parts import CodecPart
 from cogview_jax.checkpoints.stored_tree import Deferred
 from cogview_jax.interop.rules import (
     COLUMNS,

@@ -1,6 +1,7 @@
 """Converts the files of the official release to a bundle, and a bundle to such files."""
 
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.interop.files import (

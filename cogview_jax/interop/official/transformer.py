@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cogview_jax.checkpoints.bundle import TransformerPart
+from cogview_jax.checkpoints.bundle_parts import TransformerPart
 from cogview_jax.interop.rules import (
     FUSED,
     FUSED_BIAS,

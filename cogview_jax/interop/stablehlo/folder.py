@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax import export
 
-from cogview_jax.checkpoints.bundle import Bundle, CodecPart, TransformerPart
+from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.interop.safetensors_arrays import write_arrays
 from cogview_jax.interop.safetensors_files import TEXT_TOKENIZER
 from cogview_jax.interop.stablehlo.programs import CodecPrograms, Program, TransformerPrograms

@@ -12,12 +12,8 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from cogview_jax.checkpoints.bundle import (
-    CodecPart,
-    TransformerPart,
-    codec_shapes,
-    transformer_shapes,
-)
+from cogview_jax.checkpoints.bundle import codec_shapes, transformer_shapes
+from cogview_jax.checkpoints.bundle_parts import CodecPart, TransformerPart
 from cogview_jax.interop.rules import flat
 from cogview_jax.models.layer_params import stacked_arrays, transpose_kernels, unstack_layers
 from cogview_jax.models.transformer import Transformer

@@ -5,7 +5,7 @@ import pytest
 import reference
 import tiny
 from cogview_jax.checkpoints import copied_bundles
-from cogview_jax.checkpoints.bundle import TransformerPart
+from cogview_jax.checkpoints.bundle_parts import TransformerPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.remote_bundle import bundle_copy
 from cogview_jax.data.remote import failures, files
