@@ -6,8 +6,8 @@
 A row is a training step, a token for each of 1, 4 and 16 rows, or the way from the command `cogview
 sample` to its images. Each is measured by a benchmark of its own, which says how, and which takes
 turns with the other side: `bench.peers` with the peer, `bench.against` and `bench.first_seconds`
-with the commit. So each ratio is of pairs, and what stands beside it was measured in the same
-minutes. A ratio above 1 says that the other side takes longer. What is not asked for is left out.
+with the commit. So each ratio is of pairs, and a row has what was measured in the same minutes
+alone. A ratio above 1 says that the other side takes longer. What is not asked for is left out.
 The page is also written to bench/results/page.md.
 """
 
@@ -72,27 +72,37 @@ def rows(found: Mapping[str, Any], against: bool) -> Iterator[Sequence[str]]:
         found: what the benchmarks have written, by name.
         against: whether the commit was measured; a file of it may be of an earlier run.
     """
-    steps = found["against_train_step"].get("step_seconds") if against else None
-    for row in found["peers_train"]["rows"]:
-        yield cells(f"training step, peer {row['name']}", row, steps)
+    steps = found["peers_train"]["rows"]
+    # Without a peer our step is the same beside each form of its.
+    for row in steps if steps[0].get("peer") else steps[:1]:
+        form = f", peer {row['name']}" if row.get("peer") else ""
+        yield cells(f"training step with AdamW{form}", row)
     for row in found["peers_decode"]["rows"]:
         precision, batch = row["name"].split()
-        before = None
-        if against and precision == "float32" and int(batch) in BATCHES:
-            key = f"rows.{BATCHES.index(int(batch))}.seconds"
-            before = found["against_decode"].get(key)
-        yield cells(f"a token for each of {batch} rows, {precision}", row, before)
+        yield cells(f"a token for each of {batch} rows, {precision}", row)
+    if against:
+        # A commit whose benchmark writes other names has nothing to be compared with.
+        if both := found["against_train_step"].get("step_seconds"):
+            yield pair("gradients of a training step", both)
+        for number, batch in enumerate(BATCHES):
+            if both := found["against_decode"].get(f"rows.{number}.seconds"):
+                yield pair(f"a token for each of {batch} rows, float32", both)
     for kind, row in found["first_seconds"].items():
         was = [seconds(row["before"]), f"{1 / row['ratio']:.2f}"] if against else ["", ""]
         yield (f"`cogview sample`, {kind}", seconds(row["wall"]), "", *was, "", "")
 
 
-def cells(name: str, row: Mapping[str, Any], before: Mapping[str, float] | None) -> Sequence[str]:
-    """The cells of a row of `bench.peers`, beside the same row of `bench.against`."""
+def cells(name: str, row: Mapping[str, Any]) -> Sequence[str]:
+    """The cells of a row of `bench.peers`."""
     ours, peer = row["ours"], row.get("peer")
-    was = [seconds(before["before"]), f"{1 / before['ratio']:.2f}"] if before else ["", ""]
     other = [seconds(peer["seconds"]), f"{row['ratio']['seconds']:.2f}"] if peer else ["", ""]
-    return (name, seconds(ours["seconds"]), f"{ours['seconds_share']:.0%}", *was, *other)
+    return (name, seconds(ours["seconds"]), f"{ours['seconds_share']:.0%}", "", "", *other)
+
+
+def pair(name: str, row: Mapping[str, float]) -> Sequence[str]:
+    """The cells of a row of `bench.against`."""
+    before = (seconds(row["before"]), f"{1 / row['ratio']:.2f}")
+    return (name, seconds(row["now"]), "", *before, "", "")
 
 
 def seconds(value: float) -> str:
