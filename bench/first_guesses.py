@@ -9,8 +9,10 @@ are here. Whatever the guess is, the images are the same, which is checked. Some
 of earlier images, those of other prompts.
 """
 
+import abc
 import argparse
 import zlib
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -22,16 +24,19 @@ from cogview_jax.sampling.continuous import FEWEST, ContinuousBatch
 from cogview_jax.sampling.engine import SamplingRequest, Span
 from cogview_jax.sampling.work import Work
 
-#: Images of other prompts, whose codes may be guessed: int32 [n, codes of an image].
-earlier = np.zeros((0, 0), np.int32)
 
+class Guess(Work, abc.ABC):
+    """Another first guess of a place; the latest token is guessed where there is one.
 
-class Guess(Work):
-    """Another first guess of a place; the latest token is guessed where there is one."""
+    Attributes:
+        earlier: images of other prompts, whose codes may be guessed: int32 [n, codes of an image].
+    """
 
+    earlier: ClassVar[np.ndarray]
+
+    @abc.abstractmethod
     def first(self, place: int, line: np.ndarray) -> int:
         """The guess; `line` is as `Work.line`, and has the guesses of the places before."""
-        raise NotImplementedError
 
     def above(self, place: int, line: np.ndarray) -> int:
         """The code above, or the last that is known."""
@@ -40,7 +45,8 @@ class Guess(Work):
 
     def of_earlier(self, place: int) -> int:
         """The code of an earlier image, which the prompt chooses."""
-        return int(earlier[zlib.crc32(self.request.prompt.encode()) % len(earlier), place])
+        chosen = zlib.crc32(self.request.prompt.encode()) % len(self.earlier)
+        return int(self.earlier[chosen, place])
 
     def guesses(self, places: int) -> np.ndarray:
         """See `Work.guesses`."""
@@ -102,7 +108,7 @@ class Common(Guess):
 
     def first(self, place: int, line: np.ndarray) -> int:
         """See `Guess`."""
-        return int(np.bincount(earlier[:, place]).argmax())
+        return int(np.bincount(self.earlier[:, place]).argmax())
 
 
 class BeginsAsCommon(Common):
@@ -130,8 +136,7 @@ def main() -> None:
     kind = given.prompts or ("emoji" if "emoji" in given.bundle else "shapes")
     requests = requests_of(model, kind, given.images, given.seed)
     others = requests_of(model, kind, given.earlier, given.seed + 1)
-    global earlier
-    earlier = codes_of(model, others)
+    Guess.earlier = codes_of(model, others)
     print(f"jax {jax.__version__}, {given.bundle}, {requests[0].sampling}", flush=True)
     print(f"{len(requests)} prompts, {len(others)} earlier images", flush=True)
     expected = codes_of(model, requests)

@@ -174,7 +174,7 @@ def test_muon_updates_kernels_and_adamw_the_rest():
         decayed = turned["blocks"] + config.weight_decay * params["blocks"]["mlp"]["kernel"]
         expected["blocks"]["mlp"]["kernel"] = -3 * schedule(alone, 8)(step) * decayed
         jax.tree.map(
-            lambda got, want: np.testing.assert_allclose(got, want, rtol=3e-5, atol=1e-6),
+            lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6),
             updates,
             expected,
         )
