@@ -101,6 +101,8 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all; the parent acts.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # What is printed is no answer.
+    # It goes out line by line: a worker ends by a signal, and lines of two workers stay whole.
+    sys.stdout = os.fdopen(sys.stdout.fileno(), "w", buffering=1, closefd=False)
     while True:
         try:
             function, argument = pickle.load(sys.stdin.buffer)

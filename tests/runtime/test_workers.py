@@ -28,13 +28,15 @@ def end(number):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_results_come_in_order_from_several_processes(capfd):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_results_come_in_order_from_several_processes(unbuffered, capfd, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     results = list(computed(square, range(40), 2, "squares"))
     assert [value for value, _ in results] == [i**2 for i in range(40)]
     assert 1 <= len({pid for _, pid in results} - {os.getpid()}) <= 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.count("what is printed is no answer\n") == 40
+    assert err.splitlines().count("what is printed is no answer") == 40
 
 
 @pytest.mark.parametrize(("arguments", "processes"), [(range(5), 1), ([3], 4), ([], 4)])
