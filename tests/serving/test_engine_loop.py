@@ -159,7 +159,8 @@ def test_who_leaves_as_the_device_fails_is_not_sampled_anew(loop, model, monkeyp
     loop.submit([leaving.job, staying.job])
     np.testing.assert_array_equal(staying.result(), alone(model, request))
     assert [len(requests) for requests in begun] == [2, 1]
-    assert not leaving.parts and leaving.error is None
+    assert not leaving.parts
+    assert leaving.error is None
 
 
 def test_what_it_fails_at_again_is_an_error_of_that_request(loop, model, monkeypatch):
