@@ -227,6 +227,7 @@ def test_several_tars_by_one_text(tmp_path, monkeypatch, path, expected):
         ("other/a.tar.gz", "other/a.tar.gz: records can be found in an uncompressed tar only: unp"),
         ("other/a.txt", "a.txt: expected a tar, this is none"),
         ("{0..99999999}.tar", "expected at most 100000 files"),
+        ("{0.." + "9" * 5000 + "}.tar", "is not there"),
         ("empty.tar", "no sample with an image in 1 tar; nothing ignored"),
         ("", "data.source.path is empty: name the tars"),
     ],
