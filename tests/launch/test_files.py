@@ -107,10 +107,9 @@ def test_what_the_tpu_script_has_started_it_can_stop(tmp_path):
 
     try:
         call("run", "--workdir", "w")
-        wait_until(lambda: own.exists() and own.read_text().strip())
+        wait_until(lambda: own.exists() and own.read_text())
         call("stop")
-        wait_until(ended.exists)
-        assert ended.read_text() == "stopped\n"
+        wait_until(lambda: ended.exists() and ended.read_text() == "stopped\n")
     finally:
         ended.write_text("")  # ends it in any case
 
