@@ -178,6 +178,11 @@ def test_captions_are_written_in_the_order_of_the_images(captioner, tmp_path, im
     assert (out / "grid.png").is_file()
 
 
+def test_one_caption_is_one(captioner, tmp_path, image_files, capsys):
+    caption(captioner, str(tmp_path), image_files[:1], job())
+    assert f"1 caption in {tmp_path}/captions.jsonl" in capsys.readouterr().err
+
+
 def test_pairs_are_scored_and_ranked_within_a_prompt(captioner, tmp_path, image_files):
     a, b, _ = image_files
     files, texts = [a, b, a, b], ["a red circle", "a red circle", "a blue star", "a red ring"]

@@ -220,7 +220,7 @@ def test_several_tars_by_one_text(tmp_path, monkeypatch, path, expected):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("{0..3}.tar", r"path='{0..3}.tar': 2.tar is not there \(nor are 1 others\)"),
+        ("{0..3}.tar", r"path='{0..3}.tar': 2.tar is not there, nor 1 other$"),
         ("gone", "gone is not there"),
         ("x*.tar", r"expected tars, there are none; nothing ignored"),
         ("other", r"none; ignored 2: 1 compressed tars \(.tar.gz\), which have to be unpacked"),
