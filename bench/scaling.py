@@ -121,7 +121,7 @@ def main() -> None:
     for number, setup in enumerate(SETUPS):
         for remat in REMAT:
             command = [sys.executable, "-m", "bench.scaling", "measure", str(number), remat]
-            done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(
                 f"{setup.devices} x {setup.accelerator}, {remat}: {rows[-1]['total'] / 1e9:.1f} GB"

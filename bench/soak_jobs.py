@@ -135,10 +135,11 @@ class Jobs:
 
     def _fails_with(self, reason: str, process: subprocess.Popen) -> None:
         self._ends(process, 1)
-        lines = self._said.read_text().splitlines()
+        said = self._said.read_text()
+        lines = said.splitlines()
         errors = [line for line in lines if line.startswith("error: ") and reason in line]
-        if len(errors) != 1 or lines[-1] != errors[0] or "Traceback" in lines:
-            raise AssertionError(f"expected one line, {reason}:\n" + "\n".join(lines))
+        if len(errors) != 1 or lines[-1] != errors[0] or "Traceback" in said:
+            raise AssertionError(f"expected one line, {reason}:\n{said}")
 
     def _ends(self, process: subprocess.Popen, status: int) -> None:
         if process.wait(timeout=300) != status:

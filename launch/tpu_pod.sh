@@ -52,9 +52,10 @@ case "$action" in
     run)
         [ $# -ge 1 ] || usage
         arguments=$(printf '%q ' "$@")
-        # --detect: jax asks the metadata server which host this is, and of how many.
-        everywhere "cd $FOLDER && nohup .venv/bin/python launch/local.py --detect -n 1 -- \
-            .venv/bin/python -m cogview_jax.train $arguments >> train.log 2>&1 & echo \$! > $FOLDER/supervisor.pid"
+        # --detect: jax asks the metadata server which host this is, and of how many. In braces, or
+        # the number would be that of a shell, which passes no signal on.
+        everywhere "cd $FOLDER && { nohup .venv/bin/python launch/local.py --detect -n 1 -- \
+            .venv/bin/python -m cogview_jax.train $arguments >> train.log 2>&1 & echo \$! > supervisor.pid; }"
         ;;
     logs)
         gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone "$ZONE" --worker=0 \

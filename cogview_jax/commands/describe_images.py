@@ -18,6 +18,7 @@ from cogview_jax.commands.sample_inputs import (
 from cogview_jax.commands.sample_outputs import write_grid, write_lines
 from cogview_jax.pipeline.cogview import CogView
 from cogview_jax.pipeline.load import load_scorer
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.faults import at_work
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.sampling.options import SamplingConfig
@@ -123,4 +124,6 @@ def _write(
     with at_work(f"no {what} are kept: {AGAIN}"):
         write_lines(folder / f"{what}.jsonl", lines)
         write_grid(folder, images, captions)
-    print(f"{len(lines)} {what} in {folder}/{what}.jsonl", file=sys.stderr)
+    print(
+        f"{counted(len(lines), what.removesuffix('s'))} in {folder}/{what}.jsonl", file=sys.stderr
+    )

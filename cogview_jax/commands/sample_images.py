@@ -111,17 +111,7 @@ def text_to_image(
     good = good_prompts(model, prompts, needed)
     numbers, prompts = [number for number, _ in good], [prompt for _, prompt in good]
     if reranking is not None:
-        scorer = scorer_of(reranking.bundle, prompts, options)
-        if reranking.keep is not None and reranking.keep > options.num_images:
-            raise InputError(
-                f"--keep {reranking.keep} is more than --num_images {options.num_images}"
-            )
-        read_size = scorer.codec.config.image_size
-        if size != read_size:
-            raise InputError(
-                f"{bundle} samples images of {size} pixels, {reranking.bundle} reads images of"
-                f" {read_size}"
-            )
+        scorer = _load_scorer(reranking, prompts, options, bundle, size)
     if upsample_with is not None:
         upsampler = _load_upsampler(upsample_with, prompts, options, size)
     options = options.over(model.generation.default_sampling)
@@ -198,10 +188,8 @@ def complete(
     )
 
     def batches(which: list[int], on_progress: Callable[[int], None]) -> Iterator[np.ndarray]:
-        requests, size = (
-            _requests([samples[i] for i in which], options),
-            options.sampling.batch_size,
-        )
+        requests = _requests([samples[i] for i in which], options)
+        size = options.sampling.batch_size
         given = [i // options.num_images for i in which]
         sampled = model.generation.complete_codes(pixels, rows, requests, given, size)
         return _reported(model.generation.decoded(sampled, requests, size), on_progress)
@@ -254,6 +242,21 @@ def super_resolution(
     _upsample(model, output, pixels, samples, options.sampling, upsampling)
     write_images(out, output, samples)
     output.remove()
+
+
+def _load_scorer(
+    reranking: Reranking, prompts: Sequence[str], options: JobOptions, bundle: str, size: int
+) -> CogView:
+    """A caption bundle that takes these prompts, and the images of `size` that `bundle` samples."""
+    scorer = scorer_of(reranking.bundle, prompts, options)
+    if reranking.keep is not None and reranking.keep > options.num_images:
+        raise InputError(f"--keep {reranking.keep} is more than --num_images {options.num_images}")
+    if size != (read_size := scorer.codec.config.image_size):
+        raise InputError(
+            f"{bundle} samples images of {size} pixels, {reranking.bundle} reads images of"
+            f" {read_size}"
+        )
+    return scorer
 
 
 def _load_upsampler(

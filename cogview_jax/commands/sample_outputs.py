@@ -16,7 +16,12 @@ from cogview_jax.evaluation.contact_sheet import caption_grid
 from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import at_work
-from cogview_jax.runtime.files import check_file_output, check_folder_output, write_file
+from cogview_jax.runtime.files import (
+    check_file_output,
+    check_folder_output,
+    text_lines,
+    write_file,
+)
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 
@@ -149,8 +154,8 @@ def write_images(
 def _listed(file: Path) -> set[str]:
     """The images that a job's samples.jsonl lists, if it is there, under names that jobs give."""
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
+        lines = [json.loads(line) for line in text_lines(file.read_bytes())]
+    except (OSError, ValueError, RecursionError):
         return set()
     named = {str(line.get(k)) for line in lines if isinstance(line, dict) for k in _OF_IMAGES}
     return {name for name in named if _OURS.fullmatch(name)}

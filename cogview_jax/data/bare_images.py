@@ -25,7 +25,7 @@ def bare_image(data: bytes) -> tuple[bytes, bytes] | None:
 
     Returns:
         The file without metadata, and the bytes of its EXIF block, empty if there is none; None for
-        files that are neither PNG nor JPEG, or that break off before their pixels.
+        files that are neither PNG nor JPEG, and for a JPEG that breaks off before its pixels.
     """
     if data.startswith(_PNG):
         return _bare_png(data)

@@ -83,9 +83,8 @@ def state_dict(tree: Any, where: str) -> dict[str, Any]:
     Raises:
         InputError: there is none.
     """
-    for key in ("state_dict", "discriminator"):
-        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
-            tree = tree[key]
+    if isinstance(tree, dict) and isinstance(tree.get("state_dict"), dict):
+        tree = tree["state_dict"]
     if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
         raise InputError(f"{where} holds no state dict")
     return tree

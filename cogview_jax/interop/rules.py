@@ -55,8 +55,6 @@ class AxisTransform:
 
 
 SAME, TABLE = AxisTransform((0,)), AxisTransform((0, 1))
-#: [h, w, in, out] on both sides.
-KERNEL = AxisTransform((0, 1, 2, 3))
 #: Linear maps are stored output by input there, input by output here.
 LINEAR = AxisTransform((1, 0))
 FUSED, FUSED_BIAS = AxisTransform((1, 0), thirds=True), AxisTransform((0,), thirds=True)

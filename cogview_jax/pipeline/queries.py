@@ -42,7 +42,7 @@ def fill_query(
     A query is a line of the release's language (`interop.official.query`), such as "[ROI1] a red
     circle [BASE] [BOI1] [MASK]*1024": whatever weights were trained on can be asked for.
     [Image]PATH stands for the codes of an image, read as the release reads one.
-    `query.decode_sequence` tells the texts and images of a row.
+    `decode_sequence` of that module tells the texts and images of a row.
 
     Args:
         parts: of the bundle.

@@ -198,6 +198,8 @@ class EngineLoop:
         """Puts the running jobs back; those are returned that have failed too often."""
         failed = []
         for job in reversed([*self._running.values(), *self._beginning]):
+            if job in self._cancelled:
+                continue
             job.failures += 1
             if job.failures < MOST_FAILURES:
                 self._queue.put_back(job)

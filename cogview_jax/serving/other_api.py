@@ -30,7 +30,7 @@ async def captions(request: Request) -> Response:
     check_model(fields, service.offer.name)
     sampling = sampling_of(fields, scorer.captioning.default_sampling)
     seed = fields.integer("seed", 0, 0, 2**32 - 1)
-    images = _uploads(service, files, scorer.codec.config.image_size)
+    images = await _uploads(service, files, scorer.codec.config.image_size)
     texts = await _beside(
         request, lambda: scorer.caption(images, seed, sampling=sampling, batch_size=ALONE)
     )
@@ -44,7 +44,7 @@ async def scores(request: Request) -> Response:
     fields, files = await form_fields(request, (*COMMON, "prompt"), ("image",))
     check_model(fields, service.offer.name)
     prompt = _prompt(fields, scorer)
-    images = _uploads(service, files, scorer.codec.config.image_size)
+    images = await _uploads(service, files, scorer.codec.config.image_size)
     found = await _beside(
         request, lambda: scorer.score(images, [prompt] * len(images), batch_size=ALONE)
     )
@@ -64,7 +64,7 @@ async def upscales(request: Request) -> Response:
     seed = fields.integer("seed", secrets.randbelow(2**32), 0, 2**32 - 1)
     sizes = [str(size) for size in sorted(service.offer.upscales)]
     size = int(fields.choice("image_size", sizes, sizes[-1]))
-    images = _uploads(service, files, size)
+    images = await _uploads(service, files, size)
     texts = [_prompt(fields, upsampler)] * len(images) if service.offer.upscales_by_text else None
     larger = await _beside(
         request,
@@ -94,11 +94,16 @@ def _prompt(fields: Fields, model: CogView) -> str:
     return prompt
 
 
-def _uploads(service: Service, files: dict[str, list[bytes]], size: int) -> np.ndarray:
+async def _uploads(service: Service, files: dict[str, list[bytes]], size: int) -> np.ndarray:
+    """The images of a form, decoded in a thread: a large one takes a second."""
     if not files["image"]:
         raise ApiError(400, "image is missing", "image", "missing_required_parameter")
-    pixels = service.limits.pixels
-    return np.stack([uploaded_pixels(data, "image", size, pixels) for data in files["image"]])
+
+    def pixels() -> np.ndarray:
+        most = service.limits.pixels
+        return np.stack([uploaded_pixels(data, "image", size, most) for data in files["image"]])
+
+    return await service.in_thread(pixels)
 
 
 async def _beside(request: Request, work: Any) -> Any:

@@ -164,7 +164,7 @@ class Service:
         self.orders.end()
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """What the codec makes, in a thread of its own; a failure is that of a request."""
+        """Work that takes a while, in a thread of its own; a failure is that of a request."""
         return await self._attempt(asyncio.to_thread(work))
 
     async def beside(self, work: Callable[[], T]) -> T:

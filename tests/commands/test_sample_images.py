@@ -22,7 +22,7 @@ from cogview_jax.commands.sample_images import (
     text_to_image,
 )
 from cogview_jax.commands.sample_inputs import JobOptions
-from cogview_jax.commands.sample_outputs import held_output
+from cogview_jax.commands.sample_outputs import held_output, write_lines
 from cogview_jax.data.transforms import center_crop
 from cogview_jax.models.parameter_shapes import transformer_shapes
 from cogview_jax.models.transformer import Transformer
@@ -176,6 +176,11 @@ def test_captions_are_written_in_the_order_of_the_images(captioner, tmp_path, im
         for file, text in zip(files, expected, strict=True)
     ]
     assert (out / "grid.png").is_file()
+
+
+def test_one_caption_is_one(captioner, tmp_path, image_files, capsys):
+    caption(captioner, str(tmp_path), image_files[:1], job())
+    assert f"1 caption in {tmp_path}/captions.jsonl" in capsys.readouterr().err
 
 
 def test_pairs_are_scored_and_ranked_within_a_prompt(captioner, tmp_path, image_files):
@@ -583,6 +588,16 @@ def test_files_that_no_job_wrote_are_not_replaced(tmp_path, name):
     # An interrupted job had not listed its images yet.
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "job.json").write_text("{}")
+    with held_output(str(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\x85"])
+def test_images_of_a_job_are_its_own_whatever_its_prompts_hold(tmp_path, sign):
+    lines = [{"prompt": f"a red{sign}star", "file": "images/00000_000.png"}]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "00000_000.png").write_bytes(b"ours")
+    write_lines(tmp_path / "samples.jsonl", lines)
     with held_output(str(tmp_path)):
         pass
 

@@ -9,6 +9,7 @@ from PIL import Image
 from coco_set import CocoCaptions, prepared
 from cogview_jax import load
 from cogview_jax.evaluation.benchmark import ImageOptions, Options, load_benchmark
+from cogview_jax.evaluation.benchmarks.fid import open_images
 from cogview_jax.evaluation.candidates import best_of
 from cogview_jax.evaluation.captioned_sets import drawn_captions
 from cogview_jax.evaluation.features import FeatureExtractor
@@ -171,6 +172,12 @@ def test_a_bundle_stands_for_its_samples(chain, pool, tiny, tmp_path):
     with pytest.raises(InputError, match="is a bundle: expected --prompts FILE"):
         swapped = ImageOptions(real=str(chain.run), generated=str(folder), features={"tiny": tiny})
         evaluate(load_benchmark("fid"), None, str(tmp_path / "e"), Options(images=swapped))
+
+
+def test_statistics_have_no_captions_for_a_bundle(chain):
+    asked = Options(images=ImageOptions(real="statistics.npz"))
+    with pytest.raises(InputError, match=f"--generated {chain.run} is a bundle: expected --promp"):
+        open_images(str(chain.run), "generated", asked)
 
 
 def test_what_the_paper_s_benchmarks_need(chain, captioner, tiny, tmp_path):

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,42 @@ def test_the_tpu_script_starts_the_supervisor_on_every_host(tmp_path):
     assert "launch/local.py --detect -n 1 --" in remote
     assert "cogview_jax.train --workdir a\\ b" in remote
     subprocess.run(["bash", "-n", "-c", remote], check=True)
+
+
+def test_what_the_tpu_script_has_started_it_can_stop(tmp_path):
+    def program(path, *lines):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(["#!/bin/bash", *lines]) + "\n")
+        path.chmod(0o755)
+
+    program(tmp_path / "bin" / "gcloud", f'cd {tmp_path} && exec bash -c "${{@: -1}}"')
+    supervisor = tmp_path / "cogview_jax" / ".venv" / "bin" / "python"
+    program(
+        supervisor,
+        "echo $$ > own.pid",
+        "trap 'echo stopped > ended; exit 75' TERM",
+        "while [ ! -e ended ]; do sleep 0.05; done",
+    )
+    environ = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "ZONE": "z"}
+    own, ended = (tmp_path / "cogview_jax" / name for name in ("own.pid", "ended"))
+
+    def call(*arguments):
+        subprocess.run(["bash", LAUNCH / "tpu_pod.sh", *arguments], env=environ, check=True)
+
+    try:
+        call("run", "--workdir", "w")
+        wait_until(lambda: own.exists() and own.read_text())
+        call("stop")
+        wait_until(lambda: ended.exists() and ended.read_text() == "stopped\n")
+    finally:
+        ended.write_text("")  # ends it in any case
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 # Of the API's fields those that are used: name -> type, or the fields below it.

@@ -143,6 +143,26 @@ def test_what_the_device_fails_at_once_is_done_again(loop, held, model, monkeypa
     assert "the device is gone" in capsys.readouterr().err
 
 
+def test_who_leaves_as_the_device_fails_is_not_sampled_anew(loop, model, monkeypatch):
+    request = SamplingRequest(PROMPTS[1], 5, 0, GUIDED)
+    leaving, staying = Waiting(model, request, "a"), Waiting(model, request, "b")
+    begun, step, add = [], loop.batch.advance, loop.batch.add
+
+    def advance():
+        if loop.batch.work and len(begun) == 1:
+            loop.cancel([leaving.job])
+            raise RuntimeError("INTERNAL: the device is gone")
+        return step()
+
+    monkeypatch.setattr(loop.batch, "advance", advance)
+    monkeypatch.setattr(loop.batch, "add", lambda *given: begun.append(given[0]) or add(*given))
+    loop.submit([leaving.job, staying.job])
+    np.testing.assert_array_equal(staying.result(), alone(model, request))
+    assert [len(requests) for requests in begun] == [2, 1]
+    assert not leaving.parts
+    assert leaving.error is None
+
+
 def test_what_it_fails_at_again_is_an_error_of_that_request(loop, model, monkeypatch):
     request = SamplingRequest(PROMPTS[1], 5, 0, GUIDED)
     step = loop.batch.advance

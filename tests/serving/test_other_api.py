@@ -1,6 +1,7 @@
 """Candidates, captions, scores and larger images over HTTP are those of the library."""
 
 import base64
+import threading
 
 import jax
 import numpy as np
@@ -49,6 +50,28 @@ def test_the_best_of_candidates_are_sent_best_first(server, models):
     status, answer = server.post("/v1/images/generations", body | {"n": 3, "candidates": 6})
     assert (status, answer["error"]["param"]) == (400, "n")
     assert answer["error"]["message"] == "n 3 times candidates 6: expected at most 16"
+
+
+def test_nobody_waits_while_uploads_are_decoded(server, images, monkeypatch):
+    from cogview_jax.serving import other_api
+
+    decode, begun, answered = other_api.uploaded_pixels, threading.Event(), threading.Event()
+
+    def slow(*given):
+        begun.set()
+        assert answered.wait(10)
+        return decode(*given)
+
+    monkeypatch.setattr(other_api, "uploaded_pixels", slow)
+    found = []
+    file = ("image", png_of(images[0]))
+    client = threading.Thread(target=lambda: found.append(server.form("/v1/captions", [file])))
+    client.start()
+    assert begun.wait(60)
+    assert server.send("GET", "/health")[0] == 200
+    answered.set()
+    client.join()
+    assert found[0][0] == 200
 
 
 def test_captions_and_scores(server, models, images):

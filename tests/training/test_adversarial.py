@@ -9,10 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogview_jax.interop.discriminator_names import (
-    discriminator_from_torch,
-    discriminator_to_torch,
-)
 from cogview_jax.interop.feature_weights import read_lpips
 from cogview_jax.interop.torch_format.file import read_torch
 from cogview_jax.models.networks.discriminator import Discriminator
@@ -28,6 +24,10 @@ from cogview_jax.training.adversarial import (
     with_gradient,
 )
 from cogview_jax.training.gan_losses import discriminator_loss, generator_loss
+from discriminator_names import (
+    discriminator_from_torch,
+    discriminator_to_torch,
+)
 
 #: Steps before and after the start of the discriminator in the oracles.
 BEFORE, AFTER = 50, 500

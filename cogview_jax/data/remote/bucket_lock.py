@@ -81,21 +81,22 @@ class BucketLock:
             there = listed(f"{self._locks}/")
             others = there.keys() - {self._own}
             if self._own not in there or others:
-                who = described(self._content(min(others))) if others else "another process"
+                who = described(self._content(min(others)) or b"") if others else "another process"
                 self._lost = f"{self._folder} was taken over by {who}: nothing more is copied there"
         if self._lost:
             raise InputError(self._lost)
 
     def _others(self) -> dict[str, bytes]:
-        """The locks of others, and what they say."""
+        """The locks of others, and what they say; none that is released meanwhile."""
         there = listed(f"{self._locks}/")
-        return {each: self._content(each) for each in there if each != self._own}
+        found = {each: self._content(each) for each in there if each != self._own}
+        return {each: note for each, note in found.items() if note is not None}
 
-    def _content(self, address: str) -> bytes:
+    def _content(self, address: str) -> bytes | None:
         try:
             return read_whole(address, _LIMIT)
         except NotThere:  # it was released
-            return b""
+            return None
 
     def _await_silence(self, before: dict[str, bytes]) -> None:
         """Waits until locks are old enough to be those of the dead; InputError where one lives."""

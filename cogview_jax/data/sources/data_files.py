@@ -21,6 +21,7 @@ from cogview_jax.data.remote.files import listed
 from cogview_jax.data.remote.files import matches as address_matches
 from cogview_jax.data.sources.file_patterns import expanded, folder_of, is_pattern, matches
 from cogview_jax.runtime.config import SettingError
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason
 from cogview_jax.runtime.paths import path_problem, require_paths
@@ -95,7 +96,7 @@ def find_files(
     if missing:
         raise InputError(
             f"path={path!r}: {missing[0]} is not there"
-            + f" (nor are {len(missing) - 1} others)" * (len(missing) > 1)
+            + f", nor {counted(len(missing) - 1, 'other')}" * (len(missing) > 1)
         )
     found: list[str] = []
     for each in patterns:

@@ -10,7 +10,7 @@ from cogview_jax.runtime.errors import InputError
 
 #: The innermost braces of a text; their content, if it is a range; signs of a pattern.
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")
+_RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(\d{1,18}))?")
 #: The most texts that braces may stand for.
 _MOST = 100_000
 

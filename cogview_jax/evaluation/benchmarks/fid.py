@@ -87,9 +87,9 @@ def open_images(path: str | None, flag: str, options: Options) -> ImageSet | str
         images = SourceImages(open_folder(path, f"--{flag}"), path)
         require_readable(images, f"--{flag}")
         return images
-    prompts = options.images.prompts
-    if not prompts and flag == "generated" and options.images.real is not None:
-        source = open_folder(options.images.real, "--real", captions=True)
+    prompts, real = options.images.prompts, options.images.real
+    if not prompts and flag == "generated" and real is not None and Path(real).is_dir():
+        source = open_folder(real, "--real", captions=True)
         prompts = tuple(record.captions[0] for record in readable(source))
     if not prompts:
         raise InputError(f"--{flag} {path} is a bundle: expected --prompts FILE, or --prompt TEXT")

@@ -13,8 +13,8 @@ from cogview_jax.interop.official.compact_binary import token_record
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.vocabulary import Vocabulary
 
-#: The key that tells how many rows there are; theirs are their numbers, as text.
-_LENGTH = b"length"
+#: The key that tells how many rows there are, in so many digits; theirs are their numbers, as text.
+_LENGTH, _DIGITS = b"length", 18
 #: The commands that say how large an image is: one of them stands before it.
 _SIZES = ("TINY", "SMALL", "BASE", "BIG")
 #: The magic number of an LMDB, which stands behind the header of its first page.
@@ -56,12 +56,14 @@ class TokenLmdb:
         self._name = os.path.basename(folder) if name == DATA else name
         self._image_length, self._vocabulary, self._pieces = image_length, vocabulary, pieces
         count = self._file.get(_LENGTH) or b""
-        if not count.isdigit() or not int(count):
+        rows = int(count) if count.isdigit() and len(count) <= _DIGITS else 0
+        if not 0 < rows <= 2 * self._file.entries:
             raise InputError(
                 f"{path}: expected rows of tokens with the keys 0, 1, 2 and so on, and their number"
-                " as the key length"
+                f" as the key length; it has {self._file.entries} keys, and length is"
+                f" {repr(count[:_DIGITS])[1:]}"
             )
-        self._count = int(count)
+        self._count = rows
 
     def __len__(self) -> int:
         """The number of rows."""

@@ -41,6 +41,20 @@ def test_a_dead_one_is_waited_for_once(bucket, capsys):
     assert "is locked by another process: waiting 0 s for a sign of life" in capsys.readouterr().err
 
 
+def test_one_that_is_released_as_it_is_looked_at_keeps_nobody_out(bucket, monkeypatch, capsys):
+    bucket.put(".locks/ending", b"{}")
+    read = bucket_lock.read_whole
+
+    def released(address, limit):
+        bucket.rm_file(f"{ADDRESS}/.locks/ending")
+        return read(address, limit)
+
+    monkeypatch.setattr(bucket_lock, "read_whole", released)
+    with BucketLock(ADDRESS, "one").held():
+        assert bucket.names() == [".locks/one"]
+    assert capsys.readouterr().err == ""
+
+
 def test_who_has_the_same_name_need_not_wait(bucket, capsys):
     bucket.put(".locks/one", b"{}")
     with BucketLock(ADDRESS, "one").held():

@@ -220,13 +220,14 @@ def test_several_tars_by_one_text(tmp_path, monkeypatch, path, expected):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("{0..3}.tar", r"path='{0..3}.tar': 2.tar is not there \(nor are 1 others\)"),
+        ("{0..3}.tar", r"path='{0..3}.tar': 2.tar is not there, nor 1 other$"),
         ("gone", "gone is not there"),
         ("x*.tar", r"expected tars, there are none; nothing ignored"),
         ("other", r"none; ignored 2: 1 compressed tars \(.tar.gz\), which have to be unpacked"),
         ("other/a.tar.gz", "other/a.tar.gz: records can be found in an uncompressed tar only: unp"),
         ("other/a.txt", "a.txt: expected a tar, this is none"),
         ("{0..99999999}.tar", "expected at most 100000 files"),
+        ("{0.." + "9" * 5000 + "}.tar", "is not there"),
         ("empty.tar", "no sample with an image in 1 tar; nothing ignored"),
         ("", "data.source.path is empty: name the tars"),
     ],

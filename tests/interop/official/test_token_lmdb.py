@@ -91,6 +91,10 @@ def test_lmdbs_that_are_not_rows(tmp_path):
     assert is_lmdb(path)
     with pytest.raises(InputError, match="expected rows of tokens with the keys 0, 1, 2"):
         source(path)
+    for length in ("9" * 20, "9" * 5000, "5"):  # more than a length can be, or than there are keys
+        many = write(tmp_path / f"many{length[:24]}", [GOOD], length=length)
+        with pytest.raises(InputError, match=f"it has 2 keys, and length is '{length[:18]}'"):
+            source(many)
     found = source(write(tmp_path / "short", [GOOD], length=2))
     with pytest.raises(BadRecord, match="short:1: there is no such row"):
         found[1]

@@ -8,10 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogview_jax.interop.discriminator_names import (
-    discriminator_from_torch,
-    discriminator_to_torch,
-)
 from cogview_jax.interop.torch_format.file import read_torch
 from cogview_jax.models.networks.discriminator import (
     ActNormState,
@@ -23,6 +19,10 @@ from cogview_jax.runtime.config import build
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.runtime.sharding import sharded_shapes, unbox
+from discriminator_names import (
+    discriminator_from_torch,
+    discriminator_to_torch,
+)
 
 
 def in_range(images):

@@ -9,6 +9,7 @@ from collections import deque
 import pytest
 
 from cogview_jax.checkpoints import remote_bundle
+from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.remote import files
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.processes import PREEMPTED, StopRequest
@@ -118,6 +119,36 @@ def test_an_empty_machine_goes_on_as_the_unbroken_run(
     with pytest.raises(InputError, match=f"{ADDRESS} holds a run with seed = 0, but the config sa"):
         run(other, ADDRESS)
     assert not working_copy(ADDRESS).folder.exists(), "nothing was copied"
+
+
+def test_a_run_that_is_told_to_stop_while_it_waits_for_data_is_copied_whole(
+    bucket, experiment, monkeypatch
+):
+    """It leaves without waiting for the thread that reads."""
+    get, asked, left = Prefetched.get, [], []
+
+    def slow(self, waiting, every=0.01):
+        asked.append(waiting)
+        waiting()
+        return get(self, waiting, every)
+
+    def waiting(self):
+        self.waited = len(asked) > 5
+        return self.waited
+
+    def leave(status):
+        left.append((status, bucket.names()))
+        raise SystemExit(status)
+
+    monkeypatch.setattr(Prefetched, "get", slow)
+    monkeypatch.setattr(StopRequest, "waiting", waiting)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit):
+        run(experiment, ADDRESS)
+    ((status, names),) = left
+    assert status == PREEMPTED
+    assert whole_steps(names) == [5]
+    assert not [name for name in names if name.startswith(".locks")]
 
 
 def test_an_upload_that_was_cut_short_is_not_gone_on_from(

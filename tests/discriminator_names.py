@@ -1,4 +1,4 @@
-"""PatchGAN discriminators in the state dicts of taming-transformers and LlamaGen.
+"""PatchGAN discriminators in the state dicts of taming-transformers and LlamaGen, to compare with.
 
 A table of names holds for both directions and is checked from both sides: each name is used exactly
 once, and what is missing, unknown or of another shape is named. Sizes are those of the file.
