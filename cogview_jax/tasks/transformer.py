@@ -270,7 +270,7 @@ class TransformerTask:
         if experiment.code_embeddings == "normal":
             return state
         codec, model = self._codec().codec(state.mesh), experiment.model
-        vectors = to_host(codec.codebook.codes)
+        vectors = to_host(codec.vectors)
         rows = code_embeddings(vectors, model.width, model.init_std, experiment.seed)
         held = self.objective.bundle_values(state.values)
         table = held.params[name]
