@@ -29,6 +29,7 @@ from jax.typing import DTypeLike
 
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.random_key import random_key
+from cogview_jax.runtime.workers import cores
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,7 @@ def machine() -> dict[str, Any]:
         "jax": jax.__version__,
     }
     if device.platform == "cpu":
-        # Some systems do not tell a process which cores it may use.
-        own = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-        found["cores"] = len(own(0))
+        found["cores"] = cores()
     return found
 
 
