@@ -1,5 +1,7 @@
 """Upper bounds for the counts that users give, so that no request exhausts the memory."""
 
+import numbers
+
 from absl.flags import FlagHolder
 
 from cogview_jax.runtime.errors import InputError
@@ -25,7 +27,9 @@ def need_flag(flag: FlagHolder, most: int, least: int = 1) -> None:
 
 
 def need_count(name: str, value: int, most: int, least: int = 1) -> None:
-    """Raises InputError if the count `name` is below `least` or above `most`."""
+    """Raises InputError if the count `name` is no whole number, below `least` or above `most`."""
+    if not isinstance(value, numbers.Integral):
+        raise InputError(f"{name} {value!r}: expected a whole number")
     if value < least:
         raise InputError(f"{name} {value}: expected at least {least}")
     if value > most:

@@ -30,7 +30,7 @@ class SamplingConfig:
             changes no token; 0 for one after the other.
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: a value is of another type or out of its range.
     """
 
     temperature: float = 1.0
@@ -40,6 +40,11 @@ class SamplingConfig:
     parallel_window: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            whole = name in ("top_k", "parallel_window")
+            if not isinstance(value, numbers.Integral if whole else numbers.Real):
+                kind = "a whole number" if whole else "a number"
+                raise SettingError(f"{name} = {value!r}: expected {kind}")
         if not 0 <= self.temperature < math.inf:
             raise SettingError(f"temperature = {self.temperature}: expected 0 (greedy) or above")
         if self.top_k < 0:
