@@ -69,7 +69,7 @@ class TransformerTask:
             experiment.programs(),
         )
         self.objective = self._make_objective()
-        rate = experiment.model.drop_rates[1]
+        rate = experiment.model.weight_dropout
         if rate and self.model.programs.fused:
             log(
                 f"attention_dropout {rate} keeps attention from being a fused kernel; 0 lets it be"
