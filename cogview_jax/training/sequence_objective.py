@@ -91,9 +91,7 @@ class SequenceObjective:
             for name, weight in weights.items()
         }
 
-    def finish(
-        self, values: ModelValues, aux: tuple[()], key: Key[Array, ""]
-    ) -> tuple[ModelValues, dict[str, Array]]:
+    def finish(self, values: ModelValues, aux: tuple[()]) -> tuple[ModelValues, dict[str, Array]]:
         """There is no model state, and there are no further metrics."""
         return values, {}
 

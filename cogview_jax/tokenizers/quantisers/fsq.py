@@ -111,7 +111,7 @@ class FSQ(Quantiser):
         return Quantised(straight_through(bounded, points), loss, {}, hits)
 
     def finish(
-        self, training: CodebookTraining, params: Any, state: Use, aux: Any, key: Any
+        self, training: CodebookTraining, params: Any, state: Use, aux: Any
     ) -> tuple[Any, Use, dict[str, Array]]:
         """The averages of use after the batch."""
         counts = training.decay * state.counts + (1 - training.decay) * aux

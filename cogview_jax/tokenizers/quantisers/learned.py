@@ -162,7 +162,7 @@ class Learned(Quantiser):
         )
 
     def finish(
-        self, training: CodebookTraining, params: Any, state: Use, aux: BatchUse, key: Any
+        self, training: CodebookTraining, params: Any, state: Use, aux: BatchUse
     ) -> tuple[Any, Use, dict[str, Array]]:
         """The codes, of which those that nobody uses moved, and the averages after the batch."""
         decay, vectors = training.decay, aux.hits.sum()

@@ -146,7 +146,7 @@ class Quantiser(Tagged, abc.ABC):
 
     @abc.abstractmethod
     def finish(
-        self, training: CodebookTraining, params: Any, state: Any, aux: Any, key: Key[Array, ""]
+        self, training: CodebookTraining, params: Any, state: Any, aux: Any
     ) -> tuple[Any, Any, dict[str, Array]]:
         """Parameters and state after a step, and metrics of it.
 
@@ -155,7 +155,6 @@ class Quantiser(Tagged, abc.ABC):
             params: the quantiser's parameters after the update.
             state: its state before the step.
             aux: `Quantised.aux`, summed over the whole batch.
-            key: of the step.
         """
 
 
