@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypedDict
 
-from cogview_jax.runtime.bounds import MOST_ROWS, need_count
+from cogview_jax.runtime.bounds import MOST_ROWS, need_count, need_seed
 from cogview_jax.runtime.config import SettingError
 from cogview_jax.runtime.errors import InputError
 
@@ -124,8 +124,7 @@ class SamplingOptions:
     progress: Callable[[int], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < 2**32:
-            raise InputError(f"seed {self.seed}: expected 0 to {2**32 - 1}")
+        need_seed(self.seed)
         if self.sampling is not None and not isinstance(self.sampling, SamplingConfig):
             raise InputError(f"sampling = {self.sampling!r}: expected a SamplingConfig")
         if self.batch_size is not None:

@@ -64,7 +64,7 @@ class FSQ(Quantiser):
         return isinstance(other, FSQ) and self.levels == other.levels
 
     def init(self, key: Key[Array, ""], codes: int, width: int) -> tuple[dict[str, Any], Use]:
-        """No parameters, and a state of no use."""
+        """No parameters, and a state in which no code was used yet."""
         return {}, Use(jnp.zeros(codes), jnp.float32(jnp.inf))
 
     def bounded(self, vectors: Float[Array | np.ndarray, "*N D"]) -> Float[Array, "*N D"]:
