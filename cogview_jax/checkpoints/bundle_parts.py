@@ -4,6 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import numpy as np
+
 from cogview_jax.checkpoints.description import TransformerEntry
 from cogview_jax.models.config import TransformerConfig
 from cogview_jax.models.implementation import ImplementationConfig
@@ -26,6 +29,12 @@ class CodecPart:
     params: Any
     codebook: Any
     weights: str | None = None
+
+    @property
+    def vectors(self) -> jax.Array:
+        """What the decoder reads for each code, float32 [codes, width], whatever the quantiser."""
+        quantiser, own = self.config.quantiser, self.params.get("quantiser", {})
+        return quantiser.vectors(own, self.codebook, np.arange(self.config.codebook))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import read_json, replace_tree, sync_tree, write_json
 from cogview_jax.runtime.leftovers import remove, remove_leftovers, temporary_path
 from cogview_jax.runtime.lock import claimed, is_used, mark_used, patiently_locked
-from cogview_jax.runtime.paths import inside
+from cogview_jax.runtime.paths import inside, user_cache
 
 #: The folder in the user's cache, and the variable with the most GB in it.
 FOLDER, LIMIT = "cogview_jax/bundles", "COGVIEW_BUNDLES_GB"
@@ -36,13 +36,12 @@ class CopiedBundles:
     """The folder of the copies."""
 
     def __init__(self) -> None:
-        """Of the environment: XDG_CACHE_HOME, and the limit in COGVIEW_BUNDLES_GB.
+        """Of the environment: `user_cache`, and the limit in COGVIEW_BUNDLES_GB.
 
         Raises:
             InputError: the limit is no number.
         """
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        self.folder = Path(cache, FOLDER)
+        self.folder = user_cache() / FOLDER
         given = os.environ.get(LIMIT) or str(_USUAL_GB)
         try:
             self._limit = float(given) * 1e9
@@ -109,14 +108,18 @@ class CopiedBundles:
             write_json(self._note(address), {"address": address, "copy": name})
 
     def trim(self) -> None:
-        """Deletes copies while all are larger than the limit; those in use stay."""
-        remove_leftovers(self.folder)
-        found = [path for path in self.folder.iterdir() if _KEY.fullmatch(path.name)]
-        sizes = {path: _size(path) for path in found}
-        total = sum(sizes.values())
-        for path in sorted(found, key=lambda path: path.stat().st_mtime):
-            if total > self._limit and self._removed(path):
-                total -= sizes[path]
+        """Deletes copies while all are larger than the limit; those in use stay.
+
+        Where another process deletes some at the same time, the rest is left to it.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            remove_leftovers(self.folder)
+            found = [path for path in self.folder.iterdir() if _KEY.fullmatch(path.name)]
+            sizes = {path: _size(path) for path in found}
+            total = sum(sizes.values())
+            for path in sorted(found, key=lambda path: path.stat().st_mtime):
+                if total > self._limit and self._removed(path):
+                    total -= sizes[path]
 
     def _removed(self, path: Path) -> bool:
         """Deletes a folder that nobody uses; False where somebody does."""

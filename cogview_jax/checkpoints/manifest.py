@@ -134,7 +134,7 @@ def _read(path: Path) -> dict[str, tuple[int, str]]:
     try:
         found = json.loads(text)
         files, written = found["files"], found["format"]
-        whole = _text(files) == text
+        whole = isinstance(files, dict) and _text(files) == text
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole, written = False, FORMAT
     if written != FORMAT:

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,15 @@ class _Undescribed(InputError):
     """A checkpoint without a note of its bundle; its run has no others."""
 
 
+@dataclass(frozen=True)
+class _Base:
+    """What the adapters of a checkpoint are merged into: a bundle's transformer, and how."""
+
+    path: str
+    sha256: str
+    lora: LoRAConfig
+
+
 class StepBundle(Bundle):
     """The bundle that a checkpoint describes."""
 
@@ -125,26 +135,39 @@ class StepBundle(Bundle):
                 " finish its run, at this step with"
                 f" --config.train.steps={meta.get('step')}, and use the bundle that it writes"
             )
-        self._adapts = parts.get("transformer", {}).pop("adapts", None)
-        self._arrays = {
-            part: entry.pop("arrays") for part, entry in parts.items() if "arrays" in entry
-        }
-        self._paths = {
-            part: entry.pop("paths") for part, entry in parts.items() if "paths" in entry
-        }
-        for part in self._arrays:
-            lines = [
-                f"{files[x][1]}  {x}\n"
-                for x in sorted(files)
-                if x.split("/")[0] in self._items(part)
-            ]
-            if part == "transformer" and self._adapts:
-                lines.append(f"{self._adapts['sha256']}  base\n")
-            parts[part]["sha256"] = hashlib.sha256("".join(lines).encode()).hexdigest()
-        raw = {"format": FORMAT, "step": meta["step"], "parts": parts}
+        try:
+            self._take_places(parts, files)
+            raw = {"format": FORMAT, "step": meta["step"], "parts": parts}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"checkpoint {folder} describes no bundle ({error!r})") from error
         self._described = described(raw, folder)
         self.description, self.parts = raw, parts
         self._whole: set[str] = set()
+
+    def _take_places(self, parts: dict[str, Any], files: Mapping[str, tuple[int, str]]) -> None:
+        """Takes out of a note where each part lies, and puts in the hash of what lies here.
+
+        Args:
+            parts: the note, which is changed to what bundle.json has as "parts".
+            files: from `manifest.listed`.
+        """
+        adapts = parts.get("transformer", {}).pop("adapts", None)
+        where = f"checkpoint {self.path}: adapts"
+        self._adapts = None if adapts is None else build(_Base, adapts, where)
+        self._arrays = {
+            part: entry.pop("arrays") for part, entry in parts.items() if "arrays" in entry
+        }
+        self._places = {
+            part: [Path(os.path.normpath(self.path / path)) for path in entry.pop("paths")]
+            for part, entry in parts.items()
+            if part not in self._arrays
+        }
+        for part in self._arrays:
+            items = self._items(part)
+            lines = [f"{files[x][1]}  {x}\n" for x in sorted(files) if x.split("/")[0] in items]
+            if part == "transformer" and self._adapts:
+                lines.append(f"{self._adapts.sha256}  base\n")
+            parts[part]["sha256"] = hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def verified(self, part: str) -> Path:
         """Where a part lies, once it is known to be what was written or trained with."""
@@ -172,13 +195,12 @@ class StepBundle(Bundle):
     def _place(self, part: str) -> Path:
         if part in self._arrays:
             return self.path
-        places = [Path(os.path.normpath(self.path / path)) for path in self._paths[part]]
-        for place in places:
+        for place in self._places[part]:
             if place.exists():
                 return place
         raise InputError(
-            f"checkpoint {self.path} was trained with the {part} in {places[0]}, which is gone: put"
-            " it back there"
+            f"checkpoint {self.path} was trained with the {part} in {self._places[part][0]}, which"
+            " is gone: put it back there"
         )
 
     def _items(self, part: str) -> set[str]:
@@ -197,7 +219,8 @@ class StepBundle(Bundle):
 
     def _merged(self, adapters: dict[str, Any]) -> dict[str, Any]:
         """The transformer that `adapters` adapt, with them."""
-        place, recorded = self._adapts["path"], self._adapts["sha256"]
+        assert self._adapts is not None, "only adapters are merged"
+        place, recorded = self._adapts.path, self._adapts.sha256
         try:
             base = open_bundle(place)
         except InputError as error:
@@ -210,11 +233,10 @@ class StepBundle(Bundle):
                 f"checkpoint {self.path} adapts transformer {recorded[:12]}, but {place} holds"
                 f" {found[:12]}"
             )
-        lora = build(LoRAConfig, self._adapts["lora"], f"checkpoint {self.path}: adapts.lora")
         params = base.stored_transformer().params
         positions = self._transformer_entry.learned_positions
         made = jax.tree.map(lambda array: array.make(), adapters)
-        return merged_on_host(with_positions(params, positions), made, lora)
+        return merged_on_host(with_positions(params, positions), made, self._adapts.lora)
 
     def _restored(self, part: str, path: Path, shapes: Mapping[str, Any]) -> Any:
         if part in self._arrays:

@@ -73,14 +73,14 @@ class StepDirectory:
 
         Call it only after a new checkpoint is whole, since the old ones are needed until then.
         """
-        metrics = self.metrics()
         try:
+            metrics = self.metrics()
             for step in metrics.keys() - retention.steps_to_keep(metrics):
                 # Under another name first: what a kill leaves of it is no checkpoint.
                 gone = temporary_path(self.folder(step))
                 os.replace(self.folder(step), gone)
                 remove(gone)
-        except OSError as error:
+        except (OSError, SystemFault) as error:
             log(f"{self.path}: an old checkpoint could not be deleted: {one_line(error)}")
 
     def newest_whole(

@@ -84,6 +84,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     numbers = metrics.values() if isinstance(metrics, dict) else [None]
     if not all(type(number) in (int, float) for number in numbers):
         raise ValueError(f"{META} has metrics that are no numbers")
+    if not isinstance(meta.get("notes", {}), dict):
+        raise ValueError(f"{META} has notes that are no JSON object")
     return meta
 
 

@@ -191,11 +191,6 @@ def _read(path: Path, array: StoredArray) -> np.ndarray:
         raise _unreadable(path, error) from error
 
 
-def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every array at `path`, by its dotted name; InputError as in `restore_tree`."""
-    return sizes(_metadata(path))
-
-
 def sizes(tree: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every leaf, by its dotted name."""
     leaves = jax.tree.leaves_with_path(tree)

@@ -43,6 +43,7 @@ from cogview_jax.runtime.faults import is_fault, reason
 from cogview_jax.runtime.files import atomic_path
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import patiently_locked
+from cogview_jax.runtime.paths import user_cache
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.runtime.sealed import sealed
 from cogview_jax.runtime.workers import computed, cores
@@ -233,8 +234,7 @@ def _places(root: str, depends_on: dict[str, Any], beside: Path, place: str) -> 
     elsewhere = name(depends_on, root)
     if place:
         return [Path(place).absolute() / elsewhere]
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    in_cache = Path(cache, CACHE, elsewhere)
+    in_cache = user_cache() / CACHE / elsewhere
     if is_address(root):
         return [in_cache]
     return [beside.absolute() / BESIDE / name(depends_on), in_cache]

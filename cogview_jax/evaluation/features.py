@@ -6,7 +6,6 @@ same size, the last one with black images at its end, so that nothing is compile
 
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from cogview_jax.evaluation.feature_networks import FEATURE_NETWORKS, listed_fea
 from cogview_jax.evaluation.resize import RESIZES
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file
+from cogview_jax.runtime.workers import cores
 
 __all__ = ["FEATURE_NETWORKS", "FeatureExtractor", "Features", "listed_features"]
 
@@ -124,7 +124,7 @@ class FeatureExtractor:
     def _batches(self, images: Iterable[np.ndarray]) -> Iterator[tuple[jax.Array, int]]:
         """Resized batches on the devices, and how many images each has."""
         numbered = enumerate(images)
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        with ThreadPoolExecutor(cores()) as threads:
             while chunk := list(itertools.islice(numbered, self.batch_size)):
                 batch = np.zeros((self.batch_size, self._pixels, self._pixels, 3), np.float32)
                 for row, image in zip(batch, threads.map(self._resize, chunk), strict=False):

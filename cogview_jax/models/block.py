@@ -142,7 +142,7 @@ class Block(nn.Module):
         attention = Attention(
             config.heads,
             config.alpha if config.pb_relax_attention else 1.0,
-            config.drop_rates[1],
+            config.weight_dropout,
             init_std,
             out_init_std,
             self.policy,

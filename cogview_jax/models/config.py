@@ -117,10 +117,10 @@ class TransformerConfig:
         return CONVENTIONS[self.compat]
 
     @property
-    def drop_rates(self) -> tuple[float, float]:
-        """The dropout rates of embeddings and branches, and of attention weights."""
+    def weight_dropout(self) -> float:
+        """The dropout rate of attention weights."""
         own = self.attention_dropout
-        return self.dropout, self.dropout if own is None else own
+        return self.dropout if own is None else own
 
     @property
     def sparse(self) -> bool:

@@ -162,7 +162,7 @@ class Transformer(nn.Module):
         """
         if self.config.sparse:
             return draw_regions(self.config, self.vocabulary, tokens)
-        dropping = self.config.drop_rates[1] > 0 and self.has_rng("dropout")
+        dropping = self.config.weight_dropout > 0 and self.has_rng("dropout")
         if self.programs.attention == "xla" or self.is_mutable_collection(ACTIVATION_MAX):
             return causal_mask(tokens.shape[1])
         if self.programs.fused and not dropping:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cogview_jax.pipeline.parts import Parts
-from cogview_jax.pipeline.prompts import Prompts
-from cogview_jax.runtime.counted import counted
+from cogview_jax.pipeline.prompts import Prompts, need_one_each
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.batching import batch_rows, batches
@@ -51,10 +50,8 @@ class Captioning:
     ) -> np.ndarray:
         """CapLoss of each pair, float32 [b]; see `CogView.score`."""
         self._need()
-        if isinstance(texts, str) or len(texts) != len(images):
-            raise InputError(
-                f"score got {counted(len(images), 'image')} and {counted(len(texts), 'text')}"
-            )
+        images = np.asarray(images)
+        need_one_each(texts, images, "score")
         parts, layout = self.parts, self.parts.layout
         model, vocabulary = parts.engine.model, layout.vocabulary
         size = batch_rows(model, options.batch_size, layout.length, len(texts))
@@ -69,11 +66,10 @@ class Captioning:
             alike = np.array([i for i, each in enumerate(counts) if each == count])
             for index, own in batches(len(alike), size):
                 chosen = alike[index]
-                given = np.asarray(images)[chosen]
-                codes = parts.encode(given, parts.codec.config.grid).reshape(len(chosen), -1)
+                codes = parts.encode(images[chosen], parts.codec.config.grid)
                 # Without the end of the text, which is none of its tokens.
                 rows = [
-                    layout.tokens({"image": row, "text": pieces[i]})[:-1]
+                    layout.tokens({"image": row.ravel(), "text": pieces[i]})[:-1]
                     for row, i in zip(codes, chosen, strict=True)
                 ]
                 before = len(rows[0]) - len(pieces[chosen[0]])

@@ -1,15 +1,30 @@
 """Prompts as the text tokens of a layout: encoded, cut or refused."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
+import numpy as np
+
 from cogview_jax.pipeline.parts import Parts
+from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.tokenizers.prompt import need_text, shown
 
 #: Texts that are remembered as reported, which a server has without end.
 MOST_REPORTED = 1000
+
+
+def need_one_each(texts: Sequence[str], images: np.ndarray, method: str) -> None:
+    """InputError unless there is one text for each image; `method` is whose, for the message."""
+    if isinstance(texts, str):
+        raise InputError(
+            f"{method} got the text {shown(texts)}: expected a list with one for each image"
+        )
+    if len(texts) != len(images):
+        raise InputError(
+            f"{method} got {counted(len(images), 'image')} and {counted(len(texts), 'text')}"
+        )
 
 
 class Prompts:

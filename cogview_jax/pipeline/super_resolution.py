@@ -8,9 +8,8 @@ import numpy as np
 
 from cogview_jax.interop.official.positions import sampling_positions
 from cogview_jax.pipeline.parts import Parts
-from cogview_jax.pipeline.prompts import Prompts
+from cogview_jax.pipeline.prompts import Prompts, need_one_each
 from cogview_jax.runtime.bounds import MOST_CANDIDATES, MOST_ROUNDS, need_count
-from cogview_jax.runtime.counted import counted
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.back_projection import back_projected, downsampled_mse
@@ -113,11 +112,9 @@ class SuperResolution:
         images = np.asarray(images)
         if texts is None:
             texts = [] if layout.region("text").length else [""] * len(images)
-        if isinstance(texts, str) or len(texts) != len(images) or not len(images):
-            raise InputError(
-                f"super_resolve got {counted(len(images), 'image')} and"
-                f" {counted(len(texts), 'text')}"
-            )
+        need_one_each(texts, images, "super_resolve")
+        if not len(images):
+            raise InputError("super_resolve got no image")
         config = options.config(self.default_sampling)
         config.need_no_guidance("super-resolution")
         usable_window(engine.model, config.parallel_window, layout.length)

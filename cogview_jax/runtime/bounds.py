@@ -1,5 +1,7 @@
 """Upper bounds for the counts that users give, so that no request exhausts the memory."""
 
+import numbers
+
 from absl.flags import FlagHolder
 
 from cogview_jax.runtime.errors import InputError
@@ -24,8 +26,19 @@ def need_flag(flag: FlagHolder, most: int, least: int = 1) -> None:
         need_count(f"--{flag.name}", flag.value, most, least)
 
 
+def need_seed(seed: int) -> None:
+    """Raises InputError for a seed that is no whole number of at most 32 bits.
+
+    jax would drop the rest of the bits, and sample as another seed does.
+    """
+    if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed}: expected 0 to {2**32 - 1}")
+
+
 def need_count(name: str, value: int, most: int, least: int = 1) -> None:
-    """Raises InputError if the count `name` is below `least` or above `most`."""
+    """Raises InputError if the count `name` is no whole number, below `least` or above `most`."""
+    if not isinstance(value, numbers.Integral):
+        raise InputError(f"{name} {value!r}: expected a whole number")
     if value < least:
         raise InputError(f"{name} {value}: expected at least {least}")
     if value > most:

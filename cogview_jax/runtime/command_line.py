@@ -26,7 +26,7 @@ from absl import flags, logging
 from cogview_jax.runtime.compilation_cache import enable_compilation_cache
 from cogview_jax.runtime.config import closest, subscripted
 from cogview_jax.runtime.errors import InputError, SystemFault
-from cogview_jax.runtime.faults import is_fault, reason, system_error
+from cogview_jax.runtime.faults import is_fault, reason, system_error, where
 
 flags.disclaim_key_flags()  # a flag belongs to the command that asks for it
 
@@ -124,12 +124,11 @@ def _fail_in_a_line(error: Exception) -> None:
     system = error if isinstance(error, MemoryError) else system_error(error)
     if system is None:
         return
-    file = getattr(system, "filename", None)
-    where = f"{file}: " if file else ""
+    line = f"error: {where(system)}{reason(system)}"
     if is_fault(system):
-        _fail(f"error: {where}{reason(system)}", 1)
-    if where:
-        _fail(f"error: {where}{reason(system)}", BAD_INPUT)
+        _fail(line, 1)
+    if where(system):
+        _fail(line, BAD_INPUT)
 
 
 def help_page(command: ModuleType) -> str:

@@ -14,6 +14,8 @@ import sys
 import zlib
 from pathlib import Path
 
+from cogview_jax.runtime.paths import user_cache
+
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 #: Without it jax keeps only what took it a second to compile: hardly a program of a small model.
 _SHORTEST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
@@ -52,18 +54,15 @@ def enable_compilation_cache() -> None:
 def cache_folder() -> Path | None:
     """Makes and returns the folder for compiled programs; None if that is not possible.
 
-    It is cogview_jax/xla in XDG_CACHE_HOME, and where that is not set, in ~/.cache.
+    It is cogview_jax/xla in `user_cache`.
     """
     try:
-        home = Path.home()
-        caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if not caches.is_absolute():  # as the specification of XDG says of relative ones
-            if not home.is_absolute() or home == home.parent:  # HOME is empty.
-                return None
-            caches = home / ".cache"
+        caches = user_cache()
+        if not caches.is_absolute() or caches == Path("/.cache"):  # HOME is relative, or empty.
+            return None
         folder = caches / "cogview_jax" / "xla"
         folder.mkdir(parents=True, exist_ok=True)
-    except (RuntimeError, OSError):  # There is no home, or it cannot be written to.
+    except OSError:  # It cannot be written to.
         return None
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
@@ -97,8 +96,9 @@ def drop_damaged(folder: Path) -> None:
         since = checked.stat().st_mtime if checked.exists() else 0
         checked.touch()  # first: what is written from now on is looked at the next time
         for program in folder.glob("*-cache"):
-            if program.stat().st_mtime >= since and not _is_whole(program.read_bytes()):
-                program.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process has just pruned it
+                if program.stat().st_mtime >= since and not _is_whole(program.read_bytes()):
+                    program.unlink()
 
 
 def _is_whole(data: bytes) -> bool:

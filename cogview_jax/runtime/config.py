@@ -11,6 +11,7 @@ import keyword
 import math
 import types
 import typing
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from cogview_jax.runtime.errors import InputError
@@ -228,7 +229,7 @@ def _with_present_names(cls: type, mapping: Any) -> Any:
     return {renamed.get(key, key): mapping[key] for key in mapping} if renamed else mapping
 
 
-def closest(word: str, choices) -> str:
+def closest(word: str, choices: Iterable[Any]) -> str:
     """The advice for a misspelt `word`: the choices most like it, or all of them if none is."""
     choices = sorted(map(str, choices))
     alike = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)

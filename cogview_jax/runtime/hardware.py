@@ -5,11 +5,11 @@ Model FLOPs utilisation (PaLM, Chowdhery et al. 2022, appendix B) is
     MFU = model FLOPs per second / (devices x peak FLOPs per second of one device)
 
 where model FLOPs are those of the mathematics (6 for each parameter and token, plus attention),
-without those that rematerialisation adds. For decoding, the bound is the number of bytes that a
-token has to read, divided by `memory_bandwidth`. If the device is known, the peaks are the figures
-of its maker (dense, without sparsity). For other devices, such as CPUs, the peak is the rate of a
-large matrix product. Other work may take the cores while that is measured, so a program may reach
-more; the peak is then the rate of that program.
+without those that rematerialisation adds. If the device is known, its peak is the figure of its
+maker (dense, without sparsity). For other devices, such as CPUs, the peak is the rate of a large
+matrix product. Other work may take the cores while that is measured, so a program may reach more;
+the peak is then the rate of that program. For decoding, the bound is the number of bytes that a
+token has to read, divided by `measured_bandwidth`.
 """
 
 import contextlib
@@ -29,11 +29,12 @@ from jax.typing import DTypeLike
 
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.random_key import random_key
+from cogview_jax.runtime.workers import cores
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Peaks of one jax device, in 1e12 FLOPs a second and 1e12 bytes a second, and its memory.
+    """Peaks of one jax device, in 1e12 FLOPs a second, and its memory.
 
     `float32` is what jax's default matmul precision uses: TF32 since Ampere, one bfloat16 pass on
     TPUs. `memory` is in 1e9 bytes; the runtime keeps a few percent of it to itself. A jax device of
@@ -44,7 +45,6 @@ class Accelerator:
     bfloat16: float
     float16: float
     float32: float
-    bandwidth: float
     memory: float
 
     @property
@@ -55,23 +55,23 @@ class Accelerator:
 
 # `kind` is searched for as whole words in `device.device_kind`, and the first match counts.
 ACCELERATORS = (
-    Accelerator("V100-SXM2-32GB", 15.7, 125, 15.7, 0.9, 34.4),
-    Accelerator("V100", 15.7, 125, 15.7, 0.9, 17.2),  # It has no bfloat16 tensor cores.
-    Accelerator("A100-SXM4-80GB", 312, 312, 156, 2.039, 85.9),
-    Accelerator("A100 80GB PCIe", 312, 312, 156, 1.935, 85.9),
-    Accelerator("A100", 312, 312, 156, 1.555, 42.9),
-    Accelerator("H100 PCIe", 756, 756, 378, 2.0, 85.9),
-    Accelerator("H100 NVL", 835, 835, 417, 3.9, 100.9),
-    Accelerator("H100", 989, 989, 495, 3.35, 85.9),
-    Accelerator("H200", 989, 989, 495, 4.8, 151.0),
-    Accelerator("B200", 2250, 2250, 1125, 8.0, 193.0),
-    Accelerator("TPU v3", 61.5, 61.5, 61.5, 0.45, 17.2),
-    Accelerator("TPU v4", 275, 275, 275, 1.2, 34.4),
-    Accelerator("TPU v5 lite", 197, 197, 197, 0.819, 17.2),
-    Accelerator("TPU v5e", 197, 197, 197, 0.819, 17.2),
-    Accelerator("TPU v5p?", 459, 459, 459, 2.765, 102.0),
-    Accelerator("TPU v6 lite", 918, 918, 918, 1.64, 34.4),
-    Accelerator("TPU v6e", 918, 918, 918, 1.64, 34.4),
+    Accelerator("V100-SXM2-32GB", 15.7, 125, 15.7, 34.4),
+    Accelerator("V100", 15.7, 125, 15.7, 17.2),  # It has no bfloat16 tensor cores.
+    Accelerator("A100-SXM4-80GB", 312, 312, 156, 85.9),
+    Accelerator("A100 80GB PCIe", 312, 312, 156, 85.9),
+    Accelerator("A100", 312, 312, 156, 42.9),
+    Accelerator("H100 PCIe", 756, 756, 378, 85.9),
+    Accelerator("H100 NVL", 835, 835, 417, 100.9),
+    Accelerator("H100", 989, 989, 495, 85.9),
+    Accelerator("H200", 989, 989, 495, 151.0),
+    Accelerator("B200", 2250, 2250, 1125, 193.0),
+    Accelerator("TPU v3", 61.5, 61.5, 61.5, 17.2),
+    Accelerator("TPU v4", 275, 275, 275, 34.4),
+    Accelerator("TPU v5 lite", 197, 197, 197, 17.2),
+    Accelerator("TPU v5e", 197, 197, 197, 17.2),
+    Accelerator("TPU v5p?", 459, 459, 459, 102.0),
+    Accelerator("TPU v6 lite", 918, 918, 918, 34.4),
+    Accelerator("TPU v6e", 918, 918, 918, 34.4),
 )
 
 
@@ -113,16 +113,6 @@ def peak_flops(device: jax.Device, dtype: DTypeLike) -> float:
     return measured_matmul_peak(jnp.dtype(dtype), 8192, 10)
 
 
-def memory_bandwidth(device: jax.Device) -> float:
-    """Returns the peak bytes per second between one device and its memory.
-
-    It is measured if the device is unknown. All CPU devices of jax share one machine, so each has
-    an equal part.
-    """
-    row = known(device.device_kind)
-    return row.bandwidth * 1e12 if row is not None else measured_bandwidth() / _sharers(device)
-
-
 def machine() -> dict[str, Any]:
     """Returns, as JSON values, what the last bits of the numbers of a run depend on.
 
@@ -137,9 +127,7 @@ def machine() -> dict[str, Any]:
         "jax": jax.__version__,
     }
     if device.platform == "cpu":
-        # Some systems do not tell a process which cores it may use.
-        own = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-        found["cores"] = len(own(0))
+        found["cores"] = cores()
     return found
 
 

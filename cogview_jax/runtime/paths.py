@@ -68,6 +68,16 @@ def named_by(name: str, path: str) -> Iterator[None]:
         raise InputError(f"{given}{where}: {message}") from error
 
 
+def user_cache() -> Path:
+    """The folder in which programs of this user keep caches: XDG_CACHE_HOME, by default ~/.cache.
+
+    A relative XDG_CACHE_HOME counts for nothing, as the specification of XDG says: each working
+    folder would have a cache of its own.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(given if os.path.isabs(given) else os.path.expanduser("~/.cache"))
+
+
 def path_problem(path: str) -> str:
     """What is wrong with a path, in words; empty where nothing is."""
     if not path:

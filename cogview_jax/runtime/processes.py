@@ -291,18 +291,16 @@ def _slurm(environ: Mapping[str, str]) -> ProcessInfo | None:
     A batch script or an interactive shell has SLURM's variables too, but is not one of several
     tasks.
     """
-    count = environ.get("SLURM_STEP_NUM_TASKS")
-    if count is None or "SLURM_PROCID" not in environ or int(count) < 2:
+    if "SLURM_STEP_NUM_TASKS" not in environ or "SLURM_PROCID" not in environ:
+        return None
+    count = _whole(environ, "SLURM_STEP_NUM_TASKS")
+    if count < 2:
         return None
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
     # Jobs that share a node listen on different ports.
-    port = 61440 + int(environ.get("SLURM_JOB_ID", "0")) % 4096
-    return ProcessInfo(
-        f"{first_node(nodes)}:{port}",
-        _whole(environ, "SLURM_STEP_NUM_TASKS"),
-        _whole(environ, "SLURM_PROCID"),
-        "from SLURM",
-    )
+    job = _whole(environ, "SLURM_JOB_ID") if "SLURM_JOB_ID" in environ else 0
+    coordinator = f"{first_node(nodes)}:{61440 + job % 4096}"
+    return ProcessInfo(coordinator, count, _whole(environ, "SLURM_PROCID"), "from SLURM")
 
 
 def first_node(nodes: str) -> str:

@@ -22,8 +22,9 @@ R = TypeVar("R")
 
 
 def cores() -> int:
-    """The number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """The number of processor cores that this process may use; all where the system tells none."""
+    own = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return len(own(0))
 
 
 def computed(

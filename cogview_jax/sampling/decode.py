@@ -16,8 +16,8 @@ import numpy as np
 from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
 from cogview_jax.models.pivots import PIVOT_STREAM, draw_pivot_slots
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward, empty_cache
+from cogview_jax.runtime.bounds import need_seed
 from cogview_jax.runtime.compile_ahead import compile_ahead, on_device, only_device
-from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.random_key import need_settings, random_key
 from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 
@@ -25,15 +25,6 @@ from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 OPEN = -1
 #: Slots of the smallest cache that a larger one follows, and tokens sampled with one at least.
 SMALLEST, FEWEST = 256, 64
-
-
-def need_seed(seed: int) -> None:
-    """Raises InputError for a seed of more than 32 bits.
-
-    jax would drop the rest, and sample as another seed does.
-    """
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed {seed}: expected 0 to {2**32 - 1}")
 
 
 def seed_key(seed: int) -> jax.Array:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from cogview_jax.models.transformer import Transformer
+from cogview_jax.runtime.bounds import need_seed
 from cogview_jax.runtime.hardware import trim_heap
 from cogview_jax.runtime.mesh import to_host
 from cogview_jax.sampling.batching import batch_rows, batches, min_batch
-from cogview_jax.sampling.decode import RowSeeds, in_parts, need_seed, row_seeds
+from cogview_jax.sampling.decode import RowSeeds, in_parts, row_seeds
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
 from cogview_jax.sampling.parallel import Windows, in_windows, usable_window

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypedDict
 
-from cogview_jax.runtime.bounds import MOST_ROWS, need_count
+from cogview_jax.runtime.bounds import MOST_ROWS, need_count, need_seed
 from cogview_jax.runtime.config import SettingError
 from cogview_jax.runtime.errors import InputError
 
@@ -30,7 +30,7 @@ class SamplingConfig:
             changes no token; 0 for one after the other.
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: a value is of another type or out of its range.
     """
 
     temperature: float = 1.0
@@ -40,6 +40,11 @@ class SamplingConfig:
     parallel_window: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            whole = name in ("top_k", "parallel_window")
+            if not isinstance(value, numbers.Integral if whole else numbers.Real):
+                kind = "a whole number" if whole else "a number"
+                raise SettingError(f"{name} = {value!r}: expected {kind}")
         if not 0 <= self.temperature < math.inf:
             raise SettingError(f"temperature = {self.temperature}: expected 0 (greedy) or above")
         if self.top_k < 0:
@@ -119,8 +124,7 @@ class SamplingOptions:
     progress: Callable[[int], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < 2**32:
-            raise InputError(f"seed {self.seed}: expected 0 to {2**32 - 1}")
+        need_seed(self.seed)
         if self.sampling is not None and not isinstance(self.sampling, SamplingConfig):
             raise InputError(f"sampling = {self.sampling!r}: expected a SamplingConfig")
         if self.batch_size is not None:

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogview_jax.models.transformer import Transformer, whole_forward, without_blocks
+from cogview_jax.models.transformer import Transformer, logits_of, whole_forward, without_blocks
 
 
 def token_log_probs(
@@ -56,8 +56,5 @@ def _log_probs(
 ) -> jax.Array:
     """log p of the ids `first` + chosen [B, C] after the last C of hidden [B, T, D]."""
     hidden = hidden[:, -chosen.shape[1] :]
-    logits = cast(
-        jax.Array, model.apply({"params": params}, hidden, first, last, method=model.logits)
-    )
-    shares = jax.nn.log_softmax(logits)
-    return jnp.take_along_axis(shares, chosen[..., None], axis=-1)[..., 0]
+    log_probs = jax.nn.log_softmax(logits_of(params, hidden, model=model, first=first, last=last))
+    return jnp.take_along_axis(log_probs, chosen[..., None], axis=-1)[..., 0]

@@ -49,11 +49,6 @@ class Window:
         rows, columns = (slice(s.start * each // 2, s.stop * each // 2) for s in self.target)
         return rows, columns
 
-    @property
-    def generated(self) -> int:
-        """How many cells are generated."""
-        return int(self.known.size - self.known.sum())
-
 
 @dataclass(frozen=True)
 class WindowPlan:

@@ -82,7 +82,7 @@ def _attention(experiment: TransformerExperiment) -> str:
     """The kind of attention, and which programs compute it and decode."""
     model, programs = experiment.model, experiment.programs()
     attention = programs.attention
-    if programs.fused and model.drop_rates[1]:
+    if programs.fused and model.weight_dropout:
         attention = "blocks, which drop weights"
     kind = f"dense ({attention})"
     if model.sparse:

@@ -69,7 +69,7 @@ class TransformerTask:
             experiment.programs(),
         )
         self.objective = self._make_objective()
-        rate = experiment.model.drop_rates[1]
+        rate = experiment.model.weight_dropout
         if rate and self.model.programs.fused:
             log(
                 f"attention_dropout {rate} keeps attention from being a fused kernel; 0 lets it be"
@@ -270,7 +270,7 @@ class TransformerTask:
         if experiment.code_embeddings == "normal":
             return state
         codec, model = self._codec().codec(state.mesh), experiment.model
-        vectors = to_host(codec.codebook.codes)
+        vectors = to_host(codec.vectors)
         rows = code_embeddings(vectors, model.width, model.init_std, experiment.seed)
         held = self.objective.bundle_values(state.values)
         table = held.params[name]

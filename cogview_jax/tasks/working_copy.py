@@ -40,6 +40,7 @@ from cogview_jax.runtime.files import (
     write_json,
 )
 from cogview_jax.runtime.leftovers import remove, remove_leftovers
+from cogview_jax.runtime.paths import user_cache
 from cogview_jax.runtime.processes import log
 
 #: The folder in the user's cache, and the variable that names another one.
@@ -93,8 +94,7 @@ class WorkingCopy:
     def __init__(self, address: str):
         """Makes no folder. The environment says where: COGVIEW_WORKDIRS, or XDG_CACHE_HOME."""
         self.address = address.rstrip("/")
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        place = Path(os.environ.get(PLACE) or Path(cache, FOLDER)).absolute()
+        place = Path(os.environ.get(PLACE) or user_cache() / FOLDER).absolute()
         self.home = place / hashlib.sha256(self.address.encode()).hexdigest()[:16]
         self.folder = self.home / bundle_name(self.address)
         self._sent = self.home / "sent.json"

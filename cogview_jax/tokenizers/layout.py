@@ -108,7 +108,8 @@ class Layout:
         for region in self.regions:
             if region.name == name and region.kind != "command":
                 return region
-        raise InputError(f"layout {self.task} has no part {name!r}")
+        parts = ", ".join(region.name for region in self.regions if region.kind != "command")
+        raise InputError(f"layout {self.task} has no part {name!r}; it has {parts}")
 
     def prompt_length(self, name: str) -> int:
         """Tokens of the longest row that ends right before the region `name`."""
@@ -241,7 +242,7 @@ class LayoutConfig:
 
 
 def size_command(grid: int) -> str:
-    """The command that announces a grid x grid image: the smallest size that holds it."""
+    """The command that announces a grid x grid image: the smallest size that holds it, or BIG."""
     for size, command in SIZE_COMMANDS.items():
         if grid <= size:
             return command

@@ -147,15 +147,13 @@ class CodecObjective:
         """Metrics of each image, from the mean squared error of its pixels in [0, 1]."""
         return {"l2": l2, "psnr": -10 * jnp.log10(jnp.maximum(l2, 1e-10))}
 
-    def finish(
-        self, values: ModelValues, aux: Any, key: Key[Array, ""]
-    ) -> tuple[ModelValues, dict[str, Array]]:
+    def finish(self, values: ModelValues, aux: Any) -> tuple[ModelValues, dict[str, Array]]:
         """The values after the batch, and the quantiser's metrics of it."""
         if self.fixed_codes:
             return values, {"perplexity": use_metrics(aux, aux)["perplexity"]}
         params, before = values
         own, state, metrics = self.quantiser.finish(
-            self.codebook, params.get("quantiser", {}), before, aux, key
+            self.codebook, params.get("quantiser", {}), before, aux
         )
         return ModelValues(params | ({"quantiser": own} if own else {}), state), metrics
 

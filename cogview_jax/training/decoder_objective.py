@@ -73,11 +73,9 @@ class DecoderObjective:
         values = self._joined(ModelValues(params, model_state))
         return self.inner.batch_sums(*values, batch, rows, key)
 
-    def finish(
-        self, values: ModelValues, aux: Any, key: Key[Array, ""]
-    ) -> tuple[ModelValues, dict[str, jax.Array]]:
+    def finish(self, values: ModelValues, aux: Any) -> tuple[ModelValues, dict[str, jax.Array]]:
         """The values after the batch, and the metrics of the other objective."""
-        after, metrics = self.inner.finish(self._joined(values), aux, key)
+        after, metrics = self.inner.finish(self._joined(values), aux)
         return self._split(after), metrics
 
     def bundle_values(self, values: ModelValues) -> ModelValues:

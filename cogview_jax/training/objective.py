@@ -76,15 +76,12 @@ class Objective(Protocol[BatchT_contra]):
             key: the key of the step, the same for all parts of a batch.
         """
 
-    def finish(
-        self, values: ModelValues, aux: Any, key: Key[Array, ""]
-    ) -> tuple[ModelValues, dict[str, Array]]:
+    def finish(self, values: ModelValues, aux: Any) -> tuple[ModelValues, dict[str, Array]]:
         """The values after a step, and further metrics.
 
         Args:
             values: the parameters after the update, and the model state before the step.
             aux: `StepSums.aux`, summed over the whole batch.
-            key: the key of the step.
         """
 
     def bundle_values(self, values: ModelValues) -> ModelValues:

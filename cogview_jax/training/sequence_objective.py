@@ -58,11 +58,9 @@ class SequenceObjective:
     ) -> StepSums:
         """Sums of cross-entropies: weighted, and those of text and of image tokens."""
         # The number of its first row gives each part of a batch a dropout key of its own.
-        rngs = (
-            {"dropout": jax.random.fold_in(key, rows[0])}
-            if any(self.model.config.drop_rates)
-            else {}
-        )
+        config = self.model.config
+        dropping = config.dropout > 0 or config.weight_dropout > 0
+        rngs = {"dropout": jax.random.fold_in(key, rows[0])} if dropping else {}
         params = self.model_params(ModelValues(params, model_state))
         loss, entropies = self._entropies(params, batch, self._attention(batch, (rows, key)), rngs)
         text, image = batch.text_weights, batch.image_weights
@@ -93,9 +91,7 @@ class SequenceObjective:
             for name, weight in weights.items()
         }
 
-    def finish(
-        self, values: ModelValues, aux: tuple[()], key: Key[Array, ""]
-    ) -> tuple[ModelValues, dict[str, Array]]:
+    def finish(self, values: ModelValues, aux: tuple[()]) -> tuple[ModelValues, dict[str, Array]]:
         """There is no model state, and there are no further metrics."""
         return values, {}
 

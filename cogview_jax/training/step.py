@@ -80,7 +80,7 @@ def make_step(
         gradients = jax.tree.map(lambda leaf: leaf / scale, scaled) if loss_scale else scaled
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        values, metrics = objective.finish(ModelValues(params, state.model_state), sums.aux, key)
+        values, metrics = objective.finish(ModelValues(params, state.model_state), sums.aux)
         metrics |= {
             "loss": sums.loss / normalizer,
             "lr": rate(state.step),

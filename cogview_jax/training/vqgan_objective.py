@@ -190,14 +190,10 @@ class VQGANObjective(CodecObjective):
     def _lpips(self, model_state: VQGANState) -> LpipsWeights | None:
         return None if self.perceptual is None else model_state.perceptual
 
-    def finish(
-        self, values: ModelValues, aux: Any, key: Key[Array, ""]
-    ) -> tuple[ModelValues, dict[str, Array]]:
+    def finish(self, values: ModelValues, aux: Any) -> tuple[ModelValues, dict[str, Array]]:
         """The values after the batch, and the quantiser's metrics of it."""
         params, before = values
-        (params, codebook), metrics = super().finish(
-            ModelValues(params, before.codebook), aux[0], key
-        )
+        (params, codebook), metrics = super().finish(ModelValues(params, before.codebook), aux[0])
         after = before._replace(codebook=codebook, discriminator=aux[1], step=before.step + 1)
         return ModelValues(params, after), metrics
 

@@ -115,7 +115,7 @@ def test_a_pipe_is_not_waited_for(folder):
 
 
 @pytest.mark.parametrize(
-    "files", [{"a": 3}, {"a": ["1", "x"]}, {"a": [1]}, {"a": [1, 2]}, {"a": None}]
+    "files", [{"a": 3}, {"a": ["1", "x"]}, {"a": [1]}, {"a": [1, 2]}, {"a": None}, ["a"], "a"]
 )
 def test_types_of_a_manifest_are_checked(folder, files):
     rewrite(folder, files)

@@ -10,7 +10,8 @@ import pytest
 import cogview_jax
 from cogview_jax.checkpoints.bundle import Bundle, codec_shapes
 from cogview_jax.checkpoints.manifest import write_manifest
-from cogview_jax.checkpoints.step_bundle import StepBundle, open_bundle
+from cogview_jax.checkpoints.step_bundle import BUNDLE, StepBundle, open_bundle
+from cogview_jax.checkpoints.stored_step import write_meta
 from cogview_jax.checkpoints.stored_tree import sizes
 from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.errors import InputError
@@ -126,6 +127,32 @@ def test_what_opens_as_nothing_is_one_line(chain, workdir, tmp_path):
         open_bundle(workdir)
     with pytest.raises(InputError, match=r"none is no bundle: there is no bundle\.json in it"):
         open_bundle(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        *([], 3, {"codec": None}, {"codec": {}}, {"codec": {"paths": 3}}, {"transformer": []}),
+        *({"codec": {"arrays": {"a": 5}}}, {"codec": {"arrays": {"a": "params/a"}}}),
+        {"transformer": {"adapts": {"path": "x"}, "arrays": {"a": "params/a"}}},
+        {"transformer": {"adapts": 3, "arrays": {"a": "params/a"}}},
+    ],
+)
+def test_a_note_that_describes_no_bundle_is_one_line(tmp_path, note):
+    write_meta(tmp_path, 1, 1, {}, {BUNDLE: note})
+    write_manifest(tmp_path)
+    with pytest.raises(InputError) as error:
+        StepBundle(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_notes_that_are_no_object_are_one_line(tmp_path):
+    write_meta(tmp_path, 1, 1, {}, {BUNDLE: {}})
+    meta = tmp_path / "meta" / "metadata"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"notes": [1]}))
+    write_manifest(tmp_path)
+    with pytest.raises(InputError, match=r"cannot be read: .* has notes that are no JSON object"):
+        StepBundle(tmp_path)
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])

@@ -2,8 +2,10 @@
 
 from checkpoints.small import names, saved
 
+from cogview_jax.checkpoints import step_directory
 from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.checkpoints.step_directory import StepDirectory
+from cogview_jax.runtime.errors import SystemFault
 from processes import left_by_the_dead
 
 
@@ -24,3 +26,17 @@ def test_one_that_says_nothing_of_itself_neither_counts_nor_goes(tmp_path):
     (tmp_path / "c" / "1" / "meta" / "metadata").unlink()
     StepDirectory(tmp_path / "c", tmp_path / "damaged").thin_out(Retention(1))
     assert names(tmp_path / "c") == ["1", "3", "4"]
+
+
+def test_a_disk_that_fails_while_old_ones_are_looked_at_ends_no_run(tmp_path, monkeypatch, capsys):
+    saved(tmp_path / "c", 1, 2)
+
+    def fails(folder):
+        raise SystemFault(f"{folder}: Input/output error (6 tries)")
+
+    monkeypatch.setattr(step_directory, "read_meta", fails)
+    StepDirectory(tmp_path / "c", tmp_path / "damaged").thin_out(Retention(1))
+    assert names(tmp_path / "c") == ["1", "2"]
+    said = capsys.readouterr().err
+    assert "an old checkpoint could not be deleted" in said
+    assert "Input/output error (6 tries)" in said

@@ -37,6 +37,8 @@ def test_scores_of_pairs_are_mean_cross_entropies(parts, config):
         assert score == pytest.approx(expected, abs=1e-5)
     with pytest.raises(InputError, match="score got 3 images and 2 texts"):
         model.score(images, texts[:2])
+    with pytest.raises(InputError, match="score got the text 'red': expected a list with one for"):
+        model.score(images, "red")
     with pytest.raises(InputError, match="was trained for caption, this needs text_to_image"):
         model.generate(["a red circle"])
 

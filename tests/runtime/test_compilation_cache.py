@@ -73,6 +73,15 @@ def test_of_compressed_programs_those_that_end_early_are_dropped(tmp_path):
     assert [file.name for file in tmp_path.glob("*-cache")] == ["whole-cache"]
 
 
+def test_programs_that_go_meanwhile_keep_no_damaged_one(tmp_path):
+    """Others are not looked at again the next time."""
+    for i in range(20):
+        (tmp_path / f"{i}-cache").symlink_to("gone")
+    (tmp_path / "cut-cache").write_bytes(b"")
+    drop_damaged(tmp_path)
+    assert not (tmp_path / "cut-cache").exists()
+
+
 def test_what_the_user_has_said_stays(unset, monkeypatch, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
     enable_compilation_cache()

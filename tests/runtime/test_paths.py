@@ -1,11 +1,12 @@
-"""Names out of files stay in the folder that was named."""
+"""Names out of files stay in the folder that was named; the cache lies in no working folder."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.runtime.paths import check_tree, inside, named_by
+from cogview_jax.runtime.paths import check_tree, inside, named_by, user_cache
 
 
 @pytest.fixture
@@ -71,3 +72,14 @@ def test_an_error_names_the_setting_of_its_path_and_where_a_relative_one_was_loo
     assert said("--adapter", "a") == "--adapter a: there is none"
     assert said("data.store", "a", "data.store a: gone") == "data.store a: gone"
     assert said("data.store", "") == "there is none"
+
+
+def test_a_relative_cache_counts_for_nothing(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/ann")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere/else")
+    assert user_cache() == Path("/somewhere/else")
+    for given in ("", "cache", "./cache"):
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+        assert user_cache() == Path("/home/of/ann/.cache")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert user_cache() == Path("/home/of/ann/.cache")

@@ -1,4 +1,4 @@
-"""Which process of how many this is, and who told it; real processes are in tests/jobs."""
+"""Which process of how many this is, and who told it; real ones: training/test_processes.py."""
 
 import os
 import signal
@@ -85,6 +85,12 @@ def test_the_first_node_of_a_list(nodes, first):
         (("", None, None), JAX | {"JAX_PROCESS_ID": "two"}, "JAX_PROCESS_ID='two': expected a who"),
         (("", None, None), {"JAX_PROCESS_ID": "0"}, "lacks JAX_COORDINATOR_ADDRESS, JAX_NUM_PROC"),
         (("", None, None), SLURM | {"SLURM_STEP_NODELIST": ""}, "expected a list of nodes"),
+        (
+            ("", None, None),
+            SLURM | {"SLURM_STEP_NUM_TASKS": "x2"},
+            "NUM_TASKS='x2': expected a who",
+        ),
+        (("", None, None), SLURM | {"SLURM_JOB_ID": "1x"}, "JOB_ID='1x': expected a who"),
     ],
 )
 def test_what_does_not_fit_is_refused(given, environ, message):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cogview_jax.runtime.errors import InputError, SystemFault
-from cogview_jax.runtime.workers import computed
+from cogview_jax.runtime.workers import computed, cores
 
 
 def square(number):
@@ -55,6 +55,12 @@ def test_what_a_function_raises_comes_after_the_results_before_it():
 def test_a_killed_worker_is_a_fault_of_the_machine():
     with pytest.raises(SystemFault, match=r"numbers: a worker process ended \(status -9\)"):
         list(computed(end, [0, 1], 2, "numbers"))
+
+
+def test_a_system_that_tells_no_cores_of_a_process_gives_it_all(monkeypatch):
+    assert cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cores() == os.cpu_count()
 
 
 def test_workers_end_with_their_process(root, tmp_path):

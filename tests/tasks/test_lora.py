@@ -13,7 +13,7 @@ from cogview_jax.checkpoints.adapter import read_adapter
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.checkpoints.step_bundle import open_bundle
-from cogview_jax.checkpoints.stored_tree import stored_shapes, stored_tree
+from cogview_jax.checkpoints.stored_tree import sizes, stored_tree
 from cogview_jax.interop.conversion import convert
 from cogview_jax.interop.files import SourceFiles
 from cogview_jax.models.lora import LoRAConfig
@@ -123,11 +123,11 @@ def _at(tree, path):
 
 def test_a_checkpoint_holds_adapters_and_the_hash_of_their_base(experiment, finished):
     checkpoint, base = finished / "checkpoints" / "4", Bundle(experiment.init_from)
-    assert stored_shapes(checkpoint / "extras") == {"base_sha256": (32,)}
+    assert sizes(stored_tree(checkpoint / "extras")) == {"base_sha256": (32,)}
     digest = stored_tree(checkpoint / "extras")["base_sha256"].make()
     assert digest.tobytes().hex() == base.sha256("transformer")
     for item in ("params", "ema"):
-        names = {name.rpartition(".")[2] for name in stored_shapes(checkpoint / item)}
+        names = {name.rpartition(".")[2] for name in sizes(stored_tree(checkpoint / item))}
         assert names == {"lora_A", "lora_B"}
     adapter = read_adapter(finished / "adapter")
     assert adapter.base == base.sha256("transformer")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import jax
 import lmdb
@@ -11,18 +12,25 @@ import numpy as np
 import pytest
 
 from cogview_jax.checkpoints.bundle import Bundle
+from cogview_jax.checkpoints.bundle_parts import CodecPart
 from cogview_jax.checkpoints.bundle_writer import write_bundle
 from cogview_jax.data.records import BadRecord
 from cogview_jax.data.token_records import TokenRecord
 from cogview_jax.data.token_store import TokenStore
 from cogview_jax.models.code_embeddings import code_embeddings
+from cogview_jax.runtime.config_flag import load_config
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
+from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tasks import training as train
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.preparation import prepare
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir
+from cogview_jax.tokenizers.codecs.vqvae import VQVAEConfig
+from cogview_jax.tokenizers.quantisers.fsq import FSQ
+from cogview_jax.tokenizers.quantisers.learned import Cosine
+from cogview_jax.tokenizers.vocabulary import Vocabulary
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import make_state, state_shapes
 
@@ -274,6 +282,32 @@ def test_a_fresh_start_may_embed_codes_as_the_codec_s_vectors(chain, experiment)
         np.testing.assert_array_equal(table[codes:], before[codes:])
         for name in set(made.params) - {"word_embedding"}:
             assert state.params[name] is made.params[name]
+
+
+@pytest.mark.parametrize("quantiser", [FSQ(levels=(8, 8)), Cosine()])
+def test_codes_without_a_stored_codebook_are_embedded_too(tmp_path, monkeypatch, quantiser):
+    """Those of FSQ follow from its levels, and those of a learned quantiser are parameters."""
+    width = 2 if quantiser.kind == "fsq" else 5
+    own, state = quantiser.init(jax.random.key(0), 64, width)
+    config = VQVAEConfig(image_size=32, codebook=64, code_width=width, quantiser=quantiser)
+    part = CodecPart(config, {"quantiser": unbox(own)}, state)
+    demo = read_experiment(load_config("demo"))
+    model = dataclasses.replace(demo.model, layers=1, width=32, heads=2)
+    vocabulary = Vocabulary(codes=64, text=29)
+    fresh = job(dataclasses.replace(demo, model=model, vocabulary=vocabulary), tmp_path)
+    monkeypatch.setattr(fresh, "_codec", lambda: SimpleNamespace(codec=lambda mesh: part))
+    if quantiser.kind == "fsq":
+        vectors = np.array([[x, y] for y in range(-4, 4) for x in range(-4, 4)]) / 4
+    else:
+        vectors = part.params["quantiser"]["codes"]
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    mesh, optimizer = make_mesh(MeshConfig(data=8)), make_optimizer(demo.optimizer, 1)
+    with jax.set_mesh(mesh):
+        shapes = state_shapes(fresh.objective, optimizer, mesh)
+        made = make_state(fresh.objective, optimizer, shapes, demo.seed)
+        table = fresh.initial(None, made).params["word_embedding"]
+    expected = code_embeddings(vectors, 32, model.init_std, demo.seed)
+    np.testing.assert_allclose(table[:64], expected, atol=1e-5)
 
 
 def test_a_start_from_another_model_is_refused(chain, experiment):

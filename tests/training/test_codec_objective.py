@@ -107,7 +107,7 @@ def test_metrics_of_the_codebook():
         Assignments(hits, jnp.ones((4, 2)), jnp.float32(32)),
         Candidates(jnp.full((4, 2), 7.0), jnp.ones(4)),
     )
-    (_, after), metrics = objective.finish(ModelValues({}, codebook), aux, jax.random.key(0))
+    (_, after), metrics = objective.finish(ModelValues({}, codebook), aux)
     assert metrics["perplexity"] == pytest.approx(2)
     assert metrics["revived"] == 1
     np.testing.assert_array_equal(after.codes[3], [7.0, 7.0])

@@ -93,7 +93,7 @@ class TwoSlopes(Objective):
         loss = jnp.sum((params["slope"] + params["judge"]) * batch.x)
         return StepSums(loss, {}, jnp.int32(1))
 
-    def finish(self, values, aux, key):
+    def finish(self, values, aux):
         return values._replace(model_state=values.model_state + aux), {}
 
     def bundle_values(self, values):

@@ -100,7 +100,7 @@ class Line(Objective):
     def sums(self, params, model_state, batch, rows, key):
         return StepSums(jnp.sum(params["slope"] * batch.x), {}, jnp.int32(1))
 
-    def finish(self, values, aux, key):
+    def finish(self, values, aux):
         return values._replace(model_state=values.model_state + aux), {}
 
 

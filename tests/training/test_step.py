@@ -147,7 +147,7 @@ class Numbers(NamedTuple):
 
 
 class Dice(Objective):
-    """loss = mean of slope x; every part and the end of a step report a draw from its key."""
+    """loss = mean of slope x; every part of a step reports a draw from its key."""
 
     def init(self, key):
         return ModelValues({"slope": jnp.float32(1)}, jnp.float32(0))
@@ -159,9 +159,9 @@ class Dice(Objective):
         draws = {"draw": (jax.random.uniform(key), jnp.float32(1))}
         return StepSums(params["slope"] * batch.x.sum(), draws, rows.sum())
 
-    def finish(self, values, aux, key):
+    def finish(self, values, aux):
         after = values._replace(model_state=values.model_state + aux)
-        return after, {"last": jax.random.uniform(key)}
+        return after, {}
 
 
 def test_keys_follow_from_seed_and_step_alone():
@@ -174,7 +174,7 @@ def test_keys_follow_from_seed_and_step_alone():
         return jax.jit(run)(state, batch)
 
     state, metrics = draw(0, 0)
-    assert metrics["draw"] == metrics["last"] == draw(0, 0)[1]["draw"]
+    assert metrics["draw"] == draw(0, 0)[1]["draw"]
     assert len({float(draw(*at)[1]["draw"]) for at in ((0, 0), (0, 1), (1, 0), (1, 1))}) == 4
     # Parts share the key of the step; whoever wants a part's own folds in its rows.
     assert draw(0, 0, accumulate=2)[1]["draw"] == metrics["draw"]

@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-from pathlib import Path
 
 from cogview_jax.data.remote.addresses import without_query
 from cogview_jax.data.remote.files import read_whole
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.faults import reason
 from cogview_jax.runtime.files import write_file
+from cogview_jax.runtime.paths import user_cache
 
 #: The folder in the user's cache.
 COPIES = "cogview_jax/listings"
@@ -29,9 +29,8 @@ def local_copy(address: str, limit: int) -> str:
         SystemFault: the server goes on failing.
     """
     data = read_whole(address, limit)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = os.path.basename(without_query(address))
-    path = Path(cache, COPIES, hashlib.sha256(data).hexdigest()[:32], name)
+    path = user_cache() / COPIES / hashlib.sha256(data).hexdigest()[:32] / name
     try:
         if not path.is_file() or path.read_bytes() != data:
             write_file(path, lambda temporary: temporary.write_bytes(data))

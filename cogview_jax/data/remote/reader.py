@@ -1,6 +1,5 @@
 """Reads images out of files at addresses, and keeps them in a local cache."""
 
-import os
 import threading
 import time
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from cogview_jax.data.remote.addresses import is_web
 from cogview_jax.data.remote.byte_cache import CACHE, ByteCache
 from cogview_jax.data.remote.files import RemoteStatus, changed, file_status, read_range
 from cogview_jax.runtime.config import require_range
-from cogview_jax.runtime.paths import require_paths
+from cogview_jax.runtime.paths import require_paths, user_cache
 
 #: Seconds for which a bucket is not asked again whether a file was changed.
 _TRUSTED = 600.0
@@ -44,8 +43,7 @@ class RemoteReader:
     def __init__(self, config: RemoteConfig):
         """Opens the cache."""
         self.requests = config.requests
-        own = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = Path(config.cache) if config.cache else Path(own, CACHE)
+        folder = Path(config.cache) if config.cache else user_cache() / CACHE
         limit = int(config.cache_gb * 1e9)
         self._cache = ByteCache(folder, limit) if limit else None
         self._lock = threading.Lock()

@@ -1,1 +1,1 @@
-"""Parts of the transformer that are written as kernels for GPUs."""
+"""Attention in blocks for every platform, and what is written as kernels for GPUs and TPUs."""

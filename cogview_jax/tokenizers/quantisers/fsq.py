@@ -64,7 +64,7 @@ class FSQ(Quantiser):
         return isinstance(other, FSQ) and self.levels == other.levels
 
     def init(self, key: Key[Array, ""], codes: int, width: int) -> tuple[dict[str, Any], Use]:
-        """No parameters, and a state of no use."""
+        """No parameters, and a state in which no code was used yet."""
         return {}, Use(jnp.zeros(codes), jnp.float32(jnp.inf))
 
     def bounded(self, vectors: Float[Array | np.ndarray, "*N D"]) -> Float[Array, "*N D"]:
@@ -111,7 +111,7 @@ class FSQ(Quantiser):
         return Quantised(straight_through(bounded, points), loss, {}, hits)
 
     def finish(
-        self, training: CodebookTraining, params: Any, state: Use, aux: Any, key: Any
+        self, training: CodebookTraining, params: Any, state: Use, aux: Any
     ) -> tuple[Any, Use, dict[str, Array]]:
         """The averages of use after the batch."""
         counts = training.decay * state.counts + (1 - training.decay) * aux

@@ -144,7 +144,7 @@ class Gumbel(Quantiser):
         )
 
     def finish(
-        self, training: CodebookTraining, params: Any, state: Annealing, aux: Any, key: Any
+        self, training: CodebookTraining, params: Any, state: Annealing, aux: Any
     ) -> tuple[Any, Annealing, dict[str, Array]]:
         """The parameters as they are, and the state of the next step."""
         counts = training.decay * state.counts + (1 - training.decay) * aux

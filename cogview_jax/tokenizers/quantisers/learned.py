@@ -92,16 +92,16 @@ class Learned(Quantiser):
 
     def remedies(self, training: CodebookTraining, width: int) -> list[str]:
         """Revival, the entropy loss, narrower codes, or other quantisers."""
-        entropy = "" if self.entropy_weight else "model.quantiser.entropy_weight = 0.1"
-        own = [*revival(training), *filter(None, [entropy]), *narrow(width)]
-        return own + super().remedies(training, width)
+        entropy = [] if self.entropy_weight else ["model.quantiser.entropy_weight = 0.1"]
+        others = super().remedies(training, width)
+        return [*revival(training), *entropy, *narrow(width), *others]
 
     def place(self, vectors: Float[Array | np.ndarray, "*N D"]) -> Float[Array, "*N D"]:
         """Vectors or codes where distances are measured: as they are."""
         return jnp.asarray(vectors, jnp.float32)
 
     def init(self, key: Key[Array, ""], codes: int, width: int) -> tuple[dict[str, Any], Use]:
-        """The codes, and a state of no use."""
+        """The codes, and a state in which none was used yet."""
         params = {"codes": codebook_parameter(tanh_uniform(key, codes, width))}
         return params, Use(jnp.zeros(codes), jnp.float32(jnp.inf))
 
@@ -162,7 +162,7 @@ class Learned(Quantiser):
         )
 
     def finish(
-        self, training: CodebookTraining, params: Any, state: Use, aux: BatchUse, key: Any
+        self, training: CodebookTraining, params: Any, state: Use, aux: BatchUse
     ) -> tuple[Any, Use, dict[str, Array]]:
         """The codes, of which those that nobody uses moved, and the averages after the batch."""
         decay, vectors = training.decay, aux.hits.sum()

@@ -129,7 +129,6 @@ class MovingAverage(Quantiser):
         params: Any,
         state: Codebook,
         aux: BatchVectors,
-        key: Key[Array, ""],
     ) -> tuple[Any, Codebook, dict[str, Array]]:
         """The codebook after the batch.
 
@@ -161,7 +160,6 @@ class Fixed(MovingAverage):
         params: Any,
         state: Codebook,
         aux: BatchVectors,
-        key: Key[Array, ""],
     ) -> tuple[Any, Codebook, dict[str, Array]]:
         """The codes as they were; the averages go on, for the metrics."""
         after = update(state, aux.assigned, training.decay)._replace(codes=state.codes)

@@ -89,7 +89,7 @@ class Quantiser(Tagged, abc.ABC):
         return [f"model.quantiser.kind {' or '.join(others)}"]
 
     def same_codes(self, other: "Quantiser") -> bool:
-        """Whether the codes of one are those of the other, however they are learned."""
+        """Whether weights of one serve the other: both are of one kind, however they learn."""
         return self.kind == other.kind
 
     @abc.abstractmethod
@@ -138,7 +138,7 @@ class Quantiser(Tagged, abc.ABC):
             params: the quantiser's parameters.
             state: its state before the step.
             vectors: the encoder's, of b rows.
-            rows: the numbers of these rows within the whole batch.
+            rows: the numbers of these rows within the whole batch, in ascending order.
             batch: how many rows the whole batch has.
             key: of the step, the same for all parts of a batch.
             whole: `batch_sums` of the whole batch; None where the rows are the whole batch.
@@ -146,7 +146,7 @@ class Quantiser(Tagged, abc.ABC):
 
     @abc.abstractmethod
     def finish(
-        self, training: CodebookTraining, params: Any, state: Any, aux: Any, key: Key[Array, ""]
+        self, training: CodebookTraining, params: Any, state: Any, aux: Any
     ) -> tuple[Any, Any, dict[str, Array]]:
         """Parameters and state after a step, and metrics of it.
 
@@ -155,7 +155,6 @@ class Quantiser(Tagged, abc.ABC):
             params: the quantiser's parameters after the update.
             state: its state before the step.
             aux: `Quantised.aux`, summed over the whole batch.
-            key: of the step.
         """
 
 

@@ -48,7 +48,7 @@ def sample_candidates(
         vectors: of the part.
         ids: their codes.
         error: the average squared distance between a vector and its code.
-        rows: the numbers of the part's rows within the whole batch.
+        rows: the numbers of the part's rows within the whole batch, in ascending order.
         batch: how many rows the whole batch has.
     """
     size, width = codes.shape

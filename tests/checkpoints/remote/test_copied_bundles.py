@@ -1,6 +1,7 @@
 """The room that copies of bundles take."""
 
 import os
+import shutil
 import time
 
 import pytest
@@ -35,6 +36,19 @@ def test_copies_in_use_stay(server, bundle, cache, monkeypatch):
     place = bundle_copy(on_hub(server, bundle))
     assert used.exists()
     assert place.exists()
+
+
+def test_another_process_may_delete_copies_meanwhile(cache, monkeypatch):
+    gone, stays = old_copy(cache, "a" * 16, 600_000, 3), old_copy(cache, "b" * 16, 600_000, 2)
+    measured = copied_bundles._size
+
+    def meanwhile(folder):
+        shutil.rmtree(gone.parent, ignore_errors=True)
+        return measured(folder)
+
+    monkeypatch.setattr(copied_bundles, "_size", meanwhile)
+    copied_bundles.CopiedBundles().trim()
+    assert stays.exists()
 
 
 def test_a_limit_that_is_no_number(server, bundle, monkeypatch):

@@ -14,7 +14,7 @@ SHARED = {
     "clip_grad": OptimizerConfig().clip,
     "lr_decay_ratio": OptimizerConfig().floor,
     "hidden_dropout": TransformerConfig().dropout,
-    "attention_dropout": TransformerConfig().drop_rates[1],
+    "attention_dropout": TransformerConfig().weight_dropout,
     "layernorm_epsilon": TransformerConfig().epsilon,
     "make_vocab_size_divisible_by": Vocabulary(1, 1).size,
     "temperature": SamplingConfig().temperature,

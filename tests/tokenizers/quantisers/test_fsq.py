@@ -58,7 +58,7 @@ def test_training_reads_points_and_has_the_gradient_of_the_bound():
     expected = jax.grad(lambda v: jnp.sum(QUANTISER.bounded(v) / jnp.array([2.0, 1.0])))(vectors)
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
     assert (ours > 0).all()
-    _, after, metrics = QUANTISER.finish(CodebookTraining(), {}, STATE, quantised.aux, None)
+    _, after, metrics = QUANTISER.finish(CodebookTraining(), {}, STATE, quantised.aux)
     assert float(after.counts.sum()) == pytest.approx(0.01 * 12)
     assert metrics["perplexity"] > 1
 

@@ -124,6 +124,6 @@ def test_a_part_of_a_batch_has_the_noise_of_its_rows(book):
     whole, part = quantised(np.arange(4)), quantised(np.array([1, 3]))
     np.testing.assert_allclose(part.vectors, whole.vectors[np.array([1, 3])], atol=1e-6)
     assert not np.allclose(whole.vectors[0], whole.vectors[1])
-    after = quantiser.finish(training, {"codes": book}, state, whole.aux, None)[1]
+    after = quantiser.finish(training, {"codes": book}, state, whole.aux)[1]
     assert after.steps == 1
     assert float(after.counts.sum()) == pytest.approx(0.01 * 24)

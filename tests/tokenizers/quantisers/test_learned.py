@@ -155,7 +155,7 @@ def test_codes_that_nobody_uses_move_onto_their_candidates():
         jnp.float32(80),
         Candidates(jnp.full((4, 2), 9.0), jnp.array([1.0, 1, 1, 0])),
     )
-    params, after, metrics = quantiser.finish(training, {"codes": codes}, state, aux, None)
+    params, after, metrics = quantiser.finish(training, {"codes": codes}, state, aux)
     np.testing.assert_array_equal(params["codes"], [[0, 1], [2, 3], [9, 9], [6, 7]])
     np.testing.assert_array_equal(after.counts, [10, 10, 2, 0])
     assert after.error == 2
