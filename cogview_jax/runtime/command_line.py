@@ -103,8 +103,10 @@ def _run(command: ModuleType) -> NoReturn:
     except InputError as error:
         # What it quotes of a file may have several lines.
         _fail("error: " + " ".join(str(error).split("\n")), BAD_INPUT)
-    except SystemExit as asked:  # see `processes.leave_when_asked`
-        _leave_threads(asked.code)
+    except SystemExit as leaving:  # see `processes.leave_when_asked`
+        if not isinstance(leaving.code, int):
+            raise
+        _leave_threads(leaving.code)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to continue", INTERRUPTED)
     except SystemFault as error:
