@@ -83,7 +83,8 @@ def good(generator: random.Random, number: int) -> Case:
         if generator.random() < 0.15:
             fields["candidates"] = 2
         if kind == "stream":
-            fields |= {"stream": True, "partial_images": generator.choice((0, 2, 7))}
+            partial_images = generator.choice((0, 2, 7)) * ("candidates" not in fields)
+            fields |= {"stream": True, "partial_images": partial_images}
         return Case(kind, IMAGES, fields)
     count = 1 if kind in ("edit", "upscale") else generator.choice((1, 2))
     files = [("image", png(image_of(generator))) for _ in range(count)]

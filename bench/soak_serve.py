@@ -211,9 +211,7 @@ class Library:
         """Whether an answer is the library's."""
         if case.kind == "stream":
             events = [json.loads(line[6:]) for line in body.split(b"\n") if line[:5] == b"data:"]
-            frames = case.fields["partial_images"] * (
-                sampled(case) if "candidates" not in case.fields else 0
-            )
+            frames = case.fields["partial_images"] * sampled(case)
             data = [event for event in events if event["type"].endswith("completed")]
             if len(events) != len(data) + frames:
                 return False

@@ -1,6 +1,7 @@
 """The way of a datum: a package imports only packages above it; libraries stay in their rooms."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,15 @@ def complaint(file, name):
 def test_imports_follow_the_way(file):
     found = [(name, complaint(file, name)) for name in imports((ROOT / file).read_text())]
     assert [pair for pair in found if pair[1]] == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    modules = {file.removesuffix(".py").replace("/", "."): ROOT / file for file in FILES}
+    graph = {}
+    for module, file in modules.items():
+        found = set(imports(file.read_text()))
+        graph[module] = modules.keys() & (found | {name.rpartition(".")[0] for name in found})
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names those of a circle
 
 
 def test_every_package_is_on_the_way():

@@ -16,6 +16,7 @@ import os
 import select
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Iterator
 from types import ModuleType
@@ -102,6 +103,10 @@ def _run(command: ModuleType) -> NoReturn:
     except InputError as error:
         # What it quotes of a file may have several lines.
         _fail("error: " + " ".join(str(error).split("\n")), BAD_INPUT)
+    except SystemExit as leaving:  # see `processes.leave_when_asked`
+        if not isinstance(leaving.code, int):
+            raise
+        _leave_threads(leaving.code)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to continue", INTERRUPTED)
     except SystemFault as error:
@@ -293,6 +298,15 @@ def _leave(status: int) -> NoReturn:
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         # A regular exit waits in a barrier for peers that wait for this process: leave at once.
+        os._exit(status)
+    _leave_threads(status)
+
+
+def _leave_threads(status: int) -> NoReturn:
+    """Exits, at once where a thread would be waited for, such as one in which XLA compiles."""
+    threads = {*threading.enumerate()} - {threading.main_thread()}
+    if any(not thread.daemon for thread in threads):
+        sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
 

@@ -17,20 +17,21 @@ import jax
 def compile_ahead(program: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
     """Compiles a jitted `program` for these arguments, or their shapes, while the block runs.
 
-    The block is left when that is done. Where it fails nothing is raised, for the call of the
-    program fails in the same way.
+    The block is left when that is done, or at once where something is raised in it, such as
+    KeyboardInterrupt. Where compiling fails nothing is raised, for the call of the program fails in
+    the same way.
     """
 
     def compile_it() -> None:
         with contextlib.suppress(Exception):
             program.lower(*args, **kwargs).compile()
 
-    thread = threading.Thread(target=compile_it)
+    # No daemon: XLA must not compile while the interpreter ends. An interrupted command leaves
+    # without that (`command_line`).
+    thread = threading.Thread(target=compile_it, name="compile ahead")
     thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+    yield
+    thread.join()
 
 
 def only_device(params: Any) -> jax.sharding.Sharding | None:

@@ -73,7 +73,7 @@ class ImageRequest:
         candidates: for each image that is sent.
         upsampled: whether they are sent at twice their size.
         stream: whether events are sent.
-        partial_images: images on the way, of each.
+        partial_images: images on the way, of each; 0 without `stream`, and of candidates.
     """
 
     prompt: str
@@ -103,6 +103,12 @@ class ImageRequest:
             message = f"n {n} times candidates {candidates}: expected at most {offer.most_images}"
             raise ApiError(400, message, "n")
         size = fields.choice("size", ("auto", *offer.sizes), "auto")
+        stream = fields.flag("stream")
+        partial_images = fields.integer("partial_images", 0, 0, offer.grid - 1)
+        if partial_images and (not stream or candidates > 1):
+            why = "candidates are sent when all are finished" if stream else "they need stream true"
+            message = f"partial_images {partial_images}: expected 0, since {why}"
+            raise ApiError(400, message, "partial_images")
         return cls(
             prompt,
             sampling_of(fields, offer.sampling),
@@ -110,8 +116,8 @@ class ImageRequest:
             n,
             candidates,
             size != "auto" and size != offer.sizes[0],
-            fields.flag("stream"),
-            fields.integer("partial_images", 0, 0, offer.grid - 1),
+            stream,
+            partial_images,
         )
 
     @property
@@ -121,8 +127,6 @@ class ImageRequest:
 
     def frames(self, grid: int) -> dict[int, int]:
         """After how many rows of codes there is a partial image, and its number."""
-        if not self.stream or self.candidates > 1:
-            return {}
         count = self.partial_images
         return {-(-grid * (i + 1) // (count + 1)): i for i in range(count)}
 

@@ -35,6 +35,8 @@ async def edits(request: Request) -> Response:
     size, pixels = service.offer.size, service.limits.pixels
     given = uploaded_pixels(image, "image", size, pixels)
     alpha = uploaded_alpha(mask or image, "mask" if mask else "image", size, pixels)
+    if mask and alpha is None:
+        raise ApiError(400, "mask: it leaves nothing to sample", "mask")
     kept = _kept(fields, alpha, service.offer.grid)
     codes = await service.in_thread(lambda: service.models.base.encode(given[None]))
     known = np.where(kept, codes[0], OPEN).astype(np.int32).ravel()

@@ -13,6 +13,7 @@ Schema = dict[str, Any]
 _UPLOAD = {"type": "string", "format": "binary", "description": "A file that holds an image."}
 _UPLOADS = {"type": "array", "items": _UPLOAD, "minItems": 1, "maxItems": MOST_FILES}
 _TEXT = {"type": "string"}
+_WITHOUT_EFFECT = {"description": "Without effect."}
 
 
 def described(offer: Offer) -> Schema:
@@ -47,8 +48,9 @@ def described(offer: Offer) -> Schema:
         paths["/v1/scores"] = _post("CapLoss of a text.", fields, needed, "Scores", form=True)
     if offer.upscales:
         size = {"type": "string", "enum": list(map(str, sorted(offer.upscales)))}
-        fields = {"image": _UPLOADS, "image_size": size, **prompt, **choosing}
         needed = ["image", "prompt"] if offer.upscales_by_text else ["image"]
+        text = prompt if offer.upscales_by_text else {"prompt": _WITHOUT_EFFECT}
+        fields = {"image": _UPLOADS, "image_size": size, **text, **choosing}
         paths["/v1/images/upscales"] = _post(
             "Images of twice the size.", fields, needed, "Images", form=True
         )
@@ -74,6 +76,7 @@ def _image_fields(offer: Offer) -> Schema:
         " the answer has a warning.",
     }
     n = "Images; those of all candidates are at most as many."
+    partial = "Images on the way, of a stream without candidates."
     fields: Schema = {
         "prompt": prompt,
         "model": {"type": "string", "enum": [offer.name]},
@@ -81,7 +84,7 @@ def _image_fields(offer: Offer) -> Schema:
         "size": {"type": "string", "enum": ["auto", *offer.sizes], "default": "auto"},
         "response_format": {"type": "string", "enum": ["b64_json"]},
         "stream": {"type": "boolean", "default": False},
-        "partial_images": _number("integer", 0, offer.grid - 1, "Images on the way.", 0),
+        "partial_images": _number("integer", 0, offer.grid - 1, partial, 0),
         "user": _TEXT,
         "seed": _number("integer", 0, 2**32 - 1, "Any where it is left out; the answer has it."),
         "temperature": _number("number", 0, sys.float_info.max, "0 is greedy.", usual.temperature),
@@ -96,8 +99,7 @@ def _image_fields(offer: Offer) -> Schema:
         what = "Images sampled for each that is sent: the best."
         fields["candidates"] = _number("integer", 1, most, what, 1)
     return fields | {
-        name: {"description": "Without effect."}
-        | ({"type": "string", "enum": list(allowed)} if allowed else {})
+        name: _WITHOUT_EFFECT | ({"type": "string", "enum": list(allowed)} if allowed else {})
         for name, allowed in WITHOUT_EFFECT.items()
     }
 

@@ -23,8 +23,8 @@ from cogview_jax.runtime.errors import SystemFault
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.processes import leave_when_asked
 from cogview_jax.runtime.progress import Progress
+from cogview_jax.tasks.begun_store import BegunStore, begin, kept, report
 from cogview_jax.tasks.experiment import TransformerExperiment
-from cogview_jax.tasks.preparation import BegunStore, begin, kept, report
 
 #: How often an actor may die of a shard before the command gives up.
 RETRIES = 10

@@ -57,7 +57,7 @@ from cogview_jax.training.loop import Hook, is_due, train
 from cogview_jax.training.metric_means import MetricMeans
 from cogview_jax.training.metrics import MetricsWriter
 from cogview_jax.training.objective import Metrics
-from cogview_jax.training.optimizer import make_optimizer, schedule
+from cogview_jax.training.optimizer import make_optimizer, muon_schedule, schedule
 from cogview_jax.training.profiler import ProfilerWindow
 from cogview_jax.training.state import (
     TrainState,
@@ -113,6 +113,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float, stop: S
         accumulate=config.accumulate,
         loss_scale=loss_scale,
         ema_decay=config.ema_decay,
+        muon_rate=muon_schedule(experiment.optimizer, config.steps),
     )
 
     # What the config alone decides comes before the data, which may take minutes to open.

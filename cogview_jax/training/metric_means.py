@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 #: Metrics whose last value is reported and not their mean: settings and counts of the run.
-LAST = ("lr", "loss_scale", "skipped_steps")
+LAST = ("lr", "muon_lr", "loss_scale", "skipped_steps")
 
 
 class MetricMeans:

@@ -116,6 +116,11 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return SCHEDULES[config.schedule](config, steps)
 
 
+def muon_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule | None:
+    """The learning rate of Muon, which differs from `schedule` by its peak; None without Muon."""
+    return schedule(replace(config, lr=config.muon_lr), steps) if config.muon_lr else None
+
+
 def _after_warmup(
     config: OptimizerConfig, steps: int, share: Callable[[Any, Any], Any]
 ) -> optax.Schedule:
@@ -176,11 +181,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
-    if config.muon_lr:
+    if muon_rate := muon_schedule(config, steps):
         muon = optax.chain(
             scale_by_muon(config.beta1),
             optax.add_decayed_weights(config.weight_decay),
-            optax.scale_by_learning_rate(schedule(replace(config, lr=config.muon_lr), steps)),
+            optax.scale_by_learning_rate(muon_rate),
         )
         update = optax.partition({"muon": muon, "adamw": update}, muon_labels)
     return optax.chain(optax.clip_by_global_norm(config.clip), update)

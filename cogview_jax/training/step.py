@@ -40,6 +40,7 @@ def make_step(
     accumulate: int = 1,
     loss_scale: LossScaleConfig | None = None,
     ema_decay: float = 0.0,
+    muon_rate: optax.Schedule | None = None,
 ) -> Step[BatchT]:
     """The step function, to be jitted with its first argument donated.
 
@@ -56,6 +57,7 @@ def make_step(
         loss_scale: for states that have one. A step that overflows then leaves everything but the
             scale as it was; its metric `overflow` is 1, and `skipped_steps` counts such steps.
         ema_decay: for states that have an average of the parameters: see `ema.update_average`.
+        muon_rate: that of Muon, for the metrics, where it is another: see `muon_schedule`.
     """
 
     def step(state: TrainState, batch: BatchT) -> tuple[TrainState, Metrics]:
@@ -84,6 +86,7 @@ def make_step(
         metrics |= {
             "loss": sums.loss / normalizer,
             "lr": rate(state.step),
+            **({"muon_lr": muon_rate(state.step)} if muon_rate else {}),
             "grad_norm": optax.tree.norm(gradients),
             "loss_scale": scale,
             **{name: total / of for name, (total, of) in sums.metrics.items()},

@@ -29,7 +29,7 @@ def test_the_rows_of_a_batch_are_made_at_the_same_time():
     together = threading.Barrier(4)
 
     def meet(i):
-        together.wait(timeout=30)  # for all four, or it fails
+        together.wait(timeout=300)  # for all four, or it fails
         return np.int32(i)
 
     rows = grain.MapDataset.range(4).map(meet)

@@ -279,7 +279,7 @@ def test_two_processes_that_start_at_once_make_it_once(root):
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    assert [process.communicate(timeout=60)[0] for process in processes] == ["b/key\n"] * 3
+    assert [process.communicate(timeout=300)[0] for process in processes] == ["b/key\n"] * 3
     assert [len(each) for each in scans(root).values()] == [1, 1]
 
 

@@ -29,6 +29,7 @@ from cogview_jax.runtime import command_line, flag_kinds
 from cogview_jax.runtime.config_flag import config_flag
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import at_work
+from cogview_jax.runtime.processes import leave_when_asked
 
 
 def failed(code):
@@ -43,6 +44,13 @@ FAULTS = {
     "stayed": SystemFault("wall.png: Input/output error (6 tries)"),
 }
 CONFIG = config_flag()
+
+
+class SlowProgram:
+    def lower(self):
+        time.sleep(600)
+
+
 WORKDIR = flag_kinds.path_flag("workdir", "where the wall stands", required=True)
 COATS = flags.DEFINE_integer("coats", 2, "how many coats of paint", lower_bound=1)
 SHEEN = flags.DEFINE_float("sheen", None, "how much it shines", 0, 1.5)
@@ -62,6 +70,13 @@ def main():
     if WORKDIR.value == "sleep":
         print("asleep", flush=True)
         time.sleep(600)
+    if WORKDIR.value in ("compile", "leave"):
+        from cogview_jax.runtime.compile_ahead import compile_ahead
+
+        if WORKDIR.value == "leave":
+            leave_when_asked()
+        with compile_ahead(SlowProgram()):
+            print("compiling", flush=True)
     if WORKDIR.value == "status":
         return 42
     if WORKDIR.value == "file":
@@ -316,6 +331,21 @@ def test_interruption(call):
     _, error = process.communicate(timeout=300)
     assert error == "interrupted; run the same command again to continue\n"
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("workdir", "number", "words", "status"),
+    [
+        ("compile", signal.SIGINT, "interrupted; run the same command again to continue\n", 130),
+        ("leave", signal.SIGTERM, "asked to stop; run the same command again to go on\n", 75),
+    ],
+)
+def test_nobody_waits_for_a_program_that_is_compiled_ahead(call, workdir, number, words, status):
+    process = call.start("--config=cfg.py", f"--workdir={workdir}")
+    assert process.stdout.readline() == "compiling\n"
+    process.send_signal(number)
+    _, error = process.communicate(timeout=300)
+    assert (error, process.returncode) == (words, status)
 
 
 PEER = """

@@ -64,11 +64,12 @@ def test_a_system_that_tells_no_cores_of_a_process_gives_it_all(monkeypatch):
 
 
 def test_workers_end_with_their_process(root, tmp_path):
+    awake = tmp_path / "awake"
     (tmp_path / "sleepy.py").write_text(
         "import os, time\n"
         "def nap(path):\n"
         "    open(path, 'w').write(str(os.getpid()))\n"
-        "    time.sleep(0.5)\n"
+        f"    while not os.path.exists({str(awake)!r}): time.sleep(0.01)\n"
     )
     names = [str(tmp_path / f"pid{i}") for i in range(4)]
     code = (
@@ -81,17 +82,18 @@ def test_workers_end_with_their_process(root, tmp_path):
         env=os.environ | {"PYTHONPATH": f"{root}:{tmp_path}"},
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not all(Path(name).exists() and Path(name).read_text() for name in names[:2]):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
     process.wait()
+    awake.touch()
     pids = [Path(name).read_text() for name in names[:2]]
     while any(_alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not Path(names[3]).exists()
+    assert not any(Path(name).exists() for name in names[2:])
 
 
 def _alive(pid):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 #: Where it may lie, and the seconds that anything may take.
-NAMES, PATIENCE = ("chromium", "chromium-browser", "google-chrome"), 60
+NAMES, PATIENCE = ("chromium", "chromium-browser", "google-chrome"), 300
 FLAGS = (
     *("--headless", "--remote-debugging-pipe", "--no-first-run", "--disable-gpu"),
     *("--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking"),

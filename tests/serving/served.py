@@ -38,7 +38,7 @@ class Server:
         self.thread.join(60)
 
     def connection(self):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
 
     def send(self, method, path, body=None, headers=()):
         """Status, headers and body of the response; a body that is no bytes is sent as JSON."""

@@ -146,6 +146,7 @@ def test_without_partial_images_a_stream_has_the_images_alone(server, own):
         ({"prompt": "a", "guidance": "x"}, "guidance", "expected a number"),
         ({"prompt": "a", "temperature": 10**400}, "temperature", "expected a number"),
         ({"prompt": "a", "partial_images": 4}, "partial_images", "from 0 to 3"),
+        ({"prompt": "a", "partial_images": 1}, "partial_images", "they need stream true"),
         ({"prompt": "a", "stream": "yes"}, "stream", "true or false"),
         ({"prompt": "a", "response_format": "url"}, "response_format", "b64_json"),
         ({"prompt": "a", "candidates": 2}, "candidates", "--rerank_with"),
@@ -290,10 +291,13 @@ def test_a_mask_keeps_any_part(server, model):
     # Far from what was sampled, the pixels are those that the codec makes of the image.
     kept = model.decode(model.encode(pixels[None]))[0]
     assert pixels_of(answer["data"][0]).shape == kept.shape
-    whole[..., 3] = 255
-    files = [("image", png_of(pixels)), ("mask", png_of(whole))]
-    status, answer = server.form("/v1/images/edits", files, prompt=PROMPTS[0], keep_rows=4)
+    status, answer = server.form("/v1/images/edits", files, prompt=PROMPTS[0], keep_rows=2)
     assert (status, answer["error"]["param"]) == (400, "keep_rows")
+    whole[..., 3] = 255
+    for opaque in (whole, whole[..., :3]):
+        files = [("image", png_of(pixels)), ("mask", png_of(opaque))]
+        status, answer = server.form("/v1/images/edits", files, prompt=PROMPTS[0])
+        assert (status, answer["error"]["param"]) == (400, "mask")
 
 
 @pytest.mark.parametrize(
@@ -352,7 +356,7 @@ def test_when_a_client_leaves_its_rows_get_free(server, service, monkeypatch, st
         connection.sendall(head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body)
         while service.engine.rows_used < 4:
             time.sleep(0.01)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while service.engine.waiting or service.engine.rows_used:
         assert time.monotonic() < until
         time.sleep(0.01)

@@ -34,7 +34,7 @@ class Waiting:
         self.over.set()
 
     def result(self):
-        assert self.over.wait(60)
+        assert self.over.wait(300)
         return self.error or self.parts[-1]
 
 
@@ -55,7 +55,7 @@ def held(loop, monkeypatch):
 
     def advance():
         if loop.batch.work:
-            assert gate.acquire(timeout=60)
+            assert gate.acquire(timeout=300)
         return step()
 
     monkeypatch.setattr(loop.batch, "advance", advance)

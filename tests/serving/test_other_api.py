@@ -43,7 +43,10 @@ def test_the_best_of_candidates_are_sent_best_first(server, models):
     for item, i in zip(answer["data"], best, strict=True):
         np.testing.assert_array_equal(pixels_of(item), own[i])
         assert item["score"] == pytest.approx(scores[i], abs=1e-6)
-    events = server.events(body | {"stream": True, "partial_images": 2})
+    stream = body | {"stream": True}
+    status, refused = server.post("/v1/images/generations", stream | {"partial_images": 2})
+    assert (status, refused["error"]["param"]) == (400, "partial_images")
+    events = server.events(stream)
     assert [event["index"] for _, event in events] == best.tolist()
     outputs = [event["usage"]["output_tokens"] for _, event in events]
     assert sum(outputs) == answer["usage"]["output_tokens"] == 4 * 16

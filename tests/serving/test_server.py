@@ -65,7 +65,7 @@ def start(root, tmp_path, parts):
 
 def asked(port, *request):
     """Status, headers and JSON of the answer to a request of its own connection."""
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as client:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as client:
         client.request(*request)
         return finished(client, "")
 
@@ -88,7 +88,7 @@ def test_it_serves_finishes_what_it_has_when_it_is_told_to_end_and_exits_with_0(
     with contextlib.ExitStack() as stack:
         client, slow = (
             stack.enter_context(
-                contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120))
+                contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300))
             )
             for _ in range(2)
         )
@@ -113,7 +113,7 @@ def test_it_serves_finishes_what_it_has_when_it_is_told_to_end_and_exits_with_0(
             assert int(headers["retry-after"]) > 0
         text = first + response.read()
     assert text.count(b"event: image_generation.completed") == 16
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     refused = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
     with pytest.raises(OSError):
         refused.connect()
@@ -123,5 +123,5 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(start):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = start("--port", str(taken.getsockname()[1]))
         error = process.stderr.read()
-    assert process.wait(60) == 2
+    assert process.wait(300) == 2
     assert "Address already in use; choose another" in error

@@ -235,7 +235,7 @@ def test_a_killed_server_has_lost_nothing(root, study, tmp_path):
     with _started(root, study) as (process, port):
         assert _request(port, "GET", "/study/ann")[1]["rated"] == [2, 4]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
         assert "ann has rated 2 of 5 captions" in process.said
 
 
@@ -258,7 +258,7 @@ def _started(root, study):
 
 
 def _request(port, method, path, body=None):
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as client:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as client:
         client.request(method, path, json.dumps(body), {"content-type": "application/json"})
         response = client.getresponse()
         return response.status, json.loads(response.read())

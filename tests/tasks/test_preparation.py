@@ -26,8 +26,9 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import sha256_file
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.sealed import SEAL
+from cogview_jax.tasks.begun_store import begin
 from cogview_jax.tasks.experiment import read_experiment
-from cogview_jax.tasks.preparation import begin, prepare
+from cogview_jax.tasks.preparation import prepare
 from cogview_jax.tasks.stored_tokens import store_path
 from cogview_jax.tasks.transformer import TransformerTask
 from cogview_jax.tasks.workdir import Workdir

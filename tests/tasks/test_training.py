@@ -196,6 +196,9 @@ def test_a_run_with_muon_goes_on_exactly_and_on_other_devices(chain, transformer
     assert np.max(np.abs(plain["kernel"] - theirs)) > 1e-3
     lines = logged(tmp_path / "whole")
     assert lines[-1]["loss"] < lines[0]["loss"]
+    ratio = 5e-3 / transformer.optimizer.lr
+    assert [line["muon_lr"] for line in lines] == pytest.approx([x["lr"] * ratio for x in lines])
+    assert "muon_lr" not in logged(chain.run)[0]
     for one, other in zip(logged(tmp_path / "split"), lines, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
 

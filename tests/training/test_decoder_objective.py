@@ -1,5 +1,6 @@
 """Training what comes after the codes: its gradient written out, and nothing else that moves."""
 
+import dataclasses
 import functools
 
 import jax
@@ -105,6 +106,21 @@ def test_the_gradient_is_that_of_the_decoder_alone(run):
     share = np.bincount(ids.ravel(), minlength=CONFIG.codebook) / ids.size
     entropy = -sum(p * np.log(p) for p in share if p)
     assert metrics[0]["perplexity"] == pytest.approx(np.exp(entropy), rel=1e-5)
+
+
+def test_muon_moves_the_decoder_alone():
+    config = dataclasses.replace(tiny.OPTIMIZER, muon_lr=3e-2)
+    optimizer, rate = make_optimizer(config, 3), optax.constant_schedule(0.0)
+    step = jax.jit(make_step(OBJECTIVE, optimizer, rate, seed=0))
+    state = first = jax.jit(lambda: unbox(initial_state(OBJECTIVE, optimizer, 0, None)))()
+    losses = []
+    for _ in range(3):
+        state, metrics = step(state, tiny.images(0))
+        losses.append(float(metrics["loss"]))
+    assert losses[2] < losses[1] < losses[0]
+    jax.tree.map(np.testing.assert_array_equal, state.model_state.params, first.model_state.params)
+    moved = jax.tree.map(lambda a, b: bool(np.all(a != b)), state.params, first.params)
+    assert all(jax.tree.leaves(moved))
 
 
 def test_nothing_before_the_codes_moves_or_has_moments(run):

@@ -184,7 +184,7 @@ class Stuck:
     def __iter__(self):
         yield from self.batches
         self.waits.set()
-        self.asked.wait(60)
+        self.asked.wait(300)
 
     def stop(self):
         """Whether it waits by now, and the last batch has been taken: so at the second asking."""

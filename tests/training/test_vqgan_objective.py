@@ -22,6 +22,7 @@ from cogview_jax.tokenizers.quantisers.learned import Cosine
 from cogview_jax.training.adversarial import AdversarialConfig
 from cogview_jax.training.codec_loss import VQGANLoss
 from cogview_jax.training.codec_objective import ImageExample
+from cogview_jax.training.optimizer import OptimizerConfig, make_optimizer
 from cogview_jax.training.state import TrainState, initial_state, state_shapes
 from cogview_jax.training.step import make_step
 from cogview_jax.training.vqgan_objective import VQGANObjective
@@ -164,6 +165,24 @@ def test_one_gradient_is_that_of_both_turns(step):
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         largest = max(float(jnp.max(jnp.abs(theirs))), floor)
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * largest)
+
+
+def test_muon_moves_kernels_of_the_codec_and_adamw_the_discriminator():
+    state = start(1)
+    gradient, _ = in_one(state, images(1))
+    updates = []
+    for muon_lr in (1e-2, 0.0):
+        optimizer = make_optimizer(OptimizerConfig(lr=1e-3, muon_lr=muon_lr, warmup=0.0), 4)
+        update = jax.jit(lambda g, p, by=optimizer: by.update(g, by.init(p), p)[0])
+        updates.append(update(gradient, state.params))
+    moved = 0
+    for (path, one), other in zip(
+        jax.tree.leaves_with_path(updates[0]), jax.tree.leaves(updates[1]), strict=True
+    ):
+        by_muon = path[0].key != "discriminator" and path[-1].key == "kernel"
+        assert np.allclose(one, other, rtol=1e-5, atol=1e-9) != by_muon, path
+        moved += by_muon
+    assert moved > 5
 
 
 def trained(mesh=None, steps=3):

@@ -27,6 +27,9 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.progress import Progress
 from cogview_jax.shapes import scenes as shapes
 
+#: The folder of the data set, in which each `Settings` has its own.
+NAME = "captioned_shapes"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -138,7 +141,7 @@ def prepare(
 
 def _builder(settings: Settings, data_dir: str | os.PathLike) -> CaptionedShapes:
     """Returns the builder, which reads the description of an earlier data set."""
-    folder = Path(data_dir) / "captioned_shapes" / settings.name / str(CaptionedShapes.VERSION)
+    folder = Path(data_dir) / NAME / settings.name / str(CaptionedShapes.VERSION)
     if folder.exists():
         check_description(folder)
     try:

@@ -19,7 +19,6 @@ from cogview_jax.data.sources.folder_entries import (
 from cogview_jax.data.sources.folder_index import NOT_UTF8, open_scan
 from cogview_jax.data.sources.folder_listing import FolderListing
 from cogview_jax.data.sources.folder_scan import FolderScan, walk
-from cogview_jax.data.sources.kind_hint import kind_hint
 from cogview_jax.data.sources.listing_files import LISTING, LISTINGS, find_listing, listing_copy
 from cogview_jax.data.sources.source import Source, SourceConfig, require_reachable
 from cogview_jax.runtime.counted import counted
@@ -141,9 +140,8 @@ class FolderSource:
         #: See `source.readers_of`.
         self.readers = requests if remote else 1
         if not remote and not os.path.isdir(self._root):
-            hint = kind_hint(self._root)
             there = "this is a file" if os.path.isfile(self._root) else "there is none"
-            raise InputError(f"path={str(path)!r}: expected a folder of images, {there}{hint}")
+            raise InputError(f"path={str(path)!r}: expected a folder of images, {there}")
         self._caption_fields = caption_fields
         self._scan: FolderScan | None = None
         folder, listings = self._root, [listing or find_listing(self._root)] if not remote else []
@@ -175,13 +173,12 @@ class FolderSource:
         if not len(self):
             raise InputError(
                 f"{given}expected images ({', '.join(SUFFIXES)}) in it or below, or a {LISTING}"
-                f" that lists them, and there is neither; {scan.ignored}{kind_hint(self._root)}"
+                f" that lists them, and there is neither; {scan.ignored}"
             )
         if wanted and not lines and not scan.texts:
             raise InputError(
                 f"{given}{counted(len(self), 'image')} and no caption: expected a {LISTING} with a"
-                " line an image, or a NAME.txt beside each NAME.png;"
-                f" {scan.ignored}{kind_hint(self._root)}"
+                f" line an image, or a NAME.txt beside each NAME.png; {scan.ignored}"
             )
 
     def __len__(self) -> int:

@@ -1,11 +1,14 @@
 """Reads the embedded drawings with captions in two languages: `data.source.kind = "shapes"`."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
 from cogview_jax.data.records import Record
+from cogview_jax.data.sources.kind_hint import kind_hint
 from cogview_jax.data.sources.source import Source, SourceConfig, require_local
 from cogview_jax.runtime.config import require_range
+from cogview_jax.runtime.errors import InputError
 
 CAPTION_KEYS = ("caption_en", "caption_zh")
 
@@ -47,6 +50,12 @@ class Shapes(SourceConfig):
         # TFDS is imported only here, since it takes a second and many GPU images do not have it.
         from cogview_jax.data.sources import captioned_shapes, tfds_split
 
+        there = os.path.join(self.path, captioned_shapes.NAME)
+        if self.path and not os.path.isdir(there) and kind_hint(self.path, self.kind):
+            raise InputError(
+                f"path={self.path!r}: kind {self.kind!r} reads no data but makes its own drawings:"
+                " expected a folder for them alone"
+            )
         directory = captioned_shapes.prepare(
             self.path,
             size=self.size,

@@ -11,7 +11,9 @@ from typing import Protocol, TypeVar, runtime_checkable
 from cogview_jax.data.images import MAX_PIXELS, MOST_PIXELS
 from cogview_jax.data.records import BadRecord, Record
 from cogview_jax.data.remote.addresses import address_problem, is_address, shown
+from cogview_jax.data.sources.kind_hint import kind_hint
 from cogview_jax.runtime.config import SettingError, Tagged, require_range
+from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.paths import named_by, require_paths
 
 Item = TypeVar("Item", covariant=True)
@@ -99,14 +101,20 @@ def _is_remote(kind: type) -> bool:
 def opened(config: SourceConfig, run: str = "") -> Source[Record]:
     """What `config.open` gives; errors name data.source.path where there is nothing at it.
 
-    `run` is what `data.from` says: the path may be that of this run.
+    They also name the kind that reads what is there, if another does. `run` is what `data.from`
+    says: the path may be that of this run.
     """
     path = getattr(config, "path", "")
-    if not path or os.path.exists(path):
-        return config.open()
     name = "data.source.path" + f" (perhaps that of the run in data.from, {run})" * bool(run)
-    with named_by(name, path):
-        return config.open()
+    missing = path and not os.path.exists(path)
+    try:
+        with named_by(name, path) if missing else contextlib.nullcontext():
+            return config.open()
+    except InputError as error:
+        hint = kind_hint(path, config.kind) if path else ""
+        if not hint:
+            raise
+        raise InputError(f"{error}{hint}") from error
 
 
 def readers_of(source: object) -> int:

@@ -106,7 +106,8 @@ function places({ kind, fields, keep_rows }) {
 async function run({ kind, path, fields, base64, keep_rows }) {
   running?.abort();
   const mine = (running = new AbortController());
-  const stream = { ...fields, stream: true, partial_images: model.rows - 1 };
+  const partial_images = fields.candidates > 1 ? 0 : model.rows - 1;
+  const stream = { ...fields, stream: true, partial_images };
   const body = base64 ? form(base64, { ...stream, keep_rows }) : stream;
   const began = performance.now(), found = new Map();
   let free = null, finished = 0, warning = "";

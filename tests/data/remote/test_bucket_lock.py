@@ -21,7 +21,8 @@ def bucket(tmp_path, monkeypatch):
     return bucket
 
 
-def test_the_second_is_refused_and_told_who_is_there(bucket):
+def test_the_second_is_refused_and_told_who_is_there(bucket, monkeypatch):
+    monkeypatch.setattr(bucket_lock, "PATIENCE", 300)
     with BucketLock(ADDRESS, "one").held():
         with (
             pytest.raises(InputError, match=r"workdir gs://bucket/run is in use by process \d+ on"),
@@ -97,7 +98,7 @@ def test_it_is_renewed_though_the_bucket_fails_for_a_while(bucket, monkeypatch):
     lock = BucketLock(ADDRESS, "one")
 
     def renewed():
-        before, deadline = bucket.read(".locks/one"), time.monotonic() + 30
+        before, deadline = bucket.read(".locks/one"), time.monotonic() + 300
         while bucket.read(".locks/one") == before:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,26 +179,6 @@ def test_captions_are_not_needed_for_an_image_tokenizer(tmp_path):
     (tmp_path / "2.txt").write_text("two")
     source = FolderSource(tmp_path, require_captions=False)
     assert [source[i].captions for i in range(2)] == [(), ("two",)]
-
-
-@pytest.mark.parametrize(
-    ("names", "kind"),
-    [
-        (("set/data.mdb", "set/lock.mdb"), "lmdb"),
-        (("set/annotations/captions_val2017.json", "set/val2017/1.png"), "coco"),
-        (("set/0.tar",), "webdataset"),
-        (("set/train.parquet",), "parquet"),
-    ],
-)
-def test_data_of_another_kind_is_named(tmp_path, names, kind):
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    hint = f"; {Path(names[0]).name} is of another kind: --config.data.source.kind={kind}"
-    for path in (tmp_path / "set", tmp_path / names[0]):
-        with pytest.raises(InputError) as refused:
-            FolderSource(path)
-        assert str(refused.value).endswith(hint)
 
 
 def test_folders_with_nothing_in_them_are_refused(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from cogview_jax.checkpoints import remote_bundle
 from cogview_jax.data.prefetch import Prefetched
-from cogview_jax.data.remote import files
+from cogview_jax.data.remote import bucket_lock, files
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.processes import PREEMPTED, StopRequest
 from cogview_jax.tasks import remote_workdir
@@ -194,7 +194,8 @@ def test_an_error_of_the_run_is_not_hidden(bucket, capsys):
     assert "403 Forbidden" in capsys.readouterr().err
 
 
-def test_one_run_at_a_time(bucket, machine):
+def test_one_run_at_a_time(bucket, machine, monkeypatch):
+    monkeypatch.setattr(bucket_lock, "PATIENCE", 300)  # the other is alive, however slow
     busy = rf"workdir {ADDRESS} is in use by process {os.getpid()}"
     with held_workdir(ADDRESS):
         with pytest.raises(InputError, match=busy), held_workdir(ADDRESS):
