@@ -132,7 +132,9 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             pinned=config.bundle_step if isinstance(config.bundle_step, int) else 0,
         )
         checkpointer = stack.enter_context(
-            Checkpointer(workdir.checkpoints, retention, damaged=workdir.damaged)
+            Checkpointer(
+                workdir.checkpoints, retention, damaged=workdir.damaged, share=workdir.share
+            )
         )
         with goodput.phase("restore"):
             state = checkpointer.restore(task.stored(shapes))

@@ -13,10 +13,11 @@ from cogview_jax.data.sources.source import SourceConfig
 from cogview_jax.runtime.config import as_settings
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import check_folder_output, read_json, write_json
+from cogview_jax.runtime.folder_share import FolderShare
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.paths import local_path
-from cogview_jax.runtime.processes import barrier, host_name, is_primary
+from cogview_jax.runtime.processes import barrier, host_name
 from cogview_jax.tasks.experiment import Experiment, read_experiment
 
 #: Settings that may differ when a run is resumed: devices, length, and what it reports and keeps.
@@ -53,9 +54,13 @@ class Workdir:
     `prepare` was finished prepared.json, the settings that it had.
     """
 
-    def __init__(self, path: str | Path):
-        """Names the files of the run in `path` and makes none of them."""
+    def __init__(self, path: str | Path, share: FolderShare | None = None):
+        """Names the files of the run in `path` and makes none of them.
+
+        share: which processes of the run see the folder; all see the same one by default.
+        """
         self.path = local_path(path, "--workdir").absolute()
+        self._share = share
         self.config = self.path / "config.json"
         self.prepared = self.path / "prepared.json"
         self.contents = self.path / "contents.json"
@@ -66,6 +71,11 @@ class Workdir:
         self.profile = self.path / "profile"
         self.bundle = self.path / "bundle"
 
+    @property
+    def share(self) -> FolderShare:
+        """Which processes of the run see the folder; asked once they are connected."""
+        return self._share or FolderShare.of_all()
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keeps other runs out of the folder in the block; every process of this run enters it.
@@ -74,7 +84,7 @@ class Workdir:
             InputError: another run is at work there, or it is a file.
         """
         check_folder_output(self.path, "--workdir")
-        if not is_primary():
+        if not self.share.leads:
             yield
             return
         lock, what = self.path / ".train.lock", f"the workdir {self.path}"
@@ -143,7 +153,7 @@ class Workdir:
         Raises:
             InputError: a process does not see the file that process 0 wrote.
         """
-        if is_primary():
+        if self.share.leads:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path, owned=True)
             write_json(self.config, resolved_settings(experiment))
