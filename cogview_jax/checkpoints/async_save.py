@@ -97,8 +97,8 @@ class AsyncSave:
                 )
                 futures += asyncio.run(started) or []
         except Exception as error:
-            reason = _failure(error)
-            if reason is None:
+            reason = _failure(error) or ""
+            if not reason:
                 self._remove()
                 raise
         self._thread = threading.Thread(

@@ -297,6 +297,9 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 # Where the best is damaged the next one will do, unless the bundle has the best.
                 if built is not None and built[0] == choices[0]:
                     del choices[1:]
+                if workdir.complete is not None:
+                    del choices[1:]
+                    workdir.complete(choices[0])
                 restored = checkpointer.restore(task.stored(shapes), choices)
                 assert restored is not None, "it is asked for by its step"
                 state = task.restored(restored, shapes)

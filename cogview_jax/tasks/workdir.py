@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class Workdir:
         """
         self.path = local_path(path, "--workdir").absolute()
         self._share = share
+        #: Brings all of a checkpoint, by its step, to hosts that have folders of their own.
+        self.complete: Callable[[int], None] | None = None
         self.config = self.path / "config.json"
         self.prepared = self.path / "prepared.json"
         self.contents = self.path / "contents.json"

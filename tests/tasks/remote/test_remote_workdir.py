@@ -12,7 +12,6 @@ from cogview_jax.checkpoints import remote_bundle
 from cogview_jax.data.remote import files
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.processes import PREEMPTED, StopRequest
-from cogview_jax.tasks import remote_workdir
 from cogview_jax.tasks.earlier_run import resolve
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.remote_workdir import described_workdir, held_workdir, working_copy
@@ -185,28 +184,6 @@ def test_what_the_run_in_the_bucket_began_with_is_known(bucket, chain):
     found, _ = resolve(given, {}, described_workdir(ADDRESS))
     assert found.layout.text_length == 40
     assert described_workdir("runs/demo") == "runs/demo"
-
-
-def test_a_process_that_does_not_see_the_copy(bucket):
-    class Sync:
-        def next_number(self):
-            return 1
-
-        def broadcast(self, topic, function):
-            return function()
-
-        def all_gather(self, topic, value):
-            return [value, [False, "tpu-1"]]
-
-    copy = working_copy(ADDRESS)
-    with pytest.raises(InputError) as caught:
-        remote_workdir._check_shared(copy, Sync())
-    assert str(caught.value) == (
-        f"process 1 on tpu-1 does not see {copy.folder}, the local copy of {ADDRESS}: a run of"
-        " several processes shares it, so name a folder in COGVIEW_WORKDIRS that is on a file"
-        " system of all hosts, or give a mounted --workdir"
-    )
-    assert list(copy.home.iterdir()) == []
 
 
 @pytest.mark.parametrize(
