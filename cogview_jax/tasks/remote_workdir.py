@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 from cogview_jax.data.remote.addresses import address_problem, is_address, shown
 from cogview_jax.data.remote.bucket_lock import BucketLock
+from cogview_jax.data.remote.failures import few_retries
 from cogview_jax.data.remote.writing import BUCKETS, is_bucket
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.folder_share import FolderShare, find_share
@@ -32,20 +33,24 @@ from cogview_jax.tasks.working_copy import InBucket, WorkingCopy
 
 #: How long the processes of a run wait for the one that copies.
 COPY_SECONDS = 24 * 3600
+#: How often the first request is repeated.
+_FIRST_RETRIES = 2
 
 
-def described_workdir(given: str | None) -> str | None:
+def described_workdir(given: str | None) -> Workdir | None:
     """A local folder with the files that describe the run in a workdir, as `resolve` reads them.
 
-    It is the workdir itself, unless that is in a bucket.
+    It is the workdir itself, unless that is in a bucket. This is the first that is asked of the
+    bucket: where nobody answers the address is wrong, most likely, and is soon given up.
 
     Raises:
         InputError: the address is none of a bucket's folder, or may not be read.
-        SystemFault: the server goes on failing.
+        SystemFault: the server fails.
     """
     if given is None or not is_address(given):
-        return given
-    return str(working_copy(given).described())
+        return given if given is None else Workdir(given, shown=given)
+    with few_retries(_FIRST_RETRIES):
+        return Workdir(working_copy(given).described(), shown=given)
 
 
 def check_described(given: str, experiment: Experiment) -> None:
@@ -56,11 +61,9 @@ def check_described(given: str, experiment: Experiment) -> None:
     """
     if not is_address(given):
         return
-    folder = working_copy(given).described()
-    try:
-        Workdir(folder).check(experiment)
-    except InputError as error:
-        raise InputError(str(error).replace(str(folder), given)) from None
+    workdir = Workdir(working_copy(given).described(), shown=given)
+    with _as_the_user_says(workdir):
+        workdir.check(experiment)
 
 
 @contextlib.contextmanager
@@ -89,10 +92,10 @@ def held_workdir(given: str) -> Iterator[Workdir]:
         upload = _begun(copy, share, sync, among, stack)
         if share.leads:
             upload.start()
-        workdir = Workdir(copy.folder, share)
+        workdir = Workdir(copy.folder, share, shown=copy.address)
         if not share.whole:
             workdir.complete = lambda step: _complete(step, copy, upload, share, sync)
-        with workdir.held():
+        with _as_the_user_says(workdir), workdir.held():
             try:
                 yield workdir
             except KeyboardInterrupt:
@@ -157,6 +160,15 @@ def _begun(
     hosts = "" if share.whole else f" on each of {len(share.leaders)} hosts"
     log(f"{copy.address}: the run works in {copy.folder}{hosts}, and is copied up while it goes on")
     return WorkdirUpload(copy, lock, there[0] if there else InBucket(), among)
+
+
+@contextlib.contextmanager
+def _as_the_user_says(workdir: Workdir) -> Iterator[None]:
+    """Lets an InputError of the block name the workdir as the user did."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(workdir.named(error)) from None
 
 
 def _complete(

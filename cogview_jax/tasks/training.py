@@ -151,8 +151,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         start = int(state.position)
         goodput.resume(start)
         if start:
-            log(f"{workdir.path}: continues after step {start} of {config.steps}")
-            report_machine_changes(workdir.path, checkpointer.notes.get("machine", {}))
+            log(f"{workdir.shown}: continues after step {start} of {config.steps}")
+            report_machine_changes(workdir.shown, checkpointer.notes.get("machine", {}))
         noted = checkpointer.notes.get("early_stopping")
         early_stopping = EarlyStopping(best, config.stop_after, noted)
         ended = early_stopping.reached()
@@ -164,7 +164,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
             sampling = getattr(experiment, "sampling", None)  # image tokenizers have none
             if built == (bundle_steps(config, checkpointer, start)[0], config.weights, sampling):
                 why = f"the run ended at step {start} before: {early_stopping}"
-                log(f"{workdir.path}: {why if ended else f'all {start} steps were done before'}")
+                log(f"{workdir.shown}: {why if ended else f'all {start} steps were done before'}")
                 return 0
             of_step = built[0]
             if config.bundle_step == "best" and of_step and not checkpointer.has(of_step):
@@ -192,7 +192,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         )
         # Nothing the user may have got wrong is left.
         workdir.claim(experiment, held)
-        kept = f"what {workdir.checkpoints} holds is kept: run the same command again to go on"
+        place = workdir.named(workdir.checkpoints)
+        kept = f"what {place} holds is kept: run the same command again to go on"
         stack.enter_context(at_work(kept))
         placed = Prefetched(place_batch(batch, mesh) for batch in local)
         stack.enter_context(contextlib.closing(placed))
@@ -270,7 +271,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
         )
         count = jax.process_count()
         if line := skipped.describe(f"process 0 of {count}" if count > 1 else ""):
-            log(f"{workdir.path.name}: {line}")
+            log(f"{workdir.path.name}: {workdir.named(line)}")
         done = int(state.position)
         if done < config.steps and not early_stopping.reached():
             if done > start:
@@ -280,7 +281,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 checkpointer.save(done, task.stored(state), metrics, notes())
             fate = "which is saved" if checkpointer.wait() else "which could not be saved"
             log(
-                f"{workdir.path}: asked to stop after step {done} of {config.steps}, {fate}; run"
+                f"{workdir.shown}: asked to stop after step {done} of {config.steps}, {fate}; run"
                 " the same command again to continue"
             )
             if stop.waited:
@@ -311,7 +312,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     ending = f"{done} steps done"
     if done < config.steps:
         ending = f"ended at step {done} of {config.steps}, since {early_stopping}"
-    log(f"{workdir.path}: {ending}, bundle written (step {chosen}{averaged}); {goodput.summary()}")
+    log(f"{workdir.shown}: {ending}, bundle written (step {chosen}{averaged}); {goodput.summary()}")
     return 0
 
 

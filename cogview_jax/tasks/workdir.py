@@ -54,12 +54,18 @@ class Workdir:
     `prepare` was finished prepared.json, the settings that it had.
     """
 
-    def __init__(self, path: str | Path, share: FolderShare | None = None):
+    def __init__(
+        self, path: str | Path, share: FolderShare | None = None, *, shown: str | None = None
+    ):
         """Names the files of the run in `path` and makes none of them.
 
-        share: which processes of the run see the folder; all see the same one by default.
+        Args:
+            path: the folder.
+            share: which processes of the run see it; all see the same one by default.
+            shown: what the user calls it, if not by its path.
         """
         self.path = local_path(path, "--workdir").absolute()
+        self.shown = str(self.path) if shown is None else shown
         self._share = share
         #: Brings all of a checkpoint, by its step, to hosts that have folders of their own.
         self.complete: Callable[[int], None] | None = None
@@ -77,6 +83,10 @@ class Workdir:
     def share(self) -> FolderShare:
         """Which processes of the run see the folder; asked once they are connected."""
         return self._share or FolderShare.of_all()
+
+    def named(self, text: object) -> str:
+        """A line or a path in which the folder has the name that the user knows."""
+        return str(text).replace(str(self.path), self.shown)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -228,7 +228,7 @@ class WorkdirUpload:
             return len(names), len(names)
         if damage := find_damage(place, whole=not self._copy.is_part):
             self._unfit.add(marker)
-            _say(f"{self._copy.folder / folder} is damaged ({damage[0]}): it is not copied")
+            _say(f"{self._copy.address}: {folder} is damaged ({damage[0]}): it is not copied")
             return None
         return len(names), len(listed_files(place))
 

@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_not_copied(bucket, capsys):
         run.train(20)
         run.upload.copy_up()
     assert steps(bucket.names()) == [20]
-    assert "checkpoints/10 is damaged (state/a: has sha256" in capsys.readouterr().err
+    assert f"{ADDRESS}: checkpoints/10 is damaged (state/a: has sha256" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_deleted_meanwhile_is_copied_whole(bucket, monkeypatch):
