@@ -39,6 +39,11 @@ class KVStoreSync:
         self._numbers = itertools.count()
         self._past: list[str] = []
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the first of the members."""
+        return jax.process_index() == self._all()[0]
+
     def next_number(self) -> int:
         """The next sequence number, for topics. All processes must call this in the same order."""
         return next(self._numbers)
@@ -53,11 +58,10 @@ class KVStoreSync:
         first, *others = self._all()
         if not others:
             return [value]
-        index = jax.process_index()
         client, key = distributed.global_state.client, f"{self._prefix}/{topic}"
         assert client is not None, "several processes are connected by jax.distributed"
-        if index != first:
-            client.key_value_set(f"{key}/{index}", json.dumps(value))
+        if not self.is_first:
+            client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
             # The first may have to wait as long as the timeout for the others.
             return _values(self._get(client, f"{key}/all", 2 * self._timeout, f"process {first}"))
         deadline = time.monotonic() + self._timeout
@@ -79,7 +83,7 @@ class KVStoreSync:
 
     def broadcast(self, topic: str, function: Callable[[], Any]) -> Any:
         """Calls `function()` on the first member and returns its JSON value on all of them."""
-        value = function() if jax.process_index() == self._all()[0] else None
+        value = function() if self.is_first else None
         return self.all_gather(topic, value)[0]
 
     def together(self, work: Callable[[], Any], mine: bool = True) -> list[Any]:

@@ -27,7 +27,7 @@ from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import reason, where
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.leftovers import remove, temporary_path
-from cogview_jax.runtime.processes import is_primary, log
+from cogview_jax.runtime.processes import log
 from cogview_jax.runtime.progress import waiting
 from cogview_jax.tasks.working_copy import InBucket, WorkingCopy, marker_of, newest_step, step_of
 
@@ -123,7 +123,7 @@ class WorkdirUpload:
 
     def _first(self, work: Callable[[], T]) -> T:
         """Lets process 0 do something, for which all wait."""
-        return self._sync.together(work, is_primary())[0]
+        return self._sync.together(work, self._sync.is_first)[0]
 
     def _begin(self) -> dict[str, str]:
         """Copies metrics and the like; the committed folders to copy then, by their markers."""
@@ -221,7 +221,7 @@ class WorkdirUpload:
         except FileNotFoundError:
             found = ""
         if found != marker:  # the next pass copies the new one
-            return None if is_primary() else (0, 0)
+            return None if self._sync.is_first else (0, 0)
         names = {path.relative_to(held).as_posix() for path in _files(place)} - {last}
         self._held = held, names
         if step_of(folder) < 0:

@@ -28,8 +28,8 @@ T = TypeVar("T")
 _SILENCE, _CONNECT = 30, 20
 #: The same of S3 where a request is `hasty`; botocore's names.
 _HASTY_S3 = {
-    "connect_timeout": 5,
-    "read_timeout": 5,
+    "connect_timeout": 3,
+    "read_timeout": 4,
     "retries": {"total_max_attempts": 1},
 }
 #: Where services say which version of a file they have; the first there is counts.
