@@ -56,14 +56,20 @@ def described_workdir(given: str | None) -> Workdir | None:
 def check_described(given: str, experiment: Experiment) -> None:
     """Refuses a workdir in a bucket that is not this experiment's, before it is copied down.
 
+    Every process of the run calls it.
+
     Raises:
         InputError: as of `Workdir.check`.
     """
     if not is_address(given):
         return
-    workdir = Workdir(working_copy(given).described(), shown=given)
-    with _as_the_user_says(workdir):
-        workdir.check(experiment)
+
+    def check() -> None:
+        workdir = Workdir(working_copy(given).described(), shown=given)
+        with _as_the_user_says(workdir):
+            workdir.check(experiment)
+
+    KVStoreSync(COPY_SECONDS).together(check, is_primary())
 
 
 @contextlib.contextmanager

@@ -280,7 +280,7 @@ class WorkingCopy:
             Sizes and times of the files outside committed folders.
         """
         here = self.committed()
-        for folder in here:
+        for folder in [*here]:
             if here[folder] != markers.get(folder):
                 # Under another name first: what a kill leaves of it is no checkpoint.
                 gone = temporary_path(self.home / "gone")
