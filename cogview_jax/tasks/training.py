@@ -86,11 +86,17 @@ def run(experiment: Experiment, directory: str, stall_timeout: float = 0.0) -> i
         0 when all steps are done, or PREEMPTED when SIGTERM came before; the state is saved then.
     """
     check_described(directory, experiment)
+    stop = StopRequest()
     with held_workdir(directory) as workdir:
-        return _run(experiment, workdir, stall_timeout)
+        status = _run(experiment, workdir, stop, stall_timeout)
+    if stop.waited:
+        # The thread that reads may wait for ever, and a regular exit waits for it.
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
-def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
+def _run(experiment: Experiment, workdir: Workdir, stop: StopRequest, stall_timeout: float) -> int:
     goodput = Goodput(workdir.metrics / "goodput.json", writes=is_primary())
     moved = workdir.check(experiment)
     config, mesh = experiment.train, make_mesh(experiment.mesh)
@@ -124,7 +130,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
     validation = task.validation()
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
+        stack.enter_context(stop)
         retention = Retention(
             *(config.keep, config.keep_every, config.keep_best, best.name),
             highest=best.highest,
@@ -284,11 +290,6 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float) -> int:
                 f"{workdir.shown}: asked to stop after step {done} of {config.steps}, {fate}; run"
                 " the same command again to continue"
             )
-            if stop.waited:
-                # The thread that reads may wait for ever, and a regular exit waits for it.
-                stack.close()
-                sys.stdout.flush()
-                os._exit(PREEMPTED)
             return PREEMPTED
         with goodput.phase("write"):
             checkpointer.wait()

@@ -102,6 +102,8 @@ def test_an_empty_machine_goes_on_as_the_unbroken_run(
     said = capfd.readouterr().err
     assert f"continues after step 5 of {STEPS}" in said
     assert f"{ADDRESS}: everything is copied there" in said
+    (line,) = [line for line in said.splitlines() if str(tmp_path / "second") in line]
+    assert line.startswith(f"{ADDRESS}: the run works in {copy}, and is copied up")
 
     machine("third")  # where nothing is left to do
     before = place.names()
@@ -178,12 +180,14 @@ def test_what_the_run_in_the_bucket_began_with_is_known(bucket, chain):
     bucket.put("config.json", json.dumps(settings).encode())
     begun = read_experiment(settings)
     given = json.loads((chain.run / "config.json").read_text())
-    found, _ = resolve(given, {}, described_workdir(ADDRESS))
+    found, origins = resolve(given, {}, described_workdir(ADDRESS))
     assert found.layout.text_length == begun.layout.text_length == 39
+    assert origins["layout.text_length"] == ADDRESS
     bucket.rm_file(f"{ADDRESS}/config.json")
     found, _ = resolve(given, {}, described_workdir(ADDRESS))
     assert found.layout.text_length == 40
-    assert described_workdir("runs/demo") == "runs/demo"
+    assert described_workdir("runs/demo").shown == "runs/demo"
+    assert described_workdir(None) is None
 
 
 @pytest.mark.parametrize(
@@ -206,6 +210,12 @@ def test_addresses_that_are_refused(address, said):
         assert str(caught.value).startswith("--workdir ")
         assert said in str(caught.value)
         assert "secret@" not in str(caught.value)
+
+
+def test_an_address_where_nobody_answers_is_soon_given_up(bucket):
+    bucket.always = 503
+    with pytest.raises(SystemFault, match=r"config.json: 503 Service Unavailable \(3 tries\)"):
+        described_workdir(ADDRESS)
 
 
 def test_a_missing_package_is_named(machine, monkeypatch):
