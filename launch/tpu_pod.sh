@@ -3,15 +3,14 @@
 #
 #   export TPU_NAME=cogview ZONE=us-east5-a TYPE=v5p-256 RUNTIME=v2-alpha-tpuv5
 #   launch/tpu_pod.sh create            # SPOT=1 for a spot slice
-#   launch/tpu_pod.sh setup             # copies the repository, installs jax[tpu]
+#   launch/tpu_pod.sh setup             # copies the repository, installs jax[tpu] and the extra [remote]
 #   launch/tpu_pod.sh run --config configs/cogview_4b.py --workdir /mnt/shared/run
 #   launch/tpu_pod.sh logs | stop | delete
 #
 # `run` starts the supervisor on all hosts in the background: it goes on when this shell is closed,
 # and restarts the training when it fails. A preempted spot slice is gone: `create`, `setup` and
-# `run` again, and the run continues from the workdir, which has to outlive the slice: a Filestore, or
-# a bucket that gcsfuse mounts, at the same path on every host. An address (gs://...) will do for a
-# slice of one host (docs/guides/remote_workdirs.md).
+# `run` again, and the run continues from the workdir, which has to outlive the slice: an address in a
+# bucket, gs://BUCKET/DIR (docs/guides/remote_workdirs.md), or a Filestore at the same path on every host.
 set -euo pipefail
 
 usage() {
@@ -47,7 +46,7 @@ case "$action" in
         git -C "$HERE" archive --format tar.gz --output "$archive" HEAD
         gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:cogview.tar.gz" --zone "$ZONE" --worker=all
         everywhere "mkdir -p $FOLDER && tar -xzf cogview.tar.gz -C $FOLDER && cd $FOLDER && make .venv \
-            && .venv/bin/pip install \"jax[tpu]==\$(.venv/bin/python -c 'import jax; print(jax.__version__)')\""
+            && .venv/bin/pip install -e '.[remote]' \"jax[tpu]==\$(.venv/bin/python -c 'import jax; print(jax.__version__)')\""
         ;;
     run)
         [ $# -ge 1 ] || usage

@@ -14,11 +14,12 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from cogview_jax.checkpoints.manifest import write_manifest
+from cogview_jax.checkpoints.manifest import hashed, write_manifest
 from cogview_jax.checkpoints.orbax_noise import silence
 from cogview_jax.checkpoints.stored_step import one_line
 from cogview_jax.runtime.faults import system_error
 from cogview_jax.runtime.files import replace_tree
+from cogview_jax.runtime.folder_share import FolderShare
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.leftovers import remove_leftovers, temporary_path
 
@@ -32,6 +33,10 @@ class AsyncSave:
     Every process writes its own shards of the arrays and reports whether it succeeded. Process 0
     finishes the folder only if all did. If one process cannot write, the checkpoint fails on all
     processes at once and no process blocks.
+
+    Where hosts have folders of their own, each holds the files that its processes wrote, and the
+    manifest of all of them. Arrays are then files of their own: Orbax gathers them into one
+    database otherwise, for which one process has to read what the others wrote.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class AsyncSave:
         sync: KVStoreSync,
         attempt: int,
         *,
+        share: FolderShare,
         timeout: int,
         done: Callable[[str], None],
     ):
@@ -49,12 +55,13 @@ class AsyncSave:
             folder: the final name; an existing folder is replaced.
             sync: communicates among the processes.
             attempt: a number that no other save with this `sync` has.
+            share: which processes see the folder.
             timeout: seconds that writing may take.
             done: called on every process, in a background thread, with the reason of a failure or
                 "".
         """
         silence()
-        self._folder, self._sync, self._attempt = folder, sync, attempt
+        self._folder, self._sync, self._attempt, self._share = folder, sync, attempt, share
         self._temporary: Path
         self._timeout, self._done = timeout, done
         self._thread: threading.Thread | None = None
@@ -71,23 +78,27 @@ class AsyncSave:
         Returns:
             The reason why writing could not start, the same on all processes, or "".
         """
-        name, reason = self._sync.broadcast(f"{self._attempt}/begin", lambda: self._make(items))
-        if reason:
-            return reason
+        # The name holds the id of process 0, so that a later run can tell whether it is alive.
+        name = self._sync.broadcast(
+            f"{self._attempt}/name", lambda: temporary_path(self._folder).name
+        )
         self._temporary = self._folder.with_name(name)
+        reason = self._agree("begin", self._make(items) if self._share.leads else "")
+        if reason:
+            self._remove()
+            return reason
         self._deadline = time.monotonic() + self._timeout
-        handlers = {name: ocp.StandardCheckpointHandler() for name in items}
+        handlers = {name: _handler(one_folder=self._share.whole) for name in items}
         futures: list[Any] = []
-        reason = ""
         try:
             for name, tree in items.items():
                 started = handlers[name].async_save(
-                    epath.Path(self._temporary / name), args=ocp.args.StandardSave(tree)
+                    epath.Path(self._temporary / name), args=ocp.args.PyTreeSave(tree)
                 )
                 futures += asyncio.run(started) or []
         except Exception as error:
-            reason = _failure(error)
-            if reason is None:
+            reason = _failure(error) or ""
+            if not reason:
                 self._remove()
                 raise
         self._thread = threading.Thread(
@@ -103,13 +114,9 @@ class AsyncSave:
         if self._defect is not None:
             raise self._defect
 
-    def _make(self, items: Mapping[str, Any]) -> tuple[str, str]:
-        """Makes the folders if the disk has room: the temporary name and "", or "" and the reason.
-
-        The name holds the id of process 0, so that a later run can tell whether it is alive.
-        """
+    def _make(self, items: Mapping[str, Any]) -> str:
+        """Makes the folders if the disk has room; returns the reason why not, or ""."""
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(items)))
-        self._temporary = temporary_path(self._folder)
         try:
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):
@@ -118,13 +125,12 @@ class AsyncSave:
                 shutil.rmtree(folder, ignore_errors=True)
             free = shutil.disk_usage(self._folder.parent).free
             if free < size:
-                return "", f"it needs {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
+                return f"it needs {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
             for name in items:
                 (self._temporary / name).mkdir(parents=True)
         except OSError as error:
-            self._remove()
-            return "", one_line(error)
-        return self._temporary.name, ""
+            return one_line(error)
+        return ""
 
     def _finish(
         self, futures: list, reason: str, handlers: Mapping[str, Any], other: Callable[[Path], None]
@@ -134,10 +140,15 @@ class AsyncSave:
             for future in futures:
                 reason = self._attempt_to(functools.partial(self._await, future)) or reason
             reason = self._agree("written", reason)
-            if not reason:
-                if self._first:
-                    reason = self._attempt_to(lambda: self._commit(handlers, other))
-                reason = self._agree("committed", reason)
+            own: dict[str, Any] = {}
+            stages: dict[str, tuple[bool, Callable[[], None]]] = {
+                "complete": (self._first, lambda: self._complete(handlers, other)),
+                "hashed": (self._share.leads, lambda: own.update(hashed(self._temporary))),
+                "committed": (True, lambda: self._commit(own)),
+            }
+            for topic, (mine, work) in stages.items():
+                if not reason:
+                    reason = self._agree(topic, self._attempt_to(work) if mine else "")
             if reason:
                 self._remove()
             if self._defect is None:
@@ -148,12 +159,24 @@ class AsyncSave:
     def _await(self, future: Any) -> None:
         future.result(timeout=max(1, self._deadline - time.monotonic()))
 
-    def _commit(self, handlers: Mapping[str, Any], other: Callable[[Path], None]) -> None:
+    def _complete(self, handlers: Mapping[str, Any], other: Callable[[Path], None]) -> None:
+        """On process 0: writes what is written once."""
         for name, handler in handlers.items():
-            handler.finalize(epath.Path(self._temporary / name))
+            if self._share.whole:
+                handler.finalize(epath.Path(self._temporary / name))
         other(self._temporary)
-        write_manifest(self._temporary)
-        replace_tree(self._temporary, self._folder)
+
+    def _commit(self, own: Mapping[str, Any]) -> None:
+        """Lists the files of all folders in the manifest of each, and gives it its name.
+
+        own: the files of this one, with their hashes.
+        """
+        parts = self._sync.all_gather(f"{self._attempt}/files", own)
+        files = {name: entry for part in parts for name, entry in part.items()}
+        assert sum(map(len, parts)) == len(files), "two hosts have written the same file"
+        if self._share.leads:
+            write_manifest(self._temporary, files)
+            replace_tree(self._temporary, self._folder)
 
     def _attempt_to(self, work: Callable[[], None]) -> str:
         """Returns the reason why `work` failed, or "". A bug is kept, and raised by `wait`."""
@@ -179,8 +202,10 @@ class AsyncSave:
 
     def _remove(self) -> None:
         _given_up.add(self._temporary)
-        if self._first:
+        if self._share.leads:
             shutil.rmtree(self._temporary, ignore_errors=True)
+        if not self._share.whole:  # some hosts may have given their part its name
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _failure(error: BaseException) -> str | None:
@@ -189,3 +214,14 @@ def _failure(error: BaseException) -> str | None:
         return one_line(error)
     system = system_error(error)
     return None if system is None else system.strerror
+
+
+def _handler(*, one_folder: bool) -> ocp.PyTreeCheckpointHandler:
+    """What writes a tree of arrays, into one folder or the folders of several hosts."""
+    if one_folder:
+        return ocp.PyTreeCheckpointHandler()
+    # The global registry's handler of arrays waits for process 0 to make a folder of metadata.
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)

@@ -22,6 +22,7 @@ from cogview_jax.runtime.files import (
 )
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.leftovers import remove, temporary_path
+from cogview_jax.runtime.mesh import to_host
 from cogview_jax.runtime.sealed import sealed
 from cogview_jax.tokenizers.text import TextTokenizer
 
@@ -53,9 +54,12 @@ def write_bundle(
         return temporary.name
 
     check_folder_output(path)
-    temporary = path.with_name(KVStoreSync(TOGETHER).broadcast("bundle", make))
+    sync = KVStoreSync(TOGETHER)
+    temporary = path.with_name(sync.broadcast("bundle", make))
+    # Hosts with folders of their own do not see it: process 0 gets their arrays, and writes all.
+    shared = all(sync.all_gather("seen", temporary.exists()))
     try:
-        _write_parts(temporary, codec, text, transformer, official, step)
+        _write_parts(temporary, codec, text, transformer, official, step, shared=shared)
         if first:
             sync_tree(temporary)
             replace_tree(temporary, path)
@@ -72,15 +76,24 @@ def _write_parts(
     transformer: TransformerPart | None,
     official: Mapping[str, Mapping[str, Any]] | None,
     step: int | None,
+    *,
+    shared: bool,
 ) -> None:
-    """Writes all files of a bundle into `folder`; arguments as in `write_bundle`."""
+    """Writes all files of a bundle into `folder`; arguments as in `write_bundle`.
+
+    shared: whether all processes see the folder.
+    """
+
+    def save(name: str, tree: Any) -> None:
+        save_tree(folder / FILES[name], tree if shared else jax.tree.map(to_host, tree))
+
     parts: dict[str, dict] = {}
     if isinstance(codec, CodecPart):
         tree = {"params": codec.params, "codebook": codec.codebook._asdict()}
-        save_tree(folder / FILES["codec"], tree)
+        save("codec", tree)
         parts["codec"] = codec_entry(codec)
     if transformer is not None:
-        save_tree(folder / FILES["transformer"], transformer.params)
+        save("transformer", transformer.params)
         parts["transformer"] = transformer.entry(transformer.model.positions)
         if is_quantized(transformer.params):
             parts["transformer"]["kernels"] = "int8"

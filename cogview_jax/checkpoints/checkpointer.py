@@ -23,6 +23,7 @@ from cogview_jax.checkpoints.stored_step import (
 )
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import is_fault, system_error
+from cogview_jax.runtime.folder_share import FolderShare
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.processes import log
 from cogview_jax.training.state import TrainState
@@ -47,27 +48,32 @@ class Checkpointer:
         retention: Retention = Retention(),
         *,
         damaged: Path | None = None,
+        share: FolderShare | None = None,
         timeout: int = 600,
     ):
         """Opens `directory`, made with its first checkpoint.
 
         Args:
-            directory: on a file system that all processes share.
+            directory: where they lie.
             retention: which checkpoints stay.
             damaged: where damaged ones are moved; "damaged" beside `directory` by default.
+            share: which processes see these folders; all see the same ones by default. Where hosts
+                have their own, each writes its part of a checkpoint, and has to have all of one
+                that is restored.
             timeout: seconds that a checkpoint may take to be written, and processes wait for each
                 other.
         """
         directory = directory.absolute()
-        self._directory = StepDirectory(directory, damaged or directory.parent / "damaged")
+        self._share = share or FolderShare.of_all()
+        damaged = damaged or directory.parent / "damaged"
+        self._directory = StepDirectory(directory, damaged, self._share)
         self._retention, self._timeout = retention, timeout
         self._sync = KVStoreSync(timeout)
         self._saving: AsyncSave | None = None
         self._saved = True
         #: What was noted with the checkpoint that was restored.
         self.notes: dict[str, Any] = {}
-        if jax.process_index() == 0:
-            self._directory.remove_leftovers()
+        self._directory.remove_leftovers()
 
     def save(
         self,
@@ -104,8 +110,9 @@ class Checkpointer:
             self._directory.folder(step),
             self._sync,
             number,
+            share=self._share,
             timeout=self._timeout,
-            done=lambda reason: self._done(step, reason),
+            done=lambda reason: self._done(step, number, reason),
         )
         updates = int(state.step)
         # They are written in the background, when the caller may have changed them.
@@ -114,7 +121,7 @@ class Checkpointer:
             trees(state), lambda path: write_meta(path, step, updates, metrics, notes)
         )
         if reason:
-            self._done(step, reason)
+            self._done(step, number, reason)
 
     def wait(self) -> bool:
         """Waits until everything is written; whether the last checkpoint asked for is there."""
@@ -188,13 +195,15 @@ class Checkpointer:
         """Closes it, also after an error."""
         self.close()
 
-    def _done(self, step: int, reason: str) -> None:
-        """Takes note of how writing a checkpoint ended, and lets those go that need not stay."""
+    def _done(self, step: int, number: int, reason: str) -> None:
+        """Takes note of how writing a checkpoint ended, and lets those go that need not stay.
+
+        number: of the save, for topics.
+        """
         self._saved = not reason
         if self._saved:
             self._directory.trust(step)
-            if jax.process_index() == 0:
-                self._directory.thin_out(self._retention)
+            self._directory.thin_out(self._retention, self._sync, f"{number}/gone")
             return
         steps = self._directory.steps()
         kept = f"checkpoint {steps[0]} is kept" if steps else "there is none yet"

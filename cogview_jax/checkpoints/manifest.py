@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,22 @@ NAME = "manifest.json"
 THREADS = 4
 
 
-def write_manifest(folder: Path) -> None:
-    """Hashes all files of `folder` and lists them in its manifest; all of it is on disk then."""
+def hashed(folder: Path) -> dict[str, tuple[int, str]]:
+    """The size and the sha256 of every file of `folder`, as a manifest lists them; synced."""
     names = sorted(_names(folder))
     with ThreadPoolExecutor(THREADS) as pool:
         entries = pool.map(lambda name: _recorded(folder / name), names)
-        files = dict(zip(names, entries, strict=True))
+        return dict(zip(names, entries, strict=True))
+
+
+def write_manifest(folder: Path, files: Mapping[str, Sequence] | None = None) -> None:
+    """Lists files in the manifest of `folder`; all of it is on disk then.
+
+    Args:
+        folder: holds the files, or some of them.
+        files: what `hashed` gives; by default of `folder`.
+    """
+    files = hashed(folder) if files is None else files
     (folder / NAME).write_text(_text(files), encoding="utf-8")
     sync(folder / NAME)
     for directory in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
@@ -53,7 +63,12 @@ def listed(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def find_damage(
-    folder: Path, part: int = 0, parts: int = 1, within: Collection[str] | None = None
+    folder: Path,
+    part: int = 0,
+    parts: int = 1,
+    within: Collection[str] | None = None,
+    *,
+    whole: bool = True,
 ) -> list[str]:
     """Compares a folder with its manifest.
 
@@ -62,6 +77,7 @@ def find_damage(
         part: of the work shared by `parts` processes, the share of this one. Only the first looks
             for files that are not listed.
         within: the folders in it that are compared; all of it by default.
+        whole: whether all files have to be there; otherwise those that are there are compared.
 
     Returns:
         One "NAME: WHAT IS WRONG" for every file that is not as it was written. What file managers
@@ -76,6 +92,8 @@ def find_damage(
         return [f"{NAME}: {'is missing' if isinstance(error, FileNotFoundError) else error}"]
     if within is not None:
         files = {name: entry for name, entry in files.items() if name.split("/")[0] in within}
+    if not whole:
+        files = {name: entry for name, entry in files.items() if (folder / name).exists()}
     # By size, largest first and in turn, every process gets about as much to read.
     order = sorted(files, key=lambda name: (-files[name][0], name))
     own = order[part::parts]
@@ -122,7 +140,7 @@ def _names(folder: Path) -> Iterable[str]:
                 yield relative
 
 
-def _text(files: dict[str, Any]) -> str:
+def _text(files: Mapping[str, Any]) -> str:
     listed = json.dumps(files, sort_keys=True)
     whole = {"format": FORMAT, "sha256": hashlib.sha256(listed.encode()).hexdigest()}
     return json.dumps(whole | {"files": files}, indent=1, sort_keys=True) + "\n"

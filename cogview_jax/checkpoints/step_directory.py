@@ -6,11 +6,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
-
 from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.checkpoints.stored_step import examine, one_line, read_meta
 from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.runtime.folder_share import FolderShare
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.leftovers import remove, remove_leftovers, temporary_path
 from cogview_jax.runtime.processes import log
@@ -19,9 +18,15 @@ from cogview_jax.runtime.processes import log
 class StepDirectory:
     """The folders PATH/STEP/, one for each checkpoint. Other names are ignored."""
 
-    def __init__(self, path: Path, damaged: Path):
-        """damaged: the folder that damaged checkpoints are moved to."""
-        self.path, self._damaged = path, damaged
+    def __init__(self, path: Path, damaged: Path, share: FolderShare):
+        """Looks for nothing yet.
+
+        Args:
+            path: the folder.
+            damaged: the folder that damaged checkpoints are moved to.
+            share: which processes see these folders.
+        """
+        self.path, self._damaged, self._share = path, damaged, share
         #: Damaged checkpoints that could not be moved.
         self._distrusted: set[int] = set()
         #: Checkpoints whose metadata could not be read, which was said.
@@ -44,8 +49,10 @@ class StepDirectory:
     def remove_leftovers(self) -> None:
         """Deletes half-written files of killed programs.
 
-        Called by one process, first of all. The run must hold the lock of its workdir.
+        Called by every process, first of all. The run must hold the lock of its workdir.
         """
+        if not self._share.leads:
+            return
         remove_leftovers(self.path, owned=True)
         for half_written in self.path.glob("*.orbax-checkpoint-tmp*"):  # of earlier versions
             shutil.rmtree(half_written)
@@ -68,20 +75,39 @@ class StepDirectory:
                     )
         return metrics
 
-    def thin_out(self, retention: Retention) -> None:
-        """Deletes the checkpoints that `retention` does not keep. Called by one process.
+    def thin_out(self, retention: Retention, sync: KVStoreSync, topic: str) -> None:
+        """Deletes the checkpoints that `retention` does not keep.
 
         Call it only after a new checkpoint is whole, since the old ones are needed until then.
+
+        Args:
+            retention: says which are kept.
+            sync: communicates among the processes, all of which must call this.
+            topic: of `sync`.
         """
+        gone = sync.broadcast(topic, lambda: self._superfluous(retention))
+        if not self._share.leads:
+            return
+        try:
+            for step in gone:
+                # Under another name first: what a kill leaves of it is no checkpoint.
+                aside = temporary_path(self.folder(step))
+                os.replace(self.folder(step), aside)
+                remove(aside)
+        except OSError as error:
+            self._say_kept(error)
+
+    def _superfluous(self, retention: Retention) -> list[int]:
+        """The checkpoints that `retention` does not keep; none where the disk does not tell."""
         try:
             metrics = self.metrics()
-            for step in metrics.keys() - retention.steps_to_keep(metrics):
-                # Under another name first: what a kill leaves of it is no checkpoint.
-                gone = temporary_path(self.folder(step))
-                os.replace(self.folder(step), gone)
-                remove(gone)
-        except (OSError, SystemFault) as error:
-            log(f"{self.path}: an old checkpoint could not be deleted: {one_line(error)}")
+        except SystemFault as error:  # The others wait for an answer.
+            self._say_kept(error)
+            return []
+        return sorted(metrics.keys() - retention.steps_to_keep(metrics))
+
+    def _say_kept(self, error: Exception) -> None:
+        log(f"{self.path}: an old checkpoint could not be deleted: {one_line(error)}")
 
     def newest_whole(
         self, sync: KVStoreSync, choices: Sequence[int] | None = None
@@ -112,7 +138,8 @@ class StepDirectory:
             fault, known = "", True
             wrong: list[str] = []
             try:
-                wrong, known = examine(self.folder(step), jax.process_index(), jax.process_count())
+                share = self._share
+                wrong, known = examine(self.folder(step), share.place, len(share.peers))
             except SystemFault as error:
                 fault = str(error)
             said = sync.all_gather(f"{number}/{step}", [wrong[:1], len(wrong), known, fault])
@@ -150,7 +177,8 @@ class StepDirectory:
         """
         if damage:
             topic = f"{sync.next_number()}/aside"
-            self._distrusted.update(sync.broadcast(topic, lambda: self._move(damage, chosen)))
+            left = self._move(damage, chosen) if self._share.leads else []
+            self._distrusted.update(*sync.all_gather(topic, left))
 
     def _move(self, damage: Mapping[int, str], chosen: int) -> list[int]:
         """Those that could not be moved."""

@@ -30,7 +30,7 @@ from cogview_jax.runtime.processes import distributed_flags
 CONFIG = experiment_flag()
 WORKDIR = flag_kinds.address_flag(
     "workdir",
-    "the folder of the run; all hosts share it. Or its address in a bucket: gs://BUCKET/DIR,"
+    "the folder of the run, which all hosts share; or its address in a bucket: gs://BUCKET/DIR,"
     " s3://BUCKET/DIR",
 )
 START = distributed_flags()

@@ -2,7 +2,6 @@
 
 import math
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -90,7 +89,7 @@ def _attention(experiment: TransformerExperiment) -> str:
     return f"{kind}, decoding {programs.decoding}"
 
 
-def report_machine_changes(workdir: Path, before: dict[str, Any]) -> None:
+def report_machine_changes(workdir: str, before: dict[str, Any]) -> None:
     """Prints a line if a run resumes with other cores, devices or jax than it was saved with.
 
     before: what `machine()` returned then; empty for checkpoints that do not record it.

@@ -23,7 +23,7 @@ from cogview_jax.tasks.store_tokenizers import given_codec, has_tokenizers, stor
 from cogview_jax.tasks.stored_tokens import written_grid
 
 
-def report(path: Path, *, worked: bool, cut: str) -> None:
+def report(path: Path | str, *, worked: bool, cut: str) -> None:
     """Says that a store is finished, and which captions training will `cut`."""
     if worked and cut:
         print(cut, file=sys.stderr)
@@ -31,7 +31,7 @@ def report(path: Path, *, worked: bool, cut: str) -> None:
     print(f"token store {path}: {state}", file=sys.stderr)
 
 
-def kept(path: Path) -> str:
+def kept(path: Path | str) -> str:
     """What a fault of the machine leaves of the store at `path`, for messages."""
     return f"the shards in {path} that are whole are kept: run the same command again to go on"
 

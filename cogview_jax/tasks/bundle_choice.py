@@ -65,7 +65,7 @@ def bundle_written(
         bundle = Bundle(workdir.bundle)
         return bundle.step, bundle.weights, bundle.sampling
     except InputError as error:  # the checkpoint has all that the bundle is made of
-        log(f"{error}: it will be written again")
+        log(f"{workdir.named(error)}: it will be written again")
         return None
 
 

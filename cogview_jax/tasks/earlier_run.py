@@ -53,7 +53,7 @@ STORED = (
 def resolve(
     config: Mapping[str, Any],
     given: Mapping[str, str],
-    path: str | Path | None = None,
+    workdir: Workdir | None = None,
     *,
     may_be_absent: bool = False,
 ) -> tuple[Experiment, dict[str, str]]:
@@ -63,7 +63,7 @@ def resolve(
         config: with every setting, as `experiment_flag` gives it.
         given: where each setting that the user gave comes from, by dotted name; all others may be
             an earlier run's.
-        path: the workdir that the experiment is for; None for none.
+        workdir: that the experiment is for; None for none.
         may_be_absent: goes on without the earlier run where there is none yet: for a dry run, which
             needs the sizes alone.
 
@@ -77,10 +77,10 @@ def resolve(
     if experiment_type(settings) is not TransformerExperiment:
         return read_experiment(settings), dict(given)
     merging = _Merging(settings, given)
-    name, left = merging[FROM], None if path is None else _left(Workdir(path))
+    name, left = merging[FROM], None if workdir is None else _left(workdir)
     by_flag = given.get(FROM, "").startswith("--")
-    if left and (not by_flag or left.data.from_ == name):
-        merging.take(_offers(left, (FROM, "data.store", *STORED, *SIZES)), str(path))
+    if workdir and left and (not by_flag or left.data.from_ == name):
+        merging.take(_offers(left, (FROM, "data.store", *STORED, *SIZES)), workdir.shown)
     elif name and may_be_absent and not bundle_folder(name).exists():
         log(f"{FROM} {name} is not there yet: sizes are those of the config")
     elif name:

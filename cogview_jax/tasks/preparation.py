@@ -26,8 +26,9 @@ def prepare_run(experiment: TransformerExperiment, workdir: Workdir, engine: str
             " have a prepare of their own: there is nothing to prepare, train on it as it is"
         )
     path = store_path(experiment.data, workdir)
+    shown = workdir.named(path)
     if engine == "local":
-        prepare(experiment, path)
+        prepare(experiment, path, shown)
     elif importlib.util.find_spec("ray") is None:
         raise InputError(
             "--engine=ray needs Ray: install it on every node with `pip install"
@@ -36,19 +37,20 @@ def prepare_run(experiment: TransformerExperiment, workdir: Workdir, engine: str
     else:
         from cogview_jax.tasks import ray_engine
 
-        ray_engine.prepare(experiment, path)
+        ray_engine.prepare(experiment, path, shown)
     write_json(workdir.prepared, resolved_settings(experiment))
 
 
-def prepare(experiment: TransformerExperiment, path: Path) -> None:
+def prepare(experiment: TransformerExperiment, path: Path, shown: str = "") -> None:
     """Fills the token store at `path`, together with all processes that do so at the time.
 
-    It goes on where earlier ones have stopped.
+    It goes on where earlier ones have stopped. Where the user calls the store by another name it is
+    `shown`.
 
     Raises:
         InputError: the data, the codec or the text tokenizer does not fit the config, or too many
             records cannot be read.
     """
     begun = begin(experiment, path)
-    worked = at_work(kept(path))(write_store)(begun.shards, begun.writer, begun.meta)
-    report(path, worked=worked, cut=begun.cut_captions())
+    worked = at_work(kept(shown or path))(write_store)(begun.shards, begun.writer, begun.meta)
+    report(shown or path, worked=worked, cut=begun.cut_captions())

@@ -101,7 +101,7 @@ class ShardActor:
         return store.cut_captions()
 
 
-def prepare(experiment: TransformerExperiment, path: Path) -> None:
+def prepare(experiment: TransformerExperiment, path: Path, shown: str) -> None:
     """As `preparation.prepare`, on the Ray cluster that is found.
 
     That is the cluster of RAY_ADDRESS, or the one that this machine belongs to; without one, Ray
@@ -115,17 +115,17 @@ def prepare(experiment: TransformerExperiment, path: Path) -> None:
     ray.init(ignore_reinit_error=True)
     leave_when_asked()  # Ray has put a handler of its own in its place
     try:
-        _prepare(experiment, path)
+        _prepare(experiment, path, shown)
     except RayTaskError as error:
         raise error.cause from None
     except RayError as error:
         why = str(error).strip().splitlines()[0]
-        raise SystemFault(f"Ray: {why}; {kept(path)}") from error
+        raise SystemFault(f"Ray: {why}; {kept(shown)}") from error
     finally:
         ray.shutdown()
 
 
-def _prepare(experiment: TransformerExperiment, path: Path) -> None:
+def _prepare(experiment: TransformerExperiment, path: Path, shown: str) -> None:
     make, count = _actors(experiment, path)
     first = make()
     left: Remaining = ray.get(first.remaining.remote())
@@ -139,7 +139,7 @@ def _prepare(experiment: TransformerExperiment, path: Path) -> None:
                 left.counts.add(left.missing[shard], skipped)
                 advance(progress, left.missing[shard], left.counts)
         cut = ray.get(actors[0].finish.remote())
-    report(path, worked=not left.finished, cut=cut)
+    report(shown, worked=not left.finished, cut=cut)
 
 
 def _written(actors: list[Any], left: Remaining) -> Iterator[tuple[int, list[Skipped]]]:

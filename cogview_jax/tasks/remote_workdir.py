@@ -6,62 +6,70 @@ has: folders that are renamed when they are whole, hashes of the bytes that were
 are appended to, locks, and disks that fail in ways that are tested. With a local copy all of this
 stays as it is for any run, training never waits for the network, a bucket that does not answer for
 an hour costs nothing, and S3 and Google's storage need two calls alone: write an object, delete an
-object. The price is room on a local disk for the checkpoints that are kept, and that the processes
-of a run share one folder, since each writes its part of a checkpoint there.
+object. The price is room on a local disk for the checkpoints that are kept.
+
+Processes that share a file system share a local copy. Hosts that share none have one each, which
+holds what their processes write of a checkpoint; all of it is in the bucket alone, and comes down
+to each of them at the start.
 """
 
 import contextlib
 import sys
-import uuid
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 from cogview_jax.data.remote.addresses import address_problem, is_address, shown
 from cogview_jax.data.remote.bucket_lock import BucketLock
+from cogview_jax.data.remote.failures import few_retries
 from cogview_jax.data.remote.writing import BUCKETS, is_bucket
 from cogview_jax.runtime.errors import InputError, SystemFault
-from cogview_jax.runtime.files import write_file
+from cogview_jax.runtime.folder_share import FolderShare, find_share
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.lock import locked
-from cogview_jax.runtime.processes import host_name, is_primary, log
+from cogview_jax.runtime.processes import is_primary, log
 from cogview_jax.tasks.experiment import Experiment
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tasks.workdir_upload import WorkdirUpload
-from cogview_jax.tasks.working_copy import PLACE, WorkingCopy
-
-T = TypeVar("T")
+from cogview_jax.tasks.working_copy import InBucket, WorkingCopy
 
 #: How long the processes of a run wait for the one that copies.
 COPY_SECONDS = 24 * 3600
+#: How often the first request is repeated.
+_FIRST_RETRIES = 2
 
 
-def described_workdir(given: str | None) -> str | None:
+def described_workdir(given: str | None) -> Workdir | None:
     """A local folder with the files that describe the run in a workdir, as `resolve` reads them.
 
-    It is the workdir itself, unless that is in a bucket.
+    It is the workdir itself, unless that is in a bucket. This is the first that is asked of the
+    bucket: where nobody answers the address is wrong, most likely, and is soon given up.
 
     Raises:
         InputError: the address is none of a bucket's folder, or may not be read.
-        SystemFault: the server goes on failing.
+        SystemFault: the server fails.
     """
     if given is None or not is_address(given):
-        return given
-    return str(working_copy(given).described())
+        return given if given is None else Workdir(given, shown=given)
+    with few_retries(_FIRST_RETRIES):
+        return Workdir(working_copy(given).described(), shown=given)
 
 
 def check_described(given: str, experiment: Experiment) -> None:
     """Refuses a workdir in a bucket that is not this experiment's, before it is copied down.
+
+    Every process of the run calls it.
 
     Raises:
         InputError: as of `Workdir.check`.
     """
     if not is_address(given):
         return
-    folder = working_copy(given).described()
-    try:
-        Workdir(folder).check(experiment)
-    except InputError as error:
-        raise InputError(str(error).replace(str(folder), given)) from None
+
+    def check() -> None:
+        workdir = Workdir(working_copy(given).described(), shown=given)
+        with _as_the_user_says(workdir):
+            workdir.check(experiment)
+
+    KVStoreSync(COPY_SECONDS).together(check, is_primary())
 
 
 @contextlib.contextmanager
@@ -75,8 +83,7 @@ def held_workdir(given: str) -> Iterator[Workdir]:
         given: a path or an address.
 
     Raises:
-        InputError: another run is at work there; the bucket may not be read and written; or the
-            processes do not share the local copy.
+        InputError: another run is at work there, or the bucket may not be read and written.
         SystemFault: the server goes on failing. What was not copied up stays in the local copy.
     """
     if not is_address(given):
@@ -85,24 +92,28 @@ def held_workdir(given: str) -> Iterator[Workdir]:
             yield workdir
         return
     copy, sync = working_copy(given), KVStoreSync(COPY_SECONDS)
+    share = find_share(copy.home, sync)
+    among = KVStoreSync(COPY_SECONDS, share.leaders)
     with contextlib.ExitStack() as stack:
-        upload = _together(sync, lambda: _begun(copy, stack))
-        _check_shared(copy, sync)
-        if upload:
+        upload = _begun(copy, share, sync, among, stack)
+        if share.leads:
             upload.start()
-        workdir = Workdir(copy.folder)
-        with workdir.held():
+        workdir = Workdir(copy.folder, share, shown=copy.address)
+        if not share.whole:
+            workdir.complete = lambda step: _complete(step, copy, upload, share, sync)
+        with _as_the_user_says(workdir), workdir.held():
             try:
                 yield workdir
             except KeyboardInterrupt:
-                if upload:
-                    upload.leave()
+                upload.leave()
                 raise
             except BaseException:
-                if upload:
-                    _finished_after_error(upload)
+                # Of several hosts the others may know nothing of it, and are not waited for.
+                if share.leads:
+                    (_finished_after_error if share.whole else WorkdirUpload.leave)(upload)
                 raise
-        _together(sync, lambda: upload.finish() if upload else None)
+        sync.all_gather("ended", True)  # what the others write is written
+        sync.together(upload.finish, share.leads)
         log(f"{copy.address}: everything is copied there")
 
 
@@ -133,51 +144,46 @@ def working_copy(address: str) -> WorkingCopy:
     return WorkingCopy(address)
 
 
-def _begun(copy: WorkingCopy, stack: contextlib.ExitStack) -> WorkdirUpload:
-    """Locks the copy and the bucket, and copies down; called by one process."""
-    what = f"the workdir {copy.address}"
-    stack.enter_context(locked(copy.home / "lock", what, "choose another --workdir"))
-    lock = BucketLock(copy.address, copy.owner())
-    stack.enter_context(lock.held())
-    there = copy.fetch()
-    log(f"{copy.address}: the run works in {copy.folder}, and is copied up while it goes on")
-    return WorkdirUpload(copy, lock, there)
+def _begun(
+    copy: WorkingCopy,
+    share: FolderShare,
+    sync: KVStoreSync,
+    among: KVStoreSync,
+    stack: contextlib.ExitStack,
+) -> WorkdirUpload:
+    """Locks the bucket and the copies, and copies down; `among` is of those that have a copy."""
+    what, lock = f"the workdir {copy.address}", BucketLock(copy.address, copy.owner())
+    there: list[InBucket] = []
+
+    def begin() -> None:
+        stack.enter_context(locked(copy.home / "lock", what, "choose another --workdir"))
+        if is_primary():
+            stack.enter_context(lock.held())
+        there.append(copy.fetch(part=not share.whole))
+
+    sync.together(begin, is_primary())  # what is wrong is said once, and the run made if it is new
+    sync.together(begin, share.leads and not is_primary())
+    hosts = "" if share.whole else f" on each of {len(share.leaders)} hosts"
+    log(f"{copy.address}: the run works in {copy.folder}{hosts}, and is copied up while it goes on")
+    return WorkdirUpload(copy, lock, there[0] if there else InBucket(), among)
 
 
-def _together(sync: KVStoreSync, work: Callable[[], T]) -> T | None:
-    """Lets process 0 do something, for which all wait; what it raises, all raise."""
-    result, failure = None, None
-    if is_primary():
-        try:
-            result = work()
-        except (InputError, SystemFault) as error:
-            failure = error
-    topic = f"{sync.next_number()}/done"
-    said = sync.broadcast(
-        topic, lambda: [isinstance(failure, SystemFault), str(failure)] if failure else None
-    )
-    if failure is not None:
-        raise failure
-    if said:
-        raise (SystemFault if said[0] else InputError)(said[1])
-    return result
+@contextlib.contextmanager
+def _as_the_user_says(workdir: Workdir) -> Iterator[None]:
+    """Lets an InputError of the block name the workdir as the user did."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(workdir.named(error)) from None
 
 
-def _check_shared(copy: WorkingCopy, sync: KVStoreSync) -> None:
-    """InputError unless all processes see the copy that process 0 has made."""
-    number = sync.next_number()
-    sign = copy.home / f"start-{sync.broadcast(f'{number}/sign', lambda: uuid.uuid4().hex)}"
-    _together(sync, lambda: write_file(sign, lambda temporary: temporary.touch()))
-    seen = sync.all_gather(f"{number}/seen", [sign.exists(), host_name()])
-    if is_primary():
-        sign.unlink()
-    blind = [(process, host) for process, (there, host) in enumerate(seen) if not there]
-    for process, host in blind[:1]:
-        raise InputError(
-            f"process {process} on {host} does not see {copy.folder}, the local copy of"
-            f" {copy.address}: a run of several processes shares it, so name a folder in {PLACE}"
-            " that is on a file system of all hosts, or give a mounted --workdir"
-        )
+def _complete(
+    step: int, copy: WorkingCopy, upload: WorkdirUpload, share: FolderShare, sync: KVStoreSync
+) -> None:
+    """Brings what other hosts have written of a checkpoint to all of them."""
+    folder = f"checkpoints/{step}"
+    sync.together(lambda: upload.await_whole(folder), is_primary())
+    sync.together(lambda: copy.complete(folder), share.leads)
 
 
 def _finished_after_error(upload: WorkdirUpload) -> None:

@@ -139,7 +139,9 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float, stop: S
             pinned=config.bundle_step if isinstance(config.bundle_step, int) else 0,
         )
         checkpointer = stack.enter_context(
-            Checkpointer(workdir.checkpoints, retention, damaged=workdir.damaged)
+            Checkpointer(
+                workdir.checkpoints, retention, damaged=workdir.damaged, share=workdir.share
+            )
         )
         with goodput.phase("restore"):
             state = checkpointer.restore(task.stored(shapes))
@@ -156,8 +158,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float, stop: S
         start = int(state.position)
         goodput.resume(start)
         if start:
-            log(f"{workdir.path}: continues after step {start} of {config.steps}")
-            report_machine_changes(workdir.path, checkpointer.notes.get("machine", {}))
+            log(f"{workdir.shown}: continues after step {start} of {config.steps}")
+            report_machine_changes(workdir.shown, checkpointer.notes.get("machine", {}))
         noted = checkpointer.notes.get("early_stopping")
         early_stopping = EarlyStopping(best, config.stop_after, noted)
         ended = early_stopping.reached()
@@ -169,7 +171,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float, stop: S
             sampling = getattr(experiment, "sampling", None)  # image tokenizers have none
             if built == (bundle_steps(config, checkpointer, start)[0], config.weights, sampling):
                 why = f"the run ended at step {start} before: {early_stopping}"
-                log(f"{workdir.path}: {why if ended else f'all {start} steps were done before'}")
+                log(f"{workdir.shown}: {why if ended else f'all {start} steps were done before'}")
                 return 0
             of_step = built[0]
             if config.bundle_step == "best" and of_step and not checkpointer.has(of_step):
@@ -197,7 +199,8 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float, stop: S
         )
         # Nothing the user may have got wrong is left.
         workdir.claim(experiment, held)
-        kept = f"what {workdir.checkpoints} holds is kept: run the same command again to go on"
+        place = workdir.named(workdir.checkpoints)
+        kept = f"what {place} holds is kept: run the same command again to go on"
         stack.enter_context(at_work(kept))
         placed = Prefetched(place_batch(batch, mesh) for batch in local)
         stack.enter_context(contextlib.closing(placed))
@@ -275,7 +278,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float, stop: S
         )
         count = jax.process_count()
         if line := skipped.describe(f"process 0 of {count}" if count > 1 else ""):
-            log(f"{workdir.path.name}: {line}")
+            log(f"{workdir.path.name}: {workdir.named(line)}")
         done = int(state.position)
         if done < config.steps and not early_stopping.reached():
             if done > start:
@@ -285,7 +288,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float, stop: S
                 checkpointer.save(done, task.stored(state), metrics, notes())
             fate = "which is saved" if checkpointer.wait() else "which could not be saved"
             log(
-                f"{workdir.path}: asked to stop after step {done} of {config.steps}, {fate}; run"
+                f"{workdir.shown}: asked to stop after step {done} of {config.steps}, {fate}; run"
                 " the same command again to continue"
             )
             return PREEMPTED
@@ -297,6 +300,9 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float, stop: S
                 # Where the best is damaged the next one will do, unless the bundle has the best.
                 if built is not None and built[0] == choices[0]:
                     del choices[1:]
+                if workdir.complete is not None:
+                    del choices[1:]
+                    workdir.complete(choices[0])
                 restored = checkpointer.restore(task.stored(shapes), choices)
                 assert restored is not None, "it is asked for by its step"
                 state = task.restored(restored, shapes)
@@ -308,7 +314,7 @@ def _run(experiment: Experiment, workdir: Workdir, stall_timeout: float, stop: S
     ending = f"{done} steps done"
     if done < config.steps:
         ending = f"ended at step {done} of {config.steps}, since {early_stopping}"
-    log(f"{workdir.path}: {ending}, bundle written (step {chosen}{averaged}); {goodput.summary()}")
+    log(f"{workdir.shown}: {ending}, bundle written (step {chosen}{averaged}); {goodput.summary()}")
     return 0
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from cogview_jax.data.sources.source import SourceConfig
 from cogview_jax.runtime.config import as_settings
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.files import check_folder_output, read_json, write_json
+from cogview_jax.runtime.folder_share import FolderShare
 from cogview_jax.runtime.leftovers import remove_leftovers
 from cogview_jax.runtime.lock import locked
 from cogview_jax.runtime.paths import local_path
-from cogview_jax.runtime.processes import barrier, host_name, is_primary
+from cogview_jax.runtime.processes import barrier, host_name
 from cogview_jax.tasks.experiment import Experiment, read_experiment
 
 #: Settings that may differ when a run is resumed: devices, length, and what it reports and keeps.
@@ -53,9 +54,21 @@ class Workdir:
     `prepare` was finished prepared.json, the settings that it had.
     """
 
-    def __init__(self, path: str | Path):
-        """Names the files of the run in `path` and makes none of them."""
+    def __init__(
+        self, path: str | Path, share: FolderShare | None = None, *, shown: str | None = None
+    ):
+        """Names the files of the run in `path` and makes none of them.
+
+        Args:
+            path: the folder.
+            share: which processes of the run see it; all see the same one by default.
+            shown: what the user calls it, if not by its path.
+        """
         self.path = local_path(path, "--workdir").absolute()
+        self.shown = str(self.path) if shown is None else shown
+        self._share = share
+        #: Brings all of a checkpoint, by its step, to hosts that have folders of their own.
+        self.complete: Callable[[int], None] | None = None
         self.config = self.path / "config.json"
         self.prepared = self.path / "prepared.json"
         self.contents = self.path / "contents.json"
@@ -66,6 +79,15 @@ class Workdir:
         self.profile = self.path / "profile"
         self.bundle = self.path / "bundle"
 
+    @property
+    def share(self) -> FolderShare:
+        """Which processes of the run see the folder; asked once they are connected."""
+        return self._share or FolderShare.of_all()
+
+    def named(self, text: object) -> str:
+        """A line or a path in which the folder has the name that the user knows."""
+        return str(text).replace(str(self.path), self.shown)
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keeps other runs out of the folder in the block; every process of this run enters it.
@@ -74,7 +96,7 @@ class Workdir:
             InputError: another run is at work there, or it is a file.
         """
         check_folder_output(self.path, "--workdir")
-        if not is_primary():
+        if not self.share.leads:
             yield
             return
         lock, what = self.path / ".train.lock", f"the workdir {self.path}"
@@ -143,7 +165,7 @@ class Workdir:
         Raises:
             InputError: a process does not see the file that process 0 wrote.
         """
-        if is_primary():
+        if self.share.leads:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path, owned=True)
             write_json(self.config, resolved_settings(experiment))

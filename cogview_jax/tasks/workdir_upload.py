@@ -1,6 +1,13 @@
-"""Copies a workdir up into its bucket while the run goes on."""
+"""Copies a workdir up into its bucket while the run goes on.
+
+Where each host has a working copy of its own, all copy a checkpoint up together, each what its
+processes wrote of it. Process 0 says which is the next; it sends the marker once the files of all
+hosts are there, and everything that is no part of a checkpoint. Every step of a pass ends for all
+hosts at once, well or not: so an upload that fails on one of them is tried again by all.
+"""
 
 import contextlib
+import hashlib
 import os
 import sys
 import threading
@@ -8,17 +15,23 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from cogview_jax.checkpoints.manifest import find_damage
+from cogview_jax.checkpoints.manifest import listed as listed_files
 from cogview_jax.data.remote.addresses import joined
 from cogview_jax.data.remote.bucket_lock import BucketLock
 from cogview_jax.data.remote.files import listed
 from cogview_jax.data.remote.writing import delete, upload
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.faults import reason, where
+from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.leftovers import remove, temporary_path
+from cogview_jax.runtime.processes import log
 from cogview_jax.runtime.progress import waiting
 from cogview_jax.tasks.working_copy import InBucket, WorkingCopy, marker_of, newest_step, step_of
+
+T = TypeVar("T")
 
 #: Seconds between two passes; more where a pass takes longer.
 PAUSE = 20.0
@@ -34,23 +47,25 @@ class WorkdirUpload:
     its hashes before it is copied, and deleted in the bucket once a newer one is whole there.
     """
 
-    def __init__(self, copy: WorkingCopy, lock: BucketLock, there: InBucket):
+    def __init__(self, copy: WorkingCopy, lock: BucketLock, there: InBucket, sync: KVStoreSync):
         """Nothing is copied yet.
 
         Args:
-            copy: of the workdir.
-            lock: is held.
-            there: what the bucket has; kept up to date.
+            copy: of the workdir; that of this host.
+            lock: is held by process 0, the only one that uses it.
+            there: what the bucket has; kept up to date by process 0.
+            sync: communicates among the processes that have a copy each, all of which call the
+                same methods.
         """
-        self._copy, self._lock, self._there = copy, lock, there
+        self._copy, self._lock, self._there, self._sync = copy, lock, there, sync
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._repeat, daemon=True)
         self._failing = False
         self._defect: BaseException | None = None
         #: What is being sent, a folder and its marker, and the files of it that were sent.
-        self._sending: tuple[str, bytes] = "", b""
+        self._sending: tuple[str, str] = "", ""
         self._sent: set[str] = set()
-        self._damaged: set[bytes] = set()
+        self._unfit: set[str] = set()
 
     def start(self) -> None:
         """Starts the thread."""
@@ -59,6 +74,18 @@ class WorkdirUpload:
     def leave(self) -> None:
         """Lets the thread end by itself, and what is not copied be."""
         self._stopped.set()
+
+    def await_whole(self, folder: str) -> None:
+        """Waits until a committed folder is whole in the bucket; called on process 0.
+
+        Raises:
+            SystemFault: it cannot be copied there now.
+        """
+        with waiting(f"copying {folder} to {self._copy.address}"):
+            while self._there.committed.get(folder) != self._copy.committed().get(folder):
+                if self._failing or not self._thread.is_alive():
+                    raise SystemFault(f"{self._copy.address}: {folder} could not be copied there")
+                time.sleep(0.1)
 
     def finish(self) -> None:
         """Ends the thread, and copies what is left.
@@ -76,10 +103,11 @@ class WorkdirUpload:
                 self.copy_up()
             except (InputError, SystemFault, OSError) as error:
                 kind = InputError if isinstance(error, InputError) else SystemFault
-                raise kind(
-                    f"{_line(error)}; {self._copy.folder} has all of the run, and {address} lacks"
-                    " the end of it: run the same command again on this machine to copy it"
-                ) from error
+                left = f"{self._copy.folder} has all of the run, and {address} lacks the end of it"
+                advice = "run the same command again on this machine to copy it"
+                if self._copy.is_part:
+                    left, advice = f"{address} lacks the end of the run", "run it again to go on"
+                raise kind(f"{_line(error)}; {left}: {advice}") from error
 
     def copy_up(self) -> None:
         """One pass: everything that is new here.
@@ -88,29 +116,50 @@ class WorkdirUpload:
             InputError: another run has taken the bucket over, or it may not be written.
             SystemFault: the server goes on failing.
         """
+        new = self._first(self._begin)
+        for folder in sorted(new, key=step_of, reverse=True):
+            self._copy_committed(folder, new[folder])
+        self._first(self._drop)
+
+    def _first(self, work: Callable[[], T]) -> T:
+        """Lets process 0 do something, for which all wait."""
+        return self._sync.together(work, self._sync.is_first)[0]
+
+    def _begin(self) -> dict[str, str]:
+        """Copies metrics and the like; the committed folders to copy then, by their markers."""
         self._lock.check()
-        committed = self._copy.committed()
+        self._committed = self._copy.committed()
         self._copy_files()
-        for folder in sorted(committed, key=step_of, reverse=True):
-            if self._there.committed.get(folder) != committed[folder]:
-                self._copy_committed(folder, committed[folder])
         there = self._there.committed
-        newest = newest_step(folder for folder in committed if there.get(folder))
+        return {
+            folder: hashlib.sha256(marker).hexdigest()
+            for folder, marker in self._committed.items()
+            if there.get(folder) != marker
+        }
+
+    def _drop(self) -> None:
+        """Deletes the checkpoints in the bucket that are gone here."""
+        there, here = self._there.committed, self._committed
+        newest = newest_step(folder for folder in here if there.get(folder))
         for folder in [*there]:
-            if folder not in committed and 0 <= step_of(folder) < newest:
+            if folder not in here and 0 <= step_of(folder) < newest:
                 self._delete(folder)
                 del there[folder]
 
     def _repeat(self) -> None:
-        """In the thread: pass after pass."""
+        """In the thread: pass after pass, until one of the processes has stopped."""
         pause = 0.0
-        while not self._stopped.wait(pause):
+        while True:
+            self._stopped.wait(pause)
             began = time.monotonic()
             try:
+                topic = f"{self._sync.next_number()}/stopped"
+                if any(self._sync.all_gather(topic, self._stopped.is_set())):
+                    return
                 self.copy_up()
             except (InputError, SystemFault, OSError) as error:
                 if not self._failing:
-                    _say(f"{_line(error)}; the run goes on, and it will be copied later")
+                    log(f"{_line(error)}; the run goes on, and it will be copied later")
                 self._failing = True
             except BaseException as error:
                 self._defect = error
@@ -118,7 +167,7 @@ class WorkdirUpload:
                 return
             else:
                 if self._failing:
-                    _say(f"{self._copy.address}: all that was done is copied there again")
+                    log(f"{self._copy.address}: all that was done is copied there again")
                 self._failing = False
             pause = max(PAUSE, time.monotonic() - began)
 
@@ -136,28 +185,65 @@ class WorkdirUpload:
             if changed:
                 self._copy.note_sent(known)
 
-    def _copy_committed(self, folder: str, marker: bytes) -> None:
-        """Copies a checkpoint or the bundle; its marker comes last."""
-        if marker in self._damaged:
-            return
-        with contextlib.suppress(FileNotFoundError), self._pinned(folder) as held:
-            place, last = held / folder, marker_of(folder)
-            if (held / last).read_bytes() != marker:  # the next pass copies the new one
+    def _copy_committed(self, folder: str, marker: str) -> None:
+        """Copies a checkpoint or the bundle; its marker, whose hash this is, comes last."""
+        with contextlib.ExitStack() as stack:
+            parts = self._sync.together(lambda: self._hold(stack, folder, marker))
+            if None in parts:
                 return
-            if step_of(folder) >= 0 and (damage := find_damage(place)):
-                self._damaged.add(marker)
-                _say(f"{self._copy.folder / folder} is damaged ({damage[0]}): it is not copied")
+            if sum(here for here, _ in parts) < parts[0][1]:
+                self._unfit.add(marker)
+                log(f"{self._copy.address}: {folder} lacks files of a host: it is not copied")
                 return
             if self._sending != (folder, marker):
-                if folder in self._there.committed:
-                    self._delete(folder)
+                self._first(lambda: self._clear(folder))
                 self._sending, self._sent = (folder, marker), set()
-            self._there.committed[folder] = b""
-            names = {path.relative_to(held).as_posix() for path in _files(place)} - {last}
-            self._send(held, names - self._sent, self._sent.add)
-            self._lock.check()
-            self._send(held, [last], self._sent.add)
-            self._there.committed[folder] = marker
+            place, names = self._held
+            self._sync.together(lambda: self._send(place, names - self._sent, self._sent.add))
+            self._first(lambda: self._seal(place, folder))
+
+    def _hold(
+        self, stack: contextlib.ExitStack, folder: str, marker: str
+    ) -> tuple[int, int] | None:
+        """Keeps the files of a folder as they are now, until `stack` ends.
+
+        Returns:
+            How many there are here, and how many on all hosts; None if it cannot be copied now.
+        """
+        self._held: tuple[Path, set[str]] = self._copy.folder, set()
+        if marker in self._unfit:
+            return None
+        place = self._copy.folder / folder
+        try:
+            held = stack.enter_context(self._pinned(folder))
+            place, last = held / folder, marker_of(folder)
+            found = hashlib.sha256((held / last).read_bytes()).hexdigest()
+        except FileNotFoundError:
+            found = ""
+        if found != marker:  # the next pass copies the new one
+            return None if self._sync.is_first else (0, 0)
+        names = {path.relative_to(held).as_posix() for path in _files(place)} - {last}
+        self._held = held, names
+        if step_of(folder) < 0:
+            return len(names), len(names)
+        if damage := find_damage(place, whole=not self._copy.is_part):
+            self._unfit.add(marker)
+            _say(f"{self._copy.address}: {folder} is damaged ({damage[0]}): it is not copied")
+            return None
+        return len(names), len(listed_files(place))
+
+    def _clear(self, folder: str) -> None:
+        """Deletes what the bucket has of a folder."""
+        if folder in self._there.committed:
+            self._delete(folder)
+        self._there.committed[folder] = b""
+
+    def _seal(self, place: Path, folder: str) -> None:
+        """Sends the marker of a folder."""
+        self._lock.check()
+        last = marker_of(folder)
+        self._send(place, [last], self._sent.add)
+        self._there.committed[folder] = (place / last).read_bytes()
 
     @contextlib.contextmanager
     def _pinned(self, folder: str) -> Iterator[Path]:

@@ -5,6 +5,8 @@
     KEY/described/       config.json, prepared.json and contents.json as they were last asked for
     KEY/owner            a name that no other working copy has
     KEY/sent.json        size and time of the files as they were when they were last copied up
+    KEY/part             where this copy may lack files of checkpoints: of a run whose hosts have
+                         a copy each, it holds what the processes of this host wrote
     KEY/lock             is held by the run
 
 Some folders are committed: a checkpoint, the bundle. They never change, and one file, the marker,
@@ -39,7 +41,7 @@ from cogview_jax.runtime.files import (
     write_file,
     write_json,
 )
-from cogview_jax.runtime.leftovers import remove, remove_leftovers
+from cogview_jax.runtime.leftovers import remove, remove_leftovers, temporary_path
 from cogview_jax.runtime.paths import user_cache
 from cogview_jax.runtime.processes import log
 
@@ -98,6 +100,12 @@ class WorkingCopy:
         self.home = place / hashlib.sha256(self.address.encode()).hexdigest()[:16]
         self.folder = self.home / bundle_name(self.address)
         self._sent = self.home / "sent.json"
+        self._fetched, self._part = self.home / "fetched.json", self.home / "part"
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the run writes some of its files into the copies of other hosts."""
+        return self._part.exists()
 
     def owner(self) -> str:
         """The name of this copy, by which it holds the bucket."""
@@ -139,16 +147,21 @@ class WorkingCopy:
             for name in ((place / name).as_posix() for name in names):
                 if _is_copied(name):
                     with contextlib.suppress(FileNotFoundError):
-                        about = (self.folder / name).stat()
-                        found[name] = about.st_size, about.st_mtime_ns
+                        found[name] = _about(self.folder / name)
         return found
 
-    def fetch(self) -> InBucket:
+    def fetch(self, *, part: bool = False) -> InBucket:
         """Copies down what the bucket has and this copy has not; called with both locks held.
 
         Every whole checkpoint comes. The other files come where they are missing, and all of them
         where the bucket has a newer checkpoint, which another machine has written. A copy of
         another run, that was at the address before, is moved aside.
+
+        Where other hosts have copies, too, the bucket alone counts: what it has not is dropped
+        here, since nobody has all of it.
+
+        Args:
+            part: whether other hosts have copies, too.
 
         Raises:
             InputError: the folder in the bucket holds something else than a run, or may not be
@@ -164,15 +177,20 @@ class WorkingCopy:
                 there.setdefault(folder, []).append(name)
         whole = [folder for folder, names in there.items() if marker_of(folder) in names]
         markers = {each: read_whole(found[marker_of(each)].address, JSON_LIMIT) for each in whole}
+        followed = self._follow(found, markers) if part or self.is_part else None
         here = self.committed()
         behind = newest_step(here) < newest_step(whole)
-        known = self._known(found)
-        known |= self._fetch_files(found, overwrite=behind)
+        known = self._known(found) if followed is None else followed
+        known |= self._fetch_files(found, overwrite=behind and followed is None)
         wanted = {folder for folder in whole if folder not in here}
         if behind and here.get("bundle") != markers.get("bundle", here.get("bundle")):
             wanted.add("bundle")
         names = [name for folder in wanted for name in there[folder]]
         self._fetch_committed({name: found[name] for name in names}, markers)
+        if part:
+            _write(self._part, b"")
+        else:
+            self._part.unlink(missing_ok=True)
         return InBucket(dict.fromkeys(there, b"") | markers, known)
 
     def note_sent(self, files: Mapping[str, tuple[int, int]]) -> None:
@@ -215,11 +233,16 @@ class WorkingCopy:
         self, found: Mapping[str, RemoteFile], *, overwrite: bool
     ) -> dict[str, tuple[int, int]]:
         """Copies files outside committed folders down; returns their sizes and times here."""
-        wanted = {
-            name: file
-            for name, file in found.items()
-            if _is_copied(name) and (overwrite or not (self.folder / name).exists())
-        }
+        return self._bring(
+            {
+                name: file
+                for name, file in found.items()
+                if _is_copied(name) and (overwrite or not (self.folder / name).exists())
+            }
+        )
+
+    def _bring(self, wanted: Mapping[str, RemoteFile]) -> dict[str, tuple[int, int]]:
+        """Copies files down, in the place of what is here; returns their sizes and times here."""
         partial = self.home / "partial" / "files"
         remove(partial)  # files of the same size need not be the same
         partial.mkdir(parents=True)
@@ -227,8 +250,65 @@ class WorkingCopy:
         for name in wanted:
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(partial / name, self.folder / name)
-        here = self.files()
-        return {name: here[name] for name in wanted}
+        return {name: _about(self.folder / name) for name in wanted}
+
+    def complete(self, folder: str) -> None:
+        """Copies down what other hosts have written of a committed folder, which is whole there.
+
+        Raises:
+            InputError, SystemFault: as `fetch`.
+        """
+        found = files_of(joined(self.address, folder))
+        self._bring_missing({f"{folder}/{name}": file for name, file in found.items()})
+
+    def _bring_missing(self, found: Mapping[str, RemoteFile]) -> None:
+        """Copies down those files of committed folders that are not here."""
+
+        def is_here(name: str, file: RemoteFile) -> bool:
+            path = self.folder / name
+            size = path.stat().st_size if path.exists() else None
+            return file.status is not None and size == file.status.size
+
+        self._bring({name: file for name, file in found.items() if not is_here(name, file)})
+
+    def _follow(
+        self, found: Mapping[str, RemoteFile], markers: Mapping[str, bytes]
+    ) -> dict[str, tuple[int, int]]:
+        """Makes of this copy what the bucket has, but for committed folders that are not here.
+
+        Returns:
+            Sizes and times of the files outside committed folders.
+        """
+        here = self.committed()
+        for folder in [*here]:
+            if here[folder] != markers.get(folder):
+                # Under another name first: what a kill leaves of it is no checkpoint.
+                gone = temporary_path(self.home / "gone")
+                os.replace(self.folder / folder, gone)
+                remove(gone)
+                del here[folder]
+        self._bring_missing({x: file for x, file in found.items() if committed_folder(x) in here})
+        others = {name: file for name, file in found.items() if _is_copied(name)}
+        same = self._fetched_before(others)
+        self._bring({name: file for name, file in others.items() if name not in same})
+        known = {name: _about(self.folder / name) for name in others}
+        tags = {name: file.status.tag for name, file in others.items() if file.status}
+        write_json(self._fetched, {x: [*known[x], tag] for x, tag in tags.items() if tag})
+        return known
+
+    def _fetched_before(self, found: Mapping[str, RemoteFile]) -> set[str]:
+        """The files that have changed neither here nor there since `_follow` noted them."""
+        try:
+            noted = dict(read_json(self._fetched))
+        except (FileNotFoundError, InputError, TypeError, ValueError):
+            return set()
+        return {
+            name
+            for name, file in found.items()
+            if file.status
+            and (self.folder / name).exists()
+            and noted.get(name) == [*_about(self.folder / name), file.status.tag]
+        }
 
     def _fetch_committed(
         self, wanted: Mapping[str, RemoteFile], markers: Mapping[str, bytes]
@@ -260,6 +340,12 @@ def _is_copied(name: str) -> bool:
         or first == "checkpoints"
         or first == "bundle"
     )
+
+
+def _about(path: Path) -> tuple[int, int]:
+    """Size and time of a file."""
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -6,11 +6,13 @@ from cogview_jax.checkpoints import step_directory
 from cogview_jax.checkpoints.retention import Retention
 from cogview_jax.checkpoints.step_directory import StepDirectory
 from cogview_jax.runtime.errors import SystemFault
+from cogview_jax.runtime.folder_share import FolderShare
+from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from processes import left_by_the_dead
 
 
 def test_only_numbers_are_checkpoints_and_they_are_ordered_as_numbers(tmp_path):
-    directory = StepDirectory(tmp_path / "c", tmp_path / "damaged")
+    directory = StepDirectory(tmp_path / "c", tmp_path / "damaged", FolderShare.of_all())
     assert directory.steps() == []
     for name in ("9", "10", "100", "300.orbax-checkpoint-tmp", "notes", "-5"):
         (tmp_path / "c" / name).mkdir(parents=True)
@@ -24,7 +26,8 @@ def test_one_that_says_nothing_of_itself_neither_counts_nor_goes(tmp_path):
     saved(tmp_path / "c", 1, 2, 3, 4)
     (tmp_path / "c" / "4" / "meta" / "metadata").write_text("{")
     (tmp_path / "c" / "1" / "meta" / "metadata").unlink()
-    StepDirectory(tmp_path / "c", tmp_path / "damaged").thin_out(Retention(1))
+    directory = StepDirectory(tmp_path / "c", tmp_path / "damaged", FolderShare.of_all())
+    directory.thin_out(Retention(1), KVStoreSync(1), "gone")
     assert names(tmp_path / "c") == ["1", "3", "4"]
 
 
@@ -35,7 +38,8 @@ def test_a_disk_that_fails_while_old_ones_are_looked_at_ends_no_run(tmp_path, mo
         raise SystemFault(f"{folder}: Input/output error (6 tries)")
 
     monkeypatch.setattr(step_directory, "read_meta", fails)
-    StepDirectory(tmp_path / "c", tmp_path / "damaged").thin_out(Retention(1))
+    directory = StepDirectory(tmp_path / "c", tmp_path / "damaged", FolderShare.of_all())
+    directory.thin_out(Retention(1), KVStoreSync(1), "gone")
     assert names(tmp_path / "c") == ["1", "2"]
     said = capsys.readouterr().err
     assert "an old checkpoint could not be deleted" in said

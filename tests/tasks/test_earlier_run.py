@@ -34,7 +34,7 @@ def resolved(file, flags=(), path=None):
     fill(config, TransformerExperiment)
     given = {name: "cfg.py" for name in settings(file)}
     given |= {name: f"--config.{name}" for name in flags}
-    return resolve(config, given, path)
+    return resolve(config, given, None if path is None else Workdir(path, shown=str(path)))
 
 
 def test_of_a_codecs_run_come_images_codec_and_its_sizes(chain):

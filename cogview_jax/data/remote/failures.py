@@ -113,13 +113,19 @@ _retries: contextvars.ContextVar[int | None] = contextvars.ContextVar("retries",
 def few_retries(count: int | None) -> Iterator[None]:
     """In the block of this thread, what may pass is tried again only so often.
 
-    It is for requests that can be done without. None changes nothing.
+    It is for requests that can be done without, and for the first at an address, which may be
+    wrong. None changes nothing.
     """
     token = _retries.set(count)
     try:
         yield
     finally:
         _retries.reset(token)
+
+
+def is_hasty() -> bool:
+    """Whether `few_retries` holds here."""
+    return _retries.get() is not None
 
 
 def requested_again(work: Callable[[], T], address: str) -> T:

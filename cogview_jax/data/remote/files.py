@@ -18,7 +18,7 @@ from cogview_jax.data.remote.addresses import (
     requested,
     require_packages,
 )
-from cogview_jax.data.remote.failures import ShortAnswer, requested_again
+from cogview_jax.data.remote.failures import ShortAnswer, is_hasty, requested_again
 from cogview_jax.data.remote.hub_server import authorization
 from cogview_jax.runtime.errors import InputError
 
@@ -26,6 +26,12 @@ T = TypeVar("T")
 
 #: Seconds without a byte, and to be connected, after which a web server does not answer.
 _SILENCE, _CONNECT = 30, 20
+#: The same of S3 where a request is `hasty`; botocore's names.
+_HASTY_S3 = {
+    "connect_timeout": 3,
+    "read_timeout": 4,
+    "retries": {"total_max_attempts": 1},
+}
 #: Where services say which version of a file they have; the first there is counts.
 _TAGS = ("ETag", "generation", "etag", "Last-Modified", "LastModified", "updated")
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
@@ -70,7 +76,7 @@ def file_status(address: str) -> RemoteStatus:
     """
     if is_web(address):
         return _web(_part, address, 0, 1)[0]
-    system = file_system(protocol(address))
+    system = _system(address)
     about = requested_again(lambda: system.info(address), address)
     if about.get("type") == "directory":
         raise InputError(f"{address}: expected a file, this is a folder")
@@ -97,7 +103,7 @@ def read_range(address: str, offset: int, size: int, status: RemoteStatus) -> by
         if found != status:
             raise changed(address)
         return data
-    system = file_system(protocol(address))
+    system = _system(address)
 
     def read() -> bytes:
         data = system.cat_file(address, start=offset, end=offset + size)
@@ -132,7 +138,7 @@ def listed(folder: str) -> dict[str, RemoteStatus]:
     It is empty where there is no such folder. An empty object whose name ends with a slash is no
     file: the web pages of buckets make one where somebody asks for a new folder.
     """
-    system = file_system(protocol(folder))
+    system = _system(folder)
     found = requested_again(lambda: system.find(folder, detail=True), folder)
     found = {name: about for name, about in found.items() if about["size"] or name[-1:] != "/"}
     return {
@@ -143,7 +149,7 @@ def listed(folder: str) -> dict[str, RemoteStatus]:
 
 def matches(pattern: str) -> list[str]:
     """The addresses of the files that match a pattern, sorted; `**` stands for any folders."""
-    system = file_system(protocol(pattern))
+    system = _system(pattern)
     found = requested_again(lambda: system.glob(pattern, detail=True), pattern)
     files = sorted(name for name, about in found.items() if about["type"] != "directory")
     return [f"{protocol(pattern)}://{name}" for name in files]
@@ -178,6 +184,21 @@ def file_system(name: str) -> Any:
         raise InputError(f"{name}://: {error}; {INSTALLATION}") from None
 
 
+def _system(address: str) -> Any:
+    """The file system of an address; within `few_retries` one whose client gives up soon, too.
+
+    That of S3 repeats each request itself, for a quarter of a minute or more, and waits for a
+    minute to be connected, and for an answer.
+    """
+    system = file_system(protocol(address))
+    if not (is_hasty() and protocol(address) == "s3" and hasattr(system, "config_kwargs")):
+        return system
+    own = {"config_kwargs": system.config_kwargs | _HASTY_S3}
+    hasty = type(system)(**system.storage_options | own)
+    hasty.retries = 1  # of s3fs, beside botocore's
+    return hasty
+
+
 def _tag(about: Any) -> str:
     """The version of a file; a weak one counts as a strong one, as compressing makes it weak."""
     return str(next((about[name] for name in _TAGS if about.get(name)), "")).removeprefix("W/")
@@ -187,7 +208,7 @@ def _web(ask: Callable[..., Awaitable[T]], address: str, *arguments: int) -> T:
     """What a web server answers: `ask` of its file system, the address, its URL and arguments."""
     from fsspec.asyn import sync
 
-    system, url = file_system(protocol(address)), requested(address)
+    system, url = _system(address), requested(address)
     return requested_again(
         lambda: sync(system.loop, ask, system, address, url, *arguments), address
     )

@@ -23,7 +23,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.paths import inside
 
 #: The most bytes of a page that lists a folder, files in and below one, and folders in each other.
-_PAGE, _FILES, _DEPTH = 16 << 20, 100_000, 16
+_PAGE, _FILES, _DEPTH = 16 << 20, 1_000_000, 16
 
 
 def folder_problem(address: str) -> str:

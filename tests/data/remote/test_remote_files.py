@@ -2,6 +2,7 @@
 
 import base64
 import socket
+from typing import ClassVar
 
 import pytest
 
@@ -80,6 +81,43 @@ def test_nobody_there_is_a_fault(server, address, monkeypatch):
     monkeypatch.setattr(failures, "PAUSES", (0.001,))
     with pytest.raises(SystemFault, match=r"Connection refused \(2 tries\)"):
         file_status("http://127.0.0.1:9/a.bin")
+
+
+class S3:
+    """What is used of s3fs, of which an instance repeats requests as its client is told to."""
+
+    retries = 5
+    made: ClassVar[list] = []
+
+    def __init__(self, config_kwargs=None, **storage_options):
+        self.config_kwargs, self.storage_options = config_kwargs or {}, storage_options
+        S3.made.append(self)
+
+    def info(self, address):
+        raise TimeoutError
+
+
+def test_a_first_request_gives_up_soon(monkeypatch):
+    monkeypatch.setattr(failures, "PAUSES", (0.001,) * 6)
+    monkeypatch.setattr(S3, "made", [])
+    patient = S3({"signature_version": "s3v4"}, use_listings_cache=False)
+    monkeypatch.setattr(files, "file_system", lambda name: patient)
+    with (
+        pytest.raises(SystemFault, match=r"no answer in time \(3 tries\)"),
+        failures.few_retries(2),
+    ):
+        file_status("s3://bucket/a.bin")
+    hasty = S3.made[-1]
+    assert hasty.retries == 1
+    assert hasty.storage_options == {"use_listings_cache": False}
+    assert hasty.config_kwargs.pop("retries") == {"total_max_attempts": 1}
+    assert hasty.config_kwargs.pop("signature_version") == "s3v4"
+    assert 3 * sum(hasty.config_kwargs.values()) + 2 < 25, "the most seconds, of all tries"
+    made = len(S3.made)
+    with pytest.raises(SystemFault, match=r"no answer in time \(7 tries\)"):
+        file_status("s3://bucket/a.bin")
+    assert len(S3.made) == made
+    assert patient.retries == 5
 
 
 @pytest.mark.parametrize("change", [b"x" + DATA[1:], DATA[:100], DATA + b"x", b""])

@@ -13,7 +13,6 @@ from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.remote import bucket_lock, files
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.processes import PREEMPTED, StopRequest
-from cogview_jax.tasks import remote_workdir
 from cogview_jax.tasks.earlier_run import resolve
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.remote_workdir import described_workdir, held_workdir, working_copy
@@ -104,6 +103,8 @@ def test_an_empty_machine_goes_on_as_the_unbroken_run(
     said = capfd.readouterr().err
     assert f"continues after step 5 of {STEPS}" in said
     assert f"{ADDRESS}: everything is copied there" in said
+    (line,) = [line for line in said.splitlines() if str(tmp_path / "second") in line]
+    assert line.startswith(f"{ADDRESS}: the run works in {copy}, and is copied up")
 
     machine("third")  # where nothing is left to do
     before = place.names()
@@ -211,34 +212,14 @@ def test_what_the_run_in_the_bucket_began_with_is_known(bucket, chain):
     bucket.put("config.json", json.dumps(settings).encode())
     begun = read_experiment(settings)
     given = json.loads((chain.run / "config.json").read_text())
-    found, _ = resolve(given, {}, described_workdir(ADDRESS))
+    found, origins = resolve(given, {}, described_workdir(ADDRESS))
     assert found.layout.text_length == begun.layout.text_length == 39
+    assert origins["layout.text_length"] == ADDRESS
     bucket.rm_file(f"{ADDRESS}/config.json")
     found, _ = resolve(given, {}, described_workdir(ADDRESS))
     assert found.layout.text_length == 40
-    assert described_workdir("runs/demo") == "runs/demo"
-
-
-def test_a_process_that_does_not_see_the_copy(bucket):
-    class Sync:
-        def next_number(self):
-            return 1
-
-        def broadcast(self, topic, function):
-            return function()
-
-        def all_gather(self, topic, value):
-            return [value, [False, "tpu-1"]]
-
-    copy = working_copy(ADDRESS)
-    with pytest.raises(InputError) as caught:
-        remote_workdir._check_shared(copy, Sync())
-    assert str(caught.value) == (
-        f"process 1 on tpu-1 does not see {copy.folder}, the local copy of {ADDRESS}: a run of"
-        " several processes shares it, so name a folder in COGVIEW_WORKDIRS that is on a file"
-        " system of all hosts, or give a mounted --workdir"
-    )
-    assert list(copy.home.iterdir()) == []
+    assert described_workdir("runs/demo").shown == "runs/demo"
+    assert described_workdir(None) is None
 
 
 @pytest.mark.parametrize(
@@ -261,6 +242,12 @@ def test_addresses_that_are_refused(address, said):
         assert str(caught.value).startswith("--workdir ")
         assert said in str(caught.value)
         assert "secret@" not in str(caught.value)
+
+
+def test_an_address_where_nobody_answers_is_soon_given_up(bucket):
+    bucket.always = 503
+    with pytest.raises(SystemFault, match=r"config.json: 503 Service Unavailable \(3 tries\)"):
+        described_workdir(ADDRESS)
 
 
 def test_a_missing_package_is_named(machine, monkeypatch):

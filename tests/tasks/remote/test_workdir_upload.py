@@ -9,6 +9,7 @@ import pytest
 from cogview_jax.checkpoints.manifest import NAME, find_damage, write_manifest
 from cogview_jax.data.remote.bucket_lock import BucketLock
 from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.tasks.workdir_upload import WorkdirUpload
 from cogview_jax.tasks.working_copy import WorkingCopy
 from served_bundles import names_in
@@ -27,7 +28,7 @@ class Run:
 
     def __enter__(self):
         self._held.__enter__()
-        self.upload = WorkdirUpload(self.copy, self._lock, self.copy.fetch())
+        self.upload = WorkdirUpload(self.copy, self._lock, self.copy.fetch(), KVStoreSync(1))
         return self
 
     def __exit__(self, *exception):
@@ -157,7 +158,7 @@ def test_a_damaged_checkpoint_is_not_copied(bucket, capsys):
         run.train(20)
         run.upload.copy_up()
     assert steps(bucket.names()) == [20]
-    assert "checkpoints/10 is damaged (state/a: has sha256" in capsys.readouterr().err
+    assert f"{ADDRESS}: checkpoints/10 is damaged (state/a: has sha256" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_deleted_meanwhile_is_copied_whole(bucket, monkeypatch):
