@@ -31,7 +31,7 @@ from cogview_jax.runtime.hardware import device_memory, measured_matmul_peak, pe
 from cogview_jax.runtime.mesh import make_mesh
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import TransformerExperiment, read_experiment
-from cogview_jax.tasks.training import make_task
+from cogview_jax.tasks.run_setup import make_task
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import Example
 from cogview_jax.training.optimizer import make_optimizer, schedule

@@ -23,7 +23,7 @@ from cogview_jax.tasks.experiment import (
     experiment_type,
     read_experiment,
 )
-from cogview_jax.tasks.training import check_batch, make_task
+from cogview_jax.tasks.run_setup import check_batch, make_task
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.tokenizers.layout import make_layout
 from cogview_jax.training.codec_loss import VQGANLoss

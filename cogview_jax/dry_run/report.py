@@ -12,7 +12,7 @@ from cogview_jax.runtime.hardware import Accelerator, accelerator
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.runtime.precision import policy
 from cogview_jax.tasks.experiment import Experiment
-from cogview_jax.tasks.training import check_batch, make_task
+from cogview_jax.tasks.run_setup import check_batch, make_task
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.optimizer import make_optimizer, schedule
 

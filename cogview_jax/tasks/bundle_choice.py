@@ -1,7 +1,8 @@
 """The checkpoint and the weights that a run's bundle is written from."""
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.checkpointer import Checkpointer
@@ -10,6 +11,7 @@ from cogview_jax.checkpoints.stored_step import ITEMS
 from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.processes import log
 from cogview_jax.sampling.options import SamplingSettings
+from cogview_jax.tasks.experiment import Experiment
 from cogview_jax.tasks.task import Task
 from cogview_jax.tasks.train_config import TrainConfig
 from cogview_jax.tasks.workdir import Workdir
@@ -55,18 +57,59 @@ def check_bundle_step(config: TrainConfig, checkpointer: Checkpointer, start: in
         )
 
 
-def bundle_written(
-    workdir: Workdir,
-) -> tuple[int | None, str | None, SamplingSettings | None] | None:
-    """The step, weights and sampling of the workdir's bundle; None where there is none to use."""
+class BuiltBundle(NamedTuple):
+    """What a run's bundle was written from, and the sampling that it recommends."""
+
+    path: Path
+    step: int | None
+    weights: str | None
+    sampling: SamplingSettings | None
+
+
+def bundle_written(workdir: Workdir) -> BuiltBundle | None:
+    """The workdir's bundle; None where there is none to use."""
     if not workdir.bundle.exists():
         return None
     try:
         bundle = Bundle(workdir.bundle)
-        return bundle.step, bundle.weights, bundle.sampling
+        return BuiltBundle(workdir.bundle, bundle.step, bundle.weights, bundle.sampling)
     except InputError as error:  # the checkpoint has all that the bundle is made of
         log(f"{workdir.named(error)}: it will be written again")
         return None
+
+
+def is_current(
+    built: BuiltBundle | None, experiment: Experiment, checkpointer: Checkpointer, last: int
+) -> bool:
+    """Whether the bundle of a finished run is the one that would be written now.
+
+    That of a run that was made longer since is older than its checkpoint, and one with other
+    weights, or one that recommends another sampling, is not what is asked for.
+
+    Args:
+        built: the bundle.
+        experiment: what is asked for.
+        checkpointer: of the run.
+        last: the step of the newest checkpoint.
+
+    Raises:
+        InputError: another one would be written, but this may be the only one with the weights of
+            the best step.
+    """
+    if built is None:
+        return False
+    config = experiment.train
+    sampling = getattr(experiment, "sampling", None)  # image tokenizers have none
+    step = bundle_steps(config, checkpointer, last)[0]
+    if built[1:] == (step, config.weights, sampling):
+        return True
+    if config.bundle_step == "best" and built.step and not checkpointer.has(built.step):
+        # It may be better than all that is left, and nothing else holds its weights.
+        raise InputError(
+            f"{built.path} is of step {built.step}, whose checkpoint is gone or damaged: move it"
+            " away to have the bundle written from the best that is left"
+        )
+    return False
 
 
 def described_bundle(task: Task, config: TrainConfig, shapes: TrainState) -> dict[str, Any]:

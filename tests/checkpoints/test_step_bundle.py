@@ -18,7 +18,7 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.sharding import unbox
 from cogview_jax.tasks.bundle_choice import described_bundle
 from cogview_jax.tasks.experiment import read_experiment
-from cogview_jax.tasks.training import make_task
+from cogview_jax.tasks.run_setup import make_task
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import state_shapes

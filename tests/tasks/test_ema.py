@@ -15,8 +15,9 @@ from cogview_jax.runtime.errors import InputError
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.sampling.options import SamplingSettings
 from cogview_jax.tasks.experiment import read_experiment
+from cogview_jax.tasks.run_setup import make_task
 from cogview_jax.tasks.train_config import TrainConfig
-from cogview_jax.tasks.training import make_task, run
+from cogview_jax.tasks.training import run
 from cogview_jax.tasks.workdir import Workdir
 from cogview_jax.training.optimizer import make_optimizer
 from cogview_jax.training.state import state_shapes

@@ -18,8 +18,9 @@ from cogview_jax.runtime.hardware import peak_flops
 from cogview_jax.runtime.mesh import MeshConfig, make_mesh
 from cogview_jax.tasks.experiment import read_experiment
 from cogview_jax.tasks.monitor import throughput
+from cogview_jax.tasks.run_setup import check_batch
 from cogview_jax.tasks.train_config import TrainConfig
-from cogview_jax.tasks.training import check_batch, run
+from cogview_jax.tasks.training import run
 from cogview_jax.training.loss_scale import LossScaleConfig
 from command_runs import STEPS
 
