@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # flax 0.12.8, optax 0.2.8, jax 0.10.2, Python 3.11.
 #
-# Guess, before it was run: `nnx.state(model)` and `nnx.split(model)` give the values of that moment,
-# as jax arrays never change, and `nnx.merge` of them makes a second model.
+# Guess, before it was run: `nnx.state(model)` and `nnx.split(model)` give the values of that
+# moment, as jax arrays never change, and `nnx.merge` of them makes a second model.
 # Seen: what they give are the variables of the model themselves, so they follow it. A state that is
-# kept at the best step is, at the end of the training, that of the last step, and putting it back by
-# `nnx.update(model, best)` does nothing; a teacher or an average that starts as `nnx.merge(
+# kept at the best step is, at the end of the training, that of the last step, and putting it back
+# by `nnx.update(model, best)` does nothing; a teacher or an average that starts as `nnx.merge(
 # *nnx.split(model))` is the model, at any step. Shapes, types and names all are right, and the loss
 # of a teacher against itself is 0. Also where the step is `nnx.jit`.
 # What helps: `nnx.clone(model)`, or `jax.tree.map(jnp.copy, nnx.state(model))`.

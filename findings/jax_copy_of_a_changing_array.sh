@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # jax 0.10.2 (on a CPU), numpy 2.4.6, Python 3.11.
 #
-# Guess, before it was run: once `jnp.array(batch)` has returned (copy=True is its default), and once
-# a jitted function has, the NumPy array that was given may be changed; at most `device_put` shares.
+# Guess, before it was run: once `jnp.array(batch)` has returned (copy=True is its default), and
+# once a jitted function has, the NumPy array that was given may be changed; at most `device_put`
+# shares.
 # Seen: they return before the array is read. What is written into it right afterwards is what the
 # copy holds, and what the function computes with: of 20 batches of 50 MB nearly all. Small batches
 # are mostly right, so it passes a test; of 256 kB some are wrong, others each time. `jnp.asarray`,

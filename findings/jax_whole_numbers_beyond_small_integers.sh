@@ -4,11 +4,11 @@
 # Guess, before it was run: a Python number that an array's integer type cannot hold is refused, as
 # by NumPy 2 and by `jnp.array([300], jnp.uint8)`, and comparisons with it are true or false as the
 # numbers are.
-# Seen: it is wrapped first, without a word, with jit as without. Of 0, 50 ... 250 in uint8
-# only 0 is below 300, since that has become 44; `jnp.clip(codes, 0, 300)` cuts all to 44; of all int8
-# numbers 184 are at least 200; and codes in uint8 that 1,000 is added to, as where
-# they follow the text in a joint vocabulary, come out below 256. What is padded with 300, or set to
-# it, holds 44. So a bound, a mask or a padding id that is safe in NumPy drops or merges tokens.
+# Seen: it is wrapped first, without a word, with jit as without. Of 0, 50 ... 250 in uint8 only 0
+# is below 300, since that has become 44; `jnp.clip(codes, 0, 300)` cuts all to 44; of all int8
+# numbers 184 are at least 200; and codes in uint8 that 1,000 is added to, as where they follow the
+# text in a joint vocabulary, come out below 256. What is padded with 300, or set to it, holds 44.
+# So a bound, a mask or a padding id that is safe in NumPy drops or merges tokens.
 # What helps: `codes.astype(jnp.int32)` first.
 #
 # Output: "numpy, + 1000: OverflowError", "numpy, < 300: 6 of 6", "jax, + 1000: 232 26 76 126 176

@@ -5,16 +5,17 @@
 # to rounding, in the backward pass of a convolution as everywhere.
 # Seen: images that are split along height or width over one axis of a mesh, and lie whole along
 # another, give a gradient of the kernel that is multiplied by the size of that other axis: 2 on a
-# mesh of 4 x 2, 4 where it is the axis of 4. The gradient of the bias is right, and so are the values
-# and the loss, so a run trains on with a learning rate of kernels that depends on the mesh; Adam
-# hides most of it, clipping by the norm spreads it to all others. Depthwise convolutions have it
-# also where the images are split by the batch alone, as on any mesh for data and tensor parallelism.
-# Where one axis splits the height and the outputs of the kernel, the values are multiplied as well.
+# mesh of 4 x 2, 4 where it is the axis of 4. The gradient of the bias is right, and so are the
+# values and the loss, so a run trains on with a learning rate of kernels that depends on the mesh;
+# Adam hides most of it, clipping by the norm spreads it to all others. Depthwise convolutions have
+# it also where the images are split by the batch alone, as on any mesh for data and tensor
+# parallelism. Where one axis splits the height and the outputs of the kernel, the values are
+# multiplied as well.
 # What helps: a mesh whose every axis splits the images; `jax.shard_map` over the batch.
 #
-# Output, the gradient as a multiple of that on one device: "height over 4 of 4 x 2: kernel 2.0, bias
-# 1.0", "height over 2 of 4 x 2: kernel 4.0, bias 1.0", "batch over 4 of 4 x 2: kernel 1.0, bias
-# 1.0", "height over 4, width over 2: kernel 1.0, bias 1.0", "depthwise, batch over 4 of 4 x 2:
+# Output, the gradient as a multiple of that on one device: "height over 4 of 4 x 2: kernel 2.0,
+# bias 1.0", "height over 2 of 4 x 2: kernel 4.0, bias 1.0", "batch over 4 of 4 x 2: kernel 1.0,
+# bias 1.0", "height over 4, width over 2: kernel 1.0, bias 1.0", "depthwise, batch over 4 of 4 x 2:
 # kernel 2.0, bias 1.0", "height and outputs over 2 of 4 x 2: values 4.0".
 set -euo pipefail
 folder=$(mktemp -d)
@@ -77,8 +78,9 @@ for name, taps, partition in (
     many = gradients(split(params), split(images, *partition))
     kinds = ", ".join(f"{kind} {times(many[kind], one[kind])}" for kind in params)
     found.append(f"{name}: {kinds}")
-values = convolve(split(images, None, "b"), split(kernel, None, None, None, "b"))
-found.append(f"height and outputs over 2 of 4 x 2: values {times(values, convolve(images, kernel))}")
+many = convolve(split(images, None, "b"), split(kernel, None, None, None, "b"))
+values = times(many, convolve(images, kernel))
+found.append(f"height and outputs over 2 of 4 x 2: values {values}")
 print(*found, sep="\n")
 wanted = [
     "height over 4 of 4 x 2: kernel 2.0, bias 1.0",
