@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # datasets 5.2.0, Python 3.11.
 #
-# Guess, before it was run: an IterableDataset whose state was loaded in the middle of an epoch gives
-# the rest of that epoch, and then whole epochs again.
+# Guess, before it was run: an IterableDataset whose state was loaded in the middle of an epoch
+# gives the rest of that epoch, and then whole epochs again.
 # Seen: `load_state_dict` holds for every pass from then on, not for the next one alone. Of 100
-# records, resumed behind the 60th, each later epoch has the last 40, and the same ones each time,
-# also where there is a shuffle buffer. With a state that was taken at the end of an epoch every
-# epoch is empty, so a loop over epochs ends at once, done. A run that is not interrupted is right,
-# and so is one that calls `set_epoch`, which looks as if it were for shuffling alone.
+# records, resumed behind the 60th, each later epoch has the last 40, and the same ones each time;
+# with a shuffle buffer the epochs are as short. With a state that was taken at the end of an epoch
+# every epoch is empty, so a loop over epochs ends at once, done. A run that is not interrupted is
+# right, and so is one that calls `set_epoch`, which looks as if it were for shuffling alone.
 # What helps: `set_epoch(epoch)` before every epoch after the one that is resumed, shuffled or not.
 #
 # Output, records in four epochs: "not resumed: 100 100 100 100", "resumed: 40 40 40 40, from record

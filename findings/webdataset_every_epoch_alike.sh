@@ -3,13 +3,14 @@
 #
 # Guess, before it was run: a data set that is shuffled has another order in each epoch; with a seed
 # the orders are the same in each run.
-# Seen: with `shardshuffle` the shards come in one order in all epochs of a data set, with a seed and
-# without one, `.repeat()` or not. `.shuffle(n, seed=...)` begins its random numbers anew with each
-# epoch, too. So a run that is given seeds, to be repeatable, sees the same batches in the same order
-# in every epoch, which nothing shows: within an epoch all is shuffled. (Without a seed the samples
-# of neighbouring shards are mixed in other ways, and the shards follow each other as before.)
-# What helps: `detshuffle=True` for the shards, and for the samples
-# `.shuffle(n, rng=random.Random(seed))`, made once.
+# Seen: with `shardshuffle` the shards come in one order in all epochs of a data set, with a seed
+# and without one, `.repeat()` or not. `.shuffle(n, seed=...)` begins its random numbers anew with
+# each epoch, too. So a run that is given seeds, to be repeatable, sees the same batches in the same
+# order in every epoch, which nothing shows: within an epoch all is shuffled. (Without a seed the
+# samples of neighbouring shards are mixed in other ways, and the shards follow each other as
+# before.)
+# What helps: `detshuffle=True` for the shards, and for the samples `.shuffle(n,
+# rng=random.Random(seed))`, made once.
 #
 # Output, orders in three epochs: "shardshuffle: 1", "shardshuffle, seed: 1", "shardshuffle and
 # shuffle, seeds: 1", "detshuffle and shuffle with rng: 3, in each run the same".
