@@ -234,6 +234,19 @@ def grow(sequences: Sequences, count: int) -> Sequences:
     return sequences._replace(cache_mask=cache_mask, cache=jax.tree.map(longer, sequences.cache))
 
 
+def split_weights(
+    params: Mapping[str, Any], rows: int, *, model: Transformer, first: int, last: int
+) -> tuple[Mapping[str, Any], list[jax.Array]]:
+    """The parameters, and the head of the ids first..last - 1, as `rows` rows are multiplied with.
+
+    Both are split for the cores of a CPU (`models.linear.matvec_parts`). The parts of the head are
+    [V_i, D], for `matvec_product`; of the rest of it nothing is read.
+    """
+    table = params["word_embedding"][first:last].astype(model.policy.compute)
+    parts = matvec_parts(rows, model.programs.platform)
+    return split_for_cores(params, parts), jnp.array_split(table, parts)
+
+
 @functools.partial(
     jax.jit,
     static_argnames=("model", "count", "first", "last", "guide"),
@@ -258,10 +271,7 @@ def decode(
 
     rows = len(sequences.token)
     single = rows == 1
-    # Once for all tokens. Of the head only the part that is asked for is read.
-    table = params["word_embedding"][first:last].astype(model.policy.compute)
-    parts = matvec_parts(rows, model.programs.platform)
-    params, head = split_for_cores(params, parts), jnp.array_split(table, parts)
+    params, head = split_weights(params, rows, model=model, first=first, last=last)  # once for all
 
     def carried(cache: Cache) -> Cache:
         # Of a single row without the axis of rows: XLA drops it for the products that read the

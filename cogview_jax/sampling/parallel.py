@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
+from cogview_jax.models.linear import matvec_product
 from cogview_jax.models.transformer import Transformer, cached_forward
 from cogview_jax.runtime.errors import InputError
-from cogview_jax.sampling.decode import RowSeeds, Sequences, begin
+from cogview_jax.sampling.decode import RowSeeds, Sequences, begin, split_weights
 from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 
 
@@ -94,39 +94,19 @@ def decode_parallel(
     sequences, until = windows.sequences, count if until is None else until
     rows = len(sequences.token)
     start = sequences.slot
-    table = params["word_embedding"][first:last].astype(model.policy.compute)
-    # As `decode` splits them, so that the products of several rows are the same.
-    parts = matvec_parts(rows * window, model.programs.platform)
-    params, head = split_for_cores(params, parts), jnp.array_split(table, parts)
+    # As `decode` splits them for so many rows, so that the products are the same.
+    params, head = split_weights(params, rows * window, model=model, first=first, last=last)
     own = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), window), settings)
     known = jnp.full((rows, count + window - 1), -1, jnp.int32)
     if given is not None:
         known = known.at[:, :count].set(given)
     ahead = jnp.arange(window)
-    take = functools.partial(jnp.take_along_axis, axis=1)
-
-    def guesses(now: Windows, at: jax.Array) -> jax.Array:
-        """What goes into the model: the tokens at the places `at`, [B, W], counted from -1."""
-        reached = now.reached[:, None]
-        from_above = jnp.where(at >= above, at - above, reached - 1)
-        # The latest tokens; of places that have none yet the one above, which may be a guess too.
-        place = jnp.where(at < reached, at, jnp.minimum(from_above, reached - 1))
-        guess, given = take(now.line, place + 1), take(known, jnp.maximum(at, 0))
-        return jnp.where((given >= 0) & (at >= reached), given, guess)
-
-    def is_open(now: Windows) -> jax.Array:
-        """Which rows have tokens to sample, bool [B]."""
-        open_rows = now.done < count
-        if end is not None:
-            right = jnp.arange(count) < now.done[:, None]
-            open_rows &= ~jnp.any((now.line[:, 1 : 1 + count] == end) & right, axis=1)
-        return open_rows
 
     def advance(now: Windows) -> Windows:
         # Rows that are finished sample their last token again.
         done = jnp.minimum(now.done, count - 1)
         places = done[:, None] + ahead
-        tokens = guesses(now, places - 1)
+        tokens = _guesses(now, places - 1, known, above)
         positions = jnp.minimum(sequences.position[:, None] + places, model.positions - 1)
         hidden, cache = cached_forward(
             model,
@@ -147,7 +127,7 @@ def decode_parallel(
         sampled = first + sample_token(flat, keys.reshape(-1), own).reshape(-1, window)
         if guide:
             sampled = jnp.tile(sampled, (2, 1))
-        given = take(known, places)
+        given = jnp.take_along_axis(known, places, axis=1)
         sampled = jnp.where(given < 0, sampled, given)
         right = jnp.cumprod(sampled[:, :-1] == tokens[:, 1:], axis=1, dtype=jnp.int32)
         kept = jnp.minimum(1 + jnp.sum(right, axis=1), count - done)
@@ -156,12 +136,35 @@ def decode_parallel(
         )
         reached = jnp.maximum(now.reached, done + window)
         finished = jnp.where(now.done < count, done + kept, now.done)
-        written, passes = now.sequences._replace(cache=cache), now.passes + is_open(now)
-        return Windows(written, line, finished, reached, passes)
+        passes = now.passes + _is_open(now, count, end)
+        return Windows(now.sequences._replace(cache=cache), line, finished, reached, passes)
 
     return jax.lax.while_loop(
-        lambda now: jnp.any(is_open(now) & (now.done < until)), advance, windows
+        lambda now: jnp.any(_is_open(now, count, end) & (now.done < until)), advance, windows
     )
+
+
+def _guesses(now: Windows, at: jax.Array, known: jax.Array, above: int) -> jax.Array:
+    """What goes into the model: the tokens at the places `at`, int32 [B, W], counted from -1.
+
+    They are the latest tokens; of a place that has none yet the one that is `known`, or else the
+    one above it, which may be a guess too.
+    """
+    take = functools.partial(jnp.take_along_axis, axis=1)
+    reached = now.reached[:, None]
+    from_above = jnp.where(at >= above, at - above, reached - 1)
+    place = jnp.where(at < reached, at, jnp.minimum(from_above, reached - 1))
+    guess, given = take(now.line, place + 1), take(known, jnp.maximum(at, 0))
+    return jnp.where((given >= 0) & (at >= reached), given, guess)
+
+
+def _is_open(now: Windows, count: int, end: jax.Array | int | None) -> jax.Array:
+    """Which rows have tokens to sample, bool [B]."""
+    open_rows = now.done < count
+    if end is not None:
+        right = jnp.arange(count) < now.done[:, None]
+        open_rows &= ~jnp.any((now.line[:, 1 : 1 + count] == end) & right, axis=1)
+    return open_rows
 
 
 def in_windows(

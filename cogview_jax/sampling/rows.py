@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cogview_jax.models.linear import matvec_parts, matvec_product, split_for_cores
+from cogview_jax.models.linear import matvec_product
 from cogview_jax.models.transformer import Cache, Transformer, cached_forward
 from cogview_jax.runtime.random_key import GENERATOR
-from cogview_jax.sampling.decode import Sequences
+from cogview_jax.sampling.decode import Sequences, split_weights
 from cogview_jax.sampling.filters import RowSettings, guided, sample_token
 
 
@@ -181,9 +181,7 @@ def _sampler(
 
     See `advance` for the arguments. What the function returns is the cache and int32 [size, W].
     """
-    table = params["word_embedding"][first:last].astype(model.policy.compute)
-    parts = matvec_parts(size, model.programs.platform)
-    params, head = split_for_cores(params, parts), jnp.array_split(table, parts)
+    params, head = split_weights(params, size, model=model, first=first, last=last)
     some = jax.tree.map(lambda leaf: leaf[:size], rows)
     roots = jax.random.wrap_key_data(some.keys, impl=GENERATOR)
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
