@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.manifest import find_damage, hashed, write_manifest
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.data.remote.bucket_lock import BucketLock
 from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
@@ -61,11 +61,12 @@ def test_two_hosts_go_on_as_the_unbroken_run(root, chain, tmp_path):
     assert parts[0] & parts[1] == set()
     assert parts[0] | parts[1] == {*names_in(last)} - {"manifest.json"}
 
-    here, expected = Bundle(there / "bundle"), Bundle(tmp_path / "whole" / "bundle")
-    assert here.step == expected.step == 6
-    made, wanted = (jax.tree.leaves(each.codec().params) for each in (here, expected))
-    for pair in zip(made, wanted, strict=True):
-        np.testing.assert_array_equal(*pair)
+    for name, step in (("bundle", 6), ("checkpoints/8", 8)):
+        here, expected = open_bundle(there / name), open_bundle(tmp_path / "whole" / name)
+        assert here.step == expected.step == step
+        made, wanted = (jax.tree.leaves(each.codec().params) for each in (here, expected))
+        for pair in zip(made, wanted, strict=True):
+            np.testing.assert_array_equal(*pair)
 
 
 # ---- hosts as threads
