@@ -108,9 +108,10 @@ def held_workdir(given: str) -> Iterator[Workdir]:
                 upload.leave()
                 raise
             except BaseException:
-                # Of several hosts the others may know nothing of it, and are not waited for.
-                if share.leads:
-                    (_finished_after_error if share.whole else WorkdirUpload.leave)(upload)
+                if not share.whole:  # the other hosts may know nothing of it: nobody waits for them
+                    upload.leave()
+                elif share.leads:
+                    _finished_after_error(upload)
                 raise
         sync.all_gather("ended", True)  # what the others write is written
         sync.together(upload.finish, share.leads)

@@ -174,7 +174,8 @@ class Workdir:
         if not self.config.exists():
             raise InputError(
                 f"process {jax.process_index()} on {host_name()} does not see {self.config}, which"
-                " process 0 wrote: --workdir must be on a file system that all hosts share"
+                " process 0 wrote: --workdir must be on a file system that all hosts share, or in a"
+                " bucket"
             )
 
 

@@ -65,6 +65,9 @@ class WorkdirUpload:
         #: What is being sent, a folder and its marker, and the files of it that were sent.
         self._sending: tuple[str, str] = "", ""
         self._sent: set[str] = set()
+        #: By their markers: folders that lacked files of a host, which may just have been committed
+        #: or deleted there; and those that are never copied.
+        self._lacking: set[str] = set()
         self._unfit: set[str] = set()
 
     def start(self) -> None:
@@ -82,8 +85,11 @@ class WorkdirUpload:
             SystemFault: it cannot be copied there now.
         """
         with waiting(f"copying {folder} to {self._copy.address}"):
-            while self._there.committed.get(folder) != self._copy.committed().get(folder):
-                if self._failing or not self._thread.is_alive():
+            while (marker := self._copy.committed().get(folder, b"")) and (
+                self._there.committed.get(folder) != marker
+            ):
+                unfit = hashlib.sha256(marker).hexdigest() in self._unfit
+                if unfit or self._failing or not self._thread.is_alive():
                     raise SystemFault(f"{self._copy.address}: {folder} could not be copied there")
                 time.sleep(0.1)
 
@@ -192,8 +198,10 @@ class WorkdirUpload:
             if None in parts:
                 return
             if sum(here for here, _ in parts) < parts[0][1]:
-                self._unfit.add(marker)
-                log(f"{self._copy.address}: {folder} lacks files of a host: it is not copied")
+                if marker in self._lacking:
+                    self._unfit.add(marker)
+                    log(f"{self._copy.address}: {folder} lacks files of a host: it is not copied")
+                self._lacking.add(marker)
                 return
             if self._sending != (folder, marker):
                 self._first(lambda: self._clear(folder))

@@ -52,7 +52,7 @@ def test_usage_of_the_tpu_script_is_its_comment():
     result = subprocess.run(["bash", LAUNCH / "tpu_pod.sh"], capture_output=True, text=True)
     lines = result.stdout.splitlines()
     assert lines[0].startswith("Trains on a Cloud TPU pod slice")
-    assert lines[-1].endswith("slice of one host (docs/guides/remote_workdirs.md).")
+    assert lines[-1].endswith("or a Filestore at the same path on every host.")
 
 
 def test_the_tpu_script_starts_the_supervisor_on_every_host(tmp_path):

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from cogview_jax.checkpoints.bundle import Bundle
 from cogview_jax.checkpoints.manifest import find_damage, hashed, write_manifest
+from cogview_jax.checkpoints.step_bundle import open_bundle
 from cogview_jax.data.remote.bucket_lock import BucketLock
-from cogview_jax.runtime.errors import InputError
+from cogview_jax.runtime.errors import InputError, SystemFault
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.processes import PREEMPTED
 from cogview_jax.tasks.experiment import read_experiment
@@ -61,11 +61,12 @@ def test_two_hosts_go_on_as_the_unbroken_run(root, chain, tmp_path):
     assert parts[0] & parts[1] == set()
     assert parts[0] | parts[1] == {*names_in(last)} - {"manifest.json"}
 
-    here, expected = Bundle(there / "bundle"), Bundle(tmp_path / "whole" / "bundle")
-    assert here.step == expected.step == 6
-    made, wanted = (jax.tree.leaves(each.codec().params) for each in (here, expected))
-    for pair in zip(made, wanted, strict=True):
-        np.testing.assert_array_equal(*pair)
+    for name, step in (("bundle", 6), ("checkpoints/8", 8)):
+        here, expected = open_bundle(there / name), open_bundle(tmp_path / "whole" / name)
+        assert here.step == expected.step == step
+        made, wanted = (jax.tree.leaves(each.codec().params) for each in (here, expected))
+        for pair in zip(made, wanted, strict=True):
+            np.testing.assert_array_equal(*pair)
 
 
 # ---- hosts as threads
@@ -201,16 +202,40 @@ def test_an_upload_that_fails_on_one_host_is_tried_again_by_all(bucket, hosts, h
 def test_a_checkpoint_that_lacks_files_is_not_copied(bucket, hosts, capsys):
     hosts.train(10)
     (hosts.copies[1].folder / checkpoint("state/of1", 10)).unlink()
-    hosts.train(20)
-    (hosts.copies[1].folder / checkpoint("state/of1", 20)).write_text("1 at 10")
     hosts.train(30)
-    assert hosts.copy_up() == hosts.copy_up() == [None, None]
+    assert hosts.copy_up() == [None, None]
+    assert "lacks" not in capsys.readouterr().err, "it may have been deleted just now"
+    assert hosts.copy_up() == [None, None]
     assert [name for name in bucket.names() if name.endswith("manifest.json")] == [
         checkpoint("manifest.json", 30)
     ]
-    said = capsys.readouterr().err
-    assert f"{ADDRESS}: checkpoints/10 lacks files of a host: it is not copied" in said
-    assert f"{ADDRESS}: checkpoints/20 is damaged (state/of1: has sha256" in said
+    lacking = f"{ADDRESS}: checkpoints/10 lacks files of a host: it is not copied"
+    assert lacking in capsys.readouterr().err
+    assert hosts.copy_up() == [None, None]
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemFault, match=f"{ADDRESS}: checkpoints/10 could not be copied there"):
+        hosts.uploads[0].await_whole("checkpoints/10")
+    hosts.uploads[0].await_whole("checkpoints/30")
+
+
+def test_a_checkpoint_that_one_host_has_not_committed_yet_is_copied_later(bucket, hosts):
+    hosts.train(10)
+    place = hosts.copies[1].folder / "checkpoints" / "10"
+    place.rename(place.with_name("later"))
+    assert hosts.copy_up() == [None, None]
+    assert checkpoint("manifest.json", 10) not in bucket.names()
+    place.with_name("later").rename(place)
+    assert hosts.copy_up() == [None, None]
+    assert checkpoint("manifest.json", 10) in bucket.names()
+
+
+def test_a_checkpoint_that_is_damaged_on_one_host_is_not_copied(bucket, hosts, capsys):
+    hosts.train(10)
+    (hosts.copies[1].folder / checkpoint("state/of1", 10)).write_text("1 at 99")
+    assert hosts.copy_up() == [None, None]
+    assert checkpoint("manifest.json", 10) not in bucket.names()
+    damaged = f"{ADDRESS}: checkpoints/10 is damaged (state/of1: has sha256"
+    assert damaged in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("writes", range(1, 9))
