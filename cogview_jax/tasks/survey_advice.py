@@ -1,5 +1,6 @@
 """What a survey of the data suggests to change in a config, and what it warns of."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def advice(
         extra = copies["records"] - copies["groups"]
         found.append(
             Suggestion(
-                f"--config.data.filter.exclude={exact}",
+                f"--config.data.filter.exclude={shlex.quote(exact)}",
                 f"leaves out records with the same pixels as another: {extra:,}",
             )
         )

@@ -1,7 +1,9 @@
 """A survey of a folder: what it writes, what it suggests, and that a config takes that."""
 
+import html
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -60,7 +62,7 @@ def surveyed(config, out, count=0):
 def taken(config, suggestions):
     """The experiment of a config with the flags of all suggestions."""
     settings = config.to_dict()
-    for flag in " ".join(each["flags"] for each in suggestions).split():
+    for flag in shlex.split(" ".join(each["flags"] for each in suggestions)):
         name, value = re.fullmatch(r"--config\.([a-z_.]+)=(.*)", flag).groups()
         *sections, last = name.split(".")
         place = settings
@@ -75,7 +77,7 @@ def taken(config, suggestions):
 def whole(images, tmp_path_factory):
     """The survey of a transformer's data whose text region is too short, and its config."""
     given = config(images, layout__text_length=12, data__text__pieces=400)
-    out = tmp_path_factory.mktemp("survey") / "out"
+    out = tmp_path_factory.mktemp("survey") / "of mine"  # flags are quoted as a shell needs it
     return surveyed(given, out), given, out
 
 
@@ -83,7 +85,7 @@ def test_a_survey_is_a_folder_of_four_files(whole):
     report, _, out = whole
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     assert (out / "exact_duplicates.txt").read_text() == "copy.png\n"
-    page = (out / "survey.html").read_text(encoding="utf-8")
+    page = html.unescape((out / "survey.html").read_text(encoding="utf-8"))
     assert all(suggestion["flags"] in page for suggestion in report["suggestions"])
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert report["records"] == {"all": 32, "read": 32, "used": 31, "filtered": 0, "skipped": 1}
@@ -105,7 +107,7 @@ def test_suggestions_are_flags_that_mend_what_was_found(whole, tmp_path):
     report, given, _ = whole
     flags = " ".join(each["flags"] for each in report["suggestions"])
     assert re.search(r"--config.layout.text_length=\d+", flags)
-    assert re.search(r"--config.data.filter.exclude=\S+exact_duplicates.txt", flags)
+    assert re.search(r"--config.data.filter.exclude=.+exact_duplicates.txt", flags)
     mended = taken(given, report["suggestions"])
     settings = given.to_dict()
     settings["layout"]["text_length"] = mended.layout.text_length

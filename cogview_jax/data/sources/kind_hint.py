@@ -32,8 +32,8 @@ def kind_hint(path: str, kind: str) -> str:
     Args:
         path: as settings name data: a file, a folder, a pattern, an address, or several. Of folders
             some entries are looked at, and some of those below; of addresses the names alone.
-        kind: the kind that was chosen. If there are files of it no other is named, but instead of
-            images in a folder: other kinds have those beside them.
+        kind: the kind that was chosen. Where it has files of its own no other is named, but for
+            "folder": other kinds have images, too, beside their files.
     """
     found: dict[str, str] = {}
     for name in _names(path):

@@ -5,6 +5,7 @@ browsers (`cogview serve --study`). The report has what they have said so far: t
 score and the share of votes with confidence intervals, and how far raters agree.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,7 +120,7 @@ def table(report: Report) -> str:
             for row in rows
         ]
     if len(lines) == 1:
-        lines.append(f"nobody has rated yet: cogview serve --study {report['study']}")
+        lines.append(f"nobody has rated yet: cogview serve --study {shlex.quote(report['study'])}")
     return "\n".join(lines)
 
 
