@@ -24,6 +24,7 @@ from cogview_jax.models.kernels.block_attention import BlockAttention, CausalBlo
 from cogview_jax.models.kernels.cached_attention import CacheSpan, cached_attention
 from cogview_jax.models.kernels.fused_attention import Causal, fused_attention
 from cogview_jax.models.linear import Linear
+from cogview_jax.models.quantized_cache import QuantizedSlots
 from cogview_jax.models.remat import ATTENTION_OUTPUT, QKV
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
@@ -97,12 +98,17 @@ class KeyValues(NamedTuple):
     ) -> "KeyValues":
         """Returns the cache with `keys` and `values` in the slots index..index + T - 1."""
         return KeyValues(
-            _write(self.keys, index, keys.astype(self.keys.dtype)),
-            _write(self.values, index, values.astype(self.values.dtype)),
+            _write(self.keys, index, keys), _write(self.values, index, values)
         )
 
 
-def _write(
+def _write(cached: Any, index: jax.Array | int, new: Any) -> Any:
+    """Writes keys or values to slots, in the form in which they are kept."""
+    new = QuantizedSlots.of(new) if isinstance(cached, QuantizedSlots) else new
+    return jax.tree.map(lambda old, one: _write_array(old, index, one.astype(old.dtype)), cached, new)
+
+
+def _write_array(
     cached: Float[Array | np.ndarray, "B N S H"],
     index: jax.Array | int,
     new: Float[Array | np.ndarray, "B N T H"],
@@ -133,6 +139,8 @@ def attention_scores(
     The queries are divided before the product, so that no product is large.
     """
     queries = queries / jnp.asarray(alpha * queries.shape[-1] ** 0.5, queries.dtype)
+    if isinstance(keys, QuantizedSlots):
+        return keys.scores(queries).astype(dtype)
     return jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=dtype)
 
 
@@ -259,8 +267,13 @@ class Attention(nn.Module):
             self.sow(ATTENTION_WEIGHTS, "weights", weights)
         if (key := self._dropout_key()) is not None:
             weights = dropout(weights, self.dropout, key)
-        y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.policy.compute), cache.values)
-        return checkpoint_name(rearrange(y, "b t n h -> b t (n h)"), ATTENTION_OUTPUT)
+        if isinstance(cache.values, QuantizedSlots):
+            y = rearrange(cache.values.average(weights), "b n t h -> b t (n h)")
+        else:
+            weights = weights.astype(self.policy.compute)
+            y = jnp.einsum("bnts,bnsh->btnh", weights, cache.values)
+            y = rearrange(y, "b t n h -> b t (n h)")
+        return checkpoint_name(y, ATTENTION_OUTPUT)
 
     def _attend_blocks(
         self, queries: Float[Array, "B N T H"], cache: LayerCache, pattern: CausalBlocks

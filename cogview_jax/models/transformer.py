@@ -31,6 +31,7 @@ from cogview_jax.models.kernels.fused_attention import Causal
 from cogview_jax.models.kernels.token_step import ROWS, token_step
 from cogview_jax.models.linear import matmul
 from cogview_jax.models.pivots import draw_regions
+from cogview_jax.models.quantized_cache import QuantizedSlots
 from cogview_jax.models.remat import checkpoint_policy
 from cogview_jax.models.sparse_attention import (
     CachedRegions,
@@ -304,10 +305,13 @@ def empty_cache(
     Raises:
         InputError: the model has sparse attention and there are no pivots.
     """
-    config, dtype = model.config, model.policy.compute
+    config, dtype, platform = model.config, model.policy.compute, model.programs.platform
+    in_8_bits = model.policy.int8_kernels and not config.sparse and platform == "cpu"
 
     def empty(slots: int) -> KeyValues:
         shape = (batch, config.heads, slots, config.head_width)
+        if in_8_bits:
+            return KeyValues(QuantizedSlots.empty(shape), QuantizedSlots.empty(shape))
         return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     if not config.sparse:
