@@ -140,9 +140,7 @@ def compare_logits(bundle: str) -> None:
     for query, sampled in zip(queries, codes, strict=True):
         row = np.concatenate([query, sampled.ravel()])
         whole = [model.logits(row[None])[0] for model in (exact, small)]
-        for found, logits in zip(
-            forms.values(), (*whole, cached_logits(small, row)), strict=True
-        ):
+        for found, logits in zip(forms.values(), (*whole, cached_logits(small, row)), strict=True):
             found.append(logits[len(query) - 1 : -1, first:last])
     wide, *others = map(jnp.stack, forms.values())
     share = jax.nn.softmax(wide)

@@ -16,7 +16,7 @@ import numpy as np
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 from cogview_jax.models.activation_max import sow_max
 from cogview_jax.models.dropout import dropout
@@ -43,12 +43,12 @@ class LayerCache(Protocol):
     """The cache of one layer: `KeyValues`, or `PivotCache` of sparse attention."""
 
     @property
-    def keys(self) -> Float[Array, "B N S H"]:
-        """The keys of all slots."""
+    def keys(self) -> Any:
+        """The keys of all slots: float [B, N, S, H], or `QuantizedSlots`."""
 
     @property
-    def values(self) -> Float[Array, "B N S H"]:
-        """The values of all slots."""
+    def values(self) -> Any:
+        """The values of all slots, in the same form."""
 
     def write(
         self,
@@ -85,10 +85,13 @@ AttentionPattern = jax.Array | np.ndarray | Causal | CausalBlocks | CacheSpan | 
 
 
 class KeyValues(NamedTuple):
-    """The cache of one layer. No query sees the slots that have not been written."""
+    """The cache of one layer. No query sees the slots that have not been written.
 
-    keys: Float[Array, "B N S H"]
-    values: Float[Array, "B N S H"]
+    Keys and values are arrays, or both are in 8 bits (`models.quantized_cache`).
+    """
+
+    keys: Any  # Float[Array, "B N S H"] | QuantizedSlots
+    values: Any
 
     def write(
         self,
@@ -97,22 +100,26 @@ class KeyValues(NamedTuple):
         values: Float[Array | np.ndarray, "B N T H"],
     ) -> "KeyValues":
         """Returns the cache with `keys` and `values` in the slots index..index + T - 1."""
-        return KeyValues(
-            _write(self.keys, index, keys), _write(self.values, index, values)
-        )
+        return KeyValues(_write(self.keys, index, keys), _write(self.values, index, values))
 
 
-def _write(cached: Any, index: jax.Array | int, new: Any) -> Any:
-    """Writes keys or values to slots, in the form in which they are kept."""
-    new = QuantizedSlots.of(new) if isinstance(cached, QuantizedSlots) else new
-    return jax.tree.map(lambda old, one: _write_array(old, index, one.astype(old.dtype)), cached, new)
+def _write(
+    cached: Float[Array | np.ndarray, "B N S H"] | QuantizedSlots,
+    index: jax.Array | int,
+    new: Float[Array | np.ndarray, "B N T H"],
+) -> Any:
+    """Writes keys or values to slots, in the form of those that are cached."""
+    if isinstance(cached, QuantizedSlots):
+        parts = zip(cached, QuantizedSlots.of(new), strict=True)
+        return QuantizedSlots(*(_write_array(old, index, part) for old, part in parts))
+    return _write_array(cached, index, new.astype(cached.dtype))
 
 
 def _write_array(
-    cached: Float[Array | np.ndarray, "B N S H"],
+    cached: Num[Array | np.ndarray, "B N S _"],
     index: jax.Array | int,
-    new: Float[Array | np.ndarray, "B N T H"],
-) -> Float[Array, "B N S H"]:
+    new: Num[Array | np.ndarray, "B N T _"],
+) -> Num[Array, "B N S _"]:
     if jnp.ndim(index):
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
         return jax.vmap(write)(cached, new, index)
@@ -130,7 +137,7 @@ def causal_mask(length: int) -> Bool[Array, "{length} {length}"]:
 
 def attention_scores(
     queries: Float[Array | np.ndarray, "B N T H"],
-    keys: Float[Array | np.ndarray, "B N S H"],
+    keys: Float[Array | np.ndarray, "B N S H"] | QuantizedSlots,
     alpha: float,
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "B N T S"]:
@@ -268,12 +275,10 @@ class Attention(nn.Module):
         if (key := self._dropout_key()) is not None:
             weights = dropout(weights, self.dropout, key)
         if isinstance(cache.values, QuantizedSlots):
-            y = rearrange(cache.values.average(weights), "b n t h -> b t (n h)")
+            y = jnp.swapaxes(cache.values.average(weights), 1, 2).astype(self.policy.compute)
         else:
-            weights = weights.astype(self.policy.compute)
-            y = jnp.einsum("bnts,bnsh->btnh", weights, cache.values)
-            y = rearrange(y, "b t n h -> b t (n h)")
-        return checkpoint_name(y, ATTENTION_OUTPUT)
+            y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.policy.compute), cache.values)
+        return checkpoint_name(rearrange(y, "b t n h -> b t (n h)"), ATTENTION_OUTPUT)
 
     def _attend_blocks(
         self, queries: Float[Array, "B N T H"], cache: LayerCache, pattern: CausalBlocks

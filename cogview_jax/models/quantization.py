@@ -157,6 +157,6 @@ def _in_units(
     x: Float[Array | np.ndarray, "*B D"],
 ) -> tuple[Float[Array, "*B D"], Float[Array, "*B 1"]]:
     """Rows in units of 1/127 of their largest magnitude, and the unit of each."""
-    rows = x.astype(jnp.float32)
+    rows = jnp.asarray(x, jnp.float32)
     unit = jnp.max(jnp.abs(rows), axis=-1, keepdims=True) / LARGEST
     return rows / jnp.where(unit > 0, unit, 1), unit

@@ -9,7 +9,6 @@ Legend: B batch, T query positions, S slots, N heads, H head width.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8

@@ -305,12 +305,11 @@ def empty_cache(
     Raises:
         InputError: the model has sparse attention and there are no pivots.
     """
-    config, dtype, platform = model.config, model.policy.compute, model.programs.platform
-    in_8_bits = model.policy.int8_kernels and not config.sparse and platform == "cpu"
+    config, dtype = model.config, model.policy.compute
 
     def empty(slots: int) -> KeyValues:
         shape = (batch, config.heads, slots, config.head_width)
-        if in_8_bits:
+        if model.programs.int8_cache:
             return KeyValues(QuantizedSlots.empty(shape), QuantizedSlots.empty(shape))
         return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
