@@ -76,7 +76,7 @@ def test_an_average_is_of_what_the_integers_stand_for():
 @pytest.mark.parametrize("index", [3, np.array([3, 7])], ids=["one", "each row by itself"])
 @pytest.mark.parametrize("rows", [1, B])
 def test_writing_rounds_what_is_new_and_changes_nothing_else(index, rows):
-    index = index[:rows] if np.ndim(index) else index
+    index = jnp.asarray(index[:rows]) if np.ndim(index) else index
     old, new = random(B, N, S, H)[:rows], random(B, N, 2, H)[:rows]
     cache = KeyValues(QuantizedSlots.of(old), QuantizedSlots.of(2 * old)).write(index, new, -new)
     expected = old.copy()
