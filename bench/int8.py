@@ -91,18 +91,18 @@ def time_pairs(layers: int | None, batches: list[int], contexts: list[int], pair
     config = dataclasses.replace(MODELS["tutorial"], dropout=0.0)
     config = dataclasses.replace(config, layers=layers or config.layers)
     vocabulary = Vocabulary()
-    wide, narrow = (
+    models = [
         Transformer(config, vocabulary.size, POSITIONS, policy_of(name), vocabulary=vocabulary)
         for name in ("float32", "int8")
-    )
-    exact = random_params(wide)
+    ]
+    exact = random_params(models[0])
     small = quantized(exact)
     print(f"jax {jax.__version__}; weights {size(small) / 1e6:.0f} of {size(exact) / 1e6:.0f} MB")
     for context in contexts:
         for batch in batches:
             both = [
                 Sampler(model, params, batch, context, pairs)
-                for model, params in ((wide, exact), (narrow, small))
+                for model, params in zip(models, (exact, small), strict=True)
             ]
             bytes_of_cache = [size(sampler.state.cache) / 1e6 for sampler in both]
             for _ in range(pairs):
