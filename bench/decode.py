@@ -81,18 +81,20 @@ def random_params(model: Transformer) -> dict[str, Any]:
     return rest | {"blocks": blocks}
 
 
-def bytes_a_step(
-    model: Transformer, codes: int, batch: int, context: int, kernel_bytes: int | None = None
-) -> int:
+def bytes_a_step(model: Transformer, codes: int, batch: int, context: int) -> int:
     """Returns the bytes of weights, head and caches that one token for each row has to read.
 
-    An entry of a kernel has `kernel_bytes`, by default as many as the arithmetic's type.
+    An entry has as many as the arithmetic's type. In 8 bits, one of a kernel or a cache has one,
+    and each head has a scale of four for the key and for the value of a token.
     """
     config, size = model.config, jnp.dtype(model.policy.compute).itemsize
     kernels = config.layers * (4 + 2 * config.mlp_ratio) * config.width**2
     head = codes * config.width
-    cache = 2 * config.layers * config.width * context
-    return kernels * (kernel_bytes or size) + size * (head + batch * cache)
+    entry = 1 if model.policy.int8_kernels else size
+    token = config.width * size
+    if model.programs.int8_cache:
+        token = config.width + 4 * config.heads
+    return kernels * entry + head * size + batch * 2 * config.layers * context * token
 
 
 def prefilled(

@@ -107,6 +107,7 @@ def cogview_decode(sizes: Sizes) -> Contender:
     from bench.int8 import quantized
     from cogview_jax.models.config import TransformerConfig
     from cogview_jax.models.transformer import Transformer
+    from cogview_jax.runtime.precision import policy_of
     from cogview_jax.sampling.decode import decode
     from cogview_jax.sampling.filters import row_settings
     from cogview_jax.sampling.options import SamplingConfig
@@ -114,17 +115,23 @@ def cogview_decode(sizes: Sizes) -> Contender:
 
     vocabulary = Vocabulary(sizes.codes, sizes.text)
     config = TransformerConfig(sizes.layers, sizes.width, sizes.heads, dropout=0.0)
-    model = Transformer(config, vocabulary.size, positions(sizes), vocabulary=vocabulary)
-    params = {"float32": random_params(model)}
+    models = {
+        name: Transformer(
+            config, vocabulary.size, positions(sizes), policy_of(name), vocabulary=vocabulary
+        )
+        for name in ("float32", "int8")
+    }
+    params = {"float32": random_params(models["float32"])}
     params["int8"] = quantized(params["float32"])
     sampling = SamplingConfig(temperature=float(sizes.top_k > 0), top_k=sizes.top_k)
-    room = room_of_sampling(model, sizes.context, sizes.count)
+    room = room_of_sampling(models["float32"], sizes.context, sizes.count)
     ready: dict[str, Any] = {}
     shared: dict[tuple[str, bool], Any] = {}
 
     def measure(line: str) -> tuple[Times, dict[str, Any]]:
         precision, rows = line.split()[0], int(line.split()[1])
         if line not in ready:
+            model = models[precision]
             own, *rest = prefilled(model, params[precision], rows, sizes.context, room)
             # One row multiplies whole matrices, and several rows parts, which they all share.
             ready[line] = (shared.setdefault((precision, rows > 1), own), *rest)
@@ -137,8 +144,7 @@ def cogview_decode(sizes: Sizes) -> Contender:
                 decode(own, sequences, settings=settings, count=sizes.count, **options)
             )
         )
-        kernel = {"float32": 4, "int8": 1}[precision]
-        work = bytes_a_step(model, sizes.codes, rows, sizes.context, kernel)
+        work = bytes_a_step(models[precision], sizes.codes, rows, sizes.context)
         return per_token(times, sizes.count), {"work": work}
 
     # XLA reads each part with one thread.

@@ -1,12 +1,12 @@
-"""Compares sampling with kernels in 8 bits with float32 on this machine, in pairs.
+"""Compares sampling with kernels and cache in 8 bits with float32 on this machine, in pairs.
 
     python -m bench.int8 [--batches 1,4] [--contexts 64,1000] [--pairs N] [--layers N]
     python -m bench.int8 --bundle BUNDLE
 
-The first form times the tutorial model with random weights: calls of `decode` in float32 and with
-int8 kernels in turns, by the clock and by processor time, which other work on the machine changes
-less. A ratio is the median over all pairs. The second form compares the logits of a bundle at codes
-that it samples, and the bytes of its weights.
+The first form times the tutorial model with random weights: calls of `decode` in float32 and in 8
+bits in turns, by the clock and by processor time, which other work on the machine changes less. A
+ratio is the median over all pairs. The second form compares the logits of a bundle at codes that it
+samples, with its kernels in 8 bits and with its cache too, and the bytes of its weights.
 """
 
 import argparse
@@ -24,7 +24,15 @@ import cogview_jax
 from bench.decode import MODELS, POSITIONS, prefilled, random_params
 from cogview_jax.models.linear import TRANSPOSED
 from cogview_jax.models.quantization import KERNEL_SCALE, TABLE_TYPE, quantize_kernels
-from cogview_jax.models.transformer import Transformer
+from cogview_jax.models.transformer import (
+    Transformer,
+    cached_forward,
+    empty_cache,
+    logits_of,
+    without_blocks,
+)
+from cogview_jax.pipeline.cogview import CogView
+from cogview_jax.runtime.precision import policy_of
 from cogview_jax.sampling.decode import decode
 from cogview_jax.sampling.filters import row_settings
 from cogview_jax.sampling.options import SamplingConfig
@@ -83,17 +91,25 @@ def time_pairs(layers: int | None, batches: list[int], contexts: list[int], pair
     config = dataclasses.replace(MODELS["tutorial"], dropout=0.0)
     config = dataclasses.replace(config, layers=layers or config.layers)
     vocabulary = Vocabulary()
-    model = Transformer(config, vocabulary.size, POSITIONS, vocabulary=vocabulary)
-    exact = random_params(model)
+    models = [
+        Transformer(config, vocabulary.size, POSITIONS, policy_of(name), vocabulary=vocabulary)
+        for name in ("float32", "int8")
+    ]
+    exact = random_params(models[0])
     small = quantized(exact)
     print(f"jax {jax.__version__}; weights {size(small) / 1e6:.0f} of {size(exact) / 1e6:.0f} MB")
     for context in contexts:
         for batch in batches:
-            both = [Sampler(model, params, batch, context, pairs) for params in (exact, small)]
+            both = [
+                Sampler(model, params, batch, context, pairs)
+                for model, params in zip(models, (exact, small), strict=True)
+            ]
+            bytes_of_cache = [size(sampler.state.cache) / 1e6 for sampler in both]
             for _ in range(pairs):
                 for sampler in both:
                     sampler.call()
-            line = f"{batch} rows, context {context}:"
+            line = f"{batch} rows, context {context}: cache {bytes_of_cache[1]:.1f} of"
+            line += f" {bytes_of_cache[0]:.1f} MB"
             for name in ("clock", "processor"):
                 wide, narrow = (getattr(sampler, name) for sampler in both)
                 ratio = statistics.median(a / b for a, b in zip(wide, narrow, strict=True))
@@ -103,28 +119,41 @@ def time_pairs(layers: int | None, batches: list[int], contexts: list[int], pair
             print(line, flush=True)
 
 
+def cached_logits(model: CogView, row: np.ndarray) -> jax.Array:
+    """Returns the logits of a row's places, float32 [T, V], through a cache as in sampling."""
+    transformer, params = model.parts.engine.model, model.parts.engine.params
+    tokens, cache = row[None], empty_cache(transformer, 1, len(row))
+    seen, positions = np.ones(tokens.shape, bool), np.arange(len(row))[None]
+    hidden, _ = cached_forward(transformer, params, tokens, positions, seen, cache, 0)
+    return logits_of(without_blocks(params), hidden, model=transformer)[0]
+
+
 def compare_logits(bundle: str) -> None:
-    """Prints how far a bundle's logits with int8 kernels are from those in float32."""
+    """Prints how far a bundle's logits in 8 bits are from those in float32."""
     exact, small = cogview_jax.load(bundle), cogview_jax.load(bundle, dtype="int8")
+    sizes = [size(model.parts.transformer.params) for model in (small, exact)]
+    print(f"weights {sizes[0] / 1e6:.2f} of {sizes[1] / 1e6:.2f} MB ({sizes[0] / sizes[1]:.3f})")
     first, last = exact.layout.allowed("image")
     codes = exact.generate_codes(PROMPTS, 1, 0, sampling=SamplingConfig())[:, 0]
     queries = exact.generation.prompt_rows(PROMPTS).values()
-    pairs = []
+    forms = {"float32": [], "kernels in 8 bits": [], "kernels and cache": []}
     for query, sampled in zip(queries, codes, strict=True):
-        row = np.concatenate([query, sampled.ravel()])[None]
-        at = slice(len(query) - 1, -1)
-        pairs.append([model.logits(row)[0, at, first:last] for model in (exact, small)])
-    wide, narrow = (jnp.stack(logits) for logits in zip(*pairs, strict=True))
-    error = (narrow - wide) / wide.std()
+        row = np.concatenate([query, sampled.ravel()])
+        whole = [model.logits(row[None])[0] for model in (exact, small)]
+        for found, logits in zip(forms.values(), (*whole, cached_logits(small, row)), strict=True):
+            found.append(logits[len(query) - 1 : -1, first:last])
+    wide, *others = map(jnp.stack, forms.values())
     share = jax.nn.softmax(wide)
-    divergence = jnp.sum(share * (jax.nn.log_softmax(wide) - jax.nn.log_softmax(narrow)), axis=-1)
-    sizes = [size(model.parts.transformer.params) for model in (small, exact)]
-    print(
-        f"weights {sizes[0] / 1e6:.2f} of {sizes[1] / 1e6:.2f} MB ({sizes[0] / sizes[1]:.3f});"
-        f" {divergence.size} codes: logit error of a standard deviation {jnp.abs(error).max():.3f}"
-        f" at most, {jnp.sqrt(jnp.mean(error**2)):.4f} rms; same likeliest code"
-        f" {jnp.mean(wide.argmax(-1) == narrow.argmax(-1)):.1%}; KL {divergence.mean():.1e} nats"
-    )
+    for name, narrow in zip([*forms][1:], others, strict=True):
+        error = (narrow - wide) / wide.std()
+        change = jax.nn.log_softmax(wide) - jax.nn.log_softmax(narrow)
+        divergence = jnp.sum(share * change, axis=-1)
+        print(
+            f"{name}, {divergence.size} codes: logit error of a standard deviation"
+            f" {jnp.abs(error).max():.3f} at most, {jnp.sqrt(jnp.mean(error**2)):.4f} rms; same"
+            f" likeliest code {jnp.mean(wide.argmax(-1) == narrow.argmax(-1)):.1%};"
+            f" KL {divergence.mean():.1e} nats"
+        )
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 from cogview_jax.models.activation_max import sow_max
 from cogview_jax.models.dropout import dropout
@@ -24,6 +24,7 @@ from cogview_jax.models.kernels.block_attention import BlockAttention, CausalBlo
 from cogview_jax.models.kernels.cached_attention import CacheSpan, cached_attention
 from cogview_jax.models.kernels.fused_attention import Causal, fused_attention
 from cogview_jax.models.linear import Linear
+from cogview_jax.models.quantized_cache import QuantizedSlots
 from cogview_jax.models.remat import ATTENTION_OUTPUT, QKV
 from cogview_jax.runtime.precision import FLOAT32, Policy
 from cogview_jax.runtime.sharding import constrain
@@ -42,12 +43,12 @@ class LayerCache(Protocol):
     """The cache of one layer: `KeyValues`, or `PivotCache` of sparse attention."""
 
     @property
-    def keys(self) -> Float[Array, "B N S H"]:
-        """The keys of all slots."""
+    def keys(self) -> Any:
+        """The keys of all slots: float [B, N, S, H], or `QuantizedSlots`."""
 
     @property
-    def values(self) -> Float[Array, "B N S H"]:
-        """The values of all slots."""
+    def values(self) -> Any:
+        """The values of all slots, in the same form."""
 
     def write(
         self,
@@ -84,10 +85,13 @@ AttentionPattern = jax.Array | np.ndarray | Causal | CausalBlocks | CacheSpan | 
 
 
 class KeyValues(NamedTuple):
-    """The cache of one layer. No query sees the slots that have not been written."""
+    """The cache of one layer. No query sees the slots that have not been written.
 
-    keys: Float[Array, "B N S H"]
-    values: Float[Array, "B N S H"]
+    Keys and values are arrays, or both are in 8 bits (`models.quantized_cache`).
+    """
+
+    keys: Any  # Float[Array, "B N S H"] | QuantizedSlots
+    values: Any
 
     def write(
         self,
@@ -96,17 +100,26 @@ class KeyValues(NamedTuple):
         values: Float[Array | np.ndarray, "B N T H"],
     ) -> "KeyValues":
         """Returns the cache with `keys` and `values` in the slots index..index + T - 1."""
-        return KeyValues(
-            _write(self.keys, index, keys.astype(self.keys.dtype)),
-            _write(self.values, index, values.astype(self.values.dtype)),
-        )
+        return KeyValues(_write(self.keys, index, keys), _write(self.values, index, values))
 
 
 def _write(
-    cached: Float[Array | np.ndarray, "B N S H"],
+    cached: Float[Array | np.ndarray, "B N S H"] | QuantizedSlots,
     index: jax.Array | int,
     new: Float[Array | np.ndarray, "B N T H"],
-) -> Float[Array, "B N S H"]:
+) -> Any:
+    """Writes keys or values to slots, in the form of those that are cached."""
+    if isinstance(cached, QuantizedSlots):
+        parts = zip(cached, QuantizedSlots.of(new), strict=True)
+        return QuantizedSlots(*(_write_array(old, index, part) for old, part in parts))
+    return _write_array(cached, index, new.astype(cached.dtype))
+
+
+def _write_array(
+    cached: Num[Array | np.ndarray, "B N S _"],
+    index: jax.Array | int,
+    new: Num[Array | np.ndarray, "B N T _"],
+) -> Num[Array, "B N S _"]:
     if jnp.ndim(index):
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
         return jax.vmap(write)(cached, new, index)
@@ -124,7 +137,7 @@ def causal_mask(length: int) -> Bool[Array, "{length} {length}"]:
 
 def attention_scores(
     queries: Float[Array | np.ndarray, "B N T H"],
-    keys: Float[Array | np.ndarray, "B N S H"],
+    keys: Float[Array | np.ndarray, "B N S H"] | QuantizedSlots,
     alpha: float,
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "B N T S"]:
@@ -133,6 +146,8 @@ def attention_scores(
     The queries are divided before the product, so that no product is large.
     """
     queries = queries / jnp.asarray(alpha * queries.shape[-1] ** 0.5, queries.dtype)
+    if isinstance(keys, QuantizedSlots):
+        return keys.scores(queries).astype(dtype)
     return jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=dtype)
 
 
@@ -259,7 +274,10 @@ class Attention(nn.Module):
             self.sow(ATTENTION_WEIGHTS, "weights", weights)
         if (key := self._dropout_key()) is not None:
             weights = dropout(weights, self.dropout, key)
-        y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.policy.compute), cache.values)
+        if isinstance(cache.values, QuantizedSlots):
+            y = jnp.swapaxes(cache.values.average(weights), 1, 2).astype(self.policy.compute)
+        else:
+            y = jnp.einsum("bnts,bnsh->btnh", weights.astype(self.policy.compute), cache.values)
         return checkpoint_name(rearrange(y, "b t n h -> b t (n h)"), ATTENTION_OUTPUT)
 
     def _attend_blocks(

@@ -51,12 +51,14 @@ class Implementation:
             programs that are the same on every platform.
         interpret: whether kernels run as operations of XLA, which is slow but works on any
             platform.
+        int8_cache: whether keys and values are cached in 8 bits (`models.quantized_cache`).
     """
 
     attention: str
     decoding: str
     platform: str
     interpret: bool = False
+    int8_cache: bool = False
 
     @property
     def fused(self) -> bool:
@@ -98,6 +100,7 @@ def choose_implementation(
         _resolve("attention", wanted.attention, attention, device, policy),
         _resolve("decoding", wanted.decoding, decoding, device, policy),
         device.platform,
+        int8_cache=policy.int8_kernels and device.platform == "cpu" and not config.sparse,
     )
 
 

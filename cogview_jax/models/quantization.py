@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Int8, Int32
 
 #: The parameter beside a kernel of int8: float32, of the shape of the kernel's output.
 KERNEL_SCALE = "kernel_scale"
@@ -115,17 +115,48 @@ def integer_product(
 
     The sums are exact in int32 up to D = 133,000, so a row's result depends on that row alone.
     """
-    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    unit = jnp.max(jnp.abs(rows), axis=1, keepdims=True) / LARGEST
-    units = rows / jnp.where(unit > 0, unit, 1)
-    high = jnp.round(units)
-    low = jnp.round((units - high) * (2 * LARGEST))
-    both = jnp.concatenate([high, low]).astype(jnp.int8)
+    halves, unit = split_in_halves(x.reshape(-1, x.shape[-1]))
     over_width = (((1,), (1,)), ((), ()))
     columns = [
-        jax.lax.dot_general(part, both, over_width, preferred_element_type=jnp.int32)
+        jax.lax.dot_general(part, halves, over_width, preferred_element_type=jnp.int32)
         for part in parts
     ]
-    high, low = jnp.split(jnp.concatenate(columns).T.astype(jnp.float32), 2)
-    y = (high + low / (2 * LARGEST)) * unit * scale.reshape(-1)
+    y = join_halves(jnp.concatenate(columns).T) * unit * scale.reshape(-1)
     return y.astype(dtype).reshape(*x.shape[:-1], -1)
+
+
+def split_in_halves(
+    x: Float[Array | np.ndarray, "*B R D"],
+) -> tuple[Int8[Array, "*B twice_R D"], Float[Array, "*B R 1"]]:
+    """Splits every value of x into two int8 numbers, as high + low / 254 units.
+
+    Returns:
+        The high numbers of all rows, then the low ones, and the unit of each row.
+    """
+    units, unit = _in_units(x)
+    high = jnp.round(units)
+    low = jnp.round((units - high) * (2 * LARGEST))
+    return jnp.concatenate([high, low], axis=-2).astype(jnp.int8), unit
+
+
+def join_halves(sums: Int32[Array, "*B twice_R F"]) -> Float[Array, "*B R F"]:
+    """Joins the products of both numbers of `split_in_halves`, in units of each row."""
+    high, low = jnp.split(sums.astype(jnp.float32), 2, axis=-2)
+    return high + low / (2 * LARGEST)
+
+
+def quantize_rows(
+    x: Float[Array | np.ndarray, "*B D"],
+) -> tuple[Int8[Array, "*B D"], Float[Array, "*B 1"]]:
+    """Rounds rows to 8 bits, each with a scale of its own; a row of zeros has scale 0."""
+    units, unit = _in_units(x)
+    return jnp.round(units).astype(jnp.int8), unit
+
+
+def _in_units(
+    x: Float[Array | np.ndarray, "*B D"],
+) -> tuple[Float[Array, "*B D"], Float[Array, "*B 1"]]:
+    """Rows in units of 1/127 of their largest magnitude, and the unit of each."""
+    rows = jnp.asarray(x, jnp.float32)
+    unit = jnp.max(jnp.abs(rows), axis=-1, keepdims=True) / LARGEST
+    return rows / jnp.where(unit > 0, unit, 1), unit

@@ -31,6 +31,7 @@ from cogview_jax.models.kernels.fused_attention import Causal
 from cogview_jax.models.kernels.token_step import ROWS, token_step
 from cogview_jax.models.linear import matmul
 from cogview_jax.models.pivots import draw_regions
+from cogview_jax.models.quantized_cache import QuantizedSlots
 from cogview_jax.models.remat import checkpoint_policy
 from cogview_jax.models.sparse_attention import (
     CachedRegions,
@@ -308,6 +309,8 @@ def empty_cache(
 
     def empty(slots: int) -> KeyValues:
         shape = (batch, config.heads, slots, config.head_width)
+        if model.programs.int8_cache:
+            return KeyValues(QuantizedSlots.empty(shape), QuantizedSlots.empty(shape))
         return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     if not config.sparse:

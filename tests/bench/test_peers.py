@@ -55,10 +55,11 @@ def test_both_sides_decode_in_turns(monkeypatch, tmp_path, capsys):
     run(monkeypatch, "decode", *flags, "--out", str(out))
     result = json.loads(out.read_text())
     assert [row["name"] for row in result["rows"]] == ["float32 3", "int8 3"]
-    # By hand: 12 kernels of 64 x 64, a head of 128 ids, and keys and values of 8 tokens a row.
-    kernels, others = 12 * 64 * 64, 128 * 64 + 3 * 2 * 8 * 64
+    # By hand: 12 kernels of 64 x 64, a head of 128 ids, and keys and values of 8 tokens a row,
+    # which in 8 bits have a scale of four bytes each.
+    kernels, head, cached = 12 * 64 * 64, 128 * 64, 3 * 2 * 8
     work = [row["ours"]["answers"][0]["work"] for row in result["rows"]]
-    assert work == [4 * (kernels + others), kernels + 4 * others]
+    assert work == [4 * (kernels + head + cached * 64), kernels + 4 * head + cached * (64 + 4)]
     for row in result["rows"]:
         times = [each["seconds"] for each in row["ours"]["answers"]]
         assert len(times) == 2
