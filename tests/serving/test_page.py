@@ -170,6 +170,17 @@ def test_an_image_is_completed_from_its_upper_part(page, models):
 
 
 @needs_browser
+def test_the_best_of_candidates_are_shown_once_they_are_chosen(page, models):
+    page.run("document.querySelector('#settings').open = true")
+    page.fill("#candidates", "3")
+    generate(page, n=2)
+    own = np.stack(list(map(np.asarray, models.base.generate([PROMPTS[0]], 6, seed=5)[0])))
+    best = np.argsort(models.scorer.score(own, [PROMPTS[0]] * 6), kind="stable")[:2]
+    for item, i in zip(shown(page), best, strict=True):
+        np.testing.assert_array_equal(pixels_of(item), own[i])
+
+
+@needs_browser
 def test_an_image_is_captioned_scored_magnified_and_downloaded(page, browser, models):
     generate(page, n=2)
     pixels = np.asarray(models.base.generate([PROMPTS[0]], 2, seed=5)[0][1])[None]
