@@ -217,6 +217,14 @@ def test_finetuning_differs_from_its_base_in_what_its_file_says(name, changed):
     assert {key for key in differs if not key.startswith("train.")} == changed
 
 
+def test_muon_is_where_it_was_measured():
+    """A config that builds upon another one, as finetuning does, does not inherit its rate."""
+    learn = {
+        Path(spec).name for spec in SPECS if load_config(spec).get("optimizer", {}).get("muon_lr")
+    }
+    assert learn == {"demo.py", "demo_codec.py", "emoji_codec.py:base"}
+
+
 def test_a_style_is_learned_with_one_text():
     """Text and number of models of the paper's Style Learning."""
     for variant in ("chinese", "oil", "sketch", "cartoon"):
