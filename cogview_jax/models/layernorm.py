@@ -114,11 +114,10 @@ class LayerNorm(nn.Module):
         """Returns what x is divided by, in a shape that broadcasts to that of |x|."""
         if self.relax == "row":
             largest = jnp.max(magnitude, axis=-1, keepdims=True)
-            # A row of zeros is divided by 1, and so is a tensor of zeros below.
+            # A row of zeros is divided by 1.
             return jnp.where(largest < jnp.finfo(largest.dtype).tiny, 1, largest)
         if valid_mask is None:
-            largest = jnp.max(magnitude)
-        else:
-            valid = jnp.where(valid_mask[..., None], magnitude, 0)
-            largest = jnp.max(valid, axis=(-2, -1), keepdims=True)
+            return jnp.max(magnitude) / 8
+        valid = jnp.where(valid_mask[..., None], magnitude, 0)
+        largest = jnp.max(valid, axis=(-2, -1), keepdims=True)
         return jnp.where(largest > 0, largest, 8) / 8
