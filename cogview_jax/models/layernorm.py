@@ -117,6 +117,7 @@ class LayerNorm(nn.Module):
             # A row of zeros is divided by 1.
             return jnp.where(largest < jnp.finfo(largest.dtype).tiny, 1, largest)
         if valid_mask is None:
+            # As in the release, a tensor of zeros gives NaN.
             return jnp.max(magnitude) / 8
         valid = jnp.where(valid_mask[..., None], magnitude, 0)
         largest = jnp.max(valid, axis=(-2, -1), keepdims=True)
