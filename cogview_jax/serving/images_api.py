@@ -33,8 +33,12 @@ async def edits(request: Request) -> Response:
     image = one_file(files, "image")
     mask = one_file(files, "mask") if files["mask"] else None
     size, pixels = service.offer.size, service.limits.pixels
-    given = uploaded_pixels(image, "image", size, pixels)
-    alpha = uploaded_alpha(mask or image, "mask" if mask else "image", size, pixels)
+
+    def decoded() -> tuple[np.ndarray, np.ndarray | None]:
+        alpha = uploaded_alpha(mask or image, "mask" if mask else "image", size, pixels)
+        return uploaded_pixels(image, "image", size, pixels), alpha
+
+    given, alpha = await service.in_thread(decoded)  # a large one takes a second
     if mask and alpha is None:
         raise ApiError(400, "mask: it leaves nothing to sample", "mask")
     kept = _kept(fields, alpha, service.offer.grid)
