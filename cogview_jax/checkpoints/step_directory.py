@@ -15,6 +15,10 @@ from cogview_jax.runtime.leftovers import remove, remove_leftovers, temporary_pa
 from cogview_jax.runtime.processes import log
 
 
+class DamagedCheckpoints(InputError):
+    """None of the checkpoints in a folder that will do is as it was written."""
+
+
 class StepDirectory:
     """The folders PATH/STEP/, one for each checkpoint. Other names are ignored."""
 
@@ -123,8 +127,8 @@ class StepDirectory:
                 first.
 
         Raises:
-            InputError: there are checkpoints, and all that will do are damaged, or one of `choices`
-                that is reached is missing.
+            DamagedCheckpoints: there are checkpoints, and all that will do are damaged.
+            InputError: one of `choices` that is reached is missing.
             SystemFault: the disk fails, so that a checkpoint can be neither trusted nor rejected.
         """
         number, damage = sync.next_number(), {}
@@ -156,12 +160,12 @@ class StepDirectory:
                 )
             return step, damage
         if choices is not None and len(choices) == 1:
-            raise InputError(
+            raise DamagedCheckpoints(
                 f"checkpoint {self.folder(*choices)} is damaged ({damage[choices[0]]})"
             )
         if damage:
             listed = "; ".join(f"{step}: {found}" for step, found in damage.items())
-            raise InputError(
+            raise DamagedCheckpoints(
                 f"every checkpoint in {self.path} is damaged ({listed}): restore one from a copy,"
                 " or remove them to start anew"
             )
