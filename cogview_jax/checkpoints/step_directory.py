@@ -1,5 +1,6 @@
 """The folder that holds a run's checkpoints: which there are, which can be used, which must go."""
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -13,6 +14,10 @@ from cogview_jax.runtime.folder_share import FolderShare
 from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.leftovers import remove, remove_leftovers, temporary_path
 from cogview_jax.runtime.processes import log
+
+
+class DamagedCheckpoints(InputError):
+    """None of the checkpoints in a folder that will do is as it was written."""
 
 
 class StepDirectory:
@@ -92,7 +97,8 @@ class StepDirectory:
             for step in gone:
                 # Under another name first: what a kill leaves of it is no checkpoint.
                 aside = temporary_path(self.folder(step))
-                os.replace(self.folder(step), aside)
+                with contextlib.suppress(FileNotFoundError):  # of this host's own folder
+                    os.replace(self.folder(step), aside)
                 remove(aside)
         except OSError as error:
             self._say_kept(error)
@@ -123,8 +129,8 @@ class StepDirectory:
                 first.
 
         Raises:
-            InputError: there are checkpoints, and all that will do are damaged, or one of `choices`
-                that is reached is missing.
+            DamagedCheckpoints: there are checkpoints, and all that will do are damaged.
+            InputError: one of `choices` that is reached is missing.
             SystemFault: the disk fails, so that a checkpoint can be neither trusted nor rejected.
         """
         number, damage = sync.next_number(), {}
@@ -156,12 +162,12 @@ class StepDirectory:
                 )
             return step, damage
         if choices is not None and len(choices) == 1:
-            raise InputError(
+            raise DamagedCheckpoints(
                 f"checkpoint {self.folder(*choices)} is damaged ({damage[choices[0]]})"
             )
         if damage:
             listed = "; ".join(f"{step}: {found}" for step, found in damage.items())
-            raise InputError(
+            raise DamagedCheckpoints(
                 f"every checkpoint in {self.path} is damaged ({listed}): restore one from a copy,"
                 " or remove them to start anew"
             )

@@ -17,6 +17,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+from cogview_jax.checkpoints.step_directory import DamagedCheckpoints
 from cogview_jax.data.remote.addresses import address_problem, is_address, shown
 from cogview_jax.data.remote.bucket_lock import BucketLock
 from cogview_jax.data.remote.failures import few_retries
@@ -171,9 +172,17 @@ def _begun(
 
 @contextlib.contextmanager
 def _as_the_user_says(workdir: Workdir) -> Iterator[None]:
-    """Lets an InputError of the block name the workdir as the user did."""
+    """Lets an InputError of the block name the workdir as the user did.
+
+    Damage is that of the local copy, and nothing in the bucket should be deleted for it.
+    """
     try:
         yield
+    except DamagedCheckpoints as error:
+        raise InputError(
+            f"{error}; {workdir.shown} may have them undamaged: move {workdir.path} away to have"
+            " all of it copied down again"
+        ) from None
     except InputError as error:
         raise InputError(workdir.named(error)) from None
 

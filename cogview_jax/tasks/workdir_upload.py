@@ -62,12 +62,11 @@ class WorkdirUpload:
         self._thread = threading.Thread(target=self._repeat, daemon=True)
         self._failing = False
         self._defect: BaseException | None = None
+        self._passes = 0
         #: What is being sent, a folder and its marker, and the files of it that were sent.
         self._sending: tuple[str, str] = "", ""
         self._sent: set[str] = set()
-        #: By their markers: folders that lacked files of a host, which may just have been committed
-        #: or deleted there; and those that are never copied.
-        self._lacking: set[str] = set()
+        #: The markers of folders that are never copied.
         self._unfit: set[str] = set()
 
     def start(self) -> None:
@@ -84,12 +83,13 @@ class WorkdirUpload:
         Raises:
             SystemFault: it cannot be copied there now.
         """
+        before = self._passes
         with waiting(f"copying {folder} to {self._copy.address}"):
-            while (marker := self._copy.committed().get(folder, b"")) and (
+            while (marker := self._copy.committed().get(folder)) and (
                 self._there.committed.get(folder) != marker
             ):
-                unfit = hashlib.sha256(marker).hexdigest() in self._unfit
-                if unfit or self._failing or not self._thread.is_alive():
+                # A pass that is under way now may have begun before the folder was there.
+                if self._passes > before + 1 or not self._thread.is_alive():
                     raise SystemFault(f"{self._copy.address}: {folder} could not be copied there")
                 time.sleep(0.1)
 
@@ -103,10 +103,10 @@ class WorkdirUpload:
         address = self._copy.address
         with waiting(f"copying to {address}"):
             self._thread.join()
-            if self._defect is not None:
-                raise self._defect
+            self._sync.together(self._raise_defect)
             try:
                 self.copy_up()
+                self._first(self._say_left)
             except (InputError, SystemFault, OSError) as error:
                 kind = InputError if isinstance(error, InputError) else SystemFault
                 left = f"{self._copy.folder} has all of the run, and {address} lacks the end of it"
@@ -126,6 +126,18 @@ class WorkdirUpload:
         for folder in sorted(new, key=step_of, reverse=True):
             self._copy_committed(folder, new[folder])
         self._first(self._drop)
+
+    def _raise_defect(self) -> None:
+        """Raises what ended the thread."""
+        if self._defect is not None:
+            raise self._defect
+
+    def _say_left(self) -> None:
+        """Names what a pass has left out, though it was told to copy it."""
+        for folder, marker in self._committed.items():
+            fit = hashlib.sha256(marker).hexdigest() not in self._unfit
+            if fit and self._there.committed.get(folder) != marker:
+                log(f"{self._copy.address}: {folder} is not whole on all hosts: it is not copied")
 
     def _first(self, work: Callable[[], T]) -> T:
         """Lets process 0 do something, for which all wait."""
@@ -159,23 +171,31 @@ class WorkdirUpload:
             self._stopped.wait(pause)
             began = time.monotonic()
             try:
-                topic = f"{self._sync.next_number()}/stopped"
-                if any(self._sync.all_gather(topic, self._stopped.is_set())):
+                if self._is_stopped():
                     return
                 self.copy_up()
             except (InputError, SystemFault, OSError) as error:
-                if not self._failing:
+                if not self._failing and not self._stopped.is_set():
                     log(f"{_line(error)}; the run goes on, and it will be copied later")
                 self._failing = True
             except BaseException as error:
                 self._defect = error
                 _say(f"{self._copy.address}: nothing more is copied ({type(error).__name__})")
+                self._stopped.set()
+                with contextlib.suppress(Exception):
+                    self._is_stopped()  # the others wait for an answer
                 return
             else:
                 if self._failing:
                     log(f"{self._copy.address}: all that was done is copied there again")
                 self._failing = False
+            self._passes += 1
             pause = max(PAUSE, time.monotonic() - began)
+
+    def _is_stopped(self) -> bool:
+        """Whether one of the processes has stopped; all of them ask before a pass."""
+        topic = f"{self._sync.next_number()}/stopped"
+        return any(self._sync.all_gather(topic, self._stopped.is_set()))
 
     def _copy_files(self) -> None:
         """Copies files outside committed folders that were changed since they were copied."""
@@ -198,10 +218,8 @@ class WorkdirUpload:
             if None in parts:
                 return
             if sum(here for here, _ in parts) < parts[0][1]:
-                if marker in self._lacking:
-                    self._unfit.add(marker)
-                    log(f"{self._copy.address}: {folder} lacks files of a host: it is not copied")
-                self._lacking.add(marker)
+                self._unfit.add(marker)
+                log(f"{self._copy.address}: {folder} lacks files of a host: it is not copied")
                 return
             if self._sending != (folder, marker):
                 self._first(lambda: self._clear(folder))
@@ -228,8 +246,8 @@ class WorkdirUpload:
             found = hashlib.sha256((held / last).read_bytes()).hexdigest()
         except FileNotFoundError:
             found = ""
-        if found != marker:  # the next pass copies the new one
-            return None if self._sync.is_first else (0, 0)
+        if found != marker:  # the next pass copies the new one, or what has no name here yet
+            return None if self._sync.is_first or step_of(folder) >= 0 else (0, 0)
         names = {path.relative_to(held).as_posix() for path in _files(place)} - {last}
         self._held = held, names
         if step_of(folder) < 0:
@@ -274,7 +292,8 @@ class WorkdirUpload:
                     return
             yield held
         finally:
-            remove(held)
+            with contextlib.suppress(OSError):  # the next start does it
+                remove(held)
 
     def _send(self, place: Path, names: Collection[str], done: Callable[[str], object]) -> None:
         """Copies files of a folder, which are called the same there; `done` is told of each."""

@@ -9,9 +9,12 @@ from collections import deque
 import pytest
 
 from cogview_jax.checkpoints import remote_bundle
+from cogview_jax.checkpoints.manifest import write_manifest
+from cogview_jax.checkpoints.step_directory import StepDirectory
 from cogview_jax.data.prefetch import Prefetched
 from cogview_jax.data.remote import bucket_lock, files
 from cogview_jax.runtime.errors import InputError, SystemFault
+from cogview_jax.runtime.kv_store_sync import KVStoreSync
 from cogview_jax.runtime.processes import PREEMPTED, StopRequest
 from cogview_jax.tasks.earlier_run import resolve
 from cogview_jax.tasks.experiment import read_experiment
@@ -193,6 +196,26 @@ def test_an_error_of_the_run_is_not_hidden(bucket, capsys):
         bucket.always = 403
         raise InputError("the loss is not finite")
     assert "403 Forbidden" in capsys.readouterr().err
+
+
+def test_damage_on_the_disk_is_not_said_of_the_bucket(bucket, capsys):
+    with held_workdir(ADDRESS) as held:
+        folder = held.checkpoints / "10"
+        folder.mkdir(parents=True)
+        (folder / "state").write_text("as it was")
+        write_manifest(folder)
+    (folder / "state").write_text("otherwise")
+    with pytest.raises(InputError) as refused, held_workdir(ADDRESS) as held:
+        StepDirectory(held.checkpoints, held.damaged, held.share).newest_whole(KVStoreSync(30))
+    said = str(refused.value)
+    assert said.startswith(f"every checkpoint in {folder.parent} is damaged (10: state: has sha256")
+    assert said.endswith(
+        f"; {ADDRESS} may have them undamaged: move {held.path} away to have all"
+        " of it copied down again"
+    )
+    held.path.rename(held.path.with_name("away"))
+    with held_workdir(ADDRESS):
+        assert (folder / "state").read_text() == "as it was"
 
 
 def test_one_run_at_a_time(bucket, machine, monkeypatch):

@@ -132,11 +132,15 @@ class Hosts:
 
     def copy_up(self):
         """A pass of both; returns what each of them raised."""
+        return self.call(WorkdirUpload.copy_up)
+
+    def call(self, method):
+        """Calls a method of both uploads; returns what each of them raised."""
         raised = [None, None]
 
         def work(host):
             try:
-                self.uploads[host].copy_up()
+                method(self.uploads[host])
             except BaseException as error:
                 raised[host] = error
                 if isinstance(error, (Killed, threading.BrokenBarrierError)):
@@ -293,3 +297,55 @@ def test_what_the_bucket_has_not_is_dropped_and_only_what_changed_comes_again(
     assert hosts.copies[1].is_part
     hosts.copies[1].fetch()  # of a run of one host
     assert not hosts.copies[1].is_part
+
+
+def test_a_checkpoint_that_another_host_has_not_named_yet_comes_with_the_next_pass(
+    bucket, hosts, capsys
+):
+    hosts.train(10)
+    folder = hosts.copies[1].folder / "checkpoints" / "10"
+    written = folder.with_name(".written")
+    folder.rename(written)
+    assert hosts.copy_up() == [None, None]
+    assert checkpoint("manifest.json", 10) not in bucket.names()
+    written.rename(folder)
+    assert hosts.copy_up() == [None, None]
+    assert checkpoint("manifest.json", 10) in bucket.names()
+    assert "is not copied" not in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_never_comes_is_not_waited_for(bucket, hosts, capsys):
+    hosts.train(10)
+    shutil.rmtree(hosts.copies[1].folder / "checkpoints" / "10")
+    for upload in hosts.uploads:
+        upload.start()
+    raised = []
+
+    def wait():
+        try:
+            hosts.uploads[0].await_whole("checkpoints/10")
+        except SystemFault as error:
+            raised.append(str(error))
+
+    waiter = threading.Thread(target=wait, daemon=True)
+    waiter.start()
+    waiter.join(timeout=30)
+    assert raised == [f"{ADDRESS}: checkpoints/10 could not be copied there"]
+    assert hosts.call(WorkdirUpload.finish) == [None, None]
+    assert "checkpoints/10 is not whole on all hosts: it is not copied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_no_host_waits_for_one_that_has_a_defect(bucket, hosts, host, monkeypatch):
+    hosts.train(10)
+
+    def send(*arguments):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(hosts.uploads[host], "_send", send)
+    for upload in hosts.uploads:
+        upload.start()
+    raised = hosts.call(WorkdirUpload.finish)
+    assert isinstance(raised[host], RuntimeError)
+    assert isinstance(raised[1 - host], SystemFault)
+    assert "can't start new thread" in str(raised[1 - host])
