@@ -66,7 +66,9 @@ class WorkdirUpload:
         #: What is being sent, a folder and its marker, and the files of it that were sent.
         self._sending: tuple[str, str] = "", ""
         self._sent: set[str] = set()
-        #: The markers of folders that are never copied.
+        #: By their markers: folders that lacked files of a host, which may be deleted there just
+        #: now; and those that are never copied.
+        self._lacking: set[str] = set()
         self._unfit: set[str] = set()
 
     def start(self) -> None:
@@ -218,8 +220,10 @@ class WorkdirUpload:
             if None in parts:
                 return
             if sum(here for here, _ in parts) < parts[0][1]:
-                self._unfit.add(marker)
-                log(f"{self._copy.address}: {folder} lacks files of a host: it is not copied")
+                if marker in self._lacking:
+                    self._unfit.add(marker)
+                    log(f"{self._copy.address}: {folder} lacks files of a host: it is not copied")
+                self._lacking.add(marker)
                 return
             if self._sending != (folder, marker):
                 self._first(lambda: self._clear(folder))
