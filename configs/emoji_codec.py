@@ -2,7 +2,7 @@
 
     python -m cogview_jax.train --config configs/emoji_codec.py --workdir runs/emoji/codec
 
-- `base` (the default): 8 x 8 codes of 2,048, for configs/emoji.py; 8 minutes on two cores.
+- `base` (the default): 8 x 8 codes of 2,048, for configs/emoji.py.
 - `fine`: 16 x 16 codes of 1,024, for configs/emoji_superres.py.
 """
 
