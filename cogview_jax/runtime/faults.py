@@ -36,6 +36,8 @@ _PASSING = {
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CODE = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
+#: The words of the system in a library's message; of Gloo they are the last, behind an address.
+_SAID = re.compile(r"(?:failed: |\bGloo [^\n]*: )([^:;\[\n]+)")
 _WORDS = {os.strerror(code): code for code in errno.errorcode}
 #: What Gloo says of a process that has gone.
 _WORDS["Connection closed by peer"] = errno.ECONNRESET
@@ -86,7 +88,7 @@ def system_error(error: BaseException) -> OSError | None:
     if found := _CODE.search(text):
         code = int(found[1] or found[2])
         return OSError(code, os.strerror(code))
-    for words in re.findall(r"failed: ([^;\[\n]+)", text):
+    for words in _SAID.findall(text):
         if number := _WORDS.get(words.strip()):
             return OSError(number, words.strip())
     cause = None if error.__cause__ is None else system_error(error.__cause__)
