@@ -66,7 +66,7 @@ SAID = {
     "UNAVAILABLE: [os_error_code='12'] reading": errno.ENOMEM,
     "write() failed: No space left on device; writing /a; at byte 262144": errno.ENOSPC,
     "UNKNOWN: Gloo AllGather failed: Connection closed by peer [::1]:5": errno.ECONNRESET,
-    "Gloo all-reduce failed: [a.cc:5] Read error [::1]:5: Connection reset by peer": errno.ECONNRESET,
+    "Gloo all-reduce failed: [a.cc] Read error [::1]:5: Connection reset by peer": errno.ECONNRESET,
     "NOT_FOUND: [OS error 2: No such file or directory]": errno.ENOENT,
 }
 
